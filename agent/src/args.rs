@@ -1,0 +1,264 @@
+//! The command line of `fland`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::store_args::StoreArgs;
+
+/// Joins this host's containers to those of the other hosts.
+///
+/// fland leases the subnet of this host's docker0 bridge from etcd, writes it to a file for dockerd, and programs the
+/// kernel so that packets for the other hosts' subnets reach them. It runs until it is told to stop, and what it has
+/// set up keeps working when it does.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "fland", version, after_help = AFTER_HELP)]
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub store: StoreArgs,
+
+    /// External interface, by name or address; may be given more than once, the first that exists is taken. By
+    /// default the one with the default route
+    #[arg(
+        long,
+        value_name = "NAME|IP",
+        env = "FLAND_IFACE",
+        value_delimiter = ',',
+        help_heading = "External interface"
+    )]
+    pub iface: Vec<String>,
+
+    /// Regular expression for the name or an address of the external interface; tried after --iface
+    #[arg(long, value_name = "REGEX", env = "FLAND_IFACE_REGEX", help_heading = "External interface")]
+    pub iface_regex: Vec<String>,
+
+    /// Take the interface that packets to this address leave by
+    #[arg(
+        long,
+        value_name = "IP",
+        env = "FLAND_IFACE_CAN_REACH",
+        conflicts_with_all = ["iface", "iface_regex"],
+        help_heading = "External interface"
+    )]
+    pub iface_can_reach: Option<IpAddr>,
+
+    /// IPv4 address that peers send to, where it is not the interface's own (behind NAT)
+    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IP", help_heading = "External interface")]
+    pub public_ip: Option<Ipv4Addr>,
+
+    /// IPv6 address that peers send to, where it is not the interface's own
+    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IPV6", help_heading = "External interface")]
+    pub public_ipv6: Option<Ipv6Addr>,
+
+    /// File that tells dockerd and the CNI plugin what was leased
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLAND_SUBNET_FILE",
+        default_value = "/run/flannel/subnet.env",
+        help_heading = "Lease"
+    )]
+    pub subnet_file: PathBuf,
+
+    /// How long the lease outlives this agent, such as 24h or 90m; at least 60s
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "FLAND_SUBNET_LEASE_TTL",
+        default_value = "24h",
+        value_parser = lease_ttl,
+        help_heading = "Lease"
+    )]
+    pub subnet_lease_ttl: Duration,
+
+    /// Renew the lease at the latest this many minutes before it ends. It is renewed after a third of its time anyway
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        env = "FLAND_SUBNET_LEASE_RENEW_MARGIN",
+        default_value_t = 60,
+        help_heading = "Lease"
+    )]
+    pub subnet_lease_renew_margin: u32,
+
+    /// Name of this host, shown in listings; the host name by default
+    #[arg(long, value_name = "NAME", env = "FLAND_NODE_NAME", help_heading = "Lease")]
+    pub node_name: Option<String>,
+
+    /// Identity of this machine, by which its lease is told from that of another machine with the same address;
+    /// made from /etc/machine-id by default
+    #[arg(long, value_name = "ID", env = "FLAND_NODE_ID", help_heading = "Lease")]
+    pub node_id: Option<String>,
+
+    /// Masquerade packets that leave the overlay network
+    #[arg(
+        long,
+        env = "FLAND_IP_MASQ",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        help_heading = "Packets"
+    )]
+    pub ip_masq: bool,
+
+    /// Keep a rule first in the iptables FORWARD chain that accepts the overlay network; Docker drops it otherwise
+    #[arg(
+        long,
+        env = "FLAND_IPTABLES_FORWARD_RULES",
+        default_value = "true",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        help_heading = "Packets"
+    )]
+    pub iptables_forward_rules: bool,
+
+    /// Drop packets for this host's subnet while no bridge holds it, instead of sending them back out
+    #[arg(
+        long,
+        env = "FLAND_IP_BLACKHOLE_ROUTE",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        help_heading = "Packets"
+    )]
+    pub ip_blackhole_route: bool,
+
+    /// Compare the kernel with the plan this often, even if nothing seems to have changed; at least 1s
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "FLAND_RESYNC_INTERVAL",
+        default_value = "60s",
+        value_parser = resync_interval,
+        help_heading = "Packets"
+    )]
+    pub resync_interval: Duration,
+
+    /// Address to answer GET /healthz and GET /status on
+    #[arg(
+        long,
+        value_name = "IP",
+        env = "FLAND_HEALTHZ_IP",
+        default_value = "0.0.0.0",
+        help_heading = "Observation"
+    )]
+    pub healthz_ip: IpAddr,
+
+    /// TCP port to answer GET /healthz and GET /status on; 0 for none
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "FLAND_HEALTHZ_PORT",
+        default_value_t = 0,
+        help_heading = "Observation"
+    )]
+    pub healthz_port: u16,
+
+    /// How logs are written to standard error
+    #[arg(long, value_enum, env = "FLAND_LOG_FORMAT", default_value_t = LogFormat::Text, help_heading = "Observation")]
+    pub log_format: LogFormat,
+
+    /// Log more: 1 for each operation on the kernel, 5 for everything
+    #[arg(
+        short,
+        value_name = "LEVEL",
+        env = "FLAND_V",
+        default_value_t = 0,
+        default_missing_value = "1",
+        num_args = 0..=1,
+        help_heading = "Observation"
+    )]
+    pub v: u8,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+const AFTER_HELP: &str = "\
+Each flag is also read from the environment: FLAND_ and the flag's name in upper case with underscores, else \
+FLANNELD_ and the same. A flag wins over both.
+
+Exit codes:
+  0  stopped by SIGTERM or SIGINT; routes, lease and subnet file stay
+  1  an error at run time, told on standard error
+  2  a setting that cannot work, told on standard error";
+
+fn lease_ttl(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(60))
+}
+
+fn resync_interval(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(1))
+}
+
+fn duration(text: &str, least: Duration) -> Result<Duration, String> {
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}; expected such as 24h or 90s"))?;
+    if duration < least {
+        return Err(format!("at least {} is needed", humantime::format_duration(least)));
+    }
+    Ok(Duration::from_secs(duration.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn read(arguments: &[&str]) -> Result<Args, String> {
+        Args::try_parse_from(std::iter::once("fland").chain(arguments.iter().copied()))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_a_variable_of_its_name() {
+        for arg in Args::command().get_arguments() {
+            let Some(name) = arg.get_long().filter(|name| !["help", "version"].contains(name)) else {
+                continue;
+            };
+            let variable = format!("FLAND_{}", name.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env().and_then(std::ffi::OsStr::to_str), Some(variable.as_str()));
+        }
+    }
+
+    #[test]
+    fn switches_are_given_bare_or_with_a_value() {
+        assert!(!read(&[]).unwrap().ip_masq);
+        assert!(read(&["--ip-masq"]).unwrap().ip_masq);
+        assert!(!read(&["--ip-masq=false"]).unwrap().ip_masq);
+        assert!(!read(&["--iptables-forward-rules=false"]).unwrap().iptables_forward_rules);
+        assert_eq!(
+            (read(&["-v"]).unwrap().v, read(&["-v=5"]).unwrap().v, read(&["-v", "3"]).unwrap().v),
+            (1, 5, 3)
+        );
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_named_with_what_would() {
+        let error = read(&["--subnet-lease-ttl", "5s"]).unwrap_err();
+        assert!(error.contains("5s") && error.contains("at least 1m is needed"), "{error}");
+        assert!(read(&["--public-ip", "fd00::1"]).unwrap_err().contains("fd00::1"));
+        assert!(read(&["--iface", "eth0", "--iface-can-reach", "1.2.3.4"]).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! What the agent says of itself: `GET /status` in full, `GET /healthz` in short.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, RwLock};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+/// The form of this document; it changes when a field changes its meaning or goes.
+pub const API_VERSION: &str = "flan/v1";
+
+/// The agent's state in short.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// [`API_VERSION`].
+    pub api_version: &'static str,
+    /// Whether `subnet.env` is written and the backend stands.
+    pub ready: bool,
+    /// What the agent waits for, before it is ready.
+    pub waiting_for: Option<String>,
+    /// Our subnets.
+    pub subnets: Vec<String>,
+    /// Our underlay addresses.
+    pub public_ips: Vec<String>,
+    /// The backend's name.
+    pub backend: &'static str,
+    /// Largest packet in bytes that containers may send.
+    pub mtu: u32,
+    /// Number of peers that packets are sent to.
+    pub peers: usize,
+    /// Leases that are kept from the kernel.
+    pub quarantined: Vec<QuarantinedLease>,
+    /// Why the view of the leases may be out of date.
+    pub store_problem: Option<String>,
+    /// Why the kernel is not as it should be.
+    pub kernel_problem: Option<String>,
+}
+
+/// A bad lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuarantinedLease {
+    /// The last part of its key.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// The status as the daemon writes it and the server reads it.
+#[derive(Clone, Default)]
+pub struct SharedStatus(Arc<RwLock<Status>>);
+
+impl Status {
+    /// Whether packets go where they should, as far as this host can tell. A store that cannot be reached does not
+    /// make a host unhealthy: the data path stands without it.
+    pub fn is_healthy(&self) -> bool {
+        self.ready && self.kernel_problem.is_none()
+    }
+
+    fn verdict(&self) -> String {
+        match (&self.kernel_problem, &self.waiting_for) {
+            _ if self.is_healthy() => "ok\n".to_owned(),
+            (Some(problem), _) => format!("the kernel is not as it should be: {problem}\n"),
+            (None, Some(what)) => format!("waiting for {what}\n"),
+            (None, None) => "starting\n".to_owned(),
+        }
+    }
+}
+
+impl SharedStatus {
+    /// Changes the status.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    /// The status now.
+    pub fn read(&self) -> Status {
+        let status = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        Status { api_version: API_VERSION, ..status }
+    }
+}
+
+/// Answers `GET /healthz` (200 or 503, with a line that says why) and `GET /status` (JSON) until the process ends.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(address: SocketAddr, status: SharedStatus) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let router = Router::new().route("/healthz", get(healthz)).route("/status", get(full)).with_state(status);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(())
+}
+
+async fn healthz(State(status): State<SharedStatus>) -> (StatusCode, String) {
+    let status = status.read();
+    let code = if status.is_healthy() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, status.verdict())
+}
+
+async fn full(State(status): State<SharedStatus>) -> Json<Status> {
+    Json(status.read())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_is_about_packets_and_not_about_the_store() {
+        let mut status = Status { waiting_for: Some("a lease".to_owned()), ..Status::default() };
+        assert_eq!(status.verdict(), "waiting for a lease\n");
+        status.ready = true;
+        status.store_problem = Some("cannot reach etcd".to_owned());
+        assert!(status.is_healthy());
+        status.kernel_problem = Some("no such device".to_owned());
+        assert_eq!(status.verdict(), "the kernel is not as it should be: no such device\n");
+    }
+}

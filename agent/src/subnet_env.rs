@@ -1,0 +1,236 @@
+//! `subnet.env`: what was leased, for dockerd, the CNI plugin and ourselves after a restart.
+//!
+//! The form is flannel's to the byte, see [`SubnetEnv::render`].
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use flan_subnet_lease::{Family, PerFamily, Subnets};
+use ipnetwork::IpNetwork;
+
+/// The content of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// The whole overlay network of each family in use.
+    pub networks: PerFamily<IpNetwork>,
+    /// The first address of our subnet with its length: the bridge's own address.
+    pub bridges: PerFamily<IpNetwork>,
+    /// Largest packet in bytes that containers may send.
+    pub mtu: u32,
+    /// Whether the agent masquerades, so that dockerd must not.
+    pub ip_masq: bool,
+}
+
+/// Why a subnet file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SubnetEnvError {
+    /// Not readable.
+    #[error("cannot read it: {0}")]
+    Read(#[from] io::Error),
+    /// A line that must be there is not.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A value cannot be read.
+    #[error("{name}={value} cannot be read; expected {expected}")]
+    Invalid {
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What would work.
+        expected: &'static str,
+    },
+}
+
+impl SubnetEnv {
+    /// What the file says for these subnets.
+    pub fn new(networks: PerFamily<IpNetwork>, subnets: &Subnets, mtu: u32, ip_masq: bool) -> Self {
+        let mut bridges = PerFamily::default();
+        for (family, subnet) in subnets.iter() {
+            let first = match subnet.ip() {
+                std::net::IpAddr::V4(base) => std::net::Ipv4Addr::from_bits(base.to_bits() + 1).into(),
+                std::net::IpAddr::V6(base) => std::net::Ipv6Addr::from_bits(base.to_bits() + 1).into(),
+            };
+            if let Ok(bridge) = IpNetwork::new(first, subnet.prefix()) {
+                bridges.set(family, bridge);
+            }
+        }
+        Self { networks, bridges, mtu, ip_masq }
+    }
+
+    /// The text of the file: lines in flannel's order, IPv4 lines only with IPv4 in use.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        for (family, prefix) in PREFIXES {
+            if let (Some(network), Some(bridge)) = (self.networks.get(family), self.bridges.get(family)) {
+                let _ = write!(text, "{prefix}NETWORK={network}\n{prefix}SUBNET={bridge}\n");
+            }
+        }
+        let _ = write!(text, "FLANNEL_MTU={}\nFLANNEL_IPMASQ={}\n", self.mtu, self.ip_masq);
+        text
+    }
+
+    /// Reads the text of a file. Lines that are not ours are passed over.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError`] naming the variable.
+    pub fn parse(text: &str) -> Result<Self, SubnetEnvError> {
+        let value = |name: &str| {
+            let found = text
+                .lines()
+                .filter_map(|line| line.trim().split_once('='))
+                .find(|(key, _)| key.trim() == name);
+            found.map(|(_, value)| value.trim().trim_matches(['"', '\'']).to_owned())
+        };
+        let mut env = Self {
+            networks: PerFamily::default(),
+            bridges: PerFamily::default(),
+            mtu: read(
+                "FLANNEL_MTU",
+                value("FLANNEL_MTU").ok_or(SubnetEnvError::Missing("FLANNEL_MTU"))?,
+                "bytes",
+            )?,
+            ip_masq: read(
+                "FLANNEL_IPMASQ",
+                value("FLANNEL_IPMASQ").unwrap_or("false".to_owned()),
+                "true or false",
+            )?,
+        };
+        for (family, prefix) in PREFIXES {
+            let (network, subnet) = (format!("{prefix}NETWORK"), format!("{prefix}SUBNET"));
+            for (name, into) in [(network, &mut env.networks), (subnet, &mut env.bridges)] {
+                let Some(value) = value(&name) else { continue };
+                let read: IpNetwork =
+                    read(&name, value.clone(), "an address with its length, such as 10.5.52.1/24")?;
+                if Family::of(read.ip()) != family {
+                    let expected = if family == Family::V4 { "an IPv4 address" } else { "an IPv6 address" };
+                    return Err(SubnetEnvError::Invalid { name, value, expected });
+                }
+                into.set(family, read);
+            }
+        }
+        if env.bridges.is_empty() {
+            return Err(SubnetEnvError::Missing("FLANNEL_SUBNET"));
+        }
+        Ok(env)
+    }
+
+    /// Reads a file; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`SubnetEnvError`] when there is one that cannot be used.
+    pub fn load(path: &Path) -> Result<Option<Self>, SubnetEnvError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes the file beside its place and renames it there, mode 0644: a reader sees the old or the new, whole.
+    /// Missing directories are made. A file that says the same already is left alone.
+    ///
+    /// # Errors
+    /// Any error of the file system.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let text = self.render();
+        if std::fs::read_to_string(path).is_ok_and(|standing| standing == text) {
+            return Ok(());
+        }
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory)?;
+        let mut file = tempfile::Builder::new().prefix(".subnet.env.").tempfile_in(directory)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// The subnets that the file names.
+    pub fn subnets(&self) -> Option<Subnets> {
+        let mut subnets = PerFamily::default();
+        for (family, bridge) in self.bridges.iter() {
+            subnets.set(family, IpNetwork::new(bridge.network(), bridge.prefix()).ok()?);
+        }
+        Subnets::new(subnets).ok()
+    }
+}
+
+const PREFIXES: [(Family, &str); 2] = [(Family::V4, "FLANNEL_"), (Family::V6, "FLANNEL_IPV6_")];
+
+fn read<T: std::str::FromStr>(
+    name: &str,
+    value: String,
+    expected: &'static str,
+) -> Result<T, SubnetEnvError> {
+    value.parse().map_err(|_| SubnetEnvError::Invalid { name: name.to_owned(), value, expected })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOTH: &str = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/48\n\
+        FLANNEL_IPV6_SUBNET=fd00:5:0:34::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n";
+
+    #[test]
+    fn the_file_is_flannels_to_the_byte() {
+        let networks =
+            PerFamily { v4: Some("10.5.0.0/16".parse().unwrap()), v6: Some("fd00:5::/48".parse().unwrap()) };
+        let subnets = "10.5.52.0/24,fd00:5:0:34::/64".parse().unwrap();
+        let env = SubnetEnv::new(networks, &subnets, 1450, false);
+        assert_eq!(env.render(), BOTH);
+        assert_eq!(SubnetEnv::parse(BOTH).unwrap(), env);
+        assert_eq!(env.subnets(), Some(subnets));
+    }
+
+    #[test]
+    fn ipv4_alone_has_no_other_lines() {
+        let networks = PerFamily { v4: Some("10.5.0.0/16".parse().unwrap()), v6: None };
+        let env = SubnetEnv::new(networks, &"10.5.52.0/24".parse().unwrap(), 1450, true);
+        let text = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        assert_eq!(env.render(), text);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_says_which_line() {
+        let error = |text: &str| SubnetEnv::parse(text).unwrap_err().to_string();
+        assert_eq!(error(""), "FLANNEL_MTU is missing");
+        assert_eq!(error("FLANNEL_MTU=1450\n"), "FLANNEL_SUBNET is missing");
+        assert_eq!(
+            error("FLANNEL_MTU=1450\nFLANNEL_SUBNET=10.5.300.1/24\n"),
+            "FLANNEL_SUBNET=10.5.300.1/24 cannot be read; expected an address with its length, such as 10.5.52.1/24"
+        );
+        assert_eq!(error("FLANNEL_MTU=big\n"), "FLANNEL_MTU=big cannot be read; expected bytes");
+    }
+
+    #[test]
+    fn a_save_makes_the_directory_and_the_mode_and_leaves_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flannel/subnet.env");
+        let env = SubnetEnv::parse(BOTH).unwrap();
+        env.save(&path).unwrap();
+        assert_eq!(SubnetEnv::load(&path).unwrap(), Some(env));
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert_eq!(SubnetEnv::load(&directory.path().join("none")).unwrap(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "\\PC*") {
+            let _ = SubnetEnv::parse(&text);
+        }
+
+        #[test]
+        fn any_values_are_read_without_panic(subnet in "[0-9a-f.:/]{0,20}", mtu in "[0-9]{0,12}") {
+            let _ = SubnetEnv::parse(&format!("FLANNEL_SUBNET={subnet}\nFLANNEL_MTU={mtu}\n")).map(|env| env.subnets());
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! How packets reach a peer.
+//!
+//! A backend is a planner: from the leases of the network it computes what the kernel should hold. It changes nothing
+//! itself; the agent's reconciler closes the gap between the plan and the kernel. One planner a file.
+
+mod vxlan;
+
+use flan_kernel::{LinkName, Ownership, State};
+use flan_subnet_lease::{Lease, PerFamily, Subnets};
+use std::net::IpAddr;
+
+pub use vxlan::Vxlan;
+
+/// A way to reach peers. All methods are pure; the same arguments give the same answer.
+pub trait Backend: Send {
+    /// The name by which configs and leases call this backend.
+    fn name(&self) -> &'static str;
+
+    /// What in the kernel is this backend's, from its first start on and after a restart.
+    fn ownership(&self) -> Ownership;
+
+    /// The backend's part of our lease: what peers need to reach us, for each family in use.
+    fn lease_data(&self) -> PerFamily<serde_json::Value>;
+
+    /// Everything that the kernel should hold, so that packets for `peers` reach them and theirs reach us.
+    fn plan(&self, own: &Subnets, peers: &[&Lease]) -> State;
+
+    /// Largest inner IP packet in bytes, for all families in use.
+    fn mtu(&self) -> u32;
+}
+
+/// The device and addresses that carry the outer packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Underlay {
+    /// The external interface.
+    pub link: LinkName,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses that outer packets are sent from.
+    pub addresses: PerFamily<IpAddr>,
+}
+
+/// Why a backend cannot work on this host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// The external interface lacks an address of a family in use.
+    #[error("external interface {link} has no {family} address, and the network uses {family}")]
+    NoAddress {
+        /// The interface.
+        link: LinkName,
+        /// The family.
+        family: flan_subnet_lease::Family,
+    },
+    /// The kernel has no device names of that length.
+    #[error("VNI {vni} makes a device name of more than 15 bytes; up to 9999999 works, with IPv6 up to 9999")]
+    DeviceName {
+        /// The VNI.
+        vni: u32,
+    },
+    /// The inner packets would be too small.
+    #[error("external interface {link} carries {mtu} bytes; at least {least} are needed")]
+    MtuTooSmall {
+        /// The interface.
+        link: LinkName,
+        /// Bytes of its packets, or of the config's.
+        mtu: u32,
+        /// What would work.
+        least: u32,
+    },
+}

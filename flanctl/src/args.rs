@@ -1,0 +1,141 @@
+//! The command line of `flanctl`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use flan_agent::store_args::StoreArgs;
+use flan_subnet_lease::Subnets;
+
+/// Shows and changes who holds which subnet.
+#[derive(Debug, Parser)]
+#[command(name = "flanctl", version, after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The network config, which all hosts share
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// The leases: who holds which subnet
+    #[command(subcommand)]
+    Subnets(SubnetsCommand),
+    /// Wait until the agent on this host has leased a subnet and written its file
+    Wait {
+        /// The file that the agent writes
+        #[arg(
+            long,
+            value_name = "FILE",
+            env = "FLAND_SUBNET_FILE",
+            default_value = "/run/flannel/subnet.env"
+        )]
+        subnet_file: PathBuf,
+        /// Give up after this time, such as 60s
+        #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+        /// Then write dockerd's options to this file, as variables for a unit's EnvironmentFile=: DOCKER_OPT_BIP,
+        /// DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU, and all of them as DOCKER_OPTS
+        #[arg(long, value_name = "FILE")]
+        docker_opts: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the network config as it stands in the store
+    Get,
+    /// Check a network config and write it to the store. Agents take it at their next start
+    Set {
+        /// A JSON file, or - for standard input
+        file: PathBuf,
+        /// Write it even where it strands leases that exist
+        #[arg(long)]
+        force: bool,
+    },
+    /// Check a network config without writing it; needs no store
+    Validate {
+        /// A JSON file, or - for standard input
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SubnetsCommand {
+    /// List all leases, the bad ones with their reason
+    Ls {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+        /// Go on printing the list whenever it changes
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Show one lease in full
+    Show {
+        /// Such as 10.5.52.0/24
+        subnet: Subnets,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value_t = Form::Yaml)]
+        output: Form,
+    },
+    /// Keep a subnet for one host for ever. A lease that the host holds already becomes the reservation
+    Reserve {
+        /// Such as 10.5.52.0/24
+        subnet: Subnets,
+        /// The host's underlay address; a second one, after a comma, for IPv6
+        #[arg(long, value_name = "IP", value_delimiter = ',', required = true)]
+        public_ip: Vec<IpAddr>,
+    },
+    /// Delete a lease or a reservation. An agent that is alive takes its lease back at once
+    Release {
+        /// Such as 10.5.52.0/24
+        subnet: Subnets,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// For people
+    Table,
+    /// For people with wide terminals
+    Wide,
+    /// For programs; apiVersion tells when the form changes
+    Json,
+    /// The same as YAML
+    Yaml,
+}
+
+const AFTER_HELP: &str = "\
+Flags that say how to reach the store are also read from the environment: FLAND_ and the flag's name in upper case \
+with underscores, else FLANNELD_ and the same. A flag wins over both.
+
+Exit codes:
+  0  done
+  1  an error that has no code of its own
+  2  a command line, file or setting that cannot work
+  3  the store cannot be reached
+  4  the store refuses these credentials
+  5  there is no network config in the store
+  6  refused: it would strand leases, the subnet is taken, or somebody else changed it meanwhile
+  7  there is no such lease
+  8  timed out";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,55 @@
+//! What went wrong, and the exit code that tells programs.
+
+use std::fmt;
+
+use flan_subnet_lease::StoreError;
+
+/// An error with its exit code. Displayed as one line.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    message: String,
+}
+
+/// The exit codes, as `--help` lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Other = 1,
+    Usage = 2,
+    Unreachable = 3,
+    Unauthorised = 4,
+    NoConfig = 5,
+    Refused = 6,
+    NotFound = 7,
+    TimedOut = 8,
+}
+
+impl Kind {
+    pub(crate) fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let kind = match error {
+            StoreError::Unreachable { .. } => Kind::Unreachable,
+            StoreError::Unauthorised { .. } => Kind::Unauthorised,
+            StoreError::Setting(_) | StoreError::CredentialFile { .. } => Kind::Usage,
+            StoreError::LeaseGone(_) | StoreError::Refused { .. } => Kind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

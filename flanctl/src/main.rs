@@ -1,0 +1,56 @@
+//! `flanctl`: what a person types to see and change who holds which subnet.
+
+mod args;
+mod config;
+mod docker;
+mod failure;
+mod output;
+mod subnets;
+mod table;
+
+use std::process::ExitCode;
+
+use args::{Command, ConfigCommand, SubnetsCommand};
+use flan_agent::store_args;
+use flan_subnet_lease::Store;
+
+use crate::failure::{Failure, Kind};
+
+fn main() -> ExitCode {
+    let args: args::Args = store_args::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(run(args)),
+        Err(error) => Err(Failure::new(Kind::Other, error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("flanctl: {failure}");
+            ExitCode::from(failure.kind.code())
+        }
+    }
+}
+
+async fn run(args: args::Args) -> Result<(), Failure> {
+    let store = || Store::new(args.store.config()).map_err(Failure::from);
+    match args.command {
+        Command::Config(command) => match command {
+            ConfigCommand::Get => config::get(&store()?).await,
+            ConfigCommand::Set { file, force } => config::set(&store()?, &file, force).await,
+            ConfigCommand::Validate { file } => config::validate(&file),
+        },
+        Command::Subnets(command) => match command {
+            SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,
+            SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
+            SubnetsCommand::Show { subnet, output } => subnets::show(&store()?, &subnet, output).await,
+            SubnetsCommand::Reserve { subnet, public_ip } => {
+                subnets::reserve(&store()?, &subnet, &public_ip).await
+            }
+            SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
+        },
+        Command::Wait { subnet_file, timeout, docker_opts } => {
+            docker::wait(&subnet_file, timeout, docker_opts.as_deref()).await
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What programs read: the documents that `-o json` and `-o yaml` print.
+//!
+//! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
+
+use std::time::Duration;
+
+use flan_agent::status::API_VERSION;
+use flan_subnet_lease::{Judged, Lease, PerFamily};
+use serde::Serialize;
+
+/// All leases. A list, sorted by subnet.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SubnetList {
+    api_version: &'static str,
+    kind: &'static str,
+    pub(crate) items: Vec<Subnet>,
+}
+
+/// One lease.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Subnet {
+    /// The last part of the key in the store.
+    pub(crate) key: String,
+    /// `10.5.52.0/24`, one for each family; empty where the key cannot be read.
+    pub(crate) subnets: Vec<String>,
+    /// The holder's name, where it said one.
+    pub(crate) host: Option<String>,
+    /// The holder's machine, where it said one.
+    pub(crate) node_id: Option<String>,
+    /// The holder's underlay addresses.
+    #[serde(rename = "publicIPs")]
+    pub(crate) public_ips: Vec<String>,
+    /// `vxlan`, `host-gw`, ...; null for backends that write none, and for a reservation that nobody has claimed.
+    pub(crate) backend: Option<String>,
+    /// What the backend wrote, for each family, as it stands.
+    pub(crate) backend_data: Vec<serde_json::Value>,
+    /// Seconds until the lease ends if its holder does not renew it; null for a reservation, or where the store did
+    /// not say.
+    pub(crate) expires_in_seconds: Option<u64>,
+    /// Whether the lease never ends.
+    pub(crate) reservation: bool,
+    /// `active`: packets are sent to the holder. `reserved`: kept for a host that has not come yet. `bad`: kept from
+    /// the kernel, for `reason`.
+    pub(crate) state: State,
+    /// What is wrong with a bad lease.
+    pub(crate) reason: Option<String>,
+    /// Store revision of the last write; null where the value cannot be read.
+    pub(crate) mod_revision: Option<i64>,
+    /// The etcd lease behind the key.
+    #[serde(skip)]
+    pub(crate) etcd_lease: Option<i64>,
+}
+
+/// Whether a lease is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    Active,
+    Reserved,
+    Bad,
+}
+
+impl SubnetList {
+    /// The leases as judged, without their times.
+    pub(crate) fn new(judged: &Judged<'_>) -> Self {
+        let known = |lease: &&Lease, state| Subnet::new(&lease.subnets.key(), Some(*lease), state, None);
+        let mut items: Vec<Subnet> = judged.peers.iter().map(|lease| known(lease, State::Active)).collect();
+        items.extend(judged.unclaimed.iter().map(|lease| known(lease, State::Reserved)));
+        items.extend(
+            judged
+                .quarantined
+                .iter()
+                .map(|bad| Subnet::new(bad.key, bad.lease, State::Bad, Some(bad.reason.to_string()))),
+        );
+        items.sort_by_key(|item| {
+            let subnets = item.key.parse::<flan_subnet_lease::Subnets>().ok();
+            (subnets.is_none(), subnets, item.key.clone())
+        });
+        Self { api_version: API_VERSION, kind: "SubnetList", items }
+    }
+
+    /// All etcd leases behind the items, each once.
+    pub(crate) fn etcd_leases(&self) -> Vec<i64> {
+        let mut leases: Vec<i64> = self.items.iter().filter_map(|item| item.etcd_lease).collect();
+        leases.sort_unstable();
+        leases.dedup();
+        leases
+    }
+
+    /// Fills in how long each lease lasts.
+    pub(crate) fn set_expiry(&mut self, left: impl Fn(i64) -> Option<Duration>) {
+        for item in &mut self.items {
+            item.expires_in_seconds = item.etcd_lease.and_then(&left).map(|left| left.as_secs());
+        }
+    }
+}
+
+impl Subnet {
+    fn new(key: &str, lease: Option<&Lease>, state: State, reason: Option<String>) -> Self {
+        let attributes = lease.map(|lease| &lease.attributes);
+        let texts =
+            |subnets: &flan_subnet_lease::Subnets| subnets.iter().map(|(_, one)| one.to_string()).collect();
+        let subnets = key.parse().ok();
+        Self {
+            key: key.to_owned(),
+            subnets: subnets.as_ref().map(texts).unwrap_or_default(),
+            host: attributes.and_then(|one| one.node.host.clone()),
+            node_id: attributes.and_then(|one| one.node.id.clone()),
+            public_ips: attributes.map(|one| strings(&one.public_ips)).unwrap_or_default(),
+            backend: attributes.and_then(|one| one.backend.clone()),
+            backend_data: attributes.map(|one| one.data.values().cloned().collect()).unwrap_or_default(),
+            expires_in_seconds: None,
+            reservation: lease.is_some_and(Lease::is_reservation),
+            state,
+            reason,
+            mod_revision: lease.map(|lease| lease.mod_revision),
+            etcd_lease: lease.and_then(|lease| lease.etcd_lease),
+        }
+    }
+}
+
+fn strings<T: ToString>(values: &PerFamily<T>) -> Vec<String> {
+    values.values().map(ToString::to_string).collect()
+}

@@ -1,0 +1,88 @@
+//! What people read: the leases as a table.
+
+use std::time::Duration;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+
+use crate::output::{State, Subnet, SubnetList};
+
+/// The leases, one a line; `wide` adds what is seldom needed.
+pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND", "EXPIRES IN", "STATE"];
+    if wide {
+        header.extend(["NODE ID", "BACKEND DATA", "REVISION"]);
+    }
+    table.set_header(header);
+    for item in &list.items {
+        let mut row = vec![
+            if item.subnets.is_empty() { item.key.clone() } else { item.subnets.join(",") },
+            or_dash(item.host.as_deref()),
+            or_dash(Some(item.public_ips.join(",").as_str())),
+            or_dash(item.backend.as_deref()),
+            expiry(item),
+            state(item),
+        ];
+        if wide {
+            let data: Vec<String> = item.backend_data.iter().map(ToString::to_string).collect();
+            let revision = item.mod_revision.map(|revision| revision.to_string());
+            row.extend([
+                or_dash(item.node_id.as_deref()),
+                or_dash(Some(data.join(" ").as_str())),
+                or_dash(revision.as_deref()),
+            ]);
+        }
+        table.add_row(row);
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
+}
+
+fn expiry(item: &Subnet) -> String {
+    match item.expires_in_seconds {
+        _ if item.reservation => "never".to_owned(),
+        Some(seconds) => short(Duration::from_secs(seconds)),
+        None => "?".to_owned(),
+    }
+}
+
+fn state(item: &Subnet) -> String {
+    match (item.state, &item.reason) {
+        (State::Active, _) => "active".to_owned(),
+        (State::Reserved, _) => "reserved, not claimed".to_owned(),
+        (State::Bad, Some(reason)) => format!("bad: {reason}"),
+        (State::Bad, None) => "bad".to_owned(),
+    }
+}
+
+/// Two units at most: `23h59m`, `4m10s`.
+fn short(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (0, _, _) => format!("{hours}h{minutes}m"),
+        _ => format!("{days}d{hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        let shown: Vec<String> = [5, 250, 86_399, 200_000]
+            .into_iter()
+            .map(|seconds| short(Duration::from_secs(seconds)))
+            .collect();
+        assert_eq!(shown, ["5s", "4m10s", "23h59m", "2d7h"]);
+    }
+}

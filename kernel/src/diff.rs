@@ -1,0 +1,403 @@
+//! The way from the state that is to the state that is wanted, as ordered operations. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use macaddr::MacAddr6;
+
+use crate::state::{
+    Address, FdbEntry, LinkName, Neighbour, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State, VxlanLink,
+};
+
+/// One change to the kernel. Displayed as one readable line in the words of `ip(8)` and `bridge(8)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Makes a device with everything that [`VxlanLink`] says. Fails with `EEXIST` if the name is taken.
+    CreateLink {
+        /// The device's name.
+        name: LinkName,
+        /// What it shall be.
+        link: VxlanLink,
+    },
+    /// Deletes a device and makes it anew, for what the kernel does not change in place. Everything on the device
+    /// is gone afterwards.
+    ReplaceLink {
+        /// The device's name.
+        name: LinkName,
+        /// What it shall be.
+        link: VxlanLink,
+        /// Each field that differs, with both values: `port is 4789, want 8472`.
+        because: String,
+    },
+    /// Changes a device in place.
+    UpdateLink {
+        /// The device's name.
+        name: LinkName,
+        /// What changes.
+        change: LinkChange,
+    },
+    /// Deletes a device with everything on it.
+    DeleteLink {
+        /// The device's name.
+        name: LinkName,
+    },
+    /// Adds an address; one that is there already is as good.
+    AddAddress(Address),
+    /// Deletes an address.
+    DeleteAddress(Address),
+    /// Makes a permanent neighbour, or changes its MAC.
+    SetNeighbour {
+        /// Which.
+        neighbour: Neighbour,
+        /// The MAC behind it.
+        mac: MacAddr6,
+    },
+    /// Deletes a neighbour.
+    DeleteNeighbour(Neighbour),
+    /// Makes a permanent forwarding entry, or changes its destination.
+    SetFdb {
+        /// Which.
+        entry: FdbEntry,
+        /// The underlay address that the outer packet goes to.
+        destination: IpAddr,
+    },
+    /// Deletes a forwarding entry.
+    DeleteFdb(FdbEntry),
+    /// Adds a route. Fails with `EEXIST` where any route of the same destination and metric stands: that one is not
+    /// ours, and we do not overwrite it.
+    AddRoute {
+        /// Destination and metric.
+        key: RouteKey,
+        /// Where it leads.
+        route: Route,
+    },
+    /// Changes a route of ours in one step, without a moment in which there is none. Fails with `ENOENT` if it is gone.
+    ReplaceRoute {
+        /// Destination and metric.
+        key: RouteKey,
+        /// Where it shall lead.
+        route: Route,
+    },
+    /// Deletes exactly this route, and none that leads elsewhere.
+    DeleteRoute {
+        /// Destination and metric.
+        key: RouteKey,
+        /// Where it leads now.
+        route: Route,
+    },
+}
+
+/// What is to change on a device; `None` leaves a field as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkChange {
+    /// The device's MAC. The kernel changes it on a device that is up, and drops all neighbours of that device,
+    /// permanent ones too (`neigh_changeaddr` in `net/core/neighbour.c`).
+    pub mac: Option<MacAddr6>,
+    /// Largest inner IP packet in bytes.
+    pub mtu: Option<u32>,
+    /// Administratively up. Going down drops the device's routes, neighbours and IPv6 addresses.
+    pub up: Option<bool>,
+}
+
+/// The operations that lead from `actual` to `desired`, in an order that never leaves a gap: first everything that is
+/// added or changed (links, addresses, neighbours, forwarding entries, then routes, so that no route leads to a next
+/// hop that cannot be resolved), then everything that is deleted, the other way round.
+///
+/// What goes down with a device is neither deleted by itself nor taken for present: the routes of a device that is
+/// down, everything on a device that is replaced, and the neighbours of a device whose MAC changes are added anew.
+pub fn diff(desired: &State, actual: &State) -> Vec<Operation> {
+    let mut operations = Vec::new();
+    let lost = add_links(desired, actual, &mut operations);
+    add_addresses(desired, actual, &lost, &mut operations);
+    add_neighbours(desired, actual, &lost, &mut operations);
+    add_fdb(desired, actual, &lost, &mut operations);
+    add_routes(desired, actual, &lost, &mut operations);
+    delete(desired, actual, &lost, &mut operations);
+    operations
+}
+
+/// What the kernel drops by itself when the link operations are carried out.
+#[derive(Default)]
+struct Lost {
+    /// Devices that are replaced: nothing on them is left.
+    everything: BTreeSet<LinkName>,
+    /// Devices whose neighbours go.
+    neighbours: BTreeSet<LinkName>,
+    /// Devices whose IPv6 addresses go.
+    ipv6_addresses: BTreeSet<LinkName>,
+    /// Devices whose routes go, or are gone.
+    routes: BTreeSet<LinkName>,
+    /// Devices that are deleted in the end, and take all that is theirs with them. Until then it is there.
+    in_the_end: BTreeSet<LinkName>,
+}
+
+impl Lost {
+    fn address(&self, address: &Address) -> bool {
+        self.everything.contains(&address.link)
+            || (address.address.is_ipv6() && self.ipv6_addresses.contains(&address.link))
+    }
+
+    fn neighbour(&self, neighbour: &Neighbour) -> bool {
+        self.everything.contains(&neighbour.link) || self.neighbours.contains(&neighbour.link)
+    }
+
+    fn fdb(&self, entry: &FdbEntry) -> bool {
+        self.everything.contains(&entry.link)
+    }
+
+    fn route(&self, route: &Route) -> bool {
+        route.target.link().is_some_and(|link| self.everything.contains(&link) || self.routes.contains(&link))
+    }
+}
+
+fn add_links(desired: &State, actual: &State, operations: &mut Vec<Operation>) -> Lost {
+    let mut lost = Lost::default();
+    for (&name, link) in &desired.links {
+        let Some(standing) = actual.links.get(&name) else {
+            operations.push(Operation::CreateLink { name, link: link.clone() });
+            continue;
+        };
+        let differences = fixed_differences(link, standing);
+        if !differences.is_empty() {
+            lost.everything.insert(name);
+            operations.push(Operation::ReplaceLink {
+                name,
+                link: link.clone(),
+                because: differences.join(", "),
+            });
+            continue;
+        }
+        let change = LinkChange {
+            mac: (link.mac != standing.mac).then_some(link.mac),
+            mtu: (link.mtu != standing.mtu).then_some(link.mtu),
+            up: (link.up != standing.up).then_some(link.up),
+        };
+        if !standing.up || change.up == Some(false) {
+            lost.routes.insert(name);
+        }
+        if change.mac.is_some() || change.up == Some(false) {
+            lost.neighbours.insert(name);
+        }
+        if change.up == Some(false) {
+            lost.ipv6_addresses.insert(name);
+        }
+        if change != LinkChange::default() {
+            operations.push(Operation::UpdateLink { name, change });
+        }
+    }
+    lost.in_the_end =
+        actual.links.keys().filter(|&name| !desired.links.contains_key(name)).copied().collect();
+    lost
+}
+
+/// The fields that the kernel does not change in place, or that we do not, because the device's sockets and multicast
+/// memberships would have to follow (`vxlan_changelink` in `drivers/net/vxlan/vxlan_core.c`).
+fn fixed_differences(want: &VxlanLink, have: &VxlanLink) -> Vec<String> {
+    fn text<T: ToString>(value: Option<&T>) -> String {
+        value.map_or_else(|| "none".to_owned(), ToString::to_string)
+    }
+    let mut differences = Vec::new();
+    let mut compare = |field: &str, have: String, want: String| {
+        if have != want {
+            differences.push(format!("{field} is {have}, want {want}"));
+        }
+    };
+    compare("vni", have.vni.to_string(), want.vni.to_string());
+    compare("port", have.port.to_string(), want.port.to_string());
+    compare("underlay", text(have.underlay.as_ref()), text(want.underlay.as_ref()));
+    compare("local", text(have.local.as_ref()), text(want.local.as_ref()));
+    compare("learning", on(have.learning).to_owned(), on(want.learning).to_owned());
+    compare("gbp", on(have.gbp).to_owned(), on(want.gbp).to_owned());
+    differences
+}
+
+fn add_addresses(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
+    for address in &desired.addresses {
+        if !actual.addresses.contains(address) || lost.address(address) {
+            operations.push(Operation::AddAddress(*address));
+        }
+    }
+}
+
+fn add_neighbours(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
+    for (neighbour, mac) in &desired.neighbours {
+        if actual.neighbours.get(neighbour) != Some(mac) || lost.neighbour(neighbour) {
+            operations.push(Operation::SetNeighbour { neighbour: *neighbour, mac: *mac });
+        }
+    }
+}
+
+fn add_fdb(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
+    for (entry, destination) in &desired.fdb {
+        if actual.fdb.get(entry) != Some(destination) || lost.fdb(entry) {
+            operations.push(Operation::SetFdb { entry: *entry, destination: *destination });
+        }
+    }
+}
+
+fn add_routes(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
+    for (&key, &route) in &desired.routes {
+        match actual.routes.get(&key) {
+            Some(standing) if !lost.route(standing) => {
+                if *standing != route {
+                    operations.push(Operation::ReplaceRoute { key, route });
+                }
+            }
+            _ => operations.push(Operation::AddRoute { key, route }),
+        }
+    }
+}
+
+fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
+    let leaves = |link: &LinkName| lost.in_the_end.contains(link);
+    operations.extend(
+        superfluous(&actual.routes, &desired.routes)
+            .filter(|(_, route)| !lost.route(route) && !route.target.link().is_some_and(|link| leaves(&link)))
+            .map(|(&key, &route)| Operation::DeleteRoute { key, route }),
+    );
+    operations.extend(
+        superfluous(&actual.fdb, &desired.fdb)
+            .map(|(entry, _)| entry)
+            .filter(|entry| !lost.fdb(entry) && !leaves(&entry.link))
+            .map(|entry| Operation::DeleteFdb(*entry)),
+    );
+    operations.extend(
+        superfluous(&actual.neighbours, &desired.neighbours)
+            .map(|(neighbour, _)| neighbour)
+            .filter(|neighbour| !lost.neighbour(neighbour) && !leaves(&neighbour.link))
+            .map(|neighbour| Operation::DeleteNeighbour(*neighbour)),
+    );
+    operations.extend(
+        actual
+            .addresses
+            .difference(&desired.addresses)
+            .filter(|address| !lost.address(address) && !leaves(&address.link))
+            .map(|address| Operation::DeleteAddress(*address)),
+    );
+    operations.extend(lost.in_the_end.iter().map(|&name| Operation::DeleteLink { name }));
+}
+
+fn superfluous<'a, K: Ord, V>(
+    actual: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    actual.iter().filter(|(key, _)| !desired.contains_key(key))
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateLink { name, link } => write!(f, "create link {name} {link}"),
+            Self::ReplaceLink { name, link, because } => {
+                write!(f, "replace link {name} {link} ({because})")
+            }
+            Self::UpdateLink { name, change } => write!(f, "change link {name}{change}"),
+            Self::DeleteLink { name } => write!(f, "delete link {name}"),
+            Self::AddAddress(address) => write!(f, "add address {address}"),
+            Self::DeleteAddress(address) => write!(f, "delete address {address}"),
+            Self::SetNeighbour { neighbour, mac } => {
+                write!(f, "set neighbour {neighbour} lladdr {}", Mac(mac))
+            }
+            Self::DeleteNeighbour(neighbour) => write!(f, "delete neighbour {neighbour}"),
+            Self::SetFdb { entry, destination } => write!(f, "set fdb {entry} dst {destination}"),
+            Self::DeleteFdb(entry) => write!(f, "delete fdb {entry}"),
+            Self::AddRoute { key, route } => write!(f, "add route {key} {route}"),
+            Self::ReplaceRoute { key, route } => write!(f, "replace route {key} {route}"),
+            Self::DeleteRoute { key, route } => write!(f, "delete route {key} {route}"),
+        }
+    }
+}
+
+impl fmt::Display for VxlanLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "type vxlan id {} port {}", self.vni, self.port)?;
+        if let Some(local) = self.local {
+            write!(f, " local {local}")?;
+        }
+        if let Some(underlay) = self.underlay {
+            write!(f, " dev {underlay}")?;
+        }
+        write!(f, " {}learning", if self.learning { "" } else { "no" })?;
+        if self.gbp {
+            f.write_str(" gbp")?;
+        }
+        write!(f, " address {} mtu {} {}", Mac(&self.mac), self.mtu, up_or_down(self.up))
+    }
+}
+
+impl fmt::Display for LinkChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(mac) = &self.mac {
+            write!(f, " address {}", Mac(mac))?;
+        }
+        if let Some(mtu) = self.mtu {
+            write!(f, " mtu {mtu}")?;
+        }
+        if let Some(up) = self.up {
+            write!(f, " {}", up_or_down(up))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.address, self.link)
+    }
+}
+
+impl fmt::Display for Neighbour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", self.address, self.link)
+    }
+}
+
+impl fmt::Display for FdbEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} dev {}", Mac(&self.mac), self.link)
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.destination)?;
+        // What `ip route` shows: the family's default metric goes without saying.
+        let usual = if self.destination.is_ipv4() { 0 } else { 1024 };
+        if self.metric == usual { Ok(()) } else { write!(f, " metric {}", self.metric) }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target {
+            RouteTarget::Via { gateway, link, onlink } => {
+                write!(f, "via {gateway} dev {link}{}", if onlink { " onlink" } else { "" })?;
+            }
+            RouteTarget::Link(link) => write!(f, "dev {link}")?,
+            RouteTarget::Blackhole => f.write_str("blackhole")?,
+        }
+        if self.protocol == ROUTE_PROTOCOL { Ok(()) } else { write!(f, " proto {}", self.protocol) }
+    }
+}
+
+/// A MAC as `ip(8)` prints it, in lower case.
+pub(crate) struct Mac<'a>(pub(crate) &'a MacAddr6);
+
+impl fmt::Display for Mac<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0.into_array();
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+fn on(value: bool) -> &'static str {
+    if value { "on" } else { "off" }
+}
+
+fn up_or_down(up: bool) -> &'static str {
+    if up { "up" } else { "down" }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,352 @@
+//! Operations and questions as netlink messages. Pure.
+
+use std::net::IpAddr;
+
+use macaddr::MacAddr6;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeader, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkHeader, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::diff::{LinkChange, Operation};
+use crate::state::{Address, LinkName, Route, RouteKey, RouteTarget, VxlanLink};
+
+/// A message with its header.
+pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+/// `NLM_F_*` of a change that is to be acknowledged.
+const CHANGE: u16 = NLM_F_REQUEST | NLM_F_ACK;
+
+/// The device that an operation needs by index, unless it is about a device itself.
+pub(super) fn link(operation: &Operation) -> Option<LinkName> {
+    match operation {
+        Operation::AddAddress(address) | Operation::DeleteAddress(address) => Some(address.link),
+        Operation::SetNeighbour { neighbour, .. } | Operation::DeleteNeighbour(neighbour) => {
+            Some(neighbour.link)
+        }
+        Operation::SetFdb { entry, .. } | Operation::DeleteFdb(entry) => Some(entry.link),
+        Operation::AddRoute { route, .. }
+        | Operation::ReplaceRoute { route, .. }
+        | Operation::DeleteRoute { route, .. } => route.target.link(),
+        Operation::CreateLink { .. }
+        | Operation::ReplaceLink { .. }
+        | Operation::UpdateLink { .. }
+        | Operation::DeleteLink { .. } => None,
+    }
+}
+
+/// Whether the operation takes something away, so that it is as good as done if that is not there.
+pub(super) fn is_deletion(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::DeleteLink { .. }
+            | Operation::DeleteAddress(_)
+            | Operation::DeleteNeighbour(_)
+            | Operation::DeleteFdb(_)
+            | Operation::DeleteRoute { .. }
+    )
+}
+
+/// Whether `errno` says that what `operation` wants is so already.
+pub(super) fn is_so_already(operation: &Operation, errno: i32) -> bool {
+    match operation {
+        Operation::AddAddress(_) => errno == libc::EEXIST,
+        _ if is_deletion(operation) => {
+            matches!(errno, libc::ENOENT | libc::ESRCH | libc::ENODEV | libc::EADDRNOTAVAIL)
+        }
+        _ => false,
+    }
+}
+
+/// An operation on an address, a neighbour, a forwarding entry or a route as a message. `None` if `index` does not
+/// know the device, or the operation is about a device itself: those take several messages, see [`create_link`] and
+/// its neighbours.
+pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u32>) -> Option<Message> {
+    let (inner, flags) = match operation {
+        Operation::AddAddress(address) => (
+            RouteNetlinkMessage::NewAddress(address_message(address, index(address.link)?)),
+            CHANGE | NLM_F_CREATE | NLM_F_EXCL,
+        ),
+        Operation::DeleteAddress(address) => {
+            (RouteNetlinkMessage::DelAddress(address_message(address, index(address.link)?)), CHANGE)
+        }
+        Operation::SetNeighbour { neighbour, mac } => (
+            RouteNetlinkMessage::NewNeighbour(neighbour_message(
+                neighbour.address,
+                index(neighbour.link)?,
+                Some(*mac),
+            )),
+            CHANGE | NLM_F_CREATE | NLM_F_REPLACE,
+        ),
+        Operation::DeleteNeighbour(neighbour) => (
+            RouteNetlinkMessage::DelNeighbour(neighbour_message(
+                neighbour.address,
+                index(neighbour.link)?,
+                None,
+            )),
+            CHANGE,
+        ),
+        Operation::SetFdb { entry, destination } => (
+            RouteNetlinkMessage::NewNeighbour(fdb_message(entry.mac, index(entry.link)?, Some(*destination))),
+            CHANGE | NLM_F_CREATE | NLM_F_REPLACE,
+        ),
+        Operation::DeleteFdb(entry) => {
+            (RouteNetlinkMessage::DelNeighbour(fdb_message(entry.mac, index(entry.link)?, None)), CHANGE)
+        }
+        Operation::AddRoute { key, route } => (
+            RouteNetlinkMessage::NewRoute(route_message(key, route, index)?),
+            CHANGE | NLM_F_CREATE | NLM_F_EXCL,
+        ),
+        // Without NLM_F_CREATE: if ours is gone, there is nothing to replace.
+        Operation::ReplaceRoute { key, route } => {
+            (RouteNetlinkMessage::NewRoute(route_message(key, route, index)?), CHANGE | NLM_F_REPLACE)
+        }
+        Operation::DeleteRoute { key, route } => {
+            let mut message = route_message(key, route, index)?;
+            // The kernel takes this for "whatever its scope" (`fib_table_delete` in `net/ipv4/fib_trie.c`).
+            message.header.scope = RouteScope::NoWhere;
+            (RouteNetlinkMessage::DelRoute(message), CHANGE)
+        }
+        Operation::CreateLink { .. }
+        | Operation::ReplaceLink { .. }
+        | Operation::UpdateLink { .. }
+        | Operation::DeleteLink { .. } => return None,
+    };
+    Some(with_flags(inner, flags))
+}
+
+/// Makes a device, which is down: before it goes up it must be known whether it shall get a link-local address.
+pub(super) fn create_link(name: LinkName, link: &VxlanLink, underlay: Option<u32>) -> Message {
+    let mut data: Vec<InfoVxlan> = underlay.map(InfoVxlan::Link).into_iter().collect();
+    data.push(InfoVxlan::Id(link.vni));
+    data.extend(link.local.map(|local| match local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    }));
+    data.extend([InfoVxlan::Learning(link.learning), InfoVxlan::Port(link.port)]);
+    if link.gbp {
+        data.push(InfoVxlan::Gbp);
+    }
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::Address(link.mac.as_bytes().to_vec()),
+        LinkAttribute::Mtu(link.mtu),
+        LinkAttribute::IfName(name.to_string()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
+    ];
+    with_flags(RouteNetlinkMessage::NewLink(message), CHANGE | NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Keeps the kernel from making a link-local IPv6 address, which nothing on a device for IPv4 has a use for.
+pub(super) fn without_link_local(index: u32) -> Message {
+    let mut message = link_message(index);
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    with_flags(RouteNetlinkMessage::SetLink(message), CHANGE)
+}
+
+/// Changes a device in place.
+pub(super) fn update_link(index: u32, change: &LinkChange) -> Message {
+    let mut message = link_message(index);
+    if let Some(up) = change.up {
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    }
+    message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())));
+    message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+    with_flags(RouteNetlinkMessage::SetLink(message), CHANGE)
+}
+
+/// Deletes a device.
+pub(super) fn delete_link(index: u32) -> Message {
+    with_flags(RouteNetlinkMessage::DelLink(link_message(index)), CHANGE)
+}
+
+/// Asks for a device by its name.
+pub(super) fn get_link_by_name(name: LinkName) -> RouteNetlinkMessage {
+    let mut message = link_message(0);
+    message.attributes.push(LinkAttribute::IfName(name.to_string()));
+    without_counters(message)
+}
+
+/// Asks for a device by its index.
+pub(super) fn get_link_by_index(index: u32) -> RouteNetlinkMessage {
+    without_counters(link_message(index))
+}
+
+/// Asks for all devices.
+pub(super) fn dump_links() -> RouteNetlinkMessage {
+    without_counters(LinkMessage::default())
+}
+
+/// Asks for addresses: of one device, or with 0 of all.
+pub(super) fn dump_addresses(index: u32) -> RouteNetlinkMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    RouteNetlinkMessage::GetAddress(message)
+}
+
+/// Asks for a device's neighbours of one family, or with `AF_BRIDGE` for its forwarding entries.
+pub(super) fn dump_neighbours(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.attributes.push(NeighbourAttribute::IfIndex(index));
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// Which routes of the main table to ask for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RouteFilter {
+    All,
+    Protocol(u8),
+    Link(u32),
+}
+
+/// Asks for routes of the main table. A kernel that does not know filters sends all of all tables.
+pub(super) fn dump_routes(family: AddressFamily, filter: RouteFilter) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    match filter {
+        RouteFilter::All => {}
+        RouteFilter::Protocol(protocol) => message.header.protocol = RouteProtocol::from(protocol),
+        RouteFilter::Link(index) => message.attributes.push(RouteAttribute::Oif(index)),
+    }
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// Asks which way a packet to `ip` would go.
+pub(super) fn get_route(ip: IpAddr) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(ip);
+    message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+    message.attributes.push(RouteAttribute::Destination(ip.into()));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+fn with_flags(inner: RouteNetlinkMessage, flags: u16) -> Message {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    NetlinkMessage::new(header, NetlinkPayload::InnerMessage(inner))
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn link_message(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header = LinkHeader { index, ..LinkHeader::default() };
+    message
+}
+
+fn without_counters(mut message: LinkMessage) -> RouteNetlinkMessage {
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    RouteNetlinkMessage::GetLink(message)
+}
+
+fn address_message(address: &Address, index: u32) -> AddressMessage {
+    let ip = address.address.ip();
+    let mut message = AddressMessage::default();
+    message.header = AddressHeader {
+        family: family(ip),
+        prefix_len: address.address.prefix(),
+        // Nobody else on the overlay can have it, and a tentative address could not be used at once.
+        flags: if ip.is_ipv6() { AddressHeaderFlags::Nodad } else { AddressHeaderFlags::empty() },
+        scope: AddressScope::Universe,
+        index,
+    };
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];
+    message
+}
+
+fn neighbour_message(address: IpAddr, index: u32, mac: Option<MacAddr6>) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header = NeighbourHeader {
+        family: family(address),
+        ifindex: index,
+        state: NeighbourState::Permanent,
+        ..NeighbourHeader::default()
+    };
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    message.attributes.extend(mac.map(link_layer_address));
+    message
+}
+
+/// A deletion names no destination and so means all of the MAC's.
+fn fdb_message(mac: MacAddr6, index: u32, destination: Option<IpAddr>) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header = NeighbourHeader {
+        family: AddressFamily::Bridge,
+        ifindex: index,
+        state: NeighbourState::Permanent,
+        // In the device's own table, not in that of a bridge above it.
+        flags: NeighbourFlags::Own,
+        ..NeighbourHeader::default()
+    };
+    message.attributes.push(link_layer_address(mac));
+    message.attributes.extend(destination.map(|ip| NeighbourAttribute::Destination(ip.into())));
+    message
+}
+
+fn link_layer_address(mac: MacAddr6) -> NeighbourAttribute {
+    NeighbourAttribute::LinkLayerAddress(mac.as_bytes().to_vec())
+}
+
+fn route_message(
+    key: &RouteKey,
+    route: &Route,
+    index: impl Fn(LinkName) -> Option<u32>,
+) -> Option<RouteMessage> {
+    let destination = key.destination.network();
+    let straight = matches!(route.target, RouteTarget::Link(_));
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: family(destination),
+        destination_prefix_length: key.destination.prefix(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::from(route.protocol),
+        // As `ip route` chooses: what is reached without a gateway is on the link. IPv6 knows no scopes.
+        scope: if straight && destination.is_ipv4() { RouteScope::Link } else { RouteScope::Universe },
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    let priority = (key.metric != 0).then_some(RouteAttribute::Priority(key.metric));
+    message.attributes = vec![RouteAttribute::Destination(destination.into())];
+    match route.target {
+        RouteTarget::Via { gateway, link, onlink } => {
+            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+            message.attributes.extend(priority);
+            message.attributes.push(RouteAttribute::Oif(index(link)?));
+            if onlink {
+                message.header.flags = RouteFlags::Onlink;
+            }
+        }
+        RouteTarget::Link(link) => {
+            message.attributes.extend(priority);
+            message.attributes.push(RouteAttribute::Oif(index(link)?));
+        }
+        RouteTarget::Blackhole => {
+            message.attributes.extend(priority);
+            message.header.kind = RouteType::BlackHole;
+        }
+    }
+    Some(message)
+}
+
+#[cfg(test)]
+mod tests;

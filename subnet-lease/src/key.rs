@@ -1,0 +1,190 @@
+//! The subnets of one lease, and the etcd key that names them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+
+use crate::family::{Family, PerFamily, encloses, overlap};
+
+/// The subnets of one lease: one for each family in use, at least one, each at its base address.
+///
+/// [`Subnets::key`] and [`Subnets::from_key`] translate from and to the last part of the etcd key:
+/// `10.5.52.0-24`, `10.12.13.0-24&fd00:12:13::-56` or, in a network without IPv4, `fd00:12:13::-56`.
+/// `Display` and `FromStr` use the notation that people type: `10.5.52.0/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subnets(PerFamily<IpNetwork>);
+
+/// A text that names no subnets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidKey {
+    /// Not in the form of a key.
+    #[error("{0:?} names no subnet; a key looks like 10.5.52.0-24 or 10.5.52.0-24&fd00:5:0:34::-64")]
+    Syntax(String),
+    /// The address is not the first of the subnet.
+    #[error("{subnet} is not on a subnet boundary; {base} would be")]
+    Boundary {
+        /// What was named.
+        subnet: IpNetwork,
+        /// The subnet that holds the address.
+        base: IpNetwork,
+    },
+    /// The same family twice, or none.
+    #[error("a lease holds at most one subnet of each family, and at least one")]
+    Families,
+}
+
+impl Subnets {
+    /// Checks that there is at least one subnet, each in its place and on its boundary.
+    ///
+    /// # Errors
+    /// [`InvalidKey::Families`] or [`InvalidKey::Boundary`].
+    pub fn new(subnets: PerFamily<IpNetwork>) -> Result<Self, InvalidKey> {
+        if subnets.is_empty() || subnets.iter().any(|(family, subnet)| family != Family::of(subnet.ip())) {
+            return Err(InvalidKey::Families);
+        }
+        if let Some(subnet) = subnets.values().find(|subnet| subnet.ip() != subnet.network()) {
+            return Err(InvalidKey::Boundary { subnet: *subnet, base: base_of(subnet) });
+        }
+        Ok(Self(subnets))
+    }
+
+    /// Reads the last part of an etcd key.
+    ///
+    /// # Errors
+    /// Any [`InvalidKey`].
+    pub fn from_key(key: &str) -> Result<Self, InvalidKey> {
+        Self::parse(key, '&', '-')
+    }
+
+    /// The last part of the etcd key.
+    pub fn key(&self) -> String {
+        self.join("&", "-")
+    }
+
+    /// The subnet of one family.
+    pub fn get(&self, family: Family) -> Option<IpNetwork> {
+        self.0.get(family).copied()
+    }
+
+    /// The subnets with their families, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
+        self.0.iter().map(|(family, subnet)| (family, *subnet))
+    }
+
+    /// Whether any subnet here shares an address with any there.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.0.values().any(|a| other.0.values().any(|b| overlap(a, b)))
+    }
+
+    /// Whether `network` lies within one of these subnets.
+    pub fn enclose(&self, network: &IpNetwork) -> bool {
+        self.0.values().any(|subnet| encloses(subnet, network))
+    }
+
+    fn parse(text: &str, between: char, before_length: char) -> Result<Self, InvalidKey> {
+        let syntax = || InvalidKey::Syntax(text.to_owned());
+        let mut subnets = PerFamily::default();
+        for part in text.split(between) {
+            let (address, length) = part.rsplit_once(before_length).ok_or_else(syntax)?;
+            let address = address.parse::<IpAddr>().map_err(|_| syntax())?;
+            let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
+            let length = length.parse().ok().filter(|_| digits).ok_or_else(syntax)?;
+            let subnet = IpNetwork::new(address, length).map_err(|_| syntax())?;
+            let family = Family::of(address);
+            if subnets.get(family).is_some() {
+                return Err(InvalidKey::Families);
+            }
+            subnets.set(family, subnet);
+        }
+        Self::new(subnets)
+    }
+
+    fn join(&self, between: &str, before_length: &str) -> String {
+        let parts: Vec<String> = self
+            .0
+            .values()
+            .map(|subnet| format!("{}{before_length}{}", subnet.ip(), subnet.prefix()))
+            .collect();
+        parts.join(between)
+    }
+}
+
+impl fmt::Display for Subnets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.join(",", "/"))
+    }
+}
+
+impl FromStr for Subnets {
+    type Err = InvalidKey;
+
+    /// Reads `10.5.52.0/24` or `10.5.52.0/24,fd00:5:0:34::/64`; the form of the key is understood as well.
+    fn from_str(text: &str) -> Result<Self, InvalidKey> {
+        if text.contains('/') { Self::parse(text, ',', '/') } else { Self::from_key(text) }
+    }
+}
+
+fn base_of(subnet: &IpNetwork) -> IpNetwork {
+    IpNetwork::new(subnet.network(), subnet.prefix()).unwrap_or(*subnet)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_of_one_family_and_of_both_are_flannels() {
+        for (key, shown) in [
+            ("10.5.52.0-24", "10.5.52.0/24"),
+            ("10.12.13.0-24&fd00:12:13::-56", "10.12.13.0/24,fd00:12:13::/56"),
+            ("fd00:12:13::-56", "fd00:12:13::/56"),
+        ] {
+            let subnets = Subnets::from_key(key).unwrap();
+            assert_eq!(subnets.key(), key);
+            assert_eq!(subnets.to_string(), shown);
+            assert_eq!(shown.parse::<Subnets>().unwrap(), subnets);
+        }
+    }
+
+    #[test]
+    fn a_key_off_the_boundary_says_what_would_be_on_it() {
+        let error = Subnets::from_key("10.5.52.7-24").unwrap_err();
+        assert_eq!(error.to_string(), "10.5.52.7/24 is not on a subnet boundary; 10.5.52.0/24 would be");
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        for key in [
+            "",
+            "config",
+            "10.5.52.0",
+            "10.5.52.0-33",
+            "10.5.52.0-+24",
+            "10.5.52.0-24&",
+            "10.5.52.0-24&10.5.53.0-24",
+        ] {
+            assert!(Subnets::from_key(key).is_err(), "{key}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(key in "\\PC*") {
+            let _ = Subnets::from_key(&key);
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(v4: Option<(u32, u8)>, v6: Option<(u128, u8)>) {
+            let v4 = v4.map(|(bits, length)| base_of(&IpNetwork::new(Family::V4.address(bits.into()), length % 33).unwrap()));
+            let v6 = v6.map(|(bits, length)| base_of(&IpNetwork::new(Family::V6.address(bits), length % 129).unwrap()));
+            if let Ok(subnets) = Subnets::new(PerFamily { v4, v6 }) {
+                prop_assert_eq!(Subnets::from_key(&subnets.key()).unwrap(), subnets);
+                prop_assert_eq!(subnets.to_string().parse::<Subnets>().unwrap(), subnets);
+            }
+        }
+    }
+}

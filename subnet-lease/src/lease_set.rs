@@ -1,0 +1,554 @@
+//! All leases of the network, folded from the watch, and the judgement on each: a peer to reach, or a bad lease to
+//! keep from the kernel. A lease in the store is input that nobody has checked.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use macaddr::MacAddr6;
+
+use crate::backend_config::BackendConfig;
+use crate::config::NetworkConfig;
+use crate::family::{Family, PerFamily, encloses, span};
+use crate::key::Subnets;
+use crate::lease::{InvalidLease, Lease};
+use crate::store::{Entry, Listing};
+use crate::watch::{Change, WatchEvent};
+
+/// What the store holds, as the watch tells it.
+#[derive(Debug, Clone, Default)]
+pub struct LeaseSet {
+    leases: BTreeMap<String, Result<Lease, InvalidLease>>,
+    complete: bool,
+}
+
+/// What a lease is measured by.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// The network config.
+    pub config: NetworkConfig,
+    /// What we hold ourselves; `None` for an onlooker.
+    pub own: Option<OwnLease>,
+}
+
+/// What no peer may claim, because it is ours.
+#[derive(Debug, Clone)]
+pub struct OwnLease {
+    /// Our subnets.
+    pub subnets: Subnets,
+    /// Our underlay addresses.
+    pub public_ips: PerFamily<IpAddr>,
+    /// MACs of our VXLAN devices.
+    pub macs: PerFamily<MacAddr6>,
+}
+
+/// All leases, judged. Lists are in the order of the keys.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Judged<'a> {
+    /// Leases of peers that can be reached.
+    pub peers: Vec<&'a Lease>,
+    /// Reservations that no host has claimed yet: they block their subnet, and there is nobody to reach.
+    pub unclaimed: Vec<&'a Lease>,
+    /// Leases that are kept from the kernel.
+    pub quarantined: Vec<Quarantined<'a>>,
+}
+
+/// A bad lease.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quarantined<'a> {
+    /// The last part of its key.
+    pub key: &'a str,
+    /// The lease, where it could be read at all.
+    pub lease: Option<&'a Lease>,
+    /// What is wrong with it.
+    pub reason: QuarantineReason,
+}
+
+/// The judgement on one lease.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Standing {
+    /// Our own.
+    Own,
+    /// A peer's.
+    Peer,
+    /// A reservation that waits for its host.
+    Unclaimed,
+    /// Bad.
+    Quarantined(QuarantineReason),
+}
+
+/// What is wrong with a lease.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QuarantineReason {
+    /// Key or value cannot be read.
+    #[error("{0}")]
+    Unreadable(InvalidLease),
+    /// The subnet is not part of the network.
+    #[error("{subnet} is outside Network {network}")]
+    OutsideNetwork {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The network of that family.
+        network: IpNetwork,
+    },
+    /// The lease lacks a family of the network, or has one that the network lacks.
+    #[error("the network uses {expected}, the lease {found}")]
+    Families {
+        /// The network's families.
+        expected: String,
+        /// The lease's families.
+        found: String,
+    },
+    /// The subnet is larger than any that this network leases.
+    #[error("{subnet} is larger than this network's subnets of length /{subnet_len}")]
+    TooLarge {
+        /// The subnet.
+        subnet: IpNetwork,
+        /// The length in the config.
+        subnet_len: u8,
+    },
+    /// The subnet shares addresses with ours.
+    #[error("overlaps our own subnet {0}")]
+    OverlapsOurs(Subnets),
+    /// The subnet shares addresses with a lease that was there first.
+    #[error("overlaps the older lease {0}")]
+    Overlaps(Subnets),
+    /// No address of the needed family.
+    #[error("has no public {0} address")]
+    NoPublicAddress(Family),
+    /// An address that no packet can be sent to.
+    #[error("public address {0} is not a usable host address")]
+    UnusablePublicAddress(IpAddr),
+    /// Our own address.
+    #[error("public address {0} is our own")]
+    OurPublicAddress(IpAddr),
+    /// An address inside the overlay network: its packets would be wrapped again and again.
+    #[error("public address {0} lies inside Network {1}")]
+    PublicAddressInOverlay(IpAddr, IpNetwork),
+    /// The holder runs another backend.
+    #[error("backend is {theirs}, this network's is {ours}")]
+    WrongBackend {
+        /// The lease's.
+        theirs: String,
+        /// The config's.
+        ours: &'static str,
+    },
+    /// The backend's data is missing or unreadable.
+    #[error("has no readable {0} VTEP data")]
+    NoVtep(Family),
+    /// The device's MAC can be nobody's.
+    #[error("VTEP MAC {0} is not a unicast address")]
+    UnusableMac(MacAddr6),
+    /// Our own MAC.
+    #[error("VTEP MAC {0} is our own")]
+    OurMac(MacAddr6),
+    /// Another VXLAN network.
+    #[error("VNI is {theirs}, this network's is {ours}")]
+    WrongVni {
+        /// The lease's.
+        theirs: u32,
+        /// The config's.
+        ours: u32,
+    },
+}
+
+impl LeaseSet {
+    /// Takes in what the watch said. A listing replaces everything that was known.
+    pub fn apply(&mut self, event: &WatchEvent) {
+        match event {
+            WatchEvent::Listed(listing) => self.replace(listing),
+            WatchEvent::Changed(changes) => changes.iter().for_each(|change| match change {
+                Change::Put(entry) => self.put(entry),
+                Change::Delete { key } => {
+                    self.leases.remove(key);
+                }
+            }),
+            WatchEvent::Interrupted { .. } => {}
+        }
+    }
+
+    /// Takes in a complete list.
+    pub fn replace(&mut self, listing: &Listing) {
+        self.leases.clear();
+        listing.entries.iter().for_each(|entry| self.put(entry));
+        self.complete = true;
+    }
+
+    /// Whether a complete list has ever been taken in. Before that, an absent lease means nothing.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Number of leases, good and bad.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Whether there is no lease at all.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Judges every lease. Older leases come first: of two that overlap, the one created later is bad.
+    pub fn judge(&self, admission: &Admission) -> Judged<'_> {
+        let mut standings: BTreeMap<&str, Standing> = BTreeMap::new();
+        let mut by_age: Vec<(&str, &Lease)> = Vec::with_capacity(self.leases.len());
+        for (key, lease) in &self.leases {
+            match lease {
+                Ok(lease) => by_age.push((key, lease)),
+                Err(error) => {
+                    let reason = QuarantineReason::Unreadable(error.clone());
+                    standings.insert(key, Standing::Quarantined(reason));
+                }
+            }
+        }
+        by_age.sort_by_key(|(_, lease)| lease.create_revision);
+        let mut taken = Taken::default();
+        for (key, lease) in by_age {
+            let standing = match admission.standing(lease) {
+                Ok(Standing::Own) => Standing::Own,
+                Ok(standing) => match taken.overlapping(&lease.subnets) {
+                    Some(older) => Standing::Quarantined(QuarantineReason::Overlaps(older)),
+                    None => {
+                        taken.insert(lease.subnets);
+                        standing
+                    }
+                },
+                Err(reason) => Standing::Quarantined(reason),
+            };
+            standings.insert(key, standing);
+        }
+        self.sort_out(standings)
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        self.leases.insert(entry.key.clone(), Lease::from_entry(entry));
+    }
+
+    fn sort_out(&self, mut standings: BTreeMap<&str, Standing>) -> Judged<'_> {
+        let mut judged = Judged::default();
+        for (key, lease) in &self.leases {
+            let lease = lease.as_ref().ok();
+            match (standings.remove(key.as_str()), lease) {
+                (Some(Standing::Peer), Some(lease)) => judged.peers.push(lease),
+                (Some(Standing::Unclaimed), Some(lease)) => judged.unclaimed.push(lease),
+                (Some(Standing::Quarantined(reason)), lease) => {
+                    judged.quarantined.push(Quarantined { key, lease, reason });
+                }
+                _ => {}
+            }
+        }
+        judged
+    }
+}
+
+impl Admission {
+    /// Judges one lease by itself, without regard to other peers' leases.
+    ///
+    /// # Errors
+    /// The reason why it is bad.
+    fn standing(&self, lease: &Lease) -> Result<Standing, QuarantineReason> {
+        if self.own.as_ref().is_some_and(|own| own.subnets == lease.subnets) {
+            return Ok(Standing::Own);
+        }
+        self.check_subnets(&lease.subnets)?;
+        for (family, _) in self.config.networks() {
+            self.check_public_ip(family, lease)?;
+        }
+        let attributes = &lease.attributes;
+        if lease.is_reservation() && attributes.backend.is_none() && attributes.data.is_empty() {
+            return Ok(Standing::Unclaimed);
+        }
+        self.check_backend(lease)?;
+        Ok(Standing::Peer)
+    }
+
+    fn check_subnets(&self, subnets: &Subnets) -> Result<(), QuarantineReason> {
+        for (family, subnet) in subnets.iter() {
+            let Some(pool) = self.config.pools.get(family) else { continue };
+            if !encloses(&pool.network(), &subnet) {
+                return Err(QuarantineReason::OutsideNetwork { subnet, network: pool.network() });
+            }
+            if subnet.prefix() < pool.subnet_len() {
+                return Err(QuarantineReason::TooLarge { subnet, subnet_len: pool.subnet_len() });
+            }
+        }
+        let families = |family| (self.config.pools.get(family).is_some(), subnets.get(family).is_some());
+        if Family::ALL.into_iter().map(families).any(|(expected, found)| expected != found) {
+            let expected = names(self.config.networks().map(|(family, _)| family));
+            return Err(QuarantineReason::Families {
+                expected,
+                found: names(subnets.iter().map(|(family, _)| family)),
+            });
+        }
+        match &self.own {
+            Some(own) if own.subnets.overlaps(subnets) => Err(QuarantineReason::OverlapsOurs(own.subnets)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_public_ip(&self, family: Family, lease: &Lease) -> Result<(), QuarantineReason> {
+        let ip = *lease.attributes.public_ips.get(family).ok_or(QuarantineReason::NoPublicAddress(family))?;
+        if !is_host_address(ip) {
+            return Err(QuarantineReason::UnusablePublicAddress(ip));
+        }
+        if self.own.as_ref().is_some_and(|own| own.public_ips.get(family) == Some(&ip)) {
+            return Err(QuarantineReason::OurPublicAddress(ip));
+        }
+        match self.config.networks().find(|(_, network)| network.contains(ip)) {
+            Some((_, network)) => Err(QuarantineReason::PublicAddressInOverlay(ip, network)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_backend(&self, lease: &Lease) -> Result<(), QuarantineReason> {
+        let attributes = &lease.attributes;
+        let theirs = attributes.backend.as_deref();
+        match &self.config.backend {
+            // flannel's udp takes peers of any backend.
+            BackendConfig::Udp(_) | BackendConfig::Alloc => return Ok(()),
+            backend if theirs == Some(backend.name()) => {}
+            backend => {
+                let theirs = theirs.unwrap_or("none").to_owned();
+                return Err(QuarantineReason::WrongBackend { theirs, ours: backend.name() });
+            }
+        }
+        let BackendConfig::Vxlan(vxlan) = &self.config.backend else { return Ok(()) };
+        for (family, _) in self.config.networks() {
+            let data = attributes.vxlan(family).ok_or(QuarantineReason::NoVtep(family))?;
+            if data.vtep_mac.is_nil() || data.vtep_mac.is_multicast() {
+                return Err(QuarantineReason::UnusableMac(data.vtep_mac));
+            }
+            if self.own.as_ref().is_some_and(|own| own.macs.values().any(|mac| *mac == data.vtep_mac)) {
+                return Err(QuarantineReason::OurMac(data.vtep_mac));
+            }
+            if let Some(theirs) = data.vni.filter(|vni| *vni != vxlan.vni) {
+                return Err(QuarantineReason::WrongVni { theirs, ours: vxlan.vni });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Subnets that are taken, none overlapping another, by their first address: finds an overlap without comparing all
+/// with all.
+#[derive(Default)]
+struct Taken(BTreeMap<(Family, u128), (u128, Subnets)>);
+
+impl Taken {
+    fn overlapping(&self, subnets: &Subnets) -> Option<Subnets> {
+        subnets.iter().find_map(|(family, subnet)| {
+            let (first, last) = span(&subnet);
+            let (_, (end, taken)) = self.0.range((family, 0)..=(family, last)).next_back()?;
+            (*end >= first).then_some(*taken)
+        })
+    }
+
+    fn insert(&mut self, subnets: Subnets) {
+        for (family, subnet) in subnets.iter() {
+            let (first, last) = span(&subnet);
+            self.0.insert((family, first), (last, subnets));
+        }
+    }
+}
+
+/// Whether packets can be sent to the address as to one host.
+fn is_host_address(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
+        }
+        IpAddr::V6(ip) => {
+            let link_local = ip.segments()[0] & 0xffc0 == 0xfe80;
+            !(ip == Ipv6Addr::UNSPECIFIED || ip.is_loopback() || ip.is_multicast() || link_local)
+        }
+    }
+}
+
+fn names(families: impl Iterator<Item = Family>) -> String {
+    families.map(|family| family.to_string()).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Host 10.5.1.0/24 of 10.5.0.0/16, at 192.168.64.11 with MAC 02:00:00:00:00:01.
+    fn admission() -> Admission {
+        Admission {
+            config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16"}"#).unwrap(),
+            own: Some(OwnLease {
+                subnets: "10.5.1.0/24".parse().unwrap(),
+                public_ips: PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: None },
+                macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            }),
+        }
+    }
+
+    fn vxlan(ip: &str, mac: &str) -> String {
+        format!(
+            r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+        )
+    }
+
+    fn good(last: u8) -> String {
+        vxlan(&format!("192.168.64.{last}"), &format!("02:00:00:00:01:{last:02x}"))
+    }
+
+    fn entry(key: &str, value: &str, create_revision: i64) -> Entry {
+        Entry {
+            key: key.to_owned(),
+            value: value.as_bytes().to_vec(),
+            create_revision,
+            mod_revision: create_revision,
+            etcd_lease: Some(7),
+        }
+    }
+
+    fn set(entries: Vec<Entry>) -> LeaseSet {
+        let mut set = LeaseSet::default();
+        set.replace(&Listing { entries, revision: 100, cluster_id: 1 });
+        set
+    }
+
+    fn peers(judged: &Judged<'_>) -> Vec<String> {
+        judged.peers.iter().map(|lease| lease.subnets.to_string()).collect()
+    }
+
+    #[test]
+    fn good_peers_stand_beside_our_own_lease() {
+        let set = set(vec![
+            entry("10.5.1.0-24", &good(11), 1),
+            entry("10.5.2.0-24", &good(12), 2),
+            entry("10.5.3.0-24", &good(13), 3),
+        ]);
+        let judged = set.judge(&admission());
+        assert_eq!(peers(&judged), ["10.5.2.0/24", "10.5.3.0/24"]);
+        assert_eq!(judged.quarantined, []);
+    }
+
+    #[test]
+    fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
+        let cases = [
+            (
+                "garbage",
+                good(20),
+                "unreadable key: \"garbage\" names no subnet; a key looks like 10.5.52.0-24 or 10.5.52.0-24&fd00:5:0:34::-64",
+            ),
+            (
+                "10.5.20.1-24",
+                good(20),
+                "unreadable key: 10.5.20.1/24 is not on a subnet boundary; 10.5.20.0/24 would be",
+            ),
+            (
+                "10.5.21.0-24",
+                "{".to_owned(),
+                "unreadable value: EOF while parsing an object at line 1 column 1",
+            ),
+            ("10.6.22.0-24", good(22), "10.6.22.0/24 is outside Network 10.5.0.0/16"),
+            ("10.5.128.0-17", good(23), "10.5.128.0/17 is larger than this network's subnets of length /24"),
+            ("fd00::-64", good(24), "the network uses IPv4, the lease IPv6"),
+            ("10.5.1.128-25", good(25), "overlaps our own subnet 10.5.1.0/24"),
+            ("10.5.2.128-25", good(26), "overlaps the older lease 10.5.2.0/24"),
+            ("10.5.27.0-24", vxlan("0.0.0.0", "02:00:00:00:01:1b"), "has no public IPv4 address"),
+            (
+                "10.5.28.0-24",
+                vxlan("127.0.0.1", "02:00:00:00:01:1c"),
+                "public address 127.0.0.1 is not a usable host address",
+            ),
+            (
+                "10.5.29.0-24",
+                vxlan("224.0.0.5", "02:00:00:00:01:1d"),
+                "public address 224.0.0.5 is not a usable host address",
+            ),
+            (
+                "10.5.30.0-24",
+                vxlan("192.168.64.11", "02:00:00:00:01:1e"),
+                "public address 192.168.64.11 is our own",
+            ),
+            (
+                "10.5.31.0-24",
+                vxlan("10.5.2.7", "02:00:00:00:01:1f"),
+                "public address 10.5.2.7 lies inside Network 10.5.0.0/16",
+            ),
+            (
+                "10.5.32.0-24",
+                r#"{"PublicIP":"192.168.64.32","PublicIPv6":null}"#.to_owned(),
+                "backend is none, this network's is vxlan",
+            ),
+            (
+                "10.5.33.0-24",
+                r#"{"PublicIP":"192.168.64.33","BackendType":"host-gw"}"#.to_owned(),
+                "backend is host-gw, this network's is vxlan",
+            ),
+            (
+                "10.5.34.0-24",
+                r#"{"PublicIP":"192.168.64.34","BackendType":"vxlan"}"#.to_owned(),
+                "has no readable IPv4 VTEP data",
+            ),
+            (
+                "10.5.35.0-24",
+                vxlan("192.168.64.35", "00:00:00:00:00:00"),
+                "VTEP MAC 00:00:00:00:00:00 is not a unicast address",
+            ),
+            (
+                "10.5.36.0-24",
+                vxlan("192.168.64.36", "01:00:5e:00:00:01"),
+                "VTEP MAC 01:00:5E:00:00:01 is not a unicast address",
+            ),
+            (
+                "10.5.37.0-24",
+                vxlan("192.168.64.37", "02:00:00:00:00:01"),
+                "VTEP MAC 02:00:00:00:00:01 is our own",
+            ),
+            ("10.5.38.0-24", good(38).replace("\"VNI\":1", "\"VNI\":2"), "VNI is 2, this network's is 1"),
+        ];
+        let mut entries: Vec<Entry> =
+            cases.iter().zip(50..).map(|((key, value, _), revision)| entry(key, value, revision)).collect();
+        entries.push(entry("10.5.2.0-24", &good(12), 2));
+        entries.push(entry("10.5.99.0-24", &good(99), 99));
+        let set = set(entries);
+        let judged = set.judge(&admission());
+        assert_eq!(peers(&judged), ["10.5.2.0/24", "10.5.99.0/24"]);
+        for (key, _, reason) in &cases {
+            let found =
+                judged.quarantined.iter().find(|bad| bad.key == *key).map(|bad| bad.reason.to_string());
+            assert_eq!(found.as_deref(), Some(*reason), "{key}");
+        }
+        assert_eq!(judged.quarantined.len(), cases.len());
+    }
+
+    #[test]
+    fn a_bad_lease_takes_no_place_from_a_younger_good_one() {
+        let bad = entry("10.5.2.0-25", &vxlan("127.0.0.1", "02:00:00:00:01:0b"), 1);
+        let set = set(vec![bad, entry("10.5.2.0-24", &good(12), 2)]);
+        assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24"]);
+    }
+
+    #[test]
+    fn a_reservation_without_a_backend_waits_for_its_host() {
+        let reservation = Entry {
+            etcd_lease: None,
+            ..entry("10.5.2.0-24", r#"{"PublicIP":"192.168.64.12","PublicIPv6":null}"#, 1)
+        };
+        let set = set(vec![reservation]);
+        let judged = set.judge(&admission());
+        assert_eq!((judged.peers.len(), judged.unclaimed.len(), judged.quarantined.len()), (0, 1, 0));
+    }
+
+    #[test]
+    fn a_listing_replaces_and_a_change_updates() {
+        let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.3.0-24", &good(13), 2)]);
+        set.apply(&WatchEvent::Changed(vec![
+            Change::Put(entry("10.5.2.0-24", &good(42), 1)),
+            Change::Delete { key: "10.5.3.0-24".to_owned() },
+            Change::Put(entry("10.5.4.0-24", &good(14), 3)),
+        ]));
+        assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24", "10.5.4.0/24"]);
+        let moved = set.judge(&admission()).peers[0].attributes.public_ips.v4;
+        assert_eq!(moved, Some("192.168.64.42".parse().unwrap()));
+        set.replace(&Listing { entries: vec![], revision: 101, cluster_id: 1 });
+        assert!(set.is_empty() && set.is_complete());
+    }
+}

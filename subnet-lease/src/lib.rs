@@ -1,0 +1,28 @@
+//! Who owns which subnet: the network config, the leases in etcd, and the life of our own.
+//!
+//! The store has one protocol, the etcd v3 API, and one file that speaks it: `store.rs`. Everything else works on
+//! plain values and takes the time and the dice as arguments. Keys, values and the config are flannel's, so that
+//! hosts of both kinds share one network. This crate knows nothing of the kernel.
+
+mod allocate;
+mod backend_config;
+mod backoff;
+mod config;
+mod family;
+mod keeper;
+mod key;
+mod lease;
+mod lease_set;
+mod store;
+mod watch;
+
+pub use allocate::{Exhausted, allocate};
+pub use backend_config::{BackendConfig, UdpConfig, VxlanConfig, WireguardConfig};
+pub use config::{ConfigError, NetworkConfig, SubnetPool};
+pub use family::{Family, PerFamily};
+pub use keeper::{Claim, HeldLease, Keeper, KeeperError};
+pub use key::{InvalidKey, Subnets};
+pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity, VxlanData};
+pub use lease_set::{Admission, Judged, LeaseSet, OwnLease, QuarantineReason, Quarantined, Standing};
+pub use store::{Credentials, Entry, Listing, Store, StoreConfig, StoreError, StoredConfig};
+pub use watch::{Change, LeaseWatch, WatchEvent};

@@ -1,0 +1,631 @@
+//! The store: the one file that speaks to etcd.
+//!
+//! Every request has a time limit and is tried once on each endpoint before it fails. A connection that failed is
+//! dialled anew, with the certificate files read again. Writes are transactions that compare what the caller saw.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue,
+    PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
+};
+
+use crate::watch::Change;
+
+/// How to reach the store.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// URLs of the members, tried one after the other from a random one.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with, such as `/coreos.com/network`.
+    pub prefix: String,
+    /// How to prove who we are and who they are.
+    pub credentials: Credentials,
+}
+
+/// TLS files and a password, each optional.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// Certificates of the authorities that sign the members' certificates; the system's by default.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate.
+    pub cert_file: Option<PathBuf>,
+    /// The key of our own certificate.
+    pub key_file: Option<PathBuf>,
+    /// User name and password.
+    pub user: Option<(String, String)>,
+}
+
+/// A handle on the store. Clones share one connection.
+#[derive(Clone)]
+pub struct Store {
+    config: Arc<StoreConfig>,
+    connection: Arc<Mutex<Connection>>,
+}
+
+/// One key below `<prefix>/subnets/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The last part of the key.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+    /// Store revision at which the key was created.
+    pub create_revision: i64,
+    /// Store revision of the last write.
+    pub mod_revision: i64,
+    /// The etcd lease that keeps the key alive.
+    pub etcd_lease: Option<i64>,
+}
+
+/// All keys below `<prefix>/subnets/` at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The entries, in the order of their keys.
+    pub entries: Vec<Entry>,
+    /// Store revision of the list.
+    pub revision: i64,
+    /// Which etcd cluster answered.
+    pub cluster_id: u64,
+}
+
+/// The network config as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredConfig {
+    /// The JSON.
+    pub json: Vec<u8>,
+    /// Store revision of the last write.
+    pub mod_revision: i64,
+}
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No endpoint answered.
+    #[error("cannot reach etcd at {endpoints}: {reason}")]
+    Unreachable {
+        /// All endpoints.
+        endpoints: String,
+        /// What the last one said.
+        reason: String,
+    },
+    /// The store does not let us.
+    #[error("etcd at {endpoint} refuses these credentials: {reason}")]
+    Unauthorised {
+        /// The endpoint that answered.
+        endpoint: String,
+        /// Its words.
+        reason: String,
+    },
+    /// A certificate or key file cannot be used.
+    #[error("cannot read {}: {source}", path.display())]
+    CredentialFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A setting cannot work.
+    #[error("{0}")]
+    Setting(String),
+    /// The etcd lease has expired or was revoked.
+    #[error("etcd lease {0:x} no longer exists")]
+    LeaseGone(i64),
+    /// The store answered with an error.
+    #[error("etcd at {endpoint}: {reason}")]
+    Refused {
+        /// The endpoint that answered.
+        endpoint: String,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// How long one request may take on one endpoint.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection may take to open.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// A connection without a sign of life is asked for one after this, and given up when none comes in the same time.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Keys in one page of a list: about 300 KB, far below the decoding limit of 4 MB.
+const PAGE: i64 = 1000;
+
+impl Store {
+    /// Checks the settings. Nothing is dialled before the first request.
+    ///
+    /// # Errors
+    /// [`StoreError::Setting`] for endpoints or credentials that cannot work.
+    pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
+        config.check()?;
+        let next = rand::random_range(0..config.endpoints.len());
+        Ok(Self {
+            config: Arc::new(config),
+            connection: Arc::new(Mutex::new(Connection { next, client: None })),
+        })
+    }
+
+    /// What all keys begin with.
+    pub fn prefix(&self) -> &str {
+        &self.config.prefix
+    }
+
+    /// All endpoints, for messages.
+    pub fn endpoints(&self) -> String {
+        self.config.endpoints.join(",")
+    }
+
+    /// The network config; `None` when nobody has written one.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn config(&self) -> Result<Option<StoredConfig>, StoreError> {
+        let key = self.config_key();
+        let response = self
+            .call(|mut client: Client| {
+                let key = key.clone();
+                async move { client.get(key, None).await }
+            })
+            .await?;
+        Ok(response
+            .kvs()
+            .first()
+            .map(|kv| StoredConfig { json: kv.value().to_vec(), mod_revision: kv.mod_revision() }))
+    }
+
+    /// Writes the network config if it still is what the caller saw. Answers whether it was.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn put_config(&self, json: &[u8], seen: Option<&StoredConfig>) -> Result<bool, StoreError> {
+        let key = self.config_key();
+        let put = TxnOp::put(key.as_str(), json, None);
+        self.commit(&key, seen.map_or(0, |seen| seen.mod_revision), put)
+            .await
+            .map(|revision| revision.is_some())
+    }
+
+    /// Every lease, at one revision, read page by page.
+    ///
+    /// # Errors
+    /// Any [`StoreError`], among them a compaction between two pages.
+    pub async fn list(&self) -> Result<Listing, StoreError> {
+        let prefix = self.subnets_prefix();
+        let end = prefix_end(&prefix);
+        let mut listing = Listing::default();
+        let mut from = prefix.clone().into_bytes();
+        loop {
+            let revision = listing.revision;
+            let response = self
+                .call(async |mut client: Client| {
+                    let options =
+                        GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
+                    client.get(from.clone(), Some(options)).await
+                })
+                .await?;
+            if let Some(header) = response.header().filter(|_| revision == 0) {
+                listing.revision = header.revision();
+                listing.cluster_id = header.cluster_id();
+            }
+            listing.entries.extend(response.kvs().iter().filter_map(|kv| entry(&prefix, kv)));
+            match response.kvs().last().filter(|_| response.more()) {
+                Some(last) => from = [last.key(), &[0]].concat(),
+                None => return Ok(listing),
+            }
+        }
+    }
+
+    /// One lease; `None` when there is no such key.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let path = self.subnet_key(key);
+        let response = self
+            .call(|mut client: Client| {
+                let path = path.clone();
+                async move { client.get(path, None).await }
+            })
+            .await?;
+        Ok(response.kvs().first().and_then(|kv| entry(&self.subnets_prefix(), kv)))
+    }
+
+    /// Writes one lease if its last write still is the one at `seen`; 0 stands for "there is no such key".
+    /// Answers the revision of the write, or `None` when another came first.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]. After [`StoreError::Unreachable`] the write may have happened all the same.
+    pub async fn put(
+        &self,
+        key: &str,
+        value: &[u8],
+        etcd_lease: Option<i64>,
+        seen: i64,
+    ) -> Result<Option<i64>, StoreError> {
+        let path = self.subnet_key(key);
+        let options = etcd_lease.map(|lease| PutOptions::new().with_lease(lease));
+        let put = TxnOp::put(path.as_str(), value, options);
+        self.commit(&path, seen, put).await
+    }
+
+    /// Deletes one lease if its last write still is the one at `seen`. Answers whether it was.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn delete(&self, key: &str, seen: i64) -> Result<bool, StoreError> {
+        let path = self.subnet_key(key);
+        self.commit(&path, seen, TxnOp::delete(path.as_str(), None)).await.map(|revision| revision.is_some())
+    }
+
+    /// Makes an etcd lease that lasts `ttl`, in whole seconds.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let response =
+            self.call(|mut client: Client| async move { client.lease_grant(seconds, None).await }).await?;
+        Ok(response.id())
+    }
+
+    /// Sets an etcd lease back to its full time.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseGone`] when it has expired, or any other.
+    pub async fn keep_alive(&self, etcd_lease: i64) -> Result<(), StoreError> {
+        let result = self
+            .call(|mut client: Client| async move { client.lease_keep_alive(etcd_lease).await.map(|_| ()) })
+            .await;
+        match result {
+            Err(StoreError::Refused { reason, .. }) if reason.contains("lease not found") => {
+                Err(StoreError::LeaseGone(etcd_lease))
+            }
+            other => other,
+        }
+    }
+
+    /// How long an etcd lease still lasts, and how long it lasted when it was granted.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseGone`] when it has expired, or any other.
+    pub async fn time_to_live(&self, etcd_lease: i64) -> Result<(Duration, Duration), StoreError> {
+        let response = self
+            .call(|mut client: Client| async move { client.lease_time_to_live(etcd_lease, None).await })
+            .await?;
+        match (u64::try_from(response.ttl()), u64::try_from(response.granted_ttl())) {
+            (Ok(left), Ok(granted)) => Ok((Duration::from_secs(left), Duration::from_secs(granted))),
+            _ => Err(StoreError::LeaseGone(etcd_lease)),
+        }
+    }
+
+    /// Opens a watch on all leases, from `revision` on.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub(crate) async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
+        let prefix = self.subnets_prefix();
+        let stream = self
+            .call(|mut client: Client| {
+                let options = WatchOptions::new().with_prefix().with_start_revision(revision);
+                let prefix = prefix.clone();
+                async move { client.watch(prefix, Some(options)).await }
+            })
+            .await?;
+        Ok(Watch { stream, prefix })
+    }
+
+    fn config_key(&self) -> String {
+        format!("{}/config", self.config.prefix)
+    }
+
+    fn subnets_prefix(&self) -> String {
+        format!("{}/subnets/", self.config.prefix)
+    }
+
+    fn subnet_key(&self, key: &str) -> String {
+        format!("{}{key}", self.subnets_prefix())
+    }
+
+    async fn commit(&self, key: &str, seen: i64, operation: TxnOp) -> Result<Option<i64>, StoreError> {
+        let transaction =
+            Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, seen)]).and_then([operation]);
+        let response = self
+            .call(|mut client: Client| {
+                let transaction = transaction.clone();
+                async move { client.txn(transaction).await }
+            })
+            .await?;
+        Ok(response.header().filter(|_| response.succeeded()).map(etcd_client::ResponseHeader::revision))
+    }
+
+    /// Runs one request, on one endpoint after the other until one answers.
+    async fn call<T, R>(&self, request: impl Fn(Client) -> R) -> Result<T, StoreError>
+    where
+        R: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut reason = String::new();
+        for _ in &self.config.endpoints {
+            let (index, client) = self.client();
+            let endpoint = &self.config.endpoints[index];
+            let attempt = async {
+                let client = match client {
+                    Some(client) => client,
+                    None => self.dial(index).await?,
+                };
+                request(client).await.map_err(|error| failure(endpoint, &error))
+            };
+            match tokio::time::timeout(REQUEST_LIMIT, attempt).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(Failure::Answered(error))) => {
+                    // A new connection asks for a new token, should ours have expired.
+                    if matches!(error, StoreError::Unauthorised { .. }) {
+                        self.drop_client(index);
+                    }
+                    return Err(error);
+                }
+                Ok(Err(Failure::Unanswered(why))) => reason = why,
+                Err(_) => reason = format!("{endpoint} gave no answer within {} s", REQUEST_LIMIT.as_secs()),
+            }
+            self.drop_client(index);
+        }
+        Err(StoreError::Unreachable { endpoints: self.endpoints(), reason })
+    }
+
+    fn client(&self) -> (usize, Option<Client>) {
+        let connection = self.lock();
+        (connection.next, connection.client.clone())
+    }
+
+    /// Gives up the connection to one endpoint, and turns to the next.
+    fn drop_client(&self, index: usize) {
+        let mut connection = self.lock();
+        if connection.next == index {
+            *connection = Connection { next: (index + 1) % self.config.endpoints.len(), client: None };
+        }
+    }
+
+    async fn dial(&self, index: usize) -> Result<Client, Failure> {
+        let endpoint = &self.config.endpoints[index];
+        let options = self.config.options().map_err(Failure::Answered)?;
+        let client =
+            Client::connect([endpoint], Some(options)).await.map_err(|error| failure(endpoint, &error))?;
+        let mut connection = self.lock();
+        if connection.next == index {
+            connection.client = Some(client.clone());
+        }
+        Ok(client)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A watch on all leases.
+pub(crate) struct Watch {
+    stream: WatchStream,
+    prefix: String,
+}
+
+/// What a watch said.
+pub(crate) enum WatchMessage {
+    /// Leases changed; empty when the store only gave a sign of life.
+    Changes(Vec<Change>),
+    /// The watch is over, with the reason.
+    Ended(String),
+}
+
+impl Watch {
+    /// The next message. Cancel-safe.
+    pub(crate) async fn message(&mut self) -> WatchMessage {
+        match self.stream.message().await {
+            Ok(Some(response)) if response.canceled() => {
+                let compacted = response.compact_revision();
+                WatchMessage::Ended(match response.cancel_reason() {
+                    _ if compacted > 0 => format!("the history before revision {compacted} was compacted"),
+                    "" => "the store cancelled the watch".to_owned(),
+                    reason => reason.to_owned(),
+                })
+            }
+            Ok(Some(response)) => {
+                let change = |event: &etcd_client::Event| {
+                    let entry = entry(&self.prefix, event.kv()?)?;
+                    Some(match event.event_type() {
+                        EventType::Put => Change::Put(entry),
+                        EventType::Delete => Change::Delete { key: entry.key },
+                    })
+                };
+                WatchMessage::Changes(response.events().iter().filter_map(change).collect())
+            }
+            Ok(None) => WatchMessage::Ended("the store closed the watch".to_owned()),
+            Err(error) => WatchMessage::Ended(plain(&error)),
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) async fn probe(&mut self) {
+        // A failure shows as the end of the stream.
+        let _ = self.stream.request_progress().await;
+    }
+}
+
+struct Connection {
+    /// Index of the endpoint in use.
+    next: usize,
+    client: Option<Client>,
+}
+
+/// Why a request failed on one endpoint.
+enum Failure {
+    /// Another endpoint may answer.
+    Unanswered(String),
+    /// This is the answer, and any other endpoint's would be the same.
+    Answered(StoreError),
+}
+
+impl StoreConfig {
+    fn check(&self) -> Result<(), StoreError> {
+        let setting = |text: String| Err(StoreError::Setting(text));
+        if self.endpoints.is_empty() {
+            return setting(
+                "no etcd endpoint is given; expected URLs such as http://127.0.0.1:2379".to_owned(),
+            );
+        }
+        for endpoint in &self.endpoints {
+            let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+            if rest.is_none_or(|rest| rest.is_empty() || rest.contains([' ', '@'])) {
+                return setting(format!(
+                    "etcd endpoint {endpoint:?} is not a URL such as http://127.0.0.1:2379"
+                ));
+            }
+        }
+        let credentials = &self.credentials;
+        if credentials.cert_file.is_some() != credentials.key_file.is_some() {
+            return setting(
+                "a client certificate needs both its certificate file and its key file".to_owned(),
+            );
+        }
+        let any_tls = credentials.ca_file.is_some() || credentials.cert_file.is_some();
+        if let Some(plain) = self.endpoints.iter().find(|endpoint| any_tls && endpoint.starts_with("http://"))
+        {
+            return setting(format!("TLS files are given, but etcd endpoint {plain} is not https://"));
+        }
+        if !self.prefix.starts_with('/') || self.prefix.ends_with('/') {
+            return setting(format!("etcd prefix {:?} must begin with / and not end with it", self.prefix));
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Result<ConnectOptions, StoreError> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|source| StoreError::CredentialFile { path: path.clone(), source })
+        };
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_LIMIT)
+            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        if let Some((name, password)) = &self.credentials.user {
+            options = options.with_user(name, password);
+        }
+        if self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+            let mut tls = match &self.credentials.ca_file {
+                Some(path) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(path)?)),
+                None => TlsOptions::new().with_native_roots(),
+            };
+            if let (Some(cert), Some(key)) = (&self.credentials.cert_file, &self.credentials.key_file) {
+                tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+            }
+            options = options.with_tls(tls);
+        }
+        Ok(options)
+    }
+}
+
+fn entry(prefix: &str, kv: &KeyValue) -> Option<Entry> {
+    let key = kv.key().strip_prefix(prefix.as_bytes())?;
+    Some(Entry {
+        key: String::from_utf8_lossy(key).into_owned(),
+        value: kv.value().to_vec(),
+        create_revision: kv.create_revision(),
+        mod_revision: kv.mod_revision(),
+        etcd_lease: Some(kv.lease()).filter(|lease| *lease != 0),
+    })
+}
+
+/// The first key after all keys with the prefix, which ends with `/`.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+/// Sorts an error of the client: did the store answer, and did it refuse who we are?
+fn failure(endpoint: &str, error: &etcd_client::Error) -> Failure {
+    let (endpoint, reason) = (endpoint.to_owned(), plain(error));
+    let etcd_client::Error::GRpcStatus(status) = error else {
+        return match error {
+            etcd_client::Error::LeaseKeepAliveError(_) => {
+                Failure::Answered(StoreError::Refused { endpoint, reason })
+            }
+            _ => Failure::Unanswered(format!("{endpoint}: {reason}")),
+        };
+    };
+    // The codes of gRPC: 3 invalid argument, 7 permission denied, 16 unauthenticated; 1 cancelled, 2 unknown,
+    // 4 deadline exceeded, 14 unavailable.
+    match status.code() as i32 {
+        7 | 16 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
+        3 | 9 if reason.contains("user name is empty") || reason.contains("authentication") => {
+            Failure::Answered(StoreError::Unauthorised { endpoint, reason })
+        }
+        1 | 2 | 4 | 14 => Failure::Unanswered(format!("{endpoint}: {reason}")),
+        _ => Failure::Answered(StoreError::Refused { endpoint, reason }),
+    }
+}
+
+/// The innermost reason of an error, without the library's wrapping.
+fn plain(error: &etcd_client::Error) -> String {
+    let mut source: Option<&dyn std::error::Error> = match error {
+        etcd_client::Error::GRpcStatus(status) => std::error::Error::source(status),
+        etcd_client::Error::TransportError(error) => Some(error),
+        _ => None,
+    };
+    let mut text = match error {
+        etcd_client::Error::GRpcStatus(status) => status.message().to_owned(),
+        other => other.to_string(),
+    };
+    while let Some(inner) = source {
+        text = inner.to_string();
+        source = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(endpoint: &str) -> StoreConfig {
+        StoreConfig {
+            endpoints: vec![endpoint.to_owned()],
+            prefix: "/coreos.com/network".to_owned(),
+            credentials: Credentials::default(),
+        }
+    }
+
+    fn refusal(config: StoreConfig) -> String {
+        Store::new(config).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_by_name() {
+        assert_eq!(
+            refusal(config("127.0.0.1:2379")),
+            "etcd endpoint \"127.0.0.1:2379\" is not a URL such as http://127.0.0.1:2379"
+        );
+        let mut half = config("https://127.0.0.1:2379");
+        half.credentials.cert_file = Some("client.pem".into());
+        assert_eq!(refusal(half), "a client certificate needs both its certificate file and its key file");
+        let mut plain = config("http://127.0.0.1:2379");
+        plain.credentials.ca_file = Some("ca.pem".into());
+        assert_eq!(
+            refusal(plain),
+            "TLS files are given, but etcd endpoint http://127.0.0.1:2379 is not https://"
+        );
+        let slash = StoreConfig { prefix: "network/".to_owned(), ..config("http://127.0.0.1:2379") };
+        assert_eq!(refusal(slash), "etcd prefix \"network/\" must begin with / and not end with it");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_not_there_is_named_with_the_reason() {
+        // Port 9 of loopback: nobody listens on discard any more.
+        let store = Store::new(config("http://127.0.0.1:9")).unwrap();
+        let error = store.config().await.unwrap_err().to_string();
+        assert!(error.starts_with("cannot reach etcd at http://127.0.0.1:9: "), "{error}");
+        assert!(error.contains("refused"), "{error}");
+    }
+}

@@ -1,0 +1,301 @@
+//! Following the leases: list, watch, and list again whenever the watch ends, for whatever reason.
+//!
+//! A watch that was compacted away, closed, cancelled or silent, an etcd that restarted and a cluster that was
+//! replaced all lead to the same place: one complete new list, which the receiver compares with what it knows. No
+//! event of the gap has to be guessed.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::backoff::Backoff;
+use crate::store::{Entry, Listing, Store, Watch, WatchMessage};
+
+/// What the watch says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchEvent {
+    /// The complete state of the store; all that was said before is void.
+    Listed(Listing),
+    /// Changes since, in their order.
+    Changed(Vec<Change>),
+    /// The view may be out of date from now until the next list.
+    Interrupted {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One change of one lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Created or written.
+    Put(Entry),
+    /// Deleted or expired.
+    Delete {
+        /// The last part of the key.
+        key: String,
+    },
+}
+
+/// Follows the leases until nobody listens any more.
+pub struct LeaseWatch {
+    store: Store,
+    machine: Machine,
+    watch: Option<Watch>,
+}
+
+impl LeaseWatch {
+    /// A watch that has not started.
+    pub fn new(store: Store) -> Self {
+        Self { store, machine: Machine::new(), watch: None }
+    }
+
+    /// Lists and watches; every event goes to `events`. Ends when the receiver is gone.
+    pub async fn run(mut self, events: mpsc::Sender<WatchEvent>) {
+        loop {
+            let event = tokio::select! {
+                event = self.step() => event,
+                () = events.closed() => return,
+            };
+            if let Some(event) = event
+                && events.send(event).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// One step of the machine: does what it asks and tells it the outcome.
+    async fn step(&mut self) -> Option<WatchEvent> {
+        match self.machine.step(Instant::now()) {
+            Step::Sleep(until) => {
+                tokio::time::sleep_until(until).await;
+                None
+            }
+            Step::List => match self.store.list().await {
+                Ok(listing) => {
+                    self.machine.listed(&listing);
+                    Some(WatchEvent::Listed(listing))
+                }
+                Err(error) => self.failed(&error.to_string()),
+            },
+            Step::Open { revision } => match self.store.watch(revision).await {
+                Ok(watch) => {
+                    self.watch = Some(watch);
+                    self.machine.opened(Instant::now());
+                    None
+                }
+                Err(error) => self.failed(&error.to_string()),
+            },
+            Step::Read { until } => self.read(until).await,
+            Step::Probe => {
+                debug!("the watch is silent, asking for a sign of life");
+                if let Some(watch) = &mut self.watch {
+                    watch.probe().await;
+                }
+                None
+            }
+            Step::GiveUp => self.failed("the watch is silent and does not answer"),
+        }
+    }
+
+    async fn read(&mut self, until: Instant) -> Option<WatchEvent> {
+        let Some(watch) = &mut self.watch else { return self.failed("there is no watch to read from") };
+        match tokio::time::timeout_at(until, watch.message()).await {
+            Ok(WatchMessage::Changes(changes)) => {
+                self.machine.heard(Instant::now());
+                (!changes.is_empty()).then_some(WatchEvent::Changed(changes))
+            }
+            Ok(WatchMessage::Ended(reason)) => self.failed(&reason),
+            Err(_) => None,
+        }
+    }
+
+    fn failed(&mut self, reason: &str) -> Option<WatchEvent> {
+        self.watch = None;
+        let wait = self.machine.failed(Instant::now());
+        warn!(reason, retry_in = ?wait, "lost sight of the leases; listing them again");
+        Some(WatchEvent::Interrupted { reason: reason.to_owned() })
+    }
+}
+
+/// A watch without a word for this long is asked for a sign of life.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How long the sign of life may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// A watch that lasted this long was a good one: the next failure is the first again.
+const GOOD: Duration = Duration::from_secs(30);
+/// The first and the longest wait after a failure, before jitter.
+const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What to do next. It knows neither the store nor the clock.
+struct Machine {
+    phase: Phase,
+    backoff: Backoff,
+    /// The cluster and the revision of the last list.
+    last: Option<(u64, i64)>,
+}
+
+enum Phase {
+    /// Nothing is known: list.
+    Listing,
+    /// A list is there; the watch must continue behind it.
+    Opening { revision: i64 },
+    /// The watch is open.
+    Watching { since: Instant, heard: Instant, probed: bool },
+    /// Something failed: list again, but not at once.
+    Waiting { until: Instant },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Sleep(Instant),
+    List,
+    Open { revision: i64 },
+    Read { until: Instant },
+    Probe,
+    GiveUp,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self { phase: Phase::Listing, backoff: Backoff::new(WAITS.0, WAITS.1), last: None }
+    }
+
+    fn step(&mut self, now: Instant) -> Step {
+        match &mut self.phase {
+            Phase::Waiting { until } if *until > now => Step::Sleep(*until),
+            Phase::Waiting { .. } | Phase::Listing => {
+                self.phase = Phase::Listing;
+                Step::List
+            }
+            Phase::Opening { revision } => Step::Open { revision: *revision + 1 },
+            Phase::Watching { heard, .. } if now >= *heard + SILENCE + ANSWER => Step::GiveUp,
+            Phase::Watching { heard, probed, .. } if now >= *heard + SILENCE && !*probed => {
+                *probed = true;
+                Step::Probe
+            }
+            Phase::Watching { heard, probed: true, .. } => Step::Read { until: *heard + SILENCE + ANSWER },
+            Phase::Watching { heard, probed: false, .. } => Step::Read { until: *heard + SILENCE },
+        }
+    }
+
+    fn listed(&mut self, listing: &Listing) {
+        if let Some((cluster, revision)) = self.last {
+            if cluster != listing.cluster_id {
+                warn!("this is another etcd cluster than before");
+            } else if listing.revision < revision {
+                warn!(
+                    before = revision,
+                    now = listing.revision,
+                    "etcd has gone back in time, as after a restore"
+                );
+            } else {
+                info!(leases = listing.entries.len(), revision = listing.revision, "listed the leases again");
+            }
+        }
+        self.last = Some((listing.cluster_id, listing.revision));
+        self.phase = Phase::Opening { revision: listing.revision };
+    }
+
+    fn opened(&mut self, now: Instant) {
+        self.phase = Phase::Watching { since: now, heard: now, probed: false };
+    }
+
+    fn heard(&mut self, now: Instant) {
+        if let Phase::Watching { heard, probed, .. } = &mut self.phase {
+            (*heard, *probed) = (now, false);
+        }
+    }
+
+    /// Answers how long to wait.
+    fn failed(&mut self, now: Instant) -> Duration {
+        if matches!(self.phase, Phase::Watching { since, .. } if now >= since + GOOD) {
+            self.backoff.reset();
+        }
+        let wait = self.backoff.next();
+        self.phase = Phase::Waiting { until: now + wait };
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(revision: i64) -> Listing {
+        Listing { revision, cluster_id: 1, entries: vec![] }
+    }
+
+    fn watching(now: Instant) -> Machine {
+        let mut machine = Machine::new();
+        assert_eq!(machine.step(now), Step::List);
+        machine.listed(&listing(41));
+        assert_eq!(machine.step(now), Step::Open { revision: 42 });
+        machine.opened(now);
+        machine
+    }
+
+    #[test]
+    fn it_lists_then_watches_from_the_revision_behind_the_list() {
+        let now = Instant::now();
+        assert_eq!(watching(now).step(now), Step::Read { until: now + SILENCE });
+    }
+
+    #[test]
+    fn every_failure_leads_to_a_new_list_after_a_wait() {
+        let now = Instant::now();
+        let mut machine = watching(now);
+        let wait = machine.failed(now);
+        assert!(wait > Duration::ZERO);
+        assert_eq!(machine.step(now), Step::Sleep(now + wait));
+        assert_eq!(machine.step(now + wait), Step::List);
+    }
+
+    #[test]
+    fn a_compaction_that_comes_back_at_once_is_waited_for_longer_and_longer() {
+        let mut now = Instant::now();
+        let mut machine = Machine::new();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            machine.listed(&listing(41));
+            machine.opened(now);
+            machine.heard(now);
+            waits.push(machine.failed(now));
+            now += Duration::from_secs(1);
+        }
+        assert!(waits[11] >= WAITS.1 && waits[11] <= 2 * WAITS.1, "{waits:?}");
+        assert!(waits[0] <= 2 * WAITS.0, "{waits:?}");
+    }
+
+    #[test]
+    fn a_failure_after_a_good_while_is_the_first_again() {
+        let now = Instant::now();
+        let mut machine = watching(now);
+        for _ in 0..10 {
+            machine.failed(now);
+        }
+        machine.opened(now);
+        assert!(machine.failed(now + GOOD) <= 2 * WAITS.0);
+    }
+
+    #[test]
+    fn silence_is_probed_once_and_then_given_up() {
+        let now = Instant::now();
+        let mut machine = watching(now);
+        assert_eq!(machine.step(now + SILENCE), Step::Probe);
+        assert_eq!(machine.step(now + SILENCE), Step::Read { until: now + SILENCE + ANSWER });
+        assert_eq!(machine.step(now + SILENCE + ANSWER), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_sign_of_life_ends_the_silence() {
+        let now = Instant::now();
+        let mut machine = watching(now);
+        assert_eq!(machine.step(now + SILENCE), Step::Probe);
+        machine.heard(now + SILENCE);
+        assert_eq!(machine.step(now + SILENCE), Step::Read { until: now + SILENCE + SILENCE });
+    }
+}
