@@ -26,13 +26,12 @@ pub enum InterfaceError {
     #[error("cannot list network interfaces: {0}")]
     Kernel(#[from] KernelError),
     /// A regular expression cannot be read.
-    #[error("--iface-regex {pattern:?} is not a regular expression: {source}")]
+    #[error("--iface-regex {pattern:?} is not a regular expression: {problem}")]
     Regex {
         /// The pattern.
         pattern: String,
         /// Why.
-        #[source]
-        source: regex::Error,
+        problem: String,
     },
     /// Nothing that was asked for exists.
     #[error("no interface is {wanted}; there are: {there}")]
@@ -91,8 +90,12 @@ fn wanted(args: &Args) -> Result<Option<Vec<Wanted>>, InterfaceError> {
     };
     let mut wanted: Vec<Wanted> = args.iface.iter().filter(|text| !text.is_empty()).map(by_name).collect();
     for pattern in args.iface_regex.iter().filter(|text| !text.is_empty()) {
-        let regex = Regex::new(pattern)
-            .map_err(|source| InterfaceError::Regex { pattern: pattern.clone(), source })?;
+        let regex = Regex::new(pattern).map_err(|error| {
+            // The library draws the place in three lines; the last one says what is wrong.
+            let text = error.to_string();
+            let problem = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            InterfaceError::Regex { pattern: pattern.clone(), problem }
+        })?;
         wanted.push(Wanted::Pattern(regex));
     }
     Ok(Some(wanted).filter(|wanted| !wanted.is_empty()))

@@ -45,7 +45,7 @@ impl fmt::Display for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let kind = match error {
-            StoreError::Unreachable { .. } => Kind::Unreachable,
+            StoreError::Unreachable(_) => Kind::Unreachable,
             StoreError::Unauthorised { .. } => Kind::Unauthorised,
             StoreError::Setting(_) | StoreError::CredentialFile { .. } => Kind::Usage,
             StoreError::LeaseGone(_) | StoreError::Refused { .. } => Kind::Other,

@@ -105,14 +105,27 @@ impl Keeper {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut due = Instant::now() + interval;
         let mut last_success = Instant::now();
+        let mut suspect = false;
         loop {
             let outcome = tokio::select! {
                 () = held.closed() => return,
-                () = tokio::time::sleep_until(due) => self.keep_alive().await,
-                () = suspicion.notified() => self.look().await,
+                () = suspicion.notified() => {
+                    suspect = true;
+                    self.look().await
+                }
+                () = tokio::time::sleep_until(due) => match suspect {
+                    true => self.look().await,
+                    false => self.keep_alive().await,
+                },
             };
             held.send_if_modified(|seen| std::mem::replace(seen, self.held.clone()) != self.held);
             due = match outcome {
+                // A look does not keep the lease alive: what was due stays due.
+                Ok(()) if suspect => {
+                    suspect = false;
+                    backoff.reset();
+                    last_success + interval
+                }
                 Ok(()) => {
                     backoff.reset();
                     last_success = Instant::now();
@@ -121,7 +134,7 @@ impl Keeper {
                 Err(reason) => {
                     let wait = backoff.next();
                     let left = self.claim.ttl.saturating_sub(last_success.elapsed());
-                    warn!(%reason, retry_in = ?wait, expires_in_seconds = left.as_secs(), "cannot keep the lease alive");
+                    warn!(%reason, retry_in = ?wait, expires_in_seconds = left.as_secs(), "cannot renew the lease");
                     Instant::now() + wait
                 }
             };

@@ -137,10 +137,10 @@ pub enum QuarantineReason {
     #[error("has no readable {0} VTEP data")]
     NoVtep(Family),
     /// The device's MAC can be nobody's.
-    #[error("VTEP MAC {0} is not a unicast address")]
+    #[error("VTEP MAC {} is not a unicast address", .0.to_string().to_lowercase())]
     UnusableMac(MacAddr6),
     /// Our own MAC.
-    #[error("VTEP MAC {0} is our own")]
+    #[error("VTEP MAC {} is our own", .0.to_string().to_lowercase())]
     OurMac(MacAddr6),
     /// Another VXLAN network.
     #[error("VNI is {theirs}, this network's is {ours}")]
@@ -495,7 +495,7 @@ mod tests {
             (
                 "10.5.36.0-24",
                 vxlan("192.168.64.36", "01:00:5e:00:00:01"),
-                "VTEP MAC 01:00:5E:00:00:01 is not a unicast address",
+                "VTEP MAC 01:00:5e:00:00:01 is not a unicast address",
             ),
             (
                 "10.5.37.0-24",

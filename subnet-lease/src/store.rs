@@ -84,13 +84,11 @@ pub struct StoredConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No endpoint answered.
-    #[error("cannot reach etcd at {endpoints}: {reason}")]
-    Unreachable {
-        /// All endpoints.
-        endpoints: String,
-        /// What the last one said.
-        reason: String,
-    },
+    #[error("cannot reach etcd: {0}")]
+    Unreachable(
+        /// What each endpoint said.
+        String,
+    ),
     /// The store does not let us.
     #[error("etcd at {endpoint} refuses these credentials: {reason}")]
     Unauthorised {
@@ -345,7 +343,7 @@ impl Store {
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let mut reason = String::new();
+        let mut reasons = Vec::new();
         for _ in &self.config.endpoints {
             let (index, client) = self.client();
             let endpoint = &self.config.endpoints[index];
@@ -365,12 +363,12 @@ impl Store {
                     }
                     return Err(error);
                 }
-                Ok(Err(Failure::Unanswered(why))) => reason = why,
-                Err(_) => reason = format!("{endpoint} gave no answer within {} s", REQUEST_LIMIT.as_secs()),
+                Ok(Err(Failure::Unanswered(why))) => reasons.push(format!("{endpoint}: {why}")),
+                Err(_) => reasons.push(format!("{endpoint}: no answer within {} s", REQUEST_LIMIT.as_secs())),
             }
             self.drop_client(index);
         }
-        Err(StoreError::Unreachable { endpoints: self.endpoints(), reason })
+        Err(StoreError::Unreachable(reasons.join("; ")))
     }
 
     fn client(&self) -> (usize, Option<Client>) {
@@ -552,7 +550,7 @@ fn failure(endpoint: &str, error: &etcd_client::Error) -> Failure {
             etcd_client::Error::LeaseKeepAliveError(_) => {
                 Failure::Answered(StoreError::Refused { endpoint, reason })
             }
-            _ => Failure::Unanswered(format!("{endpoint}: {reason}")),
+            _ => Failure::Unanswered(reason),
         };
     };
     // The codes of gRPC: 3 invalid argument, 7 permission denied, 16 unauthenticated; 1 cancelled, 2 unknown,
@@ -562,7 +560,7 @@ fn failure(endpoint: &str, error: &etcd_client::Error) -> Failure {
         3 | 9 if reason.contains("user name is empty") || reason.contains("authentication") => {
             Failure::Answered(StoreError::Unauthorised { endpoint, reason })
         }
-        1 | 2 | 4 | 14 => Failure::Unanswered(format!("{endpoint}: {reason}")),
+        1 | 2 | 4 | 14 => Failure::Unanswered(reason),
         _ => Failure::Answered(StoreError::Refused { endpoint, reason }),
     }
 }
@@ -582,7 +580,10 @@ fn plain(error: &etcd_client::Error) -> String {
         text = inner.to_string();
         source = inner.source();
     }
-    text
+    match text.as_str() {
+        "deadline has elapsed" => format!("no connection within {} s", CONNECT_LIMIT.as_secs()),
+        _ => text,
+    }
 }
 
 #[cfg(test)]
@@ -625,7 +626,7 @@ mod tests {
         // Port 9 of loopback: nobody listens on discard any more.
         let store = Store::new(config("http://127.0.0.1:9")).unwrap();
         let error = store.config().await.unwrap_err().to_string();
-        assert!(error.starts_with("cannot reach etcd at http://127.0.0.1:9: "), "{error}");
+        assert!(error.starts_with("cannot reach etcd: http://127.0.0.1:9: "), "{error}");
         assert!(error.contains("refused"), "{error}");
     }
 }

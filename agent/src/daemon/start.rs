@@ -113,7 +113,7 @@ async fn network_config(store: &Store, status: &SharedStatus) -> (NetworkConfig,
                 Err(reason) => error!(reason, "cannot work with the network config at {place}"),
             },
             Ok(None) => {
-                warn!("there is no network config at {place}; write one with: flanctl config set FILE")
+                warn!("there is no network config at {place}; write one with: flanctl config set FILE");
             }
             Err(reason) => warn!(%reason, "cannot read the network config"),
         }
@@ -190,6 +190,6 @@ fn waiting(status: &SharedStatus, what: &str) {
     notify::waiting(&format!("waiting for {what}"));
 }
 
-fn refused(reason: impl ToString) -> anyhow::Error {
-    RefusedSetting(reason.to_string()).into()
+fn refused(reason: impl Into<Box<dyn std::error::Error>>) -> anyhow::Error {
+    RefusedSetting(reason.into().to_string()).into()
 }
