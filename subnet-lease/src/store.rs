@@ -363,7 +363,9 @@ impl Store {
                     }
                     return Err(error);
                 }
-                Ok(Err(Failure::Unanswered(why))) => reasons.push(format!("{endpoint}: {why}")),
+                Ok(Err(Failure::Unanswered(why))) => {
+                    reasons.push(format!("{endpoint}: {why}{}", self.config.hint(endpoint, &why)));
+                }
                 Err(_) => reasons.push(format!("{endpoint}: no answer within {} s", REQUEST_LIMIT.as_secs())),
             }
             self.drop_client(index);
@@ -494,6 +496,19 @@ impl StoreConfig {
             return setting(format!("etcd prefix {:?} must begin with / and not end with it", self.prefix));
         }
         Ok(())
+    }
+
+    /// What may be behind a connection that the other side just ends.
+    fn hint(&self, endpoint: &str, reason: &str) -> &'static str {
+        if !["connection closed", "broken pipe", "connection reset"].iter().any(|end| reason.contains(end)) {
+            ""
+        } else if endpoint.starts_with("http://") {
+            " (does it speak TLS? then give https://)"
+        } else if self.credentials.cert_file.is_none() {
+            " (does it demand a client certificate? then give --etcd-certfile and --etcd-keyfile)"
+        } else {
+            ""
+        }
     }
 
     fn options(&self) -> Result<ConnectOptions, StoreError> {
