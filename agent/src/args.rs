@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser, ValueEnum};
+use regex::Regex;
 
 use crate::store_args::StoreArgs;
 
@@ -32,8 +34,14 @@ pub struct Args {
     pub iface: Vec<String>,
 
     /// Regular expression for the name or an address of the external interface; tried after --iface
-    #[arg(long, value_name = "REGEX", env = "FLAND_IFACE_REGEX", help_heading = "External interface")]
-    pub iface_regex: Vec<String>,
+    #[arg(
+        long,
+        value_name = "REGEX",
+        env = "FLAND_IFACE_REGEX",
+        value_parser = pattern,
+        help_heading = "External interface"
+    )]
+    pub iface_regex: Vec<Regex>,
 
     /// Take the interface that packets to this address leave by
     #[arg(
@@ -63,7 +71,7 @@ pub struct Args {
     )]
     pub subnet_file: PathBuf,
 
-    /// How long the lease outlives this agent, such as 24h or 90m; at least 60s
+    /// How long the lease outlives this agent, such as 24h or 90m; from 60s to 1y
     #[arg(
         long,
         value_name = "DURATION",
@@ -74,15 +82,10 @@ pub struct Args {
     )]
     pub subnet_lease_ttl: Duration,
 
-    /// Renew the lease at the latest this many minutes before it ends. It is renewed after a third of its time anyway
-    #[arg(
-        long,
-        value_name = "MINUTES",
-        env = "FLAND_SUBNET_LEASE_RENEW_MARGIN",
-        default_value_t = 60,
-        help_heading = "Lease"
-    )]
-    pub subnet_lease_renew_margin: u32,
+    /// Renew the lease at the latest this many minutes before it ends; less than --subnet-lease-ttl. It is renewed
+    /// after a third of its time in any case
+    #[arg(long, value_name = "MINUTES", env = "FLAND_SUBNET_LEASE_RENEW_MARGIN", help_heading = "Lease")]
+    pub subnet_lease_renew_margin: Option<u32>,
 
     /// Name of this host, shown in listings; the host name by default
     #[arg(long, value_name = "NAME", env = "FLAND_NODE_NAME", help_heading = "Lease")]
@@ -102,6 +105,7 @@ pub struct Args {
         num_args = 0..=1,
         require_equals = true,
         action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(),
         help_heading = "Packets"
     )]
     pub ip_masq: bool,
@@ -115,6 +119,7 @@ pub struct Args {
         num_args = 0..=1,
         require_equals = true,
         action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(),
         help_heading = "Packets"
     )]
     pub iptables_forward_rules: bool,
@@ -128,6 +133,7 @@ pub struct Args {
         num_args = 0..=1,
         require_equals = true,
         action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(),
         help_heading = "Packets"
     )]
     pub ip_blackhole_route: bool,
@@ -170,6 +176,7 @@ pub struct Args {
     /// Log more: 1 for each operation on the kernel, 5 for everything
     #[arg(
         short,
+        long = "v",
         value_name = "LEVEL",
         env = "FLAND_V",
         default_value_t = 0,
@@ -189,6 +196,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// 365.25 days, as humantime counts.
+const YEAR: Duration = Duration::from_secs(31_557_600);
+
 const AFTER_HELP: &str = "\
 Each flag is also read from the environment: FLAND_ and the flag's name in upper case with underscores, else \
 FLANNELD_ and the same. A flag wins over both.
@@ -198,6 +208,24 @@ Exit codes:
   1  an error at run time, told on standard error
   2  a setting that cannot work, told on standard error";
 
+impl Args {
+    /// The renew margin, which must be shorter than the lease.
+    ///
+    /// # Errors
+    /// When it is not, naming both flags.
+    pub fn renew_margin(&self) -> Result<Option<Duration>, String> {
+        let Some(minutes) = self.subnet_lease_renew_margin else { return Ok(None) };
+        let margin = Duration::from_secs(60 * u64::from(minutes));
+        if margin >= self.subnet_lease_ttl {
+            let ttl = humantime::format_duration(self.subnet_lease_ttl);
+            return Err(format!(
+                "--subnet-lease-renew-margin {minutes} (minutes) is not less than --subnet-lease-ttl {ttl}"
+            ));
+        }
+        Ok(Some(margin))
+    }
+}
+
 fn lease_ttl(text: &str) -> Result<Duration, String> {
     duration(text, Duration::from_secs(60))
 }
@@ -206,11 +234,19 @@ fn resync_interval(text: &str) -> Result<Duration, String> {
     duration(text, Duration::from_secs(1))
 }
 
+fn pattern(text: &str) -> Result<Regex, String> {
+    // The library draws the place in three lines; the last one says what is wrong.
+    Regex::new(text).map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
+}
+
 fn duration(text: &str, least: Duration) -> Result<Duration, String> {
     let duration =
         humantime::parse_duration(text).map_err(|error| format!("{error}; expected such as 24h or 90s"))?;
     if duration < least {
         return Err(format!("at least {} is needed", humantime::format_duration(least)));
+    }
+    if duration > YEAR {
+        return Err("at most 1y is possible".to_owned());
     }
     Ok(Duration::from_secs(duration.as_secs()))
 }
@@ -247,6 +283,7 @@ mod tests {
         assert!(!read(&[]).unwrap().ip_masq);
         assert!(read(&["--ip-masq"]).unwrap().ip_masq);
         assert!(!read(&["--ip-masq=false"]).unwrap().ip_masq);
+        assert!(read(&["--ip-masq=1"]).unwrap().ip_masq && read(&["--ip-masq=True"]).unwrap().ip_masq);
         assert!(!read(&["--iptables-forward-rules=false"]).unwrap().iptables_forward_rules);
         assert_eq!(
             (read(&["-v"]).unwrap().v, read(&["-v=5"]).unwrap().v, read(&["-v", "3"]).unwrap().v),
@@ -258,6 +295,14 @@ mod tests {
     fn a_value_that_cannot_work_is_named_with_what_would() {
         let error = read(&["--subnet-lease-ttl", "5s"]).unwrap_err();
         assert!(error.contains("5s") && error.contains("at least 1m is needed"), "{error}");
+        assert!(read(&["--subnet-lease-ttl", "1000years"]).unwrap_err().contains("at most 1y"));
+        assert!(read(&["--iface-regex", "("]).unwrap_err().contains("unclosed group"));
+        let margin =
+            read(&["--subnet-lease-ttl=30m", "--subnet-lease-renew-margin=60"]).unwrap().renew_margin();
+        assert_eq!(
+            margin.unwrap_err(),
+            "--subnet-lease-renew-margin 60 (minutes) is not less than --subnet-lease-ttl 30m"
+        );
         assert!(read(&["--public-ip", "fd00::1"]).unwrap_err().contains("fd00::1"));
         assert!(read(&["--iface", "eth0", "--iface-can-reach", "1.2.3.4"]).is_err());
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use flan_backends::{Backend, Vxlan};
 use flan_kernel::{Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl};
-use flan_subnet_lease::{Admission, Change, HeldLease, LeaseSet, PerFamily, WatchEvent};
+use flan_subnet_lease::{Admission, Change, Family, Holding, LeaseSet, PerFamily, WatchEvent};
 use ipnetwork::IpNetwork;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
@@ -67,7 +67,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     async fn run(
         mut self,
         mut events: mpsc::Receiver<WatchEvent>,
-        mut held: watch::Receiver<HeldLease>,
+        mut holding: watch::Receiver<Holding>,
     ) -> anyhow::Result<()> {
         let mut resync = tokio::time::interval(self.options.resync_interval);
         resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -79,18 +79,15 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     Some(event) => self.heard(&event),
                     None => anyhow::bail!("the watch on the leases ended by itself"),
                 },
-                changed = held.changed() => match changed {
+                changed = holding.changed() => match changed {
                     Ok(()) => {
-                        let now = held.borrow_and_update().clone();
-                        self.holds(&now);
+                        let now = holding.borrow_and_update().clone();
+                        self.holds(now);
                     }
                     Err(_) => anyhow::bail!("the keeper of our lease ended by itself"),
                 },
                 () = self.reconciler.changed() => self.schedule(KERNEL_DEBOUNCE),
-                _ = resync.tick() => {
-                    self.enable_forwarding();
-                    self.schedule(Duration::ZERO);
-                }
+                _ = resync.tick() => self.schedule(Duration::ZERO),
                 () = sleep_until(due) => self.round().await,
                 _ = alive.tick() => notify::alive(),
             }
@@ -130,12 +127,16 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
     }
 
-    fn holds(&mut self, held: &HeldLease) {
-        self.own_revision = held.mod_revision;
+    fn holds(&mut self, holding: Holding) {
+        let Holding { lease, problem } = holding;
+        self.own_revision = lease.mod_revision;
+        self.status.update(|status| status.lease_problem = problem);
         let Some(own) = &mut self.admission.own else { return };
-        if own.subnets != held.subnets {
-            own.subnets = held.subnets;
-            self.ready = false; // the subnet file is out of date
+        if own.subnets != lease.subnets {
+            own.subnets = lease.subnets;
+            // The subnet file and dockerd are out of date.
+            self.ready = false;
+            self.status.update(|status| status.ready = false);
             self.schedule(Duration::ZERO);
         }
     }
@@ -151,12 +152,14 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if !self.leases.is_complete() {
             return; // an absent lease means nothing yet
         }
+        let forwarding = self.enable_forwarding();
         let desired = self.plan();
         let outcome = self.reconciler.reconcile(&desired).await;
-        self.settle(&outcome);
+        let mut problem = forwarding.err().or(outcome.problem());
         if !self.ready {
-            self.get_ready(&desired.state).await;
+            problem = problem.or(self.get_ready(&desired.state).await.err());
         }
+        self.settle(&outcome, problem);
     }
 
     fn plan(&mut self) -> Desired {
@@ -186,53 +189,63 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         Desired { state, rules }
     }
 
-    fn settle(&mut self, outcome: &Outcome) {
-        let problem = outcome.problem();
+    fn settle(&mut self, outcome: &Outcome, problem: Option<String>) {
         if problem.is_some() {
             self.failures += 1;
             self.schedule(retry_after(self.failures));
         } else {
             self.failures = 0;
         }
+        let peers = self.status.read().peers;
         if outcome.applied > 0 {
-            let (applied, peers) = (outcome.applied, self.status.read().peers);
-            info!(applied, failed = outcome.failed.len(), peers, "brought the kernel in line");
+            info!(
+                applied = outcome.applied,
+                failed = outcome.failed.len(),
+                peers,
+                "brought the kernel in line"
+            );
+        }
+        if let Some(own) = self.admission.own.as_ref().filter(|_| self.ready) {
+            let problem = problem.as_deref().map(|problem| format!("; {problem}")).unwrap_or_default();
+            notify::working(&format!("{} with {peers} peers{problem}", own.subnets));
         }
         self.status.update(|status| status.kernel_problem = problem);
     }
 
     /// Tells dockerd and systemd, once what was planned for ourselves really stands.
-    async fn get_ready(&mut self, desired: &State) {
-        let stands = self.reconciler.actual().await.is_ok_and(|actual| {
-            desired.links.keys().all(|name| actual.links.contains_key(name))
-                && desired.addresses.is_subset(&actual.addresses)
-        });
-        let Some(own) = self.admission.own.as_ref().filter(|_| stands) else { return };
+    async fn get_ready(&mut self, desired: &State) -> Result<(), String> {
+        let Some(own) = &self.admission.own else { return Ok(()) };
+        let actual = self.reconciler.actual().await.map_err(|reason| reason.to_string())?;
+        let missing = desired.links.iter().find(|(name, link)| actual.links.get(name) != Some(link));
+        if let Some((name, _)) = missing {
+            return Err(format!("device {name} is not as planned yet"));
+        }
+        if !desired.addresses.is_subset(&actual.addresses) {
+            return Err("the device's addresses are not as planned yet".to_owned());
+        }
         let mut networks: PerFamily<IpNetwork> = PerFamily::default();
         for (family, network) in self.admission.config.networks() {
             networks.set(family, network);
         }
         let env = SubnetEnv::new(networks, &own.subnets, self.backend.mtu(), self.options.ip_masq);
         let file = self.options.subnet_file.display();
-        if let Err(reason) = env.save(&self.options.subnet_file) {
+        env.save(&self.options.subnet_file).map_err(|reason| {
             error!(%file, %reason, "cannot write the subnet file");
-            self.failures += 1;
-            self.schedule(retry_after(self.failures));
-            return;
-        }
+            format!("cannot write {file}: {reason}")
+        })?;
         self.ready = true;
-        let peers = self.status.read().peers;
         self.status.update(|status| (status.ready, status.waiting_for) = (true, None));
-        info!(subnets = %own.subnets, mtu = self.backend.mtu(), peers, %file, "ready");
-        notify::ready(&format!("{} with {peers} peers", own.subnets));
+        info!(subnets = %own.subnets, mtu = self.backend.mtu(), peers = self.status.read().peers, %file, "ready");
+        notify::ready();
+        Ok(())
     }
 
-    fn enable_forwarding(&self) {
+    fn enable_forwarding(&self) -> Result<(), String> {
         let uses = |family| self.admission.config.pools.get(family).is_some();
-        let (v4, v6) = (uses(flan_subnet_lease::Family::V4), uses(flan_subnet_lease::Family::V6));
-        if let Err(reason) = sysctl::forwarding(v4, v6) {
+        sysctl::forwarding(uses(Family::V4), uses(Family::V6)).map_err(|reason| {
             warn!(%reason, "cannot enable forwarding: containers will not reach other hosts");
-        }
+            format!("cannot enable forwarding: {reason}")
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flan_backends::Underlay;
 use flan_kernel::KernelError;
 use flan_kernel::netlink::{self, Interface};
-use flan_subnet_lease::{Family, PerFamily};
+use flan_subnet_lease::{Family, NetworkConfig, PerFamily, is_host_address};
 use regex::Regex;
 
 use crate::args::Args;
@@ -25,14 +25,6 @@ pub enum InterfaceError {
     /// The kernel did not answer.
     #[error("cannot list network interfaces: {0}")]
     Kernel(#[from] KernelError),
-    /// A regular expression cannot be read.
-    #[error("--iface-regex {pattern:?} is not a regular expression: {problem}")]
-    Regex {
-        /// The pattern.
-        pattern: String,
-        /// Why.
-        problem: String,
-    },
     /// Nothing that was asked for exists.
     #[error("no interface is {wanted}; there are: {there}")]
     NoMatch {
@@ -54,6 +46,28 @@ pub enum InterfaceError {
         /// The family.
         family: Family,
     },
+    /// Packets to the address would not leave the host.
+    #[error("--iface-can-reach {ip}: {reason}")]
+    NoRoute {
+        /// The address.
+        ip: IpAddr,
+        /// What the kernel said.
+        reason: KernelError,
+    },
+    /// An address that no peer can send to.
+    #[error(
+        "peers cannot send to {ip} ({family} of {name}), as {reason}; choose with --iface or --public-ip"
+    )]
+    NotPublic {
+        /// The address.
+        ip: IpAddr,
+        /// Its family.
+        family: Family,
+        /// The interface.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// Finds the external interface: the first that `--iface` names by name or address, else the first that
@@ -61,13 +75,14 @@ pub enum InterfaceError {
 ///
 /// # Errors
 /// [`InterfaceError`] naming what was asked for and what there is.
-pub async fn find(args: &Args, families: &[Family]) -> Result<External, InterfaceError> {
+pub async fn find(args: &Args, config: &NetworkConfig) -> Result<External, InterfaceError> {
     let interfaces = netlink::interfaces().await?;
-    let choice = match wanted(args)? {
-        Some(wanted) => choose(&interfaces, &wanted)?,
-        None => by_route(args, &interfaces, families).await?,
+    let wanted = wanted(args);
+    let choice = match wanted.is_empty() {
+        false => choose(&interfaces, &wanted)?,
+        true => by_route(args, &interfaces, config).await?,
     };
-    external(&choice, families, args)
+    external(&choice, config, args)
 }
 
 /// What the flags ask for.
@@ -83,22 +98,13 @@ struct Choice<'a> {
     address: Option<IpAddr>,
 }
 
-fn wanted(args: &Args) -> Result<Option<Vec<Wanted>>, InterfaceError> {
+fn wanted(args: &Args) -> Vec<Wanted> {
     let by_name = |text: &String| match text.parse() {
         Ok(address) => Wanted::Address(address),
         Err(_) => Wanted::Name(text.clone()),
     };
-    let mut wanted: Vec<Wanted> = args.iface.iter().filter(|text| !text.is_empty()).map(by_name).collect();
-    for pattern in args.iface_regex.iter().filter(|text| !text.is_empty()) {
-        let regex = Regex::new(pattern).map_err(|error| {
-            // The library draws the place in three lines; the last one says what is wrong.
-            let text = error.to_string();
-            let problem = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            InterfaceError::Regex { pattern: pattern.clone(), problem }
-        })?;
-        wanted.push(Wanted::Pattern(regex));
-    }
-    Ok(Some(wanted).filter(|wanted| !wanted.is_empty()))
+    let patterns = args.iface_regex.iter().cloned().map(Wanted::Pattern);
+    args.iface.iter().filter(|text| !text.is_empty()).map(by_name).chain(patterns).collect()
 }
 
 fn choose<'a>(interfaces: &'a [Interface], wanted: &[Wanted]) -> Result<Choice<'a>, InterfaceError> {
@@ -128,14 +134,14 @@ fn choose<'a>(interfaces: &'a [Interface], wanted: &[Wanted]) -> Result<Choice<'
 async fn by_route<'a>(
     args: &Args,
     interfaces: &'a [Interface],
-    families: &[Family],
+    config: &NetworkConfig,
 ) -> Result<Choice<'a>, InterfaceError> {
     let (index, address) = match args.iface_can_reach {
-        Some(ip) => netlink::route_to(ip).await?,
+        Some(ip) => netlink::route_to(ip).await.map_err(|reason| InterfaceError::NoRoute { ip, reason })?,
         None => {
             let mut index = None;
-            for family in families {
-                index = index.or(netlink::default_route(*family == Family::V6).await?);
+            for (family, _) in config.networks() {
+                index = index.or(netlink::default_route(family == Family::V6).await?);
             }
             (index.ok_or_else(|| InterfaceError::NoDefaultRoute(list(interfaces)))?, None)
         }
@@ -146,24 +152,44 @@ async fn by_route<'a>(
     }
 }
 
-fn external(choice: &Choice<'_>, families: &[Family], args: &Args) -> Result<External, InterfaceError> {
+fn external(choice: &Choice<'_>, config: &NetworkConfig, args: &Args) -> Result<External, InterfaceError> {
     let interface = choice.interface;
     let on_it = interface.addresses.iter().map(ipnetwork::IpNetwork::ip).filter(|ip| !is_link_local(*ip));
     // The address that was asked for comes first and so is the one of its family.
     let all: PerFamily<IpAddr> = choice.address.into_iter().chain(on_it).collect();
     let given = PerFamily { v4: args.public_ip.map(IpAddr::V4), v6: args.public_ipv6.map(IpAddr::V6) };
     let (mut addresses, mut public_ips) = (PerFamily::default(), PerFamily::default());
-    for family in families.iter().copied() {
+    for (family, _) in config.networks() {
         let missing = || InterfaceError::NoAddress { name: interface.name.to_string(), family };
         let address = *all.get(family).ok_or_else(missing)?;
+        let public = *given.get(family).unwrap_or(&address);
+        for ip in [address, public] {
+            if let Some(reason) = unusable(ip, config) {
+                return Err(InterfaceError::NotPublic {
+                    ip,
+                    family,
+                    name: interface.name.to_string(),
+                    reason,
+                });
+            }
+        }
         addresses.set(family, address);
-        public_ips.set(family, *given.get(family).unwrap_or(&address));
+        public_ips.set(family, public);
     }
     Ok(External { underlay: Underlay { link: interface.name, mtu: interface.mtu, addresses }, public_ips })
 }
 
+/// Why peers would keep a lease with this address from their kernels.
+fn unusable(ip: IpAddr, config: &NetworkConfig) -> Option<String> {
+    if !is_host_address(ip) {
+        return Some("it is not the address of one host".to_owned());
+    }
+    let (_, network) = config.networks().find(|(_, network)| network.contains(ip))?;
+    Some(format!("it lies inside the overlay network {network}"))
+}
+
 fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.segments()[0] & 0xffc0 == 0xfe80)
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 fn list(interfaces: &[Interface]) -> String {
@@ -203,16 +229,19 @@ mod tests {
         ]
     }
 
-    fn find(arguments: &[&str], families: &[Family]) -> Result<External, String> {
+    const V4: &str = r#"{"Network": "10.5.0.0/16"}"#;
+    const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#;
+    const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#;
+
+    fn find(arguments: &[&str], config: &str) -> Result<External, String> {
         let args = Args::parse_from(std::iter::once("fland").chain(arguments.iter().copied()));
-        let host = host();
-        let wanted = wanted(&args).map_err(|error| error.to_string())?.unwrap_or_default();
-        let choice = choose(&host, &wanted).map_err(|error| error.to_string())?;
-        external(&choice, families, &args).map_err(|error| error.to_string())
+        let (host, config) = (host(), NetworkConfig::parse(config.as_bytes()).unwrap());
+        let choice = choose(&host, &wanted(&args)).map_err(|error| error.to_string())?;
+        external(&choice, &config, &args).map_err(|error| error.to_string())
     }
 
     fn found(arguments: &[&str]) -> (String, String) {
-        let external = find(arguments, &[Family::V4]).unwrap();
+        let external = find(arguments, V4).unwrap();
         (external.underlay.link.to_string(), external.underlay.addresses.v4.unwrap().to_string())
     }
 
@@ -227,29 +256,37 @@ mod tests {
 
     #[test]
     fn what_peers_send_to_may_differ_from_what_we_send_from() {
-        let external = find(&["--iface", "eth0", "--public-ip", "203.0.113.5"], &[Family::V4]).unwrap();
+        let external = find(&["--iface", "eth0", "--public-ip", "203.0.113.5"], V4).unwrap();
         assert_eq!(external.underlay.addresses.v4, Some("192.168.64.11".parse().unwrap()));
         assert_eq!(external.public_ips.v4, Some("203.0.113.5".parse().unwrap()));
     }
 
     #[test]
     fn both_families_come_from_one_interface_and_link_local_addresses_do_not_count() {
-        let external = find(&["--iface", "ens5"], &[Family::V4, Family::V6]).unwrap();
+        let external = find(&["--iface", "ens5"], BOTH).unwrap();
         assert_eq!(external.public_ips.v6, Some("fd64::11".parse().unwrap()));
-        let error = find(&["--iface", "eth0"], &[Family::V6]).unwrap_err();
+        let error = find(&["--iface", "eth0"], V6).unwrap_err();
         assert_eq!(error, "interface eth0 has no IPv6 address, and the network uses IPv6");
+    }
+
+    #[test]
+    fn an_address_that_no_peer_can_send_to_is_refused() {
+        assert_eq!(
+            find(&["--iface-regex", "."], V4).unwrap_err(),
+            "peers cannot send to 127.0.0.1 (IPv4 of lo), as it is not the address of one host; choose with --iface or --public-ip"
+        );
+        assert!(
+            find(&["--iface", "eth0", "--public-ip", "10.5.9.9"], V4)
+                .unwrap_err()
+                .contains("inside the overlay network")
+        );
     }
 
     #[test]
     fn what_is_not_there_is_named_beside_what_is() {
         assert_eq!(
-            find(&["--iface", "eth7"], &[Family::V4]).unwrap_err(),
+            find(&["--iface", "eth7"], V4).unwrap_err(),
             "no interface is called eth7; there are: eth0 (192.168.64.11 192.168.64.111), ens5 (10.0.0.11 fd64::11 fe80::11)"
-        );
-        assert!(
-            find(&["--iface-regex", "("], &[Family::V4])
-                .unwrap_err()
-                .starts_with("--iface-regex \"(\" is not")
         );
     }
 }

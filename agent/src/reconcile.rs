@@ -91,12 +91,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
 }
 
 impl Outcome {
-    /// Whether the kernel is as it should be.
-    pub fn is_complete(&self) -> bool {
-        self.problem().is_none()
-    }
-
-    /// What is wrong, in one line.
+    /// What is not as it should be, in one line.
     pub fn problem(&self) -> Option<String> {
         let operation = self.failed.first().map(|failed| match self.failed.len() {
             1 => failed.to_string(),
@@ -179,7 +174,7 @@ mod tests {
         let outcome = reconciler.reconcile(&desired(3)).await;
         assert_eq!((outcome.applied, outcome.failed.len()), (3, 1));
         assert!(outcome.problem().unwrap().contains("10.5.1.0/24"));
-        assert!(reconciler.reconcile(&desired(3)).await.is_complete());
+        assert_eq!(reconciler.reconcile(&desired(3)).await.problem(), None);
         assert_eq!(kernel.state(), desired(3).state);
     }
 
@@ -191,7 +186,7 @@ mod tests {
         kernel.take_applied();
         kernel.fail_next_snapshot(KernelError::TimedOut(Duration::from_secs(10)));
         let outcome = reconciler.reconcile(&desired(0)).await;
-        assert!(!outcome.is_complete());
+        assert!(outcome.problem().unwrap().starts_with("cannot read the kernel's state"));
         assert_eq!(kernel.take_applied(), []);
     }
 

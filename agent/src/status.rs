@@ -35,6 +35,8 @@ pub struct Status {
     pub peers: usize,
     /// Leases that are kept from the kernel.
     pub quarantined: Vec<QuarantinedLease>,
+    /// Why our lease could not be renewed, while that lasts.
+    pub lease_problem: Option<String>,
     /// Why the view of the leases may be out of date.
     pub store_problem: Option<String>,
     /// Why the kernel is not as it should be.

@@ -1,5 +1,6 @@
 //! The flags that say how to reach the store; the agent and `flanctl` share them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -31,15 +32,15 @@ pub struct StoreArgs {
     pub etcd_prefix: String,
 
     /// File with the authorities that sign the members' certificates; the system's by default
-    #[arg(long, value_name = "FILE", env = "FLAND_ETCD_CAFILE", value_parser = any_path(), global = true)]
+    #[arg(long, value_name = "FILE", env = "FLAND_ETCD_CAFILE", global = true)]
     pub etcd_cafile: Option<PathBuf>,
 
     /// File with our own certificate
-    #[arg(long, value_name = "FILE", env = "FLAND_ETCD_CERTFILE", value_parser = any_path(), global = true)]
+    #[arg(long, value_name = "FILE", env = "FLAND_ETCD_CERTFILE", global = true)]
     pub etcd_certfile: Option<PathBuf>,
 
     /// File with the key of our own certificate
-    #[arg(long, value_name = "FILE", env = "FLAND_ETCD_KEYFILE", value_parser = any_path(), global = true)]
+    #[arg(long, value_name = "FILE", env = "FLAND_ETCD_KEYFILE", global = true)]
     pub etcd_keyfile: Option<PathBuf>,
 
     /// User name in etcd
@@ -54,9 +55,12 @@ pub struct StoreArgs {
 impl StoreArgs {
     /// The settings as the store takes them.
     pub fn config(&self) -> StoreConfig {
-        // flannel takes the empty text for "not given", and unit files rely on it.
-        let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
-        let user = self.etcd_username.clone().filter(|name| !name.is_empty());
+        let user = match (&self.etcd_username, &self.etcd_password) {
+            (None, None) => None,
+            (name, password) => {
+                Some((name.clone().unwrap_or_default(), password.clone().unwrap_or_default()))
+            }
+        };
         StoreConfig {
             endpoints: self
                 .etcd_endpoints
@@ -65,67 +69,62 @@ impl StoreArgs {
                 .collect(),
             prefix: format!("/{}", self.etcd_prefix.trim_matches('/')),
             credentials: Credentials {
-                ca_file: given(&self.etcd_cafile),
-                cert_file: given(&self.etcd_certfile),
-                key_file: given(&self.etcd_keyfile),
-                user: user.map(|name| (name, self.etcd_password.clone().unwrap_or_default())),
+                ca_file: self.etcd_cafile.clone(),
+                cert_file: self.etcd_certfile.clone(),
+                key_file: self.etcd_keyfile.clone(),
+                user,
             },
         }
     }
 }
 
-/// A path that may be empty, unlike clap's own.
-fn any_path() -> impl clap::builder::TypedValueParser<Value = PathBuf> {
-    clap::builder::TypedValueParser::map(clap::builder::OsStringValueParser::new(), PathBuf::from)
-}
-
-/// Reads a command line the way flannel's is read: one dash is as good as two, and a variable `FLANNELD_X` in the
-/// environment stands in for `FLAND_X`. Flags win over `FLAND_X`, which wins over `FLANNELD_X`.
+/// Reads a command line the way flannel's is read: one dash is as good as two, an empty value is as good as none, and
+/// a variable `FLANNELD_X` in the environment stands in for `FLAND_X`. Flags win over `FLAND_X`, which wins over
+/// `FLANNELD_X`.
 ///
 /// Ends the process on `--help`, `--version` and a command line that cannot be read, with exit code 2 for the last.
 pub fn parse<T: clap::Parser>() -> T {
-    let command = with_flannel_environment(T::command(), |name| std::env::var(name).ok());
-    let arguments = with_two_dashes(&command, std::env::args());
+    let mut command = with_environment(T::command(), |name| std::env::var(name).ok());
+    command.build(); // adds --help and --version to the flags
+    let arguments = as_clap_reads_them(&command, std::env::args_os());
     let matches = command.get_matches_from(arguments);
     T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-fn with_flannel_environment(
-    mut command: clap::Command,
-    variable: impl Fn(&str) -> Option<String>,
-) -> clap::Command {
-    let ids: Vec<_> = command
-        .get_arguments()
-        .filter(|arg| arg.get_env().is_some())
-        .map(|arg| arg.get_id().clone())
-        .collect();
-    for id in ids {
-        command = command.mut_arg(id, |arg| {
-            let ours = arg.get_env().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            match variable(&ours.replacen("FLAND_", "FLANNELD_", 1)).filter(|value| !value.is_empty()) {
-                Some(value) => match arg.get_value_delimiter() {
-                    Some(delimiter) => {
-                        let values: Vec<clap::builder::OsStr> =
-                            value.split(delimiter).map(|part| part.to_owned().into()).collect();
-                        arg.default_values(values)
-                    }
-                    None => arg.default_value(clap::builder::OsStr::from(value)),
-                },
-                None => arg,
-            }
-        });
-    }
-    command
+fn with_environment(command: clap::Command, variable: impl Fn(&str) -> Option<String>) -> clap::Command {
+    command.mut_args(|arg| {
+        let Some(ours) = arg.get_env().map(|name| name.to_string_lossy().into_owned()) else { return arg };
+        let arg = match variable(&ours) {
+            Some(value) if value.is_empty() => arg.env(None::<&str>),
+            _ => arg,
+        };
+        let Some(value) =
+            variable(&ours.replacen("FLAND_", "FLANNELD_", 1)).filter(|value| !value.is_empty())
+        else {
+            return arg;
+        };
+        let secret = arg.is_hide_env_values_set();
+        let values: Vec<String> = match arg.get_value_delimiter() {
+            Some(delimiter) => value.split(delimiter).map(str::to_owned).collect(),
+            None => vec![value],
+        };
+        arg.default_values(values).hide_default_value(secret)
+    })
 }
 
-fn with_two_dashes(command: &clap::Command, arguments: impl Iterator<Item = String>) -> Vec<String> {
+fn as_clap_reads_them(command: &clap::Command, arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let names: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
-    arguments
-        .map(|argument| {
-            let name = argument.strip_prefix('-').and_then(|rest| rest.split('=').next()).unwrap_or_default();
-            if names.contains(&name) { format!("-{argument}") } else { argument }
-        })
-        .collect()
+    let read = |argument: OsString| {
+        let text = argument.to_string_lossy();
+        let name = text.trim_start_matches('-').split('=').next().unwrap_or_default();
+        if !text.starts_with('-') || !names.contains(&name) {
+            return Some(argument);
+        }
+        let dashes = text.len() - text.trim_start_matches('-').len();
+        let is_empty = text.split_once('=').is_some_and(|(_, value)| value.is_empty());
+        (!is_empty).then(|| if dashes == 1 { OsString::from(format!("-{text}")) } else { argument.clone() })
+    };
+    arguments.filter_map(read).collect()
 }
 
 #[cfg(test)]
@@ -141,10 +140,11 @@ mod tests {
     }
 
     fn read(arguments: &[&str], environment: &[(&str, &str)]) -> StoreConfig {
-        let command = with_flannel_environment(Sample::command(), |name| {
+        let mut command = with_environment(Sample::command(), |name| {
             environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         });
-        let arguments = with_two_dashes(&command, arguments.iter().map(|argument| (*argument).to_owned()));
+        command.build();
+        let arguments = as_clap_reads_them(&command, arguments.iter().map(OsString::from));
         let matches = command.get_matches_from(arguments);
         Sample::from_arg_matches(&matches).unwrap().store.config()
     }
@@ -165,6 +165,13 @@ mod tests {
     fn one_dash_is_as_good_as_two() {
         assert_eq!(read(&["fland", "-etcd-prefix=/a/b/"], &[]).prefix, "/a/b");
         assert_eq!(read(&["fland", "-etcd-prefix", "/a"], &[]).prefix, "/a");
+    }
+
+    #[test]
+    fn a_password_from_the_environment_does_not_show_in_the_help() {
+        let environment = |name: &str| (name == "FLANNELD_ETCD_PASSWORD").then(|| "s3cret".to_owned());
+        let help = with_environment(Sample::command(), environment).render_long_help().to_string();
+        assert!(help.contains("etcd-password") && !help.contains("s3cret"), "{help}");
     }
 
     #[test]

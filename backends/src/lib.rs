@@ -5,7 +5,7 @@
 
 mod vxlan;
 
-use flan_kernel::{LinkName, Ownership, State};
+use flan_kernel::{LinkName, State};
 use flan_subnet_lease::{Lease, PerFamily, Subnets};
 use std::net::IpAddr;
 
@@ -15,9 +15,6 @@ pub use vxlan::Vxlan;
 pub trait Backend: Send {
     /// The name by which configs and leases call this backend.
     fn name(&self) -> &'static str;
-
-    /// What in the kernel is this backend's, from its first start on and after a restart.
-    fn ownership(&self) -> Ownership;
 
     /// The backend's part of our lease: what peers need to reach us, for each family in use.
     fn lease_data(&self) -> PerFamily<serde_json::Value>;

@@ -41,9 +41,12 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
         timeout: Duration,
         /// Then write dockerd's options to this file, as variables for a unit's EnvironmentFile=: DOCKER_OPT_BIP,
-        /// DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU, and all of them as DOCKER_OPTS
+        /// DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU, where this dockerd needs it DOCKER_OPT_DIRECT_ROUTING, and all together
         #[arg(long, value_name = "FILE")]
         docker_opts: Option<PathBuf>,
+        /// Name of the variable with all of dockerd's options together
+        #[arg(long, value_name = "NAME", default_value = "DOCKER_OPTS")]
+        docker_opts_key: String,
     },
 }
 
@@ -79,8 +82,8 @@ pub(crate) enum SubnetsCommand {
     },
     /// Show one lease in full
     Show {
-        /// Such as 10.5.52.0/24
-        subnet: Subnets,
+        /// Such as 10.5.52.0/24, or the key of a lease that names no subnet
+        subnet: String,
         /// Form of the output
         #[arg(short, long, value_enum, default_value_t = Form::Yaml)]
         output: Form,
@@ -95,8 +98,8 @@ pub(crate) enum SubnetsCommand {
     },
     /// Delete a lease or a reservation. An agent that is alive takes its lease back at once
     Release {
-        /// Such as 10.5.52.0/24
-        subnet: Subnets,
+        /// Such as 10.5.52.0/24, or the key of a lease that names no subnet
+        subnet: String,
         /// Do not ask
         #[arg(short, long)]
         yes: bool,

@@ -3,15 +3,15 @@
 use std::io::Read;
 use std::path::Path;
 
-use flan_subnet_lease::{Lease, NetworkConfig, Store, StoredConfig};
+use flan_subnet_lease::{Admission, Lease, LeaseSet, NetworkConfig, Store, StoredConfig};
 
 use crate::failure::{Failure, Kind};
+use crate::output;
 
 /// Prints the config.
 pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
     let stored = stored(store).await?;
-    println!("{}", String::from_utf8_lossy(&stored.json).trim_end());
-    Ok(())
+    output::print(&String::from_utf8_lossy(&stored.json))
 }
 
 /// Checks a config and writes it, unless that would strand leases.
@@ -19,7 +19,11 @@ pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), F
     let json = read(file)?;
     let config = check(&json)?;
     let seen = store.config().await?;
-    let stranded = stranded(store, &config).await?;
+    if seen.as_ref().is_some_and(|seen| seen.json == json) {
+        return output::print(&format!("{}/config already says so", store.prefix()));
+    }
+    let before = seen.as_ref().and_then(|seen| NetworkConfig::parse(&seen.json).ok());
+    let stranded = stranded(store, before, &config).await?;
     if !stranded.is_empty() && !force {
         return Err(Failure::new(
             Kind::Refused,
@@ -31,26 +35,21 @@ pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), F
             ),
         ));
     }
-    if seen.as_ref().is_some_and(|seen| seen.json == json) {
-        println!("{}/config already says so", store.prefix());
-        return Ok(());
-    }
     if !store.put_config(&json, seen.as_ref()).await? {
         let message = "somebody else wrote the network config at the same moment; nothing was written, look and try again";
         return Err(Failure::new(Kind::Refused, message));
     }
-    println!("wrote {}/config: {}", store.prefix(), describe(&config));
-    if seen.is_some() {
-        println!("agents that run keep the old config until they are restarted");
+    output::print(&format!("wrote {}/config: {}", store.prefix(), describe(&config)))?;
+    match seen {
+        Some(_) => output::print("agents that run keep the old config until they are restarted"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Checks a config.
 pub(crate) fn validate(file: &Path) -> Result<(), Failure> {
     let config = check(&read(file)?)?;
-    println!("valid: {}", describe(&config));
-    Ok(())
+    output::print(&format!("valid: {}", describe(&config)))
 }
 
 /// The config as the store holds it.
@@ -71,11 +70,32 @@ pub(crate) async fn parsed(store: &Store) -> Result<NetworkConfig, Failure> {
     })
 }
 
-/// Leases that can be read and that `config` would not admit.
-async fn stranded(store: &Store, config: &NetworkConfig) -> Result<Vec<String>, Failure> {
-    let listing = store.list().await?;
-    let leases = listing.entries.iter().filter_map(|entry| Lease::from_entry(entry).ok());
-    Ok(leases.filter(|lease| !config.admits(&lease.subnets)).map(|lease| lease.subnets.to_string()).collect())
+/// Leases that are good now and that hosts would lose under `after`, each with the reason.
+async fn stranded(
+    store: &Store,
+    before: Option<NetworkConfig>,
+    after: &NetworkConfig,
+) -> Result<Vec<String>, Failure> {
+    let mut leases = LeaseSet::default();
+    leases.replace(&store.list().await?);
+    // Without a config before, nothing is known of what was good: whatever can be read counts.
+    let before = before.unwrap_or_else(|| after.clone());
+    let judge = |config: &NetworkConfig| Admission { config: config.clone(), own: None };
+    let (before, after_it) = (judge(&before), judge(after));
+    let judged = leases.judge(&before);
+    let bad_after = leases.judge(&after_it).quarantined;
+    let good = judged.peers.iter().chain(&judged.unclaimed);
+    let reason = |lease: &&&Lease| {
+        let bad = bad_after.iter().find(|bad| bad.lease == Some(**lease));
+        match bad {
+            Some(bad) => Some(format!("{} ({})", lease.subnets, bad.reason)),
+            None if !after.admits(&lease.subnets) => {
+                Some(format!("{} (not one of its subnets)", lease.subnets))
+            }
+            None => None,
+        }
+    };
+    Ok(good.filter_map(|lease| reason(&lease)).collect())
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {

@@ -13,13 +13,16 @@ const LOOK: Duration = Duration::from_millis(200);
 /// When the first line of progress is due.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Waits until the file is there and can be used, then writes dockerd's options.
-pub(crate) async fn wait(file: &Path, limit: Duration, docker_opts: Option<&Path>) -> Result<(), Failure> {
+/// How long `dockerd --help` may take.
+const HELP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Waits until the file is there and can be used.
+pub(crate) async fn wait(file: &Path, limit: Duration) -> Result<SubnetEnv, Failure> {
     let start = Instant::now();
     let mut told = false;
     loop {
         let reason = match SubnetEnv::load(file) {
-            Ok(Some(env)) => return finish(&env, docker_opts),
+            Ok(Some(env)) => return Ok(env),
             Ok(None) => "it is not there".to_owned(),
             Err(reason) => reason.to_string(),
         };
@@ -39,14 +42,23 @@ pub(crate) async fn wait(file: &Path, limit: Duration, docker_opts: Option<&Path
     }
 }
 
-fn finish(env: &SubnetEnv, docker_opts: Option<&Path>) -> Result<(), Failure> {
-    let Some(path) = docker_opts else { return Ok(()) };
-    std::fs::write(path, options(env))
-        .map_err(|error| Failure::new(Kind::Other, format!("cannot write {}: {error}", path.display())))
+/// Writes dockerd's options for the subnet.
+pub(crate) async fn write_options(env: &SubnetEnv, file: &Path, key: &str) -> Result<(), Failure> {
+    std::fs::write(file, options(env, needs_direct_routing().await, key))
+        .map_err(|error| Failure::new(Kind::Other, format!("cannot write {}: {error}", file.display())))
 }
 
-/// What flannel's mk-docker-opts.sh writes: dockerd must not masquerade where the agent does.
-fn options(env: &SubnetEnv) -> String {
+/// Docker 28 and newer drop what another host sends to a container, unless this option, which came with 28.2, is set.
+async fn needs_direct_routing() -> bool {
+    let help = tokio::process::Command::new("dockerd").arg("--help").kill_on_drop(true).output();
+    match tokio::time::timeout(HELP_LIMIT, help).await {
+        Ok(Ok(help)) => String::from_utf8_lossy(&help.stdout).contains("--allow-direct-routing"),
+        _ => false,
+    }
+}
+
+/// What flannel's mk-docker-opts.sh writes, and direct routing: dockerd must not masquerade where the agent does.
+fn options(env: &SubnetEnv, direct_routing: bool, key: &str) -> String {
     let mut all = Vec::new();
     let mut text = String::new();
     let mut add = |name: &str, option: String| {
@@ -58,7 +70,10 @@ fn options(env: &SubnetEnv) -> String {
     }
     add("IPMASQ", format!("--ip-masq={}", !env.ip_masq));
     add("MTU", format!("--mtu={}", env.mtu));
-    text + &format!("DOCKER_OPTS=\" {}\"\n", all.join(" "))
+    if direct_routing {
+        add("DIRECT_ROUTING", "--allow-direct-routing".to_owned());
+    }
+    text + &format!("{key}=\" {}\"\n", all.join(" "))
 }
 
 #[cfg(test)]
@@ -70,8 +85,14 @@ mod tests {
         let env = SubnetEnv::parse(
             "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
         );
+        let env = env.unwrap();
+        let with_direct_routing = options(&env, true, "ALL");
+        assert!(
+            with_direct_routing
+                .ends_with("ALL=\" --bip=10.5.52.1/24 --ip-masq=false --mtu=1450 --allow-direct-routing\"\n")
+        );
         assert_eq!(
-            options(&env.unwrap()),
+            options(&env, false, "DOCKER_OPTS"),
             "DOCKER_OPT_BIP=\"--bip=10.5.52.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
              DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=10.5.52.1/24 --ip-masq=false --mtu=1450\"\n"
         );

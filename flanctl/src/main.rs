@@ -49,8 +49,12 @@ async fn run(args: args::Args) -> Result<(), Failure> {
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
-        Command::Wait { subnet_file, timeout, docker_opts } => {
-            docker::wait(&subnet_file, timeout, docker_opts.as_deref()).await
+        Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
+            let env = docker::wait(&subnet_file, timeout).await?;
+            match docker_opts {
+                Some(file) => docker::write_options(&env, &file, &docker_opts_key).await,
+                None => Ok(()),
+            }
         }
     }
 }

@@ -2,11 +2,22 @@
 //!
 //! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
 
+use std::io::Write;
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
 use flan_subnet_lease::{Judged, Lease, PerFamily};
 use serde::Serialize;
+
+use crate::failure::{Failure, Kind};
+
+/// Prints lines. A reader that has seen enough and closed the pipe is no failure: the process ends, as others do.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.map_err(|error| Failure::new(Kind::Other, format!("cannot print: {error}"))),
+    }
+}
 
 /// All leases. A list, sorted by subnet.
 #[derive(Debug, Serialize)]

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use flan_subnet_lease::{
     Admission, Entry, Family, Lease, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig, NodeIdentity,
-    PerFamily, Store, Subnets, WatchEvent,
+    PerFamily, Store, Subnets, WatchEvent, is_host_address,
 };
 use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::args::Form;
 use crate::config;
 use crate::failure::{Failure, Kind};
-use crate::output::SubnetList;
+use crate::output::{self, SubnetList};
 use crate::table;
 
 /// How many times are asked of the store at once.
@@ -30,8 +31,7 @@ pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
     leases.replace(&store.list().await?);
     let list = judged(store, config, &leases).await;
     if list.items.is_empty() && matches!(form, Form::Table | Form::Wide) {
-        println!("no leases below {}/subnets", store.prefix());
-        return Ok(());
+        return output::print(&format!("no leases below {}/subnets", store.prefix()));
     }
     print(&list, form)
 }
@@ -44,12 +44,13 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     let mut leases = LeaseSet::default();
     while let Some(event) = events.recv().await {
         take(&mut leases, &event);
-        while let Ok(Some(event)) = tokio::time::timeout(GATHER, events.recv()).await {
+        let gathered = Instant::now() + GATHER;
+        while let Ok(Some(event)) = tokio::time::timeout_at(gathered, events.recv()).await {
             take(&mut leases, &event);
         }
         if leases.is_complete() {
             print(&judged(store, config.clone(), &leases).await, form)?;
-            println!();
+            output::print("")?;
         }
     }
     Ok(())
@@ -63,14 +64,15 @@ fn take(leases: &mut LeaseSet, event: &WatchEvent) {
 }
 
 /// Prints one lease.
-pub(crate) async fn show(store: &Store, subnets: &Subnets, form: Form) -> Result<(), Failure> {
+pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let mut leases = LeaseSet::default();
     leases.replace(&store.list().await?);
     let mut list = judged(store, config, &leases).await;
-    list.items.retain(|item| item.key == subnets.key());
+    let key = key_of(subnet);
+    list.items.retain(|item| item.key == key);
     if list.items.is_empty() {
-        return Err(no_lease(store, subnets));
+        return Err(no_lease(store, &key));
     }
     match form {
         Form::Table | Form::Wide => print(&list, form),
@@ -82,6 +84,9 @@ pub(crate) async fn show(store: &Store, subnets: &Subnets, form: Form) -> Result
 pub(crate) async fn reserve(store: &Store, subnets: &Subnets, public_ip: &[IpAddr]) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let public_ips: PerFamily<IpAddr> = public_ip.iter().copied().collect();
+    if public_ips.values().count() != public_ip.len() {
+        return Err(Failure::new(Kind::Usage, "--public-ip takes one address of each family"));
+    }
     check_reservation(&config, subnets, &public_ips)?;
     let listing = store.list().await?;
     let standing = listing.entries.iter().find(|entry| entry.key == subnets.key());
@@ -102,27 +107,32 @@ pub(crate) async fn reserve(store: &Store, subnets: &Subnets, public_ip: &[IpAdd
     match store.put(&subnets.key(), &value, None, seen).await? {
         Some(_) => {
             let whom = public_ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            println!("reserved {subnets} for {whom}");
-            Ok(())
+            output::print(&format!("reserved {subnets} for {whom}"))
         }
-        None => Err(changed_meanwhile(subnets)),
+        None => Err(changed_meanwhile(&subnets.key())),
     }
 }
 
 /// Deletes a lease.
-pub(crate) async fn release(store: &Store, subnets: &Subnets, yes: bool) -> Result<(), Failure> {
-    let entry = store.get(&subnets.key()).await?.ok_or_else(|| no_lease(store, subnets))?;
-    let holder =
-        LeaseAttributes::from_json(&entry.value).map(|attributes| describe(&attributes)).unwrap_or_default();
-    if !yes && !confirmed(&format!("Release {subnets}{holder}? Its containers lose the other hosts. [y/N] "))?
-    {
+pub(crate) async fn release(store: &Store, subnet: &str, yes: bool) -> Result<(), Failure> {
+    let key = key_of(subnet);
+    let entry = store.get(&key).await?.ok_or_else(|| no_lease(store, &key))?;
+    let holder = match LeaseAttributes::from_json(&entry.value) {
+        Ok(attributes) => format!(", held by {}? Its containers lose the other hosts.", attributes.holder()),
+        Err(reason) => format!(", with an {reason}?"),
+    };
+    if !yes && !confirmed(&format!("Release {key}{holder} [y/N] "))? {
         return Err(Failure::new(Kind::Refused, "nothing was released"));
     }
-    if !store.delete(&subnets.key(), entry.mod_revision).await? {
-        return Err(changed_meanwhile(subnets));
+    if !store.delete(&key, entry.mod_revision).await? {
+        return Err(changed_meanwhile(&key));
     }
-    println!("released {subnets}");
-    Ok(())
+    output::print(&format!("released {subnet}"))
+}
+
+/// The key that a person means: that of a subnet, or any other as it stands.
+fn key_of(subnet: &str) -> String {
+    subnet.parse::<Subnets>().map_or_else(|_| subnet.to_owned(), |subnets| subnets.key())
 }
 
 /// All leases with their standing and their times. A time that the store does not tell is left out.
@@ -161,8 +171,16 @@ fn check_reservation(
                 "the network {verb} {family}: {subnets} does not fit; give it as 10.5.52.0/24,fd00:5:0:34::/64"
             ));
         }
-        if wanted && public_ips.get(family).is_none() {
-            return usage(format!("the network uses {family}: --public-ip needs an {family} address"));
+        match public_ips.get(family) {
+            None if wanted => {
+                return usage(format!("the network uses {family}: --public-ip needs an {family} address"));
+            }
+            Some(ip) if !is_host_address(*ip) => {
+                return usage(format!(
+                    "--public-ip {ip} is not the address of one host, such as 192.168.64.12"
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -176,21 +194,13 @@ fn same_host(entry: &Entry, subnets: &Subnets, public_ips: &PerFamily<IpAddr>) -
             Ok(entry.value.clone())
         }
         Ok(attributes) => {
-            let message = format!("{subnets} is taken{}; release it first", describe(&attributes));
+            let message = format!("{subnets} is taken by {}; release it first", attributes.holder());
             Err(Failure::new(Kind::Refused, message))
         }
         Err(reason) => {
             let message = format!("{subnets} is taken by a lease with an {reason}; release it first");
             Err(Failure::new(Kind::Refused, message))
         }
-    }
-}
-
-fn describe(attributes: &LeaseAttributes) -> String {
-    let ips = attributes.public_ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    match &attributes.node.host {
-        Some(host) => format!(" by {ips} ({host})"),
-        None => format!(" by {ips}"),
     }
 }
 
@@ -207,10 +217,9 @@ fn confirmed(question: &str) -> Result<bool, Failure> {
 
 fn print(list: &SubnetList, form: Form) -> Result<(), Failure> {
     match form {
-        Form::Table | Form::Wide => println!("{}", table::render(list, form == Form::Wide)),
-        Form::Json | Form::Yaml => return print_document(list, form),
+        Form::Table | Form::Wide => output::print(&table::render(list, form == Form::Wide)),
+        Form::Json | Form::Yaml => print_document(list, form),
     }
-    Ok(())
 }
 
 fn print_document(document: &impl serde::Serialize, form: Form) -> Result<(), Failure> {
@@ -218,20 +227,16 @@ fn print_document(document: &impl serde::Serialize, form: Form) -> Result<(), Fa
         Form::Yaml => serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?,
         _ => serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?,
     };
-    println!("{}", text.trim_end());
-    Ok(())
+    output::print(&text)
 }
 
-fn no_lease(store: &Store, subnets: &Subnets) -> Failure {
-    Failure::new(
-        Kind::NotFound,
-        format!("there is no lease {} below {}/subnets", subnets.key(), store.prefix()),
-    )
+fn no_lease(store: &Store, key: &str) -> Failure {
+    Failure::new(Kind::NotFound, format!("there is no lease {key} below {}/subnets", store.prefix()))
 }
 
-fn changed_meanwhile(subnets: &Subnets) -> Failure {
+fn changed_meanwhile(key: &str) -> Failure {
     Failure::new(
         Kind::Refused,
-        format!("somebody else wrote {subnets} at the same moment; nothing was done, look and try again"),
+        format!("somebody else wrote {key} at the same moment; nothing was done, look and try again"),
     )
 }

@@ -34,10 +34,15 @@ pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
                 or_dash(revision.as_deref()),
             ]);
         }
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
     lines.join("\n")
+}
+
+/// Leases are written by anybody who may write to the store: nothing in them shall steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn or_dash(text: Option<&str>) -> String {
@@ -76,6 +81,12 @@ fn short(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_steer_the_terminal_is_shown_as_text() {
+        assert_eq!(printable("h1\u{1b}[2J\n"), "h1\\u{1b}[2J\\n");
+        assert_eq!(printable("höst"), "höst");
+    }
 
     #[test]
     fn durations_are_short() {

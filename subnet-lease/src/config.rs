@@ -167,19 +167,23 @@ impl SubnetPool {
         names: &PoolFields,
         enabled: bool,
     ) -> Result<Option<Self>, ConfigError> {
-        let network = fields.take_parsed::<IpNetwork>(names.network, names.network_example)?;
-        let length = fields.take::<u8>(names.subnet_len)?;
+        let network = fields.take_parsed::<Cidr>(names.network, names.network_example)?;
+        let length = fields.take_in::<u8>(names.subnet_len, 0..=names.longest)?;
         let min = fields.take_parsed::<IpAddr>(names.subnet_min, "an address")?;
         let max = fields.take_parsed::<IpAddr>(names.subnet_max, "an address")?;
         if !enabled {
             return Ok(None);
         }
-        let network = network.ok_or(ConfigError::Missing { field: names.network, hint: names.hint })?;
+        let Cidr(network) = network.ok_or(ConfigError::Missing { field: names.network, hint: names.hint })?;
         if Family::of(network.ip()) != family {
             let problem = format!("is not an {family} network; {} would be", names.network_example);
             return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
         }
         let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
+        if network.ip().is_loopback() || network.ip().is_multicast() {
+            let problem = format!("holds no addresses of hosts; {} would", names.network_example);
+            return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
+        }
         let subnet_len = subnet_length(&network, length, names)?;
         let host_bits = u32::from(family.width() - subnet_len);
         let (base, end) = span(&network);
@@ -285,6 +289,19 @@ impl Fields {
 
     fn full(&self, name: &str) -> String {
         format!("{}{name}", self.path)
+    }
+}
+
+/// A network in the one form that flannel reads, `10.5.0.0/16`.
+struct Cidr(IpNetwork);
+
+impl std::str::FromStr for Cidr {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (address, length) = text.split_once('/').ok_or(())?;
+        let network = IpNetwork::new(address.parse().map_err(|_| ())?, length.parse().map_err(|_| ())?);
+        network.map(Self).map_err(|_| ())
     }
 }
 
@@ -433,6 +450,12 @@ mod tests {
                 r#"{"Network": "10.5.0.0/16", "SubnetLen": 17}"#,
                 "SubnetLen 17 is not from 18 to 30, as Network is a /16",
             ),
+            (r#"{"Network": "10.5.0.0/16", "SubnetLen": 300}"#, "SubnetLen 300 is not a number from 0 to 30"),
+            (r#"{"Network": "10.5.0.0"}"#, "Network \"10.5.0.0\" cannot be read; expected 10.5.0.0/16"),
+            (
+                r#"{"Network": "127.0.0.0/16"}"#,
+                "Network 127.0.0.0/16 holds no addresses of hosts; 10.5.0.0/16 would",
+            ),
             (
                 r#"{"Network": "10.5.0.0/29"}"#,
                 "Network 10.5.0.0/29 is too small for four subnets; the smallest is a /28",
@@ -465,7 +488,7 @@ mod tests {
         }
 
         #[test]
-        fn every_subnet_of_a_pool_is_its_own_and_inside(bits: u32, length in 0u8..=28, extra in 2u8..=14, pick: u32) {
+        fn every_subnet_of_a_pool_is_its_own_and_inside(bits in 0u32..0x7f00_0000, length in 0u8..=28, extra in 2u8..=14, pick: u32) {
             let json = format!(r#"{{"Network": "{}/{length}", "SubnetLen": {}}}"#,
                 Family::V4.address(bits.into()), (length + extra).min(30));
             let pool = parse(&json).unwrap().pools.v4.unwrap();

@@ -3,10 +3,12 @@
 //! Only the keeper writes our key, and each write compares what it last saw. Whatever seems to happen to the key,
 //! the keeper reads it again before it acts, so a late or doubled notice does no harm.
 
+mod rounds;
+
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
+use serde_json::Map;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -14,10 +16,10 @@ use tracing::{debug, error, info, warn};
 use crate::allocate::{Exhausted, allocate};
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
-use crate::family::PerFamily;
 use crate::key::Subnets;
 use crate::lease::{Lease, LeaseAttributes, NodeIdentity};
 use crate::store::{Entry, Listing, Store, StoreError};
+use rounds::{Looked, Rounds, Task, keepalive_interval};
 
 /// What this host wants to hold.
 #[derive(Debug, Clone)]
@@ -30,8 +32,9 @@ pub struct Claim {
     pub previous: Option<Subnets>,
     /// How long the lease outlives us, in whole seconds.
     pub ttl: Duration,
-    /// A keepalive is sent at the latest this long before the end.
-    pub renew_margin: Duration,
+    /// A keepalive is sent at the latest this long before the end; shorter than `ttl`. It is sent after a third of
+    /// `ttl` anyway.
+    pub renew_margin: Option<Duration>,
 }
 
 /// The lease as we hold it.
@@ -43,6 +46,15 @@ pub struct HeldLease {
     pub etcd_lease: Option<i64>,
     /// Store revision of the last write of the key.
     pub mod_revision: i64,
+}
+
+/// The lease as we hold it, and what is wrong with that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// The lease.
+    pub lease: HeldLease,
+    /// Why it could not be renewed or taken back, while that lasts.
+    pub problem: Option<String>,
 }
 
 /// Why a lease could not be taken at this moment.
@@ -98,56 +110,42 @@ impl Keeper {
         &self.held
     }
 
-    /// Keeps the lease until nobody listens to `held` any more. `suspicion` makes the keeper look at its key at once.
-    /// Every change of the lease, also a new subnet after a loss, goes to `held`.
-    pub async fn hold(mut self, suspicion: &Notify, held: &watch::Sender<HeldLease>) {
-        let interval = keepalive_interval(self.claim.ttl, self.claim.renew_margin);
-        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        let mut due = Instant::now() + interval;
-        let mut last_success = Instant::now();
-        let mut suspect = false;
+    /// Keeps the lease until nobody listens to `holding` any more. `suspicion` makes the keeper look at its key at
+    /// once. Every change of the lease, also a new subnet after a loss, and every problem goes to `holding`.
+    pub async fn hold(mut self, suspicion: &Notify, holding: &watch::Sender<Holding>) {
+        let mut rounds =
+            Rounds::new(keepalive_interval(self.claim.ttl, self.claim.renew_margin), Instant::now());
         loop {
-            let outcome = tokio::select! {
-                () = held.closed() => return,
+            let task = tokio::select! {
+                () = holding.closed() => return,
                 () = suspicion.notified() => {
-                    suspect = true;
-                    self.look().await
+                    rounds.suspect(Instant::now());
+                    continue;
                 }
-                () = tokio::time::sleep_until(due) => match suspect {
-                    true => self.look().await,
-                    false => self.keep_alive().await,
-                },
+                () = tokio::time::sleep_until(rounds.due()) => rounds.task(),
             };
-            held.send_if_modified(|seen| std::mem::replace(seen, self.held.clone()) != self.held);
-            due = match outcome {
-                // A look does not keep the lease alive: what was due stays due.
-                Ok(()) if suspect => {
-                    suspect = false;
-                    backoff.reset();
-                    last_success + interval
-                }
-                Ok(()) => {
-                    backoff.reset();
-                    last_success = Instant::now();
-                    last_success + interval
-                }
-                Err(reason) => {
-                    let wait = backoff.next();
-                    let left = self.claim.ttl.saturating_sub(last_success.elapsed());
-                    warn!(%reason, retry_in = ?wait, expires_in_seconds = left.as_secs(), "cannot renew the lease");
-                    Instant::now() + wait
-                }
+            let outcome = match task {
+                Task::Look => self.look().await,
+                Task::KeepAlive => self.keep_alive().await,
             };
+            let wait = rounds.done(task, outcome.as_ref().ok(), Instant::now());
+            let problem = outcome.err().map(|reason| {
+                let left = self.claim.ttl.saturating_sub(rounds.since_success(Instant::now()));
+                warn!(%reason, retry_in = ?wait, expires_in_seconds = left.as_secs(), "cannot renew the lease");
+                reason.to_string()
+            });
+            let now = Holding { lease: self.held.clone(), problem };
+            holding.send_if_modified(|seen| std::mem::replace(seen, now.clone()) != now);
         }
     }
 
     /// Sets the etcd lease back to its full time; when it has expired, takes the subnet back.
-    async fn keep_alive(&mut self) -> Result<(), KeeperError> {
+    async fn keep_alive(&mut self) -> Result<Looked, KeeperError> {
         let Some(etcd_lease) = self.held.etcd_lease else { return self.look().await };
         match self.store.keep_alive(etcd_lease).await {
             Ok(()) => {
                 debug!(subnets = %self.held.subnets, "kept the lease alive");
-                Ok(())
+                Ok(Looked::Fine)
             }
             Err(StoreError::LeaseGone(_)) => self.look().await,
             Err(error) => Err(error.into()),
@@ -155,30 +153,32 @@ impl Keeper {
     }
 
     /// Reads our key and puts right what is wrong with it.
-    async fn look(&mut self) -> Result<(), KeeperError> {
+    async fn look(&mut self) -> Result<Looked, KeeperError> {
         let subnets = self.held.subnets;
         let found = self.store.get(&subnets.key()).await?;
         match judge(&self.held, &self.claim, found.as_ref()) {
-            Finding::Unchanged => Ok(()),
+            Finding::Unchanged => return Ok(Looked::Fine),
             Finding::Touched { etcd_lease, mod_revision } => {
-                info!(%subnets, reservation = etcd_lease.is_none(), "our lease was written by somebody else, and still says the same");
+                let reservation = etcd_lease.is_none();
+                info!(%subnets, reservation, "somebody else wrote our lease, and it still says the same");
                 self.held = HeldLease { subnets, etcd_lease, mod_revision };
-                Ok(())
+                return Ok(Looked::Fine);
             }
             Finding::Altered(entry) => {
-                warn!(%subnets, value = %String::from_utf8_lossy(&entry.value), "our lease was altered; writing it again");
+                let value = String::from_utf8_lossy(&entry.value);
+                warn!(%subnets, %value, "somebody altered our lease; writing it again");
                 self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
-                Ok(())
             }
             Finding::Gone => {
                 warn!(%subnets, "our lease is gone from the store; taking it back");
-                self.take_back().await
+                self.take_back().await?;
             }
             Finding::Foreign(holder) => {
                 error!(%subnets, %holder, "our lease was lost to another host");
-                self.take_back().await
+                self.take_back().await?;
             }
         }
+        Ok(Looked::Mended)
     }
 
     /// Takes our subnet again or, where somebody else has it by now, another one.
@@ -187,7 +187,10 @@ impl Keeper {
         let claim = Claim { previous: Some(lost), ..self.claim.clone() };
         self.held = take(&self.store, &claim).await?;
         if self.held.subnets != lost {
-            error!(%lost, now = %self.held.subnets, "this host has another subnet now; containers keep the lost one until Docker is restarted");
+            error!(
+                %lost, now = %self.held.subnets,
+                "this host has another subnet now; containers keep the lost one until Docker is restarted",
+            );
         }
         Ok(())
     }
@@ -216,15 +219,9 @@ async fn take(store: &Store, claim: &Claim) -> Result<HeldLease, KeeperError> {
         listing.entries.iter().filter_map(|entry| Subnets::from_key(&entry.key).ok()).collect();
     let subnets = allocate(&claim.config, &taken, claim.previous.as_ref(), &mut rand::rng())
         .map_err(|exhausted| KeeperError::Exhausted { exhausted, holders: holders(&listing, &leases) })?;
-    let etcd_lease = Some(store.grant(claim.ttl).await?);
-    let value = claim.attributes.to_json();
-    match store.put(&subnets.key(), &value, etcd_lease, 0).await? {
-        Some(mod_revision) => {
-            info!(%subnets, "leased");
-            Ok(HeldLease { subnets, etcd_lease, mod_revision })
-        }
-        None => Err(KeeperError::LostRace(subnets)),
-    }
+    let held = put_with_new_lease(store, claim, subnets, &claim.attributes, 0).await?;
+    info!(%subnets, "leased");
+    Ok(held)
 }
 
 /// Makes an entry that is ours say what we want, with as few writes as that takes: none after a mere restart.
@@ -234,38 +231,82 @@ async fn adopt(
     subnets: Subnets,
     entry: &Entry,
 ) -> Result<HeldLease, KeeperError> {
-    let (etcd_lease, fresh) = match entry.etcd_lease {
-        None => (None, false),
-        Some(lease) => match store.time_to_live(lease).await {
-            Ok((_, granted)) if granted == claim.ttl => match store.keep_alive(lease).await {
-                Ok(()) => (Some(lease), false),
-                Err(StoreError::LeaseGone(_)) => (Some(store.grant(claim.ttl).await?), true),
-                Err(error) => return Err(error.into()),
-            },
-            Ok(_) | Err(StoreError::LeaseGone(_)) => (Some(store.grant(claim.ttl).await?), true),
-            Err(error) => return Err(error.into()),
-        },
+    let found = LeaseAttributes::from_json(&entry.value).unwrap_or_default();
+    // What others have added to our lease stays.
+    let wanted = LeaseAttributes { other: found.other.clone(), ..claim.attributes.clone() };
+    let seen = entry.mod_revision;
+    let Some(usable) = usable_lease(store, claim, entry).await? else {
+        let held = put_with_new_lease(store, claim, subnets, &wanted, seen).await?;
+        info!(%subnets, "took over our lease");
+        return Ok(held);
     };
-    let same =
-        LeaseAttributes::from_json(&entry.value).is_ok_and(|attributes| attributes == claim.attributes);
-    if same && !fresh {
-        info!(%subnets, reservation = etcd_lease.is_none(), "holding our lease again");
-        return Ok(HeldLease { subnets, etcd_lease, mod_revision: entry.mod_revision });
+    let etcd_lease = usable.etcd_lease;
+    let reservation = etcd_lease.is_none();
+    if found == wanted {
+        info!(%subnets, reservation, "holding our lease again");
+        return Ok(HeldLease { subnets, etcd_lease, mod_revision: seen });
     }
-    match store.put(&subnets.key(), &claim.attributes.to_json(), etcd_lease, entry.mod_revision).await? {
-        Some(mod_revision) => {
-            info!(%subnets, reservation = etcd_lease.is_none(), "took over our lease");
-            Ok(HeldLease { subnets, etcd_lease, mod_revision })
-        }
-        None => Err(KeeperError::LostRace(subnets)),
+    let written = store.put(&subnets.key(), &wanted.to_json(), etcd_lease, seen).await?;
+    let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
+    info!(%subnets, reservation, "took over our lease");
+    Ok(HeldLease { subnets, etcd_lease, mod_revision })
+}
+
+/// An entry's etcd lease that can stay behind our key.
+struct UsableLease {
+    /// `None` for a reservation.
+    etcd_lease: Option<i64>,
+}
+
+/// The etcd lease of the entry, kept alive, if it lasts as long as ours shall; a reservation stays one.
+async fn usable_lease(
+    store: &Store,
+    claim: &Claim,
+    entry: &Entry,
+) -> Result<Option<UsableLease>, KeeperError> {
+    let Some(lease) = entry.etcd_lease else { return Ok(Some(UsableLease { etcd_lease: None })) };
+    let kept = match store.time_to_live(lease).await {
+        Ok((_, granted)) if granted == claim.ttl => store.keep_alive(lease).await,
+        Ok(_) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match kept {
+        Ok(()) => Ok(Some(UsableLease { etcd_lease: Some(lease) })),
+        Err(StoreError::LeaseGone(_)) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// The lease that is ours already: the previous subnet if there are several, else the oldest.
+/// Writes our key with an etcd lease of its own, and leaves no such lease behind when that fails.
+async fn put_with_new_lease(
+    store: &Store,
+    claim: &Claim,
+    subnets: Subnets,
+    attributes: &LeaseAttributes,
+    seen: i64,
+) -> Result<HeldLease, KeeperError> {
+    let etcd_lease = store.grant(claim.ttl).await?;
+    let outcome = match store.put(&subnets.key(), &attributes.to_json(), Some(etcd_lease), seen).await {
+        Ok(Some(mod_revision)) => {
+            return Ok(HeldLease { subnets, etcd_lease: Some(etcd_lease), mod_revision });
+        }
+        Ok(None) => KeeperError::LostRace(subnets),
+        Err(error) => error.into(),
+    };
+    if let Err(reason) = store.revoke(etcd_lease).await {
+        debug!(%reason, "an unused etcd lease stays until it expires");
+    }
+    Err(outcome)
+}
+
+/// The lease that is ours already: the previous subnet if it is among them, else the oldest. After a change of our
+/// address, the previous subnet is still ours if the lease bears our node id.
 fn choose_own<'a>(leases: &'a [Lease], claim: &Claim) -> Option<&'a Lease> {
+    let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let ours = |lease: &&Lease| {
-        claim.config.admits(&lease.subnets)
-            && lease.attributes.is_held_by(&claim.attributes.public_ips, &claim.attributes.node)
+        let previous = Some(lease.subnets) == claim.previous;
+        let moved = previous && node.id.is_some() && lease.attributes.node.id == node.id;
+        claim.config.admits(&lease.subnets) && (moved || lease.attributes.is_held_by(ips, node))
     };
     leases
         .iter()
@@ -295,19 +336,16 @@ fn judge(held: &HeldLease, claim: &Claim, found: Option<&Entry>) -> Finding {
         return Finding::Unchanged;
     }
     match LeaseAttributes::from_json(&entry.value) {
-        Ok(attributes) if attributes == claim.attributes => {
+        Ok(attributes)
+            if LeaseAttributes { other: Map::default(), ..attributes.clone() } == claim.attributes =>
+        {
             Finding::Touched { etcd_lease: entry.etcd_lease, mod_revision: entry.mod_revision }
         }
         Ok(attributes) if !attributes.is_held_by(&claim.attributes.public_ips, &claim.attributes.node) => {
-            Finding::Foreign(describe(&attributes.public_ips, &attributes.node))
+            Finding::Foreign(attributes.holder())
         }
         _ => Finding::Altered(entry.clone()),
     }
-}
-
-/// Keepalives go out three times in the life of a lease, and not later than `margin` before its end.
-fn keepalive_interval(ttl: Duration, margin: Duration) -> Duration {
-    (ttl / 3).min(ttl.saturating_sub(margin)).max(Duration::from_secs(1))
 }
 
 /// Two machines with one address cannot both be reached.
@@ -317,7 +355,7 @@ fn warn_of_doubles(leases: &[Lease], claim: &Claim) {
         let attributes = &lease.attributes;
         if attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node) {
             warn!(
-                subnets = %lease.subnets, holder = %describe(&attributes.public_ips, &attributes.node),
+                subnets = %lease.subnets, holder = %attributes.holder(),
                 "another machine holds a lease with our public address; peers can reach only one of us, unless that one is no more",
             );
         }
@@ -328,7 +366,7 @@ fn warn_of_doubles(leases: &[Lease], claim: &Claim) {
 fn holders(listing: &Listing, leases: &[Lease]) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for lease in leases {
-        *counts.entry(describe(&lease.attributes.public_ips, &lease.attributes.node)).or_default() += 1;
+        *counts.entry(lease.attributes.holder()).or_default() += 1;
     }
     let unreadable = listing.entries.len() - leases.len();
     if unreadable > 0 {
@@ -348,14 +386,6 @@ fn holders(listing: &Listing, leases: &[Lease]) -> String {
 /// How many holders an error message names.
 const SHOWN: usize = 10;
 
-fn describe(public_ips: &PerFamily<IpAddr>, node: &NodeIdentity) -> String {
-    let ips = public_ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    match &node.host {
-        Some(host) => format!("{ips} ({host})"),
-        None => ips,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,7 +397,7 @@ mod tests {
             attributes: LeaseAttributes::from_json(json).unwrap(),
             previous: None,
             ttl: Duration::from_secs(86_400),
-            renew_margin: Duration::from_secs(3_600),
+            renew_margin: None,
         }
     }
 
@@ -413,6 +443,19 @@ mod tests {
     }
 
     #[test]
+    fn after_a_change_of_address_the_previous_subnet_is_ours_by_its_node_id() {
+        let leases = [
+            lease("10.5.3.0-24", "192.168.64.99", Some("a"), 5),
+            lease("10.5.4.0-24", "192.168.64.98", Some("a"), 3),
+        ];
+        assert_eq!(choose_own(&leases, &claim()), None);
+        let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
+        assert_eq!(choose_own(&leases, &claim).unwrap().subnets.to_string(), "10.5.3.0/24");
+        let stranger = [lease("10.5.3.0-24", "192.168.64.99", Some("b"), 5)];
+        assert_eq!(choose_own(&stranger, &claim), None);
+    }
+
+    #[test]
     fn an_own_lease_that_the_config_no_longer_admits_is_left() {
         assert_eq!(choose_own(&[lease("10.6.3.0-24", "192.168.64.11", None, 5)], &claim()), None);
     }
@@ -432,14 +475,6 @@ mod tests {
         assert_eq!(find(Some(altered.clone())), Finding::Altered(altered));
         let broken = entry("10.5.3.0-24", "{", 11);
         assert_eq!(find(Some(broken.clone())), Finding::Altered(broken));
-    }
-
-    #[test]
-    fn keepalives_go_out_thrice_in_a_life_and_before_the_margin() {
-        let hours = |h: u64| Duration::from_secs(h * 3600);
-        assert_eq!(keepalive_interval(hours(24), hours(1)), hours(8));
-        assert_eq!(keepalive_interval(hours(24), hours(20)), hours(4));
-        assert_eq!(keepalive_interval(Duration::from_secs(2), hours(1)), Duration::from_secs(1));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 
-use crate::family::{Family, PerFamily, encloses, overlap};
+use crate::family::{Family, PerFamily, overlap};
 
 /// The subnets of one lease: one for each family in use, at least one, each at its base address.
 ///
@@ -20,8 +20,16 @@ pub struct Subnets(PerFamily<IpNetwork>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
     /// Not in the form of a key.
-    #[error("{0:?} names no subnet; a key looks like 10.5.52.0-24 or 10.5.52.0-24&fd00:5:0:34::-64")]
+    #[error("{0:?} names no subnet, such as 10.5.52.0/24 or, in a key, 10.5.52.0-24&fd00:5:0:34::-64")]
     Syntax(String),
+    /// A key that nobody would write: it names the same subnet as another key.
+    #[error("{key:?} is not in the one form that names {subnets}, which is {:?}", subnets.key())]
+    Form {
+        /// The key.
+        key: String,
+        /// What it names.
+        subnets: Subnets,
+    },
     /// The address is not the first of the subnet.
     #[error("{subnet} is not on a subnet boundary; {base} would be")]
     Boundary {
@@ -50,12 +58,16 @@ impl Subnets {
         Ok(Self(subnets))
     }
 
-    /// Reads the last part of an etcd key.
+    /// Reads the last part of an etcd key. Two keys never name the same subnets.
     ///
     /// # Errors
     /// Any [`InvalidKey`].
     pub fn from_key(key: &str) -> Result<Self, InvalidKey> {
-        Self::parse(key, '&', '-')
+        let subnets = Self::parse(key, '&', '-')?;
+        if subnets.key() != key {
+            return Err(InvalidKey::Form { key: key.to_owned(), subnets });
+        }
+        Ok(subnets)
     }
 
     /// The last part of the etcd key.
@@ -76,11 +88,6 @@ impl Subnets {
     /// Whether any subnet here shares an address with any there.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.0.values().any(|a| other.0.values().any(|b| overlap(a, b)))
-    }
-
-    /// Whether `network` lies within one of these subnets.
-    pub fn enclose(&self, network: &IpNetwork) -> bool {
-        self.0.values().any(|subnet| encloses(subnet, network))
     }
 
     fn parse(text: &str, between: char, before_length: char) -> Result<Self, InvalidKey> {
@@ -166,6 +173,8 @@ mod tests {
             "10.5.52.0-+24",
             "10.5.52.0-24&",
             "10.5.52.0-24&10.5.53.0-24",
+            "10.5.52.0-024",
+            "fd00:12:13:0::-56",
         ] {
             assert!(Subnets::from_key(key).is_err(), "{key}");
         }

@@ -136,6 +136,15 @@ impl LeaseAttributes {
         VxlanData::deserialize(self.data.get(family)?).ok()
     }
 
+    /// The holder for people: `192.168.64.12 (h2)`.
+    pub fn holder(&self) -> String {
+        let ips = self.public_ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        match &self.node.host {
+            Some(host) => format!("{ips} ({host})"),
+            None => ips,
+        }
+    }
+
     /// Whether the holder is the host with these addresses and this identity: it shares an address, and where both
     /// sides know a node id, that as well.
     pub fn is_held_by(&self, public_ips: &PerFamily<IpAddr>, node: &NodeIdentity) -> bool {

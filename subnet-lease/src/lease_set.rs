@@ -1,8 +1,8 @@
 //! All leases of the network, folded from the watch, and the judgement on each: a peer to reach, or a bad lease to
 //! keep from the kernel. A lease in the store is input that nobody has checked.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
@@ -36,8 +36,8 @@ pub struct Admission {
 pub struct OwnLease {
     /// Our subnets.
     pub subnets: Subnets,
-    /// Our underlay addresses.
-    pub public_ips: PerFamily<IpAddr>,
+    /// Our addresses: those that we publish, and those that our packets come from.
+    pub addresses: BTreeSet<IpAddr>,
     /// MACs of our VXLAN devices.
     pub macs: PerFamily<MacAddr6>,
 }
@@ -66,7 +66,7 @@ pub struct Quarantined<'a> {
 
 /// The judgement on one lease.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Standing {
+enum Standing {
     /// Our own.
     Own,
     /// A peer's.
@@ -142,6 +142,14 @@ pub enum QuarantineReason {
     /// Our own MAC.
     #[error("VTEP MAC {} is our own", .0.to_string().to_lowercase())]
     OurMac(MacAddr6),
+    /// The MAC of a peer that was there first: two hosts with one MAC cannot both be reached.
+    #[error("VTEP MAC {} is that of the older lease {older}", .mac.to_string().to_lowercase())]
+    MacTaken {
+        /// The MAC.
+        mac: MacAddr6,
+        /// Who had it first.
+        older: Subnets,
+    },
     /// Another VXLAN network.
     #[error("VNI is {theirs}, this network's is {ours}")]
     WrongVni {
@@ -207,10 +215,10 @@ impl LeaseSet {
         for (key, lease) in by_age {
             let standing = match admission.standing(lease) {
                 Ok(Standing::Own) => Standing::Own,
-                Ok(standing) => match taken.overlapping(&lease.subnets) {
-                    Some(older) => Standing::Quarantined(QuarantineReason::Overlaps(older)),
+                Ok(standing) => match taken.conflict(lease) {
+                    Some(reason) => Standing::Quarantined(reason),
                     None => {
-                        taken.insert(lease.subnets);
+                        taken.insert(lease);
                         standing
                     }
                 },
@@ -292,7 +300,7 @@ impl Admission {
         if !is_host_address(ip) {
             return Err(QuarantineReason::UnusablePublicAddress(ip));
         }
-        if self.own.as_ref().is_some_and(|own| own.public_ips.get(family) == Some(&ip)) {
+        if self.own.as_ref().is_some_and(|own| own.addresses.contains(&ip)) {
             return Err(QuarantineReason::OurPublicAddress(ip));
         }
         match self.config.networks().find(|(_, network)| network.contains(ip)) {
@@ -330,38 +338,55 @@ impl Admission {
     }
 }
 
-/// Subnets that are taken, none overlapping another, by their first address: finds an overlap without comparing all
-/// with all.
+/// What older leases have taken.
 #[derive(Default)]
-struct Taken(BTreeMap<(Family, u128), (u128, Subnets)>);
+struct Taken {
+    /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
+    subnets: BTreeMap<(Family, u128), (u128, Subnets)>,
+    /// VTEP MACs, with the underlay address behind each.
+    macs: BTreeMap<(Family, [u8; 6]), (Option<IpAddr>, Subnets)>,
+}
 
 impl Taken {
-    fn overlapping(&self, subnets: &Subnets) -> Option<Subnets> {
-        subnets.iter().find_map(|(family, subnet)| {
+    fn conflict(&self, lease: &Lease) -> Option<QuarantineReason> {
+        let overlapping = lease.subnets.iter().find_map(|(family, subnet)| {
             let (first, last) = span(&subnet);
-            let (_, (end, taken)) = self.0.range((family, 0)..=(family, last)).next_back()?;
-            (*end >= first).then_some(*taken)
-        })
+            let (_, (end, older)) = self.subnets.range((family, 0)..=(family, last)).next_back()?;
+            (*end >= first).then_some(QuarantineReason::Overlaps(*older))
+        });
+        let doubled = || {
+            lease.subnets.iter().find_map(|(family, _)| {
+                let mac = lease.attributes.vxlan(family)?.vtep_mac;
+                let (ip, older) = self.macs.get(&(family, mac.into_array()))?;
+                // One host may hold two leases for a while; they lead to the same place.
+                let same = ip.as_ref() == lease.attributes.public_ips.get(family);
+                (!same).then_some(QuarantineReason::MacTaken { mac, older: *older })
+            })
+        };
+        overlapping.or_else(doubled)
     }
 
-    fn insert(&mut self, subnets: Subnets) {
-        for (family, subnet) in subnets.iter() {
+    fn insert(&mut self, lease: &Lease) {
+        for (family, subnet) in lease.subnets.iter() {
             let (first, last) = span(&subnet);
-            self.0.insert((family, first), (last, subnets));
+            self.subnets.insert((family, first), (last, lease.subnets));
+            if let Some(data) = lease.attributes.vxlan(family) {
+                let ip = lease.attributes.public_ips.get(family).copied();
+                self.macs.insert((family, data.vtep_mac.into_array()), (ip, lease.subnets));
+            }
         }
     }
 }
 
-/// Whether packets can be sent to the address as to one host.
-fn is_host_address(ip: IpAddr) -> bool {
+/// Whether packets can be sent to the address as to one host, from another one.
+pub fn is_host_address(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
             !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
         }
         IpAddr::V6(ip) => {
-            let link_local = ip.segments()[0] & 0xffc0 == 0xfe80;
-            !(ip == Ipv6Addr::UNSPECIFIED || ip.is_loopback() || ip.is_multicast() || link_local)
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
         }
     }
 }
@@ -380,7 +405,7 @@ mod tests {
             config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16"}"#).unwrap(),
             own: Some(OwnLease {
                 subnets: "10.5.1.0/24".parse().unwrap(),
-                public_ips: PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: None },
+                addresses: ["192.168.64.11", "203.0.113.11"].map(|ip| ip.parse().unwrap()).into(),
                 macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
             }),
         }
@@ -434,7 +459,7 @@ mod tests {
             (
                 "garbage",
                 good(20),
-                "unreadable key: \"garbage\" names no subnet; a key looks like 10.5.52.0-24 or 10.5.52.0-24&fd00:5:0:34::-64",
+                r#"unreadable key: "garbage" names no subnet, such as 10.5.52.0/24 or, in a key, 10.5.52.0-24&fd00:5:0:34::-64"#,
             ),
             (
                 "10.5.20.1-24",
@@ -466,6 +491,16 @@ mod tests {
                 "10.5.30.0-24",
                 vxlan("192.168.64.11", "02:00:00:00:01:1e"),
                 "public address 192.168.64.11 is our own",
+            ),
+            (
+                "10.5.39.0-24",
+                vxlan("203.0.113.11", "02:00:00:00:01:27"),
+                "public address 203.0.113.11 is our own",
+            ),
+            (
+                "10.5.40.0-24",
+                vxlan("192.168.64.40", "02:00:00:00:01:0c"),
+                "VTEP MAC 02:00:00:00:01:0c is that of the older lease 10.5.2.0/24",
             ),
             (
                 "10.5.31.0-24",
@@ -517,6 +552,12 @@ mod tests {
             assert_eq!(found.as_deref(), Some(*reason), "{key}");
         }
         assert_eq!(judged.quarantined.len(), cases.len());
+    }
+
+    #[test]
+    fn one_host_may_hold_two_leases_with_one_mac() {
+        let set = set(vec![entry("10.5.2.0-24", &good(12), 2), entry("10.5.3.0-24", &good(12), 3)]);
+        assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24", "10.5.3.0/24"]);
     }
 
     #[test]

@@ -12,31 +12,8 @@ use etcd_client::{
     PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 
+use crate::store_config::{StoreConfig, read};
 use crate::watch::Change;
-
-/// How to reach the store.
-#[derive(Debug, Clone)]
-pub struct StoreConfig {
-    /// URLs of the members, tried one after the other from a random one.
-    pub endpoints: Vec<String>,
-    /// What all keys begin with, such as `/coreos.com/network`.
-    pub prefix: String,
-    /// How to prove who we are and who they are.
-    pub credentials: Credentials,
-}
-
-/// TLS files and a password, each optional.
-#[derive(Debug, Clone, Default)]
-pub struct Credentials {
-    /// Certificates of the authorities that sign the members' certificates; the system's by default.
-    pub ca_file: Option<PathBuf>,
-    /// Our own certificate.
-    pub cert_file: Option<PathBuf>,
-    /// The key of our own certificate.
-    pub key_file: Option<PathBuf>,
-    /// User name and password.
-    pub user: Option<(String, String)>,
-}
 
 /// A handle on the store. Clones share one connection.
 #[derive(Clone)]
@@ -194,15 +171,27 @@ impl Store {
         let end = prefix_end(&prefix);
         let mut listing = Listing::default();
         let mut from = prefix.clone().into_bytes();
+        let mut limit = PAGE;
         loop {
             let revision = listing.revision;
-            let response = self
-                .call(async |mut client: Client| {
+            let page = self
+                .call(|mut client: Client| {
                     let options =
-                        GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(revision);
-                    client.get(from.clone(), Some(options)).await
+                        GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(revision);
+                    let from = from.clone();
+                    async move { client.get(from, Some(options)).await }
                 })
-                .await?;
+                .await;
+            let response = match page {
+                // Values that no agent wrote may be as large as etcd allows, 1.5 MB; one of them always fits.
+                Err(StoreError::Refused { reason, .. })
+                    if limit > 1 && reason.contains("message length too large") =>
+                {
+                    limit = (limit / 8).max(1);
+                    continue;
+                }
+                page => page?,
+            };
             if let Some(header) = response.header().filter(|_| revision == 0) {
                 listing.revision = header.revision();
                 listing.cluster_id = header.cluster_id();
@@ -266,6 +255,14 @@ impl Store {
         let response =
             self.call(|mut client: Client| async move { client.lease_grant(seconds, None).await }).await?;
         Ok(response.id())
+    }
+
+    /// Ends an etcd lease, and deletes what it kept alive.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn revoke(&self, etcd_lease: i64) -> Result<(), StoreError> {
+        self.call(|mut client: Client| async move { client.lease_revoke(etcd_lease).await.map(|_| ()) }).await
     }
 
     /// Sets an etcd lease back to its full time.
@@ -388,7 +385,7 @@ impl Store {
 
     async fn dial(&self, index: usize) -> Result<Client, Failure> {
         let endpoint = &self.config.endpoints[index];
-        let options = self.config.options().map_err(Failure::Answered)?;
+        let options = self.config.options(endpoint).map_err(Failure::Answered)?;
         let client =
             Client::connect([endpoint], Some(options)).await.map_err(|error| failure(endpoint, &error))?;
         let mut connection = self.lock();
@@ -466,38 +463,6 @@ enum Failure {
 }
 
 impl StoreConfig {
-    fn check(&self) -> Result<(), StoreError> {
-        let setting = |text: String| Err(StoreError::Setting(text));
-        if self.endpoints.is_empty() {
-            return setting(
-                "no etcd endpoint is given; expected URLs such as http://127.0.0.1:2379".to_owned(),
-            );
-        }
-        for endpoint in &self.endpoints {
-            let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-            if rest.is_none_or(|rest| rest.is_empty() || rest.contains([' ', '@'])) {
-                return setting(format!(
-                    "etcd endpoint {endpoint:?} is not a URL such as http://127.0.0.1:2379"
-                ));
-            }
-        }
-        let credentials = &self.credentials;
-        if credentials.cert_file.is_some() != credentials.key_file.is_some() {
-            return setting(
-                "a client certificate needs both its certificate file and its key file".to_owned(),
-            );
-        }
-        let any_tls = credentials.ca_file.is_some() || credentials.cert_file.is_some();
-        if let Some(plain) = self.endpoints.iter().find(|endpoint| any_tls && endpoint.starts_with("http://"))
-        {
-            return setting(format!("TLS files are given, but etcd endpoint {plain} is not https://"));
-        }
-        if !self.prefix.starts_with('/') || self.prefix.ends_with('/') {
-            return setting(format!("etcd prefix {:?} must begin with / and not end with it", self.prefix));
-        }
-        Ok(())
-    }
-
     /// What may be behind a connection that the other side just ends.
     fn hint(&self, endpoint: &str, reason: &str) -> &'static str {
         if !["connection closed", "broken pipe", "connection reset"].iter().any(|end| reason.contains(end)) {
@@ -511,10 +476,7 @@ impl StoreConfig {
         }
     }
 
-    fn options(&self) -> Result<ConnectOptions, StoreError> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| StoreError::CredentialFile { path: path.clone(), source })
-        };
+    fn options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_LIMIT)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
@@ -523,7 +485,7 @@ impl StoreConfig {
         if let Some((name, password)) = &self.credentials.user {
             options = options.with_user(name, password);
         }
-        if self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+        if endpoint.starts_with("https://") {
             let mut tls = match &self.credentials.ca_file {
                 Some(path) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(path)?)),
                 None => TlsOptions::new().with_native_roots(),
@@ -568,14 +530,15 @@ fn failure(endpoint: &str, error: &etcd_client::Error) -> Failure {
             _ => Failure::Unanswered(reason),
         };
     };
-    // The codes of gRPC: 3 invalid argument, 7 permission denied, 16 unauthenticated; 1 cancelled, 2 unknown,
-    // 4 deadline exceeded, 14 unavailable.
+    // The codes of gRPC: 3 invalid argument, 7 permission denied, 9 failed precondition, 16 unauthenticated;
+    // 1 cancelled, 2 unknown, 4 deadline exceeded, 13 internal (a connection that ended), 14 unavailable.
+    let about_us = ["user name is empty", "authentication", "auth store is old"];
     match status.code() as i32 {
         7 | 16 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
-        3 | 9 if reason.contains("user name is empty") || reason.contains("authentication") => {
+        3 | 9 if about_us.iter().any(|words| reason.contains(words)) => {
             Failure::Answered(StoreError::Unauthorised { endpoint, reason })
         }
-        1 | 2 | 4 | 14 => Failure::Unanswered(reason),
+        1 | 2 | 4 | 13 | 14 => Failure::Unanswered(reason),
         _ => Failure::Answered(StoreError::Refused { endpoint, reason }),
     }
 }
@@ -604,42 +567,17 @@ fn plain(error: &etcd_client::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config(endpoint: &str) -> StoreConfig {
-        StoreConfig {
-            endpoints: vec![endpoint.to_owned()],
-            prefix: "/coreos.com/network".to_owned(),
-            credentials: Credentials::default(),
-        }
-    }
-
-    fn refusal(config: StoreConfig) -> String {
-        Store::new(config).err().map(|error| error.to_string()).unwrap_or_default()
-    }
-
-    #[test]
-    fn settings_that_cannot_work_are_refused_by_name() {
-        assert_eq!(
-            refusal(config("127.0.0.1:2379")),
-            "etcd endpoint \"127.0.0.1:2379\" is not a URL such as http://127.0.0.1:2379"
-        );
-        let mut half = config("https://127.0.0.1:2379");
-        half.credentials.cert_file = Some("client.pem".into());
-        assert_eq!(refusal(half), "a client certificate needs both its certificate file and its key file");
-        let mut plain = config("http://127.0.0.1:2379");
-        plain.credentials.ca_file = Some("ca.pem".into());
-        assert_eq!(
-            refusal(plain),
-            "TLS files are given, but etcd endpoint http://127.0.0.1:2379 is not https://"
-        );
-        let slash = StoreConfig { prefix: "network/".to_owned(), ..config("http://127.0.0.1:2379") };
-        assert_eq!(refusal(slash), "etcd prefix \"network/\" must begin with / and not end with it");
-    }
+    use crate::store_config::Credentials;
 
     #[tokio::test]
     async fn a_store_that_is_not_there_is_named_with_the_reason() {
         // Port 9 of loopback: nobody listens on discard any more.
-        let store = Store::new(config("http://127.0.0.1:9")).unwrap();
+        let store = Store::new(StoreConfig {
+            endpoints: vec!["http://127.0.0.1:9".to_owned()],
+            prefix: "/coreos.com/network".to_owned(),
+            credentials: Credentials::default(),
+        })
+        .unwrap();
         let error = store.config().await.unwrap_err().to_string();
         assert!(error.starts_with("cannot reach etcd: http://127.0.0.1:9: "), "{error}");
         assert!(error.contains("refused"), "{error}");

@@ -5,9 +5,14 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// Ready, with a line for `systemctl status`.
-pub(super) fn ready(line: &str) {
-    send(&[NotifyState::Ready, NotifyState::Status(line)]);
+/// Ready.
+pub(super) fn ready() {
+    send(&[NotifyState::Ready]);
+}
+
+/// What the agent does, for `systemctl status`.
+pub(super) fn working(line: &str) {
+    send(&[NotifyState::Status(line)]);
 }
 
 /// What the agent waits for.

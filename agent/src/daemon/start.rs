@@ -8,8 +8,8 @@ use anyhow::Context;
 use flan_backends::{Backend, Underlay, Vxlan};
 use flan_kernel::{firewall, netlink};
 use flan_subnet_lease::{
-    Admission, BackendConfig, Claim, Family, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig,
-    NodeIdentity, OwnLease, Store, Subnets, VxlanConfig,
+    Admission, BackendConfig, Claim, Family, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch,
+    NetworkConfig, NodeIdentity, OwnLease, Store, Subnets, VxlanConfig,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
@@ -36,6 +36,7 @@ const EVENTS: usize = 64;
 /// # Errors
 /// [`RefusedSetting`], or what made it impossible to go on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    let renew_margin = args.renew_margin().map_err(refused)?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {
         let address = SocketAddr::new(args.healthz_ip, args.healthz_port);
@@ -46,7 +47,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let store = Store::new(args.store.config()).map_err(refused)?;
     let (config, vxlan) = network_config(&store, &status).await;
     let families: Vec<Family> = config.networks().map(|(family, _)| family).collect();
-    let external = interface::find(&args, &families).await.map_err(|error| match error {
+    let external = interface::find(&args, &config).await.map_err(|error| match error {
         InterfaceError::Kernel(_) => anyhow::Error::new(error),
         error => refused(error),
     })?;
@@ -60,11 +61,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let node = node::identity(&args);
     let backend = backend(vxlan, &families, &external.underlay, &node, &mut reconciler).await?;
 
-    let claim = claim(&args, &config, &external, node, &backend);
+    let claim = claim(&args, &config, &external, node, &backend, renew_margin);
     waiting(&status, "a lease");
     let keeper = Keeper::acquire(store.clone(), claim).await;
     let held = keeper.held().clone();
-    let own = OwnLease { subnets: held.subnets, public_ips: external.public_ips, macs: backend.macs() };
+    let addresses =
+        external.public_ips.values().chain(external.underlay.addresses.values()).copied().collect();
+    let own = OwnLease { subnets: held.subnets, addresses, macs: backend.macs() };
     status.update(|status| {
         status.backend = backend.name();
         status.mtu = backend.mtu();
@@ -73,10 +76,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
     waiting(&status, "the list of leases");
     let suspicion = Arc::new(Notify::new());
-    let (held_sender, held_receiver) = watch::channel(held.clone());
+    let (holding_sender, holding) = watch::channel(Holding { lease: held.clone(), problem: None });
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
     let noticed = suspicion.clone();
-    tokio::spawn(async move { keeper.hold(&noticed, &held_sender).await });
+    tokio::spawn(async move { keeper.hold(&noticed, &holding_sender).await });
     tokio::spawn(LeaseWatch::new(store).run(event_sender));
 
     let daemon = Daemon {
@@ -99,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         failures: 0,
         ready: false,
     };
-    daemon.run(event_receiver, held_receiver).await
+    daemon.run(event_receiver, holding).await
 }
 
 /// The network config, as soon as there is one that this agent can work with.
@@ -157,6 +160,7 @@ fn claim(
     external: &External,
     node: NodeIdentity,
     backend: &Vxlan,
+    renew_margin: Option<Duration>,
 ) -> Claim {
     Claim {
         config: config.clone(),
@@ -169,7 +173,7 @@ fn claim(
         },
         previous: previous(args),
         ttl: args.subnet_lease_ttl,
-        renew_margin: Duration::from_secs(60 * u64::from(args.subnet_lease_renew_margin)),
+        renew_margin,
     }
 }
 

@@ -1,0 +1,163 @@
+//! When the keeper does what.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{FIRST_WAIT, LONGEST_WAIT};
+use crate::backoff::Backoff;
+
+/// What a look at our key came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// Nothing had to be written.
+    Fine,
+    /// Our key had to be written.
+    Mended,
+}
+
+/// What the keeper does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    KeepAlive,
+    Look,
+}
+
+/// When the keeper does what. It knows neither the store nor the clock.
+pub(super) struct Rounds {
+    interval: Duration,
+    /// The last keepalive that succeeded.
+    kept: Instant,
+    /// A look is due then.
+    look: Option<Instant>,
+    /// Nothing is done before, because the last attempt failed.
+    not_before: Instant,
+    failures: Backoff,
+    /// When our key was last mended: who alters it again at once is not answered at once.
+    mended: Option<Instant>,
+    mendings: Backoff,
+}
+
+impl Rounds {
+    pub(super) fn new(interval: Duration, now: Instant) -> Self {
+        let backoff = || Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        Self {
+            interval,
+            kept: now,
+            look: None,
+            not_before: now,
+            failures: backoff(),
+            mended: None,
+            mendings: backoff(),
+        }
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.look.unwrap_or(self.kept + self.interval).max(self.not_before)
+    }
+
+    pub(super) fn task(&self) -> Task {
+        if self.look.is_some() { Task::Look } else { Task::KeepAlive }
+    }
+
+    /// Our key may not be as we left it.
+    pub(super) fn suspect(&mut self, now: Instant) {
+        if self.look.is_some() {
+            return;
+        }
+        let wait = match self.mended {
+            Some(mended) if now < mended + QUIET => self.mendings.next(),
+            _ => {
+                self.mendings.reset();
+                Duration::ZERO
+            }
+        };
+        self.look = Some(now + wait);
+    }
+
+    /// A task is done, or has failed (`None`). Answers how long to wait after a failure.
+    pub(super) fn done(&mut self, task: Task, looked: Option<&Looked>, now: Instant) -> Duration {
+        let Some(looked) = looked else {
+            let wait = self.failures.next();
+            self.not_before = now + wait;
+            return wait;
+        };
+        self.failures.reset();
+        self.not_before = now;
+        match task {
+            Task::KeepAlive => self.kept = now,
+            Task::Look => self.look = None,
+        }
+        if *looked == Looked::Mended {
+            self.kept = now;
+            self.mended = Some(now);
+        }
+        Duration::ZERO
+    }
+
+    pub(super) fn since_success(&self, now: Instant) -> Duration {
+        now.duration_since(self.kept)
+    }
+}
+
+/// A key that is altered again within this time after it was mended is in dispute.
+const QUIET: Duration = Duration::from_secs(60);
+/// Keepalives go out three times in the life of a lease, and not later than `margin` before its end.
+pub(super) fn keepalive_interval(ttl: Duration, margin: Option<Duration>) -> Duration {
+    (ttl / 3).min(ttl.saturating_sub(margin.unwrap_or_default())).max(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keepalives_go_out_thrice_in_a_life_and_before_the_margin() {
+        let hours = |h: u64| Duration::from_secs(h * 3600);
+        assert_eq!(keepalive_interval(hours(24), None), hours(8));
+        assert_eq!(keepalive_interval(hours(24), Some(hours(1))), hours(8));
+        assert_eq!(keepalive_interval(hours(24), Some(hours(20))), hours(4));
+    }
+
+    #[test]
+    fn keepalives_are_due_in_their_interval_and_a_look_comes_first() {
+        let now = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let mut rounds = Rounds::new(hour, now);
+        assert_eq!((rounds.due(), rounds.task()), (now + hour, Task::KeepAlive));
+        rounds.suspect(now);
+        assert_eq!((rounds.due(), rounds.task()), (now, Task::Look));
+        rounds.done(Task::Look, Some(&Looked::Fine), now);
+        assert_eq!((rounds.due(), rounds.task()), (now + hour, Task::KeepAlive));
+        rounds.done(Task::KeepAlive, Some(&Looked::Fine), now + hour);
+        assert_eq!(rounds.due(), now + 2 * hour);
+    }
+
+    #[test]
+    fn a_look_that_failed_is_tried_again_after_a_wait() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
+        rounds.suspect(now);
+        let wait = rounds.done(Task::Look, None, now);
+        assert!(wait > Duration::ZERO);
+        rounds.suspect(now);
+        assert_eq!((rounds.due(), rounds.task()), (now + wait, Task::Look));
+    }
+
+    #[test]
+    fn a_key_in_dispute_is_written_less_and_less_often() {
+        let mut now = Instant::now();
+        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            rounds.suspect(now);
+            waits.push(rounds.due() - now);
+            now = rounds.due();
+            rounds.done(Task::Look, Some(&Looked::Mended), now);
+        }
+        assert_eq!(waits[0], Duration::ZERO);
+        assert!(waits[11] >= LONGEST_WAIT, "{waits:?}");
+        rounds.suspect(now + QUIET);
+        assert_eq!(rounds.due(), now + QUIET);
+    }
+}
