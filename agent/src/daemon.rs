@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flan_backends::{Backend, Vxlan};
-use flan_kernel::{Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl};
+use flan_kernel::{
+    Firewall, Kernel, LinkName, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl,
+};
 use flan_subnet_lease::{Admission, Change, Family, Holding, LeaseSet, PerFamily, WatchEvent};
 use ipnetwork::IpNetwork;
 use tokio::sync::{Notify, mpsc, watch};
@@ -51,6 +53,7 @@ struct Daemon<K, F> {
 /// The settings that the event loop needs.
 struct Options {
     subnet_file: PathBuf,
+    underlay: LinkName,
     ip_masq: bool,
     forward_rules: bool,
     blackhole_route: bool,
@@ -172,11 +175,10 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             status.quarantined = self.peer_log.quarantined();
         });
         let mut state = self.backend.plan(&own.subnets, &judged.peers);
-        let mut rules = Ruleset {
-            masquerade: self.options.ip_masq,
-            forward: self.options.forward_rules,
-            ..Ruleset::default()
-        };
+        let mut rules = Ruleset { masquerade: self.options.ip_masq, ..Ruleset::default() };
+        if self.options.forward_rules {
+            rules.forward = state.links.keys().copied().chain([self.options.underlay]).collect();
+        }
         for (family, network) in self.admission.config.networks() {
             let Some(subnet) = own.subnets.get(family) else { continue };
             rules.families.push(flan_kernel::FamilyRules { network, subnet });

@@ -2,6 +2,7 @@
 //!
 //! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -55,7 +56,7 @@ pub(crate) struct Subnet {
     /// `active`: packets are sent to the holder. `reserved`: kept for a host that has not come yet. `bad`: kept from
     /// the kernel, for `reason`.
     pub(crate) state: State,
-    /// What is wrong with a bad lease.
+    /// What is wrong with a bad lease, or doubtful about another.
     pub(crate) reason: Option<String>,
     /// Store revision of the last write; null where the value cannot be read.
     pub(crate) mod_revision: Option<i64>,
@@ -89,6 +90,7 @@ impl SubnetList {
             let subnets = item.key.parse::<flan_subnet_lease::Subnets>().ok();
             (subnets.is_none(), subnets, item.key.clone())
         });
+        tell_of_doubles(&mut items);
         Self { api_version: API_VERSION, kind: "SubnetList", items }
     }
 
@@ -129,6 +131,27 @@ impl Subnet {
             mod_revision: lease.map(|lease| lease.mod_revision),
             etcd_lease: lease.and_then(|lease| lease.etcd_lease),
         }
+    }
+}
+
+/// Of several leases with one address, packets reach the holder of one. Which one that is, only the holder knows: an
+/// older lease may be its own, left over, or a younger one an impostor's.
+fn tell_of_doubles(items: &mut [Subnet]) {
+    let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let active = |item: &&Subnet| item.state == State::Active;
+    for item in items.iter().filter(active) {
+        for ip in &item.public_ips {
+            holders.entry(ip.clone()).or_default().push(item.key.clone());
+        }
+    }
+    for item in items.iter_mut().filter(|item| item.state == State::Active) {
+        let doubled = item.public_ips.iter().find_map(|ip| {
+            let other = holders.get(ip)?.iter().find(|key| **key != item.key)?;
+            Some(format!(
+                "public address {ip} is also that of {other}; at most one of the two can be reached"
+            ))
+        });
+        item.reason = doubled;
     }
 }
 

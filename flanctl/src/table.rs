@@ -59,7 +59,8 @@ fn expiry(item: &Subnet) -> String {
 
 fn state(item: &Subnet) -> String {
     match (item.state, &item.reason) {
-        (State::Active, _) => "active".to_owned(),
+        (State::Active, None) => "active".to_owned(),
+        (State::Active, Some(reason)) => format!("active, but {reason}"),
         (State::Reserved, _) => "reserved, not claimed".to_owned(),
         (State::Bad, Some(reason)) => format!("bad: {reason}"),
         (State::Bad, None) => "bad".to_owned(),

@@ -1,5 +1,9 @@
 //! What the agent tells systemd (`sd_notify(3)`). Without systemd nobody listens, and nothing happens.
 
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -33,8 +37,39 @@ pub(super) fn watchdog() -> Interval {
     interval
 }
 
+/// Sends without waiting. A message that nobody takes is lost: the agent must not stand still for it.
 fn send(states: &[NotifyState<'_>]) {
-    if let Err(reason) = sd_notify::notify(states) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let message: String = states.iter().map(|state| format!("{state}\n")).collect();
+    if let Err(reason) = send_to(&path, message.as_bytes()) {
         tracing::debug!(%reason, "cannot notify systemd");
+    }
+}
+
+/// A path, or after an `@` a name in the abstract namespace (`unix(7)`).
+fn send_to(path: &OsStr, message: &[u8]) -> std::io::Result<()> {
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(path)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(message, &address)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_does_not_read_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let reader = UnixDatagram::bind(&path).unwrap();
+        let sent = (0..10_000).take_while(|_| send_to(path.as_os_str(), b"STATUS=x\n").is_ok()).count();
+        assert!((1..10_000).contains(&sent), "{sent}");
+        let mut buffer = [0; 16];
+        assert_eq!(reader.recv(&mut buffer).unwrap(), 9);
     }
 }

@@ -85,6 +85,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let daemon = Daemon {
         options: Options {
             subnet_file: args.subnet_file,
+            underlay: external.underlay.link,
             ip_masq: args.ip_masq,
             forward_rules: args.iptables_forward_rules,
             blackhole_route: args.ip_blackhole_route,

@@ -82,19 +82,14 @@ impl Forwarding {
 
 /// The rules of our chain; none if there shall be no chain.
 fn rules(ruleset: &Ruleset, ipv6: bool) -> Vec<String> {
-    if !ruleset.forward {
-        return Vec::new();
-    }
-    ruleset
-        .families
-        .iter()
-        .map(|family| family.network)
+    let networks = ruleset.families.iter().map(|family| family.network);
+    networks
         .filter(|network| network.is_ipv6() == ipv6)
-        .flat_map(|network| {
-            let network = prefix(network);
+        .flat_map(|network| ruleset.forward.iter().map(move |link| (prefix(network), link)))
+        .flat_map(|(network, link)| {
             [
-                format!(r#"-s {network} -m comment --comment "flan: from the overlay network" -j ACCEPT"#),
-                format!(r#"-d {network} -m comment --comment "flan: to the overlay network" -j ACCEPT"#),
+                format!(r#"-s {network} -o {link} -m comment --comment "flan: from the overlay network" -j ACCEPT"#),
+                format!(r#"-d {network} -i {link} -m comment --comment "flan: to the overlay network" -j ACCEPT"#),
             ]
         })
         .collect()
@@ -171,7 +166,7 @@ mod tests {
         Ruleset {
             families: vec![family("10.5.0.0/16", "10.5.1.0/24"), family("fd00:5::/48", "fd00:5:0:1::/64")],
             masquerade: false,
-            forward: true,
+            forward: ["flannel.1", "eth0"].map(|name| name.parse().unwrap()).into(),
         }
     }
 
@@ -182,12 +177,14 @@ mod tests {
         assert_eq!(
             rules(&ruleset(), false),
             [
-                r#"-s 10.5.0.0/16 -m comment --comment "flan: from the overlay network" -j ACCEPT"#,
-                r#"-d 10.5.0.0/16 -m comment --comment "flan: to the overlay network" -j ACCEPT"#,
+                r#"-s 10.5.0.0/16 -o flannel.1 -m comment --comment "flan: from the overlay network" -j ACCEPT"#,
+                r#"-d 10.5.0.0/16 -i flannel.1 -m comment --comment "flan: to the overlay network" -j ACCEPT"#,
+                r#"-s 10.5.0.0/16 -o eth0 -m comment --comment "flan: from the overlay network" -j ACCEPT"#,
+                r#"-d 10.5.0.0/16 -i eth0 -m comment --comment "flan: to the overlay network" -j ACCEPT"#,
             ]
         );
         assert!(rules(&ruleset(), true)[0].starts_with("-s fd00:5::/48 "));
-        assert!(rules(&Ruleset { forward: false, ..ruleset() }, false).is_empty());
+        assert!(rules(&Ruleset { forward: Vec::new(), ..ruleset() }, false).is_empty());
     }
 
     #[test]
@@ -195,11 +192,11 @@ mod tests {
         let standing = Standing::parse(&format!("{DOCKERS}-A FORWARD -j DOCKER-USER\n"));
         assert_eq!(standing, Standing::default());
         assert_eq!(
-            transaction(&rules(&ruleset(), false), &standing),
+            transaction(&rules(&ruleset(), false)[..2], &standing),
             r#"*filter
 :FLAN-FORWARD - [0:0]
--A FLAN-FORWARD -s 10.5.0.0/16 -m comment --comment "flan: from the overlay network" -j ACCEPT
--A FLAN-FORWARD -d 10.5.0.0/16 -m comment --comment "flan: to the overlay network" -j ACCEPT
+-A FLAN-FORWARD -s 10.5.0.0/16 -o flannel.1 -m comment --comment "flan: from the overlay network" -j ACCEPT
+-A FLAN-FORWARD -d 10.5.0.0/16 -i flannel.1 -m comment --comment "flan: to the overlay network" -j ACCEPT
 -I FORWARD 1 -j FLAN-FORWARD
 COMMIT
 "#
@@ -208,13 +205,13 @@ COMMIT
 
     #[test]
     fn what_stands_as_wanted_is_known_by_its_listing() {
-        let wanted = rules(&ruleset(), false);
+        let wanted = &rules(&ruleset(), false)[..2];
         let listing = format!(
             "{DOCKERS}-N FLAN-FORWARD\n-A FORWARD -j FLAN-FORWARD\n-A FORWARD -j DOCKER-USER\n\
              -A FLAN-FORWARD {}\n-A FLAN-FORWARD {}\n",
             wanted[0], wanted[1]
         );
-        assert_eq!(Standing::parse(&listing), Standing::of(&wanted));
+        assert_eq!(Standing::parse(&listing), Standing::of(wanted));
     }
 
     #[test]

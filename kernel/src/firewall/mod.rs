@@ -6,6 +6,8 @@ mod program;
 
 use ipnetwork::IpNetwork;
 
+use crate::state::LinkName;
+
 /// The packet filter. Adapters: [`Linux`] and [`FakeFirewall`](crate::fake::FakeFirewall).
 pub trait Firewall: Send {
     /// Makes our rules exactly what `ruleset` says, leaving everybody else's alone. Idempotent: rules that already
@@ -20,8 +22,10 @@ pub struct Ruleset {
     pub families: Vec<FamilyRules>,
     /// Masquerade what leaves the overlay network (`--ip-masq`).
     pub masquerade: bool,
-    /// Accept forwarding from and to the overlay network (`--iptables-forward-rules`).
-    pub forward: bool,
+    /// Devices by which packets of the overlay network enter and leave this host: what comes in by one for the
+    /// network, or goes out by one from the network, is forwarded. None for no such rules. What stays between
+    /// bridges of this host is not our concern, as Docker keeps them apart.
+    pub forward: Vec<LinkName>,
 }
 
 /// The networks of one address family.

@@ -120,7 +120,7 @@ mod tests {
             // The subnet as dockerd has it, with the bridge's address: the rules take the network.
             families: vec![family("10.5.0.0/16", "10.5.52.1/24"), family("fd00:5::/48", "fd00:5:0:34::/64")],
             masquerade: true,
-            forward: false,
+            forward: Vec::new(),
         };
         assert_eq!(
             script(&ruleset).unwrap(),
@@ -149,7 +149,7 @@ table inet flan {
     #[test]
     fn there_is_no_table_without_masquerading() {
         let families = vec![family("10.5.0.0/16", "10.5.52.0/24")];
-        assert_eq!(script(&Ruleset { families, masquerade: false, forward: true }), None);
+        assert_eq!(script(&Ruleset { families, ..Ruleset::default() }), None);
         assert_eq!(script(&Ruleset { masquerade: true, ..Ruleset::default() }), None);
     }
 }

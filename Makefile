@@ -1,0 +1,82 @@
+# The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
+
+.PHONY: help demo demo-down test lint unit units scenarios audit build release install tools
+.DEFAULT_GOAL := help
+
+# Root's PATH lacks these under `su`.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+CARGO := integration/cargo.sh
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# Where `make install` puts things; DESTDIR goes before all of them.
+PREFIX ?= /usr/local
+UNITDIR ?= /etc/systemd/system
+
+# Scenarios at a time. They wait more than they compute.
+SCENARIO_THREADS ?= 4
+
+# The path of what a `cargo ... --message-format=json` has built, by its name.
+path_of = sed -n 's|.*"executable":"\([^"]*/$(1)\(-[0-9a-f]*\)\{0,1\}\)".*|\1|p' | tail -n 1
+
+help:
+	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up'
+	@echo 'sudo make demo-down   remove a demo that was left up'
+	@echo 'sudo make test        everything: lint, unit tests, systemd units, scenarios'
+	@echo '     make lint        format, clippy, rustdoc'
+	@echo '     make unit        the tests that need no root, etcd or network'
+	@echo '     make units       systemd-analyze verify'
+	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker'
+	@echo '     make release     fland and flanctl as they are installed'
+	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
+	@echo '     make audit       licences, bans and sources of dependencies (cargo-deny)'
+
+demo: build
+	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
+	echo; $(AS_ROOT) "$$demo" $(if $(KEEP),--keep)
+
+demo-down: tools
+	@$(CARGO) build -q --locked -p flan-integration --bin demo
+	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
+	$(AS_ROOT) "$$demo" down
+
+test: tools
+	@$(MAKE) --no-print-directory lint unit units scenarios
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
+
+unit:
+	$(CARGO) test --locked
+	$(CARGO) test --locked -p flan-integration --lib
+
+units:
+	deploy/verify.sh
+
+scenarios: build
+	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
+	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
+		| $(call path_of,scenarios)); \
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+
+release: tools
+	$(CARGO) build --release --locked --bins
+
+# Builds nothing: what is installed was built by an ordinary user.
+install:
+	@test -x target/release/fland || { echo 'there is nothing to install yet; first: make release' >&2; exit 1; }
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
+
+audit:
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo 'make audit needs cargo-deny: cargo install --locked cargo-deny' >&2; exit 1; }
+	$(CARGO) deny check licenses bans sources
+
+build: tools
+	$(CARGO) build --locked --workspace --bins
+
+tools:
+	@integration/install-tools.sh

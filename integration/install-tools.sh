@@ -1,0 +1,91 @@
+#!/bin/sh
+# Installs, by apt, what building flan and running its demo and tests need and this machine lacks.
+# Quick when all is there; starts no service; becomes root by sudo only if something is missing.
+set -eu
+
+PATH=$PATH:/usr/sbin:/sbin
+
+lacks() { ! command -v "$1" >/dev/null 2>&1; }
+
+packages=
+want() { case " $packages " in *" $1 "*) ;; *) packages="$packages $1" ;; esac; }
+
+# A C compiler and linker for the crates that build C code.
+if lacks cc; then want gcc; want libc6-dev; fi
+if lacks protoc; then want protobuf-compiler; fi
+# The well-known types that etcd's protocol imports; a package of its own.
+[ -e /usr/include/google/protobuf/descriptor.proto ] || want libprotobuf-dev
+if lacks etcd; then want etcd-server; fi
+if lacks etcdctl; then want etcd-client; fi
+if lacks ip || lacks bridge; then want iproute2; fi
+if lacks nft; then want nftables; fi
+if lacks iptables; then want iptables; fi
+if lacks ping; then want iputils-ping; fi
+# Containers hold nothing but busybox, so one that is linked dynamically will not do.
+if lacks busybox || head -c 4096 "$(command -v busybox)" | grep -aq /ld-linux; then want busybox-static; fi
+# Any Docker will do; a second one would fight with it over the same files.
+if lacks dockerd; then want docker.io; fi
+# From Debian 13 on the command line is a package of its own.
+if lacks docker && apt-cache show docker-cli >/dev/null 2>&1; then want docker-cli; fi
+# Where the kernel has AppArmor, dockerd wants to load its profile.
+if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && lacks apparmor_parser; then want apparmor; fi
+if lacks systemd-analyze; then want systemd; fi
+
+[ -n "$packages" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    if ! lacks sudo; then exec sudo "$0"; fi
+    echo "missing:$packages; as root: apt-get install$packages" >&2
+    exit 1
+fi
+if lacks apt-get; then
+    echo "this machine has no apt-get; install by its own means:$packages" >&2
+    exit 1
+fi
+
+echo "Installing:$packages"
+
+log=$(mktemp)
+policy=/usr/sbin/policy-rc.d
+own=
+
+clean_up() {
+    if [ -n "$own" ]; then rm -f "$policy"; fi
+    if [ -n "$own" ] && [ -e "$policy.before-flan" ]; then mv "$policy.before-flan" "$policy"; fi
+    rm -f "$log"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# The demo starts its own etcd and dockerds; the machine's must not start because of it. invoke-rc.d asks this file.
+# One that we wrote ourselves is of a run that was killed, and what it had replaced lies beside it.
+if grep -qs flan-install "$policy"; then
+    rm -f "$policy"
+elif [ -e "$policy" ] || [ -L "$policy" ]; then
+    mv "$policy" "$policy.before-flan"
+fi
+own=yes
+printf '#!/bin/sh\n# flan-install: gone when it has ended\nexit 101\n' > "$policy"
+chmod 755 "$policy"
+
+quietly() {
+    if ! DEBIAN_FRONTEND=noninteractive "$@" > "$log" 2>&1 < /dev/null; then
+        cat "$log" >&2
+        echo "failed: $*" >&2
+        return 1
+    fi
+}
+
+# The lists on the machine may do; ask for new ones only if they do not.
+# shellcheck disable=SC2086 # one word a package
+install() { apt-get install -y --no-install-recommends $packages; }
+if ! DEBIAN_FRONTEND=noninteractive install > "$log" 2>&1 < /dev/null; then
+    quietly apt-get update
+    quietly install
+fi
+
+# Nor at the next start of the machine.
+switch_off() { systemctl disable "$@" >/dev/null 2>&1 || true; }
+case " $packages " in *" etcd-server "*) switch_off etcd ;; esac
+case " $packages " in *" docker.io "*) switch_off docker.service docker.socket containerd.service ;; esac

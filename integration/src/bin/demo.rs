@@ -1,0 +1,239 @@
+//! `demo`: two Docker hosts in network namespaces whose containers talk to each other, and what it took.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+use flan_integration::docker::Container;
+use flan_integration::host::on_all;
+use flan_integration::lab::{self, OUTSIDE};
+use flan_integration::process::Lifetime;
+use flan_integration::{Bridge, Host, Lab, LabOptions, tools, wait};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The demo's lab, of which there is one at a time.
+const NAME: &str = "demo";
+
+const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Two real Docker hosts, in network namespaces of this machine, in one network made by flan.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Leave everything up afterwards.
+    #[arg(long)]
+    keep: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Remove a demo that was left up, and whatever interrupted runs have left.
+    Down,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.verb {
+        None => demo(arguments.keep),
+        Some(Verb::Down) => down(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if wait::ensure_not_interrupted().is_err() => {
+            eprintln!("\nInterrupted; everything is removed again.");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("\nThe demo has failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(keep: bool) -> Result<()> {
+    tools::check()?;
+    for binary in ["fland", "flanctl"] {
+        tools::flan_binary(binary)?;
+    }
+    if lab::is_kept(NAME) {
+        bail!("a demo is up already; `make demo-down` removes it");
+    }
+    end_on_interrupt()?;
+    let started = Instant::now();
+    let lifetime = if keep { Lifetime::Kept } else { Lifetime::Bound };
+
+    println!(
+        "Two Docker hosts, each in network namespaces of its own; this machine's network is not touched.\n"
+    );
+    let lab = step("an underlay network and etcd", || {
+        Lab::start(LabOptions { name: Some(NAME), lifetime, ..LabOptions::default() })
+    })?;
+    let mut hosts = match tell(&lab) {
+        Ok(hosts) => hosts,
+        Err(error) => {
+            lab.show_logs_after(&error);
+            return Err(error);
+        }
+    };
+    println!();
+    if keep {
+        print_how_to_enter(&hosts);
+        return lab.keep();
+    }
+    step("everything removed again", || {
+        hosts.clear();
+        drop(lab);
+        Ok(())
+    })?;
+    println!("\nDone in {}. `make demo KEEP=1` leaves it up to look around.", seconds(started.elapsed()));
+    Ok(())
+}
+
+/// All that the demo shows, from the network config to the list of subnets.
+fn tell(lab: &Lab) -> Result<Vec<Host>> {
+    step("flanctl config set: 10.5.0.0/16 over VXLAN", || lab.set_network(NETWORK))?;
+    let mut hosts = step("two hosts on the underlay", || Ok(vec![lab.host("host1")?, lab.host("host2")?]))?;
+    let agents = Instant::now();
+    step("fland on each: leases a subnet, writes subnet.env", || on_all(&mut hosts, Host::start_agent))?;
+    let agents = agents.elapsed();
+    step("dockerd on each, with --bip and --mtu from subnet.env", || {
+        on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))
+    })?;
+    let containers = step("a container on each, made of busybox", || {
+        Ok([hosts[0].run_container("web1", &[])?, hosts[1].run_container("web2", &[])?])
+    })?;
+    let [web1, web2] = &containers;
+    let envs = [hosts[0].subnet_env()?, hosts[1].subnet_env()?];
+    step("each host's kernel knows the other's subnet", || {
+        hosts[0].wait_for_peers(&[&envs[1]])?;
+        hosts[1].wait_for_peers(&[&envs[0]])
+    })?;
+    let round_trip = step("ping from web1 to web2 and back", || {
+        web2.ping(web1.address()?)?;
+        ping_time(web1, web2)
+    })?;
+    step("a page by HTTP from web1 to web2 and back", || {
+        fetch(web1, web2)?;
+        fetch(web2, web1)
+    })?;
+    step("a page from beyond the overlay, by the host's address", || {
+        let seen = web1.source_seen_by(OUTSIDE)?;
+        ensure!(seen == IpAddr::from(hosts[0].address()), "web1's packets leave as {seen}");
+        Ok(())
+    })?;
+
+    println!("\nflanctl subnets ls");
+    let list = lab.flanctl(&["subnets", "ls"])?;
+    list.succeeded("flanctl subnets ls")?;
+    print!("{}", indented(&list.stdout));
+
+    println!("\nWhat happened");
+    for ((host, env), container) in hosts.iter().zip(&envs).zip(&containers) {
+        println!(
+            "  {} ({}) leased {}; its container {} has {}.",
+            host.name(),
+            host.address(),
+            env.base(),
+            container.name(),
+            container.address()?
+        );
+    }
+    println!("  Both agents were ready {} after their start.", seconds(agents));
+    println!("  Ping from container to container across the hosts: {round_trip} ms.");
+    println!("  Each container sees the other under its own address; the world outside sees the host's.");
+    Ok(hosts)
+}
+
+/// `from` gets the page of `to`, and `to` sees the request come from `from`'s own address.
+fn fetch(from: &Container, to: &Container) -> Result<()> {
+    let (source, target) = (from.address()?, to.address()?);
+    let name = from.fetch_name(target)?;
+    ensure!(name == to.name(), "{target} is not {} but {name:?}", to.name());
+    let seen = from.source_seen_by(target)?;
+    ensure!(seen == source, "{} sees {} come from {seen}, not from {source}", to.name(), from.name());
+    Ok(())
+}
+
+/// The average round trip in milliseconds.
+fn ping_time(from: &Container, to: &Container) -> Result<String> {
+    let output = from.exec(&["ping", "-c", "5", "-i", "0.05", &to.address()?.to_string()])?;
+    ensure!(output.contains(" 0% packet loss"), "{output}");
+    let average = output.lines().last().and_then(|line| line.split('/').nth(3));
+    Ok(average.with_context(|| format!("no summary: {output}"))?.to_owned())
+}
+
+fn down() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "this needs root: `sudo make demo-down`");
+    let removal = lab::remove(NAME)?;
+    if removal.in_use.iter().any(|id| id == NAME) {
+        bail!("the demo is running at this moment; end it with Ctrl-C");
+    }
+    match removal.removed.len() {
+        0 => println!("There was no demo to remove."),
+        1 => println!("Removed one lab: processes, namespaces and files."),
+        count => println!("Removed {count} labs: processes, namespaces and files."),
+    }
+    Ok(())
+}
+
+fn print_how_to_enter(hosts: &[Host]) {
+    println!("Everything stays up. As root:");
+    for host in hosts {
+        println!("\n  {}, as if you had logged in there (docker, flanctl, ip ... work):", host.name());
+        println!("    nsenter --target {} --net --mount --uts", host.init_pid());
+        println!("  its network alone, and its Docker, from here:");
+        println!("    ip netns exec {} ip route", host.netns().name());
+        println!("    DOCKER_HOST=unix://{} docker ps", host.docker_socket().display());
+        println!("  its agent's log:");
+        println!("    {}", host.agent_log().display());
+    }
+    println!("\n`make demo-down` removes it all.");
+}
+
+/// Lets the step that runs fail on Ctrl-C, so that everything is removed as after any other failure.
+fn end_on_interrupt() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                wait::interrupt();
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Does one step, its name shown before and its time after.
+fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    print!("  {name:<58}");
+    // Shown while it works; if standard output is gone there is nobody to tell.
+    let _ = std::io::stdout().flush();
+    let started = Instant::now();
+    let result = wait::ensure_not_interrupted().and_then(|()| work());
+    match &result {
+        Ok(_) => println!("{:>8}", seconds(started.elapsed())),
+        Err(_) => println!("  failed"),
+    }
+    result.with_context(|| format!("at the step {name:?}"))
+}
+
+fn seconds(time: Duration) -> impl Display {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}

@@ -1,0 +1,67 @@
+//! A host as flanneld sets one up, made by hand: device, forwarding, peers and lease as flannel's vxlan backend has
+//! them. It stands for a flannel host beside flan hosts, and for what a flanneld leaves when it is stopped.
+
+use std::fmt::Display;
+use std::fs;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+
+use crate::etcd::Etcd;
+use crate::host::Host;
+use crate::overlay::DEVICE;
+use crate::subnet_env::SubnetEnv;
+
+/// Seconds that flannel's leases live.
+pub const LEASE_SECONDS: u32 = 86_400;
+
+/// The value of a vxlan lease, byte for byte as flannel writes it.
+pub fn lease_value(public_ip: impl Display, mac: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    )
+}
+
+/// Sets the host up with `env`'s subnet: device, forwarding, rules, subnet.env and a lease of its own etcd lease.
+/// Returns the device's MAC.
+pub fn set_up(host: &Host, etcd: &Etcd, env: &SubnetEnv) -> Result<String> {
+    let public_ip = host.address();
+    host.ip(&format!(
+        "link add {DEVICE} type vxlan id 1 dev eth0 local {public_ip} dstport 8472 nolearning"
+    ))?;
+    host.ip(&format!("link set {DEVICE} mtu {}", env.mtu))?;
+    host.ip(&format!("address add {}/32 dev {DEVICE}", env.base_address()))?;
+    host.ip(&format!("link set {DEVICE} up"))?;
+    host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
+    let network = env.network.to_string();
+    host.run("iptables", &["-w", "-A", "FORWARD", "-s", &network, "-j", "ACCEPT"])?;
+    host.run("iptables", &["-w", "-A", "FORWARD", "-d", &network, "-j", "ACCEPT"])?;
+
+    let mac = host.vtep_mac()?;
+    etcd.put_leased(&format!("subnets/{}", env.key()), &lease_value(public_ip, &mac), LEASE_SECONDS)?;
+    write_subnet_env(host, env)?;
+    Ok(mac)
+}
+
+/// Adds a peer to a host that was [`set_up`]: neighbour, FDB entry and route, without a protocol of their own.
+pub fn add_peer(host: &Host, subnet: &SubnetEnv, mac: &str, public_ip: Ipv4Addr) -> Result<()> {
+    let base = subnet.base_address();
+    host.ip(&format!("neighbour replace {base} lladdr {mac} dev {DEVICE} nud permanent"))?;
+    host.run(
+        "bridge",
+        &["fdb", "replace", mac, "dev", DEVICE, "dst", &public_ip.to_string(), "self", "permanent"],
+    )?;
+    host.ip(&format!("route replace {} via {base} dev {DEVICE} onlink", subnet.base()))?;
+    Ok(())
+}
+
+fn write_subnet_env(host: &Host, env: &SubnetEnv) -> Result<()> {
+    let file = host.subnet_file();
+    let dir = file.parent().context("subnet.env is in no directory")?;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let SubnetEnv { network, subnet, mtu, ip_masq } = env;
+    let text = format!(
+        "FLANNEL_NETWORK={network}\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={ip_masq}\n"
+    );
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+}

@@ -1,0 +1,366 @@
+//! A host of the lab: a namespace on the underlay with an agent and, if wanted, a dockerd.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::command::{self, Outcome, Place};
+use crate::docker::{Bridge, Container, Docker, DockerSpec};
+use crate::etcd::PREFIX;
+use crate::monitor::Monitor;
+use crate::netns::Netns;
+use crate::notify::Notifications;
+use crate::overlay::{self, DEVICE, Overlay};
+use crate::process::{Lifetime, Process};
+use crate::subnet_env::SubnetEnv;
+use crate::tools;
+use crate::traffic::Ping;
+use crate::wait;
+
+/// How long an agent may take to be ready. Thirty of them start at once on two cores.
+const AGENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a peer may take to appear or to go.
+const PEERS_LIMIT: Duration = Duration::from_secs(15);
+
+/// Prepares a host's own view of the machine, says so, and stays. Arguments: name, directory.
+///
+/// Its /run and its machine-id are its own, so that paths such as /run/flannel/subnet.env are what they are on a real
+/// host. Where resolv.conf points into the machine's /run, it gets a target again.
+const INIT: &str = r#"
+set -e
+printf %s "$1" > /proc/sys/kernel/hostname
+mount --bind "$2/run" /run
+if [ -e /etc/machine-id ]; then mount --bind "$2/machine-id" /etc/machine-id; fi
+if [ -L /etc/resolv.conf ] && [ ! -e /etc/resolv.conf ]; then
+    target=$(readlink -m /etc/resolv.conf)
+    mkdir -p "$(dirname "$target")"
+    echo nameserver 192.0.2.53 > "$target"
+fi
+: > /run/host-is-up
+exec sleep infinity
+"#;
+
+/// A host. Dropping it kills everything on it, unless the lab is kept.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    address: Ipv4Addr,
+    netns: Netns,
+    dir: PathBuf,
+    place: Place,
+    etcd_endpoints: String,
+    cgroup: String,
+    image: PathBuf,
+    lifetime: Lifetime,
+    notifications: Notifications,
+    // In this order: the agent and dockerd go before the process that holds the host's namespaces.
+    agent: Option<Process>,
+    docker: Option<Docker>,
+    init: Process,
+    recordings: usize,
+}
+
+/// What a lab gives a new host.
+#[derive(Debug)]
+pub(crate) struct HostSpec {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) netns: Netns,
+    pub(crate) dir: PathBuf,
+    pub(crate) etcd_endpoints: String,
+    pub(crate) cgroup: String,
+    pub(crate) image: PathBuf,
+    pub(crate) lifetime: Lifetime,
+}
+
+impl Host {
+    pub(crate) fn start(spec: HostSpec) -> Result<Host> {
+        let HostSpec { name, address, netns, dir, etcd_endpoints, cgroup, image, lifetime } = spec;
+        let run = dir.join("run");
+        fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
+        fs::write(dir.join("machine-id"), format!("{:032x}\n", u32::from(address)))?;
+        let notifications = Notifications::listen(&run.join("notify"))?;
+
+        let mut command = netns.place().then(["unshare", "--mount", "--uts"]).command("sh");
+        command.args(["-c", INIT, "sh", &name]).arg(&dir);
+        let mut init = Process::spawn(&format!("host {name}"), &command, &dir.join("init.log"), lifetime)?;
+        wait::until(&format!("host {name}"), Duration::from_secs(10), || {
+            init.ensure_running()?;
+            ensure!(run.join("host-is-up").exists(), "its /run is not mounted yet");
+            Ok(())
+        })?;
+        let place =
+            Place::entered_by(["nsenter", "--target", &init.pid().to_string(), "--net", "--mount", "--uts"]);
+        Ok(Host {
+            name,
+            address,
+            netns,
+            dir,
+            place,
+            etcd_endpoints,
+            cgroup,
+            image,
+            lifetime,
+            notifications,
+            agent: None,
+            docker: None,
+            init,
+            recordings: 0,
+        })
+    }
+
+    /// Its name, which is also its host name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address on the underlay.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Commands here run on this host.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The process that holds the host's namespaces: `nsenter --target PID --net --mount --uts` enters it.
+    pub fn init_pid(&self) -> u32 {
+        self.init.pid()
+    }
+
+    /// Runs a program on this host to its end; a failure is an error.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String> {
+        self.place.run(program, args).with_context(|| format!("on {}", self.name))
+    }
+
+    /// `ip` with these words as arguments.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        self.netns.ip(words).with_context(|| format!("on {}", self.name))
+    }
+
+    /// `flanctl` with the store's address and these arguments, run on this host; any exit code is fine.
+    pub fn flanctl(&self, args: &[&str]) -> Result<Outcome> {
+        let mut command = self.place.command(tools::flan_binary("flanctl")?);
+        command.args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", PREFIX]).args(args);
+        command::run(&command)
+    }
+
+    /// Starts the agent with `--ip-masq` and waits until it says that it is ready.
+    pub fn start_agent(&mut self) -> Result<()> {
+        self.start_agent_with(&["--ip-masq"])
+    }
+
+    /// Starts the agent with these flags beside those that place it in the lab, and waits until it is ready.
+    pub fn start_agent_with(&mut self, flags: &[&str]) -> Result<()> {
+        self.spawn_agent(flags)?;
+        self.wait_for_agent()
+    }
+
+    /// Starts the agent and does not wait for it.
+    pub fn spawn_agent(&mut self, flags: &[&str]) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent of {} runs already", self.name);
+        self.notifications.forget();
+        let mut fland = self.place.command(tools::flan_binary("fland")?);
+        fland.args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", PREFIX, "--iface", "eth0"]);
+        fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
+        fland.args(flags);
+        fland.env("NOTIFY_SOCKET", "/run/notify");
+        let name = format!("fland on {}", self.name);
+        self.agent = Some(Process::spawn(&name, &fland, &self.agent_log(), self.lifetime)?);
+        Ok(())
+    }
+
+    /// Waits until the agent says by `sd_notify` that it is ready. By then subnet.env must be there.
+    pub fn wait_for_agent(&mut self) -> Result<()> {
+        let agent = self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.name))?;
+        wait::until(&format!("{} to be ready", agent.name()), AGENT_LIMIT, || {
+            agent.ensure_running()?;
+            ensure!(self.notifications.have_heard("READY=1"), "it has not said so\n{}", agent.last_lines());
+            Ok(())
+        })?;
+        self.subnet_env().map(drop).context("the agent is ready")
+    }
+
+    /// `kill -9` on the agent.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        self.running_agent()?.kill()
+    }
+
+    /// SIGTERM to the agent, which must end with status 0.
+    pub fn stop_agent(&mut self) -> Result<()> {
+        let agent = self.running_agent()?;
+        let log = agent.log().to_owned();
+        let status = agent.terminate()?;
+        ensure!(
+            status.success(),
+            "fland ended with {status} after SIGTERM\n{}",
+            crate::process::last_lines(&log)
+        );
+        Ok(())
+    }
+
+    /// An error, with the end of its log, unless the agent runs.
+    pub fn ensure_agent_runs(&mut self) -> Result<()> {
+        self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.name))?.ensure_running()
+    }
+
+    /// The agent's process id.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Process::pid)
+    }
+
+    /// The file that all agents of this host log to, one after the other.
+    pub fn agent_log(&self) -> PathBuf {
+        self.dir.join("fland.log")
+    }
+
+    /// The host's subnet.env, by its path on the machine.
+    pub fn subnet_file(&self) -> PathBuf {
+        self.dir.join("run/flannel/subnet.env")
+    }
+
+    /// What subnet.env says.
+    pub fn subnet_env(&self) -> Result<SubnetEnv> {
+        SubnetEnv::read(&self.subnet_file())
+    }
+
+    /// What the kernel holds for this host's peers.
+    pub fn overlay(&self) -> Result<Overlay> {
+        Overlay::of(&self.netns)
+    }
+
+    /// The MAC of the VXLAN device.
+    pub fn vtep_mac(&self) -> Result<String> {
+        overlay::mac_of(&self.netns, DEVICE)
+    }
+
+    /// Waits until the kernel holds exactly these peers, by their subnets, and nothing else on the VXLAN device.
+    pub fn wait_for_peers(&self, subnets: &[&SubnetEnv]) -> Result<()> {
+        let mut wanted: Vec<String> = subnets.iter().map(|env| env.base()).collect();
+        wanted.sort();
+        wait::until(&format!("{} to know the peers {wanted:?}", self.name), PEERS_LIMIT, || {
+            let overlay = self.overlay()?;
+            let mut complete: Vec<String> = overlay.complete_peers().into_iter().collect();
+            complete.sort();
+            ensure!(complete == wanted && overlay.has_no_remains(), "{overlay:?}");
+            Ok(())
+        })
+        .with_context(|| crate::process::last_lines(&self.agent_log()))
+    }
+
+    /// Records every change in this host's kernel from now on.
+    pub fn monitor(&mut self) -> Result<Monitor> {
+        let log = self.recording("monitor");
+        Monitor::start(&self.name, &self.netns.place(), &log)
+    }
+
+    /// A steady ping from this host itself.
+    pub fn ping(&mut self, target: Ipv4Addr) -> Result<Ping> {
+        let log = self.recording("ping");
+        Ping::start(&format!("from {} to {target}", self.name), &self.netns.place(), target, &log)
+    }
+
+    /// A steady ping from a container of this host.
+    pub fn ping_from(&mut self, container: &Container, target: Ipv4Addr) -> Result<Ping> {
+        let log = self.recording("ping");
+        let name = format!("from container {} to {target}", container.name());
+        Ping::start(&name, &container.network_place()?, target, &log)
+    }
+
+    /// Starts dockerd with `--bip`, `--mtu` and `--ip-masq` from subnet.env.
+    pub fn start_docker(&mut self, bridge: Bridge) -> Result<()> {
+        let env = self.subnet_env()?;
+        self.start_docker_on(&env, bridge)
+    }
+
+    /// Starts dockerd with values that no agent has written.
+    pub fn start_docker_on(&mut self, env: &SubnetEnv, bridge: Bridge) -> Result<()> {
+        ensure!(self.docker.is_none(), "dockerd runs on {} already", self.name);
+        let spec = DockerSpec {
+            host: &self.name,
+            place: &self.place,
+            dir: &self.dir.join("docker"),
+            socket: self.docker_socket(),
+            cgroup: &self.cgroup,
+            image: &self.image,
+            lifetime: self.lifetime,
+        };
+        self.docker = Some(Docker::start(spec, env, bridge)?);
+        Ok(())
+    }
+
+    /// dockerd's socket, by its path on the machine.
+    pub fn docker_socket(&self) -> PathBuf {
+        self.dir.join("run/docker.sock")
+    }
+
+    /// The docker command line with these arguments, on this host's dockerd.
+    pub fn docker(&self, args: &[&str]) -> Result<String> {
+        self.running_docker()?.run(args).with_context(|| format!("on {}", self.name))
+    }
+
+    /// Starts a container that serves two pages on port 80; `options` go to `docker run`.
+    pub fn run_container(&self, name: &str, options: &[&str]) -> Result<Container> {
+        self.run_container_at(80, name, options)
+    }
+
+    /// As [`Host::run_container`], on another port.
+    pub fn run_container_at(&self, port: u16, name: &str, options: &[&str]) -> Result<Container> {
+        self.running_docker()?.run_container(name, port, options).with_context(|| format!("on {}", self.name))
+    }
+
+    /// The end of dockerd's log.
+    pub fn docker_log(&self) -> Result<String> {
+        Ok(self.running_docker()?.last_lines())
+    }
+
+    /// A command for this host that has yet to get its arguments.
+    pub fn command(&self, program: &str) -> Command {
+        self.place.command(program)
+    }
+
+    fn running_agent(&mut self) -> Result<Process> {
+        let mut agent = self.agent.take().with_context(|| format!("no agent runs on {}", self.name))?;
+        agent.ensure_running()?;
+        Ok(agent)
+    }
+
+    fn running_docker(&self) -> Result<&Docker> {
+        self.docker.as_ref().with_context(|| format!("no dockerd runs on {}", self.name))
+    }
+
+    fn recording(&mut self, what: &str) -> PathBuf {
+        self.recordings += 1;
+        self.dir.join(format!("{what}{}.txt", self.recordings))
+    }
+}
+
+/// Does `work` on all hosts at once, and returns the first error.
+pub fn on_all(hosts: &mut [Host], work: impl Fn(&mut Host) -> Result<()> + Sync) -> Result<()> {
+    let work = &work;
+    let started = Instant::now();
+    let errors: Vec<anyhow::Error> = std::thread::scope(|scope| {
+        let threads: Vec<_> = hosts.iter_mut().map(|host| scope.spawn(move || work(host))).collect();
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))).err())
+            .collect()
+    });
+    let count = errors.len();
+    match errors.into_iter().next() {
+        None => Ok(()),
+        Some(first) if count == 1 => Err(first),
+        Some(first) => bail!("{count} hosts failed after {:?}; the first: {first:#}", started.elapsed()),
+    }
+}

@@ -1,0 +1,431 @@
+//! One world of hosts, with everything that it needs, and its removal without a trace.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::command::{self, Outcome};
+use crate::docker;
+use crate::etcd::{Etcd, PREFIX};
+use crate::host::{Host, HostSpec};
+use crate::netns::{self, Netns};
+use crate::process::{LOG_HEAD, Lifetime, Process, last_lines};
+use crate::tools;
+use crate::wait;
+
+/// The underlay's prefix length; all addresses start with 192.168.64.
+const PREFIX_LENGTH: u8 = 24;
+
+/// The underlay's router, which is also the rest of the world.
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+
+/// An address that is neither on the underlay nor on the overlay. A web server answers there.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// The first host's last octet; etcd's members come before.
+const FIRST_HOST: u8 = 11;
+
+/// Where labs are, each in a directory `flan-ID`.
+const LABS_DIR: &str = "/tmp";
+
+/// In a lab's directory: locked for as long as the program that made the lab runs.
+const LOCK_FILE: &str = "lock";
+
+/// In a lab's directory: the lab is meant to stay.
+const KEPT_FILE: &str = "kept";
+
+/// How many logs a failure shows.
+const SHOWN_LOGS: usize = 6;
+
+/// What a lab is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct LabOptions {
+    /// A name of its own, of which there is one at a time on a machine; `None` for one made up.
+    pub name: Option<&'static str>,
+    /// Members of the etcd cluster.
+    pub etcd_members: u8,
+    /// The lab outlives the program: see [`Lab::keep`].
+    pub lifetime: Lifetime,
+}
+
+impl Default for LabOptions {
+    fn default() -> LabOptions {
+        LabOptions { name: None, etcd_members: 1, lifetime: Lifetime::Bound }
+    }
+}
+
+/// A running world. Dropping it removes everything, also after a panic, unless [`Lab::keep`] was called.
+#[derive(Debug)]
+pub struct Lab {
+    id: String,
+    dir: PathBuf,
+    lifetime: Lifetime,
+    underlay: Netns,
+    etcd: Etcd,
+    outside: Option<Process>,
+    next_host: AtomicU8,
+    remains: Remains,
+    kept: bool,
+    // Unlocked when the program ends, however it ends.
+    _lock: File,
+}
+
+/// What a removal did.
+#[derive(Debug, Default)]
+pub struct Removal {
+    /// The labs that are gone.
+    pub removed: Vec<String>,
+    /// The labs that belong to a program that runs.
+    pub in_use: Vec<String>,
+}
+
+impl Lab {
+    /// Runs a story in a new lab. If it fails, the ends of the logs are shown. The lab is removed in any case.
+    pub fn run(options: LabOptions, story: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+        let mut lab = Lab::start(options)?;
+        let told = story(&mut lab);
+        if let Err(error) = &told {
+            lab.show_logs_after(error);
+        }
+        told
+    }
+
+    /// Makes the underlay and starts etcd.
+    pub fn start(options: LabOptions) -> Result<Lab> {
+        tools::check()?;
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(|| {
+            if let Err(error) = remove_abandoned() {
+                eprintln!("removing what earlier runs left: {error:#}");
+            }
+        });
+        let (id, dir, lock) = claim_directory(options.name)?;
+        // From here on whatever fails is cleaned up by this guard; a lab takes it over.
+        let remains = Remains { id: id.clone(), armed: true };
+
+        let underlay = make_underlay(&id).context("step: make the underlay")?;
+        let image = dir.join("image");
+        docker::build_image(&image, &dir.join("image.tar")).context("step: pack the container image")?;
+        let mut places = Vec::new();
+        for number in 1..=options.etcd_members {
+            let address = address(1 + number);
+            places.push((attach(&id, &underlay, &format!("etcd{number}"), address)?, address));
+        }
+        let etcd = Etcd::start(places, &dir, options.lifetime).context("step: start etcd")?;
+        let mut lab = Lab {
+            id,
+            dir,
+            lifetime: options.lifetime,
+            underlay,
+            etcd,
+            outside: None,
+            next_host: AtomicU8::new(FIRST_HOST),
+            remains,
+            kept: false,
+            _lock: lock,
+        };
+        lab.start_outside().context("step: start the web server outside")?;
+        Ok(lab)
+    }
+
+    /// A new host on the underlay, without agent and Docker.
+    pub fn host(&self, name: &str) -> Result<Host> {
+        let number = self.next_host.fetch_add(1, Ordering::Relaxed);
+        ensure!(number < 255, "the underlay has no address left");
+        let address = address(number);
+        let netns = attach(&self.id, &self.underlay, name, address)?;
+        Host::start(HostSpec {
+            name: name.to_owned(),
+            address,
+            netns,
+            dir: self.dir.join(name),
+            etcd_endpoints: self.etcd.endpoints(),
+            cgroup: prefixed(&self.id),
+            image: self.dir.join("image.tar"),
+            lifetime: self.lifetime,
+        })
+        .with_context(|| format!("step: make host {name}"))
+    }
+
+    /// The store.
+    pub fn etcd(&self) -> &Etcd {
+        &self.etcd
+    }
+
+    /// The store, to kill and start members.
+    pub fn etcd_mut(&mut self) -> &mut Etcd {
+        &mut self.etcd
+    }
+
+    /// The namespace of the underlay's bridge and of the world outside.
+    pub fn underlay(&self) -> &Netns {
+        &self.underlay
+    }
+
+    /// The lab's directory: logs, sockets, data.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `flanctl` with the store's address and these arguments, run on the underlay; any exit code is fine.
+    pub fn flanctl(&self, args: &[&str]) -> Result<Outcome> {
+        self.flanctl_with_input(args, "")
+    }
+
+    /// As [`Lab::flanctl`], with `input` on its standard input.
+    pub fn flanctl_with_input(&self, args: &[&str], input: &str) -> Result<Outcome> {
+        let mut command = self.underlay.place().command(tools::flan_binary("flanctl")?);
+        command.args(["--etcd-endpoints", &self.etcd.endpoints(), "--etcd-prefix", PREFIX]).args(args);
+        command::run_with_input(&command, input)
+    }
+
+    /// Writes the network config by `flanctl config set -`.
+    pub fn set_network(&self, config: &str) -> Result<()> {
+        self.flanctl_with_input(&["config", "set", "-"], config)?.succeeded("flanctl config set -")
+    }
+
+    /// Leaves everything running: nothing is removed when this value is dropped. The lab must have been made with
+    /// [`Lifetime::Kept`].
+    pub fn keep(mut self) -> Result<()> {
+        ensure!(self.lifetime == Lifetime::Kept, "this lab's processes are bound to this program");
+        fs::write(self.dir.join(KEPT_FILE), "").context("cannot mark the lab as kept")?;
+        self.kept = true;
+        self.remains.armed = false;
+        Ok(())
+    }
+
+    /// Prints the ends of the logs that were written last, unless the error comes with that of the culprit, or a
+    /// person has interrupted.
+    pub fn show_logs_after(&self, error: &anyhow::Error) {
+        if wait::ensure_not_interrupted().is_ok() && !format!("{error:#}").contains(LOG_HEAD) {
+            self.show_logs();
+        }
+    }
+
+    /// Prints the ends of the logs that were written last.
+    pub fn show_logs(&self) {
+        let mut logs = Vec::new();
+        collect_logs(&self.dir, &mut logs);
+        logs.sort();
+        for (_, log) in logs.iter().rev().take(SHOWN_LOGS) {
+            eprintln!("{}", last_lines(log));
+        }
+    }
+
+    /// A web server on [`OUTSIDE`] that tells who asks.
+    fn start_outside(&mut self) -> Result<()> {
+        let pages = self.dir.join("outside/cgi-bin");
+        fs::create_dir_all(&pages)?;
+        docker::write_page(&pages.join("source"), "$REMOTE_ADDR")?;
+        let mut httpd = self.underlay.place().command("busybox");
+        httpd.args(["httpd", "-f", "-p", &format!("{OUTSIDE}:80"), "-h"]).arg(self.dir.join("outside"));
+        let log = self.dir.join("outside.log");
+        self.outside = Some(Process::spawn("the web server outside", &httpd, &log, self.lifetime)?);
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.kept {
+            self.show_logs();
+        }
+        // The fields follow: processes first, then `remains` removes the rest.
+    }
+}
+
+/// Removes the lab of this name even if it was kept, and all labs that no running program owns and nobody meant to keep.
+pub fn remove(name: &str) -> Result<Removal> {
+    remove_labs(|id, kept| id == name || !kept)
+}
+
+/// True if a lab of this name was left up on purpose.
+pub fn is_kept(name: &str) -> bool {
+    Path::new(LABS_DIR).join(prefixed(name)).join(KEPT_FILE).exists()
+}
+
+fn remove_abandoned() -> Result<()> {
+    remove_labs(|_, kept| !kept).map(drop)
+}
+
+fn remove_labs(wanted: impl Fn(&str, bool) -> bool) -> Result<Removal> {
+    let mut removal = Removal::default();
+    let mut errors = Vec::new();
+    for entry in fs::read_dir(LABS_DIR).with_context(|| format!("cannot list {LABS_DIR}"))? {
+        let dir = entry?.path();
+        let id = dir.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("flan-"));
+        let Some(id) = id.filter(|id| wanted(id, dir.join(KEPT_FILE).exists())) else { continue };
+        // Without this file it is no lab, or one that is being made.
+        let Ok(lock) = File::open(dir.join(LOCK_FILE)) else { continue };
+        if lock.try_lock().is_err() {
+            removal.in_use.push(id.to_owned());
+            continue;
+        }
+        errors.extend(remove_everything(id));
+        removal.removed.push(id.to_owned());
+    }
+    one_error(&errors)?;
+    Ok(removal)
+}
+
+/// Removes what a lab has left when it is dropped.
+#[derive(Debug)]
+struct Remains {
+    id: String,
+    armed: bool,
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        if self.armed {
+            for error in remove_everything(&self.id) {
+                eprintln!("cleaning up the lab {}: {error:#}", self.id);
+            }
+        }
+    }
+}
+
+/// Everything that a lab can have made, found by its name alone. Carries on after errors and returns them all.
+fn remove_everything(id: &str) -> Vec<anyhow::Error> {
+    let mut errors = Vec::new();
+    match netns::names_with_prefix(&format!("{}-", prefixed(id))) {
+        Ok(names) => errors.extend(netns::delete_all(&names)),
+        Err(error) => errors.push(error),
+    }
+    let name = prefixed(id);
+    errors.extend(remove_cgroups(&name).err());
+    let dir = Path::new(LABS_DIR).join(&name);
+    // A mount that has just lost its last user may still keep a directory busy.
+    let removed = wait::until_cleaned_up("the lab's directory to go", Duration::from_secs(5), || {
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(anyhow!(error).context(dir.display().to_string()))
+            }
+            _ => Ok(()),
+        }
+    });
+    errors.extend(removed.err());
+    errors
+}
+
+/// Containers' cgroups outlive a dockerd that was killed: remove them in every hierarchy (version 1 has several).
+fn remove_cgroups(name: &str) -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut parents = vec![root.to_owned()];
+    if let Ok(hierarchies) = fs::read_dir(root) {
+        parents.extend(hierarchies.flatten().map(|entry| entry.path()));
+    }
+    let mut errors = Vec::new();
+    for group in parents.into_iter().map(|parent| parent.join(name)) {
+        let result = wait::until_cleaned_up("a cgroup to be empty", Duration::from_secs(5), || {
+            remove_cgroup(&group).with_context(|| group.display().to_string())
+        });
+        errors.extend(result.err());
+    }
+    one_error(&errors)
+}
+
+/// A cgroup's files go with it, but its children must go before.
+fn remove_cgroup(group: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(group) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(());
+        }
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(group) {
+        // Two names of one hierarchy: `cpu` and `cpu,cpuacct`.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn one_error(errors: &[anyhow::Error]) -> Result<()> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<_> = errors.iter().map(|error| format!("{error:#}")).collect();
+    bail!("{}", texts.join("\n"))
+}
+
+/// Makes the lab's directory, which claims its id, and locks it.
+fn claim_directory(name: Option<&str>) -> Result<(String, PathBuf, File)> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let id = match name {
+            Some(name) => name.to_owned(),
+            None => format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)),
+        };
+        let dir = Path::new(LABS_DIR).join(prefixed(&id));
+        match fs::create_dir(&dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && name.is_none() => continue,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                bail!("a lab {id:?} exists already, in {}", dir.display())
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot make {}", dir.display())),
+        }
+        // Under its name only once it is locked, or a sweep by another program would take it for abandoned.
+        let fresh = dir.join("lock.new");
+        let lock = File::create(&fresh).context("cannot make the lab's lock")?;
+        lock.lock().context("cannot lock the lab")?;
+        fs::rename(&fresh, dir.join(LOCK_FILE)).context("cannot name the lab's lock")?;
+        return Ok((id, dir, lock));
+    }
+}
+
+/// The namespace with the bridge that all hosts hang on.
+fn make_underlay(id: &str) -> Result<Netns> {
+    let underlay = Netns::create(&format!("{}-underlay", prefixed(id)))?;
+    underlay.ip("link add br0 type bridge")?;
+    underlay.ip(&format!("address add {ROUTER}/{PREFIX_LENGTH} dev br0"))?;
+    underlay.ip(&format!("address add {OUTSIDE}/32 dev lo"))?;
+    underlay.ip("link set br0 up")?;
+    Ok(underlay)
+}
+
+/// A namespace with eth0 on the underlay.
+fn attach(id: &str, underlay: &Netns, name: &str, address: Ipv4Addr) -> Result<Netns> {
+    let netns = Netns::create(&format!("{}-{name}", prefixed(id)))?;
+    underlay.ip(&format!("link add {name} type veth peer name eth0 netns {}", netns.name()))?;
+    underlay.ip(&format!("link set {name} master br0 up"))?;
+    netns.ip(&format!("address add {address}/{PREFIX_LENGTH} dev eth0"))?;
+    netns.ip("link set eth0 up")?;
+    netns.ip(&format!("route add default via {ROUTER}"))?;
+    Ok(netns)
+}
+
+fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 64, last)
+}
+
+fn prefixed(id: &str) -> String {
+    format!("flan-{id}")
+}
+
+fn collect_logs(dir: &Path, logs: &mut Vec<(std::time::SystemTime, PathBuf)>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // Below a host's directory only: dockerd's data hold files by the thousand.
+        if path.is_dir() && !path.ends_with("data") && !path.ends_with("run") {
+            collect_logs(&path, logs);
+        } else if path.extension().is_some_and(|extension| extension == "log")
+            && let Ok(metadata) = entry.metadata()
+            && metadata.len() > 0
+            && let Ok(modified) = metadata.modified()
+        {
+            logs.push((modified, path));
+        }
+    }
+}

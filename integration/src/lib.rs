@@ -1,0 +1,34 @@
+//! Whole hosts in network namespaces: an underlay, a real etcd, `fland`, real dockerds and their containers.
+//!
+//! A [`Lab`] is one such world. The demo (`src/bin/demo.rs`) and the scenarios (`tests/scenarios`) are written
+//! against it. Everything that it makes lives in namespaces of its own and below one directory; the machine's
+//! interfaces, routes, rules, mounts and Docker are not touched. It needs root and the programs that [`tools`] names.
+//!
+//! ```text
+//!             flan-ID-underlay: br0 192.168.64.1/24, and 203.0.113.1 as "the rest of the world"
+//!        +---------------+---------------+---------------+
+//!   flan-ID-etcd1     flan-ID-h1      flan-ID-h2      flan-ID-h3
+//!   192.168.64.2      192.168.64.11   192.168.64.12   192.168.64.13
+//!   etcd              fland, dockerd  fland, dockerd  ...
+//! ```
+
+pub mod command;
+pub mod docker;
+pub mod etcd;
+pub mod flannel;
+pub mod host;
+pub mod lab;
+pub mod monitor;
+pub mod netns;
+mod notify;
+pub mod overlay;
+pub mod process;
+pub mod subnet_env;
+pub mod tools;
+pub mod traffic;
+pub mod wait;
+
+pub use docker::{Bridge, Container};
+pub use etcd::Etcd;
+pub use host::Host;
+pub use lab::{Lab, LabOptions};

@@ -1,0 +1,111 @@
+//! The programs and rights that a lab needs. What is missing is an error that says how to get it, never a skip.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Program, and the Debian package that has it.
+const PROGRAMS: [(&str, &str); 16] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nft", "nftables"),
+    ("iptables", "iptables"),
+    ("nsenter", "util-linux"),
+    ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("setsid", "util-linux"),
+    ("timeout", "coreutils"),
+    ("tar", "tar"),
+    ("ping", "iputils-ping"),
+    ("busybox", "busybox-static"),
+    ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("dockerd", "docker.io"),
+    ("docker", "docker.io"),
+];
+
+/// The variable that names the directory of `fland` and `flanctl`, where it is not that of the running program.
+pub const BIN_DIR_VARIABLE: &str = "FLAN_BIN_DIR";
+
+/// An error that names everything that is missing and how to get it.
+pub fn check() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "this needs root, for it makes network namespaces: `sudo make demo`, `sudo make test`"
+    );
+    let missing: Vec<&(&str, &str)> =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).collect();
+    if !missing.is_empty() {
+        let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+        let packages: BTreeSet<_> = missing.iter().map(|(_, package)| *package).collect();
+        let packages: Vec<_> = packages.into_iter().collect();
+        bail!(
+            "missing: {}; `sudo integration/install-tools.sh` or `sudo apt-get install {}` gets it",
+            programs.join(", "),
+            packages.join(" ")
+        );
+    }
+    check_busybox_is_static()
+}
+
+/// The path of `fland` or `flanctl`: in `$FLAN_BIN_DIR`, or where cargo put the running program.
+pub fn flan_binary(name: &str) -> Result<PathBuf> {
+    let dir = match env::var_os(BIN_DIR_VARIABLE) {
+        Some(dir) => PathBuf::from(dir),
+        None => target_dir()?,
+    };
+    let path = dir.join(name);
+    ensure!(
+        is_executable(&path),
+        "there is no {}: `cargo build --workspace` makes it (or set {BIN_DIR_VARIABLE})",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The path of a program on `PATH`.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| is_executable(candidate))
+}
+
+fn target_dir() -> Result<PathBuf> {
+    let program = env::current_exe().context("cannot tell where this program is")?;
+    let dir = program.parent().context("this program is in no directory")?;
+    // Test programs are one level further down.
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+    Ok(dir.to_owned())
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// The containers hold nothing but busybox, so it must bring everything that it needs.
+fn check_busybox_is_static() -> Result<()> {
+    let path = find("busybox").context("no busybox")?;
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let loader = b"/ld-linux";
+    let start = &bytes[..bytes.len().min(4096)];
+    ensure!(
+        !start.windows(loader.len()).any(|window| window == loader),
+        "{} is not statically linked: `sudo apt-get install busybox-static` replaces it",
+        path.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_on_the_path_is_found() {
+        assert!(find("sh").is_some());
+        assert!(find("no-such-program-anywhere").is_none());
+    }
+}

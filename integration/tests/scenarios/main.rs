@@ -1,0 +1,14 @@
+//! What whole hosts do when things go well and when they break: each test tells one story.
+//!
+//! They need root and the programs that `integration/install-tools.sh` installs, and fail without them.
+//! `make scenarios` builds what they need and runs them.
+
+mod agent_restarts;
+mod bad_leases;
+mod command_line;
+mod docker_hosts;
+mod flannel_hosts;
+mod lab_itself;
+mod membership;
+mod stage;
+mod store_outages;

@@ -1,0 +1,57 @@
+//! What many stories begin with.
+
+use anyhow::Result;
+use flan_integration::host::on_all;
+use flan_integration::subnet_env::SubnetEnv;
+use flan_integration::{Bridge, Host, Lab};
+
+/// The network config of most stories. Agents choose from below 10.5.100.0; what a story makes up itself lies above.
+pub(crate) const NETWORK: &str =
+    r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
+
+/// Hosts named h1, h2 and so on, without agents.
+pub(crate) fn bare_hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
+    (1..=count).map(|number| lab.host(&format!("h{number}"))).collect()
+}
+
+/// Hosts with agents that know each other.
+pub(crate) fn hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
+    lab.set_network(NETWORK)?;
+    let mut hosts = bare_hosts(lab, count)?;
+    on_all(&mut hosts, Host::start_agent)?;
+    wait_until_all_know_each_other(&hosts)?;
+    Ok(hosts)
+}
+
+/// Two hosts with agents and dockerds.
+pub(crate) fn two_docker_hosts(lab: &Lab, bridge: Bridge) -> Result<[Host; 2]> {
+    lab.set_network(NETWORK)?;
+    let mut pair = [lab.host("h1")?, lab.host("h2")?];
+    on_all(&mut pair, |host| {
+        host.start_agent()?;
+        host.start_docker(bridge)
+    })?;
+    wait_until_all_know_each_other(&pair)?;
+    Ok(pair)
+}
+
+/// Waits until the kernel of each host holds all the others and nothing else.
+pub(crate) fn wait_until_all_know_each_other(hosts: &[Host]) -> Result<()> {
+    let envs = hosts.iter().map(Host::subnet_env).collect::<Result<Vec<_>>>()?;
+    for (number, host) in hosts.iter().enumerate() {
+        let peers: Vec<&SubnetEnv> =
+            envs.iter().enumerate().filter(|(other, _)| *other != number).map(|(_, env)| env).collect();
+        host.wait_for_peers(&peers)?;
+    }
+    Ok(())
+}
+
+/// What a flanneld with the subnet 10.5.`third`.0/24 writes.
+pub(crate) fn flannel_env(third: u8) -> Result<SubnetEnv> {
+    Ok(SubnetEnv {
+        network: "10.5.0.0/16".parse()?,
+        subnet: format!("10.5.{third}.1/24").parse()?,
+        mtu: 1450,
+        ip_masq: false,
+    })
+}

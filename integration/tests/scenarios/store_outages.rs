@@ -1,0 +1,172 @@
+//! An etcd that restarts, forgets, falls silent or loses a member, and agents that carry on.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use flan_integration::flannel::{LEASE_SECONDS, lease_value};
+use flan_integration::host::on_all;
+use flan_integration::overlay::DEVICE;
+use flan_integration::{Etcd, Host, Lab, LabOptions, wait};
+
+use crate::stage::{hosts, wait_until_all_know_each_other};
+
+/// A peer that exists as a lease alone.
+#[derive(Clone, Copy)]
+struct PaperPeer {
+    third: u8,
+    mac: &'static str,
+}
+
+impl PaperPeer {
+    fn base(self) -> String {
+        format!("10.5.{}.0", self.third)
+    }
+
+    fn public_ip(self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 64, self.third)
+    }
+
+    fn key(self) -> String {
+        format!("subnets/{}-24", self.base())
+    }
+
+    fn put(self, etcd: &Etcd) -> Result<()> {
+        etcd.put_leased(&self.key(), &lease_value(self.public_ip(), self.mac), LEASE_SECONDS).map(drop)
+    }
+
+    /// An error unless the host's kernel holds this peer as its lease says.
+    fn is_known_to(self, host: &Host) -> Result<()> {
+        let overlay = host.overlay()?;
+        let known = overlay.routes.contains(&format!("{}/24", self.base()))
+            && overlay.neighbours.get(&self.base()).is_some_and(|mac| mac == self.mac)
+            && overlay.fdb.get(self.mac) == Some(&self.public_ip().to_string());
+        ensure!(known, "{} does not know {} at {}: {overlay:?}", host.name(), self.base(), self.mac);
+        Ok(())
+    }
+
+    /// An error if the host's kernel holds anything of this peer.
+    fn is_unknown_to(self, host: &Host) -> Result<()> {
+        let overlay = host.overlay()?;
+        let known = overlay.routes.contains(&format!("{}/24", self.base()))
+            || overlay.neighbours.contains_key(&self.base())
+            || overlay.fdb.contains_key(self.mac);
+        ensure!(!known, "{} knows {} still: {overlay:?}", host.name(), self.base());
+        Ok(())
+    }
+}
+
+#[test]
+fn agents_outlive_a_restart_of_etcd_and_see_who_joins_afterwards() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = hosts(lab, 2)?;
+        let target = hosts[1].subnet_env()?.base_address();
+        let key = format!("subnets/{}", hosts[0].subnet_env()?.key());
+        let lease = lab.etcd().lease_id(&key)?;
+        let mut ping = hosts[0].ping(target)?;
+
+        lab.etcd_mut().kill_member(0)?;
+        ping.wait_for_answers(100)?;
+        on_all(&mut hosts, Host::ensure_agent_runs)?;
+        lab.etcd_mut().start_member(0)?;
+
+        let mut third = lab.host("h3")?;
+        third.start_agent()?;
+        hosts.push(third);
+        wait_until_all_know_each_other(&hosts)?;
+        assert_eq!(lab.etcd().lease_id(&key)?, lease, "the lease was taken anew");
+        ping.stop()?.nothing_lost(100)
+    })
+}
+
+#[test]
+fn an_agent_cut_off_during_a_compaction_catches_up() -> Result<()> {
+    const MOVES: PaperPeer = PaperPeer { third: 200, mac: "02:00:00:00:02:00" };
+    const MOVED: PaperPeer = PaperPeer { third: 200, mac: "02:00:00:00:02:ff" };
+    const LEAVES: PaperPeer = PaperPeer { third: 201, mac: "02:00:00:00:02:01" };
+    const JOINS: PaperPeer = PaperPeer { third: 202, mac: "02:00:00:00:02:02" };
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = hosts(lab, 2)?;
+        let etcd = lab.etcd();
+        MOVES.put(etcd)?;
+        LEAVES.put(etcd)?;
+        for host in &hosts {
+            wait::until("the first paper peers", Duration::from_secs(15), || {
+                MOVES.is_known_to(host)?;
+                LEAVES.is_known_to(host)
+            })?;
+        }
+        let (stays, stays_mac) = (hosts[1].subnet_env()?.base_address(), hosts[1].vtep_mac()?);
+        let mut monitor = hosts[0].monitor()?;
+        let mut ping = hosts[0].ping(stays)?;
+
+        etcd.cut_off(hosts[0].address())?;
+        MOVED.put(etcd)?;
+        etcd.delete(&LEAVES.key())?;
+        JOINS.put(etcd)?;
+        etcd.compact()?;
+        // The other host sees all of it at once, so there is something that the first one has missed.
+        wait::until("the host that is not cut off to follow", Duration::from_secs(15), || {
+            MOVED.is_known_to(&hosts[1])?;
+            JOINS.is_known_to(&hosts[1])
+        })?;
+        MOVES.is_known_to(&hosts[0])?;
+        JOINS.is_unknown_to(&hosts[0])?;
+
+        etcd.reconnect()?;
+        wait::until("the host that was cut off to catch up", Duration::from_secs(45), || {
+            MOVED.is_known_to(&hosts[0])?;
+            LEAVES.is_unknown_to(&hosts[0])?;
+            JOINS.is_known_to(&hosts[0])?;
+            ensure!(hosts[0].overlay()?.has_no_remains(), "{:?}", hosts[0].overlay()?);
+            Ok(())
+        })?;
+
+        let touched: Vec<_> = monitor
+            .deletions(DEVICE)?
+            .into_iter()
+            .filter(|line| line.contains(&stays.to_string()) || line.contains(&stays_mac))
+            .collect();
+        ensure!(touched.is_empty(), "deleted of the peer that stayed: {touched:#?}");
+        ping.wait_for_answers(20)?;
+        ping.stop()?.nothing_lost(20)?;
+        hosts[0].ensure_agent_runs()
+    })
+}
+
+#[test]
+fn an_agent_notices_that_its_watch_has_fallen_silent() -> Result<()> {
+    const JOINS: PaperPeer = PaperPeer { third: 200, mac: "02:00:00:00:02:00" };
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = hosts(lab, 2)?;
+
+        // The host hears nothing, not even that the etcd that it was connected to is no more.
+        lab.etcd().silence(hosts[0].address())?;
+        lab.etcd_mut().kill_member(0)?;
+        lab.etcd_mut().start_member(0)?;
+        JOINS.put(lab.etcd())?;
+        lab.etcd().reconnect()?;
+
+        wait::until("the host to see who joined", Duration::from_secs(60), || JOINS.is_known_to(&hosts[0]))?;
+        hosts[0].ensure_agent_runs()
+    })
+}
+
+#[test]
+fn the_loss_of_one_of_three_etcd_members_keeps_nobody_from_joining() -> Result<()> {
+    Lab::run(LabOptions { etcd_members: 3, ..LabOptions::default() }, |lab| {
+        let mut hosts = hosts(lab, 2)?;
+
+        // The first in everybody's list of endpoints.
+        lab.etcd_mut().kill_member(0)?;
+        on_all(&mut hosts, Host::ensure_agent_runs)?;
+        let mut third = lab.host("h3")?;
+        third.start_agent()?;
+        hosts.push(third);
+
+        wait::until("all to know each other", Duration::from_secs(45), || {
+            wait_until_all_know_each_other(&hosts)
+        })?;
+        on_all(&mut hosts, Host::ensure_agent_runs)
+    })
+}
