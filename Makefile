@@ -52,7 +52,7 @@ unit:
 	$(CARGO) test --locked
 	$(CARGO) test --locked -p flan-integration --lib
 
-units:
+units: build
 	deploy/verify.sh
 
 scenarios: build
