@@ -149,6 +149,29 @@ pub struct Args {
     )]
     pub resync_interval: Duration,
 
+    /// Doubt a list of leases that lacks more than this part of the known peers, in percent, as after etcd was wiped or
+    /// restored: keep packets flowing to the missing for --mass-loss-grace
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        env = "FLAND_MASS_LOSS_PERCENT",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u8).range(0..=100),
+        help_heading = "Packets"
+    )]
+    pub mass_loss_percent: u8,
+
+    /// How long peers that such a list lacks are kept, unless they come back earlier; 0s to believe every list
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "FLAND_MASS_LOSS_GRACE",
+        default_value = "60s",
+        value_parser = humantime::parse_duration,
+        help_heading = "Packets"
+    )]
+    pub mass_loss_grace: Duration,
+
     /// Address to answer GET /healthz and GET /status on
     #[arg(
         long,

@@ -3,6 +3,7 @@
 //! Three things trigger a round of reconciliation: the leases changed, the kernel changed, time passed. All three go
 //! the same way: plan from what is known, compare with the kernel, apply the difference.
 
+mod backend;
 mod notify;
 mod peers;
 mod start;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flan_backends::{Backend, Vxlan};
+use flan_backends::Backend;
 use flan_kernel::{
     Firewall, Kernel, LinkName, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl,
 };
@@ -24,6 +25,7 @@ use tracing::{error, info, warn};
 use crate::reconcile::{Desired, Outcome, Reconciler, retry_after};
 use crate::status::SharedStatus;
 use crate::subnet_env::SubnetEnv;
+use backend::UdpRunner;
 use peers::PeerLog;
 
 pub use start::{RefusedSetting, run};
@@ -31,7 +33,8 @@ pub use start::{RefusedSetting, run};
 /// Everything that the event loop owns.
 struct Daemon<K, F> {
     options: Options,
-    backend: Vxlan,
+    backend: Box<dyn Backend>,
+    datapath: Option<UdpRunner>,
     reconciler: Reconciler<K, F>,
     /// What the store holds.
     leases: LeaseSet,
@@ -103,7 +106,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 self.status.update(|status| status.store_problem = Some(reason.clone()));
             }
             WatchEvent::Listed(_) | WatchEvent::Changed(_) => {
-                self.leases.apply(event);
+                self.leases.apply(event, Instant::now());
                 if self.is_about_our_key(event) {
                     self.suspicion.notify_one();
                 }
@@ -155,11 +158,20 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if !self.leases.is_complete() {
             return; // an absent lease means nothing yet
         }
+        self.leases.expire(Instant::now());
+        if let Some(until) = self.leases.missing_until() {
+            self.due = Some(until);
+        }
         let forwarding = self.enable_forwarding();
         let desired = self.plan();
         let outcome = self.reconciler.reconcile(&desired).await;
         let mut problem = forwarding.err().or(outcome.problem());
-        if !self.ready {
+        if let (Some(datapath), Some(own)) = (&mut self.datapath, &self.admission.own) {
+            problem = problem.or(datapath.keep_running(&own.subnets, outcome.device_is_new).err());
+            let now = datapath.status();
+            self.status.update(|status| status.datapath = now);
+        }
+        if !self.ready && self.datapath.as_ref().is_none_or(UdpRunner::is_running) {
             problem = problem.or(self.get_ready(&desired.state).await.err());
         }
         self.settle(&outcome, problem);
@@ -174,6 +186,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             status.peers = judged.peers.len();
             status.quarantined = self.peer_log.quarantined();
         });
+        if let Some(datapath) = &self.datapath {
+            datapath.feed(&judged.peers);
+        }
         let mut state = self.backend.plan(&own.subnets, &judged.peers);
         let mut rules = Ruleset { masquerade: self.options.ip_masq, ..Ruleset::default() };
         if self.options.forward_rules {

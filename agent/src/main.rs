@@ -31,6 +31,8 @@ fn main() -> ExitCode {
 async fn until_stopped(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Many a script sends SIGHUP to make a daemon read its settings again. We have none to read, and go on.
+    let _hangup = signal(SignalKind::hangup())?;
     info!(version = env!("CARGO_PKG_VERSION"), "fland starts");
     let signal = tokio::select! {
         outcome = daemon::run(args) => return outcome,
@@ -44,8 +46,10 @@ async fn until_stopped(args: Args) -> anyhow::Result<()> {
 /// Logs go to standard error. `RUST_LOG` wins over `-v`.
 fn start_logging(args: &Args) {
     let level = match args.v {
-        0 => "info",
-        1..=4 => "info,flan_agent=debug,flan_backends=debug,flan_kernel=debug,flan_subnet_lease=debug",
+        0 => "info,netlink_proto=error",
+        1..=4 => {
+            "info,flan_agent=debug,flan_backends=debug,flan_kernel=debug,flan_subnet_lease=debug,netlink_proto=error"
+        }
         _ => "debug,flan_agent=trace,flan_backends=trace,flan_kernel=trace,flan_subnet_lease=trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

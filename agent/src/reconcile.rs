@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flan_kernel::{
-    FailedOperation, Firewall, FirewallError, Kernel, KernelError, Ownership, Ruleset, State, diff,
+    FailedOperation, Firewall, FirewallError, Kernel, KernelError, Operation, Ownership, Ruleset, State, diff,
 };
 use tracing::{debug, info, warn};
 
@@ -28,6 +28,8 @@ pub struct Reconciler<K, F> {
 pub struct Outcome {
     /// Operations that were carried out.
     pub applied: usize,
+    /// Whether a device was made, or made anew.
+    pub device_is_new: bool,
     /// Operations that the kernel refused. They come up again in the next round, as long as they are wanted.
     pub failed: Vec<FailedOperation>,
     /// The kernel could not even be read.
@@ -71,9 +73,17 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         };
         let operations = diff(&desired.state, &actual);
         for operation in &operations {
-            debug!(%operation, "apply");
+            match operation {
+                Operation::ReplaceLink { name, because, .. } => {
+                    info!(device = %name, because, "making the device anew");
+                }
+                operation => debug!(%operation, "apply"),
+            }
         }
         outcome.failed = self.kernel.apply(&operations).await;
+        outcome.device_is_new = operations.iter().any(|operation| {
+            matches!(operation, Operation::CreateLink { .. } | Operation::ReplaceLink { .. })
+        });
         outcome.applied = operations.len() - outcome.failed.len();
         for failed in outcome.failed.iter().take(SHOWN) {
             warn!(operation = %failed.operation, reason = %failed.reason, "the kernel refused an operation");
@@ -116,23 +126,22 @@ pub fn retry_after(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use flan_kernel::fake::{FakeFirewall, FakeKernel};
-    use flan_kernel::{Operation, Route, RouteKey, RouteTarget, VxlanLink};
+    use flan_kernel::{Link, LinkKind, Route, RouteKey, RouteTarget, Vxlan};
 
     use super::*;
 
     fn desired(peers: u8) -> Desired {
         let link = "flannel.1".parse().unwrap();
-        let vxlan = VxlanLink {
+        let kind = LinkKind::Vxlan(Vxlan {
             vni: 1,
             port: 8472,
             underlay: Some("eth0".parse().unwrap()),
             local: Some("192.168.64.11".parse().unwrap()),
             learning: false,
             gbp: false,
-            mac: "02:00:00:00:00:01".parse().unwrap(),
-            mtu: 1450,
-            up: true,
-        };
+        });
+        let mac = Some("02:00:00:00:00:01".parse().unwrap());
+        let vxlan = Link { kind, mac, mtu: 1450, up: true };
         let mut state = State::default();
         state.links.insert(link, vxlan);
         for peer in 0..peers {

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
+use flan_backends::udp::Totals;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
@@ -35,12 +36,31 @@ pub struct Status {
     pub peers: usize,
     /// Leases that are kept from the kernel.
     pub quarantined: Vec<QuarantinedLease>,
+    /// The data path, where packets pass through this program.
+    pub datapath: Option<DatapathStatus>,
     /// Why our lease could not be renewed, while that lasts.
     pub lease_problem: Option<String>,
+    /// Why the network config is not the one that this agent runs with.
+    pub config_problem: Option<String>,
     /// Why the view of the leases may be out of date.
     pub store_problem: Option<String>,
     /// Why the kernel is not as it should be.
     pub kernel_problem: Option<String>,
+}
+
+/// The data path of the udp backend: its modes in force and its counters.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatapathStatus {
+    /// How packets are exchanged with the device.
+    pub tun: String,
+    /// Whether datagrams are sent in batches (`UDP_SEGMENT`).
+    pub gso: bool,
+    /// Whether datagrams are received in batches (`UDP_GRO`).
+    pub gro: bool,
+    /// What was done since its start.
+    #[serde(flatten)]
+    pub totals: Totals,
 }
 
 /// A bad lease.

@@ -3,12 +3,14 @@
 //! A backend is a planner: from the leases of the network it computes what the kernel should hold. It changes nothing
 //! itself; the agent's reconciler closes the gap between the plan and the kernel. One planner a file.
 
+pub mod udp;
 mod vxlan;
 
 use flan_kernel::{LinkName, State};
 use flan_subnet_lease::{Lease, PerFamily, Subnets};
 use std::net::IpAddr;
 
+pub use udp::Udp;
 pub use vxlan::Vxlan;
 
 /// A way to reach peers. All methods are pure; the same arguments give the same answer.
@@ -16,14 +18,23 @@ pub trait Backend: Send {
     /// The name by which configs and leases call this backend.
     fn name(&self) -> &'static str;
 
-    /// The backend's part of our lease: what peers need to reach us, for each family in use.
-    fn lease_data(&self) -> PerFamily<serde_json::Value>;
+    /// The backend's part of our lease: what peers need to reach us.
+    fn lease_fields(&self) -> LeaseFields;
 
     /// Everything that the kernel should hold, so that packets for `peers` reach them and theirs reach us.
     fn plan(&self, own: &Subnets, peers: &[&Lease]) -> State;
 
     /// Largest inner IP packet in bytes, for all families in use.
     fn mtu(&self) -> u32;
+}
+
+/// The backend's part of a lease.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LeaseFields {
+    /// `BackendType`, where the backend writes one.
+    pub backend: Option<String>,
+    /// `BackendData` and `BackendV6Data`, for each family in use.
+    pub data: PerFamily<serde_json::Value>,
 }
 
 /// The device and addresses that carry the outer packets.
@@ -47,6 +58,18 @@ pub enum BackendError {
         link: LinkName,
         /// The family.
         family: flan_subnet_lease::Family,
+    },
+    /// There is no such backend here.
+    #[error("there is no backend {backend} here")]
+    Unknown {
+        /// The backend.
+        backend: &'static str,
+    },
+    /// The backend's wire has no room for IPv6.
+    #[error("backend {backend} carries IPv4 alone, and the network uses IPv6")]
+    Ipv4Only {
+        /// The backend.
+        backend: &'static str,
     },
     /// The kernel has no device names of that length.
     #[error("VNI {vni} makes a device name of more than 15 bytes; up to 9999999 works, with IPv6 up to 9999")]

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use flan_kernel::{
-    Address, FdbEntry, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State,
-    VxlanLink,
+    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey,
+    RouteTarget, State,
 };
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, VxlanConfig, VxlanData};
 use ipnetwork::IpNetwork;
@@ -12,7 +12,7 @@ use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use crate::{Backend, BackendError, Underlay};
+use crate::{Backend, BackendError, LeaseFields, Underlay};
 
 /// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Vxlan {
                 .ok_or(BackendError::NoAddress { link: underlay.link, family })?;
             let name = device_name(family, config.vni).ok_or(BackendError::DeviceName { vni: config.vni })?;
             let mac = match actual.links.get(&name) {
-                Some(link) if is_usable(link.mac) => link.mac,
+                Some(Link { mac: Some(mac), .. }) if is_usable(*mac) => *mac,
                 _ => stable_mac(node_id, local, config.vni),
             };
             devices.set(family, Device { name, mac, mtu: inner_mtu(&config, underlay, family)?, local });
@@ -77,17 +77,15 @@ impl Vxlan {
     }
 
     fn plan_device(&self, family: Family, device: &Device, own: &Subnets, state: &mut State) {
-        let link = VxlanLink {
+        let kind = LinkKind::Vxlan(flan_kernel::Vxlan {
             vni: self.config.vni,
             port: self.config.port,
             underlay: Some(self.underlay),
             local: Some(device.local),
             learning: self.config.learning,
             gbp: self.config.gbp,
-            mac: device.mac,
-            mtu: device.mtu,
-            up: true,
-        };
+        });
+        let link = Link { kind, mac: Some(device.mac), mtu: device.mtu, up: true };
         state.links.insert(device.name, link);
         if let Some(subnet) = own.get(family) {
             let address = IpNetwork::from(subnet.ip());
@@ -115,13 +113,13 @@ impl Backend for Vxlan {
         "vxlan"
     }
 
-    fn lease_data(&self) -> PerFamily<serde_json::Value> {
+    fn lease_fields(&self) -> LeaseFields {
         let mut data = PerFamily::default();
         for (family, device) in self.devices.iter() {
             let value = VxlanData { vni: Some(self.config.vni), vtep_mac: device.mac };
             data.set(family, serde_json::json!(value));
         }
-        data
+        LeaseFields { backend: Some(self.name().to_owned()), data }
     }
 
     fn plan(&self, own: &Subnets, peers: &[&Lease]) -> State {
@@ -278,7 +276,7 @@ mod tests {
 
         let mut there = fresh.plan(&"10.5.1.0/24".parse().unwrap(), &[]);
         let kept: MacAddr6 = "c6:d2:32:6f:8f:44".parse().unwrap();
-        there.links.get_mut(&"flannel.1".parse().unwrap()).unwrap().mac = kept;
+        there.links.get_mut(&"flannel.1".parse().unwrap()).unwrap().mac = Some(kept);
         assert_eq!(vxlan(&[Family::V4], &there).macs().v4, Some(kept));
     }
 
@@ -304,9 +302,9 @@ mod tests {
     fn the_lease_says_what_flannel_reads() {
         let mut there = State::default();
         let mut link = vxlan(&[Family::V4], &there).plan(&"10.5.1.0/24".parse().unwrap(), &[]).links;
-        link.values_mut().for_each(|link| link.mac = "c6:d2:32:6f:8f:44".parse().unwrap());
+        link.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
         there.links = link;
-        let data = vxlan(&[Family::V4], &there).lease_data();
+        let data = vxlan(&[Family::V4], &there).lease_fields().data;
         assert_eq!(data.v4.unwrap().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
     }
 }

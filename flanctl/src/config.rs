@@ -3,7 +3,9 @@
 use std::io::Read;
 use std::path::Path;
 
-use flan_subnet_lease::{Admission, Lease, LeaseSet, NetworkConfig, Store, StoredConfig};
+use flan_subnet_lease::{Admission, BackendConfig, Lease, LeaseSet, NetworkConfig, Store, StoredConfig};
+
+use tokio::time::Instant;
 
 use crate::failure::{Failure, Kind};
 use crate::output;
@@ -77,16 +79,20 @@ async fn stranded(
     after: &NetworkConfig,
 ) -> Result<Vec<String>, Failure> {
     let mut leases = LeaseSet::default();
-    leases.replace(&store.list().await?);
-    // Without a config before, nothing is known of what was good: whatever can be read counts.
-    let before = before.unwrap_or_else(|| after.clone());
+    leases.replace(&store.list().await?, Instant::now());
     let judge = |config: &NetworkConfig| Admission { config: config.clone(), own: None };
-    let (before, after_it) = (judge(&before), judge(after));
-    let judged = leases.judge(&before);
+    let (before, after_it) = (before.as_ref().map(judge), judge(after));
     let bad_after = leases.judge(&after_it).quarantined;
-    let good = judged.peers.iter().chain(&judged.unclaimed);
-    let reason = |lease: &&&Lease| {
-        let bad = bad_after.iter().find(|bad| bad.lease == Some(**lease));
+    let good: Vec<&Lease> = match &before {
+        Some(before) => {
+            let judged = leases.judge(before);
+            judged.peers.into_iter().chain(judged.unclaimed).collect()
+        }
+        // Without a config that can be read, nothing is known of what was good: whatever can be read counts.
+        None => leases.readable().collect(),
+    };
+    let reason = |lease: &Lease| {
+        let bad = bad_after.iter().find(|bad| bad.lease == Some(lease));
         match bad {
             Some(bad) => Some(format!("{} ({})", lease.subnets, bad.reason)),
             None if !after.admits(&lease.subnets) => {
@@ -95,7 +101,7 @@ async fn stranded(
             None => None,
         }
     };
-    Ok(good.filter_map(|lease| reason(&lease)).collect())
+    Ok(good.into_iter().filter_map(reason).collect())
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {
@@ -114,6 +120,18 @@ fn check(json: &[u8]) -> Result<NetworkConfig, Failure> {
     let config = NetworkConfig::parse(json).map_err(|error| Failure::new(Kind::Usage, error))?;
     for field in &config.unknown_fields {
         eprintln!("flanctl: warning: nobody knows the field {field}; it is ignored");
+    }
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) if vxlan.direct_routing => {
+            eprintln!(
+                "flanctl: warning: fland does not support Backend.DirectRouting yet; every packet is encapsulated"
+            );
+        }
+        BackendConfig::Vxlan(_) | BackendConfig::Udp(_) => {}
+        other => eprintln!(
+            "flanctl: warning: fland does not run backend {} yet; vxlan and udp it does",
+            other.name()
+        ),
     }
     Ok(config)
 }

@@ -20,6 +20,11 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Leases are written by anybody who may write to the store: nothing in them shall steer the terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// All leases. A list, sorted by subnet.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -28,7 +28,7 @@ const GATHER: Duration = Duration::from_millis(200);
 pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let mut leases = LeaseSet::default();
-    leases.replace(&store.list().await?);
+    leases.replace(&store.list().await?, Instant::now());
     let list = judged(store, config, &leases).await;
     if list.items.is_empty() && matches!(form, Form::Table | Form::Wide) {
         return output::print(&format!("no leases below {}/subnets", store.prefix()));
@@ -60,14 +60,14 @@ fn take(leases: &mut LeaseSet, event: &WatchEvent) {
     if let WatchEvent::Interrupted { reason } = event {
         eprintln!("flanctl: lost sight of the leases, trying again: {reason}");
     }
-    leases.apply(event);
+    leases.apply(event, Instant::now());
 }
 
 /// Prints one lease.
 pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let mut leases = LeaseSet::default();
-    leases.replace(&store.list().await?);
+    leases.replace(&store.list().await?, Instant::now());
     let mut list = judged(store, config, &leases).await;
     let key = key_of(subnet);
     list.items.retain(|item| item.key == key);
@@ -127,7 +127,7 @@ pub(crate) async fn release(store: &Store, subnet: &str, yes: bool) -> Result<()
     if !store.delete(&key, entry.mod_revision).await? {
         return Err(changed_meanwhile(&key));
     }
-    output::print(&format!("released {subnet}"))
+    output::print(&format!("released {}", output::printable(subnet)))
 }
 
 /// The key that a person means: that of a subnet, or any other as it stands.
@@ -174,6 +174,11 @@ fn check_reservation(
         match public_ips.get(family) {
             None if wanted => {
                 return usage(format!("the network uses {family}: --public-ip needs an {family} address"));
+            }
+            Some(ip) if config.networks().any(|(_, network)| network.contains(*ip)) => {
+                return usage(format!(
+                    "--public-ip {ip} lies inside the overlay network; give the host's own address"
+                ));
             }
             Some(ip) if !is_host_address(*ip) => {
                 return usage(format!(

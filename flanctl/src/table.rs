@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
-use crate::output::{State, Subnet, SubnetList};
+use crate::output::{State, Subnet, SubnetList, printable};
 
 /// The leases, one a line; `wide` adds what is seldom needed.
 pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
@@ -38,11 +38,6 @@ pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
     lines.join("\n")
-}
-
-/// Leases are written by anybody who may write to the store: nothing in them shall steer the terminal.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn or_dash(text: Option<&str>) -> String {

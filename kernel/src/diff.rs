@@ -7,18 +7,19 @@ use std::net::IpAddr;
 use macaddr::MacAddr6;
 
 use crate::state::{
-    Address, FdbEntry, LinkName, Neighbour, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State, VxlanLink,
+    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget,
+    State, Vxlan,
 };
 
 /// One change to the kernel. Displayed as one readable line in the words of `ip(8)` and `bridge(8)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// Makes a device with everything that [`VxlanLink`] says. Fails with `EEXIST` if the name is taken.
+    /// Makes a device with everything that [`Link`] says. Fails with `EEXIST` if the name is taken.
     CreateLink {
         /// The device's name.
         name: LinkName,
         /// What it shall be.
-        link: VxlanLink,
+        link: Link,
     },
     /// Deletes a device and makes it anew, for what the kernel does not change in place. Everything on the device
     /// is gone afterwards.
@@ -26,7 +27,7 @@ pub enum Operation {
         /// The device's name.
         name: LinkName,
         /// What it shall be.
-        link: VxlanLink,
+        link: Link,
         /// Each field that differs, with both values: `port is 4789, want 8472`.
         because: String,
     },
@@ -169,7 +170,7 @@ fn add_links(desired: &State, actual: &State, operations: &mut Vec<Operation>) -
             continue;
         }
         let change = LinkChange {
-            mac: (link.mac != standing.mac).then_some(link.mac),
+            mac: link.mac.filter(|_| link.mac != standing.mac),
             mtu: (link.mtu != standing.mtu).then_some(link.mtu),
             up: (link.up != standing.up).then_some(link.up),
         };
@@ -193,7 +194,17 @@ fn add_links(desired: &State, actual: &State, operations: &mut Vec<Operation>) -
 
 /// The fields that the kernel does not change in place, or that we do not, because the device's sockets and multicast
 /// memberships would have to follow (`vxlan_changelink` in `drivers/net/vxlan/vxlan_core.c`).
-fn fixed_differences(want: &VxlanLink, have: &VxlanLink) -> Vec<String> {
+fn fixed_differences(want: &Link, have: &Link) -> Vec<String> {
+    match (&want.kind, &have.kind) {
+        (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => vxlan_differences(want, have),
+        (LinkKind::Tun { vnet_header: want }, LinkKind::Tun { vnet_header: have }) if want == have => {
+            Vec::new()
+        }
+        (want, have) => vec![format!("it is {have}, want {want}")],
+    }
+}
+
+fn vxlan_differences(want: &Vxlan, have: &Vxlan) -> Vec<String> {
     fn text<T: ToString>(value: Option<&T>) -> String {
         value.map_or_else(|| "none".to_owned(), ToString::to_string)
     }
@@ -309,20 +320,33 @@ impl fmt::Display for Operation {
     }
 }
 
-impl fmt::Display for VxlanLink {
+impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "type vxlan id {} port {}", self.vni, self.port)?;
-        if let Some(local) = self.local {
+        write!(f, "{}", self.kind)?;
+        if let Some(mac) = &self.mac {
+            write!(f, " address {}", Mac(mac))?;
+        }
+        write!(f, " mtu {} {}", self.mtu, up_or_down(self.up))
+    }
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let vxlan = match self {
+            Self::Vxlan(vxlan) => vxlan,
+            Self::Tun { vnet_header } => {
+                return write!(f, "type tun vnet_hdr {}", on(*vnet_header));
+            }
+        };
+        write!(f, "type vxlan id {} port {}", vxlan.vni, vxlan.port)?;
+        if let Some(local) = vxlan.local {
             write!(f, " local {local}")?;
         }
-        if let Some(underlay) = self.underlay {
+        if let Some(underlay) = vxlan.underlay {
             write!(f, " dev {underlay}")?;
         }
-        write!(f, " {}learning", if self.learning { "" } else { "no" })?;
-        if self.gbp {
-            f.write_str(" gbp")?;
-        }
-        write!(f, " address {} mtu {} {}", Mac(&self.mac), self.mtu, up_or_down(self.up))
+        write!(f, " {}learning", if vxlan.learning { "" } else { "no" })?;
+        if vxlan.gbp { f.write_str(" gbp") } else { Ok(()) }
     }
 }
 

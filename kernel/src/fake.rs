@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::diff::{LinkChange, Mac, Operation};
 use crate::firewall::{Firewall, FirewallError, Ruleset};
-use crate::state::{LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, State, VxlanLink};
+use crate::state::{Link, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, State};
 use crate::{FailedOperation, Kernel, KernelError};
 
 /// A [`Kernel`] over a [`State`] in memory. A clone is another handle to the same kernel, so that a test can watch
@@ -236,11 +236,11 @@ impl Inner {
         }
     }
 
-    fn existing_link(&mut self, name: LinkName) -> Result<&mut VxlanLink, KernelError> {
+    fn existing_link(&mut self, name: LinkName) -> Result<&mut Link, KernelError> {
         self.state.links.get_mut(&name).ok_or(KernelError::NoSuchLink(name))
     }
 
-    fn create_link(&mut self, name: LinkName, link: &VxlanLink) -> Result<(), KernelError> {
+    fn create_link(&mut self, name: LinkName, link: &Link) -> Result<(), KernelError> {
         if self.state.links.contains_key(&name) {
             return Err(KernelError::Errno(libc::EEXIST));
         }
@@ -250,7 +250,7 @@ impl Inner {
 
     fn update_link(&mut self, name: LinkName, change: &LinkChange) -> Result<(), KernelError> {
         let link = self.existing_link(name)?;
-        link.mac = change.mac.unwrap_or(link.mac);
+        link.mac = change.mac.or(link.mac);
         link.mtu = change.mtu.unwrap_or(link.mtu);
         link.up = change.up.unwrap_or(link.up);
         let down = change.up == Some(false);
@@ -402,24 +402,23 @@ mod tests {
     use macaddr::MacAddr6;
 
     use super::*;
-    use crate::state::{Address, RouteTarget};
+    use crate::state::{Address, LinkKind, RouteTarget, Vxlan};
 
     fn name(text: &str) -> LinkName {
         text.parse().unwrap()
     }
 
     fn create() -> Operation {
-        let link = VxlanLink {
+        let vxlan = Vxlan {
             vni: 1,
             port: 8472,
             underlay: Some(name("eth0")),
             local: None,
             learning: false,
             gbp: false,
-            mac: MacAddr6::new(2, 0, 0, 0, 0, 1),
-            mtu: 1450,
-            up: true,
         };
+        let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
+        let link = Link { kind: LinkKind::Vxlan(vxlan), mac, mtu: 1450, up: true };
         Operation::CreateLink { name: name("flannel.1"), link }
     }
 

@@ -12,12 +12,14 @@ pub mod firewall;
 pub mod netlink;
 mod state;
 pub mod sysctl;
+pub mod tun;
+pub mod udp_socket;
 
 pub use diff::{LinkChange, Operation, diff};
 pub use firewall::{FamilyRules, Firewall, FirewallError, Ruleset};
 pub use state::{
-    Address, FdbEntry, InvalidLinkName, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey,
-    RouteTarget, State, VxlanLink,
+    Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL,
+    Route, RouteKey, RouteTarget, State, Vxlan,
 };
 
 /// The part of the kernel that an agent reads and writes. Adapters: [`netlink::Linux`] and [`fake::FakeKernel`].

@@ -18,8 +18,8 @@ pub const ROUTE_PROTOCOL: u8 = 102;
 /// Every collection is keyed by what the kernel itself takes as identity, so that a state cannot contradict itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// VXLAN devices by name.
-    pub links: BTreeMap<LinkName, VxlanLink>,
+    /// Devices by name.
+    pub links: BTreeMap<LinkName, Link>,
     /// Addresses on those devices. Link-local IPv6 addresses, which the kernel makes by itself, are not listed.
     pub addresses: BTreeSet<Address>,
     /// Permanent neighbours on those devices: the MAC behind an on-link next hop.
@@ -30,9 +30,34 @@ pub struct State {
     pub routes: BTreeMap<RouteKey, Route>,
 }
 
-/// A VXLAN device (`ip -d link show type vxlan`).
+/// A device that we make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VxlanLink {
+pub struct Link {
+    /// What kind of device it is, with what cannot be changed in place.
+    pub kind: LinkKind,
+    /// The device's own MAC; a TUN device has none.
+    pub mac: Option<MacAddr6>,
+    /// Largest IP packet in bytes that enters the device.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+}
+
+/// The kinds of device that we make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkKind {
+    /// The kernel wraps packets (`ip -d link show type vxlan`).
+    Vxlan(Vxlan),
+    /// A program of ours wraps packets (`ip -d link show type tun`). It persists without the program.
+    Tun {
+        /// Packets are preceded by a virtio-net header, and may be larger than the MTU (`IFF_VNET_HDR`).
+        vnet_header: bool,
+    },
+}
+
+/// The settings of a VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
     /// UDP port of the outer packets, sent to and listened on.
@@ -45,12 +70,6 @@ pub struct VxlanLink {
     pub learning: bool,
     /// Whether group policy ids are carried (VXLAN-GBP).
     pub gbp: bool,
-    /// The device's own MAC.
-    pub mac: MacAddr6,
-    /// Largest inner IP packet in bytes.
-    pub mtu: u32,
-    /// Administratively up.
-    pub up: bool,
 }
 
 /// An address on a device.
@@ -128,7 +147,7 @@ impl RouteTarget {
 
 /// What in the kernel is ours: what [`snapshot`](crate::Kernel::snapshot) reads and a diff may change or delete.
 ///
-/// Ours are: the VXLAN devices named here, with their addresses and permanent neighbours and forwarding entries;
+/// Ours are: the VXLAN and TUN devices named here, with their addresses and permanent neighbours and forwarding entries;
 /// unicast routes in the main table that lead into one of these devices, whoever made them (flannel's included) but
 /// for those the kernel makes itself (protocol `kernel`); and every route in the main table with [`ROUTE_PROTOCOL`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use crate::LinkName;
+
 /// Writes a setting if it has another value, and says whether it had.
 ///
 /// `path` is below `/proc/sys`, with slashes: `net/ipv4/ip_forward` (`proc_sys(5)`). An error names the setting; it
@@ -38,6 +40,15 @@ fn write_below(root: &Path, path: &str, value: &str) -> io::Result<bool> {
     }
     std::fs::write(&file, value).map_err(named)?;
     Ok(true)
+}
+
+/// Lets packets in by `link` whose source is an address of this host, which the kernel takes for forged otherwise
+/// (`accept_local` in `Documentation/networking/ip-sysctl.rst`). Answers whether anything had to be changed.
+///
+/// # Errors
+/// As [`write`].
+pub fn accept_local(link: LinkName) -> io::Result<bool> {
+    write(&format!("net/ipv4/conf/{link}/accept_local"), "1")
 }
 
 #[cfg(test)]

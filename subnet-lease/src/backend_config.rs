@@ -40,11 +40,21 @@ pub struct VxlanConfig {
     pub mtu: Option<u32>,
 }
 
-/// Settings of the udp backend.
+/// Settings of the udp backend. flannel knows the port alone and ignores the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpConfig {
     /// UDP port that every host listens on; 8285 by default.
     pub port: u16,
+    /// Take an inner packet only from the peer whose subnet holds its source; off by default, as flannel takes it
+    /// from anybody.
+    pub strict_source: bool,
+    /// Exchange packets larger than the MTU with the device (virtio-net headers); on by default, where the kernel
+    /// has it.
+    pub tun_offload: bool,
+    /// Send many datagrams in one piece (`UDP_SEGMENT`); on by default, where the kernel has it.
+    pub gso: bool,
+    /// Receive many datagrams in one piece (`UDP_GRO`); on by default, where the kernel has it.
+    pub gro: bool,
 }
 
 /// Settings of flannel's wireguard backend.
@@ -77,7 +87,7 @@ impl BackendConfig {
         let kind = fields.take::<String>("Type")?.unwrap_or_else(|| "vxlan".to_owned());
         let backend = match kind.to_ascii_lowercase().as_str() {
             "vxlan" => Self::Vxlan(VxlanConfig::parse(&mut fields, pools)?),
-            "udp" => Self::Udp(UdpConfig { port: port(&mut fields, "Port", 8285)? }),
+            "udp" => Self::Udp(UdpConfig::parse(&mut fields)?),
             "host-gw" => Self::HostGw,
             "alloc" => Self::Alloc,
             "wireguard" => Self::Wireguard(WireguardConfig::parse(&mut fields)?),
@@ -107,6 +117,25 @@ impl VxlanConfig {
 impl Default for VxlanConfig {
     fn default() -> Self {
         Self { vni: 1, port: 8472, gbp: false, direct_routing: false, learning: false, mtu: None }
+    }
+}
+
+impl UdpConfig {
+    fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
+        let default = Self::default();
+        Ok(Self {
+            port: port(fields, "Port", default.port)?,
+            strict_source: fields.take("StrictSource")?.unwrap_or(default.strict_source),
+            tun_offload: fields.take("TunOffload")?.unwrap_or(default.tun_offload),
+            gso: fields.take("GSO")?.unwrap_or(default.gso),
+            gro: fields.take("GRO")?.unwrap_or(default.gro),
+        })
+    }
+}
+
+impl Default for UdpConfig {
+    fn default() -> Self {
+        Self { port: 8285, strict_source: false, tun_offload: true, gso: true, gro: true }
     }
 }
 

@@ -23,7 +23,7 @@ impl Backoff {
 
     /// How long to wait after one more failure.
     pub(crate) fn next(&mut self) -> Duration {
-        self.delays.next().unwrap_or(self.longest)
+        self.delays.next().unwrap_or(self.longest).min(self.longest)
     }
 
     /// Starts over after a success.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::backend_config::BackendConfig;
 use crate::family::{Family, PerFamily, bits, encloses, span};
 use crate::key::Subnets;
+use crate::lease_set::is_host_address;
 
 /// The network config, as it stands as JSON at `<prefix>/config` in the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,7 +181,8 @@ impl SubnetPool {
             return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
         }
         let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
-        if network.ip().is_loopback() || network.ip().is_multicast() {
+        let link_local = matches!(network.ip(), IpAddr::V4(ip) if ip.is_link_local());
+        if link_local || !is_host_address(network.network()) || !is_host_address(inner_end(&network)) {
             let problem = format!("holds no addresses of hosts; {} would", names.network_example);
             return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
         }
@@ -363,6 +365,11 @@ fn subnet_length(network: &IpNetwork, asked: Option<u8>, names: &PoolFields) -> 
     Ok(length)
 }
 
+/// The last address but one: the very last of an IPv4 network may be the broadcast address of all.
+fn inner_end(network: &IpNetwork) -> IpAddr {
+    Family::of(network.ip()).address(span(network).1 - 1)
+}
+
 fn host_mask(host_bits: u32) -> u128 {
     (1u128 << host_bits) - 1
 }
@@ -419,9 +426,10 @@ mod tests {
 
     #[test]
     fn ipv6_alone_is_enough() {
-        let config = parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "::/0"}"#).unwrap();
+        let config =
+            parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "2000::/3"}"#).unwrap();
         assert_eq!(config.pools.v4, None);
-        assert_eq!(config.pools.v6.unwrap().capacity(), (1 << 64) - 1);
+        assert_eq!(config.pools.v6.unwrap().capacity(), (1 << 61) - 1);
     }
 
     #[test]
@@ -488,7 +496,7 @@ mod tests {
         }
 
         #[test]
-        fn every_subnet_of_a_pool_is_its_own_and_inside(bits in 0u32..0x7f00_0000, length in 0u8..=28, extra in 2u8..=14, pick: u32) {
+        fn every_subnet_of_a_pool_is_its_own_and_inside(bits in 0x0100_0000u32..0x7f00_0000, length in 8u8..=28, extra in 2u8..=14, pick: u32) {
             let json = format!(r#"{{"Network": "{}/{length}", "SubnetLen": {}}}"#,
                 Family::V4.address(bits.into()), (length + extra).min(30));
             let pool = parse(&json).unwrap().pools.v4.unwrap();

@@ -86,11 +86,11 @@ pub struct Keeper {
 
 impl Keeper {
     /// Takes a lease: the one with our public address, else the previous subnet, else a random free one. Tries
-    /// without end, and says why while it must wait.
-    pub async fn acquire(store: Store, claim: Claim) -> Self {
+    /// without end, and tells `waits` why while it must wait.
+    pub async fn acquire(store: Store, claim: Claim, waits: impl Fn(&str)) -> Self {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            match take(&store, &claim).await {
+            match take(&store, &claim, true).await {
                 Ok(held) => return Self { store, claim, held },
                 Err(KeeperError::LostRace(subnets)) => {
                     debug!(%subnets, "another host was faster; choosing again");
@@ -99,6 +99,7 @@ impl Keeper {
                 Err(reason) => {
                     let wait = backoff.next();
                     warn!(%reason, retry_in = ?wait, "cannot take a lease yet");
+                    waits(&reason.to_string());
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -167,6 +168,8 @@ impl Keeper {
             Finding::Altered(entry) => {
                 let value = String::from_utf8_lossy(&entry.value);
                 warn!(%subnets, %value, "somebody altered our lease; writing it again");
+                // A write without an etcd lease makes a reservation only where it leaves our words as they are.
+                let entry = Entry { etcd_lease: entry.etcd_lease.or(self.held.etcd_lease), ..entry };
                 self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
             }
             Finding::Gone => {
@@ -174,7 +177,7 @@ impl Keeper {
                 self.take_back().await?;
             }
             Finding::Foreign(holder) => {
-                error!(%subnets, %holder, "our lease was lost to another host");
+                error!(%subnets, %holder, "our lease was lost to another host; if that is a clone of this machine, give each its own --node-id");
                 self.take_back().await?;
             }
         }
@@ -185,7 +188,7 @@ impl Keeper {
     async fn take_back(&mut self) -> Result<(), KeeperError> {
         let lost = self.held.subnets;
         let claim = Claim { previous: Some(lost), ..self.claim.clone() };
-        self.held = take(&self.store, &claim).await?;
+        self.held = take(&self.store, &claim, false).await?;
         if self.held.subnets != lost {
             error!(
                 %lost, now = %self.held.subnets,
@@ -203,12 +206,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const RACE_WAIT: Duration = Duration::from_millis(300);
 
 /// One attempt: look at all leases, then adopt ours or create one.
-async fn take(store: &Store, claim: &Claim) -> Result<HeldLease, KeeperError> {
+async fn take(store: &Store, claim: &Claim, starting: bool) -> Result<HeldLease, KeeperError> {
     let listing = store.list().await?;
     let leases: Vec<Lease> =
         listing.entries.iter().filter_map(|entry| Lease::from_entry(entry).ok()).collect();
     warn_of_doubles(&leases, claim);
-    if let Some(own) = choose_own(&leases, claim) {
+    if let Some(own) = choose_own(&leases, claim, starting) {
         let entry = listing.entries.iter().find(|entry| entry.key == own.subnets.key());
         if let Some(entry) = entry {
             return adopt(store, claim, own.subnets, entry).await;
@@ -300,12 +303,13 @@ async fn put_with_new_lease(
 }
 
 /// The lease that is ours already: the previous subnet if it is among them, else the oldest. After a change of our
-/// address, the previous subnet is still ours if the lease bears our node id.
-fn choose_own<'a>(leases: &'a [Lease], claim: &Claim) -> Option<&'a Lease> {
+/// address, the previous subnet is still ours if the lease bears our node id; that is believed at the start alone, as
+/// two clones of one machine would take it from each other for ever.
+fn choose_own<'a>(leases: &'a [Lease], claim: &Claim, starting: bool) -> Option<&'a Lease> {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let ours = |lease: &&Lease| {
         let previous = Some(lease.subnets) == claim.previous;
-        let moved = previous && node.id.is_some() && lease.attributes.node.id == node.id;
+        let moved = starting && previous && node.id.is_some() && lease.attributes.node.id == node.id;
         claim.config.admits(&lease.subnets) && (moved || lease.attributes.is_held_by(ips, node))
     };
     leases
@@ -430,16 +434,16 @@ mod tests {
             lease("10.5.3.0-24", "192.168.64.11", Some("b"), 2),
             lease("10.5.4.0-24", "192.168.64.11", None, 3),
         ];
-        assert_eq!(choose_own(&leases, &claim()).unwrap().subnets.to_string(), "10.5.4.0/24");
+        assert_eq!(choose_own(&leases, &claim(), true).unwrap().subnets.to_string(), "10.5.4.0/24");
     }
 
     #[test]
     fn of_several_own_leases_the_previous_subnet_wins_then_the_oldest() {
         let leases =
             [lease("10.5.3.0-24", "192.168.64.11", None, 5), lease("10.5.4.0-24", "192.168.64.11", None, 3)];
-        assert_eq!(choose_own(&leases, &claim()).unwrap().subnets.to_string(), "10.5.4.0/24");
+        assert_eq!(choose_own(&leases, &claim(), true).unwrap().subnets.to_string(), "10.5.4.0/24");
         let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
-        assert_eq!(choose_own(&leases, &claim).unwrap().subnets.to_string(), "10.5.3.0/24");
+        assert_eq!(choose_own(&leases, &claim, true).unwrap().subnets.to_string(), "10.5.3.0/24");
     }
 
     #[test]
@@ -448,16 +452,16 @@ mod tests {
             lease("10.5.3.0-24", "192.168.64.99", Some("a"), 5),
             lease("10.5.4.0-24", "192.168.64.98", Some("a"), 3),
         ];
-        assert_eq!(choose_own(&leases, &claim()), None);
+        assert_eq!(choose_own(&leases, &claim(), true), None);
         let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
-        assert_eq!(choose_own(&leases, &claim).unwrap().subnets.to_string(), "10.5.3.0/24");
+        assert_eq!(choose_own(&leases, &claim, true).unwrap().subnets.to_string(), "10.5.3.0/24");
         let stranger = [lease("10.5.3.0-24", "192.168.64.99", Some("b"), 5)];
-        assert_eq!(choose_own(&stranger, &claim), None);
+        assert_eq!(choose_own(&stranger, &claim, true), None);
     }
 
     #[test]
     fn an_own_lease_that_the_config_no_longer_admits_is_left() {
-        assert_eq!(choose_own(&[lease("10.6.3.0-24", "192.168.64.11", None, 5)], &claim()), None);
+        assert_eq!(choose_own(&[lease("10.6.3.0-24", "192.168.64.11", None, 5)], &claim(), true), None);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
+use tokio::time::Instant;
+use tracing::warn;
 
 use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
@@ -20,6 +23,29 @@ use crate::watch::{Change, WatchEvent};
 pub struct LeaseSet {
     leases: BTreeMap<String, Result<Lease, InvalidLease>>,
     complete: bool,
+    caution: Caution,
+    /// The cluster and the revision of the last list.
+    last: Option<(u64, i64)>,
+    /// Leases that a list lacks, and that are believed in for a while.
+    missing: BTreeMap<String, Lease>,
+    missing_until: Option<Instant>,
+}
+
+/// When a list is not believed at once. A store that was wiped or restored is likelier than a network whose hosts all
+/// left in one moment, and its hosts come back to it within seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caution {
+    /// A list that lacks more than this part of the known leases, in percent, is doubted; so is any list of another
+    /// cluster, or of an earlier time.
+    pub percent: u8,
+    /// How long leases that such a list lacks are believed in.
+    pub grace: Duration,
+}
+
+impl Default for Caution {
+    fn default() -> Self {
+        Self { percent: 50, grace: Duration::from_secs(60) }
+    }
 }
 
 /// What a lease is measured by.
@@ -161,30 +187,76 @@ pub enum QuarantineReason {
 }
 
 impl LeaseSet {
+    /// A set that doubts lists as `caution` says.
+    pub fn with_caution(caution: Caution) -> Self {
+        Self { caution, ..Self::default() }
+    }
+
     /// Takes in what the watch said. A listing replaces everything that was known.
-    pub fn apply(&mut self, event: &WatchEvent) {
+    pub fn apply(&mut self, event: &WatchEvent, now: Instant) {
         match event {
-            WatchEvent::Listed(listing) => self.replace(listing),
+            WatchEvent::Listed(listing) => self.replace(listing, now),
             WatchEvent::Changed(changes) => changes.iter().for_each(|change| match change {
                 Change::Put(entry) => self.put(entry),
                 Change::Delete { key } => {
                     self.leases.remove(key);
+                    self.missing.remove(key);
                 }
             }),
             WatchEvent::Interrupted { .. } => {}
         }
     }
 
-    /// Takes in a complete list.
-    pub fn replace(&mut self, listing: &Listing) {
-        self.leases.clear();
+    /// Takes in a complete list. What it lacks is gone, unless the list is to be doubted.
+    pub fn replace(&mut self, listing: &Listing, now: Instant) {
+        let known = std::mem::take(&mut self.leases);
         listing.entries.iter().for_each(|entry| self.put(entry));
+        let gone: BTreeMap<String, Lease> = known
+            .into_iter()
+            .filter(|(key, _)| !self.leases.contains_key(key))
+            .filter_map(|(key, lease)| Some((key, lease.ok()?)))
+            .collect();
+        let before = gone.len() + self.leases.len();
+        let other = self
+            .last
+            .is_some_and(|(cluster, revision)| cluster != listing.cluster_id || listing.revision < revision);
+        let many = gone.len() * 100 > before * usize::from(self.caution.percent);
+        if !gone.is_empty() && (other || many) {
+            warn!(
+                missing = gone.len(), listed = self.leases.len(), grace = ?self.caution.grace,
+                "the store suddenly lacks many leases, as after it was wiped or restored; their hosts are reached as before for now",
+            );
+            self.missing.extend(gone);
+            self.missing_until = Some(now + self.caution.grace);
+        }
+        self.last = Some((listing.cluster_id, listing.revision));
         self.complete = true;
+    }
+
+    /// When leases that a list lacked will be given up; `None` if there are none.
+    pub fn missing_until(&self) -> Option<Instant> {
+        self.missing_until.filter(|_| !self.missing.is_empty())
+    }
+
+    /// Gives up the leases that a list lacked, once their time is over.
+    pub fn expire(&mut self, now: Instant) {
+        if self.missing_until().is_some_and(|until| until <= now) {
+            warn!(
+                leases = self.missing.len(),
+                "hosts whose leases the store lost have not come back to it; giving them up"
+            );
+            self.missing.clear();
+        }
     }
 
     /// Whether a complete list has ever been taken in. Before that, an absent lease means nothing.
     pub fn is_complete(&self) -> bool {
         self.complete
+    }
+
+    /// All leases that can be read, good and bad.
+    pub fn readable(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values().filter_map(|lease| lease.as_ref().ok())
     }
 
     /// Number of leases, good and bad.
@@ -211,6 +283,8 @@ impl LeaseSet {
             }
         }
         by_age.sort_by_key(|(_, lease)| lease.create_revision);
+        // Behind all that the store holds now: what is there wins over what was.
+        by_age.extend(self.missing.iter().map(|(key, lease)| (key.as_str(), lease)));
         let mut taken = Taken::default();
         for (key, lease) in by_age {
             let standing = match admission.standing(lease) {
@@ -230,6 +304,7 @@ impl LeaseSet {
     }
 
     fn put(&mut self, entry: &Entry) {
+        self.missing.remove(&entry.key);
         self.leases.insert(entry.key.clone(), Lease::from_entry(entry));
     }
 
@@ -244,6 +319,11 @@ impl LeaseSet {
                     judged.quarantined.push(Quarantined { key, lease, reason });
                 }
                 _ => {}
+            }
+        }
+        for (key, lease) in &self.missing {
+            if standings.remove(key.as_str()) == Some(Standing::Peer) {
+                judged.peers.push(lease);
             }
         }
         judged
@@ -264,7 +344,10 @@ impl Admission {
             self.check_public_ip(family, lease)?;
         }
         let attributes = &lease.attributes;
-        if lease.is_reservation() && attributes.backend.is_none() && attributes.data.is_empty() {
+        // Of a backend that writes nothing, a claimed reservation looks the same as one that waits.
+        let writes_nothing = matches!(self.config.backend, BackendConfig::Udp(_) | BackendConfig::Alloc);
+        let says_nothing = attributes.backend.is_none() && attributes.data.is_empty();
+        if lease.is_reservation() && says_nothing && !writes_nothing {
             return Ok(Standing::Unclaimed);
         }
         self.check_backend(lease)?;
@@ -433,7 +516,7 @@ mod tests {
 
     fn set(entries: Vec<Entry>) -> LeaseSet {
         let mut set = LeaseSet::default();
-        set.replace(&Listing { entries, revision: 100, cluster_id: 1 });
+        set.replace(&Listing { entries, revision: 100, cluster_id: 1 }, Instant::now());
         set
     }
 
@@ -581,15 +664,73 @@ mod tests {
     #[test]
     fn a_listing_replaces_and_a_change_updates() {
         let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.3.0-24", &good(13), 2)]);
-        set.apply(&WatchEvent::Changed(vec![
-            Change::Put(entry("10.5.2.0-24", &good(42), 1)),
-            Change::Delete { key: "10.5.3.0-24".to_owned() },
-            Change::Put(entry("10.5.4.0-24", &good(14), 3)),
-        ]));
+        set.apply(
+            &WatchEvent::Changed(vec![
+                Change::Put(entry("10.5.2.0-24", &good(42), 1)),
+                Change::Delete { key: "10.5.3.0-24".to_owned() },
+                Change::Put(entry("10.5.4.0-24", &good(14), 3)),
+            ]),
+            Instant::now(),
+        );
         assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24", "10.5.4.0/24"]);
         let moved = set.judge(&admission()).peers[0].attributes.public_ips.v4;
         assert_eq!(moved, Some("192.168.64.42".parse().unwrap()));
-        set.replace(&Listing { entries: vec![], revision: 101, cluster_id: 1 });
+        set.replace(&Listing { entries: vec![], revision: 101, cluster_id: 1 }, Instant::now());
         assert!(set.is_empty() && set.is_complete());
+    }
+
+    fn listing(keys: &[u8], revision: i64, cluster_id: u64) -> Listing {
+        let entries = keys.iter().map(|key| entry(&format!("10.5.{key}.0-24"), &good(*key), i64::from(*key)));
+        Listing { entries: entries.collect(), revision, cluster_id }
+    }
+
+    fn known(set: &LeaseSet) -> Vec<String> {
+        let mut peers = peers(&set.judge(&admission()));
+        peers.sort();
+        peers
+    }
+
+    #[test]
+    fn a_list_that_lacks_a_few_leases_is_believed() {
+        let (mut set, now) = (LeaseSet::default(), Instant::now());
+        set.replace(&listing(&[2, 3, 4, 5], 100, 1), now);
+        set.replace(&listing(&[2, 3], 101, 1), now);
+        assert_eq!(known(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+        assert_eq!(set.missing_until(), None);
+    }
+
+    #[test]
+    fn a_list_that_lacks_most_leases_is_believed_after_the_grace_period() {
+        let (mut set, now) = (LeaseSet::default(), Instant::now());
+        set.replace(&listing(&[2, 3, 4], 100, 1), now);
+        set.replace(&listing(&[4], 101, 1), now);
+        assert_eq!(known(&set), ["10.5.2.0/24", "10.5.3.0/24", "10.5.4.0/24"]);
+        let until = set.missing_until().unwrap();
+        set.expire(until - Duration::from_secs(1));
+        assert_eq!(known(&set).len(), 3);
+        set.expire(until);
+        assert_eq!(known(&set), ["10.5.4.0/24"]);
+    }
+
+    #[test]
+    fn any_lease_that_another_cluster_or_an_earlier_time_lacks_is_held_until_its_host_is_back() {
+        for after in [listing(&[2, 3, 4], 5, 1), listing(&[2, 3, 4], 101, 2)] {
+            let (mut set, now) = (LeaseSet::default(), Instant::now());
+            set.replace(&listing(&[2, 3, 4, 5], 100, 1), now);
+            set.replace(&after, now);
+            assert_eq!(known(&set).len(), 4);
+            set.apply(&WatchEvent::Changed(vec![Change::Put(entry("10.5.5.0-24", &good(5), 6))]), now);
+            assert_eq!((known(&set).len(), set.missing_until()), (4, None));
+        }
+    }
+
+    #[test]
+    fn what_the_store_holds_wins_over_what_it_lost() {
+        let (mut set, now) = (LeaseSet::default(), Instant::now());
+        set.replace(&listing(&[2], 100, 1), now);
+        set.replace(&listing(&[], 1, 2), now);
+        let half = Change::Put(entry("10.5.2.0-25", &good(9), 7));
+        set.apply(&WatchEvent::Changed(vec![half]), now);
+        assert_eq!(known(&set), ["10.5.2.0/25"]);
     }
 }

@@ -24,7 +24,9 @@ pub use family::{Family, PerFamily};
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity, VxlanData};
-pub use lease_set::{Admission, Judged, LeaseSet, OwnLease, QuarantineReason, Quarantined, is_host_address};
+pub use lease_set::{
+    Admission, Caution, Judged, LeaseSet, OwnLease, QuarantineReason, Quarantined, is_host_address,
+};
 pub use store::{Entry, Listing, Store, StoreError, StoredConfig};
 pub use store_config::{Credentials, StoreConfig};
 pub use watch::{Change, LeaseWatch, WatchEvent};

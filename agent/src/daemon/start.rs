@@ -1,19 +1,21 @@
 //! From the command line to the event loop: config, interface, backend, lease.
 
-use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use flan_backends::{Backend, Underlay, Vxlan};
-use flan_kernel::{firewall, netlink};
+use flan_backends::LeaseFields;
+use flan_kernel::{Ownership, firewall, netlink};
 use flan_subnet_lease::{
-    Admission, BackendConfig, Claim, Family, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch,
-    NetworkConfig, NodeIdentity, OwnLease, Store, Subnets, VxlanConfig,
+    Admission, Caution, Claim, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig,
+    NodeIdentity, OwnLease, Store, Subnets,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::backend::{self, Chosen};
 use super::peers::PeerLog;
 use super::{Daemon, Options, notify};
 use crate::args::Args;
@@ -28,6 +30,8 @@ use crate::subnet_env::SubnetEnv;
 #[error("{0}")]
 pub struct RefusedSetting(String);
 
+/// How often the network config is looked at.
+const CONFIG_CHECK: Duration = Duration::from_secs(30);
 /// Lease events that may wait for the event loop; the watch pauses when there are more.
 const EVENTS: usize = 64;
 
@@ -37,16 +41,16 @@ const EVENTS: usize = 64;
 /// [`RefusedSetting`], or what made it impossible to go on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
+    let _only = only_agent_here()?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {
-        let address = SocketAddr::new(args.healthz_ip, args.healthz_port);
+        let address = std::net::SocketAddr::new(args.healthz_ip, args.healthz_port);
         status::serve(address, status.clone()).await.map_err(|reason| {
             refused(format!("cannot listen on {address} (--healthz-ip, --healthz-port): {reason}"))
         })?;
     }
     let store = Store::new(args.store.config()).map_err(refused)?;
-    let (config, vxlan) = network_config(&store, &status).await;
-    let families: Vec<Family> = config.networks().map(|(family, _)| family).collect();
+    let (config, ownership, json) = network_config(&store, &status).await;
     let external = interface::find(&args, &config).await.map_err(|error| match error {
         InterfaceError::Kernel(_) => anyhow::Error::new(error),
         error => refused(error),
@@ -57,17 +61,25 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     );
 
     let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
-    let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), Vxlan::ownership_of(&vxlan));
+    let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), ownership);
     let node = node::identity(&args);
-    let backend = backend(vxlan, &families, &external.underlay, &node, &mut reconciler).await?;
+    let actual = reconciler.actual().await.context("cannot read the kernel's state")?;
+    let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default();
+    let Chosen { backend, macs, datapath } =
+        backend::choose(&config, &external.underlay, seed, &actual).map_err(refused)?;
 
-    let claim = claim(&args, &config, &external, node, &backend, renew_margin);
+    let claim = claim(&args, &config, &external, node, backend.lease_fields(), renew_margin);
     waiting(&status, "a lease");
-    let keeper = Keeper::acquire(store.clone(), claim).await;
+    let previous = claim.previous;
+    let keeper =
+        Keeper::acquire(store.clone(), claim, |reason| waiting(&status, &format!("a lease: {reason}"))).await;
     let held = keeper.held().clone();
+    if let Some(before) = previous.filter(|before| *before != held.subnets) {
+        warn!(%before, now = %held.subnets, "this host has another subnet than before: restart Docker, or containers stay cut off");
+    }
     let addresses =
         external.public_ips.values().chain(external.underlay.addresses.values()).copied().collect();
-    let own = OwnLease { subnets: held.subnets, addresses, macs: backend.macs() };
+    let own = OwnLease { subnets: held.subnets, addresses, macs };
     status.update(|status| {
         status.backend = backend.name();
         status.mtu = backend.mtu();
@@ -80,7 +92,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
     let noticed = suspicion.clone();
     tokio::spawn(async move { keeper.hold(&noticed, &holding_sender).await });
-    tokio::spawn(LeaseWatch::new(store).run(event_sender));
+    tokio::spawn(LeaseWatch::new(store.clone()).run(event_sender));
+    tokio::spawn(watch_config(store, json, status.clone()));
 
     let daemon = Daemon {
         options: Options {
@@ -92,8 +105,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             resync_interval: args.resync_interval,
         },
         backend,
+        datapath,
         reconciler,
-        leases: LeaseSet::default(),
+        leases: LeaseSet::with_caution(Caution {
+            percent: args.mass_loss_percent,
+            grace: args.mass_loss_grace,
+        }),
         admission: Admission { config, own: Some(own) },
         suspicion,
         own_revision: held.mod_revision,
@@ -106,53 +123,77 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     daemon.run(event_receiver, holding).await
 }
 
+/// Makes sure that this is the only agent of this network namespace: two would undo each other's work. The name is freed
+/// by the kernel when the process ends, however it does.
+fn only_agent_here() -> anyhow::Result<UnixDatagram> {
+    let name = SocketAddr::from_abstract_name(b"flan-agent")?;
+    UnixDatagram::bind_addr(&name).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => refused("another fland runs on this host already; stop it first"),
+        _ => error.into(),
+    })
+}
+
 /// The network config, as soon as there is one that this agent can work with.
-async fn network_config(store: &Store, status: &SharedStatus) -> (NetworkConfig, VxlanConfig) {
+async fn network_config(store: &Store, status: &SharedStatus) -> (NetworkConfig, Ownership, Vec<u8>) {
     let place = format!("{}/config in etcd at {}", store.prefix(), store.endpoints());
-    waiting(status, &format!("the network config at {place}"));
+    let what = format!("the network config at {place}");
+    waiting(status, &what);
     for failures in 1.. {
-        match store.config().await {
+        let problem = match store.config().await {
             Ok(Some(stored)) => match usable(&stored.json) {
-                Ok(usable) => return usable,
-                Err(reason) => error!(reason, "cannot work with the network config at {place}"),
+                Ok((config, ownership)) => return (config, ownership, stored.json),
+                Err(reason) => {
+                    error!(reason, "cannot work with the network config at {place}");
+                    reason
+                }
             },
             Ok(None) => {
                 warn!("there is no network config at {place}; write one with: flanctl config set FILE");
+                "there is none".to_owned()
             }
-            Err(reason) => warn!(%reason, "cannot read the network config"),
-        }
+            Err(reason) => {
+                warn!(%reason, "cannot read the network config");
+                reason.to_string()
+            }
+        };
+        waiting(status, &format!("{what}: {problem}"));
         tokio::time::sleep(retry_after(failures).min(Duration::from_secs(10))).await;
     }
     unreachable!("the loop above has no end")
 }
 
-fn usable(json: &[u8]) -> Result<(NetworkConfig, VxlanConfig), String> {
+/// Tells when the network config is no longer the one that we run with. Ends with the process.
+async fn watch_config(store: Store, ours: Vec<u8>, status: SharedStatus) {
+    let mut told = None;
+    loop {
+        tokio::time::sleep(CONFIG_CHECK).await;
+        // A store that cannot be reached is told of by the watch on the leases.
+        let Ok(now) = store.config().await else { continue };
+        let problem = match &now {
+            Some(now) if now.json == ours => None,
+            Some(_) => {
+                Some("the network config has changed; this agent runs with the old one until it is restarted")
+            }
+            None => Some("the network config is gone from the store; this agent could not start again"),
+        };
+        if problem != told {
+            match problem {
+                Some(problem) => warn!("{problem}"),
+                None => info!("the network config is the one that this agent runs with again"),
+            }
+            told = problem;
+            status.update(|status| status.config_problem = problem.map(str::to_owned));
+        }
+    }
+}
+
+fn usable(json: &[u8]) -> Result<(NetworkConfig, Ownership), String> {
     let config = NetworkConfig::parse(json).map_err(|error| error.to_string())?;
     for field in &config.unknown_fields {
         warn!(field, "the network config has a field that nobody knows; it is ignored");
     }
-    let BackendConfig::Vxlan(vxlan) = config.backend.clone() else {
-        return Err(format!(
-            "Backend.Type {:?} is not one that this fland has; \"vxlan\" is",
-            config.backend.name()
-        ));
-    };
-    if vxlan.direct_routing {
-        warn!("Backend.DirectRouting is not supported yet: packets to every peer are encapsulated");
-    }
-    Ok((config, vxlan))
-}
-
-async fn backend<K: flan_kernel::Kernel, F: flan_kernel::Firewall>(
-    config: VxlanConfig,
-    families: &[Family],
-    underlay: &Underlay,
-    node: &NodeIdentity,
-    reconciler: &mut Reconciler<K, F>,
-) -> anyhow::Result<Vxlan> {
-    let actual = reconciler.actual().await.context("cannot read the kernel's state")?;
-    let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default();
-    Vxlan::new(config, families.iter().copied(), underlay, seed, &actual).map_err(refused)
+    let ownership = backend::ownership(&config)?;
+    Ok((config, ownership))
 }
 
 fn claim(
@@ -160,15 +201,15 @@ fn claim(
     config: &NetworkConfig,
     external: &External,
     node: NodeIdentity,
-    backend: &Vxlan,
+    fields: LeaseFields,
     renew_margin: Option<Duration>,
 ) -> Claim {
     Claim {
         config: config.clone(),
         attributes: LeaseAttributes {
             public_ips: external.public_ips,
-            backend: Some(backend.name().to_owned()),
-            data: backend.lease_data(),
+            backend: fields.backend,
+            data: fields.data,
             node,
             ..LeaseAttributes::default()
         },

@@ -8,18 +8,20 @@ fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }
 
-fn link() -> VxlanLink {
-    VxlanLink {
+fn vxlan() -> Vxlan {
+    Vxlan {
         vni: 1,
         port: 8472,
         underlay: Some(name("eth0")),
         local: Some("192.168.0.1".parse().unwrap()),
         learning: false,
         gbp: false,
-        mac: MacAddr6::new(2, 0, 0, 0, 0, 1),
-        mtu: 1450,
-        up: true,
     }
+}
+
+fn link() -> Link {
+    let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
+    Link { kind: LinkKind::Vxlan(vxlan()), mac, mtu: 1450, up: true }
 }
 
 /// A host with one peer.
@@ -91,7 +93,10 @@ fn a_device_that_is_not_wanted_takes_its_own_with_it() {
 #[test]
 fn a_replaced_device_is_filled_anew_and_the_reason_names_every_field() {
     let mut other = joined();
-    other.links.insert(name("flannel.1"), VxlanLink { port: 4789, underlay: None, ..link() });
+    other.links.insert(
+        name("flannel.1"),
+        Link { kind: LinkKind::Vxlan(Vxlan { port: 4789, underlay: None, ..vxlan() }), ..link() },
+    );
     let operations = lines(&diff(&joined(), &other));
     assert!(
         operations[0].ends_with("(port is 4789, want 8472, underlay is none, want eth0)"),
@@ -104,7 +109,7 @@ fn a_replaced_device_is_filled_anew_and_the_reason_names_every_field() {
 #[test]
 fn a_new_mac_costs_the_neighbours_and_nothing_else() {
     let mut other = joined();
-    other.links.insert(name("flannel.1"), VxlanLink { mac: MacAddr6::new(2, 0, 0, 0, 0, 9), ..link() });
+    other.links.insert(name("flannel.1"), Link { mac: Some(MacAddr6::new(2, 0, 0, 0, 0, 9)), ..link() });
     assert_eq!(
         lines(&diff(&joined(), &other)),
         [
@@ -117,7 +122,7 @@ fn a_new_mac_costs_the_neighbours_and_nothing_else() {
 #[test]
 fn the_routes_of_a_device_that_is_down_are_added_anew() {
     let mut other = joined();
-    other.links.insert(name("flannel.1"), VxlanLink { up: false, mtu: 1400, ..link() });
+    other.links.insert(name("flannel.1"), Link { up: false, mtu: 1400, ..link() });
     assert_eq!(lines(&diff(&joined(), &other)), ["change link flannel.1 mtu 1450 up", PEER[2]]);
 }
 
@@ -177,15 +182,14 @@ mod any {
         })
     }
 
-    fn link(up: bool) -> impl Strategy<Value = VxlanLink> {
+    fn link(up: bool) -> impl Strategy<Value = Link> {
         let up = if up { Just(true).boxed() } else { prop::bool::weighted(0.8).boxed() };
         let port = prop::sample::select(vec![8472u16, 8472, 8472, 4789]);
-        (port, mac(), 1449..1451u32, up).prop_map(|(port, mac, mtu, up)| VxlanLink {
-            port,
-            mac,
+        (port, mac(), 1449..1451u32, up).prop_map(|(port, mac, mtu, up)| Link {
+            kind: LinkKind::Vxlan(Vxlan { port, ..vxlan() }),
+            mac: Some(mac),
             mtu,
             up,
-            ..super::link()
         })
     }
 
@@ -303,4 +307,14 @@ proptest! {
             prop_assert!(resolution < route, "{:#?}", lines(&operations));
         }
     }
+}
+
+#[test]
+fn a_device_of_another_kind_is_replaced() {
+    let mut other = joined();
+    other
+        .links
+        .insert(name("flannel.1"), Link { kind: LinkKind::Tun { vnet_header: true }, mac: None, ..link() });
+    let operations = lines(&diff(&joined(), &other));
+    assert!(operations[0].contains("(it is type tun vnet_hdr on, want type vxlan id 1"), "{operations:#?}");
 }

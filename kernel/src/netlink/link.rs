@@ -2,10 +2,11 @@
 
 use super::message;
 use super::requests::{Requests, breaks_socket};
-use super::snapshot::vxlan;
+use super::snapshot::device;
 use crate::KernelError;
 use crate::diff::{LinkChange, Operation};
-use crate::state::{LinkName, VxlanLink};
+use crate::state::{Link, LinkKind, LinkName, Vxlan};
+use crate::tun::{self, TunMode};
 
 /// Carries out an operation on a device; any other is refused.
 pub(super) async fn change(requests: &Requests, operation: &Operation) -> Result<(), KernelError> {
@@ -13,7 +14,7 @@ pub(super) async fn change(requests: &Requests, operation: &Operation) -> Result
         Operation::CreateLink { name, link } => create(requests, *name, link).await,
         Operation::ReplaceLink { name, link, .. } => {
             // Asked for before anything is taken away: without it there would be no device at all.
-            let underlay = underlay(requests, link).await?;
+            let underlay = underlay(requests, &link.kind).await?;
             delete(requests, *name).await?;
             create_on(requests, *name, link, underlay).await
         }
@@ -23,20 +24,30 @@ pub(super) async fn change(requests: &Requests, operation: &Operation) -> Result
     }
 }
 
-async fn create(requests: &Requests, name: LinkName, link: &VxlanLink) -> Result<(), KernelError> {
-    let underlay = underlay(requests, link).await?;
+async fn create(requests: &Requests, name: LinkName, link: &Link) -> Result<(), KernelError> {
+    let underlay = underlay(requests, &link.kind).await?;
     create_on(requests, name, link, underlay).await
 }
 
 async fn create_on(
     requests: &Requests,
     name: LinkName,
-    link: &VxlanLink,
+    link: &Link,
     underlay: Option<u32>,
 ) -> Result<(), KernelError> {
-    requests.change_one(message::create_link(name, link, underlay)).await?;
+    let over_ipv6 = match &link.kind {
+        LinkKind::Vxlan(vxlan) => {
+            requests.change_one(message::create_vxlan(name, link, vxlan, underlay)).await?;
+            vxlan.local.is_some_and(|ip| ip.is_ipv6())
+        }
+        LinkKind::Tun { vnet_header } => {
+            tun::create(name, TunMode { vnet_header: *vnet_header, ..TunMode::PLAIN })
+                .map_err(|error| KernelError::Message(error.to_string()))?;
+            false
+        }
+    };
     let index = index(requests, name).await?.ok_or(KernelError::NoSuchLink(name))?;
-    if !link.local.is_some_and(|ip| ip.is_ipv6()) {
+    if !over_ipv6 {
         match requests.change_one(message::without_link_local(index)).await {
             Err(error) if breaks_socket(&error) => return Err(error),
             // A kernel without IPv6 makes no such address anyway; on any other it is in nobody's way.
@@ -44,16 +55,20 @@ async fn create_on(
             Ok(()) => {}
         }
     }
-    if link.up {
-        let up = LinkChange { up: Some(true), ..LinkChange::default() };
-        requests.change_one(message::update_link(index, &up)).await?;
+    let change = LinkChange {
+        mtu: matches!(link.kind, LinkKind::Tun { .. }).then_some(link.mtu),
+        up: link.up.then_some(true),
+        mac: None,
+    };
+    if change != LinkChange::default() {
+        requests.change_one(message::update_link(index, &change)).await?;
     }
     Ok(())
 }
 
-async fn underlay(requests: &Requests, link: &VxlanLink) -> Result<Option<u32>, KernelError> {
-    let Some(name) = link.underlay else { return Ok(None) };
-    let message = requests.link(name).await?.ok_or(KernelError::NoSuchLink(name))?;
+async fn underlay(requests: &Requests, kind: &LinkKind) -> Result<Option<u32>, KernelError> {
+    let LinkKind::Vxlan(Vxlan { underlay: Some(name), .. }) = kind else { return Ok(None) };
+    let message = requests.link(*name).await?.ok_or(KernelError::NoSuchLink(*name))?;
     Ok(Some(message.header.index))
 }
 
@@ -67,9 +82,9 @@ async fn delete(requests: &Requests, name: LinkName) -> Result<(), KernelError> 
     requests.change_one(message::delete_link(index)).await
 }
 
-/// The index of our device of that name. One that is no VXLAN device is not ours, whatever its name.
+/// The index of our device of that name. One of a kind that we do not make is not ours, whatever its name.
 async fn index(requests: &Requests, name: LinkName) -> Result<Option<u32>, KernelError> {
     let Some(message) = requests.link(name).await? else { return Ok(None) };
-    vxlan(name, &message)?;
+    device(name, &message)?;
     Ok(Some(message.header.index))
 }

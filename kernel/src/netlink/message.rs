@@ -23,7 +23,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::diff::{LinkChange, Operation};
-use crate::state::{Address, LinkName, Route, RouteKey, RouteTarget, VxlanLink};
+use crate::state::{Address, Link, LinkName, Route, RouteKey, RouteTarget, Vxlan};
 
 /// A message with its header.
 pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
@@ -129,25 +129,26 @@ pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u
     Some(with_flags(inner, flags))
 }
 
-/// Makes a device, which is down: before it goes up it must be known whether it shall get a link-local address.
-pub(super) fn create_link(name: LinkName, link: &VxlanLink, underlay: Option<u32>) -> Message {
+/// Makes a VXLAN device, which is down: before it goes up it must be known whether it shall get a link-local address.
+pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay: Option<u32>) -> Message {
     let mut data: Vec<InfoVxlan> = underlay.map(InfoVxlan::Link).into_iter().collect();
-    data.push(InfoVxlan::Id(link.vni));
-    data.extend(link.local.map(|local| match local {
+    data.push(InfoVxlan::Id(vxlan.vni));
+    data.extend(vxlan.local.map(|local| match local {
         IpAddr::V4(local) => InfoVxlan::Local(local),
         IpAddr::V6(local) => InfoVxlan::Local6(local),
     }));
-    data.extend([InfoVxlan::Learning(link.learning), InfoVxlan::Port(link.port)]);
-    if link.gbp {
+    data.extend([InfoVxlan::Learning(vxlan.learning), InfoVxlan::Port(vxlan.port)]);
+    if vxlan.gbp {
         data.push(InfoVxlan::Gbp);
     }
     let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::Address(link.mac.as_bytes().to_vec()),
+    message.attributes =
+        link.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())).into_iter().collect();
+    message.attributes.extend([
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::IfName(name.to_string()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
-    ];
+    ]);
     with_flags(RouteNetlinkMessage::NewLink(message), CHANGE | NLM_F_CREATE | NLM_F_EXCL)
 }
 

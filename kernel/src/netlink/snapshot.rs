@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
+use netlink_packet_core::Nla;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -21,8 +22,8 @@ use super::message::{self, RouteFilter};
 use super::requests::Requests;
 use crate::KernelError;
 use crate::state::{
-    Address, FdbEntry, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State,
-    VxlanLink,
+    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey,
+    RouteTarget, State, Vxlan,
 };
 
 /// How often everything is read anew because a device went away between two tables.
@@ -48,11 +49,10 @@ async fn attempt(requests: &Requests, ownership: &Ownership) -> Result<(State, B
     let mut names = Names::default();
     for &name in &ownership.links {
         let Some(message) = requests.link(name).await? else { continue };
-        let (mut link, underlay) = vxlan(name, &message)?;
-        link.underlay = match underlay {
-            Some(index) => names.find(requests, index).await?,
-            None => None,
-        };
+        let (mut link, underlay) = device(name, &message)?;
+        if let (LinkKind::Vxlan(vxlan), Some(index)) = (&mut link.kind, underlay) {
+            vxlan.underlay = names.find(requests, index).await?;
+        }
         names.0.insert(message.header.index, name);
         state.links.insert(name, link);
     }
@@ -170,30 +170,18 @@ pub(super) fn link_name(message: &LinkMessage) -> Result<LinkName, KernelError> 
         .map_err(|error| KernelError::Message(format!("device {}: {error}", message.header.index)))
 }
 
-/// The VXLAN device that `message` describes, and the index of its underlay.
-pub(super) fn vxlan(name: LinkName, message: &LinkMessage) -> Result<(VxlanLink, Option<u32>), KernelError> {
-    let mut link = VxlanLink {
-        vni: 0,
-        port: 0,
-        underlay: None,
-        local: None,
-        learning: false,
-        gbp: false,
-        mac: MacAddr6::nil(),
-        mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
-    };
-    let mut is_vxlan = false;
-    let mut underlay = None;
+/// The device that `message` describes, and the index of its underlay.
+pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Option<u32>), KernelError> {
+    let (mut address, mut mtu, mut kind, mut data) = (None, 0, None, None);
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => link.mac = mac(bytes).unwrap_or(MacAddr6::nil()),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(bytes) => address = mac(bytes),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
-                        LinkInfo::Kind(kind) => is_vxlan = *kind == InfoKind::Vxlan,
-                        LinkInfo::Data(InfoData::Vxlan(data)) => underlay = vxlan_data(&mut link, data),
+                        LinkInfo::Kind(found) => kind = Some(found),
+                        LinkInfo::Data(found) => data = Some(found),
                         _ => {}
                     }
                 }
@@ -201,30 +189,53 @@ pub(super) fn vxlan(name: LinkName, message: &LinkMessage) -> Result<(VxlanLink,
             _ => {}
         }
     }
-    if !is_vxlan {
-        return Err(KernelError::Message(format!(
-            "device {name} exists and is not a VXLAN device; rename or delete it, or choose another VNI"
-        )));
-    }
-    Ok((link, underlay))
+    let (kind, underlay) = match (kind, data) {
+        (Some(InfoKind::Vxlan), Some(InfoData::Vxlan(data))) => {
+            let (vxlan, underlay) = vxlan(data);
+            (LinkKind::Vxlan(vxlan), underlay)
+        }
+        (Some(InfoKind::Tun), Some(InfoData::Tun(data))) => {
+            (LinkKind::Tun { vnet_header: data.iter().any(is_vnet_header_on) }, None)
+        }
+        _ => {
+            return Err(KernelError::Message(format!(
+                "device {name} exists and is neither a VXLAN nor a TUN device; rename or delete it, or choose another VNI"
+            )));
+        }
+    };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    Ok((Link { kind, mac: address, mtu, up }, underlay))
 }
 
-/// Reads the VXLAN settings into `link`; the answer is the index of the underlay.
-fn vxlan_data(link: &mut VxlanLink, data: &[InfoVxlan]) -> Option<u32> {
+/// The VXLAN settings, and the index of the underlay.
+fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
+    let mut vxlan = Vxlan { vni: 0, port: 0, underlay: None, local: None, learning: false, gbp: false };
     let mut underlay = None;
     for info in data {
         match *info {
-            InfoVxlan::Id(vni) => link.vni = vni,
-            InfoVxlan::Port(port) => link.port = port,
+            InfoVxlan::Id(vni) => vxlan.vni = vni,
+            InfoVxlan::Port(port) => vxlan.port = port,
             InfoVxlan::Link(index) if index != 0 => underlay = Some(index),
-            InfoVxlan::Local(ip) if !ip.is_unspecified() => link.local = Some(ip.into()),
-            InfoVxlan::Local6(ip) if !ip.is_unspecified() => link.local = Some(ip.into()),
-            InfoVxlan::Learning(learning) => link.learning = learning,
-            InfoVxlan::Gbp => link.gbp = true,
+            InfoVxlan::Local(ip) if !ip.is_unspecified() => vxlan.local = Some(ip.into()),
+            InfoVxlan::Local6(ip) if !ip.is_unspecified() => vxlan.local = Some(ip.into()),
+            InfoVxlan::Learning(learning) => vxlan.learning = learning,
+            InfoVxlan::Gbp => vxlan.gbp = true,
             _ => {}
         }
     }
-    underlay
+    (vxlan, underlay)
+}
+
+/// `IFLA_TUN_VNET_HDR` (`linux/if_link.h`), a byte that is 1.
+fn is_vnet_header_on(info: &InfoTun) -> bool {
+    const IFLA_TUN_VNET_HDR: u16 = 6;
+    let InfoTun::Other(attribute) = info else { return false };
+    let mut value = [0];
+    if attribute.kind() != IFLA_TUN_VNET_HDR || attribute.value_len() != value.len() {
+        return false;
+    }
+    attribute.emit_value(&mut value);
+    value == [1]
 }
 
 fn address(message: &AddressMessage, index: u32) -> Option<IpNetwork> {

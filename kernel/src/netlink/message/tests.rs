@@ -24,18 +24,20 @@ fn mac() -> MacAddr6 {
     MacAddr6::new(0x0a, 0, 0, 0, 0, 3)
 }
 
-fn vxlan() -> VxlanLink {
-    VxlanLink {
+fn vxlan() -> Vxlan {
+    Vxlan {
         vni: 1,
         port: 8472,
         underlay: Some(name("und0")),
         local: Some("192.168.0.1".parse().unwrap()),
         learning: false,
         gbp: false,
-        mac: MacAddr6::new(2, 0, 0, 0, 0, 1),
-        mtu: 1450,
-        up: true,
     }
+}
+
+fn vxlan_link() -> Link {
+    let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
+    Link { kind: crate::LinkKind::Vxlan(vxlan()), mac, mtu: 1450, up: true }
 }
 
 fn via(destination: &str, gateway: &str, metric: u32) -> (RouteKey, Route) {
@@ -69,7 +71,7 @@ fn a_device_is_made_as_by_ip_link() {
     // ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 dev und0 local 192.168.0.1
     //     dstport 8472 nolearning
     assert_as_iproute2(
-        &hex(create_link(device(), &vxlan(), Some(3))),
+        &hex(create_vxlan(device(), &vxlan_link(), &vxlan(), Some(3))),
         &"80000000100005065721026b00000000000000000000000000000000000000000a000100020000000001000008000400\
          aa0500000e000300666c616e6e656c2e310000003c0012000900010076786c616e0000002c0002000800030003000000\
          080001000100000008000400c0a80001050007000000000006000f0021180000"

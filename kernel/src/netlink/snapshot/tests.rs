@@ -2,7 +2,7 @@ use netlink_packet_route::route::RouteNextHop;
 
 use super::*;
 use crate::diff::Operation;
-use crate::netlink::message::{Message, change, create_link};
+use crate::netlink::message::{Message, change, create_vxlan};
 
 fn name(text: &str) -> LinkName {
     text.parse().unwrap()
@@ -85,20 +85,19 @@ fn ours_are_routes_with_our_number_and_those_into_our_devices_but_the_kernels() 
 #[test]
 fn a_device_that_we_make_is_recognised() {
     for local in ["192.168.0.1", "fd01::1"] {
-        let want = VxlanLink {
+        let settings = Vxlan {
             vni: 7,
             port: 4789,
             underlay: None,
             local: Some(local.parse().unwrap()),
             learning: true,
             gbp: true,
-            mac: MacAddr6::new(2, 0, 0, 0, 0, 1),
-            mtu: 1430,
-            up: false,
         };
-        let message = create_link(name("flannel.7"), &want, Some(3));
+        let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
+        let want = Link { kind: LinkKind::Vxlan(settings.clone()), mac, mtu: 1430, up: false };
+        let message = create_vxlan(name("flannel.7"), &want, &settings, Some(3));
         let RouteNetlinkMessage::NewLink(message) = inner(message) else { panic!("not a device") };
-        assert_eq!(vxlan(name("flannel.7"), &message).unwrap(), (want, Some(3)));
+        assert_eq!(device(name("flannel.7"), &message).unwrap(), (want, Some(3)));
         assert_eq!(link_name(&message).unwrap(), name("flannel.7"));
     }
 }
@@ -107,8 +106,8 @@ fn a_device_that_we_make_is_recognised() {
 fn a_device_of_another_kind_is_refused_by_name() {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])];
-    let error = vxlan(name("flannel.1"), &message).unwrap_err();
-    assert!(error.to_string().starts_with("device flannel.1 exists and is not a VXLAN device"), "{error}");
+    let error = device(name("flannel.1"), &message).unwrap_err();
+    assert!(error.to_string().starts_with("device flannel.1 exists and is neither"), "{error}");
 }
 
 fn neighbour_message(

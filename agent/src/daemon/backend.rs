@@ -1,0 +1,123 @@
+//! Which backend the network config asks for, and the data path that one of them runs.
+
+use flan_backends::udp::{Datapath, ForwardingTable, Routes};
+use flan_backends::{Backend, BackendError, Udp, Underlay, Vxlan};
+use flan_kernel::{Ownership, State, sysctl};
+use flan_subnet_lease::{BackendConfig, Family, Lease, NetworkConfig, PerFamily, Subnets};
+use macaddr::MacAddr6;
+use tracing::warn;
+
+use crate::status::DatapathStatus;
+
+/// The backend of this network.
+pub(super) struct Chosen {
+    pub(super) backend: Box<dyn Backend>,
+    /// MACs of our VXLAN devices, where there are any.
+    pub(super) macs: PerFamily<MacAddr6>,
+    /// The data path, where packets pass through this program.
+    pub(super) datapath: Option<UdpRunner>,
+}
+
+/// What in the kernel is ours under this config.
+///
+/// # Errors
+/// For a backend that this agent does not have, by name.
+pub(super) fn ownership(config: &NetworkConfig) -> Result<Ownership, String> {
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) => {
+            if vxlan.direct_routing {
+                warn!("Backend.DirectRouting is not supported yet: packets to every peer are encapsulated");
+            }
+            Ok(Vxlan::ownership_of(vxlan))
+        }
+        BackendConfig::Udp(_) => Ok(Udp::ownership()),
+        other => Err(format!(
+            "Backend.Type {:?} is not one that this fland has; \"vxlan\" and \"udp\" are",
+            other.name()
+        )),
+    }
+}
+
+/// The backend that the config asks for, decided on for this host.
+///
+/// # Errors
+/// When this host cannot run it.
+pub(super) fn choose(
+    config: &NetworkConfig,
+    underlay: &Underlay,
+    node_id: &str,
+    actual: &State,
+) -> Result<Chosen, BackendError> {
+    match &config.backend {
+        BackendConfig::Udp(udp) => {
+            let backend = Udp::new(udp.clone(), config.networks(), underlay)?;
+            let datapath = Some(UdpRunner::new(backend.clone()));
+            Ok(Chosen { backend: Box::new(backend), macs: PerFamily::default(), datapath })
+        }
+        BackendConfig::Vxlan(vxlan) => {
+            let families = config.networks().map(|(family, _): (Family, _)| family);
+            let backend = Vxlan::new(vxlan.clone(), families, underlay, node_id, actual)?;
+            Ok(Chosen { macs: backend.macs(), backend: Box::new(backend), datapath: None })
+        }
+        other => Err(BackendError::Unknown { backend: other.name() }),
+    }
+}
+
+/// Keeps the udp backend's data path running, and its forwarding table up to date.
+pub(super) struct UdpRunner {
+    backend: Udp,
+    table: ForwardingTable,
+    running: Option<(Subnets, Datapath)>,
+}
+
+impl UdpRunner {
+    fn new(backend: Udp) -> Self {
+        Self { backend, table: ForwardingTable::default(), running: None }
+    }
+
+    /// Takes in the peers of this moment.
+    pub(super) fn feed(&self, peers: &[&Lease]) {
+        self.table.replace(Routes::new(peers));
+    }
+
+    /// Starts the data path, or another one where the device was made anew or our subnet has changed.
+    ///
+    /// # Errors
+    /// When it cannot be started; try again later.
+    pub(super) fn keep_running(&mut self, own: &Subnets, device_is_new: bool) -> Result<(), String> {
+        let stands = |(subnets, datapath): &(Subnets, Datapath)| {
+            subnets == own && !datapath.is_over() && !device_is_new
+        };
+        if self.running.as_ref().is_some_and(stands) {
+            return Ok(());
+        }
+        self.running = None; // ends its threads, and frees the port
+        // The errors that the data path sends to senders on this host come from the device's own address.
+        if let Err(reason) = sysctl::accept_local(self.backend.device()) {
+            warn!(%reason, "senders will not be told when no peer has a destination");
+        }
+        let datapath = self.backend.start(own, &self.table).map_err(|reason| {
+            warn!(%reason, "cannot start the data path");
+            reason.to_string()
+        })?;
+        self.running = Some((*own, datapath));
+        Ok(())
+    }
+
+    /// Whether there is a data path.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// What it does, for the status.
+    pub(super) fn status(&self) -> Option<DatapathStatus> {
+        let (_, datapath) = self.running.as_ref()?;
+        let modes = datapath.modes();
+        Some(DatapathStatus {
+            tun: modes.tun.to_string(),
+            gso: modes.udp.gso,
+            gro: modes.udp.gro,
+            totals: datapath.totals(),
+        })
+    }
+}

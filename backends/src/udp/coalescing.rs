@@ -1,0 +1,449 @@
+//! The packets of one receive batch become the writes to the TUN: neighbouring segments of one flow are merged into
+//! one, as the kernel's GRO does (net/ipv4/tcp_offload.c, net/ipv4/udp_offload.c), where that can be undone exactly.
+
+use super::checksum::Sum;
+use super::packet::{Ip, TCP, Tcp, Ttl, UDP, Udp, VnetHeader, decrement_ttl};
+
+/// The most segments in one write.
+pub(crate) const MAX_SEGMENTS: usize = 64;
+
+/// The most bytes in one merged packet, IP header included: what a 16-bit length can say.
+pub(crate) const MAX_PACKET: usize = 65_535;
+
+/// Flows that can be open at a time; of two that share a slot, one goes on unmerged. A power of two.
+const SLOTS: usize = 256;
+
+/// No group, in a slot; no further segment, in a chain.
+const NONE: u32 = u32::MAX;
+
+/// Which protocols are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Merging {
+    /// TCP over IPv4 and IPv6: the TUN takes TSO packets (`TUN_F_TSO4`, `TUN_F_TSO6`).
+    pub(crate) tcp: bool,
+    /// UDP: the TUN takes USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
+    pub(crate) udp: bool,
+}
+
+/// Why a received packet is not written to the TUN. It was not changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("not a whole IPv4 or IPv6 packet")]
+    NotIp,
+    #[error("time to live exceeded")]
+    TtlExpired,
+}
+
+/// Merges received packets. Holds what it needs for that, so that after warm-up no packet costs an allocation.
+#[derive(Debug)]
+pub(crate) struct Coalescer {
+    merging: Merging,
+    /// For each slot of flows the only group that another packet may join: the newest with a packet of these flows.
+    slots: [u32; SLOTS],
+    /// Headers of merged packets.
+    headers: Vec<u8>,
+    groups: Vec<Group<'static>>,
+    segments: Vec<Segment<'static>>,
+}
+
+impl Coalescer {
+    pub(crate) fn new(merging: Merging) -> Self {
+        Self { merging, slots: [NONE; SLOTS], headers: Vec::new(), groups: Vec::new(), segments: Vec::new() }
+    }
+
+    /// Begins a batch.
+    pub(crate) fn batch<'p>(&mut self) -> Batch<'_, 'p> {
+        self.slots.fill(NONE);
+        let (groups, segments) = (std::mem::take(&mut self.groups), std::mem::take(&mut self.segments));
+        Batch { coalescer: self, groups, segments }
+    }
+}
+
+/// The packets of one receive batch, in order.
+#[derive(Debug)]
+pub(crate) struct Batch<'c, 'p> {
+    coalescer: &'c mut Coalescer,
+    groups: Vec<Group<'p>>,
+    segments: Vec<Segment<'p>>,
+}
+
+impl<'p> Batch<'_, 'p> {
+    /// Takes the inner packet of one datagram and lowers its time to live. It goes into a write of this batch in any
+    /// case: as part of a merged one only where nothing but its IP and TCP or UDP checksum, found to be right, and its
+    /// lengths would have to be made again to have it back.
+    ///
+    /// # Errors
+    /// [`Refused`], with the packet as it was, for one that may not be forwarded.
+    pub(crate) fn push(&mut self, packet: &'p mut [u8]) -> Result<(), (Refused, &'p mut [u8])> {
+        match decrement_ttl(packet) {
+            Ttl::Forward => {}
+            Ttl::Expired => return Err((Refused::TtlExpired, packet)),
+            Ttl::NotIp => return Err((Refused::NotIp, packet)),
+        }
+        let packet: &'p [u8] = packet;
+        let Some(ip) = Ip::parse(packet) else { return Ok(()) };
+        match Parsed::new(packet, ip, self.coalescer.merging) {
+            Parsed::Mergeable(candidate) => self.merge(packet, candidate),
+            Parsed::Alone { slot } => {
+                self.coalescer.slots[slot] = NONE;
+                self.start(packet, None);
+            }
+            Parsed::FlowUnknown => {
+                self.coalescer.slots.fill(NONE);
+                self.start(packet, None);
+            }
+            Parsed::Unrelated => {
+                self.start(packet, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, packet: &'p [u8], candidate: Candidate<'p>) {
+        let slot = candidate.slot;
+        let payload = candidate.transport.payload();
+        // A segment that ends a merge (PSH, or shorter than the first) leaves the slot empty.
+        let open = self.groups.get_mut(self.coalescer.slots[slot] as usize);
+        if let Some(group) = open.filter(|group| group.admits(&candidate)) {
+            let index = self.segments.len() as u32;
+            self.segments.push(Segment { payload, next: NONE });
+            self.segments[group.last as usize].next = index;
+            group.last = index;
+            group.count += 1;
+            group.payload_len += payload.len();
+            group.pushed = candidate.is_pushed();
+            if group.pushed || payload.len() < group.segment_size() {
+                self.coalescer.slots[slot] = NONE;
+            }
+            return;
+        }
+        let is_pushed = candidate.is_pushed();
+        let index = self.start(packet, Some(candidate));
+        self.coalescer.slots[slot] = if is_pushed { NONE } else { index };
+    }
+
+    fn start(&mut self, packet: &'p [u8], first: Option<Candidate<'p>>) -> u32 {
+        let index = self.groups.len() as u32;
+        let segment = self.segments.len() as u32;
+        let payload = first.as_ref().map_or(&[][..], |first| first.transport.payload());
+        self.segments.push(Segment { payload, next: NONE });
+        self.groups.push(Group {
+            packet,
+            payload_len: payload.len(),
+            first,
+            first_segment: segment,
+            last: segment,
+            count: 1,
+            pushed: false,
+            headers_at: 0,
+        });
+        index
+    }
+
+    /// The writes to the TUN that carry this batch. Packets of one flow are in the order in which they came.
+    pub(crate) fn writes(&mut self) -> impl ExactSizeIterator<Item = Write<'_>> {
+        let headers = &mut self.coalescer.headers;
+        headers.clear();
+        for group in &mut self.groups {
+            group.write_headers(headers);
+        }
+        let (headers, segments) = (&headers[..], &self.segments[..]);
+        self.groups.iter().map(move |group| group.as_write(headers, segments))
+    }
+}
+
+impl Drop for Batch<'_, '_> {
+    fn drop(&mut self) {
+        self.coalescer.groups = recycled(std::mem::take(&mut self.groups));
+        self.coalescer.segments = recycled(std::mem::take(&mut self.segments));
+    }
+}
+
+/// The memory of `used` for other things of the same size: collecting into it again is done in place.
+fn recycled<A, B>(mut used: Vec<A>) -> Vec<B> {
+    used.clear();
+    used.into_iter().filter_map(|_| None).collect()
+}
+
+/// One write to the TUN: `header`, `headers` and the pieces of [`payload`](Self::payload), one after another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Write<'a> {
+    /// The virtio-net header.
+    pub(crate) header: VnetHeader,
+    /// The headers of a merged packet, or all of one that was not merged.
+    pub(crate) headers: &'a [u8],
+    /// How many received packets this carries: 1 to [`MAX_SEGMENTS`].
+    pub(crate) count: usize,
+    segments: &'a [Segment<'a>],
+    first_segment: u32,
+}
+
+impl<'a> Write<'a> {
+    /// The pieces of the payload: none for a packet that was not merged, else [`count`](Self::count).
+    pub(crate) fn payload(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
+        let (segments, mut next) = (self.segments, self.first_segment);
+        std::iter::from_fn(move || {
+            let segment = segments.get(next as usize)?;
+            next = segment.next;
+            Some(segment.payload)
+        })
+    }
+}
+
+/// A payload in the chain of its group.
+#[derive(Debug)]
+struct Segment<'p> {
+    payload: &'p [u8],
+    next: u32,
+}
+
+/// The packets of one write.
+#[derive(Debug)]
+struct Group<'p> {
+    /// The first packet.
+    packet: &'p [u8],
+    /// The first packet, if others may follow it.
+    first: Option<Candidate<'p>>,
+    first_segment: u32,
+    last: u32,
+    count: u32,
+    payload_len: usize,
+    /// The last one has PSH.
+    pushed: bool,
+    headers_at: usize,
+}
+
+impl Group<'_> {
+    fn segment_size(&self) -> usize {
+        self.first.as_ref().map_or(0, |first| first.transport.payload().len())
+    }
+
+    /// Whether `next` is what a split of the merged packet would make of its next segment.
+    fn admits(&self, next: &Candidate<'_>) -> bool {
+        let Some(first) = &self.first else { return false };
+        let len = next.transport.payload().len();
+        len <= self.segment_size()
+            && (self.count as usize) < MAX_SEGMENTS
+            && first.header_len + self.payload_len + len <= MAX_PACKET
+            && first.ip_admits(next, self.count as u16)
+            && first.transport.admits(&next.transport, self.payload_len as u32)
+    }
+
+    fn write_headers(&mut self, headers: &mut Vec<u8>) {
+        let Some(first) = self.first.as_ref().filter(|_| self.count > 1) else { return };
+        self.headers_at = headers.len();
+        headers.extend_from_slice(&self.packet[..first.header_len]);
+        let (ip, transport) = headers[self.headers_at..].split_at_mut(first.ip.header_len());
+        let transport_len = (transport.len() + self.payload_len) as u16;
+        match first.ip {
+            Ip::V4(_) => {
+                put(ip, 2, ip.len() as u16 + transport_len);
+                put(ip, 10, 0);
+                put(ip, 10, Sum::of(ip).checksum());
+            }
+            Ip::V6(_) => put(ip, 4, transport_len),
+        }
+        match first.transport {
+            Transport::Tcp(_) if self.pushed => transport[13] |= Tcp::PSH,
+            Transport::Tcp(_) => {}
+            Transport::Udp(_) => put(transport, 4, transport_len),
+        }
+        // The kernel completes it, and for a receiver on this host does not even look (CHECKSUM_PARTIAL).
+        put(transport, first.transport.checksum_offset(), first.ip.pseudo_header(transport_len).fold());
+    }
+
+    fn as_write<'a>(&'a self, headers: &'a [u8], segments: &'a [Segment<'a>]) -> Write<'a> {
+        let Some(first) = self.first.as_ref().filter(|_| self.count > 1) else {
+            return Write {
+                header: VnetHeader::default(),
+                headers: self.packet,
+                count: 1,
+                segments,
+                first_segment: NONE,
+            };
+        };
+        let gso_type = match (first.transport, first.ip) {
+            (Transport::Tcp(_), Ip::V4(_)) => VnetHeader::GSO_TCPV4,
+            (Transport::Tcp(_), Ip::V6(_)) => VnetHeader::GSO_TCPV6,
+            (Transport::Udp(_), _) => VnetHeader::GSO_UDP_L4,
+        };
+        let header = VnetHeader {
+            flags: VnetHeader::NEEDS_CSUM,
+            gso_type,
+            hdr_len: first.header_len as u16,
+            gso_size: self.segment_size() as u16,
+            csum_start: first.ip.header_len() as u16,
+            csum_offset: first.transport.checksum_offset() as u16,
+        };
+        let headers = &headers[self.headers_at..][..first.header_len];
+        Write { header, headers, count: self.count as usize, segments, first_segment: self.first_segment }
+    }
+}
+
+/// What a packet means for those after it.
+enum Parsed<'p> {
+    /// It may join others, or others it.
+    Mergeable(Candidate<'p>),
+    /// It stays alone, and later ones of its flow must not overtake it.
+    Alone { slot: usize },
+    /// The same, and its flow cannot be told.
+    FlowUnknown,
+    /// It belongs to no flow that is merged.
+    Unrelated,
+}
+
+impl<'p> Parsed<'p> {
+    fn new(packet: &'p [u8], ip: Ip<'p>, merging: Merging) -> Self {
+        /// Protocols that may follow an IP header directly and are no flow: ICMP, GRE, ESP, ICMPv6, SCTP.
+        const UNRELATED: [u8; 5] = [1, 47, 50, 58, 132];
+        if UNRELATED.contains(&ip.protocol()) {
+            return Self::Unrelated;
+        }
+        if ip.is_fragment() {
+            return Self::FlowUnknown;
+        }
+        let transport = match ip.protocol() {
+            TCP => Tcp::parse(ip.payload()).map(Transport::Tcp),
+            UDP => Udp::parse(ip.payload()).map(Transport::Udp),
+            _ => None,
+        };
+        let Some(transport) = transport else { return Self::FlowUnknown };
+        let slot = slot(&ip, transport.ports());
+        let header_len = ip.header_len() + transport.header_len();
+        let candidate = Candidate { ip, transport, header_len, slot };
+        let wanted = match transport {
+            Transport::Tcp(_) => merging.tcp,
+            Transport::Udp(_) => merging.udp,
+        };
+        if wanted && ip.packet_len() == packet.len() && candidate.is_plain() && candidate.is_intact() {
+            Self::Mergeable(candidate)
+        } else {
+            Self::Alone { slot }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Transport<'p> {
+    Tcp(Tcp<'p>),
+    Udp(Udp<'p>),
+}
+
+impl<'p> Transport<'p> {
+    fn ports(&self) -> u32 {
+        match self {
+            Self::Tcp(tcp) => tcp.ports(),
+            Self::Udp(udp) => udp.ports(),
+        }
+    }
+
+    fn header_len(&self) -> usize {
+        match self {
+            Self::Tcp(tcp) => tcp.header_len(),
+            Self::Udp(_) => Udp::HEADER_LEN,
+        }
+    }
+
+    fn checksum_offset(&self) -> usize {
+        match self {
+            Self::Tcp(_) => Tcp::CHECKSUM,
+            Self::Udp(_) => Udp::CHECKSUM,
+        }
+    }
+
+    fn payload(&self) -> &'p [u8] {
+        match self {
+            Self::Tcp(tcp) => tcp.payload(),
+            Self::Udp(udp) => udp.payload(),
+        }
+    }
+
+    /// Whether `next` follows this one after `offset` bytes of payload.
+    fn admits(&self, next: &Self, offset: u32) -> bool {
+        match (self, next) {
+            (Self::Tcp(tcp), Self::Tcp(next)) => {
+                tcp.ports() == next.ports()
+                    && tcp.sequence().wrapping_add(offset) == next.sequence()
+                    && tcp.acknowledgement() == next.acknowledgement()
+                    && tcp.window() == next.window()
+                    && tcp.urgent_pointer() == next.urgent_pointer()
+                    && tcp.options() == next.options()
+            }
+            (Self::Udp(udp), Self::Udp(next)) => udp.ports() == next.ports(),
+            _ => false,
+        }
+    }
+}
+
+/// A packet that may be merged: whole, plain, its checksums right.
+#[derive(Debug)]
+struct Candidate<'p> {
+    ip: Ip<'p>,
+    transport: Transport<'p>,
+    /// Bytes of IP and transport header.
+    header_len: usize,
+    slot: usize,
+}
+
+impl Candidate<'_> {
+    /// Whether nothing in the headers forbids a merge.
+    fn is_plain(&self) -> bool {
+        // 0xffff in a checksum field for a sum of zero is right too, but not what a split would make again. In UDP it
+        // is the usual form, and zero says that there is none.
+        let ip = match self.ip {
+            Ip::V4(ip) => self.ip.header_len() == 20 && ip.checksum() != 0xffff,
+            Ip::V6(_) => true,
+        };
+        let transport = match self.transport {
+            Transport::Tcp(tcp) => {
+                tcp.flags() & !Tcp::PSH == Tcp::ACK && tcp.reserved() == 0 && tcp.checksum() != 0xffff
+            }
+            Transport::Udp(udp) => udp.checksum() != 0,
+        };
+        ip && transport && !self.transport.payload().is_empty()
+    }
+
+    fn is_intact(&self) -> bool {
+        let ip = match self.ip {
+            Ip::V4(ip) => ip.is_intact(),
+            Ip::V6(_) => true,
+        };
+        let transport = self.ip.payload();
+        ip && self.ip.pseudo_header(transport.len() as u16).bytes(transport).is_intact()
+    }
+
+    fn is_pushed(&self) -> bool {
+        matches!(self.transport, Transport::Tcp(tcp) if tcp.flags() & Tcp::PSH != 0)
+    }
+
+    /// Whether the IP header of `next` is what the segment `index` after this one would have.
+    fn ip_admits(&self, next: &Self, index: u16) -> bool {
+        let headers = match (self.ip, next.ip) {
+            (Ip::V4(ip), Ip::V4(next)) => {
+                ip.tos() == next.tos()
+                    && ip.fragment_field() == next.fragment_field()
+                    && (ip.dont_fragment() || ip.id().wrapping_add(index) == next.id())
+            }
+            (Ip::V6(ip), Ip::V6(next)) => ip.class_and_flow() == next.class_and_flow(),
+            _ => false,
+        };
+        headers && self.ip.ttl() == next.ip.ttl() && self.ip.addresses() == next.ip.addresses()
+    }
+}
+
+/// The slot of a flow: both directions of a flow, and TCP and UDP, need not differ.
+fn slot(ip: &Ip<'_>, ports: u32) -> usize {
+    let (words, _) = ip.addresses().as_chunks::<4>();
+    // Multiplicative hashing by 2^64 over the golden ratio (Knuth, volume 3, 6.4).
+    let hash = words.iter().fold(u64::from(ports), |hash, word| {
+        (hash.rotate_left(5) ^ u64::from(u32::from_ne_bytes(*word))).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    });
+    (hash >> (u64::BITS - SLOTS.trailing_zeros())) as usize
+}
+
+fn put(bytes: &mut [u8], at: usize, word: u16) {
+    bytes[at..at + 2].copy_from_slice(&word.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! What the data path has done.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::Serialize;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one data path, written by its threads and read by anybody.
+        #[derive(Debug, Default)]
+        pub struct Counters { $($(#[$doc])* pub(super) $name: AtomicU64,)* }
+
+        /// The counters at one moment.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+        #[serde(rename_all = "camelCase")]
+        pub struct Totals { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            /// The counters now.
+            pub fn totals(&self) -> Totals {
+                Totals { $($name: self.$name.load(Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Inner packets that were sent, after segmentation.
+    sent_packets,
+    /// Bytes of these.
+    sent_bytes,
+    /// System calls that sent them.
+    sent_batches,
+    /// Inner packets that arrived.
+    received_packets,
+    /// Bytes of these.
+    received_bytes,
+    /// System calls that fetched them.
+    received_batches,
+    /// Writes to the device; fewer than packets, where they were merged.
+    written,
+    /// Dropped: no peer has the destination.
+    dropped_no_peer,
+    /// Dropped: the packet's time to live had run out.
+    dropped_ttl,
+    /// Dropped: not an IPv4 packet, or one that contradicts itself.
+    dropped_malformed,
+    /// Dropped: the datagram did not come from a peer.
+    dropped_foreign_source,
+    /// Dropped: the inner source is not in the subnet of the peer that sent it (`StrictSource`).
+    dropped_strict_source,
+    /// Dropped: larger than the path carries.
+    dropped_too_big,
+    /// Dropped: the socket's or the device's queue was full.
+    dropped_full,
+    /// Dropped: the kernel refused it for another reason.
+    dropped_refused,
+    /// ICMP errors that were sent to senders.
+    icmp_sent,
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &AtomicU64, amount: usize) {
+    counter.fetch_add(amount as u64, Relaxed);
+}

@@ -1,0 +1,400 @@
+//! Views of the headers that the datapath reads, over bytes that anybody may have sent, and the virtio-net header.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::checksum::{self, Sum};
+
+/// IP protocol number of TCP.
+pub(crate) const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub(crate) const UDP: u8 = 17;
+
+/// An IP packet that is complete, be it IPv4 (RFC 791) or IPv6 (RFC 8200).
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ip<'a> {
+    V4(Ipv4<'a>),
+    V6(Ipv6<'a>),
+}
+
+impl<'a> Ip<'a> {
+    /// `None` unless `bytes` begin with an IP header and hold all of the packet that it announces. More may follow; see
+    /// [`packet_len`](Self::packet_len).
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        match bytes.first()? >> 4 {
+            4 => Ipv4::parse(bytes).map(Self::V4),
+            6 => Ipv6::parse(bytes).map(Self::V6),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the IP header, IPv4 options included, IPv6 extension headers not.
+    pub(crate) fn header_len(&self) -> usize {
+        match self {
+            Self::V4(ip) => ip.header_len(),
+            Self::V6(_) => Ipv6::HEADER_LEN,
+        }
+    }
+
+    /// Bytes of the packet, header included, by its own account; never more than there are.
+    pub(crate) fn packet_len(&self) -> usize {
+        match self {
+            Self::V4(ip) => ip.total_len(),
+            Self::V6(ip) => Ipv6::HEADER_LEN + ip.payload_len(),
+        }
+    }
+
+    /// What follows the header, up to the end of the packet.
+    pub(crate) fn payload(&self) -> &'a [u8] {
+        let bytes = match self {
+            Self::V4(ip) => ip.bytes,
+            Self::V6(ip) => ip.bytes,
+        };
+        &bytes[self.header_len()..self.packet_len()]
+    }
+
+    /// The protocol of the payload; for IPv6 the number of the next header, which may be an extension.
+    pub(crate) fn protocol(&self) -> u8 {
+        match self {
+            Self::V4(ip) => ip.header[9],
+            Self::V6(ip) => ip.header[6],
+        }
+    }
+
+    /// Time to live, or hop limit.
+    pub(crate) fn ttl(&self) -> u8 {
+        match self {
+            Self::V4(ip) => ip.header[8],
+            Self::V6(ip) => ip.header[7],
+        }
+    }
+
+    /// Whether this is a fragment by its IPv4 header. An IPv6 fragment shows by its [`protocol`](Self::protocol) (44).
+    pub(crate) fn is_fragment(&self) -> bool {
+        matches!(self, Self::V4(ip) if ip.is_fragment())
+    }
+
+    /// Source and destination as they stand in the header: 8 or 32 bytes.
+    pub(crate) fn addresses(&self) -> &'a [u8] {
+        match self {
+            Self::V4(ip) => &ip.header[12..20],
+            Self::V6(ip) => &ip.header[8..40],
+        }
+    }
+
+    pub(crate) fn source(&self) -> IpAddr {
+        match self {
+            Self::V4(ip) => ipv4_at(ip.header, 12),
+            Self::V6(ip) => ipv6_at(ip.header, 8),
+        }
+    }
+
+    pub(crate) fn destination(&self) -> IpAddr {
+        match self {
+            Self::V4(ip) => ipv4_at(ip.header, 16),
+            Self::V6(ip) => ipv6_at(ip.header, 24),
+        }
+    }
+
+    /// The sum of the pseudo-header before a transport header and payload of `length` bytes.
+    pub(crate) fn pseudo_header(&self, length: u16) -> Sum {
+        Sum::pseudo_header(self.addresses(), self.protocol(), length)
+    }
+}
+
+/// An IPv4 packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ipv4<'a> {
+    header: &'a [u8; 20],
+    bytes: &'a [u8],
+}
+
+impl<'a> Ipv4<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let ip = Self { header: bytes.first_chunk()?, bytes };
+        let fits = ip.header_len() >= 20 && (ip.header_len()..=bytes.len()).contains(&ip.total_len());
+        fits.then_some(ip)
+    }
+
+    fn header_len(&self) -> usize {
+        usize::from(self.header[0] & 0x0f) * 4
+    }
+
+    fn total_len(&self) -> usize {
+        usize::from(u16_at(self.header, 2))
+    }
+
+    /// The identification field.
+    pub(crate) fn id(&self) -> u16 {
+        u16_at(self.header, 4)
+    }
+
+    /// The three flags and the fragment offset, as one word.
+    pub(crate) fn fragment_field(&self) -> u16 {
+        u16_at(self.header, 6)
+    }
+
+    /// Whether routers may not cut this packet (DF).
+    pub(crate) fn dont_fragment(&self) -> bool {
+        self.fragment_field() & 0x4000 != 0
+    }
+
+    /// Whether more fragments follow (MF), or this is not the first.
+    pub(crate) fn is_fragment(&self) -> bool {
+        self.fragment_field() & 0x3fff != 0
+    }
+
+    /// Type of service: DSCP and ECN.
+    pub(crate) fn tos(&self) -> u8 {
+        self.header[1]
+    }
+
+    /// The checksum field.
+    pub(crate) fn checksum(&self) -> u16 {
+        u16_at(self.header, 10)
+    }
+
+    /// Whether the header's checksum is right.
+    pub(crate) fn is_intact(&self) -> bool {
+        Sum::of(&self.bytes[..self.header_len()]).is_intact()
+    }
+}
+
+/// An IPv6 packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ipv6<'a> {
+    header: &'a [u8; 40],
+    bytes: &'a [u8],
+}
+
+impl<'a> Ipv6<'a> {
+    /// Bytes of the fixed header.
+    pub(crate) const HEADER_LEN: usize = 40;
+
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let ip = Self { header: bytes.first_chunk()?, bytes };
+        (Self::HEADER_LEN + ip.payload_len() <= bytes.len()).then_some(ip)
+    }
+
+    fn payload_len(&self) -> usize {
+        usize::from(u16_at(self.header, 4))
+    }
+
+    /// Version, traffic class (DSCP and ECN) and flow label, as one double word.
+    pub(crate) fn class_and_flow(&self) -> u32 {
+        u32_at(self.header, 0)
+    }
+}
+
+/// A TCP segment (RFC 9293), header and payload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tcp<'a> {
+    header: &'a [u8; 20],
+    bytes: &'a [u8],
+}
+
+impl<'a> Tcp<'a> {
+    pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
+    pub(crate) const PSH: u8 = 0x08;
+    pub(crate) const ACK: u8 = 0x10;
+    pub(crate) const CWR: u8 = 0x80;
+    /// Offset of the checksum in the header, bytes.
+    pub(crate) const CHECKSUM: usize = 16;
+
+    /// `None` unless `bytes` hold the whole header.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let tcp = Self { header: bytes.first_chunk()?, bytes };
+        (20..=bytes.len()).contains(&tcp.header_len()).then_some(tcp)
+    }
+
+    /// Source and destination port, as one double word.
+    pub(crate) fn ports(&self) -> u32 {
+        u32_at(self.header, 0)
+    }
+
+    pub(crate) fn sequence(&self) -> u32 {
+        u32_at(self.header, 4)
+    }
+
+    pub(crate) fn acknowledgement(&self) -> u32 {
+        u32_at(self.header, 8)
+    }
+
+    /// Bytes of the header, options included (the data offset).
+    pub(crate) fn header_len(&self) -> usize {
+        usize::from(self.header[12] >> 4) * 4
+    }
+
+    /// The four bits between data offset and [`flags`](Self::flags), of which AccECN uses the lowest.
+    pub(crate) fn reserved(&self) -> u8 {
+        self.header[12] & 0x0f
+    }
+
+    /// CWR, ECE, URG, ACK, PSH, RST, SYN, FIN.
+    pub(crate) fn flags(&self) -> u8 {
+        self.header[13]
+    }
+
+    pub(crate) fn window(&self) -> u16 {
+        u16_at(self.header, 14)
+    }
+
+    pub(crate) fn checksum(&self) -> u16 {
+        u16_at(self.header, Self::CHECKSUM)
+    }
+
+    pub(crate) fn urgent_pointer(&self) -> u16 {
+        u16_at(self.header, 18)
+    }
+
+    pub(crate) fn options(&self) -> &'a [u8] {
+        &self.bytes[20..self.header_len()]
+    }
+
+    pub(crate) fn payload(&self) -> &'a [u8] {
+        &self.bytes[self.header_len()..]
+    }
+}
+
+/// A UDP datagram (RFC 768), header and payload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Udp<'a> {
+    header: &'a [u8; 8],
+    bytes: &'a [u8],
+}
+
+impl<'a> Udp<'a> {
+    /// Bytes of the header.
+    pub(crate) const HEADER_LEN: usize = 8;
+    /// Offset of the checksum in the header, bytes.
+    pub(crate) const CHECKSUM: usize = 6;
+
+    /// `None` unless the datagram is exactly as long as it says.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let header = bytes.first_chunk()?;
+        (usize::from(u16_at(header, 4)) == bytes.len()).then_some(Self { header, bytes })
+    }
+
+    /// Source and destination port, as one double word.
+    pub(crate) fn ports(&self) -> u32 {
+        u32_at(self.header, 0)
+    }
+
+    pub(crate) fn checksum(&self) -> u16 {
+        u16_at(self.header, Self::CHECKSUM)
+    }
+
+    pub(crate) fn payload(&self) -> &'a [u8] {
+        &self.bytes[Self::HEADER_LEN..]
+    }
+}
+
+/// What becomes of a packet that is to be forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ttl {
+    /// It goes on with one less.
+    Forward,
+    /// It goes no further and was not changed: the time to live was 1 or 0.
+    Expired,
+    /// No whole IP packet; it was not changed.
+    NotIp,
+}
+
+/// Takes one from the time to live (IPv6: hop limit) of the IP packet that `packet` begins with, as a router does, and
+/// mends the IPv4 header checksum by the difference: one that was wrong stays wrong.
+pub(crate) fn decrement_ttl(packet: &mut [u8]) -> Ttl {
+    let Some(ip) = Ip::parse(packet) else { return Ttl::NotIp };
+    let (ttl, is_ipv4) = (ip.ttl(), matches!(ip, Ip::V4(_)));
+    if ttl <= 1 {
+        return Ttl::Expired;
+    }
+    if is_ipv4 {
+        let old = u16_at(packet, 8);
+        let checksum = checksum::update(u16_at(packet, 10), old, old - 0x100);
+        packet[8] = ttl - 1;
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        packet[7] = ttl - 1;
+    }
+    Ttl::Forward
+}
+
+/// `struct virtio_net_hdr` of linux/virtio_net.h, ten bytes before each packet of a TUN device with `IFF_VNET_HDR`, in
+/// host order as long as nobody asks for another with `TUNSETVNETLE` or `TUNSETVNETBE`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct VnetHeader {
+    /// [`NEEDS_CSUM`](Self::NEEDS_CSUM) and others.
+    pub(crate) flags: u8,
+    /// One of the `GSO_` constants.
+    pub(crate) gso_type: u8,
+    /// Bytes of all headers. The kernel gives the length of the first piece of its buffer, which may be more.
+    pub(crate) hdr_len: u16,
+    /// Bytes of payload in each segment but the last.
+    pub(crate) gso_size: u16,
+    /// Where the checksum begins to count, bytes from the start of the IP packet.
+    pub(crate) csum_start: u16,
+    /// Where it goes, bytes from `csum_start`.
+    pub(crate) csum_offset: u16,
+}
+
+impl VnetHeader {
+    /// Bytes of the header.
+    pub(crate) const LEN: usize = 10;
+    /// In `flags`: the checksum field holds the sum of the pseudo-header only.
+    pub(crate) const NEEDS_CSUM: u8 = 1;
+    pub(crate) const GSO_NONE: u8 = 0;
+    pub(crate) const GSO_TCPV4: u8 = 1;
+    pub(crate) const GSO_TCPV6: u8 = 4;
+    pub(crate) const GSO_UDP_L4: u8 = 5;
+    /// A bit beside the TCP types: the packet has CWR set, which is for its first segment alone.
+    pub(crate) const GSO_ECN: u8 = 0x80;
+
+    /// `None` where `bytes` are fewer than [`LEN`](Self::LEN).
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; Self::LEN] = bytes.first_chunk()?;
+        let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        Some(Self {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            hdr_len: word(2),
+            gso_size: word(4),
+            csum_start: word(6),
+            csum_offset: word(8),
+        })
+    }
+
+    /// The bytes to write before the packet.
+    pub(crate) fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
+        let words = [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset];
+        for (to, word) in bytes[2..].chunks_exact_mut(2).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+#[inline]
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[inline]
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn ipv4_at(header: &[u8; 20], at: usize) -> IpAddr {
+    Ipv4Addr::from_bits(u32_at(header, at)).into()
+}
+
+fn ipv6_at(header: &[u8; 40], at: usize) -> IpAddr {
+    let half = |at| u128::from(u32_at(header, at)) << 32 | u128::from(u32_at(header, at + 4));
+    Ipv6Addr::from_bits(half(at) << 64 | half(at + 8)).into()
+}
+
+#[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
+mod tests;
