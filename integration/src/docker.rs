@@ -168,6 +168,18 @@ impl Container {
         Ok(self.fetch(&format!("http://{address}{NAME_PAGE}"))?.trim().to_owned())
     }
 
+    /// Writes a page of random bytes, served as `/body`, and returns its SHA-256.
+    pub fn write_body(&self, mebibytes: u32) -> Result<String> {
+        let write = format!("busybox dd if=/dev/urandom of=/www/body bs=1M count={mebibytes}");
+        self.exec(&["sh", "-c", &format!("{write} && busybox sha256sum < /www/body")])
+    }
+
+    /// The SHA-256 of what [`Container::write_body`] has written at `server`, fetched from inside this container.
+    pub fn fetch_body(&self, server: Ipv4Addr) -> Result<String> {
+        let fetch = format!("timeout 30 wget -q -O - http://{server}/body");
+        self.exec(&["sh", "-c", &format!("{fetch} | busybox sha256sum")])
+    }
+
     /// The address from which the web server at `server` sees this container's requests come.
     pub fn source_seen_by(&self, server: impl Into<IpAddr>) -> Result<IpAddr> {
         traffic::parse_source(&self.fetch(&format!("http://{}{SOURCE_PAGE}", server.into()))?)

@@ -73,6 +73,14 @@ impl Etcd {
         self.wait_healthy()
     }
 
+    /// Removes the data of a member that was killed.
+    pub fn wipe_member(&mut self, member: usize) -> Result<()> {
+        let member = &self.members[member];
+        ensure!(member.process.is_none(), "{} runs", member.name);
+        let data = member.data_dir();
+        fs::remove_dir_all(&data).with_context(|| format!("cannot remove {}", data.display()))
+    }
+
     /// `etcdctl` with these arguments, on the first member that runs, whether or not hosts are cut off from it.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         let outcome = self.ctl_outcome(args, "")?;
@@ -196,7 +204,7 @@ impl Etcd {
         let member = &mut self.members[number];
         let mut etcd: Command = member.netns.place().command("etcd");
         etcd.arg("--name").arg(&member.name);
-        etcd.arg("--data-dir").arg(member.dir.join("data"));
+        etcd.arg("--data-dir").arg(member.data_dir());
         etcd.arg("--listen-client-urls").arg(format!("http://{}:2379,http://127.0.0.1:2379", member.address));
         etcd.arg("--advertise-client-urls").arg(format!("http://{}:2379", member.address));
         etcd.arg("--listen-peer-urls").arg(format!("http://{}:2380", member.address));
@@ -224,6 +232,12 @@ impl Etcd {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Member {
+    fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
     }
 }
 

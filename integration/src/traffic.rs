@@ -32,6 +32,8 @@ pub struct Report {
     pub sent: usize,
     /// Requests answered.
     pub received: usize,
+    /// From the first request without an answer to the last, both included; 0 if all were answered.
+    pub outage: usize,
 }
 
 impl Ping {
@@ -115,7 +117,9 @@ fn report(text: &str) -> Result<Report> {
         .ok_or_else(|| anyhow!("not a summary: {summary}"))?;
     // The very last request may have been under way when ping was told to stop.
     let end = if transmitted == last + 1 { *last } else { transmitted };
-    Ok(Report { sent: end + 1 - first, received: answered.len() })
+    let mut unanswered = (*first..=end).filter(|seq| !answered.contains(seq));
+    let outage = unanswered.next().map_or(0, |first| unanswered.next_back().unwrap_or(first) + 1 - first);
+    Ok(Report { sent: end + 1 - first, received: answered.len(), outage })
 }
 
 /// The sequence numbers with an answer.
@@ -156,7 +160,13 @@ mod tests {
 
     #[test]
     fn counting_starts_with_the_first_answer() {
-        assert_eq!(report(&log(&[3, 4], 4)).unwrap(), Report { sent: 2, received: 2 });
+        assert_eq!(report(&log(&[3, 4], 4)).unwrap(), Report { sent: 2, received: 2, outage: 0 });
+    }
+
+    #[test]
+    fn an_outage_reaches_from_the_first_loss_to_the_last() {
+        assert_eq!(report(&log(&[1, 4, 6, 7], 7)).unwrap().outage, 4);
+        assert_eq!(report(&log(&[1, 3], 3)).unwrap().outage, 1);
     }
 
     #[test]

@@ -8,24 +8,7 @@ use flan_integration::docker::Container;
 use flan_integration::lab::OUTSIDE;
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 
-use crate::stage::two_docker_hosts;
-
-/// Pings and fetches a page in both directions; each must see the other's own address.
-fn talk_both_ways(one: &Container, other: &Container) -> Result<()> {
-    for (from, to) in [(one, other), (other, one)] {
-        let (source, target) = (from.address()?, to.address()?);
-        from.ping(target)?;
-        ensure!(from.fetch_name(target)? == to.name(), "another than {} answers at {target}", to.name());
-        let seen = from.source_seen_by(target)?;
-        ensure!(
-            seen == source,
-            "{} sees {}'s packets come from {seen}, not {source}",
-            to.name(),
-            from.name()
-        );
-    }
-    Ok(())
-}
+use crate::stage::{talk_both_ways, two_docker_hosts};
 
 /// The policy and the rules of the FORWARD chain.
 fn forward_chain(host: &Host) -> Result<Vec<String>> {

@@ -12,3 +12,4 @@ mod lab_itself;
 mod membership;
 mod stage;
 mod store_outages;
+mod udp_backend;

@@ -1,6 +1,7 @@
 //! What many stories begin with.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use flan_integration::docker::Container;
 use flan_integration::host::on_all;
 use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{Bridge, Host, Lab};
@@ -23,16 +24,39 @@ pub(crate) fn hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
     Ok(hosts)
 }
 
-/// Two hosts with agents and dockerds.
+/// Two hosts with agents and dockerds that know each other.
 pub(crate) fn two_docker_hosts(lab: &Lab, bridge: Bridge) -> Result<[Host; 2]> {
-    lab.set_network(NETWORK)?;
+    let pair = two_docker_hosts_of(lab, NETWORK, bridge)?;
+    wait_until_all_know_each_other(&pair)?;
+    Ok(pair)
+}
+
+/// Two hosts with agents and dockerds under this network config, which may not know each other yet.
+pub(crate) fn two_docker_hosts_of(lab: &Lab, network: &str, bridge: Bridge) -> Result<[Host; 2]> {
+    lab.set_network(network)?;
     let mut pair = [lab.host("h1")?, lab.host("h2")?];
     on_all(&mut pair, |host| {
         host.start_agent()?;
         host.start_docker(bridge)
     })?;
-    wait_until_all_know_each_other(&pair)?;
     Ok(pair)
+}
+
+/// Pings and fetches a page in both directions; each must see the other's own address.
+pub(crate) fn talk_both_ways(one: &Container, other: &Container) -> Result<()> {
+    for (from, to) in [(one, other), (other, one)] {
+        let (source, target) = (from.address()?, to.address()?);
+        from.ping(target)?;
+        ensure!(from.fetch_name(target)? == to.name(), "another than {} answers at {target}", to.name());
+        let seen = from.source_seen_by(target)?;
+        ensure!(
+            seen == source,
+            "{} sees {}'s packets come from {seen}, not {source}",
+            to.name(),
+            from.name()
+        );
+    }
+    Ok(())
 }
 
 /// Waits until the kernel of each host holds all the others and nothing else.

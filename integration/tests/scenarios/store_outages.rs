@@ -9,7 +9,7 @@ use flan_integration::host::on_all;
 use flan_integration::overlay::DEVICE;
 use flan_integration::{Etcd, Host, Lab, LabOptions, wait};
 
-use crate::stage::{hosts, wait_until_all_know_each_other};
+use crate::stage::{NETWORK, hosts, wait_until_all_know_each_other};
 
 /// A peer that exists as a lease alone.
 #[derive(Clone, Copy)]
@@ -167,6 +167,54 @@ fn the_loss_of_one_of_three_etcd_members_keeps_nobody_from_joining() -> Result<(
         wait::until("all to know each other", Duration::from_secs(45), || {
             wait_until_all_know_each_other(&hosts)
         })?;
+        on_all(&mut hosts, Host::ensure_agent_runs)
+    })
+}
+
+#[test]
+fn a_store_that_forgot_everything_is_filled_again_without_losing_a_packet() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = hosts(lab, 3)?;
+        let mut before = Vec::new();
+        for host in &hosts {
+            let key = format!("subnets/{}", host.subnet_env()?.key());
+            let value = lab.etcd().value(&key)?;
+            before.push((key, value));
+        }
+        let targets = [1, 2, 0].map(|next: usize| hosts[next].subnet_env());
+        let mut pings = Vec::new();
+        for (host, target) in hosts.iter_mut().zip(targets) {
+            pings.push(host.ping(target?.base_address())?);
+        }
+        let mut monitor = hosts[0].monitor()?;
+
+        lab.etcd_mut().kill_member(0)?;
+        lab.etcd_mut().wipe_member(0)?;
+        lab.etcd_mut().start_member(0)?;
+        ensure!(lab.etcd().value("config")?.is_none(), "the store has not forgotten");
+        // For a while there is not even a network config.
+        for ping in &mut pings {
+            ping.wait_for_answers(100)?;
+        }
+        lab.set_network(NETWORK)?;
+
+        for (key, value) in &before {
+            wait::until(&format!("{key} to be back"), Duration::from_secs(60), || {
+                let now = lab.etcd().value(key)?;
+                ensure!(now == *value, "{now:?} instead of {value:?}");
+                Ok(())
+            })?;
+        }
+        ensure!(lab.etcd().subnet_keys()?.len() == before.len(), "{:?}", lab.etcd().subnet_keys()?);
+        for ping in &mut pings {
+            ping.wait_for_answers(100)?;
+        }
+        wait_until_all_know_each_other(&hosts)?;
+        for ping in pings {
+            ping.stop()?.nothing_lost(200)?;
+        }
+        let deletions = monitor.deletions(DEVICE)?;
+        ensure!(deletions.is_empty(), "deleted on the way: {deletions:#?}");
         on_all(&mut hosts, Host::ensure_agent_runs)
     })
 }

@@ -228,7 +228,7 @@ fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
 
 /// `IFLA_TUN_VNET_HDR` (`linux/if_link.h`), a byte that is 1.
 fn is_vnet_header_on(info: &InfoTun) -> bool {
-    const IFLA_TUN_VNET_HDR: u16 = 6;
+    const IFLA_TUN_VNET_HDR: u16 = 5;
     let InfoTun::Other(attribute) = info else { return false };
     let mut value = [0];
     if attribute.kind() != IFLA_TUN_VNET_HDR || attribute.value_len() != value.len() {

@@ -1,0 +1,190 @@
+//! Hosts whose packets pass through the agent: flannel's udp backend.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use flan_integration::docker::Container;
+use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
+use serde_json::{Value, json};
+
+use crate::stage::{talk_both_ways, two_docker_hosts_of};
+
+const NETWORK: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+
+/// Each packet is read, sent, received and written alone.
+const PLAIN: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0",
+    "Backend":{"Type":"udp","TunOffload":false,"GSO":false,"GRO":false}}"#;
+
+const DEVICE: &str = "flannel0";
+
+/// Pings answered in each phase of a story.
+const PHASE: usize = 100;
+
+/// Requests that may go unanswered while the agent is away, of 100 a second.
+const MOST_LOST: usize = 100;
+
+/// What the kernel of a host has for this backend.
+#[derive(Debug, PartialEq, Eq)]
+struct Standing {
+    index: u32,
+    address: String,
+    routes: Vec<String>,
+}
+
+impl Standing {
+    fn of(host: &Host) -> Result<Standing> {
+        let link = json_of(host, &format!("-json address show dev {DEVICE}"))?;
+        ensure!(link[0]["mtu"] == json!(1472), "the MTU of {DEVICE} is {}", link[0]["mtu"]);
+        let index = link[0]["ifindex"].as_u64().context("no index")?.try_into()?;
+        let v4 =
+            link[0]["addr_info"].as_array().into_iter().flatten().find(|entry| entry["family"] == "inet");
+        let address = v4.map(|entry| format!("{}/{}", entry["local"], entry["prefixlen"]).replace('"', ""));
+        let routes = json_of(host, &format!("-json -4 route show dev {DEVICE}"))?;
+        let routes = routes.as_array().into_iter().flatten().filter_map(|route| route["dst"].as_str());
+        Ok(Standing {
+            index,
+            address: address.with_context(|| format!("{DEVICE} has no address"))?,
+            routes: routes.map(str::to_owned).collect(),
+        })
+    }
+}
+
+fn json_of(host: &Host, words: &str) -> Result<Value> {
+    let text = host.ip(words)?;
+    serde_json::from_str(&text).with_context(|| format!("cannot parse what ip {words} printed: {text:?}"))
+}
+
+/// Two Docker hosts on udp and a container on each, that reach each other.
+fn two_containers(lab: &Lab, network: &str) -> Result<([Host; 2], [Container; 2])> {
+    let hosts = two_docker_hosts_of(lab, network, Bridge::WholeSubnet)?;
+    let webs = [hosts[0].run_container("web1", &[])?, hosts[1].run_container("web2", &[])?];
+    for (from, to) in [(0, 1), (1, 0)] {
+        let target = webs[to].address()?;
+        wait::until("containers to reach each other", Duration::from_secs(15), || webs[from].ping(target))?;
+    }
+    Ok((hosts, webs))
+}
+
+/// Small and large packets, in both directions.
+fn exchange(webs: &[Container; 2]) -> Result<()> {
+    talk_both_ways(&webs[0], &webs[1])?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let written = webs[to].write_body(4)?;
+        let fetched = webs[from].fetch_body(webs[to].address()?)?;
+        ensure!(
+            fetched == written,
+            "{} fetched another body than that of {}",
+            webs[from].name(),
+            webs[to].name()
+        );
+    }
+    Ok(())
+}
+
+/// One ping from the host itself.
+fn ping_once(host: &Host, target: Ipv4Addr) -> Result<()> {
+    host.run("ping", &["-n", "-c", "1", "-W", "1", &target.to_string()]).map(drop)
+}
+
+#[test]
+fn containers_on_udp_talk_and_the_lease_is_flannels() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, webs) = two_containers(lab, NETWORK)?;
+        exchange(&webs)?;
+
+        for host in &hosts {
+            let env = host.subnet_env()?;
+            assert_eq!(env.mtu, 1472);
+            let standing = Standing::of(host)?;
+            assert_eq!(standing.address, format!("{}/32", env.base_address()));
+            assert_eq!(standing.routes, [env.network.to_string()]);
+
+            let text = lab.etcd().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+            let lease: Value = serde_json::from_str(&text)?;
+            assert_eq!(lease["PublicIP"], json!(host.address().to_string()));
+            assert_eq!(lease.get("PublicIPv6"), Some(&Value::Null));
+            for absent in ["BackendType", "BackendData", "BackendV6Data"] {
+                ensure!(lease.get(absent).is_none(), "flannel writes no {absent}: {text}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn containers_on_udp_talk_without_any_offload() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, webs) = two_containers(lab, PLAIN)?;
+        for host in &hosts {
+            let log = fs::read_to_string(host.agent_log())?;
+            ensure!(log.contains("tun=plain gso=false gro=false"), "{} is not plain: {log}", host.name());
+        }
+        exchange(&webs)
+    })
+}
+
+#[test]
+fn an_agent_on_udp_killed_and_restarted_loses_only_the_packets_of_that_moment() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, webs) = two_containers(lab, NETWORK)?;
+        let (before, env) = (Standing::of(&hosts[0])?, hosts[0].subnet_env()?);
+        let mut monitor = hosts[0].monitor()?;
+        let bridge2 = hosts[1].subnet_env()?.subnet.ip();
+        let mut pings = [
+            hosts[0].ping(bridge2)?,
+            hosts[0].ping_from(&webs[0], webs[1].address()?)?,
+            hosts[1].ping_from(&webs[1], webs[0].address()?)?,
+        ];
+        for ping in &mut pings {
+            ping.wait_for_answers(PHASE)?;
+        }
+
+        let started = Instant::now();
+        hosts[0].kill_agent()?;
+        ensure!(Standing::of(&hosts[0])? == before, "without the agent: {:?}", Standing::of(&hosts[0])?);
+        hosts[0].start_agent()?;
+        let away = started.elapsed();
+        for ping in &mut pings {
+            ping.wait_for_answers(PHASE)?;
+        }
+
+        for ping in pings {
+            let report = ping.stop()?;
+            println!("ready again after {away:?}: {report:?}");
+            ensure!(report.outage < MOST_LOST, "lost more than the packets of that moment: {report:?}");
+        }
+        assert_eq!(Standing::of(&hosts[0])?, before);
+        assert_eq!(hosts[0].subnet_env()?, env);
+        let mut deletions = monitor.deletions(DEVICE)?;
+        // The kernel's own, of packets that met the device without a reader.
+        deletions.retain(|line| !(line.contains("[NEIGH]") && line.contains("NOARP")));
+        ensure!(deletions.is_empty(), "deleted on the way: {deletions:#?}");
+        exchange(&webs)
+    })
+}
+
+#[test]
+fn a_device_of_udp_that_was_deleted_is_back_and_carries_packets() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, webs) = two_containers(lab, NETWORK)?;
+        let before = Standing::of(&hosts[0])?;
+        let target = hosts[1].subnet_env()?.subnet.ip();
+        let ping = hosts[0].ping_from(&webs[0], webs[1].address()?)?;
+
+        hosts[0].ip(&format!("link del {DEVICE}"))?;
+        let started = Instant::now();
+        wait::until("the device and the traffic to be back", Duration::from_secs(5), || {
+            ping_once(&hosts[0], target)
+        })?;
+        let after = Standing::of(&hosts[0])?;
+        println!("answered again after {:?}: {before:?}, then {after:?}", started.elapsed());
+        ensure!(after.index != before.index, "the device was not deleted");
+        assert_eq!((after.address, after.routes), (before.address, before.routes));
+
+        exchange(&webs)?;
+        println!("a container's ping meanwhile: {:?}", ping.stop()?);
+        hosts[0].ensure_agent_runs()
+    })
+}
