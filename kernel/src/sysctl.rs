@@ -46,7 +46,7 @@ fn write_below(root: &Path, path: &str, value: &str) -> io::Result<bool> {
 /// (`accept_local` in `Documentation/networking/ip-sysctl.rst`). Answers whether anything had to be changed.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn accept_local(link: LinkName) -> io::Result<bool> {
     write(&format!("net/ipv4/conf/{link}/accept_local"), "1")
 }
