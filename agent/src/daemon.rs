@@ -168,8 +168,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let mut problem = forwarding.err().or(outcome.problem());
         if let (Some(datapath), Some(own)) = (&mut self.datapath, &self.admission.own) {
             problem = problem.or(datapath.keep_running(&own.subnets, outcome.device_is_new).err());
-            let now = datapath.status();
-            self.status.update(|status| status.datapath = now);
+            let gauge = datapath.gauge();
+            self.status.update(|status| status.datapath = gauge);
         }
         if !self.ready && self.datapath.as_ref().is_none_or(UdpRunner::is_running) {
             problem = problem.or(self.get_ready(&desired.state).await.err());

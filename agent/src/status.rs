@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use flan_backends::udp::Totals;
-use serde::Serialize;
+use flan_backends::udp::{Gauge, Modes, Totals};
+use serde::{Serialize, Serializer};
 use tokio::net::TcpListener;
 
 /// The form of this document; it changes when a field changes its meaning or goes.
@@ -37,7 +37,7 @@ pub struct Status {
     /// Leases that are kept from the kernel.
     pub quarantined: Vec<QuarantinedLease>,
     /// The data path, where packets pass through this program.
-    pub datapath: Option<DatapathStatus>,
+    pub datapath: Option<DatapathGauge>,
     /// Why our lease could not be renewed, while that lasts.
     pub lease_problem: Option<String>,
     /// Why the network config is not the one that this agent runs with.
@@ -48,19 +48,25 @@ pub struct Status {
     pub kernel_problem: Option<String>,
 }
 
-/// The data path of the udp backend: its modes in force and its counters.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DatapathStatus {
-    /// How packets are exchanged with the device.
-    pub tun: String,
-    /// Whether datagrams are sent in batches (`UDP_SEGMENT`).
-    pub gso: bool,
-    /// Whether datagrams are received in batches (`UDP_GRO`).
-    pub gro: bool,
-    /// What was done since its start.
-    #[serde(flatten)]
-    pub totals: Totals,
+/// The data path of the udp backend, read at the moment when the status is asked for.
+#[derive(Debug, Clone)]
+pub struct DatapathGauge(pub Arc<Gauge>);
+
+impl Serialize for DatapathGauge {
+    /// An object with the modes in force (`tun`, `gso`, `gro`) and all counters.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Now {
+            tun: String,
+            gso: bool,
+            gro: bool,
+            #[serde(flatten)]
+            totals: Totals,
+        }
+        let Modes { tun, udp } = self.0.modes();
+        Now { tun: tun.to_string(), gso: udp.gso, gro: udp.gro, totals: self.0.totals() }
+            .serialize(serializer)
+    }
 }
 
 /// A bad lease.

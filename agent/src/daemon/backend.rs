@@ -7,7 +7,7 @@ use flan_subnet_lease::{BackendConfig, Family, Lease, NetworkConfig, PerFamily, 
 use macaddr::MacAddr6;
 use tracing::warn;
 
-use crate::status::DatapathStatus;
+use crate::status::DatapathGauge;
 
 /// The backend of this network.
 pub(super) struct Chosen {
@@ -110,14 +110,8 @@ impl UdpRunner {
     }
 
     /// What it does, for the status.
-    pub(super) fn status(&self) -> Option<DatapathStatus> {
+    pub(super) fn gauge(&self) -> Option<DatapathGauge> {
         let (_, datapath) = self.running.as_ref()?;
-        let modes = datapath.modes();
-        Some(DatapathStatus {
-            tun: modes.tun.to_string(),
-            gso: modes.udp.gso,
-            gro: modes.udp.gro,
-            totals: datapath.totals(),
-        })
+        Some(DatapathGauge(datapath.gauge()))
     }
 }

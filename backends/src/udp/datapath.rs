@@ -79,7 +79,15 @@ pub struct Datapath {
     shared: Arc<Shared>,
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// What a data path does, for whoever looks; also after its end.
+#[derive(Debug)]
+pub struct Gauge {
     modes: Modes,
+    /// Whether batches go out with `UDP_SEGMENT`; off for good once the kernel has refused one.
+    gso: AtomicBool,
+    counters: Counters,
 }
 
 /// What all threads see.
@@ -87,9 +95,7 @@ struct Shared {
     settings: Settings,
     table: ForwardingTable,
     socket: UdpSocket,
-    counters: Counters,
-    /// Whether batches go out with `UDP_SEGMENT`; off for good once the kernel has refused one.
-    gso: AtomicBool,
+    gauge: Arc<Gauge>,
     /// A thread has ended by itself, as when the device was deleted.
     over: AtomicBool,
 }
@@ -111,11 +117,10 @@ impl Datapath {
             settings,
             table,
             socket,
-            counters: Counters::default(),
-            gso: AtomicBool::new(udp.gso),
+            gauge: Arc::new(Gauge { modes, gso: AtomicBool::new(udp.gso), counters: Counters::default() }),
             over: AtomicBool::new(false),
         });
-        let mut datapath = Self { shared: shared.clone(), waker: waker.clone(), threads: Vec::new(), modes };
+        let mut datapath = Self { shared: shared.clone(), waker: waker.clone(), threads: Vec::new() };
         let queues: Vec<Arc<TunQueue>> = queues.into_iter().map(Arc::new).collect();
         for (number, queue) in queues.iter().enumerate() {
             let outbound = outbound::Outbound::new(shared.clone(), queue.clone(), waker.clone(), tun);
@@ -133,16 +138,9 @@ impl Datapath {
         self.shared.over.load(Relaxed)
     }
 
-    /// The modes in force.
-    pub fn modes(&self) -> Modes {
-        let mut modes = self.modes;
-        modes.udp.gso &= self.shared.gso.load(Relaxed);
-        modes
-    }
-
-    /// What was done so far.
-    pub fn totals(&self) -> Totals {
-        self.shared.counters.totals()
+    /// What it does.
+    pub fn gauge(&self) -> Arc<Gauge> {
+        self.shared.gauge.clone()
     }
 
     fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), DatapathError> {
@@ -154,6 +152,20 @@ impl Datapath {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(guarded);
         self.threads.push(thread.map_err(DatapathError::Thread)?);
         Ok(())
+    }
+}
+
+impl Gauge {
+    /// The modes in force.
+    pub fn modes(&self) -> Modes {
+        let mut modes = self.modes;
+        modes.udp.gso &= self.gso.load(Relaxed);
+        modes
+    }
+
+    /// What was done so far.
+    pub fn totals(&self) -> Totals {
+        self.counters.totals()
     }
 }
 

@@ -24,7 +24,7 @@ use ipnetwork::IpNetwork;
 use crate::{Backend, BackendError, LeaseFields, Underlay};
 
 pub use counters::{Counters, Totals};
-pub use datapath::{Datapath, DatapathError, Modes};
+pub use datapath::{Datapath, DatapathError, Gauge, Modes};
 pub use forwarding::{ForwardingTable, Routes};
 
 /// Bytes that the wire adds to a packet: outer IPv4 header (20) and UDP header (8).

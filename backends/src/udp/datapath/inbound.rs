@@ -77,7 +77,7 @@ impl Inbound {
     /// Writes what was received to the device.
     fn deliver(&mut self) -> io::Result<()> {
         let Self { shared, queue, mode, received, coalescer, limit, .. } = self;
-        let counters = &shared.counters;
+        let counters = &shared.gauge.counters;
         add(&counters.received_batches, 1);
         let routes = shared.table.read();
         let mut batch = coalescer.batch();

@@ -84,7 +84,7 @@ impl Outbound {
 
     fn forward(&mut self, count: usize) {
         let Self { shared, slots, queue, mode, limit, .. } = self;
-        let counters = &shared.counters;
+        let counters = &shared.gauge.counters;
         let mut tell = |packet: &[u8], reason| {
             if limit.allows(Instant::now()) && send_icmp(shared, queue, *mode, packet, reason) {
                 add(&counters.icmp_sent, 1);
@@ -169,7 +169,7 @@ impl<'a> Outgoing<'a> {
     /// Sends everything; `too_big` is given each packet that the path does not carry.
     fn send(self, mut too_big: impl FnMut(&[u8])) {
         let mut rest = &self.trains[..];
-        while !rest.is_empty() && self.shared.gso.load(Relaxed) {
+        while !rest.is_empty() && self.shared.gauge.gso.load(Relaxed) {
             let messages: Vec<Message<'_>> = rest.iter().map(|train| self.message(train)).collect();
             match self.shared.socket.send_many(&messages) {
                 Ok(sent) => {
@@ -178,7 +178,7 @@ impl<'a> Outgoing<'a> {
                 }
                 Err(error) if rest[0].count > 1 && udp_socket::is_gso_refused(&error) => {
                     warn!(%error, "the kernel refuses batches (UDP_SEGMENT); sending packets one by one from now on");
-                    self.shared.gso.store(false, Relaxed);
+                    self.shared.gauge.gso.store(false, Relaxed);
                 }
                 Err(error) => {
                     self.lost(&rest[0], &error, &mut too_big);
@@ -221,14 +221,14 @@ impl<'a> Outgoing<'a> {
     }
 
     fn count(&self, sent: &[Train]) {
-        let counters = &self.shared.counters;
+        let counters = &self.shared.gauge.counters;
         add(&counters.sent_batches, 1);
         add(&counters.sent_packets, sent.iter().map(|train| train.count).sum());
         add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
     }
 
     fn lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
-        let counters = &self.shared.counters;
+        let counters = &self.shared.gauge.counters;
         if udp_socket::is_too_big(error) {
             add(&counters.dropped_too_big, train.count);
             too_big(&self.slices[train.first..train.first + 2].concat_bytes());
