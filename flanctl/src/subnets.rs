@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flan_subnet_lease::{
-    Admission, Entry, Family, Lease, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig, NodeIdentity,
-    PerFamily, Store, Subnets, WatchEvent, is_host_address,
+    Admission, Caution, Entry, Family, Lease, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig,
+    NodeIdentity, PerFamily, Store, Subnets, WatchEvent, is_host_address,
 };
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -41,14 +41,15 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let (sender, mut events) = mpsc::channel(16);
     tokio::spawn(LeaseWatch::new(store.clone()).run(sender));
-    let mut leases = LeaseSet::default();
+    // What is shown is what the store holds: an onlooker has no packets to lose, and believes every list.
+    let mut leases = LeaseSet::with_caution(Caution { percent: 100, grace: Duration::ZERO });
     while let Some(event) = events.recv().await {
-        take(&mut leases, &event);
+        let mut changed = take(&mut leases, &event);
         let gathered = Instant::now() + GATHER;
         while let Ok(Some(event)) = tokio::time::timeout_at(gathered, events.recv()).await {
-            take(&mut leases, &event);
+            changed |= take(&mut leases, &event);
         }
-        if leases.is_complete() {
+        if changed {
             print(&judged(store, config.clone(), &leases).await, form)?;
             output::print("")?;
         }
@@ -56,11 +57,14 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     Ok(())
 }
 
-fn take(leases: &mut LeaseSet, event: &WatchEvent) {
+/// Takes in an event. Answers whether it says anything of the leases.
+fn take(leases: &mut LeaseSet, event: &WatchEvent) -> bool {
     if let WatchEvent::Interrupted { reason } = event {
         eprintln!("flanctl: lost sight of the leases, trying again: {reason}");
+        return false;
     }
     leases.apply(event, Instant::now());
+    true
 }
 
 /// Prints one lease.

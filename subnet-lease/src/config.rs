@@ -6,10 +6,10 @@ use ipnetwork::IpNetwork;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::admission::is_host_address;
 use crate::backend_config::BackendConfig;
 use crate::family::{Family, PerFamily, bits, encloses, span};
 use crate::key::Subnets;
-use crate::lease_set::is_host_address;
 
 /// The network config, as it stands as JSON at `<prefix>/config` in the store.
 #[derive(Debug, Clone, PartialEq)]

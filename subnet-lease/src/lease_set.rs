@@ -1,19 +1,12 @@
-//! All leases of the network, folded from the watch, and the judgement on each: a peer to reach, or a bad lease to
-//! keep from the kernel. A lease in the store is input that nobody has checked.
+//! All leases of the network, folded from the watch, and sorted by the judgement on each.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
-use macaddr::MacAddr6;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::backend_config::BackendConfig;
-use crate::config::NetworkConfig;
-use crate::family::{Family, PerFamily, encloses, span};
-use crate::key::Subnets;
+use crate::admission::{Admission, QuarantineReason, Standing, Taken};
 use crate::lease::{InvalidLease, Lease};
 use crate::store::{Entry, Listing};
 use crate::watch::{Change, WatchEvent};
@@ -38,7 +31,7 @@ pub struct Caution {
     /// A list that lacks more than this part of the known leases, in percent, is doubted; so is any list of another
     /// cluster, or of an earlier time.
     pub percent: u8,
-    /// How long leases that such a list lacks are believed in.
+    /// How long leases that such a list lacks are believed in; zero to believe every list.
     pub grace: Duration,
 }
 
@@ -46,26 +39,6 @@ impl Default for Caution {
     fn default() -> Self {
         Self { percent: 50, grace: Duration::from_secs(60) }
     }
-}
-
-/// What a lease is measured by.
-#[derive(Debug, Clone)]
-pub struct Admission {
-    /// The network config.
-    pub config: NetworkConfig,
-    /// What we hold ourselves; `None` for an onlooker.
-    pub own: Option<OwnLease>,
-}
-
-/// What no peer may claim, because it is ours.
-#[derive(Debug, Clone)]
-pub struct OwnLease {
-    /// Our subnets.
-    pub subnets: Subnets,
-    /// Our addresses: those that we publish, and those that our packets come from.
-    pub addresses: BTreeSet<IpAddr>,
-    /// MACs of our VXLAN devices.
-    pub macs: PerFamily<MacAddr6>,
 }
 
 /// All leases, judged. Lists are in the order of the keys.
@@ -88,102 +61,6 @@ pub struct Quarantined<'a> {
     pub lease: Option<&'a Lease>,
     /// What is wrong with it.
     pub reason: QuarantineReason,
-}
-
-/// The judgement on one lease.
-#[derive(Debug, Clone, PartialEq)]
-enum Standing {
-    /// Our own.
-    Own,
-    /// A peer's.
-    Peer,
-    /// A reservation that waits for its host.
-    Unclaimed,
-    /// Bad.
-    Quarantined(QuarantineReason),
-}
-
-/// What is wrong with a lease.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum QuarantineReason {
-    /// Key or value cannot be read.
-    #[error("{0}")]
-    Unreadable(InvalidLease),
-    /// The subnet is not part of the network.
-    #[error("{subnet} is outside Network {network}")]
-    OutsideNetwork {
-        /// The subnet.
-        subnet: IpNetwork,
-        /// The network of that family.
-        network: IpNetwork,
-    },
-    /// The lease lacks a family of the network, or has one that the network lacks.
-    #[error("the network uses {expected}, the lease {found}")]
-    Families {
-        /// The network's families.
-        expected: String,
-        /// The lease's families.
-        found: String,
-    },
-    /// The subnet is larger than any that this network leases.
-    #[error("{subnet} is larger than this network's subnets of length /{subnet_len}")]
-    TooLarge {
-        /// The subnet.
-        subnet: IpNetwork,
-        /// The length in the config.
-        subnet_len: u8,
-    },
-    /// The subnet shares addresses with ours.
-    #[error("overlaps our own subnet {0}")]
-    OverlapsOurs(Subnets),
-    /// The subnet shares addresses with a lease that was there first.
-    #[error("overlaps the older lease {0}")]
-    Overlaps(Subnets),
-    /// No address of the needed family.
-    #[error("has no public {0} address")]
-    NoPublicAddress(Family),
-    /// An address that no packet can be sent to.
-    #[error("public address {0} is not a usable host address")]
-    UnusablePublicAddress(IpAddr),
-    /// Our own address.
-    #[error("public address {0} is our own")]
-    OurPublicAddress(IpAddr),
-    /// An address inside the overlay network: its packets would be wrapped again and again.
-    #[error("public address {0} lies inside Network {1}")]
-    PublicAddressInOverlay(IpAddr, IpNetwork),
-    /// The holder runs another backend.
-    #[error("backend is {theirs}, this network's is {ours}")]
-    WrongBackend {
-        /// The lease's.
-        theirs: String,
-        /// The config's.
-        ours: &'static str,
-    },
-    /// The backend's data is missing or unreadable.
-    #[error("has no readable {0} VTEP data")]
-    NoVtep(Family),
-    /// The device's MAC can be nobody's.
-    #[error("VTEP MAC {} is not a unicast address", .0.to_string().to_lowercase())]
-    UnusableMac(MacAddr6),
-    /// Our own MAC.
-    #[error("VTEP MAC {} is our own", .0.to_string().to_lowercase())]
-    OurMac(MacAddr6),
-    /// The MAC of a peer that was there first: two hosts with one MAC cannot both be reached.
-    #[error("VTEP MAC {} is that of the older lease {older}", .mac.to_string().to_lowercase())]
-    MacTaken {
-        /// The MAC.
-        mac: MacAddr6,
-        /// Who had it first.
-        older: Subnets,
-    },
-    /// Another VXLAN network.
-    #[error("VNI is {theirs}, this network's is {ours}")]
-    WrongVni {
-        /// The lease's.
-        theirs: u32,
-        /// The config's.
-        ours: u32,
-    },
 }
 
 impl LeaseSet {
@@ -221,7 +98,8 @@ impl LeaseSet {
             .last
             .is_some_and(|(cluster, revision)| cluster != listing.cluster_id || listing.revision < revision);
         let many = gone.len() * 100 > before * usize::from(self.caution.percent);
-        if !gone.is_empty() && (other || many) {
+        let doubted = (other || many) && !self.caution.grace.is_zero();
+        if !gone.is_empty() && doubted {
             warn!(
                 missing = gone.len(), listed = self.leases.len(), grace = ?self.caution.grace,
                 "the store suddenly lacks many leases, as after it was wiped or restored; their hosts are reached as before for now",
@@ -330,157 +208,12 @@ impl LeaseSet {
     }
 }
 
-impl Admission {
-    /// Judges one lease by itself, without regard to other peers' leases.
-    ///
-    /// # Errors
-    /// The reason why it is bad.
-    fn standing(&self, lease: &Lease) -> Result<Standing, QuarantineReason> {
-        if self.own.as_ref().is_some_and(|own| own.subnets == lease.subnets) {
-            return Ok(Standing::Own);
-        }
-        self.check_subnets(&lease.subnets)?;
-        for (family, _) in self.config.networks() {
-            self.check_public_ip(family, lease)?;
-        }
-        let attributes = &lease.attributes;
-        // Of a backend that writes nothing, a claimed reservation looks the same as one that waits.
-        let writes_nothing = matches!(self.config.backend, BackendConfig::Udp(_) | BackendConfig::Alloc);
-        let says_nothing = attributes.backend.is_none() && attributes.data.is_empty();
-        if lease.is_reservation() && says_nothing && !writes_nothing {
-            return Ok(Standing::Unclaimed);
-        }
-        self.check_backend(lease)?;
-        Ok(Standing::Peer)
-    }
-
-    fn check_subnets(&self, subnets: &Subnets) -> Result<(), QuarantineReason> {
-        for (family, subnet) in subnets.iter() {
-            let Some(pool) = self.config.pools.get(family) else { continue };
-            if !encloses(&pool.network(), &subnet) {
-                return Err(QuarantineReason::OutsideNetwork { subnet, network: pool.network() });
-            }
-            if subnet.prefix() < pool.subnet_len() {
-                return Err(QuarantineReason::TooLarge { subnet, subnet_len: pool.subnet_len() });
-            }
-        }
-        let families = |family| (self.config.pools.get(family).is_some(), subnets.get(family).is_some());
-        if Family::ALL.into_iter().map(families).any(|(expected, found)| expected != found) {
-            let expected = names(self.config.networks().map(|(family, _)| family));
-            return Err(QuarantineReason::Families {
-                expected,
-                found: names(subnets.iter().map(|(family, _)| family)),
-            });
-        }
-        match &self.own {
-            Some(own) if own.subnets.overlaps(subnets) => Err(QuarantineReason::OverlapsOurs(own.subnets)),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_public_ip(&self, family: Family, lease: &Lease) -> Result<(), QuarantineReason> {
-        let ip = *lease.attributes.public_ips.get(family).ok_or(QuarantineReason::NoPublicAddress(family))?;
-        if !is_host_address(ip) {
-            return Err(QuarantineReason::UnusablePublicAddress(ip));
-        }
-        if self.own.as_ref().is_some_and(|own| own.addresses.contains(&ip)) {
-            return Err(QuarantineReason::OurPublicAddress(ip));
-        }
-        match self.config.networks().find(|(_, network)| network.contains(ip)) {
-            Some((_, network)) => Err(QuarantineReason::PublicAddressInOverlay(ip, network)),
-            None => Ok(()),
-        }
-    }
-
-    fn check_backend(&self, lease: &Lease) -> Result<(), QuarantineReason> {
-        let attributes = &lease.attributes;
-        let theirs = attributes.backend.as_deref();
-        match &self.config.backend {
-            // flannel's udp takes peers of any backend.
-            BackendConfig::Udp(_) | BackendConfig::Alloc => return Ok(()),
-            backend if theirs == Some(backend.name()) => {}
-            backend => {
-                let theirs = theirs.unwrap_or("none").to_owned();
-                return Err(QuarantineReason::WrongBackend { theirs, ours: backend.name() });
-            }
-        }
-        let BackendConfig::Vxlan(vxlan) = &self.config.backend else { return Ok(()) };
-        for (family, _) in self.config.networks() {
-            let data = attributes.vxlan(family).ok_or(QuarantineReason::NoVtep(family))?;
-            if data.vtep_mac.is_nil() || data.vtep_mac.is_multicast() {
-                return Err(QuarantineReason::UnusableMac(data.vtep_mac));
-            }
-            if self.own.as_ref().is_some_and(|own| own.macs.values().any(|mac| *mac == data.vtep_mac)) {
-                return Err(QuarantineReason::OurMac(data.vtep_mac));
-            }
-            if let Some(theirs) = data.vni.filter(|vni| *vni != vxlan.vni) {
-                return Err(QuarantineReason::WrongVni { theirs, ours: vxlan.vni });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What older leases have taken.
-#[derive(Default)]
-struct Taken {
-    /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
-    subnets: BTreeMap<(Family, u128), (u128, Subnets)>,
-    /// VTEP MACs, with the underlay address behind each.
-    macs: BTreeMap<(Family, [u8; 6]), (Option<IpAddr>, Subnets)>,
-}
-
-impl Taken {
-    fn conflict(&self, lease: &Lease) -> Option<QuarantineReason> {
-        let overlapping = lease.subnets.iter().find_map(|(family, subnet)| {
-            let (first, last) = span(&subnet);
-            let (_, (end, older)) = self.subnets.range((family, 0)..=(family, last)).next_back()?;
-            (*end >= first).then_some(QuarantineReason::Overlaps(*older))
-        });
-        let doubled = || {
-            lease.subnets.iter().find_map(|(family, _)| {
-                let mac = lease.attributes.vxlan(family)?.vtep_mac;
-                let (ip, older) = self.macs.get(&(family, mac.into_array()))?;
-                // One host may hold two leases for a while; they lead to the same place.
-                let same = ip.as_ref() == lease.attributes.public_ips.get(family);
-                (!same).then_some(QuarantineReason::MacTaken { mac, older: *older })
-            })
-        };
-        overlapping.or_else(doubled)
-    }
-
-    fn insert(&mut self, lease: &Lease) {
-        for (family, subnet) in lease.subnets.iter() {
-            let (first, last) = span(&subnet);
-            self.subnets.insert((family, first), (last, lease.subnets));
-            if let Some(data) = lease.attributes.vxlan(family) {
-                let ip = lease.attributes.public_ips.get(family).copied();
-                self.macs.insert((family, data.vtep_mac.into_array()), (ip, lease.subnets));
-            }
-        }
-    }
-}
-
-/// Whether packets can be sent to the address as to one host, from another one.
-pub fn is_host_address(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
-        }
-    }
-}
-
-fn names(families: impl Iterator<Item = Family>) -> String {
-    families.map(|family| family.to_string()).collect::<Vec<_>>().join(" and ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::OwnLease;
+    use crate::config::NetworkConfig;
+    use crate::family::PerFamily;
 
     /// Host 10.5.1.0/24 of 10.5.0.0/16, at 192.168.64.11 with MAC 02:00:00:00:00:01.
     fn admission() -> Admission {

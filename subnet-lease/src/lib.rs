@@ -4,6 +4,7 @@
 //! plain values and takes the time and the dice as arguments. Keys, values and the config are flannel's, so that
 //! hosts of both kinds share one network. This crate knows nothing of the kernel.
 
+mod admission;
 mod allocate;
 mod backend_config;
 mod backoff;
@@ -17,6 +18,7 @@ mod store;
 mod store_config;
 mod watch;
 
+pub use admission::{Admission, OwnLease, QuarantineReason, is_host_address};
 pub use allocate::{Exhausted, allocate};
 pub use backend_config::{BackendConfig, UdpConfig, VxlanConfig, WireguardConfig};
 pub use config::{ConfigError, NetworkConfig, SubnetPool};
@@ -24,9 +26,7 @@ pub use family::{Family, PerFamily};
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity, VxlanData};
-pub use lease_set::{
-    Admission, Caution, Judged, LeaseSet, OwnLease, QuarantineReason, Quarantined, is_host_address,
-};
+pub use lease_set::{Caution, Judged, LeaseSet, Quarantined};
 pub use store::{Entry, Listing, Store, StoreError, StoredConfig};
 pub use store_config::{Credentials, StoreConfig};
 pub use watch::{Change, LeaseWatch, WatchEvent};
