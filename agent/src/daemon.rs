@@ -46,6 +46,8 @@ struct Daemon<K, F> {
     own_revision: i64,
     peer_log: PeerLog,
     status: SharedStatus,
+    /// The packet filter rules of the last plan.
+    rules: Ruleset,
     /// When the next round is due.
     due: Option<Instant>,
     /// Rounds in a row that did not succeed.
@@ -65,6 +67,8 @@ struct Options {
 
 /// Lease events within this time are taken together.
 const LEASE_DEBOUNCE: Duration = Duration::from_millis(20);
+/// How often the packet filter rules are looked at.
+const RULES_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes of the kernel within this time are taken together. Docker makes many for each container.
 const KERNEL_DEBOUNCE: Duration = Duration::from_millis(200);
 
@@ -78,6 +82,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let mut resync = tokio::time::interval(self.options.resync_interval);
         resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut alive = notify::watchdog();
+        let mut rules = tokio::time::interval(RULES_INTERVAL);
+        rules.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let due = self.due;
             tokio::select! {
@@ -95,6 +101,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 () = self.reconciler.changed() => self.schedule(KERNEL_DEBOUNCE),
                 _ = resync.tick() => self.schedule(Duration::ZERO),
                 () = sleep_until(due) => self.round().await,
+                _ = rules.tick(), if self.ready => self.check_rules().await,
                 _ = alive.tick() => notify::alive(),
             }
         }
@@ -152,6 +159,15 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
+    /// Looks after what the kernel does not tell of: a firewall that is reloaded, Docker that puts its rules first,
+    /// forwarding that is switched off. Whatever is wrong is told by the next round.
+    async fn check_rules(&mut self) {
+        let forwarding = self.enable_forwarding();
+        if self.reconciler.keep_rules(&self.rules).await.is_err() || forwarding.is_err() {
+            self.schedule(Duration::ZERO);
+        }
+    }
+
     /// Plan, compare, apply.
     async fn round(&mut self) {
         self.due = None;
@@ -165,6 +181,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let forwarding = self.enable_forwarding();
         let desired = self.plan();
         let outcome = self.reconciler.reconcile(&desired).await;
+        self.rules.clone_from(&desired.rules);
         let mut problem = forwarding.err().or(outcome.problem());
         if let (Some(datapath), Some(own)) = (&mut self.datapath, &self.admission.own) {
             problem = problem.or(datapath.keep_running(&own.subnets, outcome.device_is_new).err());

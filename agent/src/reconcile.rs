@@ -54,15 +54,8 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
 
     /// One round. A failure stops nothing else: what could be done is done, and the rest is in the outcome.
     pub async fn reconcile(&mut self, desired: &Desired) -> Outcome {
-        let mut outcome = Outcome::default();
-        match self.firewall.apply(&desired.rules).await {
-            Ok(true) => info!("packet filter rules put in place"),
-            Ok(false) => {}
-            Err(reason) => {
-                warn!(%reason, "cannot put the packet filter rules in place");
-                outcome.firewall = Some(reason);
-            }
-        }
+        let firewall = self.keep_rules(&desired.rules).await.err();
+        let mut outcome = Outcome { firewall, ..Outcome::default() };
         let actual = match self.actual().await {
             Ok(actual) => actual,
             Err(reason) => {
@@ -92,6 +85,22 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             warn!(more = outcome.failed.len() - SHOWN, "the kernel refused more operations");
         }
         outcome
+    }
+
+    /// Puts the packet filter rules in place, where they are not. Nobody tells us when they are changed.
+    ///
+    /// # Errors
+    /// When they can be neither read nor written.
+    pub async fn keep_rules(&mut self, rules: &Ruleset) -> Result<(), FirewallError> {
+        match self.firewall.apply(rules).await {
+            Ok(true) => info!("packet filter rules put in place"),
+            Ok(false) => {}
+            Err(reason) => {
+                warn!(%reason, "cannot put the packet filter rules in place");
+                return Err(reason);
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the kernel may have changed. Cancel-safe.

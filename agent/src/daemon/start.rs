@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use flan_backends::LeaseFields;
-use flan_kernel::{Ownership, firewall, netlink};
+use flan_kernel::{Ownership, Ruleset, firewall, netlink};
 use flan_subnet_lease::{
     Admission, Caution, Claim, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig,
     NodeIdentity, OwnLease, Store, Subnets,
@@ -116,6 +116,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         own_revision: held.mod_revision,
         peer_log: PeerLog::default(),
         status,
+        rules: Ruleset::default(),
         due: None,
         failures: 0,
         ready: false,
