@@ -69,15 +69,6 @@ fn containers_talk_although_forward_drops() -> Result<()> {
         }
         talk_both_ways(&web1, &web2)?;
 
-        // A firewall that is reloaded takes everybody's rules with it.
-        hosts[0].run("iptables", &["-w", "-F", "FORWARD"])?;
-        hosts[0].run("nft", &["delete", "table", "inet", "flan"])?;
-        wait::until("flan's rules to be back", Duration::from_secs(10), || {
-            hosts[0].run("nft", &["list", "table", "inet", "flan"])?;
-            assert_dropped_but_for_flan(&hosts[0])
-        })?;
-        talk_both_ways(&web1, &web2)?;
-
         // What Docker keeps apart on one host stays apart.
         hosts[0].docker(&["network", "create", "--subnet", "10.99.0.0/24", "unrelated"])?;
         let stranger = hosts[0].run_container("stranger", &["--network", "unrelated"])?;
@@ -91,7 +82,15 @@ fn containers_talk_although_forward_drops() -> Result<()> {
                 to.name()
             );
         }
-        Ok(())
+
+        // A firewall that is reloaded takes everybody's rules with it.
+        hosts[0].run("iptables", &["-w", "-F", "FORWARD"])?;
+        hosts[0].run("nft", &["delete", "table", "inet", "flan"])?;
+        wait::until("flan's rules to be back", Duration::from_secs(10), || {
+            hosts[0].run("nft", &["list", "table", "inet", "flan"])?;
+            assert_dropped_but_for_flan(&hosts[0])
+        })?;
+        talk_both_ways(&web1, &web2)
     })
 }
 

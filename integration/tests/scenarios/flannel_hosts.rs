@@ -8,7 +8,7 @@ use flan_integration::overlay::DEVICE;
 use flan_integration::{Bridge, Lab, LabOptions, flannel};
 use serde_json::{Value, json};
 
-use crate::stage::{NETWORK, flannel_env};
+use crate::stage::{NETWORK, flannel_env, two_flannel_hosts};
 
 #[test]
 fn a_flannel_host_and_a_flan_host_talk() -> Result<()> {
@@ -47,15 +47,7 @@ fn a_flannel_host_and_a_flan_host_talk() -> Result<()> {
 fn fland_takes_over_from_flanneld_without_losing_a_packet() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         lab.set_network(NETWORK)?;
-        let mut hosts = [lab.host("h1")?, lab.host("h2")?];
-        let envs = [flannel_env(3)?, flannel_env(4)?];
-        let mut macs = Vec::new();
-        for (host, env) in hosts.iter().zip(&envs) {
-            macs.push(flannel::set_up(host, lab.etcd(), env)?);
-        }
-        flannel::add_peer(&hosts[0], &envs[1], &macs[1], hosts[1].address())?;
-        flannel::add_peer(&hosts[1], &envs[0], &macs[0], hosts[0].address())?;
-        on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))?;
+        let (mut hosts, envs, macs) = two_flannel_hosts(lab)?;
         let web1 = hosts[0].run_container("web1", &[])?;
         let web2 = hosts[1].run_container("web2", &[])?;
         let keys = lab.etcd().subnet_keys()?;

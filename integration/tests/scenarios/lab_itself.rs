@@ -6,28 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use flan_integration::flannel;
-use flan_integration::host::on_all;
 use flan_integration::netns::names_with_prefix;
 use flan_integration::overlay::Overlay;
 use flan_integration::wait;
-use flan_integration::{Bridge, Host, Lab, LabOptions};
+use flan_integration::{Lab, LabOptions};
 
-use crate::stage::flannel_env;
-
-/// Two hosts with a VXLAN device made by hand, as flannel makes it.
-fn two_flannel_hosts(lab: &Lab) -> Result<[Host; 2]> {
-    let mut hosts = [lab.host("h1")?, lab.host("h2")?];
-    let envs = [flannel_env(3)?, flannel_env(4)?];
-    let mut macs = Vec::new();
-    for (host, env) in hosts.iter().zip(&envs) {
-        macs.push(flannel::set_up(host, lab.etcd(), env)?);
-    }
-    flannel::add_peer(&hosts[0], &envs[1], &macs[1], hosts[1].address())?;
-    flannel::add_peer(&hosts[1], &envs[0], &macs[0], hosts[0].address())?;
-    on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))?;
-    Ok(hosts)
-}
+use crate::stage::two_flannel_hosts;
 
 /// What of a lab is still on the machine: namespaces, files, cgroups, mounts, processes.
 fn traces(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -53,7 +37,7 @@ fn traces(dir: &Path) -> Result<Vec<PathBuf>> {
 #[test]
 fn containers_talk_over_a_vxlan_made_by_hand_and_the_witnesses_see() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let mut hosts = two_flannel_hosts(lab)?;
+        let (mut hosts, ..) = two_flannel_hosts(lab)?;
         let web1 = hosts[0].run_container("web1", &[])?;
         let web2 = hosts[1].run_container("web2", &[])?;
         let mut monitor = hosts[0].monitor()?;
@@ -104,7 +88,7 @@ fn a_panic_leaves_nothing_behind() -> Result<()> {
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         Lab::run(LabOptions::default(), |lab| {
             dir = lab.dir().to_owned();
-            let hosts = two_flannel_hosts(lab)?;
+            let (hosts, ..) = two_flannel_hosts(lab)?;
             hosts[0].run_container("web1", &[])?;
             assert!(!traces(&dir)?.is_empty());
             assert_eq!(

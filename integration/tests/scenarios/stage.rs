@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use flan_integration::docker::Container;
+use flan_integration::flannel;
 use flan_integration::host::on_all;
 use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{Bridge, Host, Lab};
@@ -78,4 +79,18 @@ pub(crate) fn flannel_env(third: u8) -> Result<SubnetEnv> {
         mtu: 1450,
         ip_masq: false,
     })
+}
+
+/// Two Docker hosts as flanneld leaves them, with the subnets 10.5.3.0/24 and 10.5.4.0/24: their subnet files and MACs.
+pub(crate) fn two_flannel_hosts(lab: &Lab) -> Result<([Host; 2], [SubnetEnv; 2], Vec<String>)> {
+    let mut hosts = [lab.host("h1")?, lab.host("h2")?];
+    let envs = [flannel_env(3)?, flannel_env(4)?];
+    let mut macs = Vec::new();
+    for (host, env) in hosts.iter().zip(&envs) {
+        macs.push(flannel::set_up(host, lab.etcd(), env)?);
+    }
+    flannel::add_peer(&hosts[0], &envs[1], &macs[1], hosts[1].address())?;
+    flannel::add_peer(&hosts[1], &envs[0], &macs[0], hosts[0].address())?;
+    on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))?;
+    Ok((hosts, envs, macs))
 }

@@ -231,7 +231,7 @@ impl<'a> Outgoing<'a> {
         let counters = &self.shared.gauge.counters;
         if udp_socket::is_too_big(error) {
             add(&counters.dropped_too_big, train.count);
-            too_big(&self.slices[train.first..train.first + 2].concat_bytes());
+            too_big(&gathered(&self.slices[train.first..train.first + 2]));
         } else if udp_socket::is_full(error) {
             add(&counters.dropped_full, train.count);
         } else {
@@ -251,14 +251,9 @@ impl Train {
     }
 }
 
-trait ConcatBytes {
-    fn concat_bytes(&self) -> Vec<u8>;
-}
-
-impl ConcatBytes for [IoSlice<'_>] {
-    fn concat_bytes(&self) -> Vec<u8> {
-        self.iter().flat_map(|slice| slice.iter().copied()).collect()
-    }
+/// The bytes of a wire packet in one piece.
+fn gathered(slices: &[IoSlice<'_>]) -> Vec<u8> {
+    slices.iter().flat_map(|slice| slice.iter().copied()).collect()
 }
 
 /// Gives the device an ICMP error for the sender of `packet`. Answers whether there was one to give.
