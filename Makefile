@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units scenarios audit build release install tools
+.PHONY: help demo demo-down test lint unit units scenarios bench fuzz audit build release install tools
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -16,6 +16,9 @@ UNITDIR ?= /etc/systemd/system
 # Scenarios at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
 
+# How long each fuzz target runs.
+FUZZ_SECONDS ?= 30
+
 # The path of what a `cargo ... --message-format=json` has built, by its name.
 path_of = sed -n 's|.*"executable":"\([^"]*/$(1)\(-[0-9a-f]*\)\{0,1\}\)".*|\1|p' | tail -n 1
 
@@ -27,6 +30,8 @@ help:
 	@echo '     make unit        the tests that need no root, etcd or network'
 	@echo '     make units       systemd-analyze verify'
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker'
+	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
+	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
 	@echo '     make release     fland and flanctl as they are installed'
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
 	@echo '     make audit       licences, bans and sources of dependencies (cargo-deny)'
@@ -60,6 +65,16 @@ scenarios: build
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+
+bench: release
+	@$(CARGO) build --release --locked -p flan-integration --bin bench
+	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench --message-format=json \
+		| $(call path_of,bench)); \
+	$(AS_ROOT) "$$bench" $(ARGS)
+
+# Finds inputs that break a rule: see fuzz/run.sh, which runs one target or one input as well.
+fuzz:
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
 release: tools
 	$(CARGO) build --release --locked --bins

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs, by apt, what building flan and running its demo and tests need and this machine lacks.
+# Installs, by apt, what building flan and running its demo, tests and bench need and this machine lacks.
 # Quick when all is there; starts no service; becomes root by sudo only if something is missing.
 set -eu
 
@@ -30,6 +30,9 @@ if lacks docker && apt-cache show docker-cli >/dev/null 2>&1; then want docker-c
 # Where the kernel has AppArmor, dockerd wants to load its profile.
 if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && lacks apparmor_parser; then want apparmor; fi
 if lacks systemd-analyze; then want systemd; fi
+# The bench alone runs these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
+if lacks iperf3; then want iperf3; fi
+if lacks ethtool; then want ethtool; fi
 
 [ -n "$packages" ] || exit 0
 
@@ -89,3 +92,4 @@ fi
 switch_off() { systemctl disable "$@" >/dev/null 2>&1 || true; }
 case " $packages " in *" etcd-server "*) switch_off etcd ;; esac
 case " $packages " in *" docker.io "*) switch_off docker.service docker.socket containerd.service ;; esac
+case " $packages " in *" iperf3 "*) switch_off iperf3 ;; esac

@@ -10,7 +10,6 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::command::{self, Outcome, Place};
 use crate::docker::{Bridge, Container, Docker, DockerSpec};
-use crate::etcd::PREFIX;
 use crate::monitor::Monitor;
 use crate::netns::Netns;
 use crate::notify::Notifications;
@@ -54,6 +53,7 @@ pub struct Host {
     dir: PathBuf,
     place: Place,
     etcd_endpoints: String,
+    etcd_prefix: String,
     cgroup: String,
     image: PathBuf,
     lifetime: Lifetime,
@@ -73,6 +73,7 @@ pub(crate) struct HostSpec {
     pub(crate) netns: Netns,
     pub(crate) dir: PathBuf,
     pub(crate) etcd_endpoints: String,
+    pub(crate) etcd_prefix: String,
     pub(crate) cgroup: String,
     pub(crate) image: PathBuf,
     pub(crate) lifetime: Lifetime,
@@ -80,7 +81,8 @@ pub(crate) struct HostSpec {
 
 impl Host {
     pub(crate) fn start(spec: HostSpec) -> Result<Host> {
-        let HostSpec { name, address, netns, dir, etcd_endpoints, cgroup, image, lifetime } = spec;
+        let HostSpec { name, address, netns, dir, etcd_endpoints, etcd_prefix, cgroup, image, lifetime } =
+            spec;
         let run = dir.join("run");
         fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
         fs::write(dir.join("machine-id"), format!("{:032x}\n", u32::from(address)))?;
@@ -103,6 +105,7 @@ impl Host {
             dir,
             place,
             etcd_endpoints,
+            etcd_prefix,
             cgroup,
             image,
             lifetime,
@@ -152,7 +155,9 @@ impl Host {
     /// `flanctl` with the store's address and these arguments, run on this host; any exit code is fine.
     pub fn flanctl(&self, args: &[&str]) -> Result<Outcome> {
         let mut command = self.place.command(tools::flan_binary("flanctl")?);
-        command.args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", PREFIX]).args(args);
+        command
+            .args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", &self.etcd_prefix])
+            .args(args);
         command::run(&command)
     }
 
@@ -172,7 +177,14 @@ impl Host {
         ensure!(self.agent.is_none(), "the agent of {} runs already", self.name);
         self.notifications.forget();
         let mut fland = self.place.command(tools::flan_binary("fland")?);
-        fland.args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", PREFIX, "--iface", "eth0"]);
+        fland.args([
+            "--etcd-endpoints",
+            &self.etcd_endpoints,
+            "--etcd-prefix",
+            &self.etcd_prefix,
+            "--iface",
+            "eth0",
+        ]);
         fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
         fland.args(flags);
         fland.env("NOTIFY_SOCKET", "/run/notify");

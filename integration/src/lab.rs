@@ -136,6 +136,12 @@ impl Lab {
 
     /// A new host on the underlay, without agent and Docker.
     pub fn host(&self, name: &str) -> Result<Host> {
+        self.host_at(PREFIX, name)
+    }
+
+    /// As [`Lab::host`], for an agent that keeps everything below another prefix of the store: several networks in one
+    /// lab.
+    pub fn host_at(&self, etcd_prefix: &str, name: &str) -> Result<Host> {
         let number = self.next_host.fetch_add(1, Ordering::Relaxed);
         ensure!(number < 255, "the underlay has no address left");
         let address = address(number);
@@ -146,6 +152,7 @@ impl Lab {
             netns,
             dir: self.dir.join(name),
             etcd_endpoints: self.etcd.endpoints(),
+            etcd_prefix: etcd_prefix.to_owned(),
             cgroup: prefixed(&self.id),
             image: self.dir.join("image.tar"),
             lifetime: self.lifetime,
@@ -180,14 +187,17 @@ impl Lab {
 
     /// As [`Lab::flanctl`], with `input` on its standard input.
     pub fn flanctl_with_input(&self, args: &[&str], input: &str) -> Result<Outcome> {
-        let mut command = self.underlay.place().command(tools::flan_binary("flanctl")?);
-        command.args(["--etcd-endpoints", &self.etcd.endpoints(), "--etcd-prefix", PREFIX]).args(args);
-        command::run_with_input(&command, input)
+        self.flanctl_at(PREFIX, args, input)
     }
 
     /// Writes the network config by `flanctl config set -`.
     pub fn set_network(&self, config: &str) -> Result<()> {
-        self.flanctl_with_input(&["config", "set", "-"], config)?.succeeded("flanctl config set -")
+        self.set_network_at(PREFIX, config)
+    }
+
+    /// As [`Lab::set_network`], below another prefix of the store.
+    pub fn set_network_at(&self, etcd_prefix: &str, config: &str) -> Result<()> {
+        self.flanctl_at(etcd_prefix, &["config", "set", "-"], config)?.succeeded("flanctl config set -")
     }
 
     /// Leaves everything running: nothing is removed when this value is dropped. The lab must have been made with
@@ -216,6 +226,12 @@ impl Lab {
         for (_, log) in logs.iter().rev().take(SHOWN_LOGS) {
             eprintln!("{}", last_lines(log));
         }
+    }
+
+    fn flanctl_at(&self, etcd_prefix: &str, args: &[&str], input: &str) -> Result<Outcome> {
+        let mut command = self.underlay.place().command(tools::flan_binary("flanctl")?);
+        command.args(["--etcd-endpoints", &self.etcd.endpoints(), "--etcd-prefix", etcd_prefix]).args(args);
+        command::run_with_input(&command, input)
     }
 
     /// A web server on [`OUTSIDE`] that tells who asks.

@@ -1,8 +1,9 @@
 //! Whole hosts in network namespaces: an underlay, a real etcd, `fland`, real dockerds and their containers.
 //!
-//! A [`Lab`] is one such world. The demo (`src/bin/demo.rs`) and the scenarios (`tests/scenarios`) are written
-//! against it. Everything that it makes lives in namespaces of its own and below one directory; the machine's
-//! interfaces, routes, rules, mounts and Docker are not touched. It needs root and the programs that [`tools`] names.
+//! A [`Lab`] is one such world. The demo (`src/bin/demo.rs`), the bench (`src/bin/bench`) and the scenarios
+//! (`tests/scenarios`) are written against it. Everything that it makes lives in namespaces of its own and below one
+//! directory; the machine's interfaces, routes, rules, mounts and Docker are not touched. It needs root and the
+//! programs that [`tools`] names.
 //!
 //! ```text
 //!             flan-ID-underlay: br0 192.168.64.1/24, and 203.0.113.1 as "the rest of the world"
@@ -17,6 +18,7 @@ pub mod docker;
 pub mod etcd;
 pub mod flannel;
 pub mod host;
+pub mod interrupt;
 pub mod lab;
 pub mod monitor;
 pub mod netns;

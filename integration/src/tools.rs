@@ -28,6 +28,9 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("docker", "docker.io"),
 ];
 
+/// As [`PROGRAMS`]: what the bench runs beside them.
+const BENCH_PROGRAMS: [(&str, &str); 3] = [("iperf3", "iperf3"), ("ethtool", "ethtool"), ("ss", "iproute2")];
+
 /// The variable that names the directory of `fland` and `flanctl`, where it is not that of the running program.
 pub const BIN_DIR_VARIABLE: &str = "FLAN_BIN_DIR";
 
@@ -35,21 +38,16 @@ pub const BIN_DIR_VARIABLE: &str = "FLAN_BIN_DIR";
 pub fn check() -> Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
-        "this needs root, for it makes network namespaces: `sudo make demo`, `sudo make test`"
+        "this needs root, for it makes network namespaces: `sudo make demo`, `sudo make test`, `sudo make bench`"
     );
-    let missing: Vec<&(&str, &str)> =
-        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).collect();
-    if !missing.is_empty() {
-        let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-        let packages: BTreeSet<_> = missing.iter().map(|(_, package)| *package).collect();
-        let packages: Vec<_> = packages.into_iter().collect();
-        bail!(
-            "missing: {}; `sudo integration/install-tools.sh` or `sudo apt-get install {}` gets it",
-            programs.join(", "),
-            packages.join(" ")
-        );
-    }
+    check_programs(&PROGRAMS)?;
     check_busybox_is_static()
+}
+
+/// As [`check`], with the programs that only the bench runs.
+pub fn check_for_bench() -> Result<()> {
+    check()?;
+    check_programs(&BENCH_PROGRAMS)
 }
 
 /// The path of `fland` or `flanctl`: in `$FLAN_BIN_DIR`, or where cargo put the running program.
@@ -71,6 +69,22 @@ pub fn flan_binary(name: &str) -> Result<PathBuf> {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| is_executable(candidate))
+}
+
+fn check_programs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&(&str, &str)> =
+        programs.iter().filter(|(program, _)| find(program).is_none()).collect();
+    if !missing.is_empty() {
+        let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+        let packages: BTreeSet<_> = missing.iter().map(|(_, package)| *package).collect();
+        let packages: Vec<_> = packages.into_iter().collect();
+        bail!(
+            "missing: {}; `sudo integration/install-tools.sh` or `sudo apt-get install {}` gets it",
+            programs.join(", "),
+            packages.join(" ")
+        );
+    }
+    Ok(())
 }
 
 fn target_dir() -> Result<PathBuf> {

@@ -22,7 +22,7 @@ const ICMP: u8 = 1;
 const HEADERS: usize = 28;
 
 /// The error for `packet`, sent by us from `from`. `None` where none must be sent: for an ICMP error, a later
-/// fragment, a broadcast, or what is no IPv4 packet.
+/// fragment, what comes from or goes to more than one host, or what is no IPv4 packet.
 pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec<u8>> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     if packet[0] >> 4 != 4 || header < 20 || packet.len() < header {
@@ -32,7 +32,7 @@ pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec
     let source = Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]);
     let destination = Ipv4Addr::new(packet[16], packet[17], packet[18], packet[19]);
     let group = destination.is_multicast() || destination.is_broadcast();
-    if later_fragment || group || source.is_unspecified() || source.is_multicast() || source.is_broadcast() {
+    if later_fragment || group || !is_one_host(source) {
         return None;
     }
     // Only questions are answered: echo, timestamp and so on, never another error.
@@ -60,6 +60,15 @@ pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec
     let sum = Sum::of(&error[20..]).checksum();
     error[22..24].copy_from_slice(&sum.to_be_bytes());
     Some(error)
+}
+
+/// Whether an address may stand for a single host that can be answered: RFC 1122, 3.2.2.
+fn is_one_host(address: Ipv4Addr) -> bool {
+    const CLASS_E: u8 = 240; // and above; the broadcast address is among them
+    !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && address.octets()[0] < CLASS_E
 }
 
 /// Lets through so many errors a second, and as many at once after a quiet second.
@@ -130,6 +139,15 @@ mod tests {
         let mut multicast = packet();
         multicast[16] = 224;
         assert_eq!(error(&multicast, FROM, Reason::NoPeer), None);
+    }
+
+    #[test]
+    fn what_comes_from_no_single_host_is_not_answered() {
+        for first in [0, 127, 224, 240, 255] {
+            let mut packet = packet();
+            packet[12..16].copy_from_slice(&[first, 0, 0, 0]);
+            assert_eq!(error(&packet, FROM, Reason::NoPeer), None, "{first}.0.0.0");
+        }
     }
 
     #[test]

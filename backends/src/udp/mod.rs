@@ -8,6 +8,8 @@ mod coalescing;
 mod counters;
 mod datapath;
 mod forwarding;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod icmp;
 mod packet;
 mod segmentation;

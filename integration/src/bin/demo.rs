@@ -12,8 +12,7 @@ use flan_integration::docker::Container;
 use flan_integration::host::on_all;
 use flan_integration::lab::{self, OUTSIDE};
 use flan_integration::process::Lifetime;
-use flan_integration::{Bridge, Host, Lab, LabOptions, tools, wait};
-use tokio::signal::unix::{SignalKind, signal};
+use flan_integration::{Bridge, Host, Lab, LabOptions, interrupt, tools, wait};
 
 /// The demo's lab, of which there is one at a time.
 const NAME: &str = "demo";
@@ -63,7 +62,7 @@ fn demo(keep: bool) -> Result<()> {
     if lab::is_kept(NAME) {
         bail!("a demo is up already; `make demo-down` removes it");
     }
-    end_on_interrupt()?;
+    interrupt::end_waits_on_signals()?;
     let started = Instant::now();
     let lifetime = if keep { Lifetime::Kept } else { Lifetime::Bound };
 
@@ -193,27 +192,6 @@ fn print_how_to_enter(hosts: &[Host]) {
         println!("    {}", host.agent_log().display());
     }
     println!("\n`make demo-down` removes it all.");
-}
-
-/// Lets the step that runs fail on Ctrl-C, so that everything is removed as after any other failure.
-fn end_on_interrupt() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                wait::interrupt();
-            }
-        });
-    });
-    Ok(())
 }
 
 /// Does one step, its name shown before and its time after.

@@ -1,0 +1,10 @@
+//! What must hold for bytes from outside, whatever they are: one module for each fuzz target, each with a `check` that
+//! panics where it does not.
+
+pub mod coalescing;
+pub mod icmp;
+pub mod lease;
+pub mod segmentation;
+
+mod flows;
+mod packet;

@@ -1,0 +1,121 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum, value_parser};
+
+use crate::ends::Ends;
+use crate::measure::Measure;
+use crate::rows::Row;
+use crate::underlay::Underlay;
+
+/// How fast packets travel between two hosts in network namespaces, over each data path, compared with a VXLAN of the
+/// kernel made by hand.
+#[derive(Debug, Parser)]
+pub(crate) struct Arguments {
+    /// How often each measure is taken on each row; the median is reported.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
+    pub(crate) rounds: u32,
+
+    /// Seconds of each run that measures throughput, 1 to 60.
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = value_parser!(u32).range(1..=60))]
+    pub(crate) seconds: u32,
+
+    /// Data paths to measure, separated by commas; all by default. Ratios need vxlan-control.
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    rows: Vec<Row>,
+
+    /// What to measure, separated by commas; everything by default.
+    #[arg(long, value_name = "MEASURE", value_delimiter = ',')]
+    measures: Vec<Measure>,
+
+    /// What the network cards (veth) of the underlay can do.
+    #[arg(long, value_enum, value_name = "SETTING", default_value_t = UnderlayChoice::Both)]
+    underlay: UnderlayChoice,
+
+    /// Between what is measured.
+    #[arg(long, value_enum, default_value_t = Ends::Hosts)]
+    pub(crate) ends: Ends,
+
+    /// What is printed on standard output.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+
+    /// The file that gets every single run, medians, ratios and targets as JSON.
+    #[arg(long, value_name = "FILE", default_value = "target/bench/datapath.json")]
+    pub(crate) json: PathBuf,
+}
+
+/// The form of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// One table for each setting of the underlay, and the targets.
+    Table,
+    /// What goes into the JSON file, too.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum UnderlayChoice {
+    /// As the kernel makes a veth: it takes super-packets of TCP, UDP and VXLAN.
+    Offloads,
+    /// It takes UDP and VXLAN only packet by packet.
+    NoUdpOffloads,
+    /// One after the other.
+    Both,
+}
+
+impl Arguments {
+    /// The rows wanted, in the order of the report.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        wanted(&self.rows)
+    }
+
+    /// The measures wanted, in the order of the report.
+    pub(crate) fn measures(&self) -> Vec<Measure> {
+        wanted(&self.measures)
+    }
+
+    /// The settings of the underlay wanted.
+    pub(crate) fn underlays(&self) -> Vec<Underlay> {
+        match self.underlay {
+            UnderlayChoice::Offloads => vec![Underlay::Offloads],
+            UnderlayChoice::NoUdpOffloads => vec![Underlay::NoUdpOffloads],
+            UnderlayChoice::Both => vec![Underlay::Offloads, Underlay::NoUdpOffloads],
+        }
+    }
+}
+
+/// All that were chosen, each once; all that there are if none was.
+fn wanted<T: ValueEnum + PartialEq>(chosen: &[T]) -> Vec<T> {
+    let all = T::value_variants().iter();
+    all.filter(|value| chosen.is_empty() || chosen.contains(value)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_chosen_is_everything() {
+        let arguments = Arguments::try_parse_from(["bench"]).unwrap();
+        assert_eq!(arguments.rows().len(), 5);
+        assert_eq!(arguments.measures().len(), 5);
+        assert_eq!(arguments.underlays(), [Underlay::Offloads, Underlay::NoUdpOffloads]);
+    }
+
+    #[test]
+    fn what_is_chosen_comes_once_and_in_order() {
+        let words = ["bench", "--rows", "flan-udp,vxlan-control,flan-udp", "--underlay", "no-udp-offloads"];
+        let arguments = Arguments::try_parse_from(words).unwrap();
+        assert_eq!(arguments.rows(), [Row::VxlanControl, Row::FlanUdp]);
+        assert_eq!(arguments.underlays(), [Underlay::NoUdpOffloads]);
+    }
+}

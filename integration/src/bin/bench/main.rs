@@ -1,0 +1,129 @@
+//! `bench`: how fast packets travel between two hosts, over each data path, compared with a VXLAN made by hand.
+
+mod arguments;
+mod cpu;
+mod ends;
+mod figures;
+mod iperf;
+mod measure;
+mod pair;
+mod ping;
+mod progress;
+mod report;
+mod results;
+mod rows;
+mod statistics;
+mod targets;
+mod underlay;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use flan_integration::{Lab, LabOptions, interrupt, tools, wait};
+
+use crate::arguments::{Arguments, Output};
+use crate::pair::Pair;
+use crate::progress::{begin, done};
+use crate::results::{Machine, Results, Run, UnderlayRecord};
+use crate::underlay::{Features, Underlay};
+
+/// How long it is looked whether the machine does something else.
+const IDLE_SAMPLE: Duration = Duration::from_millis(1500);
+
+/// More than this is told as a disturbance, in percent of all CPUs.
+const BUSY_PERCENT: f64 = 10.0;
+
+fn main() -> ExitCode {
+    match bench(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if wait::ensure_not_interrupted().is_err() => {
+            eprintln!("\nInterrupted; everything is removed again.");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("\nThe bench has failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(arguments: &Arguments) -> Result<()> {
+    tools::check_for_bench()?;
+    for binary in ["fland", "flanctl"] {
+        tools::flan_binary(binary)?;
+    }
+    interrupt::end_waits_on_signals()?;
+    let machine = Machine::read()?;
+    announce(arguments);
+
+    let mut underlays = Vec::new();
+    let mut runs = Vec::new();
+    for underlay in arguments.underlays() {
+        underlays.push(measure_all(arguments, underlay, &mut runs)?);
+    }
+    let results = Results::new(arguments, machine, underlays, runs);
+    results.write(&arguments.json)?;
+    match arguments.output {
+        Output::Table => println!("{}", report::render(&results)),
+        Output::Json => println!("{}", results.json()?),
+    }
+    eprintln!("Every single run is in {}", arguments.json.display());
+    Ok(())
+}
+
+/// All runs with one setting of the underlay, in a lab of their own.
+fn measure_all(arguments: &Arguments, underlay: Underlay, runs: &mut Vec<Run>) -> Result<UnderlayRecord> {
+    let mut record = UnderlayRecord {
+        name: underlay,
+        set: underlay.set_by(),
+        features: Features::new(),
+        busy_percent_before: 0.0,
+    };
+    begin(&format!("{underlay}: an underlay and etcd"));
+    Lab::run(LabOptions::default(), |lab| {
+        done("");
+        let mut pairs = Vec::new();
+        for row in arguments.rows() {
+            begin(&format!("{underlay}: {row}: two hosts, their path, a warm-up"));
+            let pair =
+                Pair::make(lab, row, arguments.ends, underlay).with_context(|| format!("row {row}"))?;
+            measure::warm_up(&pair, lab.dir()).with_context(|| format!("warm-up of row {row}"))?;
+            record.features = underlay::features(pair.host(), "eth0")?;
+            pairs.push(pair);
+            done("");
+        }
+        begin(&format!("{underlay}: is this machine idle?"));
+        record.busy_percent_before = cpu::busy_percent_during(IDLE_SAMPLE)?;
+        done(&format!("{:.0} % busy", record.busy_percent_before));
+        if record.busy_percent_before > BUSY_PERCENT {
+            eprintln!("  Something else works on this machine: the figures will be noisy, and too low.");
+        }
+        for round in 1..=arguments.rounds {
+            for measure in arguments.measures() {
+                for pair in &pairs {
+                    wait::ensure_not_interrupted()?;
+                    let row = pair.row();
+                    begin(&format!("{underlay}, round {round}/{}: {measure}: {row}", arguments.rounds));
+                    let figures = measure::run(measure, pair, arguments.seconds, lab.dir())
+                        .with_context(|| format!("row {row}, measure {measure}, round {round}"))?;
+                    done(&figures::line(&figures));
+                    runs.push(Run { underlay, round, row, measure, figures });
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(record)
+}
+
+fn announce(arguments: &Arguments) {
+    let runs = arguments.underlays().len()
+        * arguments.rounds as usize
+        * arguments.measures().len()
+        * arguments.rows().len();
+    // Each run starts and ends iperf3 besides.
+    let minutes = (runs as f64 * (f64::from(arguments.seconds) + 0.4) / 60.0).ceil();
+    eprintln!("{runs} runs, about {minutes} min, in network namespaces of their own.");
+}

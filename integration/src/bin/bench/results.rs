@@ -1,0 +1,231 @@
+//! All that was measured, and what follows from it. Serialized, it is the JSON file.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::arguments::Arguments;
+use crate::ends::Ends;
+use crate::figures::{Figure, Figures};
+use crate::iperf;
+use crate::measure::Measure;
+use crate::rows::Row;
+use crate::statistics::median;
+use crate::targets::{self, Target};
+use crate::underlay::{Features, Underlay};
+
+/// Everything.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Results {
+    api_version: &'static str,
+    pub(crate) machine: Machine,
+    pub(crate) ends: Ends,
+    pub(crate) rounds: u32,
+    /// Of each run that measures throughput.
+    pub(crate) seconds: u32,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) measures: Vec<Measure>,
+    pub(crate) underlays: Vec<UnderlayRecord>,
+    pub(crate) summaries: Vec<Summary>,
+    pub(crate) targets: Vec<Target>,
+    runs: Vec<Run>,
+}
+
+/// What it was measured on.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Machine {
+    /// `uname -r`.
+    pub(crate) kernel: String,
+    pub(crate) cpus: usize,
+    pub(crate) iperf3: String,
+    /// Of TCP, on both ends: a new namespace takes the machine's.
+    pub(crate) congestion_control: String,
+}
+
+/// A setting of the underlay.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UnderlayRecord {
+    pub(crate) name: Underlay,
+    /// The command for both ends of every host's link; null if nothing was set.
+    pub(crate) set: Option<String>,
+    /// What `ethtool -k` says of a host's eth0.
+    pub(crate) features: Features,
+    /// How busy the machine was with all rows standing idle; what is not near 0 disturbs.
+    pub(crate) busy_percent_before: f64,
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Run {
+    pub(crate) underlay: Underlay,
+    /// From 1.
+    pub(crate) round: u32,
+    pub(crate) row: Row,
+    pub(crate) measure: Measure,
+    pub(crate) figures: Figures,
+}
+
+/// A figure over all rounds.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Summary {
+    pub(crate) underlay: Underlay,
+    pub(crate) row: Row,
+    pub(crate) figure: Figure,
+    pub(crate) median: f64,
+    /// Median of the ratios to the control of the same round; null without control, or if it is 0 there.
+    pub(crate) ratio: Option<f64>,
+}
+
+impl Results {
+    /// Draws the sums.
+    pub(crate) fn new(
+        arguments: &Arguments,
+        machine: Machine,
+        underlays: Vec<UnderlayRecord>,
+        runs: Vec<Run>,
+    ) -> Results {
+        let (rows, measures) = (arguments.rows(), arguments.measures());
+        let mut summaries = Vec::new();
+        for underlay in underlays.iter().map(|record| record.name) {
+            for &row in &rows {
+                for &figure in measures.iter().flat_map(|measure| measure.figures()) {
+                    summaries.extend(summary(&runs, underlay, row, figure));
+                }
+            }
+        }
+        Results {
+            api_version: "flan-bench/v1",
+            machine,
+            ends: arguments.ends,
+            rounds: arguments.rounds,
+            seconds: arguments.seconds,
+            rows,
+            measures,
+            targets: targets::judge(&runs, &arguments.underlays()),
+            underlays,
+            summaries,
+            runs,
+        }
+    }
+
+    /// The summary of a figure, if it was measured.
+    pub(crate) fn summary(&self, underlay: Underlay, row: Row, figure: Figure) -> Option<&Summary> {
+        let mut all = self.summaries.iter();
+        all.find(|summary| (summary.underlay, summary.row, summary.figure) == (underlay, row, figure))
+    }
+
+    /// As JSON, for people as well.
+    pub(crate) fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).context("cannot write the results as JSON")
+    }
+
+    /// Writes the JSON file, and the directory that it is in. Both belong to whom the place belongs to that they are
+    /// made in: the bench runs as root, but not everybody who cleans up does.
+    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+        if let Some(dir) = file.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
+            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            give_to_owner_of_parent(dir)?;
+        }
+        fs::write(file, self.json()? + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+        give_to_owner_of_parent(file)
+    }
+}
+
+impl Machine {
+    /// Reads it.
+    pub(crate) fn read() -> Result<Machine> {
+        let system = |file: &str| -> Result<String> {
+            let path = format!("/proc/sys/{file}");
+            Ok(fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
+        };
+        Ok(Machine {
+            kernel: system("kernel/osrelease")?,
+            cpus: thread::available_parallelism().context("cannot count the CPUs")?.get(),
+            iperf3: iperf::version()?,
+            congestion_control: system("net/ipv4/tcp_congestion_control")?,
+        })
+    }
+}
+
+/// The ratios of a figure of one row to that of another in the same round; none of a round where that is 0.
+pub(crate) fn ratios(runs: &[Run], underlay: Underlay, figure: Figure, row: Row, to: Row) -> Vec<f64> {
+    let values = values(runs, underlay, row, figure);
+    let others = self::values(runs, underlay, to, figure);
+    let pairs = values.iter().filter_map(|(round, value)| {
+        let (_, other) = others.iter().find(|(other_round, _)| other_round == round)?;
+        Some((value, other))
+    });
+    pairs.filter(|(_, other)| **other != 0.0).map(|(value, other)| value / other).collect()
+}
+
+/// The median of a figure over all rounds.
+pub(crate) fn median_of(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option<f64> {
+    let values: Vec<f64> = values(runs, underlay, row, figure).into_iter().map(|(_, value)| value).collect();
+    median(&values)
+}
+
+/// Round and value.
+fn values(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Vec<(u32, f64)> {
+    let wanted = runs.iter().filter(|run| run.underlay == underlay && run.row == row);
+    wanted.filter_map(|run| Some((run.round, *run.figures.get(&figure)?))).collect()
+}
+
+fn summary(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option<Summary> {
+    let median_value = median_of(runs, underlay, row, figure)?;
+    let ratio = median(&ratios(runs, underlay, figure, row, Row::CONTROL));
+    Some(Summary { underlay, row, figure, median: median_value, ratio })
+}
+
+fn give_to_owner_of_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let owner = fs::metadata(parent).with_context(|| format!("cannot look at {}", parent.display()))?;
+    chown(path, Some(owner.uid()), Some(owner.gid()))
+        .with_context(|| format!("cannot change the owner of {}", path.display()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A run with one figure.
+    pub(crate) fn run(underlay: Underlay, round: u32, row: Row, figure: Figure, value: f64) -> Run {
+        Run { underlay, round, row, measure: Measure::Tcp1, figures: Figures::from([(figure, value)]) }
+    }
+
+    fn throughput(round: u32, row: Row, value: f64) -> Run {
+        run(Underlay::Offloads, round, row, Figure::Tcp1Gbps, value)
+    }
+
+    #[test]
+    fn a_ratio_is_the_median_of_the_ratios_within_each_round() {
+        let runs = [
+            throughput(1, Row::CONTROL, 10.0),
+            throughput(1, Row::FlanUdp, 6.0),
+            throughput(2, Row::CONTROL, 20.0),
+            throughput(2, Row::FlanUdp, 10.0),
+            throughput(3, Row::CONTROL, 5.0),
+            throughput(3, Row::FlanUdp, 4.0),
+        ];
+        let summary = summary(&runs, Underlay::Offloads, Row::FlanUdp, Figure::Tcp1Gbps).unwrap();
+        assert_eq!((summary.median, summary.ratio), (6.0, Some(0.6)));
+    }
+
+    #[test]
+    fn there_is_no_ratio_to_nothing() {
+        let runs = [throughput(1, Row::CONTROL, 0.0), throughput(1, Row::FlanUdp, 6.0)];
+        let with = summary(&runs, Underlay::Offloads, Row::FlanUdp, Figure::Tcp1Gbps).unwrap();
+        assert_eq!(with.ratio, None);
+        let without = summary(&runs[1..], Underlay::Offloads, Row::FlanUdp, Figure::Tcp1Gbps).unwrap();
+        assert_eq!((without.median, without.ratio), (6.0, None));
+        assert!(summary(&runs, Underlay::NoUdpOffloads, Row::FlanUdp, Figure::Tcp1Gbps).is_none());
+    }
+}

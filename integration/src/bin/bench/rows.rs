@@ -1,0 +1,60 @@
+//! The data paths that are compared, each a row of the bench.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// A data path between two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Row {
+    /// No overlay: eth0 to eth0.
+    Underlay,
+    /// The kernel's VXLAN, set up by hand as flannel does, without an agent: what all rows are compared with.
+    VxlanControl,
+    /// fland with the vxlan backend.
+    FlanVxlan,
+    /// fland with the udp backend.
+    FlanUdp,
+    /// fland with the udp backend, without TunOffload, GSO and GRO.
+    FlanUdpPlain,
+}
+
+impl Row {
+    /// The row that the ratios refer to.
+    pub(crate) const CONTROL: Row = Row::VxlanControl;
+
+    /// The `Backend` of the network config; `None` where no agent runs.
+    pub(crate) fn backend(self) -> Option<&'static str> {
+        match self {
+            Row::Underlay | Row::VxlanControl => None,
+            Row::FlanVxlan => Some(r#"{"Type":"vxlan"}"#),
+            Row::FlanUdp => Some(r#"{"Type":"udp"}"#),
+            Row::FlanUdpPlain => Some(r#"{"Type":"udp","TunOffload":false,"GSO":false,"GRO":false}"#),
+        }
+    }
+
+    /// What the names of its hosts begin with. They name network devices, so they are short.
+    pub(crate) fn host_name(self) -> &'static str {
+        match self {
+            Row::Underlay => "underlay",
+            Row::VxlanControl => "control",
+            Row::FlanVxlan => "vxlan",
+            Row::FlanUdp => "udp",
+            Row::FlanUdpPlain => "udpplain",
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Row::Underlay => "underlay",
+            Row::VxlanControl => "vxlan control",
+            Row::FlanVxlan => "flan vxlan",
+            Row::FlanUdp => "flan udp",
+            Row::FlanUdpPlain => "flan udp plain",
+        })
+    }
+}

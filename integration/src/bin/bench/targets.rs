@@ -1,0 +1,175 @@
+//! What the data paths should reach, and whether they did.
+
+use serde::Serialize;
+
+use crate::figures::Figure;
+use crate::results::{Run, median_of, ratios};
+use crate::rows::Row;
+use crate::statistics::median;
+use crate::underlay::Underlay;
+
+/// A target, judged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Target {
+    pub(crate) underlay: Underlay,
+    pub(crate) name: &'static str,
+    pub(crate) wanted: Bound,
+    /// Null if it was not measured.
+    pub(crate) found: Option<f64>,
+    /// Null if it was not measured.
+    pub(crate) reached: Option<bool>,
+}
+
+/// What is wanted of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Bound {
+    /// A ratio, no smaller.
+    RatioAtLeast(f64),
+    /// A difference in microseconds, no greater.
+    MicrosecondsAtMost(f64),
+}
+
+/// The least ratio of a row's figure to that of another row; `None` on an underlay that it is not asked for.
+struct LeastRatio {
+    name: &'static str,
+    figure: Figure,
+    row: Row,
+    to: Row,
+    offloads: Option<f64>,
+    no_udp_offloads: Option<f64>,
+}
+
+const RATIOS: [LeastRatio; 6] = [
+    LeastRatio {
+        name: "flan udp to control, TCP, 1 stream",
+        figure: Figure::Tcp1Gbps,
+        row: Row::FlanUdp,
+        to: Row::CONTROL,
+        offloads: Some(0.55),
+        no_udp_offloads: Some(0.50),
+    },
+    LeastRatio {
+        name: "flan udp to control, TCP, 4 streams",
+        figure: Figure::Tcp4Gbps,
+        row: Row::FlanUdp,
+        to: Row::CONTROL,
+        offloads: Some(0.50),
+        no_udp_offloads: Some(0.50),
+    },
+    LeastRatio {
+        name: "flan udp to control, packets of 64 bytes",
+        figure: Figure::Udp64PacketsPerSecond,
+        row: Row::FlanUdp,
+        to: Row::CONTROL,
+        offloads: Some(0.70),
+        no_udp_offloads: Some(0.60),
+    },
+    LeastRatio {
+        name: "flan vxlan to control, TCP, 1 stream",
+        figure: Figure::Tcp1Gbps,
+        row: Row::FlanVxlan,
+        to: Row::CONTROL,
+        offloads: Some(0.98),
+        no_udp_offloads: Some(0.98),
+    },
+    LeastRatio {
+        name: "flan vxlan to control, TCP, 4 streams",
+        figure: Figure::Tcp4Gbps,
+        row: Row::FlanVxlan,
+        to: Row::CONTROL,
+        offloads: Some(0.98),
+        no_udp_offloads: Some(0.98),
+    },
+    LeastRatio {
+        name: "flan udp to flan udp plain, TCP, 1 stream",
+        figure: Figure::Tcp1Gbps,
+        row: Row::FlanUdp,
+        to: Row::FlanUdpPlain,
+        offloads: Some(10.0),
+        no_udp_offloads: None,
+    },
+];
+
+/// How much longer than over the control the median ping over udp may take, in microseconds.
+const LATENCY: f64 = 60.0;
+
+/// Judges all targets of these underlays.
+pub(crate) fn judge(runs: &[Run], underlays: &[Underlay]) -> Vec<Target> {
+    underlays.iter().flat_map(|&underlay| judge_one(runs, underlay)).collect()
+}
+
+fn judge_one(runs: &[Run], underlay: Underlay) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for LeastRatio { name, figure, row, to, offloads, no_udp_offloads } in RATIOS {
+        let wanted = match underlay {
+            Underlay::Offloads => offloads,
+            Underlay::NoUdpOffloads => no_udp_offloads,
+        };
+        let found = median(&ratios(runs, underlay, figure, row, to));
+        targets.extend(wanted.map(|wanted| target(underlay, name, Bound::RatioAtLeast(wanted), found)));
+    }
+    let ping = |row| median_of(runs, underlay, row, Figure::RttMedianMicroseconds);
+    let longer = ping(Row::FlanUdp).zip(ping(Row::CONTROL)).map(|(udp, control)| udp - control);
+    let name = "flan udp beyond control, median ping";
+    targets.push(target(underlay, name, Bound::MicrosecondsAtMost(LATENCY), longer));
+    targets
+}
+
+fn target(underlay: Underlay, name: &'static str, wanted: Bound, found: Option<f64>) -> Target {
+    let reached = found.map(|found| match wanted {
+        Bound::RatioAtLeast(least) => found >= least,
+        Bound::MicrosecondsAtMost(most) => found <= most,
+    });
+    Target { underlay, name, wanted, found, reached }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::run;
+
+    fn reached(runs: &[Run], underlay: Underlay, name: &str) -> Option<bool> {
+        judge(runs, &[underlay]).into_iter().find(|target| target.name == name).unwrap().reached
+    }
+
+    #[test]
+    fn a_ratio_is_judged_by_the_underlays_own_bound() {
+        let name = "flan udp to control, TCP, 1 stream";
+        for (underlay, wanted) in [(Underlay::Offloads, false), (Underlay::NoUdpOffloads, true)] {
+            let runs = [
+                run(underlay, 1, Row::CONTROL, Figure::Tcp1Gbps, 10.0),
+                run(underlay, 1, Row::FlanUdp, Figure::Tcp1Gbps, 5.2),
+            ];
+            assert_eq!(reached(&runs, underlay, name), Some(wanted));
+        }
+    }
+
+    #[test]
+    fn a_ping_may_take_60_microseconds_longer() {
+        let name = "flan udp beyond control, median ping";
+        let with = |udp| {
+            let figure = Figure::RttMedianMicroseconds;
+            [
+                run(Underlay::Offloads, 1, Row::CONTROL, figure, 40.0),
+                run(Underlay::Offloads, 1, Row::FlanUdp, figure, udp),
+            ]
+        };
+        assert_eq!(reached(&with(100.0), Underlay::Offloads, name), Some(true));
+        assert_eq!(reached(&with(101.0), Underlay::Offloads, name), Some(false));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_neither_reached_nor_missed() {
+        for target in judge(&[], &[Underlay::Offloads, Underlay::NoUdpOffloads]) {
+            assert_eq!((target.found, target.reached), (None, None));
+        }
+    }
+
+    #[test]
+    fn ten_times_the_plain_path_is_asked_for_with_offloads_only() {
+        let names = |underlay| judge(&[], &[underlay]).iter().filter(|t| t.name.contains("plain")).count();
+        assert_eq!((names(Underlay::Offloads), names(Underlay::NoUdpOffloads)), (1, 0));
+    }
+}
