@@ -172,6 +172,18 @@ pub struct Args {
     )]
     pub mass_loss_grace: Duration,
 
+    /// What the udp backend shall not use on this host, whatever the network config says; it does without by itself
+    /// where the kernel refuses
+    #[arg(
+        long,
+        value_name = "MODE",
+        env = "FLAND_UDP_WITHOUT",
+        value_enum,
+        value_delimiter = ',',
+        help_heading = "Packets"
+    )]
+    pub udp_without: Vec<UdpMode>,
+
     /// Address to answer GET /healthz and GET /status on
     #[arg(
         long,
@@ -208,6 +220,17 @@ pub struct Args {
         help_heading = "Observation"
     )]
     pub v: u8,
+}
+
+/// What makes the udp backend fast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum UdpMode {
+    /// Large TCP and UDP packets from and to the device: virtio-net headers, TSO and USO.
+    TunOffload,
+    /// Many datagrams in one send: UDP_SEGMENT.
+    Gso,
+    /// Many datagrams in one receive: UDP_GRO.
+    Gro,
 }
 
 /// How logs look.

@@ -53,18 +53,19 @@ pub struct Status {
 pub struct DatapathGauge(pub Arc<Gauge>);
 
 impl Serialize for DatapathGauge {
-    /// An object with the modes in force (`tun`, `gso`, `gro`) and all counters.
+    /// An object with the modes in force (`tun`, `gso`, `gro`, `merge`) and all counters.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Now {
             tun: String,
             gso: bool,
             gro: bool,
+            merge: bool,
             #[serde(flatten)]
             totals: Totals,
         }
-        let Modes { tun, udp } = self.0.modes();
-        Now { tun: tun.to_string(), gso: udp.gso, gro: udp.gro, totals: self.0.totals() }
+        let Modes { tun, udp, merge } = self.0.modes();
+        Now { tun: tun.to_string(), gso: udp.gso, gro: udp.gro, merge, totals: self.0.totals() }
             .serialize(serializer)
     }
 }

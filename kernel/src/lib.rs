@@ -10,10 +10,12 @@ mod diff;
 pub mod fake;
 pub mod firewall;
 pub mod netlink;
+pub mod scheduling;
 mod state;
 pub mod sysctl;
 pub mod tun;
 pub mod udp_socket;
+pub mod wait;
 
 pub use diff::{LinkChange, Operation, diff};
 pub use firewall::{FamilyRules, Firewall, FirewallError, Ruleset};

@@ -7,11 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::LinkName;
 
@@ -227,67 +224,6 @@ pub fn is_down(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EIO)
 }
 
-/// Stops a thread in [`wait_readable`]: an `eventfd(2)`. Clones are the same waker.
-#[derive(Debug, Clone)]
-pub struct Waker(Arc<EventFd>);
-
-impl Waker {
-    /// Makes one that is not raised.
-    pub fn new() -> io::Result<Self> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Self(Arc::new(EventFd::from_value_and_flags(0, flags)?)))
-    }
-
-    /// Raises it: every thread that waits with it, now or later, goes on, until [`clear`](Self::clear).
-    pub fn wake(&self) {
-        // Fails only when raised 2^64 - 2 times, and is raised then.
-        let _ = self.0.write(1);
-    }
-
-    /// Lowers it.
-    pub fn clear(&self) {
-        // Fails only when not raised.
-        let _ = self.0.read();
-    }
-}
-
-impl AsFd for Waker {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// What ended a [`wait_readable`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ready {
-    /// A read will give something, if only an error.
-    pub readable: bool,
-    /// The waker is raised.
-    pub woken: bool,
-    /// The descriptor reports an error or its end (`POLLERR`, `POLLHUP`): a TUN device that was deleted, or an error
-    /// that waits at a socket. A read says which; while the kernel is still deleting, it may say `WouldBlock`.
-    pub hung_up: bool,
-}
-
-/// Waits, as long as it takes, until `fd` can be read or `wake` (a [`Waker`]) is raised. Signals do not end it.
-pub fn wait_readable(fd: BorrowedFd<'_>, wake: BorrowedFd<'_>) -> io::Result<Ready> {
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(wake, PollFlags::POLLIN)];
-    loop {
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) => break,
-        }
-    }
-    let [events, wake_events] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::POLLERR));
-    let bad = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
-    Ok(Ready {
-        readable: events.contains(PollFlags::POLLIN),
-        woken: wake_events.contains(PollFlags::POLLIN),
-        hung_up: events.intersects(bad),
-    })
-}
-
 /// Opens a descriptor of its own and attaches it to device `name`, or makes the device.
 fn attach(name: LinkName, mode: TunMode) -> Result<File, TunError> {
     let file = OpenOptions::new()
@@ -395,7 +331,6 @@ fn set_header_size(fd: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::UdpSocket;
 
     #[test]
     fn a_mode_reads_as_what_it_is() {
@@ -413,40 +348,6 @@ mod tests {
     #[test]
     fn offloads_need_headers() {
         assert_eq!(TunMode { vnet_header: false, ..TunMode::FULL }.offloads(), 0);
-    }
-
-    #[test]
-    fn a_wait_tells_readable_from_woken() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let waker = Waker::new().unwrap();
-        waker.clone().wake();
-        let ready = wait_readable(socket.as_fd(), waker.as_fd()).unwrap();
-        assert_eq!(ready, Ready { readable: false, woken: true, hung_up: false });
-
-        waker.clear();
-        socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
-        let ready = wait_readable(socket.as_fd(), waker.as_fd()).unwrap();
-        assert_eq!(ready, Ready { readable: true, woken: false, hung_up: false });
-    }
-
-    #[test]
-    fn a_waiting_thread_is_woken_from_another() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let waker = Waker::new().unwrap();
-        let thread = std::thread::spawn({
-            let waker = waker.clone();
-            move || wait_readable(socket.as_fd(), waker.as_fd()).unwrap()
-        });
-        waker.wake();
-        assert!(thread.join().unwrap().woken);
-    }
-
-    #[test]
-    fn the_end_of_the_other_side_is_a_hang_up() {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        drop(theirs);
-        let waker = Waker::new().unwrap();
-        assert!(wait_readable(ours.as_fd(), waker.as_fd()).unwrap().hung_up);
     }
 
     #[test]

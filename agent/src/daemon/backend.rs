@@ -3,10 +3,11 @@
 use flan_backends::udp::{Datapath, ForwardingTable, Routes};
 use flan_backends::{Backend, BackendError, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State, sysctl};
-use flan_subnet_lease::{BackendConfig, Family, Lease, NetworkConfig, PerFamily, Subnets};
+use flan_subnet_lease::{BackendConfig, Family, Lease, NetworkConfig, PerFamily, Subnets, UdpConfig};
 use macaddr::MacAddr6;
 use tracing::warn;
 
+use crate::args::UdpMode;
 use crate::status::DatapathGauge;
 
 /// The backend of this network.
@@ -44,13 +45,15 @@ pub(super) fn ownership(config: &NetworkConfig) -> Result<Ownership, String> {
 /// When this host cannot run it.
 pub(super) fn choose(
     config: &NetworkConfig,
+    udp_without: &[UdpMode],
     underlay: &Underlay,
     node_id: &str,
     actual: &State,
 ) -> Result<Chosen, BackendError> {
     match &config.backend {
         BackendConfig::Udp(udp) => {
-            let backend = Udp::new(udp.clone(), config.networks(), underlay)?;
+            let udp = without(udp.clone(), udp_without);
+            let backend = Udp::new(udp, config.networks(), underlay)?;
             let datapath = Some(UdpRunner::new(backend.clone()));
             Ok(Chosen { backend: Box::new(backend), macs: PerFamily::default(), datapath })
         }
@@ -61,6 +64,14 @@ pub(super) fn choose(
         }
         other => Err(BackendError::Unknown { backend: other.name() }),
     }
+}
+
+/// What is left of the config's modes on this host.
+fn without(mut config: UdpConfig, modes: &[UdpMode]) -> UdpConfig {
+    config.tun_offload &= !modes.contains(&UdpMode::TunOffload);
+    config.gso &= !modes.contains(&UdpMode::Gso);
+    config.gro &= !modes.contains(&UdpMode::Gro);
+    config
 }
 
 /// Keeps the udp backend's data path running, and its forwarding table up to date.

@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let actual = reconciler.actual().await.context("cannot read the kernel's state")?;
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default();
     let Chosen { backend, macs, datapath } =
-        backend::choose(&config, &external.underlay, seed, &actual).map_err(refused)?;
+        backend::choose(&config, &args.udp_without, &external.underlay, seed, &actual).map_err(refused)?;
 
     let claim = claim(&args, &config, &external, node, backend.lease_fields(), renew_margin);
     waiting(&status, "a lease");

@@ -24,17 +24,8 @@ impl Sum {
     /// so only the last slice may be odd.
     #[must_use]
     pub(crate) fn bytes(self, bytes: &[u8]) -> Self {
-        // Separate lanes, so that the compiler turns each round into a few vector additions. A lane takes 2^32 rounds.
-        const LANES: usize = 8;
-        let mut lanes = [0_u64; LANES];
-        let (rounds, rest) = bytes.as_chunks::<{ 4 * LANES }>();
-        for round in rounds {
-            let (words, _) = round.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane += u64::from(u32::from_ne_bytes(*word));
-            }
-        }
-        let mut sum: u64 = lanes.iter().sum();
+        let (vectors, rest) = bytes.as_chunks::<{ 4 * LANES }>();
+        let mut sum = if vectors.is_empty() { 0 } else { sum_of(vectors) };
         let (words, rest) = rest.as_chunks::<4>();
         for word in words {
             sum += u64::from(u32::from_ne_bytes(*word));
@@ -75,6 +66,25 @@ impl Sum {
     pub(crate) fn is_intact(self) -> bool {
         self.fold() == 0xffff
     }
+}
+
+/// Double words that are added at a time.
+const LANES: usize = 8;
+
+/// The sum of double words, as they are in memory.
+///
+/// Separate lanes, so that the compiler turns each round into a few vector additions, of as many bits as the processor
+/// has. A lane takes 2^32 rounds.
+#[multiversion::multiversion(targets("x86_64+avx2"))]
+fn sum_of(vectors: &[[u8; 4 * LANES]]) -> u64 {
+    let mut lanes = [0_u64; LANES];
+    for vector in vectors {
+        let (words, _) = vector.as_chunks::<4>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane += u64::from(u32::from_ne_bytes(*word));
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// The checksum after one word of the message went from `old` to `new`: RFC 1624, equation 3. A wrong checksum stays

@@ -101,18 +101,18 @@ impl<'p> Batch<'_, 'p> {
 
     fn merge(&mut self, packet: &'p [u8], candidate: Candidate<'p>) {
         let slot = candidate.slot;
-        let payload = candidate.transport.payload();
+        let len = candidate.transport.payload().len();
         // A segment that ends a merge (PSH, or shorter than the first) leaves the slot empty.
         let open = self.groups.get_mut(self.coalescer.slots[slot] as usize);
         if let Some(group) = open.filter(|group| group.admits(&candidate)) {
             let index = self.segments.len() as u32;
-            self.segments.push(Segment { payload, next: NONE });
+            self.segments.push(Segment { packet, next: NONE });
             self.segments[group.last as usize].next = index;
             group.last = index;
             group.count += 1;
-            group.payload_len += payload.len();
+            group.payload_len += len;
             group.pushed = candidate.is_pushed();
-            if group.pushed || payload.len() < group.segment_size() {
+            if group.pushed || len < group.segment_size() {
                 self.coalescer.slots[slot] = NONE;
             }
             return;
@@ -125,11 +125,11 @@ impl<'p> Batch<'_, 'p> {
     fn start(&mut self, packet: &'p [u8], first: Option<Candidate<'p>>) -> u32 {
         let index = self.groups.len() as u32;
         let segment = self.segments.len() as u32;
-        let payload = first.as_ref().map_or(&[][..], |first| first.transport.payload());
-        self.segments.push(Segment { payload, next: NONE });
+        let payload_len = first.as_ref().map_or(0, |first| first.transport.payload().len());
+        self.segments.push(Segment { packet, next: NONE });
         self.groups.push(Group {
             packet,
-            payload_len: payload.len(),
+            payload_len,
             first,
             first_segment: segment,
             last: segment,
@@ -181,19 +181,26 @@ pub(crate) struct Write<'a> {
 impl<'a> Write<'a> {
     /// The pieces of the payload: none for a packet that was not merged, else [`count`](Self::count).
     pub(crate) fn payload(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
+        let (merged, header_len) = (self.count > 1, self.headers.len());
+        // All packets of a merged one have headers of one length.
+        self.packets().filter(move |_| merged).map(move |packet| &packet[header_len..])
+    }
+
+    /// The packets that this carries, as they are without the merging: [`count`](Self::count).
+    pub(crate) fn packets(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         let (segments, mut next) = (self.segments, self.first_segment);
         std::iter::from_fn(move || {
             let segment = segments.get(next as usize)?;
             next = segment.next;
-            Some(segment.payload)
+            Some(segment.packet)
         })
     }
 }
 
-/// A payload in the chain of its group.
+/// A packet in the chain of its group.
 #[derive(Debug)]
 struct Segment<'p> {
-    payload: &'p [u8],
+    packet: &'p [u8],
     next: u32,
 }
 
@@ -259,7 +266,7 @@ impl Group<'_> {
                 headers: self.packet,
                 count: 1,
                 segments,
-                first_segment: NONE,
+                first_segment: self.first_segment,
             };
         };
         let gso_type = match (first.transport, first.ip) {

@@ -25,7 +25,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Inner packets that were sent, after segmentation.
+    /// Inner packets that were sent, after segmentation; with `sent_batches` the segments of a batch.
     sent_packets,
     /// Bytes of these.
     sent_bytes,
@@ -39,6 +39,8 @@ counters! {
     received_batches,
     /// Writes to the device; fewer than packets, where they were merged.
     written,
+    /// Packets that were written as part of the one before them.
+    merged,
     /// Dropped: no peer has the destination.
     dropped_no_peer,
     /// Dropped: the packet's time to live had run out.

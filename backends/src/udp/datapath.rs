@@ -1,25 +1,32 @@
-//! The threads that move packets: from the device to the wire, one for each of its queues, and from the wire to the
-//! device. Each owns its buffers; they share the forwarding table, the socket and the counters.
+//! The threads that move packets. Each has a queue of the device and a socket of its own, and moves packets both ways
+//! between them; they share the forwarding table and the counters.
 
 mod inbound;
 mod outbound;
+mod worker;
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 use flan_kernel::LinkName;
-use flan_kernel::tun::{TunError, TunMode, TunQueue, Waker};
+use flan_kernel::tun::{TunError, TunMode, TunQueue};
 use flan_kernel::udp_socket::{UdpModes, UdpOptions, UdpSocket};
-use tracing::info;
+use flan_kernel::wait::Waker;
+use tracing::{debug, info};
 
+use self::worker::{Share, Worker};
 use super::counters::{Counters, Totals};
 use super::forwarding::ForwardingTable;
 
-/// Queues of the device. tokio-tun takes no fewer.
-const QUEUES: usize = 2;
-/// Bytes of the socket's buffers, each way.
+/// Threads, and queues of the device: one for each processor within these bounds. tokio-tun takes no fewer than two
+/// queues.
+const WORKERS: RangeInclusive<usize> = 2..=4;
+/// Bytes of a socket's buffers, each way.
 const SOCKET_BUFFER: usize = 8 << 20;
 
 /// What a data path is made from.
@@ -39,13 +46,25 @@ pub(super) struct Settings {
     pub(super) strict_source: bool,
 }
 
+impl Settings {
+    /// Packets at a time, each way: one in plain mode, where each is read, sent, received and written by a call of its
+    /// own, as flannel does.
+    fn batch(&self) -> usize {
+        const BATCH: usize = 64;
+        let plain = !self.tun.vnet_header && !self.gso && !self.gro;
+        if plain { 1 } else { BATCH }
+    }
+}
+
 /// What the kernel gave of what was wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modes {
     /// How packets are exchanged with the device.
     pub tun: TunMode,
-    /// How datagrams are exchanged with the socket.
+    /// How datagrams are exchanged with the sockets.
     pub udp: UdpModes,
+    /// Whether segments that arrive are merged for the device.
+    pub merge: bool,
 }
 
 /// Why no data path could be started.
@@ -87,6 +106,8 @@ pub struct Gauge {
     modes: Modes,
     /// Whether batches go out with `UDP_SEGMENT`; off for good once the kernel has refused one.
     gso: AtomicBool,
+    /// Whether packets are merged for the device; off for good once the kernel has refused a merged one.
+    merge: AtomicBool,
     counters: Counters,
 }
 
@@ -94,9 +115,9 @@ pub struct Gauge {
 struct Shared {
     settings: Settings,
     table: ForwardingTable,
-    socket: UdpSocket,
+    tun: TunMode,
     gauge: Arc<Gauge>,
-    /// A thread has ended by itself, as when the device was deleted.
+    /// The threads shall end, or one has ended by itself, as when the device was deleted.
     over: AtomicBool,
 }
 
@@ -104,31 +125,28 @@ impl Datapath {
     pub(super) fn start(settings: Settings, table: ForwardingTable) -> Result<Self, DatapathError> {
         let device = settings.device;
         let tun_error = |source| DatapathError::Tun { device, source };
-        let (queues, tun) = TunQueue::open(device, QUEUES, settings.tun).map_err(tun_error)?;
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = processors.clamp(*WORKERS.start(), *WORKERS.end());
+        let (queues, tun) = TunQueue::open(device, workers, settings.tun).map_err(tun_error)?;
         let address = SocketAddr::new(settings.local.into(), settings.port);
-        let options = UdpOptions { gso: settings.gso, gro: settings.gro, buffer_bytes: SOCKET_BUFFER };
-        let (socket, udp) =
-            UdpSocket::bind(address, options).map_err(|source| DatapathError::Socket { address, source })?;
+        let (sockets, udp) = sockets(address, workers, &settings)
+            .map_err(|source| DatapathError::Socket { address, source })?;
         let waker = Waker::new().map_err(DatapathError::Thread)?;
-        let modes = Modes { tun, udp };
+        let modes = Modes { tun, udp, merge: tun.tso };
         info!(%device, %address, tun = %tun, gso = udp.gso, gro = udp.gro, "data path");
 
         let shared = Arc::new(Shared {
             settings,
             table,
-            socket,
-            gauge: Arc::new(Gauge { modes, gso: AtomicBool::new(udp.gso), counters: Counters::default() }),
+            tun,
+            gauge: Arc::new(Gauge::new(modes)),
             over: AtomicBool::new(false),
         });
         let mut datapath = Self { shared: shared.clone(), waker: waker.clone(), threads: Vec::new() };
-        let queues: Vec<Arc<TunQueue>> = queues.into_iter().map(Arc::new).collect();
-        for (number, queue) in queues.iter().enumerate() {
-            let outbound = outbound::Outbound::new(shared.clone(), queue.clone(), waker.clone(), tun);
-            datapath.spawn(&format!("flan-out-{number}"), move || outbound.run())?;
-        }
-        if let Some(queue) = queues.first() {
-            let inbound = inbound::Inbound::new(shared, queue.clone(), waker, tun);
-            datapath.spawn("flan-in", move || inbound.run())?;
+        for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
+            let share = Share { number, of: workers };
+            let worker = Worker::new(shared.clone(), share, queue, socket, waker.clone());
+            datapath.spawn(&format!("flan-{number}"), move || worker.run())?;
         }
         Ok(datapath)
     }
@@ -155,11 +173,38 @@ impl Datapath {
     }
 }
 
+/// One socket for each worker, all bound to `address`, and what the kernel gave of what was wanted.
+fn sockets(
+    address: SocketAddr,
+    workers: usize,
+    settings: &Settings,
+) -> io::Result<(Vec<UdpSocket>, UdpModes)> {
+    let options =
+        UdpOptions { gso: settings.gso, gro: settings.gro, shared: true, buffer_bytes: SOCKET_BUFFER };
+    let (first, modes) = UdpSocket::bind(address, options)?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(UdpSocket::bind(address, options)?.0);
+    }
+    // The thread that waits on the processor where a datagram arrives gets it: nobody else is woken, and what the
+    // kernel has touched is still in that processor's cache. Without it the kernel spreads them by sender.
+    if let Err(reason) = sockets[0].steer_by_processor(workers as u32) {
+        debug!(%reason, "datagrams are not handed to the processor that they arrive on");
+    }
+    Ok((sockets, modes))
+}
+
 impl Gauge {
+    fn new(modes: Modes) -> Self {
+        let (gso, merge) = (AtomicBool::new(modes.udp.gso), AtomicBool::new(modes.merge));
+        Self { modes, gso, merge, counters: Counters::default() }
+    }
+
     /// The modes in force.
     pub fn modes(&self) -> Modes {
         let mut modes = self.modes;
         modes.udp.gso &= self.gso.load(Relaxed);
+        modes.merge &= self.merge.load(Relaxed);
         modes
     }
 
@@ -171,6 +216,7 @@ impl Gauge {
 
 impl Drop for Datapath {
     fn drop(&mut self) {
+        self.shared.over.store(true, Relaxed);
         self.waker.wake();
         for thread in self.threads.drain(..) {
             let _ = thread.join();

@@ -2,7 +2,7 @@ use super::*;
 
 use nix::poll::{PollFd, PollFlags, poll};
 
-const ALL: UdpOptions = UdpOptions { gso: true, gro: true, buffer_bytes: 1 << 20 };
+const ALL: UdpOptions = UdpOptions { gso: true, gro: true, shared: false, buffer_bytes: 1 << 20 };
 
 fn loopback(options: UdpOptions) -> (UdpSocket, SocketAddr, UdpModes) {
     let (socket, modes) = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
@@ -196,4 +196,41 @@ fn the_control_message_is_laid_out_as_the_macros_say() {
 fn a_batch_can_move_to_the_thread_that_uses_it() {
     fn is_send<T: Send>(_: &T) {}
     is_send(&ReceiveBatch::new(1));
+}
+
+#[test]
+fn datagrams_go_to_the_socket_of_the_processor_that_they_arrive_on() {
+    let shared = UdpOptions { shared: true, ..ALL };
+    let (first, address, _) = loopback(shared);
+    let (second, _) = UdpSocket::bind(address, shared).unwrap();
+    first.steer_by_processor(2).unwrap();
+    // Over loopback a datagram arrives where it was sent.
+    let sent = std::thread::spawn(move || {
+        crate::scheduling::stay_on_every(2, 0).unwrap();
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..20 {
+            sender.send_to(b"x", address).unwrap();
+        }
+    });
+    sent.join().unwrap();
+    assert_eq!(receive_bytes(&first, 20).len(), 20);
+    let mut batch = ReceiveBatch::new(1);
+    assert_eq!(second.receive(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn large_datagrams_are_taken_few_at_a_time() {
+    let (receiver, to, _) = loopback(UdpOptions { gro: false, ..ALL });
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut batch = ReceiveBatch::new(64);
+    for _ in 0..2 {
+        sender.send_to(&payload(60_000), to).unwrap();
+    }
+    assert_eq!(receiver.receive(&mut batch).unwrap(), 2);
+    assert!(!batch.is_full());
+    for _ in 0..5 {
+        sender.send_to(&payload(60_000), to).unwrap();
+    }
+    assert_eq!(receiver.receive(&mut batch).unwrap(), 4);
+    assert!(batch.is_full());
 }

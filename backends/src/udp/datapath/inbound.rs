@@ -2,81 +2,56 @@
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use flan_kernel::tun::{TunMode, TunQueue, Waker, is_gone, wait_readable};
+use flan_kernel::tun::{TunMode, TunQueue, is_gone};
 use flan_kernel::udp_socket::{self, ReceiveBatch};
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::Shared;
 use super::outbound::send_icmp;
+use super::worker::Port;
 use crate::udp::coalescing::{Coalescer, MAX_SEGMENTS, Merging, Refused, Write};
 use crate::udp::counters::add;
 use crate::udp::forwarding::Routes;
 use crate::udp::icmp::{Limit, Reason};
-use crate::udp::packet::Ip;
+use crate::udp::packet::{Ip, VnetHeader};
 
-/// Datagrams, each perhaps merged from many, that are fetched in one call.
-const BATCH: usize = 32;
-
-/// The thread of the socket.
+/// What this direction needs.
 pub(super) struct Inbound {
-    shared: Arc<Shared>,
-    queue: Arc<TunQueue>,
-    waker: Waker,
-    mode: TunMode,
     received: ReceiveBatch,
     coalescer: Coalescer,
     limit: Limit,
 }
 
 impl Inbound {
-    pub(super) fn new(shared: Arc<Shared>, queue: Arc<TunQueue>, waker: Waker, mode: TunMode) -> Self {
+    /// `batch` datagrams at most, each perhaps merged from many, are fetched in one call.
+    pub(super) fn new(batch: usize, tun: TunMode) -> Self {
         Self {
-            shared,
-            queue,
-            waker,
-            mode,
-            received: ReceiveBatch::new(BATCH),
-            coalescer: Coalescer::new(Merging { tcp: mode.tso, udp: mode.uso }),
+            received: ReceiveBatch::new(batch),
+            coalescer: Coalescer::new(Merging { tcp: tun.tso, udp: tun.uso }),
             limit: Limit::new(Instant::now()),
         }
     }
 
-    /// Runs until it is woken, or the device is gone.
-    pub(super) fn run(mut self) {
-        loop {
-            match wait_readable(self.shared.socket.as_fd(), self.waker.as_fd()) {
-                Ok(ready) if ready.woken => return,
-                Ok(_) => {}
-                Err(reason) => return warn!(%reason, "cannot wait for the socket"),
-            }
-            loop {
-                let count = match self.shared.socket.receive(&mut self.received) {
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
-                    // An answer to what we sent earlier, such as "port unreachable": the peer is away.
-                    Err(error) => {
-                        tracing::debug!(%error, "receive");
-                        break;
-                    }
-                };
-                if let Err(reason) = self.deliver() {
-                    return warn!(%reason, "the device is gone");
-                }
-                if count < BATCH {
-                    break;
-                }
+    /// Moves one batch, and says whether more may wait. An error means that the device is gone.
+    pub(super) fn pass(&mut self, port: Port<'_>) -> io::Result<bool> {
+        match port.socket.receive(&mut self.received) {
+            Ok(_) => self.deliver(port)?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            // An answer to what was sent earlier, such as "port unreachable": the peer is away.
+            Err(error) => {
+                debug!(%error, "receive");
+                return Ok(true);
             }
         }
+        Ok(self.received.is_full())
     }
 
     /// Writes what was received to the device.
-    fn deliver(&mut self) -> io::Result<()> {
-        let Self { shared, queue, mode, received, coalescer, limit, .. } = self;
+    fn deliver(&mut self, port: Port<'_>) -> io::Result<()> {
+        let Self { received, coalescer, limit } = self;
+        let Port { shared, queue, .. } = port;
         let counters = &shared.gauge.counters;
         add(&counters.received_batches, 1);
         let routes = shared.table.read();
@@ -103,8 +78,8 @@ impl Inbound {
                     Ok(()) => {}
                     Err((Refused::TtlExpired, packet)) => {
                         add(&counters.dropped_ttl, 1);
-                        let told = limit.allows(Instant::now())
-                            && send_icmp(shared, queue, *mode, packet, Reason::TtlExpired);
+                        let told =
+                            limit.allows(Instant::now()) && send_icmp(port, packet, Reason::TtlExpired);
                         add(&counters.icmp_sent, usize::from(told));
                     }
                     Err((Refused::NotIp, _)) => add(&counters.dropped_malformed, 1),
@@ -113,24 +88,40 @@ impl Inbound {
         }
         let mut merging_refused = false;
         for write in batch.writes() {
-            match put(queue, *mode, &write) {
-                Ok(()) => add(&counters.written, 1),
+            let refused = match put(queue, shared.tun, &write) {
                 Err(error) if write.count > 1 && is_refused(&error) => {
                     merging_refused = true;
-                    add(&counters.dropped_refused, write.count);
+                    write
+                        .packets()
+                        .try_for_each(|packet| counted(port, 1, put_alone(queue, shared.tun, packet)))
                 }
-                Err(error) if is_gone(&error) => return Err(error),
-                Err(error) if udp_socket::is_full(&error) => add(&counters.dropped_full, write.count),
-                Err(_) => add(&counters.dropped_refused, write.count),
-            }
+                result => counted(port, write.count, result),
+            };
+            refused?;
         }
         drop(batch);
         if merging_refused {
             warn!("the device refuses merged packets; writing them one by one from now on");
+            shared.gauge.merge.store(false, Relaxed);
             *coalescer = Coalescer::new(Merging { tcp: false, udp: false });
         }
         Ok(())
     }
+}
+
+/// Counts what became of a write that carries `packets`. An error means that the device is gone.
+fn counted(port: Port<'_>, packets: usize, result: io::Result<()>) -> io::Result<()> {
+    let counters = &port.shared.gauge.counters;
+    match result {
+        Ok(()) => {
+            add(&counters.written, 1);
+            add(&counters.merged, packets - 1);
+        }
+        Err(error) if is_gone(&error) => return Err(error),
+        Err(error) if udp_socket::is_full(&error) => add(&counters.dropped_full, packets),
+        Err(_) => add(&counters.dropped_refused, packets),
+    }
+    Ok(())
 }
 
 /// Whether the kernel does not take such a packet (`tun_get_user` in `drivers/net/tun.c`).
@@ -154,4 +145,10 @@ fn put(queue: &TunQueue, mode: TunMode, write: &Write<'_>) -> io::Result<()> {
         count += 1;
     }
     queue.write(&slices[..count])
+}
+
+fn put_alone(queue: &TunQueue, mode: TunMode, packet: &[u8]) -> io::Result<()> {
+    let header = VnetHeader::default().to_bytes();
+    let header = if mode.vnet_header { &header[..] } else { &[] };
+    queue.write(&[IoSlice::new(header), IoSlice::new(packet)])
 }

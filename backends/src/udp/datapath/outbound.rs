@@ -2,32 +2,26 @@
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use flan_kernel::tun::{TunMode, TunQueue, Waker, wait_readable};
 use flan_kernel::udp_socket::{self, MAX_GSO_BYTES, MAX_SEGMENTS, Message};
 use tracing::warn;
 
-use super::Shared;
+use super::worker::Port;
 use crate::udp::counters::add;
 use crate::udp::icmp::{self, Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
 use crate::udp::segmentation::{Refused, Segments, Split};
 
-/// Packets that are read before anything is sent.
-const BATCH: usize = 32;
+/// Bytes that are read before anything is sent: few enough to be still in the processor's cache, and enough that the
+/// tail of one large packet, which a single send does not take, leaves with the next.
+const BATCH_BYTES: usize = 192 << 10;
 /// Bytes of the largest packet, with its virtio-net header.
 const BUFFER: usize = VnetHeader::LEN + 65_536;
 
-/// One queue's thread.
+/// What this direction needs.
 pub(super) struct Outbound {
-    shared: Arc<Shared>,
-    queue: Arc<TunQueue>,
-    waker: Waker,
-    mode: TunMode,
     slots: Vec<Slot>,
     limit: Limit,
 }
@@ -40,58 +34,52 @@ struct Slot {
 }
 
 impl Outbound {
-    pub(super) fn new(shared: Arc<Shared>, queue: Arc<TunQueue>, waker: Waker, mode: TunMode) -> Self {
+    /// `batch` packets at most are read before anything is sent.
+    pub(super) fn new(batch: usize) -> Self {
         let slot = || Slot { buffer: vec![0; BUFFER].into(), length: 0, segments: Segments::new() };
-        let slots = std::iter::repeat_with(slot).take(BATCH).collect();
-        Self { shared, queue, waker, mode, slots, limit: Limit::new(Instant::now()) }
+        Self { slots: std::iter::repeat_with(slot).take(batch).collect(), limit: Limit::new(Instant::now()) }
     }
 
-    /// Runs until it is woken, or the device is gone.
-    pub(super) fn run(mut self) {
-        loop {
-            match wait_readable(self.queue.as_fd(), self.waker.as_fd()) {
-                Ok(ready) if ready.woken || ready.hung_up => return,
-                Ok(_) => {}
-                Err(reason) => return warn!(%reason, "cannot wait for the device"),
-            }
-            loop {
-                let count = match self.read() {
-                    Ok(count) => count,
-                    Err(reason) => return warn!(%reason, "the device is gone"),
-                };
-                self.forward(count);
-                if count < BATCH {
-                    break;
-                }
-            }
+    /// Moves one batch, and says whether more may wait. An error means that the device is gone.
+    pub(super) fn pass(&mut self, port: Port<'_>) -> io::Result<bool> {
+        let (count, more) = self.read(port)?;
+        if count > 0 {
+            self.forward(port, count);
         }
+        Ok(more)
     }
 
-    /// Reads what waits, at most one batch.
-    fn read(&mut self) -> io::Result<usize> {
+    /// Reads what waits, at most one batch, and says how many that is and whether more may wait.
+    fn read(&mut self, port: Port<'_>) -> io::Result<(usize, bool)> {
         // In plain mode the packet goes where it would be with a header, and the header says "nothing to do".
-        let start = if self.mode.vnet_header { 0 } else { VnetHeader::LEN };
+        let start = if port.shared.tun.vnet_header { 0 } else { VnetHeader::LEN };
+        let mut bytes = 0;
         for (count, slot) in self.slots.iter_mut().enumerate() {
-            match self.queue.read(&mut slot.buffer[start..]) {
+            if bytes >= BATCH_BYTES {
+                return Ok((count, true));
+            }
+            match port.queue.read(&mut slot.buffer[start..]) {
                 Ok(length) => slot.length = start + length,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((count, false)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok((count, true)),
                 Err(error) => return Err(error),
             }
+            bytes += slot.length;
         }
-        Ok(self.slots.len())
+        Ok((self.slots.len(), true))
     }
 
-    fn forward(&mut self, count: usize) {
-        let Self { shared, slots, queue, mode, limit, .. } = self;
+    fn forward(&mut self, port: Port<'_>, count: usize) {
+        let Self { slots, limit } = self;
+        let shared = port.shared;
         let counters = &shared.gauge.counters;
         let mut tell = |packet: &[u8], reason| {
-            if limit.allows(Instant::now()) && send_icmp(shared, queue, *mode, packet, reason) {
+            if limit.allows(Instant::now()) && send_icmp(port, packet, reason) {
                 add(&counters.icmp_sent, 1);
             }
         };
         let routes = shared.table.read();
-        let mut outgoing = Outgoing::new(shared);
+        let mut outgoing = Outgoing::new(port);
         for slot in &mut slots[..count] {
             let packet = &mut slot.buffer[..slot.length];
             let inner = packet.get(VnetHeader::LEN..).unwrap_or_default();
@@ -126,7 +114,7 @@ const TTL_AT: usize = 8;
 
 /// Wire packets on their way, those to one peer and of one size together.
 struct Outgoing<'a> {
-    shared: &'a Shared,
+    port: Port<'a>,
     /// Two for each wire packet: headers and payload.
     slices: Vec<IoSlice<'a>>,
     trains: Vec<Train>,
@@ -146,8 +134,8 @@ struct Train {
 }
 
 impl<'a> Outgoing<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        Self { shared, slices: Vec::with_capacity(4 * BATCH), trains: Vec::with_capacity(BATCH) }
+    fn new(port: Port<'a>) -> Self {
+        Self { port, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
     }
 
     fn add(&mut self, peer: Ipv4Addr, split: &Split<'a>) {
@@ -167,45 +155,61 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Sends everything; `too_big` is given each packet that the path does not carry.
-    fn send(self, mut too_big: impl FnMut(&[u8])) {
+    fn send(&self, mut too_big: impl FnMut(&[u8])) {
+        let gso = &self.port.shared.gauge.gso;
         let mut rest = &self.trains[..];
-        while !rest.is_empty() && self.shared.gauge.gso.load(Relaxed) {
-            let messages: Vec<Message<'_>> = rest.iter().map(|train| self.message(train)).collect();
-            match self.shared.socket.send_many(&messages) {
-                Ok(sent) => {
-                    self.count(&rest[..sent]);
-                    rest = &rest[sent..];
-                }
-                Err(error) if rest[0].count > 1 && udp_socket::is_gso_refused(&error) => {
-                    warn!(%error, "the kernel refuses batches (UDP_SEGMENT); sending packets one by one from now on");
-                    self.shared.gauge.gso.store(false, Relaxed);
-                }
-                Err(error) => {
-                    self.lost(&rest[0], &error, &mut too_big);
-                    rest = &rest[1..];
-                }
+        while let [first, after @ ..] = rest {
+            let several = first.count > 1;
+            if several && !gso.load(Relaxed) {
+                self.send_singly(first, &mut too_big);
+                rest = after;
+                continue;
             }
-        }
-        let singles: Vec<Train> = rest.iter().flat_map(|train| self.singles(train)).collect();
-        let mut rest = &singles[..];
-        while !rest.is_empty() {
-            let messages: Vec<Message<'_>> = rest.iter().map(|train| self.message(train)).collect();
-            match self.shared.socket.send_many(&messages) {
-                Ok(sent) => {
-                    self.count(&rest[..sent]);
-                    rest = &rest[sent..];
+            match self.hand_over(rest) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) if several && udp_socket::is_gso_refused(&error) => {
+                    warn!(%error, "the kernel refuses batches (UDP_SEGMENT); sending packets one by one from now on");
+                    gso.store(false, Relaxed);
+                }
+                // Alone they are cut into fragments where the path needs it.
+                Err(error) if several && udp_socket::is_too_big(&error) => {
+                    self.send_singly(first, &mut too_big);
+                    rest = after;
                 }
                 Err(error) => {
-                    self.lost(&rest[0], &error, &mut too_big);
-                    rest = &rest[1..];
+                    self.lost(first, &error, &mut too_big);
+                    rest = after;
                 }
             }
         }
     }
 
+    /// Sends each wire packet of a train by itself.
+    fn send_singly(&self, train: &Train, too_big: &mut impl FnMut(&[u8])) {
+        let singles: Vec<Train> = self.singles(train).collect();
+        let mut rest = &singles[..];
+        while let [first, after @ ..] = rest {
+            match self.hand_over(rest) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) => {
+                    self.lost(first, &error, too_big);
+                    rest = after;
+                }
+            }
+        }
+    }
+
+    /// Gives the kernel as many trains as it takes, and says how many that is.
+    fn hand_over(&self, trains: &[Train]) -> io::Result<usize> {
+        let messages: Vec<Message<'_>> = trains.iter().map(|train| self.message(train)).collect();
+        let sent = self.port.socket.send_many(&messages)?;
+        self.count(&trains[..sent]);
+        Ok(sent)
+    }
+
     fn message(&self, train: &Train) -> Message<'_> {
         Message {
-            to: SocketAddr::new(train.peer.into(), self.shared.settings.port),
+            to: SocketAddr::new(train.peer.into(), self.port.shared.settings.port),
             slices: &self.slices[train.first..train.first + 2 * train.count],
             segment_size: u16::try_from(train.size).ok().filter(|_| train.count > 1),
         }
@@ -221,14 +225,14 @@ impl<'a> Outgoing<'a> {
     }
 
     fn count(&self, sent: &[Train]) {
-        let counters = &self.shared.gauge.counters;
+        let counters = &self.port.shared.gauge.counters;
         add(&counters.sent_batches, 1);
         add(&counters.sent_packets, sent.iter().map(|train| train.count).sum());
         add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
     }
 
     fn lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
-        let counters = &self.shared.gauge.counters;
+        let counters = &self.port.shared.gauge.counters;
         if udp_socket::is_too_big(error) {
             add(&counters.dropped_too_big, train.count);
             too_big(&gathered(&self.slices[train.first..train.first + 2]));
@@ -257,15 +261,9 @@ fn gathered(slices: &[IoSlice<'_>]) -> Vec<u8> {
 }
 
 /// Gives the device an ICMP error for the sender of `packet`. Answers whether there was one to give.
-pub(super) fn send_icmp(
-    shared: &Shared,
-    queue: &TunQueue,
-    mode: TunMode,
-    packet: &[u8],
-    reason: Reason,
-) -> bool {
-    let Some(error) = icmp::error(packet, shared.settings.address, reason) else { return false };
+pub(super) fn send_icmp(port: Port<'_>, packet: &[u8], reason: Reason) -> bool {
+    let Some(error) = icmp::error(packet, port.shared.settings.address, reason) else { return false };
     let header = [0; VnetHeader::LEN];
-    let header = if mode.vnet_header { &header[..] } else { &[] };
-    queue.write(&[IoSlice::new(header), IoSlice::new(&error)]).is_ok()
+    let header = if port.shared.tun.vnet_header { &header[..] } else { &[] };
+    port.queue.write(&[IoSlice::new(header), IoSlice::new(&error)]).is_ok()
 }

@@ -1,0 +1,96 @@
+//! One thread of the data path: whatever waits is moved on, in both directions in turn; where nothing does, it sleeps.
+//!
+//! Both directions in one thread, for what is written to the device is often answered at once: TCP acknowledges, a ping
+//! is echoed. The answer is found on the next round, and nobody has to be woken for it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use flan_kernel::scheduling;
+use flan_kernel::tun::TunQueue;
+use flan_kernel::udp_socket::UdpSocket;
+use flan_kernel::wait::{Waker, wait_readable};
+use tracing::{debug, warn};
+
+use super::Shared;
+use super::inbound::Inbound;
+use super::outbound::Outbound;
+
+/// A queue of the device, a socket, and what is needed to move packets between them.
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    share: Share,
+    queue: TunQueue,
+    socket: UdpSocket,
+    waker: Waker,
+    outbound: Outbound,
+    inbound: Inbound,
+}
+
+/// Which of how many workers this is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    pub(super) number: usize,
+    pub(super) of: usize,
+}
+
+/// The two ends between which a worker moves packets, and what all workers share.
+#[derive(Clone, Copy)]
+pub(super) struct Port<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) queue: &'a TunQueue,
+    pub(super) socket: &'a UdpSocket,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        share: Share,
+        queue: TunQueue,
+        socket: UdpSocket,
+        waker: Waker,
+    ) -> Self {
+        let batch = shared.settings.batch();
+        let (outbound, inbound) = (Outbound::new(batch), Inbound::new(batch, shared.tun));
+        Self { shared, share, queue, socket, waker, outbound, inbound }
+    }
+
+    /// Runs until the data path is over, or the device is gone.
+    pub(super) fn run(mut self) {
+        self.settle();
+        // Whether something may wait at the queue, and at the socket.
+        let mut waiting = [true; 2];
+        while !self.shared.over.load(Relaxed) {
+            if waiting == [false; 2] {
+                match wait_readable([self.queue.as_fd(), self.socket.as_fd()], &self.waker) {
+                    Ok(ready) if ready.descriptors[0].hung_up => return warn!("the device is gone"),
+                    Ok(ready) => waiting = ready.descriptors.map(|fd| fd.readable || fd.hung_up),
+                    Err(reason) => return warn!(%reason, "cannot wait for packets"),
+                }
+            }
+            match self.pass(waiting) {
+                Ok(more) => waiting = more,
+                Err(reason) => return warn!(%reason, "the device is gone"),
+            }
+        }
+    }
+
+    /// Moves one batch each way where something may wait, and says where more may. An error means that the device is
+    /// gone.
+    fn pass(&mut self, [queue, socket]: [bool; 2]) -> io::Result<[bool; 2]> {
+        let port = Port { shared: &self.shared, queue: &self.queue, socket: &self.socket };
+        Ok([queue && self.outbound.pass(port)?, socket && self.inbound.pass(port)?])
+    }
+
+    /// Finds the thread its place: near the packets, and before ordinary threads, as the kernel's own packet work is.
+    fn settle(&self) {
+        let Share { number, of } = self.share;
+        if let Err(reason) =
+            scheduling::stay_on_every(of, number).and_then(|()| scheduling::prefer_this_thread())
+        {
+            debug!(%reason, "a thread of the data path is scheduled like any other");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Waiting for several descriptors at once, with a way to end the wait from another thread.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// Ends a [`wait_readable`] from another thread, for good: an `eventfd(2)`. Clones are the same waker.
+#[derive(Debug, Clone)]
+pub struct Waker(Arc<EventFd>);
+
+impl Waker {
+    /// Makes one that is not raised.
+    pub fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Ok(Self(Arc::new(EventFd::from_value_and_flags(0, flags)?)))
+    }
+
+    /// Raises it: every thread that waits with it, now or later, goes on.
+    pub fn wake(&self) {
+        // Fails only when raised 2^64 - 2 times, and is raised then.
+        let _ = self.0.write(1);
+    }
+}
+
+/// What ended a [`wait_readable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready<const N: usize> {
+    /// The waker is raised.
+    pub woken: bool,
+    /// For each descriptor, in order.
+    pub descriptors: [Readiness; N],
+}
+
+/// What is known of a descriptor after a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// A read will give something, if only an error.
+    pub readable: bool,
+    /// The descriptor reports an error or its end (`POLLERR`, `POLLHUP`): a TUN device that was deleted, or an error
+    /// that waits at a socket. A read says which; while the kernel is still deleting, it may say `WouldBlock`.
+    pub hung_up: bool,
+}
+
+/// Waits, as long as it takes, until one of `descriptors` can be read or `waker` is raised. Signals do not end it.
+pub fn wait_readable<const N: usize>(
+    descriptors: [BorrowedFd<'_>; N],
+    waker: &Waker,
+) -> io::Result<Ready<N>> {
+    let wake = [PollFd::new(waker.0.as_fd(), PollFlags::POLLIN)];
+    let mut all: Vec<PollFd<'_>> = Vec::with_capacity(N + 1);
+    all.extend(wake);
+    all.extend(descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    loop {
+        match poll(&mut all, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => break,
+        }
+    }
+    let events = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::POLLERR);
+    let bad = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    let mut descriptors = [Readiness::default(); N];
+    for (readiness, fd) in descriptors.iter_mut().zip(&all[1..]) {
+        let events = events(fd);
+        let readable = events.contains(PollFlags::POLLIN);
+        *readiness = Readiness { readable, hung_up: events.intersects(bad) };
+    }
+    Ok(Ready { woken: events(&all[0]).contains(PollFlags::POLLIN), descriptors })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_tells_which_one_is_readable() {
+        let quiet = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let busy = UdpSocket::bind("127.0.0.1:0").unwrap();
+        busy.send_to(b"x", busy.local_addr().unwrap()).unwrap();
+        let waker = Waker::new().unwrap();
+        let ready = wait_readable([quiet.as_fd(), busy.as_fd()], &waker).unwrap();
+        let readable = Readiness { readable: true, hung_up: false };
+        assert_eq!(ready, Ready { woken: false, descriptors: [Readiness::default(), readable] });
+    }
+
+    #[test]
+    fn a_waiting_thread_is_woken_from_another() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let waker = Waker::new().unwrap();
+        let thread = std::thread::spawn({
+            let waker = waker.clone();
+            move || wait_readable([socket.as_fd()], &waker).unwrap()
+        });
+        waker.wake();
+        assert_eq!(thread.join().unwrap(), Ready { woken: true, descriptors: [Readiness::default()] });
+    }
+
+    #[test]
+    fn the_end_of_the_other_side_is_a_hang_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let ready = wait_readable([ours.as_fd()], &Waker::new().unwrap()).unwrap();
+        assert!(ready.descriptors[0].hung_up && !ready.woken);
+    }
+}
