@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units scenarios bench fuzz audit build release install tools
+.PHONY: help demo demo-down test lint unit units scenarios soak bench fuzz audit build release install tools
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -16,6 +16,10 @@ UNITDIR ?= /etc/systemd/system
 # Scenarios at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
 
+# How long the soak's traffic runs, and what its hosts do by chance: a seed that a soak printed lets them do it again.
+SOAK_SECONDS ?= 600
+SOAK_SEED ?=
+
 # How long each fuzz target runs.
 FUZZ_SECONDS ?= 30
 
@@ -30,6 +34,7 @@ help:
 	@echo '     make unit        the tests that need no root, etcd or network'
 	@echo '     make units       systemd-analyze verify'
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker'
+	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
 	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
 	@echo '     make release     fland and flanctl as they are installed'
@@ -65,6 +70,14 @@ scenarios: build
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+
+# Left out of the scenarios, for it takes minutes.
+soak: build
+	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
+	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
+		| $(call path_of,scenarios)); \
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_SOAK_SECONDS=$(SOAK_SECONDS) FLAN_SOAK_SEED=$(SOAK_SEED) \
+		"$$scenarios" soak:: --ignored --nocapture
 
 bench: release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::command::{self, Outcome, Place};
 use crate::docker::{Bridge, Container, Docker, DockerSpec};
+use crate::end::End;
 use crate::monitor::Monitor;
 use crate::netns::Netns;
 use crate::notify::Notifications;
@@ -18,6 +19,7 @@ use crate::process::{Lifetime, Process};
 use crate::subnet_env::SubnetEnv;
 use crate::tools;
 use crate::traffic::Ping;
+use crate::vitals::Vitals;
 use crate::wait;
 
 /// How long an agent may take to be ready. Thirty of them start at once on two cores.
@@ -232,6 +234,12 @@ impl Host {
         self.agent.as_ref().map(Process::pid)
     }
 
+    /// What the agent's process holds now.
+    pub fn agent_vitals(&self) -> Result<Vitals> {
+        let pid = self.agent_pid().with_context(|| format!("no agent runs on {}", self.name))?;
+        Vitals::of(pid).with_context(|| format!("the agent of {}", self.name))
+    }
+
     /// The file that all agents of this host log to, one after the other.
     pub fn agent_log(&self) -> PathBuf {
         self.dir.join("fland.log")
@@ -288,6 +296,12 @@ impl Host {
         let log = self.recording("ping");
         let name = format!("from container {} to {target}", container.name());
         Ping::start(&name, &container.network_place()?, target, &log)
+    }
+
+    /// A steady ping from a namespace that stands for a container of this host.
+    pub fn ping_from_end(&mut self, end: &End, target: Ipv4Addr) -> Result<Ping> {
+        let log = self.recording("ping");
+        Ping::start(&format!("from {} on {} to {target}", end.address, self.name), &end.place, target, &log)
     }
 
     /// Starts dockerd with `--bip`, `--mtu` and `--ip-masq` from subnet.env.

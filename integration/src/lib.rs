@@ -15,6 +15,7 @@
 
 pub mod command;
 pub mod docker;
+pub mod end;
 pub mod etcd;
 pub mod flannel;
 pub mod host;
@@ -28,6 +29,7 @@ pub mod process;
 pub mod subnet_env;
 pub mod tools;
 pub mod traffic;
+pub mod vitals;
 pub mod wait;
 
 pub use docker::{Bridge, Container};

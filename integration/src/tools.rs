@@ -28,8 +28,9 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("docker", "docker.io"),
 ];
 
-/// As [`PROGRAMS`]: what the bench runs beside them.
-const BENCH_PROGRAMS: [(&str, &str); 3] = [("iperf3", "iperf3"), ("ethtool", "ethtool"), ("ss", "iproute2")];
+/// As [`PROGRAMS`]: what the bench and the soak run beside them.
+const BENCH_PROGRAMS: [(&str, &str); 4] =
+    [("iperf3", "iperf3"), ("ethtool", "ethtool"), ("ss", "iproute2"), ("nstat", "iproute2")];
 
 /// The variable that names the directory of `fland` and `flanctl`, where it is not that of the running program.
 pub const BIN_DIR_VARIABLE: &str = "FLAN_BIN_DIR";
@@ -44,7 +45,7 @@ pub fn check() -> Result<()> {
     check_busybox_is_static()
 }
 
-/// As [`check`], with the programs that only the bench runs.
+/// As [`check`], with the programs that only the bench and the soak run.
 pub fn check_for_bench() -> Result<()> {
     check()?;
     check_programs(&BENCH_PROGRAMS)

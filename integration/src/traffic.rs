@@ -16,6 +16,9 @@ use crate::wait;
 /// Pings a second.
 const RATE: u32 = 100;
 
+/// After so many, the sequence numbers of a ping start anew.
+const SEQUENCE_NUMBERS: usize = 1 << 16;
+
 /// The path of the page that names the address it was fetched from.
 pub const SOURCE_PAGE: &str = "/cgi-bin/source";
 
@@ -74,12 +77,20 @@ impl Ping {
         report(&text)
     }
 
+    /// What was lost so far between the first answer and the last.
+    pub fn so_far(&self) -> Report {
+        let answered = self.answered();
+        report_between(&answered, answered.last().copied().unwrap_or(0)).unwrap_or(Report::NOTHING)
+    }
+
     fn answered(&self) -> BTreeSet<usize> {
         answered_in(&fs::read_to_string(self.process.log()).unwrap_or_default())
     }
 }
 
 impl Report {
+    const NOTHING: Report = Report { sent: 0, received: 0, outage: 0 };
+
     /// Packets without an answer.
     pub fn lost(&self) -> usize {
         self.sent - self.received
@@ -107,7 +118,7 @@ pub fn parse_source(page: &str) -> Result<IpAddr> {
 
 fn report(text: &str) -> Result<Report> {
     let answered = answered_in(text);
-    let (first, last) = answered.first().zip(answered.last()).context("no ping was answered")?;
+    let last = *answered.last().context("no ping was answered")?;
     let summary =
         text.lines().find(|line| line.contains("packets transmitted")).context("no summary from ping")?;
     let transmitted: usize = summary
@@ -116,17 +127,31 @@ fn report(text: &str) -> Result<Report> {
         .and_then(|number| number.parse().ok())
         .ok_or_else(|| anyhow!("not a summary: {summary}"))?;
     // The very last request may have been under way when ping was told to stop.
-    let end = if transmitted == last + 1 { *last } else { transmitted };
-    let mut unanswered = (*first..=end).filter(|seq| !answered.contains(seq));
-    let outage = unanswered.next().map_or(0, |first| unanswered.next_back().unwrap_or(first) + 1 - first);
-    Ok(Report { sent: end + 1 - first, received: answered.len(), outage })
+    let end = if transmitted == last + 1 { last } else { transmitted };
+    report_between(&answered, end).context("no ping was answered")
 }
 
-/// The sequence numbers with an answer.
+/// Of the requests from the first that was answered up to `end`; `None` if none was.
+fn report_between(answered: &BTreeSet<usize>, end: usize) -> Option<Report> {
+    let first = *answered.first()?;
+    let mut unanswered = (first..=end).filter(|seq| !answered.contains(seq));
+    let outage = unanswered.next().map_or(0, |first| unanswered.next_back().unwrap_or(first) + 1 - first);
+    Some(Report { sent: end + 1 - first, received: answered.len(), outage })
+}
+
+/// The sequence numbers with an answer, counted on where the 16 bits that a packet has for them start anew.
 fn answered_in(text: &str) -> BTreeSet<usize> {
+    let mut newest: usize = 0;
     text.lines()
         .filter(|line| line.contains("bytes from"))
         .filter_map(|line| line.split_once("icmp_seq=")?.1.split_whitespace().next()?.parse().ok())
+        .map(|seq: usize| {
+            // Within half a turn of the newest: an answer may be overtaken.
+            let turns = (newest + SEQUENCE_NUMBERS / 2).saturating_sub(seq) / SEQUENCE_NUMBERS;
+            let seq = turns * SEQUENCE_NUMBERS + seq;
+            newest = newest.max(seq);
+            seq
+        })
         .collect()
 }
 
@@ -167,6 +192,14 @@ mod tests {
     fn an_outage_reaches_from_the_first_loss_to_the_last() {
         assert_eq!(report(&log(&[1, 4, 6, 7], 7)).unwrap().outage, 4);
         assert_eq!(report(&log(&[1, 3], 3)).unwrap().outage, 1);
+    }
+
+    #[test]
+    fn sequence_numbers_that_start_anew_are_counted_on() {
+        let turned = report(&log(&[65534, 65535, 1, 0, 2], 65_538)).unwrap();
+        assert_eq!((turned.sent, turned.lost()), (5, 0));
+        let twice = answered_in(&log(&[1, 30_000, 60_000, 20_000, 50_000, 3], 0));
+        assert_eq!(twice.last(), Some(&131_075));
     }
 
     #[test]

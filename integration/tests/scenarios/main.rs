@@ -10,6 +10,7 @@ mod docker_hosts;
 mod flannel_hosts;
 mod lab_itself;
 mod membership;
+mod soak;
 mod stage;
 mod store_outages;
 mod udp_backend;

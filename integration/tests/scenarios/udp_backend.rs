@@ -188,3 +188,15 @@ fn a_device_of_udp_that_was_deleted_is_back_and_carries_packets() -> Result<()> 
         hosts[0].ensure_agent_runs()
     })
 }
+
+#[test]
+fn a_path_that_carries_less_than_the_interface_gets_large_packets_as_fragments() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, webs) = two_containers(lab, NETWORK)?;
+        for host in &hosts {
+            let address = host.address();
+            host.ip(&format!("route change 192.168.64.0/24 dev eth0 src {address} mtu 1300"))?;
+        }
+        exchange(&webs)
+    })
+}

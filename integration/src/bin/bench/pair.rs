@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::end::End;
 use flan_integration::flannel;
 use flan_integration::host::on_all;
 use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{Host, Lab, wait};
 use serde_json::Value;
 
-use crate::ends::{self, End, Ends};
+use crate::ends::Ends;
 use crate::rows::Row;
 use crate::underlay::Underlay;
 
@@ -45,7 +46,7 @@ impl Pair {
             None => subnets_of_mtu(mtu_of_eth0(&hosts[0])?)?,
         };
         let end = |number: usize| match ends {
-            Ends::Containers => ends::container(&hosts[number], &subnets[number]),
+            Ends::Containers => End::behind_bridge(&hosts[number], &subnets[number]),
             Ends::Hosts => Ok(End {
                 place: hosts[number].netns().place(),
                 address: match row {

@@ -1,0 +1,44 @@
+//! What stands for a container without dockerd: a namespace behind a bridge `docker0`, as Docker makes it.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+
+use crate::command::Place;
+use crate::host::Host;
+use crate::netns::Netns;
+use crate::subnet_env::SubnetEnv;
+
+/// One end of a path.
+#[derive(Debug)]
+pub struct End {
+    /// Where programs run.
+    pub place: Place,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Of the device that its packets leave by, in bytes.
+    pub mtu: u32,
+}
+
+impl End {
+    /// A namespace behind `docker0`, which has the subnet's address; the namespace has the one after it.
+    pub fn behind_bridge(host: &Host, subnet: &SubnetEnv) -> Result<End> {
+        let mtu = subnet.mtu;
+        let bridge = subnet.subnet.ip();
+        let address = Ipv4Addr::from(u32::from(bridge) + 1);
+        // Named as the lab's other namespaces, so that the lab removes it.
+        let netns = Netns::create(&format!("{}-c", host.netns().name()))?;
+
+        host.ip("link add docker0 type bridge")?;
+        host.ip(&format!("address add {bridge}/{} dev docker0", subnet.subnet.prefix()))?;
+        host.ip(&format!("link add container type veth peer name eth0 netns {}", netns.name()))?;
+        host.ip(&format!("link set container master docker0 mtu {mtu} up"))?;
+        host.ip(&format!("link set docker0 mtu {mtu} up"))?;
+        host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
+
+        netns.ip(&format!("address add {address}/{} dev eth0", subnet.subnet.prefix()))?;
+        netns.ip(&format!("link set eth0 mtu {mtu} up"))?;
+        netns.ip(&format!("route add default via {bridge}"))?;
+        Ok(End { place: netns.place(), address, mtu })
+    }
+}
