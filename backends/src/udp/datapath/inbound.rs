@@ -42,7 +42,7 @@ impl Inbound {
             // An answer to what was sent earlier, such as "port unreachable": the peer is away.
             Err(error) => {
                 debug!(%error, "receive");
-                return Ok(true);
+                return Ok(false);
             }
         }
         Ok(self.received.is_full())

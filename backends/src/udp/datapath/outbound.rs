@@ -115,6 +115,8 @@ const TTL_AT: usize = 8;
 /// Wire packets on their way, those to one peer and of one size together.
 struct Outgoing<'a> {
     port: Port<'a>,
+    /// Whether the kernel takes several wire packets in one piece.
+    gso: bool,
     /// Two for each wire packet: headers and payload.
     slices: Vec<IoSlice<'a>>,
     trains: Vec<Train>,
@@ -135,7 +137,8 @@ struct Train {
 
 impl<'a> Outgoing<'a> {
     fn new(port: Port<'a>) -> Self {
-        Self { port, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
+        let gso = port.shared.gauge.gso.load(Relaxed);
+        Self { port, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
     }
 
     fn add(&mut self, peer: Ipv4Addr, split: &Split<'a>) {
@@ -143,7 +146,7 @@ impl<'a> Outgoing<'a> {
             let size = headers.len() + payload.len();
             let first = self.slices.len();
             self.slices.extend([IoSlice::new(headers), IoSlice::new(payload)]);
-            match self.trains.last_mut().filter(|train| train.takes(peer, size)) {
+            match self.trains.last_mut().filter(|train| self.gso && train.takes(peer, size)) {
                 Some(train) => {
                     train.bytes += size;
                     train.count += 1;
