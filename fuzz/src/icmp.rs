@@ -48,6 +48,7 @@ fn may_be_answered(packet: &[u8]) -> bool {
     let is_group = |address: &[u8]| (224..240).contains(&address[0]) || address == [255; 4];
     let is_later_fragment = word(packet, 6) & 0x1fff != 0;
     let is_error = packet[9] == ICMP && packet.get(header).is_none_or(|kind| !QUERIES.contains(kind));
-    let is_host = source != [0; 4] && !is_group(&source);
+    // Neither loopback, nor a group, nor class E.
+    let is_host = source != [0; 4] && source[0] != 127 && source[0] < 224;
     is_host && !is_group(&destination) && !is_later_fragment && !is_error
 }
