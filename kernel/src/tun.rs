@@ -192,7 +192,7 @@ impl TunQueue {
 
     /// Writes one packet with what stands before it, gathered from at most 1,024 `slices` (`IOV_MAX`).
     ///
-    /// `EIO`: the device is down ([`is_down`]). `EINVAL`: the kernel does not take the header. What it takes in part
+    /// `EIO`: the device is down, and packets are lost until it is up again. `EINVAL`: the kernel does not take the header. What it takes in part
     /// only is an error of kind [`io::ErrorKind::WriteZero`].
     pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
@@ -217,11 +217,6 @@ impl AsFd for TunQueue {
 /// says `EBADFD` (seen on 6.18, reading and writing; `tun_ring_recv` has `EFAULT` for a read that is under way).
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EFAULT | libc::ENODEV))
-}
-
-/// Whether an error of a write means that the device is down: packets are lost until it is up again.
-pub fn is_down(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EIO)
 }
 
 /// Opens a descriptor of its own and attaches it to device `name`, or makes the device.
@@ -353,8 +348,8 @@ mod tests {
     #[test]
     fn a_deleted_device_is_told_from_one_that_is_down() {
         let errno = io::Error::from_raw_os_error;
-        assert!(is_gone(&errno(libc::EBADFD)) && !is_down(&errno(libc::EBADFD)));
-        assert!(is_down(&errno(libc::EIO)) && !is_gone(&errno(libc::EIO)));
+        assert!(is_gone(&errno(libc::EBADFD)));
+        assert!(!is_gone(&errno(libc::EIO)));
         assert!(!is_gone(&errno(libc::EAGAIN)));
     }
 }

@@ -1,6 +1,6 @@
 //! A UDP socket for the datapath: batched sends and receives, segmented and merged by the kernel.
 //!
-//! Everything is non-blocking and allocates nothing per call, which is why the three calls that move packets go to
+//! Everything is non-blocking and allocates nothing per call, which is why the two calls that move packets go to
 //! libc: nix's `sendmmsg` and `recvmmsg` build vectors. Source: `udp(7)`, `sendmmsg(2)`, `recvmmsg(2)`,
 //! `net/ipv4/udp.c`.
 
@@ -152,40 +152,13 @@ impl UdpSocket {
         self.inner.local_addr()
     }
 
-    /// Sends one datagram, and gives its length in bytes. Errors as for [`send_segments`](Self::send_segments).
-    pub fn send(&self, to: SocketAddr, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.send_message(&Message { to, slices, segment_size: None })
-    }
-
-    /// Sends `slices` as datagrams of `segment_size` bytes, the last one shorter, in one call, and gives the number
-    /// of bytes. All or nothing.
+    /// Sends the first [`MAX_MESSAGES`] of `messages` with one call, in their order, each whole or not at all, and says
+    /// how many were sent: at least one, unless there are none. An error is that of the first message; one that comes
+    /// later ends the call, and is told by the call that begins with it.
     ///
-    /// The caller sees to it that there are at most [`MAX_SEGMENTS`] segments and [`MAX_PAYLOAD_BYTES`] bytes, better
+    /// The caller sees to it that a message has at most [`MAX_SEGMENTS`] segments and [`MAX_PAYLOAD_BYTES`] bytes, better
     /// [`MAX_GSO_BYTES`]. More than [`MAX_SLICES`] slices are [`io::ErrorKind::InvalidInput`]. Other errors are told
     /// apart by [`is_gso_refused`], [`is_too_big`] and [`is_full`].
-    pub fn send_segments(
-        &self,
-        to: SocketAddr,
-        slices: &[IoSlice<'_>],
-        segment_size: u16,
-    ) -> io::Result<usize> {
-        self.send_message(&Message { to, slices, segment_size: Some(segment_size) })
-    }
-
-    fn send_message(&self, message: &Message<'_>) -> io::Result<usize> {
-        check_slices(message)?;
-        let mut envelope = Envelope::new(message);
-        let header = envelope.header(message);
-        // SAFETY: the header points to the envelope and to the caller's slices, which outlive the call, with their
-        // true lengths; sendmsg only reads through them.
-        #[allow(unsafe_code)]
-        let sent = unsafe { libc::sendmsg(self.inner.as_raw_fd(), &raw const header, 0) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-    }
-
-    /// Sends the first [`MAX_MESSAGES`] of `messages` with one call, in their order, and says how many were sent: at
-    /// least one, unless there are none. An error is that of the first message; one that comes later ends the call,
-    /// and is told by the call that begins with it.
     pub fn send_many(&self, messages: &[Message<'_>]) -> io::Result<usize> {
         let messages = &messages[..messages.len().min(MAX_MESSAGES)];
         // Not set to zero first: for a few messages that would be most of the work.

@@ -26,15 +26,6 @@ impl Waker {
     }
 }
 
-/// What ended a [`wait_readable`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ready<const N: usize> {
-    /// The waker is raised.
-    pub woken: bool,
-    /// For each descriptor, in order.
-    pub descriptors: [Readiness; N],
-}
-
 /// What is known of a descriptor after a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
@@ -45,15 +36,15 @@ pub struct Readiness {
     pub hung_up: bool,
 }
 
-/// Waits, as long as it takes, until one of `descriptors` can be read or `waker` is raised. Signals do not end it.
+/// Waits, as long as it takes, until one of `descriptors` can be read or `waker` is raised, and says how each of the
+/// descriptors is, in order. Signals do not end it.
 pub fn wait_readable<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     waker: &Waker,
-) -> io::Result<Ready<N>> {
-    let wake = [PollFd::new(waker.0.as_fd(), PollFlags::POLLIN)];
+) -> io::Result<[Readiness; N]> {
     let mut all: Vec<PollFd<'_>> = Vec::with_capacity(N + 1);
-    all.extend(wake);
     all.extend(descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+    all.push(PollFd::new(waker.0.as_fd(), PollFlags::POLLIN));
     loop {
         match poll(&mut all, PollTimeout::NONE) {
             Err(Errno::EINTR) => {}
@@ -61,15 +52,14 @@ pub fn wait_readable<const N: usize>(
             Ok(_) => break,
         }
     }
-    let events = |fd: &PollFd<'_>| fd.revents().unwrap_or(PollFlags::POLLERR);
     let bad = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
-    let mut descriptors = [Readiness::default(); N];
-    for (readiness, fd) in descriptors.iter_mut().zip(&all[1..]) {
-        let events = events(fd);
-        let readable = events.contains(PollFlags::POLLIN);
-        *readiness = Readiness { readable, hung_up: events.intersects(bad) };
+    let mut answer = [Readiness::default(); N];
+    for (readiness, fd) in answer.iter_mut().zip(&all) {
+        let events = fd.revents().unwrap_or(PollFlags::POLLERR);
+        *readiness =
+            Readiness { readable: events.contains(PollFlags::POLLIN), hung_up: events.intersects(bad) };
     }
-    Ok(Ready { woken: events(&all[0]).contains(PollFlags::POLLIN), descriptors })
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -87,7 +77,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         let ready = wait_readable([quiet.as_fd(), busy.as_fd()], &waker).unwrap();
         let readable = Readiness { readable: true, hung_up: false };
-        assert_eq!(ready, Ready { woken: false, descriptors: [Readiness::default(), readable] });
+        assert_eq!(ready, [Readiness::default(), readable]);
     }
 
     #[test]
@@ -99,14 +89,14 @@ mod tests {
             move || wait_readable([socket.as_fd()], &waker).unwrap()
         });
         waker.wake();
-        assert_eq!(thread.join().unwrap(), Ready { woken: true, descriptors: [Readiness::default()] });
+        assert_eq!(thread.join().unwrap(), [Readiness::default()]);
     }
 
     #[test]
     fn the_end_of_the_other_side_is_a_hang_up() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        let ready = wait_readable([ours.as_fd()], &Waker::new().unwrap()).unwrap();
-        assert!(ready.descriptors[0].hung_up && !ready.woken);
+        let [ready] = wait_readable([ours.as_fd()], &Waker::new().unwrap()).unwrap();
+        assert!(ready.hung_up);
     }
 }

@@ -126,3 +126,15 @@ impl UdpRunner {
         Some(DatapathGauge(datapath.gauge()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_is_in_force_only_where_config_and_host_want_it() {
+        let config = UdpConfig { gro: false, ..UdpConfig::default() };
+        let left = without(config, &[UdpMode::Gso]);
+        assert_eq!((left.tun_offload, left.gso, left.gro), (true, false, false));
+    }
+}

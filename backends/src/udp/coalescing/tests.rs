@@ -16,12 +16,19 @@ struct Written {
 
 /// Hands `packets` to a coalescer as one batch.
 fn written(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<Written> {
+    let mut lowered = packets.to_vec();
+    for packet in &mut lowered {
+        decrement_ttl(packet);
+    }
     let mut packets = packets.to_vec();
     let mut batch = coalescer.batch();
     for packet in &mut packets {
         batch.push(packet).unwrap();
     }
     let write = |write: Write<'_>| {
+        assert_eq!(write.packets().count(), write.count);
+        // One that the device refuses to take merged is written as these.
+        assert!(write.packets().all(|packet| lowered.iter().any(|lowered| lowered == packet)));
         let packet = write.payload().fold(write.headers.to_vec(), |packet, piece| [&packet, piece].concat());
         Written { header: write.header, count: write.count, packet }
     };

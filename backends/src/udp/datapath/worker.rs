@@ -65,8 +65,8 @@ impl Worker {
         while !self.shared.over.load(Relaxed) {
             if waiting == [false; 2] {
                 match wait_readable([self.queue.as_fd(), self.socket.as_fd()], &self.waker) {
-                    Ok(ready) if ready.descriptors[0].hung_up => return warn!("the device is gone"),
-                    Ok(ready) => waiting = ready.descriptors.map(|fd| fd.readable || fd.hung_up),
+                    Ok([queue, _]) if queue.hung_up => return warn!("the device is gone"),
+                    Ok(both) => waiting = both.map(|fd| fd.readable || fd.hung_up),
                     Err(reason) => return warn!(%reason, "cannot wait for packets"),
                 }
             }
