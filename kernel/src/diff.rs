@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use macaddr::MacAddr6;
 
+use crate::change::Object;
 use crate::state::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget,
-    State, Vxlan,
+    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId, ROUTE_PROTOCOL, Route,
+    RouteKey, RouteTarget, State, Vxlan,
 };
 
 /// One change to the kernel. Displayed as one readable line in the words of `ip(8)` and `bridge(8)`.
@@ -65,6 +66,22 @@ pub enum Operation {
     },
     /// Deletes a forwarding entry.
     DeleteFdb(FdbEntry),
+    /// Makes a next hop object. Fails with `EEXIST` where another program has one of that id.
+    AddNextHop {
+        /// Its id.
+        id: NextHopId,
+        /// What it is.
+        next_hop: NextHop,
+    },
+    /// Changes a next hop object of ours, and with it every route that names it.
+    ReplaceNextHop {
+        /// Its id.
+        id: NextHopId,
+        /// What it shall be.
+        next_hop: NextHop,
+    },
+    /// Deletes a next hop object, and with it every route that still names it.
+    DeleteNextHop(NextHopId),
     /// Adds a route. Fails with `EEXIST` where any route of the same destination and metric stands: that one is not
     /// ours, and we do not overwrite it.
     AddRoute {
@@ -89,6 +106,47 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// What the operation is about.
+    pub fn object(&self) -> Object {
+        match *self {
+            Self::CreateLink { name, .. }
+            | Self::ReplaceLink { name, .. }
+            | Self::UpdateLink { name, .. }
+            | Self::DeleteLink { name } => Object::Link(name),
+            Self::AddAddress(address) | Self::DeleteAddress(address) => Object::Address(address),
+            Self::SetNeighbour { neighbour, .. } | Self::DeleteNeighbour(neighbour) => {
+                Object::Neighbour(neighbour)
+            }
+            Self::SetFdb { entry, .. } | Self::DeleteFdb(entry) => Object::Fdb(entry),
+            Self::AddNextHop { id, .. } | Self::ReplaceNextHop { id, .. } | Self::DeleteNextHop(id) => {
+                Object::NextHop(id)
+            }
+            Self::AddRoute { key, .. } | Self::ReplaceRoute { key, .. } | Self::DeleteRoute { key, .. } => {
+                Object::Route(key)
+            }
+        }
+    }
+
+    /// The device that must be there for the operation; `None` for one about a device itself, and for what needs none.
+    pub fn link(&self) -> Option<LinkName> {
+        match self {
+            Self::AddAddress(address) | Self::DeleteAddress(address) => Some(address.link),
+            Self::SetNeighbour { neighbour, .. } | Self::DeleteNeighbour(neighbour) => Some(neighbour.link),
+            Self::SetFdb { entry, .. } | Self::DeleteFdb(entry) => Some(entry.link),
+            Self::AddNextHop { next_hop, .. } | Self::ReplaceNextHop { next_hop, .. } => Some(next_hop.link),
+            Self::AddRoute { route, .. }
+            | Self::ReplaceRoute { route, .. }
+            | Self::DeleteRoute { route, .. } => route.target.link(),
+            Self::DeleteNextHop(_)
+            | Self::CreateLink { .. }
+            | Self::ReplaceLink { .. }
+            | Self::UpdateLink { .. }
+            | Self::DeleteLink { .. } => None,
+        }
+    }
+}
+
 /// What is to change on a device; `None` leaves a field as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkChange {
@@ -102,8 +160,8 @@ pub struct LinkChange {
 }
 
 /// The operations that lead from `actual` to `desired`, in an order that never leaves a gap: first everything that is
-/// added or changed (links, addresses, neighbours, forwarding entries, then routes, so that no route leads to a next
-/// hop that cannot be resolved), then everything that is deleted, the other way round.
+/// added or changed (links, addresses, neighbours, forwarding entries, next hops, then routes, so that no route leads to
+/// a next hop that cannot be resolved), then everything that is deleted, the other way round.
 ///
 /// What goes down with a device is neither deleted by itself nor taken for present: the routes of a device that is
 /// down, everything on a device that is replaced, and the neighbours of a device whose MAC changes are added anew.
@@ -113,6 +171,7 @@ pub fn diff(desired: &State, actual: &State) -> Vec<Operation> {
     add_addresses(desired, actual, &lost, &mut operations);
     add_neighbours(desired, actual, &lost, &mut operations);
     add_fdb(desired, actual, &lost, &mut operations);
+    add_next_hops(desired, actual, &lost, &mut operations);
     add_routes(desired, actual, &lost, &mut operations);
     delete(desired, actual, &lost, &mut operations);
     operations
@@ -127,7 +186,7 @@ struct Lost {
     neighbours: BTreeSet<LinkName>,
     /// Devices whose IPv6 addresses go.
     ipv6_addresses: BTreeSet<LinkName>,
-    /// Devices whose routes go, or are gone.
+    /// Devices whose routes and next hop objects go, or are gone.
     routes: BTreeSet<LinkName>,
     /// Devices that are deleted in the end, and take all that is theirs with them. Until then it is there.
     in_the_end: BTreeSet<LinkName>,
@@ -145,6 +204,10 @@ impl Lost {
 
     fn fdb(&self, entry: &FdbEntry) -> bool {
         self.everything.contains(&entry.link)
+    }
+
+    fn next_hop(&self, next_hop: &NextHop) -> bool {
+        self.everything.contains(&next_hop.link) || self.routes.contains(&next_hop.link)
     }
 
     fn route(&self, route: &Route) -> bool {
@@ -247,6 +310,19 @@ fn add_fdb(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Op
     }
 }
 
+fn add_next_hops(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
+    for (&id, &next_hop) in &desired.next_hops {
+        match actual.next_hops.get(&id) {
+            Some(standing) if !lost.next_hop(standing) => {
+                if *standing != next_hop {
+                    operations.push(Operation::ReplaceNextHop { id, next_hop });
+                }
+            }
+            _ => operations.push(Operation::AddNextHop { id, next_hop }),
+        }
+    }
+}
+
 fn add_routes(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
     for (&key, &route) in &desired.routes {
         match actual.routes.get(&key) {
@@ -266,6 +342,11 @@ fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Ope
         superfluous(&actual.routes, &desired.routes)
             .filter(|(_, route)| !lost.route(route) && !route.target.link().is_some_and(|link| leaves(&link)))
             .map(|(&key, &route)| Operation::DeleteRoute { key, route }),
+    );
+    operations.extend(
+        superfluous(&actual.next_hops, &desired.next_hops)
+            .filter(|(_, next_hop)| !lost.next_hop(next_hop) && !leaves(&next_hop.link))
+            .map(|(&id, _)| Operation::DeleteNextHop(id)),
     );
     operations.extend(
         superfluous(&actual.fdb, &desired.fdb)
@@ -313,6 +394,9 @@ impl fmt::Display for Operation {
             Self::DeleteNeighbour(neighbour) => write!(f, "delete neighbour {neighbour}"),
             Self::SetFdb { entry, destination } => write!(f, "set fdb {entry} dst {destination}"),
             Self::DeleteFdb(entry) => write!(f, "delete fdb {entry}"),
+            Self::AddNextHop { id, next_hop } => write!(f, "add nexthop {id} {next_hop}"),
+            Self::ReplaceNextHop { id, next_hop } => write!(f, "replace nexthop {id} {next_hop}"),
+            Self::DeleteNextHop(id) => write!(f, "delete nexthop {id}"),
             Self::AddRoute { key, route } => write!(f, "add route {key} {route}"),
             Self::ReplaceRoute { key, route } => write!(f, "replace route {key} {route}"),
             Self::DeleteRoute { key, route } => write!(f, "delete route {key} {route}"),
@@ -383,6 +467,19 @@ impl fmt::Display for FdbEntry {
     }
 }
 
+impl fmt::Display for NextHopId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "id {}", self.0)
+    }
+}
+
+impl fmt::Display for NextHop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "via {} dev {}{}", self.gateway, self.link, if self.onlink { " onlink" } else { "" })?;
+        if self.protocol == ROUTE_PROTOCOL { Ok(()) } else { write!(f, " proto {}", self.protocol) }
+    }
+}
+
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
@@ -398,6 +495,7 @@ impl fmt::Display for Route {
             RouteTarget::Via { gateway, link, onlink } => {
                 write!(f, "via {gateway} dev {link}{}", if onlink { " onlink" } else { "" })?;
             }
+            RouteTarget::NextHop { id, link } => write!(f, "nhid {} dev {link}", id.0)?,
             RouteTarget::Link(link) => write!(f, "dev {link}")?,
             RouteTarget::Blackhole => f.write_str("blackhole")?,
         }

@@ -6,6 +6,7 @@
 //!
 //! This crate knows nothing of leases or etcd. It is the only one with netlink, nftables, sysctl and `unsafe`.
 
+mod change;
 mod diff;
 pub mod fake;
 pub mod firewall;
@@ -17,28 +18,33 @@ pub mod tun;
 pub mod udp_socket;
 pub mod wait;
 
+use futures::future::BoxFuture;
+
+pub use change::{Change, Fact, Object};
 pub use diff::{LinkChange, Operation, diff};
 pub use firewall::{FamilyRules, Firewall, FirewallError, Ruleset};
 pub use state::{
-    Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL,
+    Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId,
+    Ownership, ROUTE_PROTOCOL,
     Route, RouteKey, RouteTarget, State, Vxlan,
 };
 
 /// The part of the kernel that an agent reads and writes. Adapters: [`netlink::Linux`] and [`fake::FakeKernel`].
 pub trait Kernel: Send {
-    /// Reads everything that `ownership` says is ours. Idempotent. An error means that nothing is known: a caller
-    /// must not take it for an empty kernel.
-    fn snapshot(&mut self, ownership: &Ownership) -> impl Future<Output = Result<State, KernelError>> + Send;
+    /// Reads everything that `ownership` says is ours, beside whatever else the kernel is asked for meanwhile.
+    /// Idempotent. An error means that nothing is known: a caller must not take it for an empty kernel.
+    fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>>;
 
     /// Carries out `operations` in their order, and goes on after one that fails. Not idempotent by itself:
-    /// operations are what a diff against a fresh snapshot said.
+    /// operations are what a diff said.
     ///
     /// The answer names each operation that failed, with the reason; an empty answer means that all succeeded.
     fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<FailedOperation>> + Send;
 
-    /// Waits until the kernel reports that something of interest (a link, address, route or neighbour) may have
-    /// changed, including by ourselves. Cancel-safe; may report spuriously; never reports an end.
-    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+    /// Waits until the kernel has something to tell, and returns all that it has told since the last time, in its
+    /// order. Does not wait when there is something already, so that `changes().now_or_never()` after an
+    /// [`apply`](Self::apply) gives what that caused. Cancel-safe: nothing is lost.
+    fn changes(&mut self) -> impl Future<Output = Vec<Change>> + Send;
 }
 
 /// An operation that the kernel refused.
@@ -64,6 +70,12 @@ pub enum KernelError {
     /// No answer within the time limit.
     #[error("no answer from the kernel within {0:?}")]
     TimedOut(std::time::Duration),
+    /// The name is taken by an object of another program, which is left alone.
+    #[error("it is taken: {0}")]
+    Taken(
+        /// Whose it is, in the words of `ip(8)`: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
+        String,
+    ),
     /// A device that the operation names does not exist.
     #[error("device {0} does not exist")]
     NoSuchLink(LinkName),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
@@ -26,6 +26,8 @@ pub struct State {
     pub neighbours: BTreeMap<Neighbour, MacAddr6>,
     /// Permanent forwarding entries on those devices: the underlay address behind a MAC.
     pub fdb: BTreeMap<FdbEntry, IpAddr>,
+    /// Next hop objects that routes refer to.
+    pub next_hops: BTreeMap<NextHopId, NextHop>,
     /// Routes in the main table.
     pub routes: BTreeMap<RouteKey, Route>,
 }
@@ -99,6 +101,31 @@ pub struct FdbEntry {
     pub mac: MacAddr6,
 }
 
+/// The identity of a next hop object: for one of ours, the IPv4 address of its gateway as a number, so that it is the
+/// same after every start and no two of ours can meet. `10.5.2.0` is `168100352`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextHopId(pub u32);
+
+impl From<Ipv4Addr> for NextHopId {
+    fn from(gateway: Ipv4Addr) -> Self {
+        Self(gateway.to_bits())
+    }
+}
+
+/// A next hop object (`ip nexthop`, kernel 5.3 and later). A route that names one costs the kernel the same however
+/// many gateways there are; the next hop of an IPv4 route without one is looked for among all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHop {
+    /// The gateway.
+    pub gateway: IpAddr,
+    /// The device.
+    pub link: LinkName,
+    /// Take the gateway for reachable on the device although no route says so.
+    pub onlink: bool,
+    /// `nh_protocol`: [`ROUTE_PROTOCOL`] in what we want; in a snapshot, whatever is there.
+    pub protocol: u8,
+}
+
 /// The identity of a route in the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteKey {
@@ -129,6 +156,13 @@ pub enum RouteTarget {
         /// Take the next hop for reachable on the device although no route says so.
         onlink: bool,
     },
+    /// To a next hop object.
+    NextHop {
+        /// The object.
+        id: NextHopId,
+        /// The device that it leads to.
+        link: LinkName,
+    },
     /// Straight out of a device.
     Link(LinkName),
     /// Dropped in silence.
@@ -139,7 +173,7 @@ impl RouteTarget {
     /// The device that packets leave by, if any.
     pub fn link(&self) -> Option<LinkName> {
         match *self {
-            Self::Via { link, .. } | Self::Link(link) => Some(link),
+            Self::Via { link, .. } | Self::NextHop { link, .. } | Self::Link(link) => Some(link),
             Self::Blackhole => None,
         }
     }
@@ -149,7 +183,8 @@ impl RouteTarget {
 ///
 /// Ours are: the VXLAN and TUN devices named here, with their addresses and permanent neighbours and forwarding entries;
 /// unicast routes in the main table that lead into one of these devices, whoever made them (flannel's included) but
-/// for those the kernel makes itself (protocol `kernel`); and every route in the main table with [`ROUTE_PROTOCOL`].
+/// for those the kernel makes itself (protocol `kernel`); and every route in the main table and every next hop object with
+/// [`ROUTE_PROTOCOL`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ownership {
     /// Device names.

@@ -24,6 +24,9 @@ fn link() -> Link {
     Link { kind: LinkKind::Vxlan(vxlan()), mac, mtu: 1450, up: true }
 }
 
+/// That of 10.5.3.0.
+const ID: NextHopId = NextHopId(168_100_608);
+
 /// A host with one peer.
 fn joined() -> State {
     let device = name("flannel.1");
@@ -34,10 +37,11 @@ fn joined() -> State {
         addresses: [Address { link: device, address: "10.5.1.0/32".parse().unwrap() }].into(),
         neighbours: [(Neighbour { link: device, address: gateway }, mac)].into(),
         fdb: [(FdbEntry { link: device, mac }, "192.168.0.3".parse().unwrap())].into(),
+        next_hops: [(ID, NextHop { gateway, link: device, onlink: true, protocol: ROUTE_PROTOCOL })].into(),
         routes: [(
             RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 },
             Route {
-                target: RouteTarget::Via { gateway, link: device, onlink: true },
+                target: RouteTarget::NextHop { id: ID, link: device },
                 protocol: ROUTE_PROTOCOL,
             },
         )]
@@ -49,10 +53,11 @@ fn lines(operations: &[Operation]) -> Vec<String> {
     operations.iter().map(ToString::to_string).collect()
 }
 
-const PEER: [&str; 3] = [
+const PEER: [&str; 4] = [
     "set neighbour 10.5.3.0 dev flannel.1 lladdr 0a:00:00:00:00:03",
     "set fdb 0a:00:00:00:00:03 dev flannel.1 dst 192.168.0.3",
-    "add route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
+    "add nexthop id 168100608 via 10.5.3.0 dev flannel.1 onlink",
+    "add route 10.5.3.0/24 nhid 168100608 dev flannel.1",
 ];
 
 #[test]
@@ -74,11 +79,13 @@ fn a_peer_that_left_is_deleted_route_first() {
     let mut alone = joined();
     alone.neighbours.clear();
     alone.fdb.clear();
+    alone.next_hops.clear();
     alone.routes.clear();
     assert_eq!(
         lines(&diff(&alone, &joined())),
         [
-            "delete route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
+            "delete route 10.5.3.0/24 nhid 168100608 dev flannel.1",
+            "delete nexthop id 168100608",
             "delete fdb 0a:00:00:00:00:03 dev flannel.1",
             "delete neighbour 10.5.3.0 dev flannel.1",
         ]
@@ -123,7 +130,7 @@ fn a_new_mac_costs_the_neighbours_and_nothing_else() {
 fn the_routes_of_a_device_that_is_down_are_added_anew() {
     let mut other = joined();
     other.links.insert(name("flannel.1"), Link { up: false, mtu: 1400, ..link() });
-    assert_eq!(lines(&diff(&joined(), &other)), ["change link flannel.1 mtu 1450 up", PEER[2]]);
+    assert_eq!(lines(&diff(&joined(), &other)), ["change link flannel.1 mtu 1450 up", PEER[2], PEER[3]]);
 }
 
 #[test]
@@ -134,7 +141,7 @@ fn a_route_that_another_program_made_through_our_device_is_taken_over_in_place()
     }
     assert_eq!(
         lines(&diff(&joined(), &flannels)),
-        ["replace route 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink"]
+        ["replace route 10.5.3.0/24 nhid 168100608 dev flannel.1"]
     );
 }
 
@@ -201,6 +208,8 @@ mod any {
                 link,
                 onlink
             }),
+            // One that leads where the object of its id does; see `state`.
+            (1..4u32, device.clone()).prop_map(|(id, link)| RouteTarget::NextHop { id: NextHopId(id), link }),
             device.prop_map(RouteTarget::Link),
             Just(RouteTarget::Blackhole),
         ]
@@ -215,12 +224,20 @@ mod any {
         let neighbours = prop::collection::btree_map((device(), ip()), mac(), 0..4);
         let fdb = prop::collection::btree_map((device(), mac()), ip(), 0..4);
         let protocol = prop::sample::select(vec![ROUTE_PROTOCOL, ROUTE_PROTOCOL, 4]);
+        let next_hops = prop::collection::btree_map(1..4u32, (ip(), device(), any::<bool>()), 0..4);
         let routes = prop::collection::btree_map((ip(), 0..2u32), (target(), protocol), 0..6);
-        (links, addresses, neighbours, fdb, routes).prop_map(
-            move |(links, addresses, neighbours, fdb, routes)| {
+        (links, addresses, neighbours, fdb, next_hops, routes).prop_map(
+            move |(links, addresses, neighbours, fdb, next_hops, routes)| {
                 let exists = |device: &LinkName| links.contains_key(device);
                 let ours = |device: &LinkName| LINKS.map(name).contains(device);
                 let is_up = |device: &LinkName| links.get(device).is_some_and(|link| link.up);
+                let next_hops: BTreeMap<NextHopId, NextHop> = next_hops
+                    .into_iter()
+                    .filter(|(_, (_, link, _))| is_up(link))
+                    .map(|(id, (gateway, link, onlink))| {
+                        (NextHopId(id), NextHop { gateway, link, onlink, protocol: ROUTE_PROTOCOL })
+                    })
+                    .collect();
                 State {
                     addresses: addresses
                         .into_iter()
@@ -239,6 +256,13 @@ mod any {
                         .collect(),
                     routes: routes
                         .into_iter()
+                        .filter_map(|(key, (target, protocol))| match target {
+                            RouteTarget::NextHop { id, .. } => {
+                                let link = next_hops.get(&id)?.link;
+                                Some((key, (RouteTarget::NextHop { id, link }, protocol)))
+                            }
+                            target => Some((key, (target, protocol))),
+                        })
                         .filter(|(_, (target, _))| {
                             target.link().is_none_or(|link| !ours(&link) || is_up(&link))
                         })
@@ -248,6 +272,7 @@ mod any {
                             (RouteKey { destination: ip.into(), metric }, Route { target, protocol })
                         })
                         .collect(),
+                    next_hops,
                     links,
                 }
             },
@@ -259,7 +284,12 @@ fn deletes(operation: &Operation) -> bool {
     use Operation::*;
     matches!(
         operation,
-        DeleteLink { .. } | DeleteAddress(_) | DeleteNeighbour(_) | DeleteFdb(_) | DeleteRoute { .. }
+        DeleteLink { .. }
+            | DeleteAddress(_)
+            | DeleteNeighbour(_)
+            | DeleteFdb(_)
+            | DeleteNextHop(_)
+            | DeleteRoute { .. }
     )
 }
 
@@ -301,7 +331,10 @@ proptest! {
             matches!(operation, Operation::AddRoute { .. } | Operation::ReplaceRoute { .. })
         });
         let last_resolution = operations.iter().rposition(|operation| {
-            matches!(operation, Operation::SetNeighbour { .. } | Operation::SetFdb { .. })
+            matches!(
+                operation,
+                Operation::SetNeighbour { .. } | Operation::SetFdb { .. } | Operation::AddNextHop { .. }
+            )
         });
         if let (Some(route), Some(resolution)) = (first_route, last_resolution) {
             prop_assert!(resolution < route, "{:#?}", lines(&operations));
