@@ -3,13 +3,23 @@
 //! A backend is a planner: from the leases of the network it computes what the kernel should hold. It changes nothing
 //! itself; the agent's reconciler closes the gap between the plan and the kernel. One planner a file.
 
+mod alloc;
+mod host_gw;
+mod route;
+#[cfg(test)]
+mod samples;
 pub mod udp;
 mod vxlan;
 
-use flan_kernel::{LinkName, State};
-use flan_subnet_lease::{Lease, PerFamily, Subnets};
 use std::net::IpAddr;
 
+use flan_kernel::{LinkName, State};
+use flan_subnet_lease::{Family, Lease, PerFamily, Subnets};
+use ipnetwork::IpNetwork;
+
+pub use alloc::Alloc;
+pub use host_gw::HostGw;
+pub use route::Gateways;
 pub use udp::Udp;
 pub use vxlan::Vxlan;
 
@@ -21,8 +31,15 @@ pub trait Backend: Send {
     /// The backend's part of our lease: what peers need to reach us.
     fn lease_fields(&self) -> LeaseFields;
 
-    /// Everything that the kernel should hold, so that packets for `peers` reach them and theirs reach us.
-    fn plan(&self, own: &Subnets, peers: &[&Lease]) -> State;
+    /// What the kernel should hold on a host with these subnets, whoever its peers are.
+    fn host(&self, own: &Subnets) -> State;
+
+    /// What the kernel should hold beside that, so that packets for `peer` reach it. Peers at one address may have
+    /// objects in common.
+    ///
+    /// # Errors
+    /// [`Unreachable`] when this backend cannot reach it from this host.
+    fn peer(&self, peer: &Lease) -> Result<State, Unreachable>;
 
     /// Largest inner IP packet in bytes, for all families in use.
     fn mtu(&self) -> u32;
@@ -46,6 +63,37 @@ pub struct Underlay {
     pub mtu: u32,
     /// Its addresses that outer packets are sent from.
     pub addresses: PerFamily<IpAddr>,
+    /// The networks that are reached through it without a router.
+    pub on_link: Vec<IpNetwork>,
+}
+
+impl Underlay {
+    /// Whether packets to `ip` need no router.
+    pub fn is_on_link(&self, ip: IpAddr) -> bool {
+        self.on_link.iter().any(|network| network.contains(ip))
+    }
+}
+
+/// Why a peer cannot be reached from here, although its lease is good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreachable {
+    /// The lease lacks what the backend needs.
+    #[error("its lease lacks what the backend needs for {family}")]
+    Incomplete {
+        /// The family.
+        family: Family,
+    },
+    /// There is a router between.
+    #[error(
+        "{gateway} is not on the link of {link}, and a router would not know its subnet; \
+         the vxlan backend reaches it, with DirectRouting it treats those on the link as host-gw does"
+    )]
+    NotOnLink {
+        /// The peer's address.
+        gateway: IpAddr,
+        /// The external interface.
+        link: LinkName,
+    },
 }
 
 /// Why a backend cannot work on this host.
@@ -57,7 +105,7 @@ pub enum BackendError {
         /// The interface.
         link: LinkName,
         /// The family.
-        family: flan_subnet_lease::Family,
+        family: Family,
     },
     /// There is no such backend here.
     #[error("there is no backend {backend} here")]

@@ -2,24 +2,24 @@
 
 use std::net::IpAddr;
 
-use flan_kernel::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey,
-    RouteTarget, State,
-};
+use flan_kernel::{Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, State};
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, VxlanConfig, VxlanData};
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
-use crate::{Backend, BackendError, LeaseFields, Underlay};
+use crate::route::{self, Gateways, Via};
+use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
 
-/// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route.
+/// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route. With
+/// `DirectRouting` a peer on the link gets a plain route alone.
 #[derive(Debug, Clone)]
 pub struct Vxlan {
     config: VxlanConfig,
-    underlay: LinkName,
+    underlay: Underlay,
     devices: PerFamily<Device>,
+    gateways: Gateways,
 }
 
 /// The device of one family.
@@ -41,6 +41,7 @@ impl Vxlan {
         config: VxlanConfig,
         families: impl Iterator<Item = Family>,
         underlay: &Underlay,
+        gateways: Gateways,
         node_id: &str,
         actual: &State,
     ) -> Result<Self, BackendError> {
@@ -57,7 +58,7 @@ impl Vxlan {
             };
             devices.set(family, Device { name, mac, mtu: inner_mtu(&config, underlay, family)?, local });
         }
-        Ok(Self { config, underlay: underlay.link, devices })
+        Ok(Self { config, underlay: underlay.clone(), devices, gateways })
     }
 
     /// What in the kernel belongs to a vxlan backend with this VNI, from its first start on and after a restart.
@@ -80,7 +81,7 @@ impl Vxlan {
         let kind = LinkKind::Vxlan(flan_kernel::Vxlan {
             vni: self.config.vni,
             port: self.config.port,
-            underlay: Some(self.underlay),
+            underlay: Some(self.underlay.link),
             local: Some(device.local),
             learning: self.config.learning,
             gbp: self.config.gbp,
@@ -96,14 +97,16 @@ impl Vxlan {
     fn plan_peer(&self, family: Family, device: &Device, peer: &Lease, state: &mut State) -> Option<()> {
         let subnet = peer.subnets.get(family)?;
         let public_ip = *peer.attributes.public_ips.get(family)?;
+        if self.config.direct_routing && self.underlay.is_on_link(public_ip) {
+            let via = Via { gateway: public_ip, link: self.underlay.link, onlink: false };
+            route::plan(subnet, via, self.gateways, state);
+            return Some(());
+        }
         let mac = peer.attributes.vxlan(family)?.vtep_mac;
         let (link, gateway) = (device.name, subnet.ip());
         state.neighbours.insert(Neighbour { link, address: gateway }, mac);
         state.fdb.insert(FdbEntry { link, mac }, public_ip);
-        state.routes.insert(
-            RouteKey { destination: subnet, metric: default_metric(family) },
-            Route { target: RouteTarget::Via { gateway, link, onlink: true }, protocol: ROUTE_PROTOCOL },
-        );
+        route::plan(subnet, Via { gateway, link, onlink: true }, self.gateways, state);
         Some(())
     }
 }
@@ -122,17 +125,20 @@ impl Backend for Vxlan {
         LeaseFields { backend: Some(self.name().to_owned()), data }
     }
 
-    fn plan(&self, own: &Subnets, peers: &[&Lease]) -> State {
+    fn host(&self, own: &Subnets) -> State {
         let mut state = State::default();
         for (family, device) in self.devices.iter() {
             self.plan_device(family, device, own, &mut state);
-            for peer in peers {
-                if self.plan_peer(family, device, peer, &mut state).is_none() {
-                    warn!(subnets = %peer.subnets, %family, "a lease without what vxlan needs was not quarantined");
-                }
-            }
         }
         state
+    }
+
+    fn peer(&self, peer: &Lease) -> Result<State, Unreachable> {
+        let mut state = State::default();
+        for (family, device) in self.devices.iter() {
+            self.plan_peer(family, device, peer, &mut state).ok_or(Unreachable::Incomplete { family })?;
+        }
+        Ok(state)
     }
 
     fn mtu(&self) -> u32 {
@@ -149,14 +155,6 @@ fn device_name(family: Family, vni: u32) -> Option<LinkName> {
     }
     .parse()
     .ok()
-}
-
-/// The route metric that the kernel gives when none is asked for: 0 for IPv4, 1024 for IPv6 (`IP6_RT_PRIO_USER`).
-fn default_metric(family: Family) -> u32 {
-    match family {
-        Family::V4 => 0,
-        Family::V6 => 1024,
-    }
 }
 
 /// Bytes that VXLAN adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14). RFC 7348.
@@ -195,75 +193,96 @@ fn is_usable(mac: MacAddr6) -> bool {
 #[cfg(test)]
 mod tests {
     use flan_kernel::diff;
-    use flan_subnet_lease::LeaseAttributes;
 
     use super::*;
+    use crate::samples;
 
     const NODE: &str = "5ca1ab1e";
-
-    fn underlay() -> Underlay {
-        let addresses =
-            PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: Some("fd64::11".parse().unwrap()) };
-        Underlay { link: "eth0".parse().unwrap(), mtu: 1500, addresses }
-    }
+    const BOTH: &str = r#"{"PublicIP":"192.168.64.12","PublicIPv6":"fd64::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:62"}}"#;
 
     fn vxlan(families: &[Family], actual: &State) -> Vxlan {
-        Vxlan::new(VxlanConfig::default(), families.iter().copied(), &underlay(), NODE, actual).unwrap()
+        with(VxlanConfig::default(), families, actual)
     }
 
-    fn peer(subnets: &str, value: &str, mod_revision: i64) -> Lease {
-        Lease {
-            subnets: subnets.parse().unwrap(),
-            attributes: LeaseAttributes::from_json(value.as_bytes()).unwrap(),
-            etcd_lease: Some(7),
-            create_revision: 1,
-            mod_revision,
-        }
+    fn with(config: VxlanConfig, families: &[Family], actual: &State) -> Vxlan {
+        on(&samples::underlay(), config, families, actual).unwrap()
+    }
+
+    fn on(
+        underlay: &Underlay,
+        config: VxlanConfig,
+        families: &[Family],
+        actual: &State,
+    ) -> Result<Vxlan, BackendError> {
+        Vxlan::new(config, families.iter().copied(), underlay, Gateways::Objects, NODE, actual)
     }
 
     fn h2() -> Lease {
         let value = r#"{"PublicIP":"192.168.64.12","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"}}"#;
-        peer("10.5.2.0/24", value, 1)
+        samples::lease("10.5.2.0/24", value)
     }
 
-    fn planned(state: &State) -> Vec<String> {
+    fn own() -> Subnets {
+        "10.5.1.0/24".parse().unwrap()
+    }
+
+    fn lines(state: &State) -> Vec<String> {
         diff(state, &State::default()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
+    fn a_host_has_a_device_with_the_base_address_of_its_subnet() {
+        let host = vxlan(&[Family::V4], &State::default()).host(&own());
+        assert_eq!(host.links[&"flannel.1".parse().unwrap()].mtu, 1450);
+        assert_eq!(lines(&host)[1..], ["add address 10.5.1.0/32 dev flannel.1"]);
+    }
+
+    #[test]
     fn a_peer_gets_a_neighbour_a_forwarding_entry_and_a_route() {
-        let plan = vxlan(&[Family::V4], &State::default()).plan(&"10.5.1.0/24".parse().unwrap(), &[&h2()]);
-        let lines = planned(&plan);
-        assert_eq!(plan.links[&"flannel.1".parse().unwrap()].mtu, 1450);
-        assert_eq!((plan.neighbours.len(), plan.fdb.len(), plan.routes.len()), (1, 1, 1));
-        let tail = &lines[1..];
-        for (line, parts) in tail.iter().zip([
-            ["10.5.1.0/32", "flannel.1"],
-            ["10.5.2.0", "02:00:00:00:00:02"],
-            ["192.168.64.12", "02:00:00:00:00:02"],
-            ["10.5.2.0/24 via 10.5.2.0 dev flannel.1", "onlink"],
-        ]) {
-            let line = line.to_lowercase();
-            assert!(parts.iter().all(|part| line.contains(part)), "{line} lacks one of {parts:?}");
-        }
-        assert_eq!(tail.len(), 4);
+        let peer = vxlan(&[Family::V4], &State::default()).peer(&h2()).unwrap();
+        assert_eq!(
+            lines(&peer),
+            [
+                "set neighbour 10.5.2.0 dev flannel.1 lladdr 02:00:00:00:00:02",
+                "set fdb 02:00:00:00:00:02 dev flannel.1 dst 192.168.64.12",
+                "add nexthop id 168100352 via 10.5.2.0 dev flannel.1 onlink",
+                "add route 10.5.2.0/24 nhid 168100352 dev flannel.1",
+            ]
+        );
+    }
+
+    #[test]
+    fn with_direct_routing_a_peer_on_the_link_gets_a_plain_route_alone() {
+        let config = VxlanConfig { direct_routing: true, ..VxlanConfig::default() };
+        let backend = with(config.clone(), &[Family::V4], &State::default());
+        assert_eq!(
+            lines(&backend.peer(&h2()).unwrap()),
+            [
+                "add nexthop id 3232251916 via 192.168.64.12 dev eth0",
+                "add route 10.5.2.0/24 nhid 3232251916 dev eth0",
+            ]
+        );
+        let elsewhere = Underlay { on_link: vec![], ..samples::underlay() };
+        let backend = on(&elsewhere, config, &[Family::V4], &State::default()).unwrap();
+        assert_eq!(lines(&backend.peer(&h2()).unwrap()).len(), 4);
     }
 
     #[test]
     fn both_families_are_planned_by_the_same_code() {
-        let value = r#"{"PublicIP":"192.168.64.12","PublicIPv6":"fd64::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:62"}}"#;
         let backend = vxlan(&[Family::V4, Family::V6], &State::default());
-        let plan = backend.plan(
-            &"10.5.1.0/24,fd00:5:0:1::/64".parse().unwrap(),
-            &[&peer("10.5.2.0/24,fd00:5:0:2::/64", value, 1)],
-        );
-        assert_eq!((plan.links.len(), plan.addresses.len(), plan.routes.len()), (2, 2, 2));
-        assert_eq!(plan.links[&"flannel-v6.1".parse().unwrap()].mtu, 1430);
+        let host = backend.host(&"10.5.1.0/24,fd00:5:0:1::/64".parse().unwrap());
+        assert_eq!((host.links.len(), host.addresses.len()), (2, 2));
+        assert_eq!(host.links[&"flannel-v6.1".parse().unwrap()].mtu, 1430);
         assert_eq!(backend.mtu(), 1430);
-        assert!(
-            plan.routes
-                .keys()
-                .any(|key| key.metric == 1024 && key.destination.to_string() == "fd00:5:0:2::/64")
+        let peer = backend.peer(&samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
+        let routes: Vec<String> =
+            lines(&peer).into_iter().filter(|line| line.starts_with("add route")).collect();
+        assert_eq!(
+            routes,
+            [
+                "add route 10.5.2.0/24 nhid 168100352 dev flannel.1",
+                "add route fd00:5:0:2::/64 via fd00:5:0:2:: dev flannel-v6.1 onlink",
+            ]
         );
     }
 
@@ -274,7 +293,7 @@ mod tests {
         let mac = fresh.macs().v4.unwrap();
         assert!(is_usable(mac) && mac.is_local());
 
-        let mut there = fresh.plan(&"10.5.1.0/24".parse().unwrap(), &[]);
+        let mut there = fresh.host(&own());
         let kept: MacAddr6 = "c6:d2:32:6f:8f:44".parse().unwrap();
         there.links.get_mut(&"flannel.1".parse().unwrap()).unwrap().mac = Some(kept);
         assert_eq!(vxlan(&[Family::V4], &there).macs().v4, Some(kept));
@@ -282,28 +301,26 @@ mod tests {
 
     #[test]
     fn an_interface_that_cannot_carry_it_is_refused_with_what_would() {
-        let small = Underlay { mtu: 600, ..underlay() };
-        let error =
-            Vxlan::new(VxlanConfig::default(), [Family::V4].into_iter(), &small, NODE, &State::default());
+        let refusal = |underlay: &Underlay, family| {
+            on(underlay, VxlanConfig::default(), &[family], &State::default()).unwrap_err().to_string()
+        };
+        let small = Underlay { mtu: 600, ..samples::underlay() };
         assert_eq!(
-            error.unwrap_err().to_string(),
+            refusal(&small, Family::V4),
             "external interface eth0 carries 600 bytes; at least 626 are needed"
         );
-        let v4_only = Underlay { addresses: PerFamily { v6: None, ..underlay().addresses }, ..underlay() };
-        let error =
-            Vxlan::new(VxlanConfig::default(), [Family::V6].into_iter(), &v4_only, NODE, &State::default());
+        let addresses = PerFamily { v6: None, ..samples::underlay().addresses };
+        let v4_only = Underlay { addresses, ..samples::underlay() };
         assert_eq!(
-            error.unwrap_err().to_string(),
+            refusal(&v4_only, Family::V6),
             "external interface eth0 has no IPv6 address, and the network uses IPv6"
         );
     }
 
     #[test]
     fn the_lease_says_what_flannel_reads() {
-        let mut there = State::default();
-        let mut link = vxlan(&[Family::V4], &there).plan(&"10.5.1.0/24".parse().unwrap(), &[]).links;
-        link.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
-        there.links = link;
+        let mut there = vxlan(&[Family::V4], &State::default()).host(&own());
+        there.links.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
         let data = vxlan(&[Family::V4], &there).lease_fields().data;
         assert_eq!(data.v4.unwrap().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
     }

@@ -10,6 +10,7 @@ mod change;
 mod diff;
 pub mod fake;
 pub mod firewall;
+mod ledger;
 pub mod netlink;
 pub mod scheduling;
 mod state;
@@ -23,10 +24,10 @@ use futures::future::BoxFuture;
 pub use change::{Change, Fact, Object};
 pub use diff::{LinkChange, Operation, diff};
 pub use firewall::{FamilyRules, Firewall, FirewallError, Ruleset};
+pub use ledger::Ledger;
 pub use state::{
-    Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId,
-    Ownership, ROUTE_PROTOCOL,
-    Route, RouteKey, RouteTarget, State, Vxlan,
+    Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId, Ownership,
+    ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State, Vxlan,
 };
 
 /// The part of the kernel that an agent reads and writes. Adapters: [`netlink::Linux`] and [`fake::FakeKernel`].

@@ -23,7 +23,7 @@ use flan_kernel::{
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, UdpConfig};
 use ipnetwork::IpNetwork;
 
-use crate::{Backend, BackendError, LeaseFields, Underlay};
+use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
 
 pub use counters::{Counters, Totals};
 pub use datapath::{Datapath, DatapathError, Gauge, Modes};
@@ -120,7 +120,7 @@ impl Backend for Udp {
         LeaseFields { backend: None, data: PerFamily::default() }
     }
 
-    fn plan(&self, own: &Subnets, _peers: &[&Lease]) -> State {
+    fn host(&self, own: &Subnets) -> State {
         let mut state = State::default();
         let kind = LinkKind::Tun { vnet_header: self.config.tun_offload };
         state.links.insert(self.device, Link { kind, mac: None, mtu: self.mtu, up: true });
@@ -133,6 +133,11 @@ impl Backend for Udp {
             Route { target: RouteTarget::Link(self.device), protocol: ROUTE_PROTOCOL },
         );
         state
+    }
+
+    fn peer(&self, _peer: &Lease) -> Result<State, Unreachable> {
+        // The one route of the host leads to all of them; the data path knows each.
+        Ok(State::default())
     }
 
     fn mtu(&self) -> u32 {
@@ -149,11 +154,7 @@ mod tests {
     use flan_kernel::diff;
 
     use super::*;
-
-    fn underlay() -> Underlay {
-        let addresses = PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: None };
-        Underlay { link: "eth0".parse().unwrap(), mtu: 1500, addresses }
-    }
+    use crate::samples;
 
     fn network() -> (Family, IpNetwork) {
         (Family::V4, "10.5.0.0/16".parse().unwrap())
@@ -161,8 +162,8 @@ mod tests {
 
     #[test]
     fn the_whole_network_leads_into_the_device() {
-        let backend = Udp::new(UdpConfig::default(), [network()].into_iter(), &underlay()).unwrap();
-        let plan = backend.plan(&"10.5.1.0/24".parse().unwrap(), &[]);
+        let backend = Udp::new(UdpConfig::default(), [network()].into_iter(), &samples::underlay()).unwrap();
+        let plan = backend.host(&"10.5.1.0/24".parse().unwrap());
         let lines: Vec<String> = diff(&plan, &State::default()).iter().map(ToString::to_string).collect();
         assert_eq!(
             lines,
@@ -177,7 +178,8 @@ mod tests {
     #[test]
     fn a_network_with_ipv6_is_refused() {
         let v6 = (Family::V6, "fd00:5::/48".parse().unwrap());
-        let error = Udp::new(UdpConfig::default(), [network(), v6].into_iter(), &underlay()).unwrap_err();
+        let error =
+            Udp::new(UdpConfig::default(), [network(), v6].into_iter(), &samples::underlay()).unwrap_err();
         assert_eq!(error.to_string(), "backend udp carries IPv4 alone, and the network uses IPv6");
     }
 }

@@ -1,0 +1,46 @@
+//! The route to a peer's subnet.
+
+use std::net::IpAddr;
+
+use flan_kernel::{LinkName, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State};
+use ipnetwork::IpNetwork;
+
+/// How a route names its gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gateways {
+    /// IPv4 routes name a next hop object, which the kernel finds by its id. IPv6 routes always have their gateway
+    /// inline: there the kernel does not look for an equal one first, and one message is cheaper than two.
+    Objects,
+    /// Each route has its gateway inline: kernels before 5.3 know nothing else.
+    Inline,
+}
+
+/// The way to a gateway.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Via {
+    pub(crate) gateway: IpAddr,
+    pub(crate) link: LinkName,
+    /// No route of the host says that the gateway is on the link.
+    pub(crate) onlink: bool,
+}
+
+/// Plans a route for `subnet`.
+pub(crate) fn plan(subnet: IpNetwork, via: Via, gateways: Gateways, state: &mut State) {
+    let Via { gateway, link, onlink } = via;
+    let target = match (gateways, gateway) {
+        (Gateways::Objects, IpAddr::V4(address)) => {
+            let id = NextHopId::from(address);
+            let next_hop = NextHop { gateway, link, onlink, protocol: ROUTE_PROTOCOL };
+            state.next_hops.insert(id, next_hop);
+            RouteTarget::NextHop { id, link }
+        }
+        _ => RouteTarget::Via { gateway, link, onlink },
+    };
+    let key = RouteKey { destination: subnet, metric: default_metric(subnet) };
+    state.routes.insert(key, Route { target, protocol: ROUTE_PROTOCOL });
+}
+
+/// The route metric that the kernel gives when none is asked for: 0 for IPv4, 1024 for IPv6 (`IP6_RT_PRIO_USER`).
+fn default_metric(subnet: IpNetwork) -> u32 {
+    if subnet.is_ipv4() { 0 } else { 1024 }
+}

@@ -1,0 +1,30 @@
+//! Values that the planners' tests share.
+
+use flan_subnet_lease::{Lease, LeaseAttributes, PerFamily};
+
+use crate::Underlay;
+
+/// eth0 with 192.168.64.11/24 and fd64::11/64.
+pub(crate) fn underlay() -> Underlay {
+    let addresses =
+        PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: Some("fd64::11".parse().unwrap()) };
+    let on_link = ["192.168.64.0/24", "fd64::/64"].map(|network| network.parse().unwrap()).into();
+    Underlay { link: "eth0".parse().unwrap(), mtu: 1500, addresses, on_link }
+}
+
+/// A lease with this value.
+pub(crate) fn lease(subnets: &str, value: &str) -> Lease {
+    Lease {
+        subnets: subnets.parse().unwrap(),
+        attributes: LeaseAttributes::from_json(value.as_bytes()).unwrap(),
+        etcd_lease: Some(7),
+        create_revision: 1,
+        mod_revision: 1,
+    }
+}
+
+/// A lease of the host-gw backend.
+pub(crate) fn host_gw(subnets: &str, v4: &str, v6: Option<&str>) -> Lease {
+    let v6 = v6.map_or_else(|| "null".to_owned(), |ip| format!("{ip:?}"));
+    lease(subnets, &format!(r#"{{"PublicIP":"{v4}","PublicIPv6":{v6},"BackendType":"host-gw"}}"#))
+}
