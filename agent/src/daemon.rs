@@ -1,32 +1,32 @@
 //! The life of the agent: start, then one event loop that owns all state.
 //!
-//! Three things trigger a round of reconciliation: the leases changed, the kernel changed, time passed. All three go
-//! the same way: plan from what is known, compare with the kernel, apply the difference.
+//! Three things lead to work on the kernel: the leases changed, the kernel changed, time passed. The first changes what
+//! is wanted, the other two what is known to be there; the reconciler closes the gap between the two.
 
 mod backend;
 mod notify;
 mod peers;
 mod start;
+mod underlay;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flan_backends::Backend;
-use flan_kernel::{
-    Firewall, Kernel, LinkName, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl,
-};
-use flan_subnet_lease::{Admission, Change, Family, Holding, LeaseSet, PerFamily, WatchEvent};
+use flan_kernel::{Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl};
+use flan_subnet_lease::{Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, WatchEvent};
 use ipnetwork::IpNetwork;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, error, info, warn};
 
-use crate::reconcile::{Desired, Outcome, Reconciler, retry_after};
+use crate::reconcile::{Heard, Outcome, Reconciler};
 use crate::status::SharedStatus;
 use crate::subnet_env::SubnetEnv;
 use backend::UdpRunner;
-use peers::PeerLog;
+use peers::Unreached;
+use underlay::UnderlayWatch;
 
 pub use start::{RefusedSetting, run};
 
@@ -35,22 +35,28 @@ struct Daemon<K, F> {
     options: Options,
     backend: Box<dyn Backend>,
     datapath: Option<UdpRunner>,
+    underlay: UnderlayWatch,
     reconciler: Reconciler<K, F>,
-    /// What the store holds.
+    /// What is wanted of the kernel for ourselves, whoever the peers are.
+    host: State,
+    /// What the store holds, and what it is measured by: our own subnets among it.
     leases: LeaseSet,
-    /// What the leases are measured by, our own subnets among it.
-    admission: Admission,
     /// Makes the keeper look at our key.
     suspicion: Arc<Notify>,
     /// Revision of the last write of our key that we know of.
     own_revision: i64,
-    peer_log: PeerLog,
+    /// Peers that this backend cannot reach from here.
+    unreached: Unreached,
     status: SharedStatus,
-    /// The packet filter rules of the last plan.
+    /// The packet filter rules that belong to `host`.
     rules: Ruleset,
+    /// Whether they must be looked at.
+    rules_due: bool,
     /// When the next round is due.
     due: Option<Instant>,
-    /// Rounds in a row that did not succeed.
+    /// When the kernel is to be read.
+    read_due: Option<Instant>,
+    /// Rounds in a row in which something beside the kernel's objects failed.
     failures: u32,
     ready: bool,
 }
@@ -58,19 +64,20 @@ struct Daemon<K, F> {
 /// The settings that the event loop needs.
 struct Options {
     subnet_file: PathBuf,
-    underlay: LinkName,
     ip_masq: bool,
     forward_rules: bool,
     blackhole_route: bool,
     resync_interval: Duration,
 }
 
-/// Lease events within this time are taken together.
-const LEASE_DEBOUNCE: Duration = Duration::from_millis(20);
 /// How often the packet filter rules are looked at.
-const RULES_INTERVAL: Duration = Duration::from_secs(5);
-/// Changes of the kernel within this time are taken together. Docker makes many for each container.
-const KERNEL_DEBOUNCE: Duration = Duration::from_millis(200);
+const RULES_INTERVAL: Duration = Duration::from_secs(3);
+/// What another program changes within this time is put right together.
+const REPAIR_DEBOUNCE: Duration = Duration::from_millis(30);
+/// Changes of devices within this time lead to one reading.
+const READ_DEBOUNCE: Duration = Duration::from_millis(100);
+/// Changes of the external interface within this time are taken together: an address is replaced in two steps.
+const UNDERLAY_DEBOUNCE: Duration = Duration::from_millis(500);
 
 impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Runs until the watch or the keeper is gone, which neither is by itself.
@@ -79,16 +86,22 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         mut events: mpsc::Receiver<WatchEvent>,
         mut holding: watch::Receiver<Holding>,
     ) -> anyhow::Result<()> {
-        let mut resync = tokio::time::interval(self.options.resync_interval);
-        resync.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut resync = interval(self.options.resync_interval);
+        let mut rules = interval(RULES_INTERVAL);
         let mut alive = notify::watchdog();
-        let mut rules = tokio::time::interval(RULES_INTERVAL);
-        rules.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        resync.reset(); // the kernel was read a moment ago
+        self.plan_host();
         loop {
-            let due = self.due;
+            let due = self.next_due();
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.heard(&event),
+                    Some(event) => {
+                        self.heard(event);
+                        while let Ok(event) = events.try_recv() {
+                            self.heard(event);
+                        }
+                        self.round().await;
+                    }
                     None => anyhow::bail!("the watch on the leases ended by itself"),
                 },
                 changed = holding.changed() => match changed {
@@ -98,34 +111,30 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     }
                     Err(_) => anyhow::bail!("the keeper of our lease ended by itself"),
                 },
-                () = self.reconciler.changed() => self.schedule(KERNEL_DEBOUNCE),
-                _ = resync.tick() => self.schedule(Duration::ZERO),
-                () = sleep_until(due) => self.round().await,
+                heard = self.reconciler.hear() => self.kernel_told(heard),
+                _ = resync.tick() => self.reconciler.read(),
+                () = sleep_until(due) => self.time_passed().await,
                 _ = rules.tick(), if self.ready => self.check_rules().await,
                 _ = alive.tick() => notify::alive(),
             }
         }
     }
 
-    fn heard(&mut self, event: &WatchEvent) {
-        match event {
-            WatchEvent::Interrupted { reason } => {
-                self.status.update(|status| status.store_problem = Some(reason.clone()));
-            }
-            WatchEvent::Listed(_) | WatchEvent::Changed(_) => {
-                self.leases.apply(event, Instant::now());
-                if self.is_about_our_key(event) {
-                    self.suspicion.notify_one();
-                }
-                self.status.update(|status| status.store_problem = None);
-                self.schedule(LEASE_DEBOUNCE);
-            }
+    fn heard(&mut self, event: WatchEvent) {
+        if let WatchEvent::Interrupted { reason } = event {
+            self.status.update(|status| status.store_problem = Some(reason));
+            return;
         }
+        if self.is_about_our_key(&event) {
+            self.suspicion.notify_one();
+        }
+        self.leases.apply(event, Instant::now());
+        self.status.update(|status| status.store_problem = None);
     }
 
     /// Whether the store says something of our key that we did not write.
     fn is_about_our_key(&self, event: &WatchEvent) -> bool {
-        let Some(own) = &self.admission.own else { return false };
+        let Some(own) = &self.leases.admission().own else { return false };
         let key = own.subnets.key();
         match event {
             WatchEvent::Listed(listing) => !listing
@@ -144,19 +153,57 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let Holding { lease, problem } = holding;
         self.own_revision = lease.mod_revision;
         self.status.update(|status| status.lease_problem = problem);
-        let Some(own) = &mut self.admission.own else { return };
+        let Some(own) = self.leases.admission().own.clone() else { return };
         if own.subnets != lease.subnets {
-            own.subnets = lease.subnets;
-            // The subnet file and dockerd are out of date.
-            self.ready = false;
-            self.status.update(|status| status.ready = false);
+            self.set_own(OwnLease { subnets: lease.subnets, ..own });
+            self.plan_host();
             self.schedule(Duration::ZERO);
         }
     }
 
+    fn set_own(&mut self, own: OwnLease) {
+        let admission = self.leases.admission().clone();
+        self.leases.set_admission(flan_subnet_lease::Admission { own: Some(own), ..admission });
+    }
+
+    fn kernel_told(&mut self, heard: Heard) {
+        if heard.work {
+            self.schedule(REPAIR_DEBOUNCE);
+        }
+        if heard.read {
+            sooner(&mut self.read_due, READ_DEBOUNCE);
+        }
+        if heard.underlay {
+            self.underlay.look_in(UNDERLAY_DEBOUNCE);
+        }
+    }
+
     fn schedule(&mut self, after: Duration) {
-        let at = Instant::now() + after;
-        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+        sooner(&mut self.due, after);
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let dues = [
+            self.due,
+            self.read_due,
+            self.underlay.due(),
+            self.leases.missing_until(),
+            self.reconciler.due_at(Instant::now()),
+        ];
+        dues.into_iter().flatten().min()
+    }
+
+    async fn time_passed(&mut self) {
+        let now = Instant::now();
+        if self.read_due.is_some_and(|due| due <= now) {
+            self.read_due = None;
+            self.reconciler.read();
+        }
+        if self.underlay.due().is_some_and(|due| due <= now) {
+            self.look_at_underlay().await;
+        }
+        self.reconciler.tell(now);
+        self.round().await;
     }
 
     /// Looks after what the kernel does not tell of: a firewall that is reloaded, Docker that puts its rules first,
@@ -164,65 +211,112 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     async fn check_rules(&mut self) {
         let forwarding = self.enable_forwarding();
         if self.reconciler.keep_rules(&self.rules).await.is_err() || forwarding.is_err() {
+            self.rules_due = true;
             self.schedule(Duration::ZERO);
         }
+        self.status.update(|status| status.repairs = self.reconciler.repairs());
     }
 
-    /// Plan, compare, apply.
+    /// Changes what is wanted as the leases have changed, and brings the kernel in line.
     async fn round(&mut self) {
         self.due = None;
         if !self.leases.is_complete() {
             return; // an absent lease means nothing yet
         }
         self.leases.expire(Instant::now());
-        if let Some(until) = self.leases.missing_until() {
-            self.due = Some(until);
+        self.plan_peers();
+        let outcome = self.reconciler.work(Instant::now()).await;
+        let mut problem = None;
+        if self.rules_due {
+            let forwarding = self.enable_forwarding().err();
+            let rules = self.reconciler.keep_rules(&self.rules).await.err();
+            problem = forwarding.or(rules.map(|reason| reason.to_string()));
+            self.rules_due = problem.is_some();
         }
-        let forwarding = self.enable_forwarding();
-        let desired = self.plan();
-        let outcome = self.reconciler.reconcile(&desired).await;
-        self.rules.clone_from(&desired.rules);
-        let mut problem = forwarding.err().or(outcome.problem());
-        if let (Some(datapath), Some(own)) = (&mut self.datapath, &self.admission.own) {
+        if let (Some(datapath), Some(own)) = (&mut self.datapath, &self.leases.admission().own)
+            && self.reconciler.has_devices()
+        {
             problem = problem.or(datapath.keep_running(&own.subnets, outcome.device_is_new).err());
             let gauge = datapath.gauge();
             self.status.update(|status| status.datapath = gauge);
         }
         if !self.ready && self.datapath.as_ref().is_none_or(UdpRunner::is_running) {
-            problem = problem.or(self.get_ready(&desired.state).await.err());
+            problem = problem.or(self.get_ready().err());
         }
         self.settle(&outcome, problem);
     }
 
-    fn plan(&mut self) -> Desired {
-        let Some(own) = &self.admission.own else { return Desired::default() };
-        let judged = self.leases.judge(&self.admission);
-        self.peer_log.tell(&judged);
-        self.status.update(|status| {
-            status.subnets = own.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
-            status.peers = judged.peers.len();
-            status.quarantined = self.peer_log.quarantined();
-        });
-        if let Some(datapath) = &self.datapath {
-            datapath.feed(&judged.peers);
-        }
-        let mut state = self.backend.plan(&own.subnets, &judged.peers);
+    /// Wants for ourselves what the backend plans, instead of what was wanted before.
+    fn plan_host(&mut self) {
+        let Some(own) = &self.leases.admission().own else { return };
+        let mut host = self.backend.host(&own.subnets);
         let mut rules = Ruleset { masquerade: self.options.ip_masq, ..Ruleset::default() };
         if self.options.forward_rules {
-            rules.forward = state.links.keys().copied().chain([self.options.underlay]).collect();
+            rules.forward = host.links.keys().copied().chain([self.underlay.link()]).collect();
         }
-        for (family, network) in self.admission.config.networks() {
+        for (family, network) in self.leases.admission().config.networks() {
             let Some(subnet) = own.subnets.get(family) else { continue };
             rules.families.push(flan_kernel::FamilyRules { network, subnet });
             if self.options.blackhole_route {
                 // Behind every other route, so that the bridge's own wins as soon as there is one.
                 let key = RouteKey { destination: subnet, metric: u32::MAX };
-                state.routes.insert(key, Route { target: RouteTarget::Blackhole, protocol: ROUTE_PROTOCOL });
+                host.routes.insert(key, Route { target: RouteTarget::Blackhole, protocol: ROUTE_PROTOCOL });
             }
         }
-        Desired { state, rules }
+        self.status.update(|status| {
+            status.subnets = own.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+            // The subnet file and dockerd are out of date.
+            status.ready = false;
+        });
+        self.ready = false;
+        self.reconciler.give_up(&self.host);
+        self.reconciler.want(host.clone());
+        self.host = host;
+        (self.rules, self.rules_due) = (rules, true);
     }
 
+    /// Wants for each peer that has changed what the backend plans for it now.
+    fn plan_peers(&mut self) {
+        let changes = self.leases.take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        peers::tell(&changes);
+        for change in &changes.peers {
+            if let Some(before) = &change.before
+                && let Ok(planned) = self.backend.peer(before)
+            {
+                self.reconciler.give_up(&planned);
+                self.unreached.forget(before);
+            }
+            if let Some(after) = &change.after {
+                self.unreached.forget(after);
+                self.plan_peer(after);
+            }
+        }
+        self.peers_are_planned();
+    }
+
+    fn plan_peer(&mut self, peer: &Lease) {
+        match self.backend.peer(peer) {
+            Ok(planned) => self.reconciler.want(planned),
+            Err(reason) => self.unreached.note(peer, &reason),
+        }
+    }
+
+    /// Tells those who go by the list of peers.
+    fn peers_are_planned(&mut self) {
+        if let Some(datapath) = &self.datapath {
+            datapath.feed(&self.leases.peers().collect::<Vec<_>>());
+        }
+        self.status.update(|status| {
+            status.peers = self.leases.peer_count() - self.unreached.count();
+            status.unreachable = self.unreached.list();
+            status.quarantined = self.leases.quarantined().map(Into::into).collect();
+        });
+    }
+
+    /// Says what is wrong now, and comes back to what has to be tried again.
     fn settle(&mut self, outcome: &Outcome, problem: Option<String>) {
         if problem.is_some() {
             self.failures += 1;
@@ -230,35 +324,30 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         } else {
             self.failures = 0;
         }
-        let peers = self.status.read().peers;
-        if outcome.applied > 0 {
-            info!(
-                applied = outcome.applied,
-                failed = outcome.failed.len(),
-                peers,
-                "brought the kernel in line"
-            );
+        if outcome.applied >= MANY {
+            info!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
+        } else if outcome.applied > 0 {
+            debug!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
         }
-        if let Some(own) = self.admission.own.as_ref().filter(|_| self.ready) {
+        let problem = problem.or_else(|| self.reconciler.problem()).or_else(|| self.underlay.problem());
+        let peers = self.leases.peer_count();
+        if let Some(own) = self.leases.admission().own.as_ref().filter(|_| self.ready) {
             let problem = problem.as_deref().map(|problem| format!("; {problem}")).unwrap_or_default();
             notify::working(&format!("{} with {peers} peers{problem}", own.subnets));
         }
-        self.status.update(|status| status.kernel_problem = problem);
+        let repairs = self.reconciler.repairs();
+        self.status.update(|status| (status.kernel_problem, status.repairs) = (problem, repairs));
     }
 
-    /// Tells dockerd and systemd, once what was planned for ourselves really stands.
-    async fn get_ready(&mut self, desired: &State) -> Result<(), String> {
-        let Some(own) = &self.admission.own else { return Ok(()) };
-        let actual = self.reconciler.actual().await.map_err(|reason| reason.to_string())?;
-        let missing = desired.links.iter().find(|(name, link)| actual.links.get(name) != Some(link));
-        if let Some((name, _)) = missing {
-            return Err(format!("device {name} is not as planned yet"));
-        }
-        if !desired.addresses.is_subset(&actual.addresses) {
-            return Err("the device's addresses are not as planned yet".to_owned());
+    /// Tells dockerd and systemd, once what is planned for ourselves really stands.
+    fn get_ready(&mut self) -> Result<(), String> {
+        let Some(own) = &self.leases.admission().own else { return Ok(()) };
+        if !self.reconciler.has_devices() {
+            // What keeps them from it is told by the reconciler, and tried again.
+            return Ok(());
         }
         let mut networks: PerFamily<IpNetwork> = PerFamily::default();
-        for (family, network) in self.admission.config.networks() {
+        for (family, network) in self.leases.admission().config.networks() {
             networks.set(family, network);
         }
         let env = SubnetEnv::new(networks, &own.subnets, self.backend.mtu(), self.options.ip_masq);
@@ -268,19 +357,40 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             format!("cannot write {file}: {reason}")
         })?;
         self.ready = true;
-        self.status.update(|status| (status.ready, status.waiting_for) = (true, None));
-        info!(subnets = %own.subnets, mtu = self.backend.mtu(), peers = self.status.read().peers, %file, "ready");
+        let (mtu, peers) = (self.backend.mtu(), self.leases.peer_count());
+        self.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
+        info!(subnets = %own.subnets, mtu, peers, %file, "ready");
         notify::ready();
         Ok(())
     }
 
     fn enable_forwarding(&self) -> Result<(), String> {
-        let uses = |family| self.admission.config.pools.get(family).is_some();
+        let uses = |family| self.leases.admission().config.pools.get(family).is_some();
         sysctl::forwarding(uses(Family::V4), uses(Family::V6)).map_err(|reason| {
             warn!(%reason, "cannot enable forwarding: containers will not reach other hosts");
             format!("cannot enable forwarding: {reason}")
         })
     }
+}
+
+/// Operations in one round that are worth a line in the log.
+const MANY: usize = 100;
+
+/// How long to wait before what failed is tried again: 1 s, doubled each time, up to 30 s.
+fn retry_after(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(30))
+}
+
+/// Brings `due` forward, so that it is reached `after` this moment at the latest.
+fn sooner(due: &mut Option<Instant>, after: Duration) {
+    let at = Instant::now() + after;
+    *due = Some(due.map_or(at, |due| due.min(at)));
+}
+
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 /// Sleeps until then, or for ever.

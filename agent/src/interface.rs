@@ -1,11 +1,13 @@
 //! Finding the external interface: the one whose address peers send to.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use flan_backends::Underlay;
 use flan_kernel::KernelError;
 use flan_kernel::netlink::{self, Interface};
 use flan_subnet_lease::{Family, NetworkConfig, PerFamily, is_host_address};
+use ipnetwork::IpNetwork;
 use regex::Regex;
 
 use crate::args::Args;
@@ -17,6 +19,13 @@ pub struct External {
     pub underlay: Underlay,
     /// The addresses that peers send to: the same, unless a flag says otherwise.
     pub public_ips: PerFamily<IpAddr>,
+}
+
+impl External {
+    /// The addresses that no peer may claim: those that peers send to, and those that our packets come from.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        self.public_ips.values().chain(self.underlay.addresses.values()).copied().collect()
+    }
 }
 
 /// Why no external interface was found.
@@ -110,7 +119,7 @@ fn wanted(args: &Args) -> Vec<Wanted> {
 fn choose<'a>(interfaces: &'a [Interface], wanted: &[Wanted]) -> Result<Choice<'a>, InterfaceError> {
     for wanted in wanted {
         for interface in interfaces {
-            let mut addresses = interface.addresses.iter().map(ipnetwork::IpNetwork::ip);
+            let mut addresses = interface.addresses.iter().map(IpNetwork::ip);
             let found = match wanted {
                 Wanted::Name(name) => (interface.name.as_str() == name).then_some(None),
                 Wanted::Address(address) => addresses.find(|ip| ip == address).map(Some),
@@ -154,7 +163,7 @@ async fn by_route<'a>(
 
 fn external(choice: &Choice<'_>, config: &NetworkConfig, args: &Args) -> Result<External, InterfaceError> {
     let interface = choice.interface;
-    let on_it = interface.addresses.iter().map(ipnetwork::IpNetwork::ip).filter(|ip| !is_link_local(*ip));
+    let on_it = interface.addresses.iter().map(IpNetwork::ip).filter(|ip| !is_link_local(*ip));
     // The address that was asked for comes first and so is the one of its family.
     let all: PerFamily<IpAddr> = choice.address.into_iter().chain(on_it).collect();
     let given = PerFamily { v4: args.public_ip.map(IpAddr::V4), v6: args.public_ipv6.map(IpAddr::V6) };
@@ -176,7 +185,16 @@ fn external(choice: &Choice<'_>, config: &NetworkConfig, args: &Args) -> Result<
         addresses.set(family, address);
         public_ips.set(family, public);
     }
-    Ok(External { underlay: Underlay { link: interface.name, mtu: interface.mtu, addresses }, public_ips })
+    let on_link = on_link(interface);
+    let underlay = Underlay { link: interface.name, mtu: interface.mtu, addresses, on_link };
+    Ok(External { underlay, public_ips })
+}
+
+/// The networks of the interface's addresses; one that is a single address says nothing of the link.
+fn on_link(interface: &Interface) -> Vec<IpNetwork> {
+    let network = |address: &IpNetwork| IpNetwork::new(address.network(), address.prefix()).ok();
+    let more_than_itself = |address: &&IpNetwork| address.prefix() < if address.is_ipv4() { 32 } else { 128 };
+    interface.addresses.iter().filter(more_than_itself).filter_map(network).collect()
 }
 
 /// Why peers would keep a lease with this address from their kernels.

@@ -1,26 +1,64 @@
-//! The one way into the kernel: read what is there, compare with what is wanted, apply the difference.
+//! The one way into the kernel: what is wanted, what the kernel is known to hold, and the operations between the two.
+//!
+//! A lease, a notification of the kernel and a complete reading of it all change the same [`Ledger`]; [`Reconciler::work`]
+//! carries out what it then says. So a change of one peer costs what one peer costs, and a reading of everything runs
+//! beside it without being waited for.
 
+mod burst;
+mod waiting;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use flan_kernel::{
-    FailedOperation, Firewall, FirewallError, Kernel, KernelError, Operation, Ownership, Ruleset, State, diff,
+    Change, Fact, FailedOperation, Firewall, FirewallError, Kernel, KernelError, Ledger, LinkName, Object,
+    Operation, Ownership, Ruleset, State,
 };
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-/// Everything that this host should hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Desired {
-    /// Devices, addresses, neighbours, forwarding entries, routes.
-    pub state: State,
-    /// Packet filter rules.
-    pub rules: Ruleset,
-}
+use self::burst::Burst;
+pub use self::burst::Repairs;
+use self::waiting::Waiting;
 
 /// Brings the kernel in line.
 pub struct Reconciler<K, F> {
     kernel: K,
     firewall: F,
     ownership: Ownership,
+    /// The external interface.
+    underlay: Option<LinkName>,
+    ledger: Ledger,
+    /// Reads everything, while that lasts.
+    reading: Option<BoxFuture<'static, Result<State, KernelError>>>,
+    /// Whether the kernel was ever read. Before that, nothing is known to be missing or superfluous.
+    known: bool,
+    /// Why the last reading failed.
+    unread: Option<KernelError>,
+    /// When the next reading is due, after one that failed.
+    read_at: Option<Instant>,
+    /// What was heard of while nobody was there to hear it.
+    noted: Heard,
+    /// What must not be tried before a certain time.
+    waiting: Waiting,
+    /// What another program has changed, until it is put right.
+    disturbed: BTreeSet<Object>,
+    burst: Burst,
+    /// Whether our rules stood when we last looked.
+    rules_stood: bool,
+}
+
+/// What the kernel had to tell, for those who plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Something of ours is not as it is wanted.
+    pub work: bool,
+    /// More may have changed than was told: everything must be read.
+    pub read: bool,
+    /// The external interface may have changed.
+    pub underlay: bool,
 }
 
 /// What one round did.
@@ -28,61 +66,138 @@ pub struct Reconciler<K, F> {
 pub struct Outcome {
     /// Operations that were carried out.
     pub applied: usize,
+    /// Operations that the kernel refused. They come up again later, as long as they are wanted.
+    pub failed: usize,
     /// Whether a device was made, or made anew.
     pub device_is_new: bool,
-    /// Operations that the kernel refused. They come up again in the next round, as long as they are wanted.
-    pub failed: Vec<FailedOperation>,
-    /// The kernel could not even be read.
-    pub unread: Option<KernelError>,
-    /// The rules could not be put right.
-    pub firewall: Option<FirewallError>,
 }
 
+/// Operations between two looks at what the kernel has to tell: it must not pile up.
+const STRIDE: usize = 2048;
+/// Pause before another reading when one failed.
+const READ_AGAIN: Duration = Duration::from_secs(3);
+/// Refused operations that are logged one by one.
+const SHOWN: usize = 5;
+
 impl<K: Kernel, F: Firewall> Reconciler<K, F> {
-    /// A reconciler for what `ownership` says is ours.
+    /// A reconciler for what `ownership` says is ours, which wants nothing yet.
     pub fn new(kernel: K, firewall: F, ownership: Ownership) -> Self {
-        Self { kernel, firewall, ownership }
+        Self {
+            kernel,
+            firewall,
+            ownership,
+            underlay: None,
+            ledger: Ledger::default(),
+            reading: None,
+            known: false,
+            unread: None,
+            read_at: None,
+            noted: Heard::default(),
+            waiting: Waiting::default(),
+            disturbed: BTreeSet::new(),
+            burst: Burst::default(),
+            rules_stood: false,
+        }
     }
 
-    /// What the kernel holds of ours.
+    /// Reads the kernel for the first time, and returns what it holds of ours.
     ///
     /// # Errors
-    /// When the kernel cannot be read.
-    pub async fn actual(&mut self) -> Result<State, KernelError> {
-        self.kernel.snapshot(&self.ownership).await
+    /// When it cannot be read.
+    pub async fn first_reading(&mut self) -> Result<State, KernelError> {
+        self.listen();
+        self.ledger.begin_reading();
+        let actual = self.kernel.snapshot(&self.ownership).await?;
+        self.listen();
+        self.ledger.reset(actual.clone());
+        self.known = true;
+        Ok(actual)
     }
 
-    /// One round. A failure stops nothing else: what could be done is done, and the rest is in the outcome.
-    pub async fn reconcile(&mut self, desired: &Desired) -> Outcome {
-        let firewall = self.keep_rules(&desired.rules).await.err();
-        let mut outcome = Outcome { firewall, ..Outcome::default() };
-        let actual = match self.actual().await {
-            Ok(actual) => actual,
-            Err(reason) => {
-                warn!(%reason, "cannot read the kernel's state; leaving it as it is");
-                outcome.unread = Some(reason);
-                return outcome;
+    /// Names the external interface.
+    pub fn set_underlay(&mut self, underlay: LinkName) {
+        self.underlay = Some(underlay);
+    }
+
+    /// Wants everything in `more`.
+    pub fn want(&mut self, more: State) {
+        self.ledger.want(more);
+    }
+
+    /// Gives up everything in `less`, which was wanted before.
+    pub fn give_up(&mut self, less: &State) {
+        self.ledger.give_up(less);
+    }
+
+    /// Wants nothing any more.
+    pub fn give_up_all(&mut self) {
+        self.ledger.give_up_all();
+    }
+
+    /// Whether our devices and their addresses stand as they are wanted.
+    pub fn has_devices(&self) -> bool {
+        self.known && self.ledger.has_devices()
+    }
+
+    /// Begins to read everything, unless that is being done.
+    pub fn read(&mut self) {
+        if self.reading.is_none() {
+            self.read_at = None;
+            self.listen();
+            self.ledger.begin_reading();
+            self.reading = Some(self.kernel.snapshot(&self.ownership));
+        }
+    }
+
+    /// Waits until the kernel has something to tell or a reading is done, and takes it in. Cancel-safe.
+    pub async fn hear(&mut self) -> Heard {
+        if self.noted != Heard::default() {
+            return std::mem::take(&mut self.noted);
+        }
+        let reading = async {
+            match &mut self.reading {
+                Some(reading) => reading.await,
+                None => std::future::pending().await,
             }
         };
-        let operations = diff(&desired.state, &actual);
-        for operation in &operations {
-            match operation {
-                Operation::ReplaceLink { name, because, .. } => {
-                    info!(device = %name, because, "making the device anew");
-                }
-                operation => debug!(%operation, "apply"),
+        tokio::select! {
+            changes = self.kernel.changes() => self.take_in(changes),
+            read = reading => {
+                self.reading = None;
+                self.take_in_all(read)
             }
         }
-        outcome.failed = self.kernel.apply(&operations).await;
-        outcome.device_is_new = operations.iter().any(|operation| {
-            matches!(operation, Operation::CreateLink { .. } | Operation::ReplaceLink { .. })
-        });
-        outcome.applied = operations.len() - outcome.failed.len();
-        for failed in outcome.failed.iter().take(SHOWN) {
-            warn!(operation = %failed.operation, reason = %failed.reason, "the kernel refused an operation");
+    }
+
+    /// Carries out what can be done now. A failure stops nothing else.
+    pub async fn work(&mut self, now: Instant) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.read_at.is_some_and(|at| at <= now) {
+            self.read();
         }
-        if outcome.failed.len() > SHOWN {
-            warn!(more = outcome.failed.len() - SHOWN, "the kernel refused more operations");
+        if !self.known {
+            return outcome;
+        }
+        let operations = self.due(now);
+        let mut shown = 0;
+        for stride in operations.chunks(STRIDE) {
+            let refused = self.kernel.apply(stride).await;
+            outcome.failed += refused.len();
+            self.settle(stride, &refused, &mut outcome, now);
+            for refusal in refused.iter().filter(|refusal| !self.is_for_want_of_a_device(refusal)) {
+                if shown < SHOWN {
+                    warn!(operation = %refusal.operation, reason = %refusal.reason, "the kernel refused an operation");
+                }
+                shown += 1;
+            }
+            self.listen();
+        }
+        if shown > SHOWN {
+            warn!(more = shown - SHOWN, "the kernel refused more operations");
+        }
+        // Only a reading shows what went with a device.
+        if operations.iter().any(|operation| matches!(operation.object(), Object::Link(_))) {
+            self.read();
         }
         outcome
     }
@@ -93,124 +208,186 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// When they can be neither read nor written.
     pub async fn keep_rules(&mut self, rules: &Ruleset) -> Result<(), FirewallError> {
         match self.firewall.apply(rules).await {
-            Ok(true) => info!("packet filter rules put in place"),
-            Ok(false) => {}
+            Ok(changed) => {
+                if changed {
+                    info!("packet filter rules put in place");
+                    self.burst.count_rules(self.rules_stood);
+                } else {
+                    self.burst.rules_stand();
+                }
+                self.rules_stood = true;
+                Ok(())
+            }
             Err(reason) => {
                 warn!(%reason, "cannot put the packet filter rules in place");
-                return Err(reason);
+                Err(reason)
             }
         }
-        Ok(())
     }
 
-    /// Waits until the kernel may have changed. Cancel-safe.
-    pub async fn changed(&mut self) {
-        self.kernel.changed().await;
+    /// When there is something to do although nothing happens.
+    pub fn due_at(&self, now: Instant) -> Option<Instant> {
+        [self.waiting.next(now), self.burst.tell_at(), self.read_at].into_iter().flatten().min()
     }
-}
 
-impl Outcome {
+    /// Tells of repairs, once it is quiet again.
+    pub fn tell(&mut self, now: Instant) {
+        self.burst.tell(now);
+    }
+
+    /// How often something of ours was put right that another program had changed.
+    pub fn repairs(&self) -> Repairs {
+        self.burst.repairs()
+    }
+
     /// What is not as it should be, in one line.
     pub fn problem(&self) -> Option<String> {
-        let operation = self.failed.first().map(|failed| match self.failed.len() {
-            1 => failed.to_string(),
-            count => format!("{failed} (and {} more)", count - 1),
-        });
-        self.unread
-            .as_ref()
-            .map(|reason| format!("cannot read the kernel's state: {reason}"))
-            .or(operation)
-            .or(self.firewall.as_ref().map(ToString::to_string))
+        let unread = self.unread.as_ref().map(|reason| format!("cannot read the kernel's state: {reason}"));
+        unread.or_else(|| self.waiting.problem())
+    }
+
+    /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
+    fn listen(&mut self) {
+        while let Some(changes) = self.kernel.changes().now_or_never() {
+            let Heard { work, read, underlay } = self.take_in(changes);
+            self.noted.work |= work;
+            self.noted.read |= read;
+            self.noted.underlay |= underlay;
+        }
+    }
+
+    fn take_in(&mut self, changes: Vec<Change>) -> Heard {
+        let mut heard = Heard::default();
+        for change in changes {
+            match change {
+                Change::Fact(fact) => self.take_in_fact(fact, &mut heard),
+                Change::Link(name) => {
+                    let ours = self.ownership.links.contains(&name);
+                    heard.underlay |= self.underlay == Some(name);
+                    heard.read |= ours || self.underlay == Some(name);
+                    // It may have been in the way of one of ours.
+                    heard.work |= self.waiting.release_links();
+                }
+                Change::HostAddress(name) => heard.underlay |= self.underlay == Some(name),
+                Change::DefaultRoute => heard.underlay = true,
+                Change::Unknown => (heard.read, heard.underlay) = (true, true),
+            }
+        }
+        heard
+    }
+
+    fn take_in_fact(&mut self, fact: Fact, heard: &mut Heard) {
+        let takes_routes_along = matches!(fact, Fact::NextHop(_, None));
+        let object = object(&fact);
+        heard.work |= self.waiting.release(&object);
+        if self.ledger.observe(fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
+            self.disturbed.insert(object);
+            heard.work = true;
+            heard.read |= takes_routes_along;
+        }
+    }
+
+    fn take_in_all(&mut self, read: Result<State, KernelError>) -> Heard {
+        let actual = match read {
+            Ok(actual) => actual,
+            // What changes all the time is read another time; what of it is ours was told one by one.
+            Err(KernelError::Interrupted) => {
+                debug!("the kernel's tables change too fast to be read; they are read again later");
+                self.read_at = Some(Instant::now() + READ_AGAIN);
+                return Heard::default();
+            }
+            Err(reason) => {
+                warn!(%reason, "cannot read the kernel's state; leaving it as it is");
+                self.unread = Some(reason);
+                self.read_at = Some(Instant::now() + READ_AGAIN);
+                return Heard { work: true, ..Heard::default() };
+            }
+        };
+        self.unread = None;
+        for object in self.ledger.reset(actual) {
+            if self.known && !self.ledger.is_in_line(&object) {
+                self.disturbed.insert(object);
+            }
+        }
+        self.known = true;
+        Heard { work: true, ..Heard::default() }
+    }
+
+    /// What is to be done and need not wait.
+    fn due(&mut self, now: Instant) -> Vec<Operation> {
+        self.disturbed.retain(|object| !self.ledger.is_in_line(object));
+        self.waiting.retain(|object| !self.ledger.is_in_line(object));
+        self.waiting.dispute(&self.disturbed, &mut self.burst, now);
+        let mut operations = self.ledger.operations();
+        let made: BTreeSet<LinkName> = operations
+            .iter()
+            .filter_map(|operation| match operation.object() {
+                Object::Link(name) if !self.waiting.holds(&operation.object(), now) => Some(name),
+                _ => None,
+            })
+            .collect();
+        let needs_nothing = |operation: &Operation| {
+            operation.link().is_none_or(|link| {
+                !self.ownership.links.contains(&link) || made.contains(&link) || self.ledger.stands(link)
+            })
+        };
+        operations
+            .retain(|operation| needs_nothing(operation) && !self.waiting.holds(&operation.object(), now));
+        operations
+    }
+
+    /// Notes what became of operations.
+    fn settle(
+        &mut self,
+        operations: &[Operation],
+        refused: &[FailedOperation],
+        outcome: &mut Outcome,
+        now: Instant,
+    ) {
+        let failed: BTreeSet<Object> = refused.iter().map(|refusal| refusal.operation.object()).collect();
+        for operation in operations {
+            let object = operation.object();
+            if failed.contains(&object) {
+                continue;
+            }
+            match operation {
+                Operation::ReplaceLink { name, because, .. } => {
+                    info!(device = %name, because, "made the device anew");
+                }
+                operation => debug!(%operation, "applied"),
+            }
+            self.ledger.carried_out(operation);
+            self.waiting.succeeded(&object);
+            outcome.applied += 1;
+            outcome.device_is_new |=
+                matches!(operation, Operation::CreateLink { .. } | Operation::ReplaceLink { .. });
+            if self.disturbed.remove(&object) {
+                self.burst.count(operation, now);
+            }
+        }
+        for refusal in refused {
+            if !self.is_for_want_of_a_device(refusal) {
+                self.waiting.failed(refusal, now);
+            }
+        }
+    }
+
+    /// Such an operation waits for the device, and not for a time.
+    fn is_for_want_of_a_device(&self, refusal: &FailedOperation) -> bool {
+        matches!(refusal.reason, KernelError::NoSuchLink(name)
+            if self.ownership.links.contains(&name) && refusal.operation.object() != Object::Link(name))
     }
 }
 
-/// Refused operations that are logged one by one.
-const SHOWN: usize = 5;
-
-/// How long to wait before a failed round is tried again: 1 s, doubled each time, up to 30 s.
-pub fn retry_after(failures: u32) -> Duration {
-    Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(30))
+fn object(fact: &Fact) -> Object {
+    match *fact {
+        Fact::Address(key, _) => Object::Address(key),
+        Fact::Neighbour(key, _) => Object::Neighbour(key),
+        Fact::Fdb(key, _) => Object::Fdb(key),
+        Fact::NextHop(key, _) => Object::NextHop(key),
+        Fact::Route(key, _) => Object::Route(key),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use flan_kernel::fake::{FakeFirewall, FakeKernel};
-    use flan_kernel::{Link, LinkKind, Route, RouteKey, RouteTarget, Vxlan};
-
-    use super::*;
-
-    fn desired(peers: u8) -> Desired {
-        let link = "flannel.1".parse().unwrap();
-        let kind = LinkKind::Vxlan(Vxlan {
-            vni: 1,
-            port: 8472,
-            underlay: Some("eth0".parse().unwrap()),
-            local: Some("192.168.64.11".parse().unwrap()),
-            learning: false,
-            gbp: false,
-        });
-        let mac = Some("02:00:00:00:00:01".parse().unwrap());
-        let vxlan = Link { kind, mac, mtu: 1450, up: true };
-        let mut state = State::default();
-        state.links.insert(link, vxlan);
-        for peer in 0..peers {
-            let gateway = format!("10.5.{peer}.0").parse().unwrap();
-            state.routes.insert(
-                RouteKey { destination: format!("10.5.{peer}.0/24").parse().unwrap(), metric: 0 },
-                Route {
-                    target: RouteTarget::Via { gateway, link, onlink: true },
-                    protocol: flan_kernel::ROUTE_PROTOCOL,
-                },
-            );
-        }
-        Desired { state, rules: Ruleset::default() }
-    }
-
-    fn reconciler(kernel: &FakeKernel) -> Reconciler<FakeKernel, FakeFirewall> {
-        let ownership = Ownership { links: ["flannel.1".parse().unwrap()].into() };
-        Reconciler::new(kernel.clone(), FakeFirewall::new(), ownership)
-    }
-
-    #[tokio::test]
-    async fn a_second_round_finds_nothing_to_do() {
-        let kernel = FakeKernel::new();
-        let mut reconciler = reconciler(&kernel);
-        assert_eq!(reconciler.reconcile(&desired(3)).await.applied, 4);
-        assert_eq!(kernel.state(), desired(3).state);
-        assert_eq!(reconciler.reconcile(&desired(3)).await.applied, 0);
-    }
-
-    #[tokio::test]
-    async fn one_refused_operation_stops_nothing_else_and_is_tried_again() {
-        let kernel = FakeKernel::new();
-        let mut reconciler = reconciler(&kernel);
-        let second = "10.5.1.0/24".parse().unwrap();
-        kernel.fail_next(
-            move |operation| matches!(operation, Operation::AddRoute { key, .. } if key.destination == second),
-            KernelError::Errno(12),
-        );
-        let outcome = reconciler.reconcile(&desired(3)).await;
-        assert_eq!((outcome.applied, outcome.failed.len()), (3, 1));
-        assert!(outcome.problem().unwrap().contains("10.5.1.0/24"));
-        assert_eq!(reconciler.reconcile(&desired(3)).await.problem(), None);
-        assert_eq!(kernel.state(), desired(3).state);
-    }
-
-    #[tokio::test]
-    async fn a_kernel_that_cannot_be_read_is_not_taken_for_an_empty_one() {
-        let kernel = FakeKernel::new();
-        let mut reconciler = reconciler(&kernel);
-        reconciler.reconcile(&desired(3)).await;
-        kernel.take_applied();
-        kernel.fail_next_snapshot(KernelError::TimedOut(Duration::from_secs(10)));
-        let outcome = reconciler.reconcile(&desired(0)).await;
-        assert!(outcome.problem().unwrap().starts_with("cannot read the kernel's state"));
-        assert_eq!(kernel.take_applied(), []);
-    }
-
-    #[test]
-    fn retries_slow_down_to_half_a_minute() {
-        let waits: Vec<u64> = (1..8).map(|failures| retry_after(failures).as_secs()).collect();
-        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-    }
-}
+mod tests;

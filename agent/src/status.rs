@@ -8,8 +8,11 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use flan_backends::udp::{Gauge, Modes, Totals};
+use flan_subnet_lease::Quarantined;
 use serde::{Serialize, Serializer};
 use tokio::net::TcpListener;
+
+use crate::reconcile::Repairs;
 
 /// The form of this document; it changes when a field changes its meaning or goes.
 pub const API_VERSION: &str = "flan/v1";
@@ -34,8 +37,12 @@ pub struct Status {
     pub mtu: u32,
     /// Number of peers that packets are sent to.
     pub peers: usize,
+    /// Peers with a good lease that this backend cannot reach from this host.
+    pub unreachable: Vec<UnreachablePeer>,
     /// Leases that are kept from the kernel.
     pub quarantined: Vec<QuarantinedLease>,
+    /// How often something of ours was put right that another program had changed.
+    pub repairs: Repairs,
     /// The data path, where packets pass through this program.
     pub datapath: Option<DatapathGauge>,
     /// Why our lease could not be renewed, while that lasts.
@@ -76,6 +83,23 @@ pub struct QuarantinedLease {
     /// The last part of its key.
     pub key: String,
     /// What is wrong with it.
+    pub reason: String,
+}
+
+impl From<Quarantined<'_>> for QuarantinedLease {
+    fn from(bad: Quarantined<'_>) -> Self {
+        Self { key: bad.key.to_owned(), reason: bad.reason.to_string() }
+    }
+}
+
+/// A peer that cannot be reached from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreachablePeer {
+    /// Its subnets.
+    pub subnets: String,
+    /// Its address and, where it says one, its name.
+    pub holder: String,
+    /// Why not.
     pub reason: String,
 }
 

@@ -44,7 +44,7 @@ impl Backend for HostGw {
     }
 
     fn lease_fields(&self) -> LeaseFields {
-        LeaseFields { backend: Some(self.name().to_owned()), data: PerFamily::default() }
+        LeaseFields { backend: Some(self.name()), data: PerFamily::default() }
     }
 
     fn host(&self, _own: &Subnets) -> State {

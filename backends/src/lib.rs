@@ -11,10 +11,11 @@ mod samples;
 pub mod udp;
 mod vxlan;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use flan_kernel::{LinkName, State};
-use flan_subnet_lease::{Family, Lease, PerFamily, Subnets};
+use flan_subnet_lease::{BackendData, Family, Lease, LeaseAttributes, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
 
 pub use alloc::Alloc;
@@ -49,9 +50,17 @@ pub trait Backend: Send {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LeaseFields {
     /// `BackendType`, where the backend writes one.
-    pub backend: Option<String>,
+    pub backend: Option<&'static str>,
     /// `BackendData` and `BackendV6Data`, for each family in use.
-    pub data: PerFamily<serde_json::Value>,
+    pub data: PerFamily<BackendData>,
+}
+
+impl LeaseFields {
+    /// Writes them into a lease.
+    pub fn fill(self, attributes: &mut LeaseAttributes) {
+        attributes.backend = self.backend.map(Cow::Borrowed);
+        attributes.data = self.data;
+    }
 }
 
 /// The device and addresses that carry the outer packets.

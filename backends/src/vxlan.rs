@@ -120,9 +120,9 @@ impl Backend for Vxlan {
         let mut data = PerFamily::default();
         for (family, device) in self.devices.iter() {
             let value = VxlanData { vni: Some(self.config.vni), vtep_mac: device.mac };
-            data.set(family, serde_json::json!(value));
+            data.set(family, value.into());
         }
-        LeaseFields { backend: Some(self.name().to_owned()), data }
+        LeaseFields { backend: Some(self.name()), data }
     }
 
     fn host(&self, own: &Subnets) -> State {
@@ -322,6 +322,6 @@ mod tests {
         let mut there = vxlan(&[Family::V4], &State::default()).host(&own());
         there.links.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
         let data = vxlan(&[Family::V4], &there).lease_fields().data;
-        assert_eq!(data.v4.unwrap().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
+        assert_eq!(data.v4.unwrap().to_value().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
     }
 }

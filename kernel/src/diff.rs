@@ -404,6 +404,19 @@ impl fmt::Display for Operation {
     }
 }
 
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(name) => write!(f, "link {name}"),
+            Self::Address(address) => write!(f, "address {address}"),
+            Self::Neighbour(neighbour) => write!(f, "neighbour {neighbour}"),
+            Self::Fdb(entry) => write!(f, "fdb {entry}"),
+            Self::NextHop(id) => write!(f, "nexthop {id}"),
+            Self::Route(key) => write!(f, "route {key}"),
+        }
+    }
+}
+
 impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;

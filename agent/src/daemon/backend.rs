@@ -1,9 +1,9 @@
 //! Which backend the network config asks for, and the data path that one of them runs.
 
 use flan_backends::udp::{Datapath, ForwardingTable, Routes};
-use flan_backends::{Backend, BackendError, Udp, Underlay, Vxlan};
+use flan_backends::{Alloc, Backend, BackendError, Gateways, HostGw, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State, sysctl};
-use flan_subnet_lease::{BackendConfig, Family, Lease, NetworkConfig, PerFamily, Subnets, UdpConfig};
+use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, PerFamily, Subnets, UdpConfig};
 use macaddr::MacAddr6;
 use tracing::warn;
 
@@ -25,15 +25,11 @@ pub(super) struct Chosen {
 /// For a backend that this agent does not have, by name.
 pub(super) fn ownership(config: &NetworkConfig) -> Result<Ownership, String> {
     match &config.backend {
-        BackendConfig::Vxlan(vxlan) => {
-            if vxlan.direct_routing {
-                warn!("Backend.DirectRouting is not supported yet: packets to every peer are encapsulated");
-            }
-            Ok(Vxlan::ownership_of(vxlan))
-        }
+        BackendConfig::Vxlan(vxlan) => Ok(Vxlan::ownership_of(vxlan)),
         BackendConfig::Udp(_) => Ok(Udp::ownership()),
+        BackendConfig::HostGw | BackendConfig::Alloc => Ok(Ownership::default()),
         other => Err(format!(
-            "Backend.Type {:?} is not one that this fland has; \"vxlan\" and \"udp\" are",
+            "Backend.Type {:?} is not one that this fland has; \"vxlan\", \"udp\", \"host-gw\" and \"alloc\" are",
             other.name()
         )),
     }
@@ -47,9 +43,12 @@ pub(super) fn choose(
     config: &NetworkConfig,
     udp_without: &[UdpMode],
     underlay: &Underlay,
+    gateways: Gateways,
     node_id: &str,
     actual: &State,
 ) -> Result<Chosen, BackendError> {
+    let families = config.networks().map(|(family, _)| family);
+    let without_device = |backend| Chosen { backend, macs: PerFamily::default(), datapath: None };
     match &config.backend {
         BackendConfig::Udp(udp) => {
             let udp = without(udp.clone(), udp_without);
@@ -58,10 +57,11 @@ pub(super) fn choose(
             Ok(Chosen { backend: Box::new(backend), macs: PerFamily::default(), datapath })
         }
         BackendConfig::Vxlan(vxlan) => {
-            let families = config.networks().map(|(family, _): (Family, _)| family);
-            let backend = Vxlan::new(vxlan.clone(), families, underlay, node_id, actual)?;
+            let backend = Vxlan::new(vxlan.clone(), families, underlay, gateways, node_id, actual)?;
             Ok(Chosen { macs: backend.macs(), backend: Box::new(backend), datapath: None })
         }
+        BackendConfig::HostGw => Ok(without_device(Box::new(HostGw::new(families, underlay, gateways)?))),
+        BackendConfig::Alloc => Ok(without_device(Box::new(Alloc::new(underlay)))),
         other => Err(BackendError::Unknown { backend: other.name() }),
     }
 }

@@ -1,0 +1,163 @@
+use flan_kernel::fake::{FakeFirewall, FakeKernel};
+use flan_kernel::{Link, LinkKind, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Vxlan};
+
+use super::*;
+
+fn device() -> LinkName {
+    "flannel.1".parse().unwrap()
+}
+
+fn key(number: u8) -> RouteKey {
+    RouteKey { destination: format!("10.5.{number}.0/24").parse().unwrap(), metric: 0 }
+}
+
+fn host() -> State {
+    let kind = LinkKind::Vxlan(Vxlan {
+        vni: 1,
+        port: 8472,
+        underlay: Some("eth0".parse().unwrap()),
+        local: Some("192.168.64.11".parse().unwrap()),
+        learning: false,
+        gbp: false,
+    });
+    let mac = Some("02:00:00:00:00:01".parse().unwrap());
+    State { links: [(device(), Link { kind, mac, mtu: 1450, up: true })].into(), ..State::default() }
+}
+
+fn peer(number: u8) -> State {
+    let gateway = std::net::Ipv4Addr::new(10, 5, number, 0);
+    let (id, link) = (NextHopId::from(gateway), device());
+    let next_hop = NextHop { gateway: gateway.into(), link, onlink: true, protocol: ROUTE_PROTOCOL };
+    let route = Route { target: RouteTarget::NextHop { id, link }, protocol: ROUTE_PROTOCOL };
+    State { next_hops: [(id, next_hop)].into(), routes: [(key(number), route)].into(), ..State::default() }
+}
+
+/// A kernel, and a reconciler that wants three peers of it.
+async fn three_peers() -> (FakeKernel, Reconciler<FakeKernel, FakeFirewall>) {
+    let kernel = FakeKernel::new();
+    let ownership = Ownership { links: [device()].into() };
+    let mut reconciler = Reconciler::new(kernel.clone(), FakeFirewall::new(), ownership);
+    reconciler.first_reading().await.unwrap();
+    reconciler.want(host());
+    (2..5).for_each(|number| reconciler.want(peer(number)));
+    (kernel, reconciler)
+}
+
+/// Lets everything happen that happens by itself, and works until nothing is left to do.
+async fn settle(reconciler: &mut Reconciler<FakeKernel, FakeFirewall>, now: Instant) {
+    for _ in 0..10 {
+        while let Some(heard) = reconciler.hear().now_or_never() {
+            if heard.read {
+                reconciler.read();
+            }
+        }
+        reconciler.work(now).await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_round_finds_nothing_to_do() {
+    let (kernel, mut reconciler) = three_peers().await;
+    let now = Instant::now();
+    assert_eq!(reconciler.work(now).await.applied, 7);
+    settle(&mut reconciler, now).await;
+    kernel.take_applied();
+    settle(&mut reconciler, now).await;
+    assert_eq!(kernel.take_applied(), []);
+    assert_eq!(reconciler.problem(), None);
+    assert_eq!(reconciler.repairs(), Repairs::default());
+}
+
+#[tokio::test]
+async fn nothing_is_done_before_the_kernel_was_read() {
+    let kernel = FakeKernel::new();
+    let mut reconciler =
+        Reconciler::new(kernel.clone(), FakeFirewall::new(), Ownership { links: [device()].into() });
+    kernel.fail_next_snapshot(KernelError::Errno(12));
+    assert!(reconciler.first_reading().await.is_err());
+    reconciler.want(host());
+    reconciler.work(Instant::now()).await;
+    assert_eq!(kernel.take_applied(), []);
+}
+
+#[tokio::test]
+async fn one_refused_operation_stops_nothing_else_and_is_tried_again_later() {
+    let (kernel, mut reconciler) = three_peers().await;
+    kernel.fail_next(|operation| operation.object() == Object::Route(key(3)), KernelError::Errno(12));
+    let now = Instant::now();
+    let outcome = reconciler.work(now).await;
+    assert_eq!((outcome.applied, outcome.failed), (6, 1));
+    assert!(reconciler.problem().unwrap().contains("10.5.3.0/24"));
+    assert_eq!(reconciler.work(now).await.applied, 0, "not before its time");
+    let later = now + Duration::from_secs(1);
+    assert_eq!(reconciler.work(later).await.applied, 1);
+    assert_eq!(reconciler.problem(), None);
+}
+
+#[tokio::test]
+async fn what_was_refused_is_forgotten_with_the_peer() {
+    let (kernel, mut reconciler) = three_peers().await;
+    kernel.fail_next(|operation| operation.object() == Object::Route(key(3)), KernelError::Errno(12));
+    let now = Instant::now();
+    reconciler.work(now).await;
+    reconciler.give_up(&peer(3));
+    reconciler.work(now).await;
+    assert_eq!(reconciler.problem(), None);
+}
+
+#[tokio::test]
+async fn what_another_program_deletes_is_put_back_and_counted() {
+    let (kernel, mut reconciler) = three_peers().await;
+    let now = Instant::now();
+    settle(&mut reconciler, now).await;
+    kernel.edit(|state| drop(state.routes.remove(&key(3))));
+    assert!(reconciler.hear().await.work);
+    assert_eq!(reconciler.work(now).await.applied, 1);
+    assert_eq!(reconciler.repairs(), Repairs { route: 1, ..Repairs::default() });
+}
+
+#[tokio::test]
+async fn a_reading_finds_what_nobody_told() {
+    let (kernel, mut reconciler) = three_peers().await;
+    let now = Instant::now();
+    settle(&mut reconciler, now).await;
+    kernel.delete_link(device());
+    settle(&mut reconciler, now).await;
+    let mut wanted = host();
+    for number in 2..5 {
+        wanted.next_hops.extend(peer(number).next_hops);
+        wanted.routes.extend(peer(number).routes);
+    }
+    assert_eq!(kernel.state(), wanted);
+    assert_eq!(reconciler.repairs().link, 1);
+}
+
+#[tokio::test]
+async fn a_repair_that_is_undone_again_and_again_is_not_fought_for() {
+    let (kernel, mut reconciler) = three_peers().await;
+    let now = Instant::now();
+    settle(&mut reconciler, now).await;
+    for _ in 0..10 {
+        kernel.edit(|state| drop(state.routes.remove(&key(3))));
+        settle(&mut reconciler, now).await;
+    }
+    assert_eq!(reconciler.repairs().route, 3);
+    assert!(reconciler.problem().unwrap().contains("route 10.5.3.0/24"), "{:?}", reconciler.problem());
+    kernel.edit(|state| drop(state.routes.remove(&key(2))));
+    settle(&mut reconciler, now).await;
+    assert_eq!(reconciler.repairs().route, 4, "others are put right at once");
+    settle(&mut reconciler, now + Duration::from_secs(1)).await;
+    assert_eq!(reconciler.repairs().route, 5);
+    assert_eq!(reconciler.problem(), None);
+}
+
+#[tokio::test]
+async fn without_its_device_a_route_waits_for_no_time() {
+    let (kernel, mut reconciler) = three_peers().await;
+    kernel.fail_next(|operation| operation.object() == Object::Link(device()), KernelError::Errno(17));
+    let now = Instant::now();
+    let outcome = reconciler.work(now).await;
+    assert_eq!(outcome.applied, 0);
+    assert!(reconciler.problem().unwrap().starts_with("create link flannel.1"));
+    assert_eq!(reconciler.work(now + Duration::from_secs(1)).await.applied, 7);
+}
