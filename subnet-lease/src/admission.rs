@@ -1,7 +1,7 @@
 //! The judgement on one lease: a peer to reach, or a bad lease to keep from the kernel. A lease in the store is input that
 //! nobody has checked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -9,7 +9,7 @@ use macaddr::MacAddr6;
 
 use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
-use crate::family::{Family, PerFamily, encloses, span};
+use crate::family::{Family, PerFamily, encloses};
 use crate::key::Subnets;
 use crate::lease::{InvalidLease, Lease};
 
@@ -33,8 +33,8 @@ pub struct OwnLease {
     pub macs: PerFamily<MacAddr6>,
 }
 
-/// The judgement on one lease.
-#[derive(Debug, Clone, PartialEq)]
+/// What a lease is that is not bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Our own.
     Own,
@@ -42,8 +42,6 @@ pub(crate) enum Standing {
     Peer,
     /// A reservation that waits for its host.
     Unclaimed,
-    /// Bad.
-    Quarantined(QuarantineReason),
 }
 
 /// What is wrong with a lease.
@@ -217,46 +215,6 @@ impl Admission {
             }
         }
         Ok(())
-    }
-}
-
-/// What older leases have taken.
-#[derive(Default)]
-pub(crate) struct Taken {
-    /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
-    subnets: BTreeMap<(Family, u128), (u128, Subnets)>,
-    /// VTEP MACs, with the underlay address behind each.
-    macs: BTreeMap<(Family, [u8; 6]), (Option<IpAddr>, Subnets)>,
-}
-
-impl Taken {
-    pub(crate) fn conflict(&self, lease: &Lease) -> Option<QuarantineReason> {
-        let overlapping = lease.subnets.iter().find_map(|(family, subnet)| {
-            let (first, last) = span(&subnet);
-            let (_, (end, older)) = self.subnets.range((family, 0)..=(family, last)).next_back()?;
-            (*end >= first).then_some(QuarantineReason::Overlaps(*older))
-        });
-        let doubled = || {
-            lease.subnets.iter().find_map(|(family, _)| {
-                let mac = lease.attributes.vxlan(family)?.vtep_mac;
-                let (ip, older) = self.macs.get(&(family, mac.into_array()))?;
-                // One host may hold two leases for a while; they lead to the same place.
-                let same = ip.as_ref() == lease.attributes.public_ips.get(family);
-                (!same).then_some(QuarantineReason::MacTaken { mac, older: *older })
-            })
-        };
-        overlapping.or_else(doubled)
-    }
-
-    pub(crate) fn insert(&mut self, lease: &Lease) {
-        for (family, subnet) in lease.subnets.iter() {
-            let (first, last) = span(&subnet);
-            self.subnets.insert((family, first), (last, lease.subnets));
-            if let Some(data) = lease.attributes.vxlan(family) {
-                let ip = lease.attributes.public_ips.get(family).copied();
-                self.macs.insert((family, data.vtep_mac.into_array()), (ip, lease.subnets));
-            }
-        }
     }
 }
 

@@ -8,7 +8,6 @@ mod rounds;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::Map;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -340,9 +339,7 @@ fn judge(held: &HeldLease, claim: &Claim, found: Option<&Entry>) -> Finding {
         return Finding::Unchanged;
     }
     match LeaseAttributes::from_json(&entry.value) {
-        Ok(attributes)
-            if LeaseAttributes { other: Map::default(), ..attributes.clone() } == claim.attributes =>
-        {
+        Ok(attributes) if LeaseAttributes { other: None, ..attributes.clone() } == claim.attributes => {
             Finding::Touched { etcd_lease: entry.etcd_lease, mod_revision: entry.mod_revision }
         }
         Ok(attributes) if !attributes.is_held_by(&claim.attributes.public_ips, &claim.attributes.node) => {
@@ -419,7 +416,7 @@ mod tests {
         let mut lease =
             Lease::from_entry(&entry(key, &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null}}"#), revision))
                 .unwrap();
-        lease.attributes.node.id = node.map(str::to_owned);
+        lease.attributes.node.id = node.map(Into::into);
         lease
     }
 

@@ -1,7 +1,7 @@
 //! The subnets of one lease, and the etcd key that names them.
 
-use std::fmt;
-use std::net::IpAddr;
+use std::fmt::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
@@ -13,8 +13,13 @@ use crate::family::{Family, PerFamily, overlap};
 /// [`Subnets::key`] and [`Subnets::from_key`] translate from and to the last part of the etcd key:
 /// `10.5.52.0-24`, `10.12.13.0-24&fd00:12:13::-56` or, in a network without IPv4, `fd00:12:13::-56`.
 /// `Display` and `FromStr` use the notation that people type: `10.5.52.0/24`.
+///
+/// There is one in every lease, so it is small: address and prefix length of each family, without alignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Subnets(PerFamily<IpNetwork>);
+pub struct Subnets {
+    v4: Option<(Ipv4Addr, u8)>,
+    v6: Option<(Ipv6Addr, u8)>,
+}
 
 /// A text that names no subnets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +60,14 @@ impl Subnets {
         if let Some(subnet) = subnets.values().find(|subnet| subnet.ip() != subnet.network()) {
             return Err(InvalidKey::Boundary { subnet: *subnet, base: base_of(subnet) });
         }
-        Ok(Self(subnets))
+        let mut own = Self { v4: None, v6: None };
+        for subnet in subnets.values() {
+            match subnet.ip() {
+                IpAddr::V4(ip) => own.v4 = Some((ip, subnet.prefix())),
+                IpAddr::V6(ip) => own.v6 = Some((ip, subnet.prefix())),
+            }
+        }
+        Ok(own)
     }
 
     /// Reads the last part of an etcd key. Two keys never name the same subnets.
@@ -64,7 +76,7 @@ impl Subnets {
     /// Any [`InvalidKey`].
     pub fn from_key(key: &str) -> Result<Self, InvalidKey> {
         let subnets = Self::parse(key, '&', '-')?;
-        if subnets.key() != key {
+        if !subnets.joined("&", "-").reads(key) {
             return Err(InvalidKey::Form { key: key.to_owned(), subnets });
         }
         Ok(subnets)
@@ -72,22 +84,26 @@ impl Subnets {
 
     /// The last part of the etcd key.
     pub fn key(&self) -> String {
-        self.join("&", "-")
+        self.joined("&", "-").to_string()
     }
 
     /// The subnet of one family.
     pub fn get(&self, family: Family) -> Option<IpNetwork> {
-        self.0.get(family).copied()
+        let (ip, length): (IpAddr, u8) = match family {
+            Family::V4 => self.v4.map(|(ip, length)| (ip.into(), length))?,
+            Family::V6 => self.v6.map(|(ip, length)| (ip.into(), length))?,
+        };
+        IpNetwork::new(ip, length).ok()
     }
 
     /// The subnets with their families, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
-        self.0.iter().map(|(family, subnet)| (family, *subnet))
+        Family::ALL.into_iter().filter_map(|family| Some((family, self.get(family)?)))
     }
 
     /// Whether any subnet here shares an address with any there.
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.0.values().any(|a| other.0.values().any(|b| overlap(a, b)))
+        self.iter().any(|(family, a)| other.get(family).is_some_and(|b| overlap(&a, &b)))
     }
 
     fn parse(text: &str, between: char, before_length: char) -> Result<Self, InvalidKey> {
@@ -108,19 +124,49 @@ impl Subnets {
         Self::new(subnets)
     }
 
-    fn join(&self, between: &str, before_length: &str) -> String {
-        let parts: Vec<String> = self
-            .0
-            .values()
-            .map(|subnet| format!("{}{before_length}{}", subnet.ip(), subnet.prefix()))
-            .collect();
-        parts.join(between)
+    fn joined<'a>(&'a self, between: &'a str, before_length: &'a str) -> Joined<'a> {
+        Joined { subnets: self, between, before_length }
+    }
+}
+
+/// The subnets as text.
+struct Joined<'a> {
+    subnets: &'a Subnets,
+    between: &'a str,
+    before_length: &'a str,
+}
+
+impl Joined<'_> {
+    /// Whether this is the text, found without writing it down: it is asked of every lease that is read.
+    fn reads(&self, text: &str) -> bool {
+        let mut rest = Rest(text);
+        write!(rest, "{self}").is_ok() && rest.0.is_empty()
+    }
+}
+
+impl fmt::Display for Joined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (_, subnet)) in self.subnets.iter().enumerate() {
+            let between = if at == 0 { "" } else { self.between };
+            write!(f, "{between}{}{}{}", subnet.ip(), self.before_length, subnet.prefix())?;
+        }
+        Ok(())
+    }
+}
+
+/// What is left of a text; writing strikes out what is written, and fails where the text says something else.
+struct Rest<'a>(&'a str);
+
+impl fmt::Write for Rest<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+        Ok(())
     }
 }
 
 impl fmt::Display for Subnets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.join(",", "/"))
+        f.pad(&self.joined(",", "/").to_string())
     }
 }
 

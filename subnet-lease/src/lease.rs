@@ -1,11 +1,15 @@
 //! A lease: who holds a subnet and how to reach them, in the JSON that flannel reads and writes.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use macaddr::MacAddr6;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::backend_data::{BackendData, VxlanData};
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
 use crate::store::Entry;
@@ -30,36 +34,24 @@ pub struct Lease {
 pub struct LeaseAttributes {
     /// Underlay addresses of the holder.
     pub public_ips: PerFamily<IpAddr>,
-    /// `BackendType`; the udp and alloc backends and an unclaimed reservation have none.
-    pub backend: Option<String>,
+    /// `BackendType`; the udp and alloc backends and an unclaimed reservation have none. The names that we know are
+    /// not copied.
+    pub backend: Option<Cow<'static, str>>,
     /// `BackendData` and `BackendV6Data`: what the backend needs to reach the holder.
-    pub data: PerFamily<Value>,
+    pub data: PerFamily<BackendData>,
     /// Who the holder is beyond its address. flannel does not write this and ignores it.
     pub node: NodeIdentity,
-    /// Fields that we do not know, kept as they are.
-    pub other: Map<String, Value>,
+    /// Fields that we do not know, kept as they are; `None` where there are none.
+    pub other: Option<Box<Map<String, Value>>>,
 }
 
 /// Who a host is, whatever its address.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeIdentity {
-    /// Host name, for people.
-    #[serde(rename = "HostName", default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
-    /// An id that no other machine has.
-    #[serde(rename = "NodeID", default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-}
-
-/// `BackendData` and `BackendV6Data` of the vxlan backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VxlanData {
-    /// VXLAN network identifier; hosts with an old flannel leave it out.
-    #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
-    pub vni: Option<u32>,
-    /// MAC of the holder's VXLAN device.
-    #[serde(rename = "VtepMAC", with = "mac_text")]
-    pub vtep_mac: MacAddr6,
+    /// `HostName`, for people.
+    pub host: Option<Box<str>>,
+    /// `NodeID`, an id that no other machine has.
+    pub id: Option<Box<str>>,
 }
 
 /// Why a key and its value are no lease.
@@ -100,40 +92,17 @@ impl LeaseAttributes {
     /// # Errors
     /// [`InvalidLease::Value`] with the reader's reason.
     pub fn from_json(json: &[u8]) -> Result<Self, InvalidLease> {
-        let wire: Wire =
-            serde_json::from_slice(json).map_err(|error| InvalidLease::Value(error.to_string()))?;
-        Ok(Self {
-            public_ips: PerFamily {
-                v4: wire.public_ip.filter(|ip| !ip.is_unspecified()).map(IpAddr::V4),
-                v6: wire.public_ipv6.filter(|ip| !ip.is_unspecified()).map(IpAddr::V6),
-            },
-            backend: wire.backend_type.filter(|backend| !backend.is_empty()),
-            data: PerFamily { v4: wire.backend_data, v6: wire.backend_v6_data },
-            node: wire.node,
-            other: wire.other,
-        })
+        serde_json::from_slice(json).map_err(|error| InvalidLease::Value(error.to_string()))
     }
 
     /// The value of a lease, with the fields in flannel's order.
     pub fn to_json(&self) -> Vec<u8> {
-        let v4 = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None };
-        let v6 = |ip: &IpAddr| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None };
-        let wire = Wire {
-            // flannel's field is no pointer: a host without an IPv4 address is written as 0.0.0.0.
-            public_ip: Some(self.public_ips.v4.as_ref().and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED)),
-            public_ipv6: self.public_ips.v6.as_ref().and_then(v6),
-            backend_type: self.backend.clone(),
-            backend_data: self.data.v4.clone(),
-            backend_v6_data: self.data.v6.clone(),
-            node: self.node.clone(),
-            other: self.other.clone(),
-        };
-        serde_json::to_vec(&wire).expect("text, numbers and maps with text keys always have a JSON form")
+        serde_json::to_vec(self).expect("text, numbers and maps with text keys always have a JSON form")
     }
 
     /// The backend's data of one family as vxlan writes it, if it is there and readable.
     pub fn vxlan(&self, family: Family) -> Option<VxlanData> {
-        VxlanData::deserialize(self.data.get(family)?).ok()
+        self.data.get(family)?.vxlan()
     }
 
     /// The holder for people: `192.168.64.12 (h2)`.
@@ -157,37 +126,138 @@ impl LeaseAttributes {
     }
 }
 
-/// The JSON form. Field order is flannel's.
-#[derive(Serialize, Deserialize)]
-struct Wire {
-    #[serde(rename = "PublicIP", default)]
-    public_ip: Option<Ipv4Addr>,
-    #[serde(rename = "PublicIPv6", default)]
-    public_ipv6: Option<Ipv6Addr>,
-    #[serde(rename = "BackendType", default, skip_serializing_if = "Option::is_none")]
-    backend_type: Option<String>,
-    #[serde(rename = "BackendData", default, skip_serializing_if = "Option::is_none")]
-    backend_data: Option<Value>,
-    #[serde(rename = "BackendV6Data", default, skip_serializing_if = "Option::is_none")]
-    backend_v6_data: Option<Value>,
-    #[serde(flatten)]
-    node: NodeIdentity,
-    #[serde(flatten)]
-    other: Map<String, Value>,
+/// In flannel's order of the fields.
+impl Serialize for LeaseAttributes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let v4 = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None };
+        let v6 = |ip: &IpAddr| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None };
+        let mut map = serializer.serialize_map(None)?;
+        // flannel's field is no pointer: a host without an IPv4 address is written as 0.0.0.0.
+        let public_ip = self.public_ips.v4.as_ref().and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        map.serialize_entry("PublicIP", &public_ip)?;
+        map.serialize_entry("PublicIPv6", &self.public_ips.v6.as_ref().and_then(v6))?;
+        entry(&mut map, "BackendType", self.backend.as_ref())?;
+        entry(&mut map, "BackendData", self.data.v4.as_ref())?;
+        entry(&mut map, "BackendV6Data", self.data.v6.as_ref())?;
+        entry(&mut map, "HostName", self.node.host.as_ref())?;
+        entry(&mut map, "NodeID", self.node.id.as_ref())?;
+        for (name, value) in self.other.iter().flat_map(|other| other.iter()) {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
 }
 
-/// A MAC as flannel writes it: lower case, with colons.
-mod mac_text {
-    use macaddr::MacAddr6;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+fn entry<M: SerializeMap>(
+    map: &mut M,
+    name: &'static str,
+    value: Option<&impl Serialize>,
+) -> Result<(), M::Error> {
+    value.map_or(Ok(()), |value| map.serialize_entry(name, value))
+}
 
-    pub(super) fn serialize<S: Serializer>(mac: &MacAddr6, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&mac.to_string().to_lowercase())
+// By hand: what serde derives for a struct that keeps unknown fields copies every value first, and tens of thousands of
+// leases are read at once.
+impl<'de> Deserialize<'de> for LeaseAttributes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+struct Reader;
+
+#[derive(Deserialize)]
+#[serde(field_identifier)]
+enum Field {
+    #[serde(rename = "PublicIP")]
+    PublicIp,
+    #[serde(rename = "PublicIPv6")]
+    PublicIpv6,
+    BackendType,
+    BackendData,
+    BackendV6Data,
+    HostName,
+    #[serde(rename = "NodeID")]
+    NodeId,
+    Other(String),
+}
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = LeaseAttributes;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the object of a lease")
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MacAddr6, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not a MAC address")))
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LeaseAttributes, A::Error> {
+        let (mut v4, mut v6): (Once<Ipv4Addr>, Once<Ipv6Addr>) = (None, None);
+        let mut backend: Once<Name> = None;
+        let (mut data_v4, mut data_v6): (Once<BackendData>, Once<BackendData>) = (None, None);
+        let (mut host, mut id): (Once<Box<str>>, Once<Box<str>>) = (None, None);
+        let mut other = Map::new();
+        while let Some(field) = map.next_key()? {
+            match field {
+                Field::PublicIp => fill(&mut v4, "PublicIP", &mut map)?,
+                Field::PublicIpv6 => fill(&mut v6, "PublicIPv6", &mut map)?,
+                Field::BackendType => fill(&mut backend, "BackendType", &mut map)?,
+                Field::BackendData => fill(&mut data_v4, "BackendData", &mut map)?,
+                Field::BackendV6Data => fill(&mut data_v6, "BackendV6Data", &mut map)?,
+                Field::HostName => fill(&mut host, "HostName", &mut map)?,
+                Field::NodeId => fill(&mut id, "NodeID", &mut map)?,
+                Field::Other(name) => {
+                    other.insert(name, map.next_value()?);
+                }
+            }
+        }
+        Ok(LeaseAttributes {
+            public_ips: PerFamily {
+                v4: v4.flatten().filter(|ip| !ip.is_unspecified()).map(IpAddr::V4),
+                v6: v6.flatten().filter(|ip| !ip.is_unspecified()).map(IpAddr::V6),
+            },
+            backend: backend.flatten().map(|name| name.0).filter(|name| !name.is_empty()),
+            data: PerFamily { v4: data_v4.flatten(), v6: data_v6.flatten() },
+            node: NodeIdentity { host: host.flatten(), id: id.flatten() },
+            other: (!other.is_empty()).then(|| Box::new(other)),
+        })
+    }
+}
+
+/// A field that may come once, and may be null.
+type Once<T> = Option<Option<T>>;
+
+fn fill<'de, T: Deserialize<'de>, A: MapAccess<'de>>(
+    field: &mut Once<T>,
+    name: &'static str,
+    map: &mut A,
+) -> Result<(), A::Error> {
+    if field.is_some() {
+        return Err(A::Error::duplicate_field(name));
+    }
+    *field = Some(map.next_value()?);
+    Ok(())
+}
+
+/// A backend's name; the usual ones are not copied.
+struct Name(Cow<'static, str>);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl Visitor<'_> for Names {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Name, E> {
+                let known = ["vxlan", "udp", "host-gw", "wireguard", "alloc"]
+                    .into_iter()
+                    .find(|known| *known == name);
+                Ok(Name(known.map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)))
+            }
+        }
+        deserializer.deserialize_str(Names)
     }
 }
 
@@ -216,12 +286,6 @@ mod tests {
     }
 
     #[test]
-    fn vxlan_data_is_written_as_flannel_writes_it() {
-        let data = VxlanData { vni: Some(1), vtep_mac: "C6:D2:32:6F:8F:44".parse().unwrap() };
-        assert_eq!(serde_json::to_string(&data).unwrap(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
-    }
-
-    #[test]
     fn an_unset_address_is_none() {
         let attributes = read(r#"{"PublicIP":"0.0.0.0","PublicIPv6":null}"#);
         assert!(attributes.public_ips.is_empty());
@@ -230,7 +294,7 @@ mod tests {
     #[test]
     fn a_holder_is_known_by_its_address_and_where_both_know_it_its_node_id() {
         let ours = PerFamily { v4: Some("1.2.3.4".parse().unwrap()), v6: None };
-        let node = |id: Option<&str>| NodeIdentity { host: None, id: id.map(str::to_owned) };
+        let node = |id: Option<&str>| NodeIdentity { host: None, id: id.map(Into::into) };
         let lease = read(r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"NodeID":"a"}"#);
         assert!(lease.is_held_by(&ours, &node(Some("a"))));
         assert!(lease.is_held_by(&ours, &node(None)));
@@ -244,6 +308,8 @@ mod tests {
         let error = LeaseAttributes::from_json(b"{\"PublicIP\":\"1.2.3\"}").unwrap_err().to_string();
         assert!(error.starts_with("unreadable value: invalid IPv4 address syntax"), "{error}");
         assert!(LeaseAttributes::from_json(b"null").is_err());
+        assert!(LeaseAttributes::from_json(br#"{"NodeID":"a","NodeID":"b"}"#).is_err());
+        assert!(LeaseAttributes::from_json(br#"{"BackendData":{"VNI":1e999}}"#).is_err());
     }
 
     proptest! {

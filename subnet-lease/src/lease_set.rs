@@ -1,27 +1,48 @@
 //! All leases of the network, folded from the watch, and sorted by the judgement on each.
+//!
+//! One event costs the same whatever the number of leases: the lease it is about is judged, and those that are in
+//! conflict with it. There are tens of thousands of leases, so each is held once and takes some 300 bytes in all.
 
-use std::collections::BTreeMap;
+mod changes;
+mod judging;
+mod table;
+#[cfg(test)]
+mod whole;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::admission::{Admission, QuarantineReason, Standing, Taken};
-use crate::lease::{InvalidLease, Lease};
+use crate::admission::{Admission, QuarantineReason, Standing};
+use crate::key::Subnets;
+use crate::lease::Lease;
 use crate::store::{Entry, Listing};
 use crate::watch::{Change, WatchEvent};
+use changes::Touched;
+pub use changes::{Changes, PeerChange, QuarantineChange};
+use table::{Group, Id, Slot, State, Table};
 
-/// What the store holds, as the watch tells it.
-#[derive(Debug, Clone, Default)]
+/// What the store holds, as the watch tells it, each lease judged.
+#[derive(Debug, Clone)]
 pub struct LeaseSet {
-    leases: BTreeMap<String, Result<Lease, InvalidLease>>,
-    complete: bool,
+    admission: Admission,
     caution: Caution,
+    /// The leases that can be read, also those that a doubted list lacks and that are believed in for a while.
+    table: Table,
+    /// The bad leases by their keys, those that cannot be read among them; without the missing ones.
+    quarantine: BTreeMap<Box<str>, Bad>,
+    /// How many leases cannot be read.
+    unreadable: usize,
+    peers: usize,
+    missing: usize,
+    missing_until: Option<Instant>,
+    touched: Touched,
+    complete: bool,
     /// The cluster and the revision of the last list.
     last: Option<(u64, i64)>,
-    /// Leases that a list lacks, and that are believed in for a while.
-    missing: BTreeMap<String, Lease>,
-    missing_until: Option<Instant>,
 }
 
 /// When a list is not believed at once. A store that was wiped or restored is likelier than a network whose hosts all
@@ -41,89 +62,90 @@ impl Default for Caution {
     }
 }
 
-/// All leases, judged. Lists are in the order of the keys.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Judged<'a> {
-    /// Leases of peers that can be reached.
-    pub peers: Vec<&'a Lease>,
-    /// Reservations that no host has claimed yet: they block their subnet, and there is nobody to reach.
-    pub unclaimed: Vec<&'a Lease>,
-    /// Leases that are kept from the kernel.
-    pub quarantined: Vec<Quarantined<'a>>,
-}
-
 /// A bad lease.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quarantined<'a> {
     /// The last part of its key.
     pub key: &'a str,
     /// The lease, where it could be read at all.
     pub lease: Option<&'a Lease>,
     /// What is wrong with it.
-    pub reason: QuarantineReason,
+    pub reason: &'a QuarantineReason,
+}
+
+#[derive(Debug, Clone)]
+struct Bad {
+    /// `None` where the lease cannot be read.
+    id: Option<Id>,
+    reason: QuarantineReason,
 }
 
 impl LeaseSet {
-    /// A set that doubts lists as `caution` says.
-    pub fn with_caution(caution: Caution) -> Self {
-        Self { caution, ..Self::default() }
+    /// An empty set, which measures leases by `admission` and doubts lists as `caution` says.
+    pub fn new(admission: Admission, caution: Caution) -> Self {
+        Self {
+            admission,
+            caution,
+            table: Table::default(),
+            quarantine: BTreeMap::new(),
+            unreadable: 0,
+            peers: 0,
+            missing: 0,
+            missing_until: None,
+            touched: Touched::default(),
+            complete: false,
+            last: None,
+        }
+    }
+
+    /// What the leases are measured by.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// Measures the leases by something else from now on.
+    pub fn set_admission(&mut self, admission: Admission) {
+        self.admission = admission;
+        let mut group = Group::default();
+        group.ids.extend(self.table.iter().map(|(id, _)| id));
+        self.rejudge(group);
     }
 
     /// Takes in what the watch said. A listing replaces everything that was known.
-    pub fn apply(&mut self, event: &WatchEvent, now: Instant) {
+    pub fn apply(&mut self, event: WatchEvent, now: Instant) {
         match event {
             WatchEvent::Listed(listing) => self.replace(listing, now),
-            WatchEvent::Changed(changes) => changes.iter().for_each(|change| match change {
-                Change::Put(entry) => self.put(entry),
-                Change::Delete { key } => {
-                    self.leases.remove(key);
-                    self.missing.remove(key);
+            WatchEvent::Changed(changes) => {
+                let mut group = Group::default();
+                for change in changes {
+                    match change {
+                        Change::Put(entry) => self.put(&entry, &mut group),
+                        Change::Delete { key } => self.delete(&key, &mut group),
+                    }
                 }
-            }),
+                self.rejudge(group);
+            }
             WatchEvent::Interrupted { .. } => {}
         }
     }
 
-    /// Takes in a complete list. What it lacks is gone, unless the list is to be doubted.
-    pub fn replace(&mut self, listing: &Listing, now: Instant) {
-        let known = std::mem::take(&mut self.leases);
-        listing.entries.iter().for_each(|entry| self.put(entry));
-        let gone: BTreeMap<String, Lease> = known
-            .into_iter()
-            .filter(|(key, _)| !self.leases.contains_key(key))
-            .filter_map(|(key, lease)| Some((key, lease.ok()?)))
-            .collect();
-        let before = gone.len() + self.leases.len();
-        let other = self
-            .last
-            .is_some_and(|(cluster, revision)| cluster != listing.cluster_id || listing.revision < revision);
-        let many = gone.len() * 100 > before * usize::from(self.caution.percent);
-        let doubted = (other || many) && !self.caution.grace.is_zero();
-        if !gone.is_empty() && doubted {
-            warn!(
-                missing = gone.len(), listed = self.leases.len(), grace = ?self.caution.grace,
-                "the store suddenly lacks many leases, as after it was wiped or restored; their hosts are reached as before for now",
-            );
-            self.missing.extend(gone);
-            self.missing_until = Some(now + self.caution.grace);
-        }
-        self.last = Some((listing.cluster_id, listing.revision));
-        self.complete = true;
-    }
-
     /// When leases that a list lacked will be given up; `None` if there are none.
     pub fn missing_until(&self) -> Option<Instant> {
-        self.missing_until.filter(|_| !self.missing.is_empty())
+        self.missing_until.filter(|_| self.missing > 0)
     }
 
     /// Gives up the leases that a list lacked, once their time is over.
     pub fn expire(&mut self, now: Instant) {
         if self.missing_until().is_some_and(|until| until <= now) {
             warn!(
-                leases = self.missing.len(),
+                leases = self.missing,
                 "hosts whose leases the store lost have not come back to it; giving them up"
             );
-            self.missing.clear();
+            let mut group = Group::default();
+            let missing: Vec<Id> =
+                self.table.iter().filter(|(_, slot)| slot.missing).map(|(id, _)| id).collect();
+            missing.into_iter().for_each(|id| self.remove(id, &mut group));
+            self.rejudge(group);
         }
     }
 
@@ -132,80 +154,233 @@ impl LeaseSet {
         self.complete
     }
 
-    /// All leases that can be read, good and bad.
+    /// What became of the peers and of the bad leases since the last call. Applied to what [`LeaseSet::peers`] gave
+    /// then, it gives what it gives now, but for revisions.
+    pub fn take_changes(&mut self) -> Changes {
+        let Self { touched, table, quarantine, .. } = self;
+        let peer = |subnets: &Subnets| {
+            let slot = table.get(table.find(subnets)?)?;
+            (slot.state == State::Good(Standing::Peer)).then(|| slot.lease.clone())
+        };
+        touched.take(peer, |key| quarantine.get(key).map(|bad| &bad.reason))
+    }
+
+    /// Leases of peers that can be reached, in the order of their subnets.
+    pub fn peers(&self) -> impl Iterator<Item = &Lease> {
+        self.table
+            .in_order()
+            .filter(|slot| slot.state == State::Good(Standing::Peer))
+            .map(|slot| &*slot.lease)
+    }
+
+    /// Number of peers.
+    pub fn peer_count(&self) -> usize {
+        self.peers
+    }
+
+    /// Reservations that no host has claimed yet, in the order of their subnets: they block their subnet, and there is
+    /// nobody to reach.
+    pub fn unclaimed(&self) -> impl Iterator<Item = &Lease> {
+        let unclaimed = |slot: &&Slot| !slot.missing && slot.state == State::Good(Standing::Unclaimed);
+        self.table.in_order().filter(unclaimed).map(|slot| &*slot.lease)
+    }
+
+    /// Leases that are kept from the kernel, in the order of their keys.
+    pub fn quarantined(&self) -> impl Iterator<Item = Quarantined<'_>> {
+        self.quarantine.iter().map(|(key, bad)| Quarantined {
+            key,
+            lease: bad.id.and_then(|id| self.table.get(id)).map(|slot| &*slot.lease),
+            reason: &bad.reason,
+        })
+    }
+
+    /// All leases that can be read, good and bad, in the order of their subnets.
     pub fn readable(&self) -> impl Iterator<Item = &Lease> {
-        self.leases.values().filter_map(|lease| lease.as_ref().ok())
+        self.table.in_order().filter(|slot| !slot.missing).map(|slot| &*slot.lease)
     }
 
     /// Number of leases, good and bad.
     pub fn len(&self) -> usize {
-        self.leases.len()
+        self.table.len() - self.missing + self.unreadable
     }
 
     /// Whether there is no lease at all.
     pub fn is_empty(&self) -> bool {
-        self.leases.is_empty()
+        self.len() == 0
     }
 
-    /// Judges every lease. Older leases come first: of two that overlap, the one created later is bad.
-    pub fn judge(&self, admission: &Admission) -> Judged<'_> {
-        let mut standings: BTreeMap<&str, Standing> = BTreeMap::new();
-        let mut by_age: Vec<(&str, &Lease)> = Vec::with_capacity(self.leases.len());
-        for (key, lease) in &self.leases {
-            match lease {
-                Ok(lease) => by_age.push((key, lease)),
-                Err(error) => {
-                    let reason = QuarantineReason::Unreadable(error.clone());
-                    standings.insert(key, Standing::Quarantined(reason));
+    /// Takes in a complete list. What it lacks is gone, unless the list is to be doubted.
+    fn replace(&mut self, listing: Listing, now: Instant) {
+        let mut group = Group::default();
+        // What is still marked behind the last entry is not in the list.
+        self.table.iter_mut().for_each(|(_, slot)| slot.mark = !slot.missing);
+        let mut unlisted: BTreeSet<Box<str>> =
+            self.quarantine.iter().filter(|(_, bad)| bad.id.is_none()).map(|(key, _)| key.clone()).collect();
+        self.table.reserve(listing.entries.len());
+        for entry in listing.entries {
+            unlisted.remove(entry.key.as_str());
+            self.put(&entry, &mut group);
+        }
+        unlisted.iter().for_each(|key| self.delete(key, &mut group));
+        let gone: Vec<Id> = self
+            .table
+            .iter_mut()
+            .filter_map(|(id, slot)| std::mem::take(&mut slot.mark).then_some(id))
+            .collect();
+
+        let before = self.len();
+        let other = self
+            .last
+            .is_some_and(|(cluster, revision)| cluster != listing.cluster_id || listing.revision < revision);
+        let many = gone.len() * 100 > before * usize::from(self.caution.percent);
+        let doubted = (other || many) && !self.caution.grace.is_zero();
+        if !gone.is_empty() && doubted {
+            warn!(
+                missing = gone.len(), listed = before - gone.len(), grace = ?self.caution.grace,
+                "the store suddenly lacks many leases, as after it was wiped or restored; their hosts are reached as before for now",
+            );
+            gone.into_iter().for_each(|id| self.miss(id, &mut group));
+            self.missing_until = Some(now + self.caution.grace);
+        } else {
+            gone.into_iter().for_each(|id| self.remove(id, &mut group));
+        }
+        self.rejudge(group);
+        self.last = Some((listing.cluster_id, listing.revision));
+        self.complete = true;
+    }
+
+    /// Takes in one lease, and leaves the judgement on it to the group.
+    fn put(&mut self, entry: &Entry, group: &mut Group) {
+        let lease = match Lease::from_entry(entry) {
+            Ok(lease) => lease,
+            Err(error) => {
+                self.delete(&entry.key, group);
+                self.unreadable += 1;
+                self.admit_to_quarantine(&entry.key, None, QuarantineReason::Unreadable(error));
+                return;
+            }
+        };
+        match self.table.find(&lease.subnets) {
+            Some(id) => {
+                if self.table.get_mut(id).is_some_and(|slot| renew(slot, &lease)) {
+                    return;
                 }
+                self.remove(id, group);
             }
+            None => self.discharge(&entry.key),
         }
-        by_age.sort_by_key(|(_, lease)| lease.create_revision);
-        // Behind all that the store holds now: what is there wins over what was.
-        by_age.extend(self.missing.iter().map(|(key, lease)| (key.as_str(), lease)));
-        let mut taken = Taken::default();
-        for (key, lease) in by_age {
-            let standing = match admission.standing(lease) {
-                Ok(Standing::Own) => Standing::Own,
-                Ok(standing) => match taken.conflict(lease) {
-                    Some(reason) => Standing::Quarantined(reason),
-                    None => {
-                        taken.insert(lease);
-                        standing
-                    }
-                },
-                Err(reason) => Standing::Quarantined(reason),
-            };
-            standings.insert(key, standing);
-        }
-        self.sort_out(standings)
+        group.ids.push(self.table.insert(lease));
     }
 
-    fn put(&mut self, entry: &Entry) {
-        self.missing.remove(&entry.key);
-        self.leases.insert(entry.key.clone(), Lease::from_entry(entry));
+    /// Takes out one lease, whether it can be read or not.
+    fn delete(&mut self, key: &str, group: &mut Group) {
+        match Subnets::from_key(key).ok().and_then(|subnets| self.table.find(&subnets)) {
+            Some(id) => self.remove(id, group),
+            None => self.discharge(key),
+        }
     }
 
-    fn sort_out(&self, mut standings: BTreeMap<&str, Standing>) -> Judged<'_> {
-        let mut judged = Judged::default();
-        for (key, lease) in &self.leases {
-            let lease = lease.as_ref().ok();
-            match (standings.remove(key.as_str()), lease) {
-                (Some(Standing::Peer), Some(lease)) => judged.peers.push(lease),
-                (Some(Standing::Unclaimed), Some(lease)) => judged.unclaimed.push(lease),
-                (Some(Standing::Quarantined(reason)), lease) => {
-                    judged.quarantined.push(Quarantined { key, lease, reason });
+    /// Takes out one lease that can be read. Whatever it was in conflict with is in the group then.
+    fn remove(&mut self, id: Id, group: &mut Group) {
+        self.forget_verdict(id);
+        let Some(slot) = self.table.get(id) else { return };
+        self.missing -= usize::from(slot.missing);
+        self.table.reach(&slot.lease, &self.admission.config, group);
+        self.table.remove(id);
+    }
+
+    /// A doubted list lacks the lease: it is believed in, but comes behind all others.
+    fn miss(&mut self, id: Id, group: &mut Group) {
+        self.forget_verdict(id);
+        let Some(slot) = self.table.get_mut(id) else { return };
+        slot.missing = true;
+        self.missing += 1;
+        let lease = slot.lease.clone();
+        self.table.reach(&lease, &self.admission.config, group);
+        group.ids.push(id);
+    }
+
+    fn set_verdict(&mut self, id: Id, verdict: Result<Standing, QuarantineReason>) {
+        let Some(slot) = self.table.get(id) else { return };
+        let (lease, missing) = (&slot.lease, slot.missing);
+        let same = match &verdict {
+            Ok(standing) => slot.state == State::Good(*standing),
+            Err(_) if missing => slot.state == State::Bad,
+            Err(reason) => {
+                slot.state == State::Bad
+                    && self
+                        .quarantine
+                        .get(lease.subnets.key().as_str())
+                        .is_some_and(|bad| bad.reason == *reason)
+            }
+        };
+        if same {
+            return;
+        }
+        let subnets = lease.subnets;
+        self.forget_verdict(id);
+        let state = match verdict {
+            Ok(standing) => {
+                if standing == Standing::Peer {
+                    self.touched.peer(subnets, None);
+                    self.peers += 1;
                 }
-                _ => {}
+                State::Good(standing)
             }
-        }
-        for (key, lease) in &self.missing {
-            if standings.remove(key.as_str()) == Some(Standing::Peer) {
-                judged.peers.push(lease);
+            Err(reason) => {
+                if !missing {
+                    self.admit_to_quarantine(&subnets.key(), Some(id), reason);
+                }
+                State::Bad
             }
+        };
+        if let Some(slot) = self.table.get_mut(id) {
+            slot.state = state;
         }
-        judged
     }
+
+    fn forget_verdict(&mut self, id: Id) {
+        let Some(slot) = self.table.get_mut(id) else { return };
+        match std::mem::replace(&mut slot.state, State::Unjudged) {
+            State::Good(Standing::Peer) => {
+                self.touched.peer(slot.lease.subnets, Some(&slot.lease));
+                self.peers -= 1;
+            }
+            State::Bad if !slot.missing => {
+                let key = slot.lease.subnets.key();
+                self.discharge(&key);
+            }
+            _ => {}
+        }
+    }
+
+    fn admit_to_quarantine(&mut self, key: &str, id: Option<Id>, reason: QuarantineReason) {
+        self.touched.quarantine(key, None);
+        self.quarantine.insert(key.into(), Bad { id, reason });
+    }
+
+    fn discharge(&mut self, key: &str) {
+        if let Some(bad) = self.quarantine.remove(key) {
+            self.unreadable -= usize::from(bad.id.is_none());
+            self.touched.quarantine(key, Some(bad.reason));
+        }
+    }
+}
+
+/// Takes over what the lease says where nothing of that bears on a judgement. Answers whether that was so.
+fn renew(slot: &mut Slot, lease: &Lease) -> bool {
+    let known = &slot.lease;
+    let same = known.attributes == lease.attributes
+        && known.create_revision == lease.create_revision
+        && known.is_reservation() == lease.is_reservation()
+        && !slot.missing;
+    slot.mark &= !same;
+    let (etcd_lease, mod_revision) = (lease.etcd_lease, lease.mod_revision);
+    if same && (known.etcd_lease, known.mod_revision) != (etcd_lease, mod_revision) {
+        let known = Arc::make_mut(&mut slot.lease);
+        (known.etcd_lease, known.mod_revision) = (etcd_lease, mod_revision);
+    }
+    same
 }
 
 #[cfg(test)]
@@ -247,14 +422,18 @@ mod tests {
         }
     }
 
+    fn empty() -> LeaseSet {
+        LeaseSet::new(admission(), Caution::default())
+    }
+
     fn set(entries: Vec<Entry>) -> LeaseSet {
-        let mut set = LeaseSet::default();
-        set.replace(&Listing { entries, revision: 100, cluster_id: 1 }, Instant::now());
+        let mut set = empty();
+        set.replace(Listing { entries, revision: 100, cluster_id: 1 }, Instant::now());
         set
     }
 
-    fn peers(judged: &Judged<'_>) -> Vec<String> {
-        judged.peers.iter().map(|lease| lease.subnets.to_string()).collect()
+    fn peers(set: &LeaseSet) -> Vec<String> {
+        set.peers().map(|lease| lease.subnets.to_string()).collect()
     }
 
     #[test]
@@ -264,9 +443,8 @@ mod tests {
             entry("10.5.2.0-24", &good(12), 2),
             entry("10.5.3.0-24", &good(13), 3),
         ]);
-        let judged = set.judge(&admission());
-        assert_eq!(peers(&judged), ["10.5.2.0/24", "10.5.3.0/24"]);
-        assert_eq!(judged.quarantined, []);
+        assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+        assert_eq!(set.quarantined().count(), 0);
     }
 
     #[test]
@@ -360,27 +538,25 @@ mod tests {
         entries.push(entry("10.5.2.0-24", &good(12), 2));
         entries.push(entry("10.5.99.0-24", &good(99), 99));
         let set = set(entries);
-        let judged = set.judge(&admission());
-        assert_eq!(peers(&judged), ["10.5.2.0/24", "10.5.99.0/24"]);
+        assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.99.0/24"]);
         for (key, _, reason) in &cases {
-            let found =
-                judged.quarantined.iter().find(|bad| bad.key == *key).map(|bad| bad.reason.to_string());
+            let found = set.quarantined().find(|bad| bad.key == *key).map(|bad| bad.reason.to_string());
             assert_eq!(found.as_deref(), Some(*reason), "{key}");
         }
-        assert_eq!(judged.quarantined.len(), cases.len());
+        assert_eq!(set.quarantined().count(), cases.len());
     }
 
     #[test]
     fn one_host_may_hold_two_leases_with_one_mac() {
         let set = set(vec![entry("10.5.2.0-24", &good(12), 2), entry("10.5.3.0-24", &good(12), 3)]);
-        assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24", "10.5.3.0/24"]);
+        assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
     }
 
     #[test]
     fn a_bad_lease_takes_no_place_from_a_younger_good_one() {
         let bad = entry("10.5.2.0-25", &vxlan("127.0.0.1", "02:00:00:00:01:0b"), 1);
         let set = set(vec![bad, entry("10.5.2.0-24", &good(12), 2)]);
-        assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24"]);
+        assert_eq!(peers(&set), ["10.5.2.0/24"]);
     }
 
     #[test]
@@ -390,25 +566,24 @@ mod tests {
             ..entry("10.5.2.0-24", r#"{"PublicIP":"192.168.64.12","PublicIPv6":null}"#, 1)
         };
         let set = set(vec![reservation]);
-        let judged = set.judge(&admission());
-        assert_eq!((judged.peers.len(), judged.unclaimed.len(), judged.quarantined.len()), (0, 1, 0));
+        assert_eq!((set.peer_count(), set.unclaimed().count(), set.quarantined().count()), (0, 1, 0));
     }
 
     #[test]
     fn a_listing_replaces_and_a_change_updates() {
         let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.3.0-24", &good(13), 2)]);
         set.apply(
-            &WatchEvent::Changed(vec![
+            WatchEvent::Changed(vec![
                 Change::Put(entry("10.5.2.0-24", &good(42), 1)),
                 Change::Delete { key: "10.5.3.0-24".to_owned() },
                 Change::Put(entry("10.5.4.0-24", &good(14), 3)),
             ]),
             Instant::now(),
         );
-        assert_eq!(peers(&set.judge(&admission())), ["10.5.2.0/24", "10.5.4.0/24"]);
-        let moved = set.judge(&admission()).peers[0].attributes.public_ips.v4;
+        assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.4.0/24"]);
+        let moved = set.peers().next().unwrap().attributes.public_ips.v4;
         assert_eq!(moved, Some("192.168.64.42".parse().unwrap()));
-        set.replace(&Listing { entries: vec![], revision: 101, cluster_id: 1 }, Instant::now());
+        set.replace(Listing { entries: vec![], revision: 101, cluster_id: 1 }, Instant::now());
         assert!(set.is_empty() && set.is_complete());
     }
 
@@ -417,53 +592,47 @@ mod tests {
         Listing { entries: entries.collect(), revision, cluster_id }
     }
 
-    fn known(set: &LeaseSet) -> Vec<String> {
-        let mut peers = peers(&set.judge(&admission()));
-        peers.sort();
-        peers
-    }
-
     #[test]
     fn a_list_that_lacks_a_few_leases_is_believed() {
-        let (mut set, now) = (LeaseSet::default(), Instant::now());
-        set.replace(&listing(&[2, 3, 4, 5], 100, 1), now);
-        set.replace(&listing(&[2, 3], 101, 1), now);
-        assert_eq!(known(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+        let (mut set, now) = (empty(), Instant::now());
+        set.replace(listing(&[2, 3, 4, 5], 100, 1), now);
+        set.replace(listing(&[2, 3], 101, 1), now);
+        assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
         assert_eq!(set.missing_until(), None);
     }
 
     #[test]
     fn a_list_that_lacks_most_leases_is_believed_after_the_grace_period() {
-        let (mut set, now) = (LeaseSet::default(), Instant::now());
-        set.replace(&listing(&[2, 3, 4], 100, 1), now);
-        set.replace(&listing(&[4], 101, 1), now);
-        assert_eq!(known(&set), ["10.5.2.0/24", "10.5.3.0/24", "10.5.4.0/24"]);
+        let (mut set, now) = (empty(), Instant::now());
+        set.replace(listing(&[2, 3, 4], 100, 1), now);
+        set.replace(listing(&[4], 101, 1), now);
+        assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24", "10.5.4.0/24"]);
         let until = set.missing_until().unwrap();
         set.expire(until - Duration::from_secs(1));
-        assert_eq!(known(&set).len(), 3);
+        assert_eq!(peers(&set).len(), 3);
         set.expire(until);
-        assert_eq!(known(&set), ["10.5.4.0/24"]);
+        assert_eq!(peers(&set), ["10.5.4.0/24"]);
     }
 
     #[test]
     fn any_lease_that_another_cluster_or_an_earlier_time_lacks_is_held_until_its_host_is_back() {
         for after in [listing(&[2, 3, 4], 5, 1), listing(&[2, 3, 4], 101, 2)] {
-            let (mut set, now) = (LeaseSet::default(), Instant::now());
-            set.replace(&listing(&[2, 3, 4, 5], 100, 1), now);
-            set.replace(&after, now);
-            assert_eq!(known(&set).len(), 4);
-            set.apply(&WatchEvent::Changed(vec![Change::Put(entry("10.5.5.0-24", &good(5), 6))]), now);
-            assert_eq!((known(&set).len(), set.missing_until()), (4, None));
+            let (mut set, now) = (empty(), Instant::now());
+            set.replace(listing(&[2, 3, 4, 5], 100, 1), now);
+            set.replace(after, now);
+            assert_eq!(peers(&set).len(), 4);
+            set.apply(WatchEvent::Changed(vec![Change::Put(entry("10.5.5.0-24", &good(5), 6))]), now);
+            assert_eq!((peers(&set).len(), set.missing_until()), (4, None));
         }
     }
 
     #[test]
     fn what_the_store_holds_wins_over_what_it_lost() {
-        let (mut set, now) = (LeaseSet::default(), Instant::now());
-        set.replace(&listing(&[2], 100, 1), now);
-        set.replace(&listing(&[], 1, 2), now);
+        let (mut set, now) = (empty(), Instant::now());
+        set.replace(listing(&[2], 100, 1), now);
+        set.replace(listing(&[], 1, 2), now);
         let half = Change::Put(entry("10.5.2.0-25", &good(9), 7));
-        set.apply(&WatchEvent::Changed(vec![half]), now);
-        assert_eq!(known(&set), ["10.5.2.0/25"]);
+        set.apply(WatchEvent::Changed(vec![half]), now);
+        assert_eq!(peers(&set), ["10.5.2.0/25"]);
     }
 }

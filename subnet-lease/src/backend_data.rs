@@ -1,0 +1,201 @@
+//! What a backend writes into a lease: what vxlan writes is kept as numbers, anything else as its text.
+
+use macaddr::MacAddr6;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// `BackendData` or `BackendV6Data` of a lease: any JSON, written again as it was read, with the fields of an object in
+/// the order of their names.
+///
+/// A network has as many as hosts, so what flannel's and our vxlan write takes 16 bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendData(Form);
+
+/// `BackendData` and `BackendV6Data` of the vxlan backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VxlanData {
+    /// VXLAN network identifier; hosts with an old flannel leave it out.
+    #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
+    pub vni: Option<u32>,
+    /// MAC of the holder's VXLAN device.
+    #[serde(rename = "VtepMAC", with = "mac_text")]
+    pub vtep_mac: MacAddr6,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Form {
+    /// Exactly what [`VxlanData`] is written as.
+    Vxlan(VxlanData),
+    Other(Box<Text>),
+}
+
+/// The JSON without blanks. Boxed as a whole, it leaves the usual form small.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Text(Box<str>);
+
+impl BackendData {
+    /// What vxlan wrote, if this is readable as that.
+    pub fn vxlan(&self) -> Option<VxlanData> {
+        match &self.0 {
+            Form::Vxlan(data) => Some(*data),
+            Form::Other(text) => serde_json::from_str(&text.0).ok(),
+        }
+    }
+
+    /// The JSON.
+    pub fn to_value(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn from_text(json: &str) -> Result<Self, serde_json::Error> {
+        if let Some(data) = usual(json) {
+            return Ok(Self(Form::Vxlan(data)));
+        }
+        Ok(serde_json::from_str::<Value>(json)?.into())
+    }
+}
+
+impl From<Value> for BackendData {
+    fn from(value: Value) -> Self {
+        let json = value.to_string();
+        Self(match usual(&json) {
+            Some(data) => Form::Vxlan(data),
+            None => Form::Other(Box::new(Text(json.into()))),
+        })
+    }
+}
+
+impl From<VxlanData> for BackendData {
+    fn from(data: VxlanData) -> Self {
+        Self(Form::Vxlan(data))
+    }
+}
+
+impl Serialize for BackendData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Form::Vxlan(data) => data.serialize(serializer),
+            Form::Other(text) => {
+                serde_json::from_str::<&RawValue>(&text.0).map_err(S::Error::custom)?.serialize(serializer)
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BackendData {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_text(<&RawValue>::deserialize(deserializer)?.get()).map_err(D::Error::custom)
+    }
+}
+
+/// Reads `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`, in exactly the form in which it is written.
+fn usual(json: &str) -> Option<VxlanData> {
+    let fields = json.strip_prefix('{')?.strip_suffix("\"}")?;
+    let (vni, mac) = match fields.strip_prefix("\"VNI\":") {
+        Some(rest) => {
+            let (digits, rest) = rest.split_once(',')?;
+            let other_form = digits.starts_with('0') && digits != "0" || digits.starts_with('+');
+            (Some(digits.parse().ok().filter(|_| !other_form)?), rest)
+        }
+        None => (None, fields),
+    };
+    let mac = mac.strip_prefix("\"VtepMAC\":\"")?.as_bytes();
+    let mut octets = [0; 6];
+    if mac.len() != 17 {
+        return None;
+    }
+    for (octet, text) in octets.iter_mut().zip(mac.chunks(3)) {
+        if text.get(2).is_some_and(|colon| *colon != b':') {
+            return None;
+        }
+        *octet = hex(text[0])? << 4 | hex(text[1])?;
+    }
+    Some(VxlanData { vni, vtep_mac: octets.into() })
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+/// A MAC as flannel writes it: lower case, with colons.
+mod mac_text {
+    use macaddr::MacAddr6;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(mac: &MacAddr6, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&mac.to_string().to_lowercase())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MacAddr6, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not a MAC address")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(json: &str) -> BackendData {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn vxlan_data_is_written_as_flannel_writes_it() {
+        let data = VxlanData { vni: Some(1), vtep_mac: "C6:D2:32:6F:8F:44".parse().unwrap() };
+        assert_eq!(serde_json::to_string(&data).unwrap(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
+        assert_eq!(size_of::<Option<BackendData>>(), 16);
+    }
+
+    #[test]
+    fn whatever_was_read_is_written_again_as_it_was() {
+        for (json, usual) in [
+            (r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#, true),
+            (r#"{"VtepMAC":"c6:d2:32:6f:8f:44"}"#, true),
+            (r#"{"VNI":0,"VtepMAC":"c6:d2:32:6f:8f:44"}"#, true),
+            (r#"{"VNI":1,"VtepMAC":"C6:D2:32:6F:8F:44"}"#, false),
+            (r#"{"VNI":null,"VtepMAC":"c6:d2:32:6f:8f:44"}"#, false),
+            (r#"{"GBP":true,"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#, false),
+            (r#"{"Port":51821,"PublicKey":"cGs="}"#, false),
+            (r#"{"VNI":4294967296,"VtepMAC":"c6:d2:32:6f:8f:44"}"#, false),
+            (r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f-44"}"#, false),
+            (r#"[1.5,"x"]"#, false),
+        ] {
+            let data = read(json);
+            assert_eq!(matches!(data.0, Form::Vxlan(_)), usual, "{json}");
+            assert_eq!(serde_json::to_string(&data).unwrap(), json);
+            assert_eq!(BackendData::from(data.to_value()), data, "{json}");
+        }
+        let blanks = read(r#" { "VtepMAC" : "c6:d2:32:6f:8f:44" , "VNI" : 1 } "#);
+        assert_eq!(blanks, read(r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#));
+    }
+
+    #[test]
+    fn a_mac_in_another_notation_is_understood() {
+        let data = read(r#"{"VNI":1,"VtepMAC":"C6-D2-32-6F-8F-44"}"#).vxlan().unwrap();
+        assert_eq!(data.vtep_mac, "c6:d2:32:6f:8f:44".parse().unwrap());
+        assert_eq!(read(r#"{"VNI":1,"VtepMAC":"x"}"#).vxlan(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_usual_form_reads_what_it_writes(vni: Option<u32>, mac: [u8; 6]) {
+            let data = VxlanData { vni, vtep_mac: mac.into() };
+            prop_assert_eq!(usual(&serde_json::to_string(&data).unwrap()), Some(data));
+        }
+
+        #[test]
+        fn any_text_is_read_without_panic(json in "\\{(\"VNI\":[0-9+]{0,12},)?\"VtepMAC\":\"[0-9a-fA-F:é]{15,18}\"\\}") {
+            if let Ok(data) = serde_json::from_str::<BackendData>(&json) {
+                prop_assert_eq!(serde_json::to_string(&data).unwrap(), json);
+            }
+        }
+    }
+}

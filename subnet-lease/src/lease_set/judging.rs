@@ -1,0 +1,105 @@
+//! The judgement on a group of leases that may be in conflict with each other.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use super::LeaseSet;
+use super::table::{Group, Id, Slot, Table};
+use crate::admission::{QuarantineReason, Standing};
+use crate::family::{Family, bits, overlap, span};
+use crate::lease::Lease;
+
+impl LeaseSet {
+    /// Judges these leases anew, and all that may be concerned by that: whatever is in conflict with one of them, with
+    /// one of those, and so on. Normally a lease is in conflict with none.
+    pub(super) fn rejudge(&mut self, mut group: Group) {
+        // Of so many, most are in the group anyway, and need not be looked for.
+        let all = group.ids.len() > self.table.len() / 2;
+        if all {
+            group.ids = self.table.iter().map(|(id, _)| id).collect();
+        }
+        let mut verdicts: Vec<(Id, Result<Standing, QuarantineReason>)> = Vec::new();
+        while let Some(id) = group.ids.pop() {
+            let Some(slot) = self.table.get_mut(id) else { continue };
+            if std::mem::replace(&mut slot.mark, true) {
+                continue;
+            }
+            let lease = slot.lease.clone();
+            let verdict = self.admission.standing(&lease);
+            if !all && matches!(verdict, Ok(Standing::Peer | Standing::Unclaimed)) {
+                self.table.reach(&lease, &self.admission.config, &mut group);
+            }
+            verdicts.push((id, verdict));
+        }
+        if verdicts.len() > 1 {
+            verdicts.sort_by(|(a, _), (b, _)| {
+                self.table.get(*a).zip(self.table.get(*b)).map_or(Ordering::Equal, by_age)
+            });
+        }
+        let mut taken = Taken::default();
+        for (id, verdict) in verdicts {
+            let verdict = verdict.and_then(|standing| {
+                if standing != Standing::Own {
+                    taken.take(&self.table, id)?;
+                }
+                Ok(standing)
+            });
+            if let Some(slot) = self.table.get_mut(id) {
+                slot.mark = false;
+            }
+            self.set_verdict(id, verdict);
+        }
+    }
+}
+
+/// Leases that a doubted list lacks come behind all that the store holds: what is there wins over what was.
+fn by_age((a, b): (&Slot, &Slot)) -> Ordering {
+    let age = |slot: &Slot| (slot.missing, slot.lease.create_revision);
+    age(a).cmp(&age(b)).then_with(|| a.lease.subnets.key().cmp(&b.lease.subnets.key()))
+}
+
+/// What the older leases of a group have taken.
+#[derive(Default)]
+struct Taken {
+    /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
+    subnets: BTreeMap<(Family, [u8; 16]), Id>,
+    /// VTEP MACs, each with the youngest of the leases that bear it.
+    macs: BTreeMap<(Family, [u8; 6]), Id>,
+}
+
+impl Taken {
+    /// Takes what the lease claims, if all of that is free.
+    fn take(&mut self, table: &Table, id: Id) -> Result<(), QuarantineReason> {
+        let Some(slot) = table.get(id) else { return Ok(()) };
+        let lease = &slot.lease;
+        if let Some(reason) = self.overlap(table, lease).or_else(|| self.double(table, lease)) {
+            return Err(reason);
+        }
+        for (family, subnet) in lease.subnets.iter() {
+            self.subnets.insert((family, bits(subnet.network()).to_be_bytes()), id);
+            if let Some(data) = lease.attributes.vxlan(family) {
+                self.macs.insert((family, data.vtep_mac.into_array()), id);
+            }
+        }
+        Ok(())
+    }
+
+    fn overlap(&self, table: &Table, lease: &Lease) -> Option<QuarantineReason> {
+        lease.subnets.iter().find_map(|(family, subnet)| {
+            let (_, last) = span(&subnet);
+            let below = (family, [0; 16])..=(family, last.to_be_bytes());
+            let older = table.get(*self.subnets.range(below).next_back()?.1)?.lease.subnets;
+            overlap(&older.get(family)?, &subnet).then_some(QuarantineReason::Overlaps(older))
+        })
+    }
+
+    fn double(&self, table: &Table, lease: &Lease) -> Option<QuarantineReason> {
+        lease.subnets.iter().find_map(|(family, _)| {
+            let mac = lease.attributes.vxlan(family)?.vtep_mac;
+            let older = &table.get(*self.macs.get(&(family, mac.into_array()))?)?.lease;
+            // One host may hold two leases for a while; they lead to the same place.
+            let same = older.attributes.public_ips.get(family) == lease.attributes.public_ips.get(family);
+            (!same).then_some(QuarantineReason::MacTaken { mac, older: older.subnets })
+        })
+    }
+}

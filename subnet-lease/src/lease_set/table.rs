@@ -1,0 +1,229 @@
+//! The leases by number, and the numbers by what two leases can get into conflict over: addresses and MACs.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use crate::admission::Standing;
+use crate::config::NetworkConfig;
+use crate::family::{Family, bits, span};
+use crate::key::Subnets;
+use crate::lease::Lease;
+
+/// The number of a lease for as long as it is in the table; then another may get it.
+pub(super) type Id = u32;
+
+/// The leases that can be read, each with the judgement on it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Table {
+    slots: Vec<Option<Slot>>,
+    free: Vec<Id>,
+    v4: Index<[u8; 4]>,
+    v6: Index<[u8; 16]>,
+}
+
+/// One lease. 16 bytes: a network has as many as hosts.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    pub(super) lease: Arc<Lease>,
+    pub(super) state: State,
+    /// Whether a doubted list lacks it.
+    pub(super) missing: bool,
+    /// Set and taken back by whoever walks over many leases.
+    pub(super) mark: bool,
+}
+
+/// The last judgement on a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// None yet.
+    Unjudged,
+    /// Not bad.
+    Good(Standing),
+    /// Bad; the reason stands in the quarantine, unless the lease is missing.
+    Bad,
+}
+
+/// Leases that may be in conflict with each other, as far as that was found out.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) ids: Vec<Id>,
+    /// Where was looked already: however many leases share it, that is done once.
+    reached: HashSet<Reach>,
+}
+
+/// What two leases can get into conflict over.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Reach {
+    Subnet(IpNetwork),
+    Mac(Family, [u8; 6]),
+}
+
+/// The leases of one family; addresses are in network byte order.
+#[derive(Debug, Clone, Default)]
+struct Index<A> {
+    /// By the first address of the subnet.
+    subnets: BTreeSet<(A, Id)>,
+    macs: BTreeSet<([u8; 6], Id)>,
+}
+
+impl Table {
+    /// Number of leases, missing ones included.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Makes room for as many leases in all.
+    pub(super) fn reserve(&mut self, leases: usize) {
+        self.slots.reserve_exact(leases.saturating_sub(self.slots.len()));
+    }
+
+    pub(super) fn get(&self, id: Id) -> Option<&Slot> {
+        self.slots.get(id as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut Slot> {
+        self.slots.get_mut(id as usize)?.as_mut()
+    }
+
+    /// All leases, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &Slot)> {
+        (0..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.as_ref()?)))
+    }
+
+    /// All leases, in no order.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Id, &mut Slot)> {
+        (0..).zip(&mut self.slots).filter_map(|(id, slot)| Some((id, slot.as_mut()?)))
+    }
+
+    /// All leases, by their subnets: those with IPv4 first, by their IPv4 subnet.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &Slot> {
+        let v4 = self.v4.subnets.iter().filter_map(|(_, id)| self.get(*id));
+        let v6 = self.v6.subnets.iter().filter_map(|(_, id)| self.get(*id));
+        v4.chain(v6.filter(|slot| slot.lease.subnets.get(Family::V4).is_none()))
+    }
+
+    /// The lease of exactly these subnets.
+    pub(super) fn find(&self, subnets: &Subnets) -> Option<Id> {
+        let (family, subnet) = subnets.iter().next()?;
+        let (first, _) = span(&subnet);
+        let mut found = None;
+        self.starting(family, first, first, |id, slot| {
+            if slot.lease.subnets == *subnets {
+                found = Some(id);
+            }
+        });
+        found
+    }
+
+    pub(super) fn insert(&mut self, lease: Lease) -> Id {
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            Id::try_from(self.slots.len() - 1).expect("a store holds fewer than 2^32 leases")
+        });
+        for (family, subnet) in lease.subnets.iter() {
+            let first = bits(subnet.network());
+            let mac = lease.attributes.vxlan(family).map(|data| data.vtep_mac.into_array());
+            match family {
+                Family::V4 => self.v4.insert(v4(first), mac, id),
+                Family::V6 => self.v6.insert(v6(first), mac, id),
+            }
+        }
+        self.slots[id as usize] =
+            Some(Slot { lease: Arc::new(lease), state: State::Unjudged, missing: false, mark: false });
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: Id) {
+        let Some(Slot { lease, .. }) = self.slots.get_mut(id as usize).and_then(Option::take) else { return };
+        for (family, subnet) in lease.subnets.iter() {
+            let first = bits(subnet.network());
+            let mac = lease.attributes.vxlan(family).map(|data| data.vtep_mac.into_array());
+            match family {
+                Family::V4 => self.v4.remove(v4(first), mac, id),
+                Family::V6 => self.v6.remove(v6(first), mac, id),
+            }
+        }
+        self.free.push(id);
+    }
+
+    /// Adds all leases to the group that this one, if it is good by itself, may be in conflict with.
+    pub(super) fn reach(&self, lease: &Lease, config: &NetworkConfig, group: &mut Group) {
+        let Group { ids, reached } = group;
+        for (family, subnet) in lease.subnets.iter() {
+            let Some(pool) = config.pools.get(family) else { continue };
+            if reached.insert(Reach::Subnet(subnet)) {
+                self.overlapping(family, &subnet, pool.subnet_len(), |id| ids.push(id));
+            }
+            let Some(data) = lease.attributes.vxlan(family) else { continue };
+            let mac = data.vtep_mac.into_array();
+            if reached.insert(Reach::Mac(family, mac)) {
+                let all = (mac, 0)..=(mac, Id::MAX);
+                match family {
+                    Family::V4 => ids.extend(self.v4.macs.range(all).map(|(_, id)| *id)),
+                    Family::V6 => ids.extend(self.v6.macs.range(all).map(|(_, id)| *id)),
+                }
+            }
+        }
+    }
+
+    /// Every lease with a subnet that shares an address with this one; subnets shorter than `shortest` are left out, as
+    /// they are bad by themselves. Of two such subnets, one lies inside the other.
+    fn overlapping(&self, family: Family, subnet: &IpNetwork, shortest: u8, mut found: impl FnMut(Id)) {
+        let (first, last) = span(subnet);
+        self.starting(family, first, last, |id, _| found(id));
+        for length in shortest..subnet.prefix() {
+            let host_bits = u32::from(family.width() - length);
+            let base = first.checked_shr(host_bits).unwrap_or(0).checked_shl(host_bits).unwrap_or(0);
+            if base == first {
+                return; // and so on from here; these were among those inside
+            }
+            self.starting(family, base, base, |id, slot| {
+                let around = slot.lease.subnets.get(family).is_some_and(|other| span(&other).1 >= first);
+                if around {
+                    found(id);
+                }
+            });
+        }
+    }
+
+    /// Every lease whose subnet of this family starts there.
+    fn starting(&self, family: Family, first: u128, last: u128, mut found: impl FnMut(Id, &Slot)) {
+        let mut found = |id: &Id| {
+            if let Some(slot) = self.get(*id) {
+                found(*id, slot);
+            }
+        };
+        match family {
+            Family::V4 => {
+                self.v4.subnets.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id))
+            }
+            Family::V6 => {
+                self.v6.subnets.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id))
+            }
+        }
+    }
+}
+
+impl<A: Ord> Index<A> {
+    fn insert(&mut self, first: A, mac: Option<[u8; 6]>, id: Id) {
+        self.subnets.insert((first, id));
+        self.macs.extend(mac.map(|mac| (mac, id)));
+    }
+
+    fn remove(&mut self, first: A, mac: Option<[u8; 6]>, id: Id) {
+        self.subnets.remove(&(first, id));
+        if let Some(mac) = mac {
+            self.macs.remove(&(mac, id));
+        }
+    }
+}
+
+fn v4(bits: u128) -> [u8; 4] {
+    (bits as u32).to_be_bytes()
+}
+
+fn v6(bits: u128) -> [u8; 16] {
+    bits.to_be_bytes()
+}
