@@ -16,7 +16,8 @@ pub fn identity(args: &Args) -> NodeIdentity {
         let machine = std::fs::read_to_string(MACHINE_ID).ok()?;
         Some(hash(machine.trim())).filter(|_| !machine.trim().is_empty())
     });
-    NodeIdentity { host: host.filter(|name| !name.is_empty()), id: id.filter(|id| !id.is_empty()) }
+    let known = |text: Option<String>| text.filter(|text| !text.is_empty()).map(String::into_boxed_str);
+    NodeIdentity { host: known(host), id: known(id) }
 }
 
 fn hash(machine_id: &str) -> String {

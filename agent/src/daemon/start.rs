@@ -6,22 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use flan_backends::LeaseFields;
-use flan_kernel::{Ownership, Ruleset, firewall, netlink};
+use flan_backends::{Gateways, LeaseFields};
+use flan_kernel::{Ownership, Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
-    Admission, Caution, Claim, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, NetworkConfig,
-    NodeIdentity, OwnLease, Store, Subnets,
+    Admission, Caution, Claim, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
+    NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
 };
 use tokio::sync::{Notify, mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::backend::{self, Chosen};
-use super::peers::PeerLog;
+use super::peers::Unreached;
+use super::underlay::UnderlayWatch;
 use super::{Daemon, Options, notify};
 use crate::args::Args;
 use crate::interface::{self, External, InterfaceError};
 use crate::node;
-use crate::reconcile::{Reconciler, retry_after};
+use crate::reconcile::Reconciler;
 use crate::status::{self, SharedStatus};
 use crate::subnet_env::SubnetEnv;
 
@@ -51,6 +52,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     let store = Store::new(args.store.config()).map_err(refused)?;
     let (config, ownership, json) = network_config(&store, &status).await;
+    // The store is asked for the leases while the kernel is asked for what it holds.
+    let listing = tokio::spawn(list(store.clone()));
     let external = interface::find(&args, &config).await.map_err(|error| match error {
         InterfaceError::Kernel(_) => anyhow::Error::new(error),
         error => refused(error),
@@ -61,25 +64,34 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     );
 
     let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
+    let gateways = match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
+        true => Gateways::Objects,
+        false => Gateways::Inline,
+    };
     let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), ownership);
+    reconciler.set_underlay(external.underlay.link);
+    let actual = reconciler.first_reading().await.context("cannot read the kernel's state")?;
     let node = node::identity(&args);
-    let actual = reconciler.actual().await.context("cannot read the kernel's state")?;
-    let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default();
+    let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
     let Chosen { backend, macs, datapath } =
-        backend::choose(&config, &args.udp_without, &external.underlay, seed, &actual).map_err(refused)?;
+        backend::choose(&config, &args.udp_without, &external.underlay, gateways, &seed, &actual)
+            .map_err(refused)?;
+    drop(actual);
 
     let claim = claim(&args, &config, &external, node, backend.lease_fields(), renew_margin);
+    let (attributes, published) = watch::channel(claim.attributes.clone());
     waiting(&status, "a lease");
     let previous = claim.previous;
-    let keeper =
-        Keeper::acquire(store.clone(), claim, |reason| waiting(&status, &format!("a lease: {reason}"))).await;
+    let listing = listing.await.ok().flatten();
+    let (keeper, listing) = Keeper::acquire(store.clone(), claim, listing, |reason| {
+        waiting(&status, &format!("a lease: {reason}"));
+    })
+    .await;
     let held = keeper.held().clone();
     if let Some(before) = previous.filter(|before| *before != held.subnets) {
         warn!(%before, now = %held.subnets, "this host has another subnet than before: restart Docker, or containers stay cut off");
     }
-    let addresses =
-        external.public_ips.values().chain(external.underlay.addresses.values()).copied().collect();
-    let own = OwnLease { subnets: held.subnets, addresses, macs };
+    let own = OwnLease { subnets: held.subnets, addresses: external.own_addresses(), macs };
     status.update(|status| {
         status.backend = backend.name();
         status.mtu = backend.mtu();
@@ -91,37 +103,43 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (holding_sender, holding) = watch::channel(Holding { lease: held.clone(), problem: None });
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
     let noticed = suspicion.clone();
-    tokio::spawn(async move { keeper.hold(&noticed, &holding_sender).await });
-    tokio::spawn(LeaseWatch::new(store.clone()).run(event_sender));
+    tokio::spawn(async move { keeper.hold(&noticed, published, &holding_sender).await });
+    tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
     tokio::spawn(watch_config(store, json, status.clone()));
 
+    let options = Options {
+        subnet_file: args.subnet_file.clone(),
+        ip_masq: args.ip_masq,
+        forward_rules: args.iptables_forward_rules,
+        blackhole_route: args.ip_blackhole_route,
+        resync_interval: args.resync_interval,
+    };
+    let caution = Caution { percent: args.mass_loss_percent, grace: args.mass_loss_grace };
     let daemon = Daemon {
-        options: Options {
-            subnet_file: args.subnet_file,
-            underlay: external.underlay.link,
-            ip_masq: args.ip_masq,
-            forward_rules: args.iptables_forward_rules,
-            blackhole_route: args.ip_blackhole_route,
-            resync_interval: args.resync_interval,
-        },
+        options,
         backend,
         datapath,
+        underlay: UnderlayWatch { args, external, gateways, seed, attributes, due: None, problem: None },
         reconciler,
-        leases: LeaseSet::with_caution(Caution {
-            percent: args.mass_loss_percent,
-            grace: args.mass_loss_grace,
-        }),
-        admission: Admission { config, own: Some(own) },
+        host: State::default(),
+        leases: LeaseSet::new(Admission { config, own: Some(own) }, caution),
         suspicion,
         own_revision: held.mod_revision,
-        peer_log: PeerLog::default(),
+        unreached: Unreached::default(),
         status,
         rules: Ruleset::default(),
+        rules_due: false,
         due: None,
+        read_due: None,
         failures: 0,
         ready: false,
     };
     daemon.run(event_receiver, holding).await
+}
+
+/// All leases, if the store gives them at the first time of asking; who needs them asks again.
+async fn list(store: Store) -> Option<Listing> {
+    store.list().await.inspect_err(|reason| debug!(%reason, "cannot list the leases yet")).ok()
 }
 
 /// Makes sure that this is the only agent of this network namespace: two would undo each other's work. The name is freed
@@ -158,7 +176,7 @@ async fn network_config(store: &Store, status: &SharedStatus) -> (NetworkConfig,
             }
         };
         waiting(status, &format!("{what}: {problem}"));
-        tokio::time::sleep(retry_after(failures).min(Duration::from_secs(10))).await;
+        tokio::time::sleep(super::retry_after(failures).min(Duration::from_secs(10))).await;
     }
     unreachable!("the loop above has no end")
 }
@@ -205,15 +223,12 @@ fn claim(
     fields: LeaseFields,
     renew_margin: Option<Duration>,
 ) -> Claim {
+    let mut attributes =
+        LeaseAttributes { public_ips: external.public_ips, node, ..LeaseAttributes::default() };
+    fields.fill(&mut attributes);
     Claim {
         config: config.clone(),
-        attributes: LeaseAttributes {
-            public_ips: external.public_ips,
-            backend: fields.backend,
-            data: fields.data,
-            node,
-            ..LeaseAttributes::default()
-        },
+        attributes,
         previous: previous(args),
         ttl: args.subnet_lease_ttl,
         renew_margin,
