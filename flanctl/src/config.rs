@@ -1,10 +1,13 @@
 //! `flanctl config`: the network config, which all hosts share.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
-use flan_subnet_lease::{Admission, BackendConfig, Lease, LeaseSet, NetworkConfig, Store, StoredConfig};
-
+use flan_subnet_lease::{
+    Admission, BackendConfig, Caution, LeaseSet, NetworkConfig, QuarantineReason, Store, StoredConfig,
+    Subnets, WatchEvent,
+};
 use tokio::time::Instant;
 
 use crate::failure::{Failure, Kind};
@@ -78,30 +81,23 @@ async fn stranded(
     before: Option<NetworkConfig>,
     after: &NetworkConfig,
 ) -> Result<Vec<String>, Failure> {
-    let mut leases = LeaseSet::default();
-    leases.replace(&store.list().await?, Instant::now());
     let judge = |config: &NetworkConfig| Admission { config: config.clone(), own: None };
-    let (before, after_it) = (before.as_ref().map(judge), judge(after));
-    let bad_after = leases.judge(&after_it).quarantined;
-    let good: Vec<&Lease> = match &before {
-        Some(before) => {
-            let judged = leases.judge(before);
-            judged.peers.into_iter().chain(judged.unclaimed).collect()
-        }
+    let mut leases = LeaseSet::new(judge(before.as_ref().unwrap_or(after)), Caution::default());
+    leases.apply(WatchEvent::Listed(store.list().await?), Instant::now());
+    let good: Vec<Subnets> = match &before {
+        Some(_) => leases.peers().chain(leases.unclaimed()).map(|lease| lease.subnets).collect(),
         // Without a config that can be read, nothing is known of what was good: whatever can be read counts.
-        None => leases.readable().collect(),
+        None => leases.readable().map(|lease| lease.subnets).collect(),
     };
-    let reason = |lease: &Lease| {
-        let bad = bad_after.iter().find(|bad| bad.lease == Some(lease));
-        match bad {
-            Some(bad) => Some(format!("{} ({})", lease.subnets, bad.reason)),
-            None if !after.admits(&lease.subnets) => {
-                Some(format!("{} (not one of its subnets)", lease.subnets))
-            }
-            None => None,
-        }
+    leases.set_admission(judge(after));
+    let bad: HashMap<Subnets, &QuarantineReason> =
+        leases.quarantined().filter_map(|bad| Some((bad.lease?.subnets, bad.reason))).collect();
+    let reason = |subnets: &Subnets| match bad.get(subnets) {
+        Some(reason) => Some(format!("{subnets} ({reason})")),
+        None if !after.admits(subnets) => Some(format!("{subnets} (not one of its subnets)")),
+        None => None,
     };
-    Ok(good.into_iter().filter_map(reason).collect())
+    Ok(good.iter().filter_map(reason).collect())
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
-use flan_subnet_lease::{Judged, Lease, PerFamily};
+use flan_subnet_lease::{BackendData, Lease, LeaseSet, PerFamily};
 use serde::Serialize;
 
 use crate::failure::{Failure, Kind};
@@ -81,14 +81,13 @@ pub(crate) enum State {
 
 impl SubnetList {
     /// The leases as judged, without their times.
-    pub(crate) fn new(judged: &Judged<'_>) -> Self {
-        let known = |lease: &&Lease, state| Subnet::new(&lease.subnets.key(), Some(*lease), state, None);
-        let mut items: Vec<Subnet> = judged.peers.iter().map(|lease| known(lease, State::Active)).collect();
-        items.extend(judged.unclaimed.iter().map(|lease| known(lease, State::Reserved)));
+    pub(crate) fn new(leases: &LeaseSet) -> Self {
+        let known = |lease: &Lease, state| Subnet::new(&lease.subnets.key(), Some(lease), state, None);
+        let mut items: Vec<Subnet> = leases.peers().map(|lease| known(lease, State::Active)).collect();
+        items.extend(leases.unclaimed().map(|lease| known(lease, State::Reserved)));
         items.extend(
-            judged
-                .quarantined
-                .iter()
+            leases
+                .quarantined()
                 .map(|bad| Subnet::new(bad.key, bad.lease, State::Bad, Some(bad.reason.to_string()))),
         );
         items.sort_by_key(|item| {
@@ -124,11 +123,13 @@ impl Subnet {
         Self {
             key: key.to_owned(),
             subnets: subnets.as_ref().map(texts).unwrap_or_default(),
-            host: attributes.and_then(|one| one.node.host.clone()),
-            node_id: attributes.and_then(|one| one.node.id.clone()),
+            host: attributes.and_then(|one| one.node.host.as_deref().map(str::to_owned)),
+            node_id: attributes.and_then(|one| one.node.id.as_deref().map(str::to_owned)),
             public_ips: attributes.map(|one| strings(&one.public_ips)).unwrap_or_default(),
-            backend: attributes.and_then(|one| one.backend.clone()),
-            backend_data: attributes.map(|one| one.data.values().cloned().collect()).unwrap_or_default(),
+            backend: attributes.and_then(|one| one.backend.as_deref().map(str::to_owned)),
+            backend_data: attributes
+                .map(|one| one.data.values().map(BackendData::to_value).collect())
+                .unwrap_or_default(),
             expires_in_seconds: None,
             reservation: lease.is_some_and(Lease::is_reservation),
             state,

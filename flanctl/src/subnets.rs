@@ -27,9 +27,7 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Prints all leases.
 pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
-    let mut leases = LeaseSet::default();
-    leases.replace(&store.list().await?, Instant::now());
-    let list = judged(store, config, &leases).await;
+    let list = judged(store, &listed(store, config).await?).await;
     if list.items.is_empty() && matches!(form, Form::Table | Form::Wide) {
         return output::print(&format!("no leases below {}/subnets", store.prefix()));
     }
@@ -42,15 +40,16 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     let (sender, mut events) = mpsc::channel(16);
     tokio::spawn(LeaseWatch::new(store.clone()).run(sender));
     // What is shown is what the store holds: an onlooker has no packets to lose, and believes every list.
-    let mut leases = LeaseSet::with_caution(Caution { percent: 100, grace: Duration::ZERO });
+    let believe_all = Caution { percent: 100, grace: Duration::ZERO };
+    let mut leases = LeaseSet::new(Admission { config, own: None }, believe_all);
     while let Some(event) = events.recv().await {
-        let mut changed = take(&mut leases, &event);
+        let mut changed = take(&mut leases, event);
         let gathered = Instant::now() + GATHER;
         while let Ok(Some(event)) = tokio::time::timeout_at(gathered, events.recv()).await {
-            changed |= take(&mut leases, &event);
+            changed |= take(&mut leases, event);
         }
         if changed {
-            print(&judged(store, config.clone(), &leases).await, form)?;
+            print(&judged(store, &leases).await, form)?;
             output::print("")?;
         }
     }
@@ -58,21 +57,20 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
 }
 
 /// Takes in an event. Answers whether it says anything of the leases.
-fn take(leases: &mut LeaseSet, event: &WatchEvent) -> bool {
+fn take(leases: &mut LeaseSet, event: WatchEvent) -> bool {
     if let WatchEvent::Interrupted { reason } = event {
         eprintln!("flanctl: lost sight of the leases, trying again: {reason}");
         return false;
     }
     leases.apply(event, Instant::now());
+    leases.take_changes(); // all is shown again, so they need not be kept
     true
 }
 
 /// Prints one lease.
 pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
-    let mut leases = LeaseSet::default();
-    leases.replace(&store.list().await?, Instant::now());
-    let mut list = judged(store, config, &leases).await;
+    let mut list = judged(store, &listed(store, config).await?).await;
     let key = key_of(subnet);
     list.items.retain(|item| item.key == key);
     if list.items.is_empty() {
@@ -139,9 +137,16 @@ fn key_of(subnet: &str) -> String {
     subnet.parse::<Subnets>().map_or_else(|_| subnet.to_owned(), |subnets| subnets.key())
 }
 
+/// All leases as an onlooker judges them.
+async fn listed(store: &Store, config: NetworkConfig) -> Result<LeaseSet, Failure> {
+    let mut leases = LeaseSet::new(Admission { config, own: None }, Caution::default());
+    leases.apply(WatchEvent::Listed(store.list().await?), Instant::now());
+    Ok(leases)
+}
+
 /// All leases with their standing and their times. A time that the store does not tell is left out.
-async fn judged(store: &Store, config: NetworkConfig, leases: &LeaseSet) -> SubnetList {
-    let mut list = SubnetList::new(&leases.judge(&Admission { config, own: None }));
+async fn judged(store: &Store, leases: &LeaseSet) -> SubnetList {
+    let mut list = SubnetList::new(leases);
     let ask = |lease| async move { (lease, store.time_to_live(lease).await.ok().map(|(left, _)| left)) };
     let left: BTreeMap<i64, Option<Duration>> =
         futures::stream::iter(list.etcd_leases()).map(ask).buffer_unordered(AT_ONCE).collect().await;

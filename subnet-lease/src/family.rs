@@ -85,6 +85,11 @@ impl<T> PerFamily<T> {
         self.v4.iter().chain(&self.v6)
     }
 
+    /// The values, each made into another.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerFamily<U> {
+        PerFamily { v4: self.v4.map(&mut f), v6: self.v6.map(&mut f) }
+    }
+
     /// Whether there is no value at all.
     pub fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()

@@ -6,6 +6,7 @@
 mod rounds;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -15,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use crate::allocate::{Exhausted, allocate};
 use crate::backoff::Backoff;
 use crate::config::NetworkConfig;
+use crate::family::PerFamily;
 use crate::key::Subnets;
 use crate::lease::{Lease, LeaseAttributes, NodeIdentity};
 use crate::store::{Entry, Listing, Store, StoreError};
@@ -81,16 +83,31 @@ pub struct Keeper {
     store: Store,
     claim: Claim,
     held: HeldLease,
+    published: Published,
 }
 
 impl Keeper {
     /// Takes a lease: the one with our public address, else the previous subnet, else a random free one. Tries
     /// without end, and tells `waits` why while it must wait.
-    pub async fn acquire(store: Store, claim: Claim, waits: impl Fn(&str)) -> Self {
+    ///
+    /// `listing` is a list of the leases that is there already, if there is one; should it turn out to be out of date,
+    /// another is made. The one that decided comes back, without what was written by this: [`LeaseWatch::behind`] goes
+    /// on from there.
+    ///
+    /// [`LeaseWatch::behind`]: crate::LeaseWatch::behind
+    pub async fn acquire(
+        store: Store,
+        claim: Claim,
+        mut listing: Option<Listing>,
+        waits: impl Fn(&str),
+    ) -> (Self, Listing) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            match take(&store, &claim, true).await {
-                Ok(held) => return Self { store, claim, held },
+            match take(&store, &claim, listing.take(), true).await {
+                Ok((held, listing)) => {
+                    let published = Published::new(&claim.attributes);
+                    return (Self { store, claim, held, published }, listing);
+                }
                 Err(KeeperError::LostRace(subnets)) => {
                     debug!(%subnets, "another host was faster; choosing again");
                     tokio::time::sleep(backoff.next().min(RACE_WAIT)).await;
@@ -111,13 +128,27 @@ impl Keeper {
     }
 
     /// Keeps the lease until nobody listens to `holding` any more. `suspicion` makes the keeper look at its key at
-    /// once. Every change of the lease, also a new subnet after a loss, and every problem goes to `holding`.
-    pub async fn hold(mut self, suspicion: &Notify, holding: &watch::Sender<Holding>) {
+    /// once. Other `attributes` than those claimed are written at once, with the subnet and the etcd lease as they are.
+    /// Every change of the lease, also a new subnet after a loss, and every problem goes to `holding`.
+    pub async fn hold(
+        mut self,
+        suspicion: &Notify,
+        mut attributes: watch::Receiver<LeaseAttributes>,
+        holding: &watch::Sender<Holding>,
+    ) {
         let mut rounds =
             Rounds::new(keepalive_interval(self.claim.ttl, self.claim.renew_margin), Instant::now());
+        attributes.mark_changed(); // they may have changed since the claim was made
         loop {
             let task = tokio::select! {
                 () = holding.closed() => return,
+                () = changed(&mut attributes) => {
+                    let wanted = attributes.borrow_and_update().clone();
+                    if self.claims(wanted) {
+                        rounds.publish(Instant::now());
+                    }
+                    continue;
+                }
                 () = suspicion.notified() => {
                     rounds.suspect(Instant::now());
                     continue;
@@ -139,6 +170,16 @@ impl Keeper {
         }
     }
 
+    /// What peers need to know of us from now on. Answers whether that is anything new.
+    fn claims(&mut self, wanted: LeaseAttributes) -> bool {
+        if wanted == self.claim.attributes {
+            return false;
+        }
+        self.claim.attributes = wanted;
+        self.published.wants(&self.claim.attributes);
+        true
+    }
+
     /// Sets the etcd lease back to its full time; when it has expired, takes the subnet back.
     async fn keep_alive(&mut self) -> Result<Looked, KeeperError> {
         let Some(etcd_lease) = self.held.etcd_lease else { return self.look().await };
@@ -154,15 +195,26 @@ impl Keeper {
 
     /// Reads our key and puts right what is wrong with it.
     async fn look(&mut self) -> Result<Looked, KeeperError> {
+        let looked = self.find_and_mend().await?;
+        self.published = Published::new(&self.claim.attributes);
+        Ok(looked)
+    }
+
+    async fn find_and_mend(&mut self) -> Result<Looked, KeeperError> {
         let subnets = self.held.subnets;
         let found = self.store.get(&subnets.key()).await?;
-        match judge(&self.held, &self.claim, found.as_ref()) {
+        match judge(&self.held, &self.claim, &self.published, found) {
             Finding::Unchanged => return Ok(Looked::Fine),
             Finding::Touched { etcd_lease, mod_revision } => {
                 let reservation = etcd_lease.is_none();
                 info!(%subnets, reservation, "somebody else wrote our lease, and it still says the same");
                 self.held = HeldLease { subnets, etcd_lease, mod_revision };
                 return Ok(Looked::Fine);
+            }
+            Finding::Outdated(entry) => {
+                info!(%subnets, holder = %self.claim.attributes.holder(), "our lease is to say something else; writing it");
+                self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
+                return Ok(Looked::Published);
             }
             Finding::Altered(entry) => {
                 let value = String::from_utf8_lossy(&entry.value);
@@ -187,7 +239,7 @@ impl Keeper {
     async fn take_back(&mut self) -> Result<(), KeeperError> {
         let lost = self.held.subnets;
         let claim = Claim { previous: Some(lost), ..self.claim.clone() };
-        self.held = take(&self.store, &claim, false).await?;
+        (self.held, _) = take(&self.store, &claim, None, false).await?;
         if self.held.subnets != lost {
             error!(
                 %lost, now = %self.held.subnets,
@@ -205,25 +257,35 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const RACE_WAIT: Duration = Duration::from_millis(300);
 
 /// One attempt: look at all leases, then adopt ours or create one.
-async fn take(store: &Store, claim: &Claim, starting: bool) -> Result<HeldLease, KeeperError> {
-    let listing = store.list().await?;
-    let leases: Vec<Lease> =
-        listing.entries.iter().filter_map(|entry| Lease::from_entry(entry).ok()).collect();
-    warn_of_doubles(&leases, claim);
-    if let Some(own) = choose_own(&leases, claim, starting) {
-        let entry = listing.entries.iter().find(|entry| entry.key == own.subnets.key());
-        if let Some(entry) = entry {
-            return adopt(store, claim, own.subnets, entry).await;
-        }
+async fn take(
+    store: &Store,
+    claim: &Claim,
+    listing: Option<Listing>,
+    starting: bool,
+) -> Result<(HeldLease, Listing), KeeperError> {
+    let listing = match listing {
+        Some(listing) => listing,
+        None => store.list().await?,
+    };
+    if let Some((own, entry)) = choose_own(&listing, claim, starting) {
+        let held = adopt(store, claim, own.subnets, entry).await?;
+        return Ok((held, listing));
     }
     // Unreadable values block their subnet as well: the key alone says what is taken.
     let taken: Vec<Subnets> =
         listing.entries.iter().filter_map(|entry| Subnets::from_key(&entry.key).ok()).collect();
     let subnets = allocate(&claim.config, &taken, claim.previous.as_ref(), &mut rand::rng())
-        .map_err(|exhausted| KeeperError::Exhausted { exhausted, holders: holders(&listing, &leases) })?;
+        .map_err(|exhausted| KeeperError::Exhausted { exhausted, holders: holders(&listing) })?;
     let held = put_with_new_lease(store, claim, subnets, &claim.attributes, 0).await?;
     info!(%subnets, "leased");
-    Ok(held)
+    Ok((held, listing))
+}
+
+/// The next change; never, when nobody can make one any more.
+async fn changed(attributes: &mut watch::Receiver<LeaseAttributes>) {
+    if attributes.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Makes an entry that is ours say what we want, with as few writes as that takes: none after a mere restart.
@@ -304,17 +366,22 @@ async fn put_with_new_lease(
 /// The lease that is ours already: the previous subnet if it is among them, else the oldest. After a change of our
 /// address, the previous subnet is still ours if the lease bears our node id; that is believed at the start alone, as
 /// two clones of one machine would take it from each other for ever.
-fn choose_own<'a>(leases: &'a [Lease], claim: &Claim, starting: bool) -> Option<&'a Lease> {
+fn choose_own<'a>(listing: &'a Listing, claim: &Claim, starting: bool) -> Option<(Lease, &'a Entry)> {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
-    let ours = |lease: &&Lease| {
+    let ours = |lease: &Lease| {
         let previous = Some(lease.subnets) == claim.previous;
         let moved = starting && previous && node.id.is_some() && lease.attributes.node.id == node.id;
         claim.config.admits(&lease.subnets) && (moved || lease.attributes.is_held_by(ips, node))
     };
-    leases
-        .iter()
-        .filter(ours)
-        .min_by_key(|lease| (Some(lease.subnets) != claim.previous, lease.create_revision))
+    let mut own = Vec::new();
+    for entry in &listing.entries {
+        let Ok(lease) = Lease::from_entry(entry) else { continue };
+        warn_of_double(&lease, claim);
+        if ours(&lease) {
+            own.push((lease, entry));
+        }
+    }
+    own.into_iter().min_by_key(|(lease, _)| (Some(lease.subnets) != claim.previous, lease.create_revision))
 }
 
 /// What has become of our key.
@@ -326,6 +393,8 @@ enum Finding {
         etcd_lease: Option<i64>,
         mod_revision: i64,
     },
+    /// As we left it, while we want to say something else by now.
+    Outdated(Entry),
     /// Still ours, but it says something else.
     Altered(Entry),
     Gone,
@@ -333,43 +402,69 @@ enum Finding {
     Foreign(String),
 }
 
-fn judge(held: &HeldLease, claim: &Claim, found: Option<&Entry>) -> Finding {
+/// What our key may say by our own doing: what we claim now and, until that was seen to stand in the store, what we
+/// claimed before.
+struct Published {
+    addresses: Vec<PerFamily<IpAddr>>,
+    /// Whether what we claim now was never seen in the store.
+    outdated: bool,
+}
+
+impl Published {
+    fn new(now: &LeaseAttributes) -> Self {
+        Self { addresses: vec![now.public_ips], outdated: false }
+    }
+
+    fn wants(&mut self, next: &LeaseAttributes) {
+        self.outdated = true;
+        if !self.addresses.contains(&next.public_ips) {
+            self.addresses.push(next.public_ips);
+        }
+    }
+
+    fn is_ours(&self, attributes: &LeaseAttributes, node: &NodeIdentity) -> bool {
+        self.addresses.iter().any(|ips| attributes.is_held_by(ips, node))
+    }
+}
+
+fn judge(held: &HeldLease, claim: &Claim, published: &Published, found: Option<Entry>) -> Finding {
     let Some(entry) = found else { return Finding::Gone };
     if entry.mod_revision == held.mod_revision {
-        return Finding::Unchanged;
+        return if published.outdated { Finding::Outdated(entry) } else { Finding::Unchanged };
     }
     match LeaseAttributes::from_json(&entry.value) {
         Ok(attributes) if LeaseAttributes { other: None, ..attributes.clone() } == claim.attributes => {
             Finding::Touched { etcd_lease: entry.etcd_lease, mod_revision: entry.mod_revision }
         }
-        Ok(attributes) if !attributes.is_held_by(&claim.attributes.public_ips, &claim.attributes.node) => {
+        Ok(attributes) if !published.is_ours(&attributes, &claim.attributes.node) => {
             Finding::Foreign(attributes.holder())
         }
-        _ => Finding::Altered(entry.clone()),
+        _ => Finding::Altered(entry),
     }
 }
 
 /// Two machines with one address cannot both be reached.
-fn warn_of_doubles(leases: &[Lease], claim: &Claim) {
+fn warn_of_double(lease: &Lease, claim: &Claim) {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
-    for lease in leases {
-        let attributes = &lease.attributes;
-        if attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node) {
-            warn!(
-                subnets = %lease.subnets, holder = %attributes.holder(),
-                "another machine holds a lease with our public address; peers can reach only one of us, unless that one is no more",
-            );
-        }
+    let attributes = &lease.attributes;
+    if attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node) {
+        warn!(
+            subnets = %lease.subnets, holder = %attributes.holder(),
+            "another machine holds a lease with our public address; peers can reach only one of us, unless that one is no more",
+        );
     }
 }
 
 /// Who holds how many subnets, the greediest first.
-fn holders(listing: &Listing, leases: &[Lease]) -> String {
+fn holders(listing: &Listing) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    for lease in leases {
-        *counts.entry(lease.attributes.holder()).or_default() += 1;
+    let mut unreadable = 0;
+    for entry in &listing.entries {
+        match Lease::from_entry(entry) {
+            Ok(lease) => *counts.entry(lease.attributes.holder()).or_default() += 1,
+            Err(_) => unreadable += 1,
+        }
     }
-    let unreadable = listing.entries.len() - leases.len();
     if unreadable > 0 {
         counts.insert("unreadable leases".to_owned(), unreadable);
     }
@@ -412,12 +507,18 @@ mod tests {
         }
     }
 
-    fn lease(key: &str, ip: &str, node: Option<&str>, revision: i64) -> Lease {
-        let mut lease =
-            Lease::from_entry(&entry(key, &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null}}"#), revision))
-                .unwrap();
-        lease.attributes.node.id = node.map(Into::into);
-        lease
+    fn lease(key: &str, ip: &str, node: Option<&str>, revision: i64) -> Entry {
+        let node = node.map(|id| format!(r#","NodeID":"{id}""#)).unwrap_or_default();
+        entry(key, &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null{node}}}"#), revision)
+    }
+
+    /// The subnets of the lease that is ours.
+    fn chosen(entries: &[Entry], claim: &Claim) -> Option<String> {
+        let listing = Listing { entries: entries.to_vec(), revision: 9, cluster_id: 1 };
+        choose_own(&listing, claim, true).map(|(own, entry)| {
+            assert_eq!(own.subnets.key(), entry.key);
+            own.subnets.to_string()
+        })
     }
 
     fn held() -> HeldLease {
@@ -431,16 +532,16 @@ mod tests {
             lease("10.5.3.0-24", "192.168.64.11", Some("b"), 2),
             lease("10.5.4.0-24", "192.168.64.11", None, 3),
         ];
-        assert_eq!(choose_own(&leases, &claim(), true).unwrap().subnets.to_string(), "10.5.4.0/24");
+        assert_eq!(chosen(&leases, &claim()).as_deref(), Some("10.5.4.0/24"));
     }
 
     #[test]
     fn of_several_own_leases_the_previous_subnet_wins_then_the_oldest() {
         let leases =
             [lease("10.5.3.0-24", "192.168.64.11", None, 5), lease("10.5.4.0-24", "192.168.64.11", None, 3)];
-        assert_eq!(choose_own(&leases, &claim(), true).unwrap().subnets.to_string(), "10.5.4.0/24");
+        assert_eq!(chosen(&leases, &claim()).as_deref(), Some("10.5.4.0/24"));
         let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
-        assert_eq!(choose_own(&leases, &claim, true).unwrap().subnets.to_string(), "10.5.3.0/24");
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24"));
     }
 
     #[test]
@@ -449,23 +550,24 @@ mod tests {
             lease("10.5.3.0-24", "192.168.64.99", Some("a"), 5),
             lease("10.5.4.0-24", "192.168.64.98", Some("a"), 3),
         ];
-        assert_eq!(choose_own(&leases, &claim(), true), None);
+        assert_eq!(chosen(&leases, &claim()), None);
         let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
-        assert_eq!(choose_own(&leases, &claim, true).unwrap().subnets.to_string(), "10.5.3.0/24");
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24"));
         let stranger = [lease("10.5.3.0-24", "192.168.64.99", Some("b"), 5)];
-        assert_eq!(choose_own(&stranger, &claim, true), None);
+        assert_eq!(chosen(&stranger, &claim), None);
     }
 
     #[test]
     fn an_own_lease_that_the_config_no_longer_admits_is_left() {
-        assert_eq!(choose_own(&[lease("10.6.3.0-24", "192.168.64.11", None, 5)], &claim(), true), None);
+        assert_eq!(chosen(&[lease("10.6.3.0-24", "192.168.64.11", None, 5)], &claim()), None);
     }
 
     #[test]
     fn what_became_of_our_key_is_told_apart() {
         let claim = claim();
         let value = String::from_utf8(claim.attributes.to_json()).unwrap();
-        let find = |entry: Option<Entry>| judge(&held(), &claim, entry.as_ref());
+        let published = Published::new(&claim.attributes);
+        let find = |entry: Option<Entry>| judge(&held(), &claim, &published, entry);
         assert_eq!(find(None), Finding::Gone);
         assert_eq!(find(Some(entry("10.5.3.0-24", &value, 10))), Finding::Unchanged);
         let reserved = Entry { etcd_lease: None, ..entry("10.5.3.0-24", &value, 11) };
@@ -479,13 +581,37 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_still_says_what_we_said_before_is_ours() {
+        let before = claim();
+        let mut after = claim();
+        after.attributes.public_ips.v4 = Some("192.168.64.77".parse().unwrap());
+        let mut published = Published::new(&before.attributes);
+        published.wants(&after.attributes);
+        let value = |claim: &Claim| String::from_utf8(claim.attributes.to_json()).unwrap();
+        let find = |value: &str, revision| {
+            judge(&held(), &after, &published, Some(entry("10.5.3.0-24", value, revision)))
+        };
+        assert!(matches!(find(&value(&before), 10), Finding::Outdated(_)));
+        assert!(matches!(find(&value(&before), 11), Finding::Altered(_)));
+        // The write may have happened although no answer came.
+        assert_eq!(find(&value(&after), 11), Finding::Touched { etcd_lease: Some(7), mod_revision: 11 });
+        assert!(matches!(find(&value(&before).replace("\"a\"", "\"b\""), 11), Finding::Foreign(_)));
+        let standing = Published::new(&after.attributes);
+        let old = entry("10.5.3.0-24", &value(&before), 11);
+        assert!(matches!(judge(&held(), &after, &standing, Some(old)), Finding::Foreign(_)));
+    }
+
+    #[test]
     fn an_exhausted_network_names_who_holds_how_many() {
-        let leases = [
+        let entries = vec![
             lease("10.5.2.0-24", "192.168.64.12", None, 1),
             lease("10.5.3.0-24", "192.168.64.13", None, 2),
             lease("10.5.4.0-24", "192.168.64.13", None, 3),
+            entry("x", "{", 4),
         ];
-        let listing = Listing { entries: vec![entry("x", "{", 1); 4], revision: 9, cluster_id: 1 };
-        assert_eq!(holders(&listing, &leases), "192.168.64.13: 2, 192.168.64.12: 1, unreadable leases: 1");
+        assert_eq!(
+            holders(&Listing { entries, revision: 9, cluster_id: 1 }),
+            "192.168.64.13: 2, 192.168.64.12: 1, unreadable leases: 1"
+        );
     }
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue,
-    PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, GetResponse, Identity,
+    KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 
 use crate::store_config::{StoreConfig, read};
@@ -105,8 +105,13 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life is asked for one after this, and given up when none comes in the same time.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Keys in one page of a list: about 300 KB, far below the decoding limit of 4 MB.
-const PAGE: i64 = 1000;
+/// Keys in the first page of a list: about 300 KB, far below the decoding limit of 4 MB.
+const FIRST_PAGE: i64 = 1000;
+/// Bytes of keys and values that the later pages are to have, by the size of those in the page before. Each page makes
+/// etcd count all keys behind it, so there should be few.
+const PAGE_BYTES: usize = 1 << 20;
+/// No page has more keys, however small they are.
+const MOST_IN_PAGE: i64 = 10_000;
 
 impl Store {
     /// Checks the settings. Nothing is dialled before the first request.
@@ -168,39 +173,29 @@ impl Store {
     /// Any [`StoreError`], among them a compaction between two pages.
     pub async fn list(&self) -> Result<Listing, StoreError> {
         let prefix = self.subnets_prefix();
-        let end = prefix_end(&prefix);
         let mut listing = Listing::default();
-        let mut from = prefix.clone().into_bytes();
-        let mut limit = PAGE;
+        let mut page = Page { from: prefix.clone().into_bytes(), limit: FIRST_PAGE, revision: 0 };
+        let mut response = self.page(&mut page).await?;
+        if let Some(header) = response.header() {
+            (listing.revision, listing.cluster_id) = (header.revision(), header.cluster_id());
+        }
+        page.revision = listing.revision;
         loop {
-            let revision = listing.revision;
-            let page = self
-                .call(|mut client: Client| {
-                    let options =
-                        GetOptions::new().with_range(end.clone()).with_limit(limit).with_revision(revision);
-                    let from = from.clone();
-                    async move { client.get(from, Some(options)).await }
-                })
-                .await;
-            let response = match page {
-                // Values that no agent wrote may be as large as etcd allows, 1.5 MB; one of them always fits.
-                Err(StoreError::Refused { reason, .. })
-                    if limit > 1 && reason.contains("message length too large") =>
-                {
-                    limit = (limit / 8).max(1);
-                    continue;
-                }
-                page => page?,
+            let more = response.more();
+            let found = response.take_kvs();
+            let Some(last) = found.last().filter(|_| more) else {
+                listing.entries.extend(found.into_iter().filter_map(|kv| entry(&prefix, kv)));
+                return Ok(listing);
             };
-            if let Some(header) = response.header().filter(|_| revision == 0) {
-                listing.revision = header.revision();
-                listing.cluster_id = header.cluster_id();
-            }
-            listing.entries.extend(response.kvs().iter().filter_map(|kv| entry(&prefix, kv)));
-            match response.kvs().last().filter(|_| response.more()) {
-                Some(last) => from = [last.key(), &[0]].concat(),
-                None => return Ok(listing),
-            }
+            page.from = [last.key(), &[0]].concat();
+            let bytes: usize = found.iter().map(|kv| kv.key().len() + kv.value().len()).sum();
+            let fitting = PAGE_BYTES.saturating_mul(found.len()) / bytes.max(1);
+            page.limit = i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, MOST_IN_PAGE);
+            // The store gathers the next page while this one is taken apart.
+            let (next, ()) = tokio::join!(biased; self.page(&mut page), async {
+                listing.entries.extend(found.into_iter().filter_map(|kv| entry(&prefix, kv)));
+            });
+            response = next?;
         }
     }
 
@@ -210,13 +205,13 @@ impl Store {
     /// Any [`StoreError`].
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let path = self.subnet_key(key);
-        let response = self
+        let mut response = self
             .call(|mut client: Client| {
                 let path = path.clone();
                 async move { client.get(path, None).await }
             })
             .await?;
-        Ok(response.kvs().first().and_then(|kv| entry(&self.subnets_prefix(), kv)))
+        Ok(response.take_kvs().into_iter().next().and_then(|kv| entry(&self.subnets_prefix(), kv)))
     }
 
     /// Writes one lease if its last write still is the one at `seen`; 0 stands for "there is no such key".
@@ -321,6 +316,32 @@ impl Store {
 
     fn subnet_key(&self, key: &str) -> String {
         format!("{}{key}", self.subnets_prefix())
+    }
+
+    /// One page of the list, of fewer keys where they are too large.
+    async fn page(&self, page: &mut Page) -> Result<GetResponse, StoreError> {
+        let end = prefix_end(&self.subnets_prefix());
+        loop {
+            let response = self
+                .call(|mut client: Client| {
+                    let options = GetOptions::new()
+                        .with_range(end.clone())
+                        .with_limit(page.limit)
+                        .with_revision(page.revision);
+                    let from = page.from.clone();
+                    async move { client.get(from, Some(options)).await }
+                })
+                .await;
+            match response {
+                // Values that no agent wrote may be as large as etcd allows, 1.5 MB; one of them always fits.
+                Err(StoreError::Refused { reason, .. })
+                    if page.limit > 1 && reason.contains("message length too large") =>
+                {
+                    page.limit = (page.limit / 8).max(1);
+                }
+                response => return response,
+            }
+        }
     }
 
     async fn commit(&self, key: &str, seen: i64, operation: TxnOp) -> Result<Option<i64>, StoreError> {
@@ -428,7 +449,7 @@ impl Watch {
             }
             Ok(Some(response)) => {
                 let change = |event: &etcd_client::Event| {
-                    let entry = entry(&self.prefix, event.kv()?)?;
+                    let entry = entry(&self.prefix, event.kv()?.clone())?;
                     Some(match event.event_type() {
                         EventType::Put => Change::Put(entry),
                         EventType::Delete => Change::Delete { key: entry.key },
@@ -446,6 +467,14 @@ impl Watch {
         // A failure shows as the end of the stream.
         let _ = self.stream.request_progress().await;
     }
+}
+
+/// Which keys to ask for.
+struct Page {
+    from: Vec<u8>,
+    limit: i64,
+    /// 0 for the present.
+    revision: i64,
 }
 
 struct Connection {
@@ -499,15 +528,12 @@ impl StoreConfig {
     }
 }
 
-fn entry(prefix: &str, kv: &KeyValue) -> Option<Entry> {
-    let key = kv.key().strip_prefix(prefix.as_bytes())?;
-    Some(Entry {
-        key: String::from_utf8_lossy(key).into_owned(),
-        value: kv.value().to_vec(),
-        create_revision: kv.create_revision(),
-        mod_revision: kv.mod_revision(),
-        etcd_lease: Some(kv.lease()).filter(|lease| *lease != 0),
-    })
+fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
+    let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
+    let etcd_lease = Some(kv.lease()).filter(|lease| *lease != 0);
+    let (key, value) = kv.into_key_value();
+    let key = String::from_utf8_lossy(key.strip_prefix(prefix.as_bytes())?).into_owned();
+    Some(Entry { key, value, create_revision, mod_revision, etcd_lease })
 }
 
 /// The first key after all keys with the prefix, which ends with `/`.

@@ -44,16 +44,31 @@ pub struct LeaseWatch {
     store: Store,
     machine: Machine,
     watch: Option<Watch>,
+    /// A list that is there already and was not told yet.
+    listed: Option<Listing>,
 }
 
 impl LeaseWatch {
     /// A watch that has not started.
     pub fn new(store: Store) -> Self {
-        Self { store, machine: Machine::new(), watch: None }
+        Self { store, machine: Machine::new(), watch: None, listed: None }
+    }
+
+    /// A watch that starts behind a list that is there already, which is the first that it tells. A list that is so old
+    /// that the store no longer knows what came after it does no harm: then there is a new one.
+    pub fn behind(store: Store, listing: Listing) -> Self {
+        let mut machine = Machine::new();
+        machine.listed(&listing);
+        Self { store, machine, watch: None, listed: Some(listing) }
     }
 
     /// Lists and watches; every event goes to `events`. Ends when the receiver is gone.
     pub async fn run(mut self, events: mpsc::Sender<WatchEvent>) {
+        if let Some(listing) = self.listed.take()
+            && events.send(WatchEvent::Listed(listing)).await.is_err()
+        {
+            return;
+        }
         loop {
             let event = tokio::select! {
                 event = self.step() => event,
@@ -242,6 +257,14 @@ mod tests {
     fn it_lists_then_watches_from_the_revision_behind_the_list() {
         let now = Instant::now();
         assert_eq!(watching(now).step(now), Step::Read { until: now + SILENCE });
+    }
+
+    #[test]
+    fn a_list_that_is_there_already_is_not_asked_for_again() {
+        let now = Instant::now();
+        let mut machine = Machine::new();
+        machine.listed(&listing(41));
+        assert_eq!(machine.step(now), Step::Open { revision: 42 });
     }
 
     #[test]

@@ -12,8 +12,10 @@ use crate::backoff::Backoff;
 pub(super) enum Looked {
     /// Nothing had to be written.
     Fine,
-    /// Our key had to be written.
+    /// Our key had to be written, as somebody else had changed it.
     Mended,
+    /// Our key was written, as it is to say something else.
+    Published,
 }
 
 /// What the keeper does next.
@@ -75,6 +77,11 @@ impl Rounds {
         self.look = Some(now + wait);
     }
 
+    /// Our key is to say something else.
+    pub(super) fn publish(&mut self, now: Instant) {
+        self.look = Some(now);
+    }
+
     /// A task is done, or has failed (`None`). Answers how long to wait after a failure.
     pub(super) fn done(&mut self, task: Task, looked: Option<&Looked>, now: Instant) -> Duration {
         let Some(looked) = looked else {
@@ -88,8 +95,10 @@ impl Rounds {
             Task::KeepAlive => self.kept = now,
             Task::Look => self.look = None,
         }
-        if *looked == Looked::Mended {
+        if *looked != Looked::Fine {
             self.kept = now;
+        }
+        if *looked == Looked::Mended {
             self.mended = Some(now);
         }
         Duration::ZERO
@@ -142,6 +151,22 @@ mod tests {
         assert!(wait > Duration::ZERO);
         rounds.suspect(now);
         assert_eq!((rounds.due(), rounds.task()), (now + wait, Task::Look));
+    }
+
+    #[test]
+    fn what_is_new_is_published_at_once_even_where_the_key_is_in_dispute() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
+        rounds.suspect(now);
+        rounds.done(Task::Look, Some(&Looked::Mended), now);
+        rounds.suspect(now);
+        assert!(rounds.due() > now);
+        rounds.publish(now);
+        assert_eq!((rounds.due(), rounds.task()), (now, Task::Look));
+        let wait = rounds.done(Task::Look, None, now);
+        assert_eq!((rounds.due(), rounds.task()), (now + wait, Task::Look));
+        rounds.done(Task::Look, Some(&Looked::Published), now + wait);
+        assert_eq!(rounds.task(), Task::KeepAlive);
     }
 
     #[test]
