@@ -176,9 +176,14 @@ impl Host {
 
     /// Starts the agent and does not wait for it.
     pub fn spawn_agent(&mut self, flags: &[&str]) -> Result<()> {
+        self.spawn_agent_under(&[], flags)
+    }
+
+    /// As [`Host::spawn_agent`], started by a program that gets its command line, such as `strace`.
+    pub fn spawn_agent_under(&mut self, starter: &[&str], flags: &[&str]) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent of {} runs already", self.name);
         self.notifications.forget();
-        let mut fland = self.place.command(tools::flan_binary("fland")?);
+        let mut fland = self.place.then(starter.iter().copied()).command(tools::flan_binary("fland")?);
         fland.args([
             "--etcd-endpoints",
             &self.etcd_endpoints,
@@ -197,13 +202,19 @@ impl Host {
 
     /// Waits until the agent says by `sd_notify` that it is ready. By then subnet.env must be there.
     pub fn wait_for_agent(&mut self) -> Result<()> {
+        self.wait_for_agent_within(AGENT_LIMIT).map(drop)
+    }
+
+    /// As [`Host::wait_for_agent`] with a limit of one's own; returns when the agent has said it.
+    pub fn wait_for_agent_within(&mut self, limit: Duration) -> Result<Instant> {
         let agent = self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.name))?;
-        wait::until(&format!("{} to be ready", agent.name()), AGENT_LIMIT, || {
+        let said = wait::until(&format!("{} to be ready", agent.name()), limit, || {
             agent.ensure_running()?;
-            ensure!(self.notifications.have_heard("READY=1"), "it has not said so\n{}", agent.last_lines());
-            Ok(())
+            let said = self.notifications.heard_at("READY=1");
+            said.with_context(|| format!("it has not said so\n{}", agent.last_lines()))
         })?;
-        self.subnet_env().map(drop).context("the agent is ready")
+        self.subnet_env().context("the agent is ready")?;
+        Ok(said)
     }
 
     /// `kill -9` on the agent.

@@ -50,13 +50,15 @@ pub struct LabOptions {
     pub name: Option<&'static str>,
     /// Members of the etcd cluster.
     pub etcd_members: u8,
+    /// etcd keeps its data in memory: for measurements that are not about the machine's disk.
+    pub etcd_in_memory: bool,
     /// The lab outlives the program: see [`Lab::keep`].
     pub lifetime: Lifetime,
 }
 
 impl Default for LabOptions {
     fn default() -> LabOptions {
-        LabOptions { name: None, etcd_members: 1, lifetime: Lifetime::Bound }
+        LabOptions { name: None, etcd_members: 1, etcd_in_memory: false, lifetime: Lifetime::Bound }
     }
 }
 
@@ -117,7 +119,8 @@ impl Lab {
             let address = address(1 + number);
             places.push((attach(&id, &underlay, &format!("etcd{number}"), address)?, address));
         }
-        let etcd = Etcd::start(places, &dir, options.lifetime).context("step: start etcd")?;
+        let etcd = Etcd::start(places, &dir, options.etcd_in_memory, options.lifetime)
+            .context("step: start etcd")?;
         let mut lab = Lab {
             id,
             dir,
