@@ -20,6 +20,7 @@ pub mod docker;
 pub mod end;
 pub mod etcd;
 pub mod flannel;
+pub mod holdings;
 pub mod host;
 pub mod interrupt;
 pub mod lab;
