@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units scenarios soak bench fuzz audit build release install tools
+.PHONY: help demo demo-down test lint unit units scenarios soak bench bench-control fuzz audit build release install tools
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -36,6 +36,7 @@ help:
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker'
 	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
+	@echo 'sudo make bench-control  how fast one fland follows 100 to 50000 leases, and what it costs; ARGS=--help'
 	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
 	@echo '     make release     fland and flanctl as they are installed'
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
@@ -83,6 +84,12 @@ bench: release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench
 	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench --message-format=json \
 		| $(call path_of,bench)); \
+	$(AS_ROOT) "$$bench" $(ARGS)
+
+bench-control: release
+	@$(CARGO) build --release --locked -p flan-integration --bin bench-control
+	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench-control --message-format=json \
+		| $(call path_of,bench-control)); \
 	$(AS_ROOT) "$$bench" $(ARGS)
 
 # Finds inputs that break a rule: see fuzz/run.sh, which runs one target or one input as well.

@@ -30,9 +30,10 @@ if lacks docker && apt-cache show docker-cli >/dev/null 2>&1; then want docker-c
 # Where the kernel has AppArmor, dockerd wants to load its profile.
 if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && lacks apparmor_parser; then want apparmor; fi
 if lacks systemd-analyze; then want systemd; fi
-# The bench alone runs these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
+# The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
 if lacks iperf3; then want iperf3; fi
 if lacks ethtool; then want ethtool; fi
+if lacks strace; then want strace; fi
 
 [ -n "$packages" ] || exit 0
 

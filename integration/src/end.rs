@@ -14,7 +14,7 @@ use crate::subnet_env::SubnetEnv;
 pub struct End {
     /// Where programs run.
     pub place: Place,
-    /// Its address.
+    /// Its IPv4 address; unspecified without one.
     pub address: Ipv4Addr,
     /// Of the device that its packets leave by, in bytes.
     pub mtu: u32,
@@ -23,22 +23,28 @@ pub struct End {
 impl End {
     /// A namespace behind `docker0`, which has the subnet's address; the namespace has the one after it.
     pub fn behind_bridge(host: &Host, subnet: &SubnetEnv) -> Result<End> {
-        let mtu = subnet.mtu;
         let bridge = subnet.subnet.ip();
-        let address = Ipv4Addr::from(u32::from(bridge) + 1);
+        let length = subnet.subnet.prefix();
+        let end = End {
+            address: Ipv4Addr::from(u32::from(bridge) + 1),
+            ..End::behind_bare_bridge(host, subnet.mtu)?
+        };
+        host.ip(&format!("address add {bridge}/{length} dev docker0"))?;
+        host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
+        end.place.run("ip", ["address", "add", &format!("{}/{length}", end.address), "dev", "eth0"])?;
+        end.place.run("ip", ["route", "add", "default", "via", &bridge.to_string()])?;
+        Ok(end)
+    }
+
+    /// As [`End::behind_bridge`], without any address yet.
+    pub fn behind_bare_bridge(host: &Host, mtu: u32) -> Result<End> {
         // Named as the lab's other namespaces, so that the lab removes it.
         let netns = Netns::create(&format!("{}-c", host.netns().name()))?;
-
         host.ip("link add docker0 type bridge")?;
-        host.ip(&format!("address add {bridge}/{} dev docker0", subnet.subnet.prefix()))?;
         host.ip(&format!("link add container type veth peer name eth0 netns {}", netns.name()))?;
         host.ip(&format!("link set container master docker0 mtu {mtu} up"))?;
         host.ip(&format!("link set docker0 mtu {mtu} up"))?;
-        host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
-
-        netns.ip(&format!("address add {address}/{} dev eth0", subnet.subnet.prefix()))?;
         netns.ip(&format!("link set eth0 mtu {mtu} up"))?;
-        netns.ip(&format!("route add default via {bridge}"))?;
-        Ok(End { place: netns.place(), address, mtu })
+        Ok(End { place: netns.place(), address: Ipv4Addr::UNSPECIFIED, mtu })
     }
 }

@@ -1,5 +1,6 @@
 //! A real etcd of one or more members, each in a namespace of its own on the underlay.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::command::{self, Outcome};
+use crate::command::{self, Outcome, Place};
 use crate::netns::Netns;
 use crate::process::{Lifetime, Process};
 use crate::wait;
@@ -33,19 +34,25 @@ struct Member {
     address: Ipv4Addr,
     netns: Netns,
     dir: PathBuf,
+    in_memory: bool,
     lifetime: Lifetime,
     process: Option<Process>,
 }
 
 impl Etcd {
     /// Starts a member in each of the namespaces and waits until they are healthy.
-    pub(crate) fn start(places: Vec<(Netns, Ipv4Addr)>, dir: &Path, lifetime: Lifetime) -> Result<Etcd> {
+    pub(crate) fn start(
+        places: Vec<(Netns, Ipv4Addr)>,
+        dir: &Path,
+        in_memory: bool,
+        lifetime: Lifetime,
+    ) -> Result<Etcd> {
         let mut members = Vec::new();
         for (number, (netns, address)) in (1..).zip(places) {
             let name = format!("etcd{number}");
             let dir = dir.join(&name);
             fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            members.push(Member { name, address, netns, dir, lifetime, process: None });
+            members.push(Member { name, address, netns, dir, in_memory, lifetime, process: None });
         }
         let mut etcd = Etcd { members };
         for member in 0..etcd.members.len() {
@@ -202,7 +209,7 @@ impl Etcd {
             .map(|member| format!("{}=http://{}:2380", member.name, member.address))
             .collect();
         let member = &mut self.members[number];
-        let mut etcd: Command = member.netns.place().command("etcd");
+        let mut etcd: Command = member.place()?.command("etcd");
         etcd.arg("--name").arg(&member.name);
         etcd.arg("--data-dir").arg(member.data_dir());
         etcd.arg("--listen-client-urls").arg(format!("http://{}:2379,http://127.0.0.1:2379", member.address));
@@ -236,6 +243,18 @@ impl Etcd {
 }
 
 impl Member {
+    /// Where it runs. Its memory goes when it ends: the file system is mounted in a namespace of its own.
+    fn place(&self) -> Result<Place> {
+        if !self.in_memory {
+            return Ok(self.netns.place());
+        }
+        let data = self.data_dir();
+        fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+        let mount = r#"mount -t tmpfs -o mode=700 flan "$0" && exec "$@""#;
+        let words = ["unshare", "--mount", "sh", "-c", mount].map(OsString::from);
+        Ok(self.netns.place().then(words.into_iter().chain([data.into_os_string()])))
+    }
+
     fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
     }

@@ -1,12 +1,13 @@
 //! A host of the lab: a namespace on the underlay with an agent and, if wanted, a dockerd.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
 
 use crate::command::{self, Outcome, Place};
 use crate::docker::{Bridge, Container, Docker, DockerSpec};
@@ -16,14 +17,20 @@ use crate::netns::Netns;
 use crate::notify::Notifications;
 use crate::overlay::{self, DEVICE, Overlay};
 use crate::process::{Lifetime, Process};
-use crate::subnet_env::SubnetEnv;
+use crate::subnet_env::{SubnetEnv, SubnetValues};
 use crate::tools;
-use crate::traffic::Ping;
+use crate::traffic::{self, Ping};
 use crate::vitals::Vitals;
 use crate::wait;
 
 /// How long an agent may take to be ready. Thirty of them start at once on two cores.
 const AGENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where agents answer `GET /status` if they are started with [`STATUS_FLAGS`].
+pub const STATUS_PORT: &str = "8299";
+
+/// For [`Host::start_agent_with`]: the agent can be asked for its status.
+pub const STATUS_FLAGS: [&str; 5] = ["--ip-masq", "--healthz-ip", "127.0.0.1", "--healthz-port", STATUS_PORT];
 
 /// How long a peer may take to appear or to go.
 const PEERS_LIMIT: Duration = Duration::from_secs(15);
@@ -51,6 +58,7 @@ exec sleep infinity
 pub struct Host {
     name: String,
     address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
     netns: Netns,
     dir: PathBuf,
     place: Place,
@@ -72,6 +80,7 @@ pub struct Host {
 pub(crate) struct HostSpec {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
+    pub(crate) address6: Option<Ipv6Addr>,
     pub(crate) netns: Netns,
     pub(crate) dir: PathBuf,
     pub(crate) etcd_endpoints: String,
@@ -83,8 +92,18 @@ pub(crate) struct HostSpec {
 
 impl Host {
     pub(crate) fn start(spec: HostSpec) -> Result<Host> {
-        let HostSpec { name, address, netns, dir, etcd_endpoints, etcd_prefix, cgroup, image, lifetime } =
-            spec;
+        let HostSpec {
+            name,
+            address,
+            address6,
+            netns,
+            dir,
+            etcd_endpoints,
+            etcd_prefix,
+            cgroup,
+            image,
+            lifetime,
+        } = spec;
         let run = dir.join("run");
         fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
         fs::write(dir.join("machine-id"), format!("{:032x}\n", u32::from(address)))?;
@@ -103,6 +122,7 @@ impl Host {
         Ok(Host {
             name,
             address,
+            address6,
             netns,
             dir,
             place,
@@ -127,6 +147,11 @@ impl Host {
     /// Its address on the underlay.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Its IPv6 address on the underlay, in a lab that has IPv6.
+    pub fn address6(&self) -> Result<Ipv6Addr> {
+        self.address6.context("this lab's underlay has no IPv6")
     }
 
     /// Its network namespace.
@@ -176,9 +201,14 @@ impl Host {
 
     /// Starts the agent and does not wait for it.
     pub fn spawn_agent(&mut self, flags: &[&str]) -> Result<()> {
+        self.spawn_agent_under(&[], flags)
+    }
+
+    /// As [`Host::spawn_agent`], started by a program that gets its command line, such as `strace`.
+    pub fn spawn_agent_under(&mut self, starter: &[&str], flags: &[&str]) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent of {} runs already", self.name);
         self.notifications.forget();
-        let mut fland = self.place.command(tools::flan_binary("fland")?);
+        let mut fland = self.place.then(starter.iter().copied()).command(tools::flan_binary("fland")?);
         fland.args([
             "--etcd-endpoints",
             &self.etcd_endpoints,
@@ -197,13 +227,19 @@ impl Host {
 
     /// Waits until the agent says by `sd_notify` that it is ready. By then subnet.env must be there.
     pub fn wait_for_agent(&mut self) -> Result<()> {
+        self.wait_for_agent_within(AGENT_LIMIT).map(drop)
+    }
+
+    /// As [`Host::wait_for_agent`] with a limit of one's own; returns when the agent has said it.
+    pub fn wait_for_agent_within(&mut self, limit: Duration) -> Result<Instant> {
         let agent = self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.name))?;
-        wait::until(&format!("{} to be ready", agent.name()), AGENT_LIMIT, || {
+        let said = wait::until(&format!("{} to be ready", agent.name()), limit, || {
             agent.ensure_running()?;
-            ensure!(self.notifications.have_heard("READY=1"), "it has not said so\n{}", agent.last_lines());
-            Ok(())
+            let said = self.notifications.heard_at("READY=1");
+            said.with_context(|| format!("it has not said so\n{}", agent.last_lines()))
         })?;
-        self.subnet_env().map(drop).context("the agent is ready")
+        self.subnet_values().context("the agent is ready")?;
+        Ok(said)
     }
 
     /// `kill -9` on the agent.
@@ -253,6 +289,30 @@ impl Host {
     /// What subnet.env says.
     pub fn subnet_env(&self) -> Result<SubnetEnv> {
         SubnetEnv::read(&self.subnet_file())
+    }
+
+    /// What subnet.env says of both families.
+    pub fn subnet_values(&self) -> Result<SubnetValues> {
+        SubnetValues::read(&self.subnet_file())
+    }
+
+    /// What an agent that was started with [`STATUS_FLAGS`] answers to `GET /status`.
+    pub fn status(&self) -> Result<Value> {
+        let text = traffic::fetch(&self.place, &format!("http://127.0.0.1:{STATUS_PORT}/status"))
+            .with_context(|| format!("the status of fland on {}", self.name))?;
+        serde_json::from_str(&text).with_context(|| format!("not JSON: {text:?}"))
+    }
+
+    /// The lines of the agent's log that contain all of these.
+    pub fn log_lines(&self, parts: &[&str]) -> Result<Vec<String>> {
+        let log = fs::read_to_string(self.agent_log()).context("cannot read the agent's log")?;
+        let lines = log.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// One ping from the host itself, answered within a second.
+    pub fn ping_once(&self, target: impl Into<IpAddr>) -> Result<()> {
+        self.run("ping", &["-n", "-c", "1", "-W", "1", &target.into().to_string()]).map(drop)
     }
 
     /// What the kernel holds for this host's peers.

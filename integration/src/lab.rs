@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -19,11 +19,20 @@ use crate::process::{LOG_HEAD, Lifetime, Process, last_lines};
 use crate::tools;
 use crate::wait;
 
-/// The underlay's prefix length; all addresses start with 192.168.64.
+/// The prefix length of both segments.
 const PREFIX_LENGTH: u8 = 24;
 
 /// The underlay's router, which is also the rest of the world.
-pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+pub const ROUTER: Ipv4Addr = HOME.router();
+
+/// An IPv6 address that is neither on the underlay nor on the overlay, in a lab with [`LabOptions::ipv6`].
+pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
+/// The segment that everything is on.
+const HOME: Segment = Segment { bridge: "br0", third: 64 };
+
+/// The segment of [`Lab::host_behind_router`].
+const BEYOND: Segment = Segment { bridge: "br1", third: 65 };
 
 /// An address that is neither on the underlay nor on the overlay. A web server answers there.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -50,13 +59,23 @@ pub struct LabOptions {
     pub name: Option<&'static str>,
     /// Members of the etcd cluster.
     pub etcd_members: u8,
+    /// Hosts have IPv6 addresses as well, etcd has not.
+    pub ipv6: bool,
+    /// etcd keeps its data in memory: for measurements that are not about the machine's disk.
+    pub etcd_in_memory: bool,
     /// The lab outlives the program: see [`Lab::keep`].
     pub lifetime: Lifetime,
 }
 
 impl Default for LabOptions {
     fn default() -> LabOptions {
-        LabOptions { name: None, etcd_members: 1, lifetime: Lifetime::Bound }
+        LabOptions {
+            name: None,
+            etcd_members: 1,
+            etcd_in_memory: false,
+            ipv6: false,
+            lifetime: Lifetime::Bound,
+        }
     }
 }
 
@@ -66,6 +85,7 @@ pub struct Lab {
     id: String,
     dir: PathBuf,
     lifetime: Lifetime,
+    ipv6: bool,
     underlay: Netns,
     etcd: Etcd,
     outside: Option<Process>,
@@ -109,19 +129,21 @@ impl Lab {
         // From here on whatever fails is cleaned up by this guard; a lab takes it over.
         let remains = Remains { id: id.clone(), armed: true };
 
-        let underlay = make_underlay(&id).context("step: make the underlay")?;
+        let underlay = make_underlay(&id, options.ipv6).context("step: make the underlay")?;
         let image = dir.join("image");
         docker::build_image(&image, &dir.join("image.tar")).context("step: pack the container image")?;
         let mut places = Vec::new();
         for number in 1..=options.etcd_members {
-            let address = address(1 + number);
-            places.push((attach(&id, &underlay, &format!("etcd{number}"), address)?, address));
+            let address = HOME.address(1 + number);
+            places.push((attach(&id, &underlay, &format!("etcd{number}"), HOME, address)?, address));
         }
-        let etcd = Etcd::start(places, &dir, options.lifetime).context("step: start etcd")?;
+        let etcd = Etcd::start(places, &dir, options.etcd_in_memory, options.lifetime)
+            .context("step: start etcd")?;
         let mut lab = Lab {
             id,
             dir,
             lifetime: options.lifetime,
+            ipv6: options.ipv6,
             underlay,
             etcd,
             outside: None,
@@ -142,13 +164,34 @@ impl Lab {
     /// As [`Lab::host`], for an agent that keeps everything below another prefix of the store: several networks in one
     /// lab.
     pub fn host_at(&self, etcd_prefix: &str, name: &str) -> Result<Host> {
+        self.host_on(HOME, etcd_prefix, name)
+    }
+
+    /// As [`Lab::host`], on a second segment: between it and everything else the underlay routes.
+    pub fn host_behind_router(&self, name: &str) -> Result<Host> {
+        ensure!(!self.ipv6, "the segment behind the router has no IPv6");
+        if self.underlay.ip(&format!("link show dev {}", BEYOND.bridge)).is_err() {
+            make_segment(&self.underlay, BEYOND).context("step: make the segment behind the router")?;
+            let place = self.underlay.place();
+            place.run("sh", ["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
+        }
+        self.host_on(BEYOND, PREFIX, name)
+    }
+
+    fn host_on(&self, segment: Segment, etcd_prefix: &str, name: &str) -> Result<Host> {
         let number = self.next_host.fetch_add(1, Ordering::Relaxed);
         ensure!(number < 255, "the underlay has no address left");
-        let address = address(number);
-        let netns = attach(&self.id, &self.underlay, name, address)?;
+        let address = segment.address(number);
+        let netns = attach(&self.id, &self.underlay, name, segment, address)?;
+        let address6 = self.ipv6.then(|| address6(number));
+        if let Some(address6) = address6 {
+            netns.ip(&format!("address add {address6}/64 dev eth0 nodad"))?;
+            netns.ip(&format!("-6 route add default via {}", self::address6(1)))?;
+        }
         Host::start(HostSpec {
             name: name.to_owned(),
             address,
+            address6,
             netns,
             dir: self.dir.join(name),
             etcd_endpoints: self.etcd.endpoints(),
@@ -401,29 +444,57 @@ fn claim_directory(name: Option<&str>) -> Result<(String, PathBuf, File)> {
     }
 }
 
+/// Hosts that reach each other without a router.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    bridge: &'static str,
+    /// All its addresses start with 192.168 and this.
+    third: u8,
+}
+
+impl Segment {
+    const fn address(self, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, self.third, last)
+    }
+
+    const fn router(self) -> Ipv4Addr {
+        self.address(1)
+    }
+}
+
 /// The namespace with the bridge that all hosts hang on.
-fn make_underlay(id: &str) -> Result<Netns> {
+fn make_underlay(id: &str, ipv6: bool) -> Result<Netns> {
     let underlay = Netns::create(&format!("{}-underlay", prefixed(id)))?;
-    underlay.ip("link add br0 type bridge")?;
-    underlay.ip(&format!("address add {ROUTER}/{PREFIX_LENGTH} dev br0"))?;
+    make_segment(&underlay, HOME)?;
     underlay.ip(&format!("address add {OUTSIDE}/32 dev lo"))?;
-    underlay.ip("link set br0 up")?;
+    if ipv6 {
+        underlay.ip(&format!("address add {}/64 dev {} nodad", address6(1), HOME.bridge))?;
+        underlay.ip(&format!("address add {OUTSIDE6}/128 dev lo"))?;
+    }
     Ok(underlay)
 }
 
-/// A namespace with eth0 on the underlay.
-fn attach(id: &str, underlay: &Netns, name: &str, address: Ipv4Addr) -> Result<Netns> {
+fn make_segment(underlay: &Netns, segment: Segment) -> Result<()> {
+    let Segment { bridge, .. } = segment;
+    underlay.ip(&format!("link add {bridge} type bridge"))?;
+    underlay.ip(&format!("address add {}/{PREFIX_LENGTH} dev {bridge}", segment.router()))?;
+    underlay.ip(&format!("link set {bridge} up")).map(drop)
+}
+
+/// A namespace with eth0 on a segment of the underlay.
+fn attach(id: &str, underlay: &Netns, name: &str, segment: Segment, address: Ipv4Addr) -> Result<Netns> {
     let netns = Netns::create(&format!("{}-{name}", prefixed(id)))?;
     underlay.ip(&format!("link add {name} type veth peer name eth0 netns {}", netns.name()))?;
-    underlay.ip(&format!("link set {name} master br0 up"))?;
+    underlay.ip(&format!("link set {name} master {} up", segment.bridge))?;
     netns.ip(&format!("address add {address}/{PREFIX_LENGTH} dev eth0"))?;
     netns.ip("link set eth0 up")?;
-    netns.ip(&format!("route add default via {ROUTER}"))?;
+    netns.ip(&format!("route add default via {}", segment.router()))?;
     Ok(netns)
 }
 
-fn address(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 168, 64, last)
+/// On the segment that everything is on; 1 is the router.
+fn address6(last: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x64, 0, 0, 0, 0, 0, last.into())
 }
 
 fn prefixed(id: &str) -> String {

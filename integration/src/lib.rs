@@ -1,6 +1,7 @@
 //! Whole hosts in network namespaces: an underlay, a real etcd, `fland`, real dockerds and their containers.
 //!
-//! A [`Lab`] is one such world. The demo (`src/bin/demo.rs`), the bench (`src/bin/bench`) and the scenarios
+//! A [`Lab`] is one such world. The demo (`src/bin/demo.rs`), the benches (`src/bin/bench`,
+//! `src/bin/bench_control`) and the scenarios
 //! (`tests/scenarios`) are written against it. Everything that it makes lives in namespaces of its own and below one
 //! directory; the machine's interfaces, routes, rules, mounts and Docker are not touched. It needs root and the
 //! programs that [`tools`] names.
@@ -14,10 +15,12 @@
 //! ```
 
 pub mod command;
+pub mod cpu;
 pub mod docker;
 pub mod end;
 pub mod etcd;
 pub mod flannel;
+pub mod holdings;
 pub mod host;
 pub mod interrupt;
 pub mod lab;
@@ -26,11 +29,15 @@ pub mod netns;
 mod notify;
 pub mod overlay;
 pub mod process;
+pub mod progress;
+pub mod report;
+pub mod statistics;
 pub mod subnet_env;
 pub mod tools;
 pub mod traffic;
 pub mod vitals;
 pub mod wait;
+pub mod witness;
 
 pub use docker::{Bridge, Container};
 pub use etcd::Etcd;

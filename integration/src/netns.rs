@@ -1,13 +1,15 @@
 //! Named network namespaces, and finding the processes in them.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::command::Place;
 use crate::wait;
@@ -43,6 +45,15 @@ impl Netns {
     /// it is, with the cgroups in it.
     pub fn place(&self) -> Place {
         Place::entered_by(["nsenter".to_owned(), format!("--net={}", self.path().display())])
+    }
+
+    /// Moves the calling thread into this namespace, for good: what it opens from now on is here, and so are the threads
+    /// that it starts.
+    pub fn enter(&self) -> Result<()> {
+        let path = self.path();
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("cannot enter the namespace {}", self.name))
     }
 
     /// `ip` with these words as arguments, in this namespace.

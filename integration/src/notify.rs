@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 /// A socket for `$NOTIFY_SOCKET`. Read to its end of life by a thread: a full queue would block the service.
 #[derive(Debug)]
 pub(crate) struct Notifications {
-    heard: Arc<Mutex<Vec<String>>>,
+    heard: Arc<Mutex<Vec<(Instant, String)>>>,
     ended: Arc<AtomicBool>,
 }
 
@@ -32,15 +32,17 @@ impl Notifications {
                 // An error is the time-out; whatever else it were, the next read would tell the same.
                 let Ok(length) = socket.recv(&mut message) else { continue };
                 let text = String::from_utf8_lossy(&message[..length]).into_owned();
-                heard.lock().unwrap_or_else(PoisonError::into_inner).extend(text.lines().map(str::to_owned));
+                let lines = text.lines().map(|line| (Instant::now(), line.to_owned()));
+                heard.lock().unwrap_or_else(PoisonError::into_inner).extend(lines);
             }
         });
         Ok(notifications)
     }
 
-    /// True if a service has said this line since [`Notifications::forget`].
-    pub(crate) fn have_heard(&self, line: &str) -> bool {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|heard| heard == line)
+    /// When a service has first said this line since [`Notifications::forget`].
+    pub(crate) fn heard_at(&self, line: &str) -> Option<Instant> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.iter().find(|(_, heard)| heard == line).map(|(at, _)| *at)
     }
 
     /// Starts afresh: what an earlier service said tells nothing about the next.

@@ -74,7 +74,8 @@ pub fn mac_of(netns: &Netns, device: &str) -> Result<String> {
     Ok(mac.with_context(|| format!("{device} has no MAC"))?.to_owned())
 }
 
-fn json(netns: &Netns, program: &str, words: &str) -> Result<Vec<Value>> {
+/// What `ip -json` or `bridge -json` prints in the namespace; nothing where it prints nothing.
+pub(crate) fn json(netns: &Netns, program: &str, words: &str) -> Result<Vec<Value>> {
     let args = ["-json", "-netns", netns.name()].into_iter().chain(words.split(' '));
     let text = Place::default().run(program, args)?;
     if text.trim().is_empty() {

@@ -32,6 +32,9 @@ const PROGRAMS: [(&str, &str); 16] = [
 const BENCH_PROGRAMS: [(&str, &str); 4] =
     [("iperf3", "iperf3"), ("ethtool", "ethtool"), ("ss", "iproute2"), ("nstat", "iproute2")];
 
+/// As [`PROGRAMS`]: what the bench of the control plane runs beside them.
+const BENCH_CONTROL_PROGRAMS: [(&str, &str); 1] = [("strace", "strace")];
+
 /// The variable that names the directory of `fland` and `flanctl`, where it is not that of the running program.
 pub const BIN_DIR_VARIABLE: &str = "FLAN_BIN_DIR";
 
@@ -49,6 +52,12 @@ pub fn check() -> Result<()> {
 pub fn check_for_bench() -> Result<()> {
     check()?;
     check_programs(&BENCH_PROGRAMS)
+}
+
+/// As [`check`], with the programs that only the bench of the control plane runs.
+pub fn check_for_bench_control() -> Result<()> {
+    check()?;
+    check_programs(&BENCH_CONTROL_PROGRAMS)
 }
 
 /// The path of `fland` or `flanctl`: in `$FLAN_BIN_DIR`, or where cargo put the running program.

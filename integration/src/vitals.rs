@@ -1,9 +1,11 @@
-//! What a process holds: descriptors, threads, memory. See proc(5).
+//! What a process holds and has used: descriptors, threads, memory, CPU time. See proc(5).
 
 use std::fmt;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+
+use crate::cpu;
 
 /// What a process holds at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,7 @@ impl Vitals {
             pid,
             descriptors: count("fd")?,
             threads: count("task")?,
-            resident_kib: resident_kib(&status).with_context(|| format!("no VmRSS in {path}"))?,
+            resident_kib: kib(&status, "VmRSS:").with_context(|| format!("no VmRSS in {path}"))?,
         })
     }
 
@@ -66,9 +68,30 @@ impl fmt::Display for Vitals {
     }
 }
 
+/// The most memory that a process ever had in RAM (VmHWM), in KiB.
+pub fn peak_kib(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    kib(&status, "VmHWM:").with_context(|| format!("no VmHWM in {path}"))
+}
+
+/// CPU time that a process has used since its start, in user space and kernel, in seconds to a hundredth.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    cpu_ticks(&stat).map(cpu::seconds).with_context(|| format!("not a stat line: {stat:?}"))
+}
+
+/// utime and stime, the 14th and 15th field. The second one is in brackets and may hold blanks.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
 /// From a line like `VmRSS:    24812 kB`.
-fn resident_kib(status: &str) -> Option<u64> {
-    let rest = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+fn kib(status: &str, name: &str) -> Option<u64> {
+    let rest = status.lines().find_map(|line| line.strip_prefix(name))?;
     rest.trim().strip_suffix(" kB")?.parse().ok()
 }
 
@@ -82,6 +105,13 @@ mod tests {
     fn this_process_has_vitals() {
         let vitals = Vitals::of(std::process::id()).unwrap();
         assert!(vitals.descriptors >= 3 && vitals.threads >= 1 && vitals.resident_kib > 100, "{vitals}");
+    }
+
+    #[test]
+    fn cpu_time_is_read_behind_a_name_with_blanks() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 5 0 0 0 150 25 9 9 20 0 1 0 100 1 1";
+        assert_eq!(cpu_ticks(stat), Some(175));
+        assert!(cpu_seconds(std::process::id()).is_ok() && peak_kib(std::process::id()).unwrap() > 100);
     }
 
     #[test]

@@ -5,12 +5,19 @@
 
 mod agent_restarts;
 mod bad_leases;
+mod chance;
 mod command_line;
+mod conflicts;
 mod docker_hosts;
+mod dual_stack;
 mod flannel_hosts;
+mod kernel_repairs;
 mod lab_itself;
 mod membership;
+mod paper_peer;
+mod routed_hosts;
 mod soak;
 mod stage;
 mod store_outages;
 mod udp_backend;
+mod underlay_changes;

@@ -1,6 +1,5 @@
 //! Minutes of mixed traffic between two hosts on udp, while others come and go: `sudo make soak`.
 
-mod chance;
 mod counters;
 mod load;
 mod visitors;
@@ -10,15 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::end::End;
-use flan_integration::host::on_all;
+use flan_integration::host::{STATUS_PORT, on_all};
 use flan_integration::traffic::{Ping, Report};
 use flan_integration::vitals::Vitals;
 use flan_integration::{Host, Lab, LabOptions, interrupt, tools, wait};
 
-use self::chance::Chance;
-use self::counters::STATUS_PORT;
 use self::load::Load;
 use self::visitors::Visitors;
+use crate::chance::{self, Chance};
 
 const NETWORK: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
 

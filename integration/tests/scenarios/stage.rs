@@ -1,11 +1,14 @@
 //! What many stories begin with.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use flan_integration::docker::Container;
+use flan_integration::end::End;
 use flan_integration::flannel;
-use flan_integration::host::on_all;
+use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::subnet_env::SubnetEnv;
-use flan_integration::{Bridge, Host, Lab};
+use flan_integration::{Bridge, Host, Lab, wait};
 
 /// The network config of most stories. Agents choose from below 10.5.100.0; what a story makes up itself lies above.
 pub(crate) const NETWORK: &str =
@@ -23,6 +26,28 @@ pub(crate) fn hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
     on_all(&mut hosts, Host::start_agent)?;
     wait_until_all_know_each_other(&hosts)?;
     Ok(hosts)
+}
+
+/// Hosts with agents that know each other and can be asked for their status.
+pub(crate) fn hosts_with_status(lab: &Lab, count: usize) -> Result<Vec<Host>> {
+    lab.set_network(NETWORK)?;
+    let mut hosts = bare_hosts(lab, count)?;
+    on_all(&mut hosts, |host| host.start_agent_with(&STATUS_FLAGS))?;
+    wait_until_all_know_each_other(&hosts)?;
+    Ok(hosts)
+}
+
+/// On each host a namespace that stands for a container.
+pub(crate) fn ends_of(hosts: &[Host]) -> Result<Vec<End>> {
+    hosts.iter().map(|host| End::behind_bridge(host, &host.subnet_env()?)).collect()
+}
+
+/// Waits until a packet has come back from there.
+pub(crate) fn wait_until_reached(from: &End, to: &End, limit: Duration) -> Result<()> {
+    let target = to.address.to_string();
+    wait::until(&format!("{target} to answer {}", from.address), limit, || {
+        from.place.run("ping", ["-n", "-c", "1", "-W", "1", &target]).map(drop)
+    })
 }
 
 /// Two hosts with agents and dockerds that know each other.

@@ -1,60 +1,14 @@
 //! An etcd that restarts, forgets, falls silent or loses a member, and agents that carry on.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flan_integration::flannel::{LEASE_SECONDS, lease_value};
 use flan_integration::host::on_all;
 use flan_integration::overlay::DEVICE;
-use flan_integration::{Etcd, Host, Lab, LabOptions, wait};
+use flan_integration::{Host, Lab, LabOptions, wait};
 
+use crate::paper_peer::PaperPeer;
 use crate::stage::{NETWORK, hosts, wait_until_all_know_each_other};
-
-/// A peer that exists as a lease alone.
-#[derive(Clone, Copy)]
-struct PaperPeer {
-    third: u8,
-    mac: &'static str,
-}
-
-impl PaperPeer {
-    fn base(self) -> String {
-        format!("10.5.{}.0", self.third)
-    }
-
-    fn public_ip(self) -> Ipv4Addr {
-        Ipv4Addr::new(192, 168, 64, self.third)
-    }
-
-    fn key(self) -> String {
-        format!("subnets/{}-24", self.base())
-    }
-
-    fn put(self, etcd: &Etcd) -> Result<()> {
-        etcd.put_leased(&self.key(), &lease_value(self.public_ip(), self.mac), LEASE_SECONDS).map(drop)
-    }
-
-    /// An error unless the host's kernel holds this peer as its lease says.
-    fn is_known_to(self, host: &Host) -> Result<()> {
-        let overlay = host.overlay()?;
-        let known = overlay.routes.contains(&format!("{}/24", self.base()))
-            && overlay.neighbours.get(&self.base()).is_some_and(|mac| mac == self.mac)
-            && overlay.fdb.get(self.mac) == Some(&self.public_ip().to_string());
-        ensure!(known, "{} does not know {} at {}: {overlay:?}", host.name(), self.base(), self.mac);
-        Ok(())
-    }
-
-    /// An error if the host's kernel holds anything of this peer.
-    fn is_unknown_to(self, host: &Host) -> Result<()> {
-        let overlay = host.overlay()?;
-        let known = overlay.routes.contains(&format!("{}/24", self.base()))
-            || overlay.neighbours.contains_key(&self.base())
-            || overlay.fdb.contains_key(self.mac);
-        ensure!(!known, "{} knows {} still: {overlay:?}", host.name(), self.base());
-        Ok(())
-    }
-}
 
 #[test]
 fn agents_outlive_a_restart_of_etcd_and_see_who_joins_afterwards() -> Result<()> {

@@ -7,10 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use flan_integration::command::{self, Place};
 use flan_integration::process::{Lifetime, Process};
-use flan_integration::wait;
+use flan_integration::{cpu, wait};
 use serde_json::Value;
 
-use crate::cpu;
 use crate::pair::Pair;
 
 /// How long a server may take to listen, and to end after its client.

@@ -1,18 +1,15 @@
 //! `bench`: how fast packets travel between two hosts, over each data path, compared with a VXLAN made by hand.
 
 mod arguments;
-mod cpu;
 mod ends;
 mod figures;
 mod iperf;
 mod measure;
 mod pair;
 mod ping;
-mod progress;
 mod report;
 mod results;
 mod rows;
-mod statistics;
 mod targets;
 mod underlay;
 
@@ -21,11 +18,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use flan_integration::{Lab, LabOptions, interrupt, tools, wait};
+use flan_integration::progress::{begin, done};
+use flan_integration::{Lab, LabOptions, cpu, interrupt, tools, wait};
 
 use crate::arguments::{Arguments, Output};
 use crate::pair::Pair;
-use crate::progress::{begin, done};
 use crate::results::{Machine, Results, Run, UnderlayRecord};
 use crate::underlay::{Features, Underlay};
 

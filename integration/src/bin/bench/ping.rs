@@ -4,8 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::command::Place;
-
-use crate::statistics::{median, percentile};
+use flan_integration::statistics::{median, percentile};
 
 /// Pings in a run.
 const COUNT: usize = 400;

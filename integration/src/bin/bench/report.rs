@@ -1,7 +1,7 @@
 //! What people read: a table for each setting of the underlay, and the targets.
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::CellAlignment;
+use flan_integration::report::{align_right_from, lines, plain_table};
 
 use crate::ends::Ends;
 use crate::figures::Figure;
@@ -61,8 +61,7 @@ fn heading(underlay: &UnderlayRecord) -> String {
 }
 
 fn table(results: &Results, underlay: Underlay) -> String {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let mut table = plain_table();
     let mut header = vec![String::new(), String::new()];
     header.extend(results.rows.iter().map(ToString::to_string));
     table.set_header(header);
@@ -75,9 +74,7 @@ fn table(results: &Results, underlay: Underlay) -> String {
             table.add_row(line);
         }
     }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    align_right_from(&mut table, 2);
     lines(&table)
 }
 
@@ -89,8 +86,7 @@ fn cell(figure: Figure, summary: Option<&Summary>) -> String {
 }
 
 fn targets(targets: &[Target]) -> String {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let mut table = plain_table();
     for target in targets {
         let (wanted, found) = match target.wanted {
             Bound::RatioAtLeast(least) => {
@@ -113,8 +109,4 @@ fn targets(targets: &[Target]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     lines(&table)
-}
-
-fn lines(table: &Table) -> String {
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }

@@ -1,11 +1,11 @@
 //! All that was measured, and what follows from it. Serialized, it is the JSON file.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result};
+use flan_integration::report;
+use flan_integration::statistics::median;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
@@ -14,7 +14,6 @@ use crate::figures::{Figure, Figures};
 use crate::iperf;
 use crate::measure::Measure;
 use crate::rows::Row;
-use crate::statistics::median;
 use crate::targets::{self, Target};
 use crate::underlay::{Features, Underlay};
 
@@ -128,30 +127,20 @@ impl Results {
         serde_json::to_string_pretty(self).context("cannot write the results as JSON")
     }
 
-    /// Writes the JSON file, and the directory that it is in. Both belong to whom the place belongs to that they are
-    /// made in: the bench runs as root, but not everybody who cleans up does.
+    /// Writes the JSON file.
     pub(crate) fn write(&self, file: &Path) -> Result<()> {
-        if let Some(dir) = file.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
-            fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            give_to_owner_of_parent(dir)?;
-        }
-        fs::write(file, self.json()? + "\n").with_context(|| format!("cannot write {}", file.display()))?;
-        give_to_owner_of_parent(file)
+        report::write_file(file, &self.json()?)
     }
 }
 
 impl Machine {
     /// Reads it.
     pub(crate) fn read() -> Result<Machine> {
-        let system = |file: &str| -> Result<String> {
-            let path = format!("/proc/sys/{file}");
-            Ok(fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
-        };
         Ok(Machine {
-            kernel: system("kernel/osrelease")?,
+            kernel: report::sysctl("kernel/osrelease")?,
             cpus: thread::available_parallelism().context("cannot count the CPUs")?.get(),
             iperf3: iperf::version()?,
-            congestion_control: system("net/ipv4/tcp_congestion_control")?,
+            congestion_control: report::sysctl("net/ipv4/tcp_congestion_control")?,
         })
     }
 }
@@ -183,13 +172,6 @@ fn summary(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option
     let median_value = median_of(runs, underlay, row, figure)?;
     let ratio = median(&ratios(runs, underlay, figure, row, Row::CONTROL));
     Some(Summary { underlay, row, figure, median: median_value, ratio })
-}
-
-fn give_to_owner_of_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let owner = fs::metadata(parent).with_context(|| format!("cannot look at {}", parent.display()))?;
-    chown(path, Some(owner.uid()), Some(owner.gid()))
-        .with_context(|| format!("cannot change the owner of {}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! What the data paths should reach, and whether they did.
 
+use flan_integration::statistics::median;
 use serde::Serialize;
 
 use crate::figures::Figure;
 use crate::results::{Run, median_of, ratios};
 use crate::rows::Row;
-use crate::statistics::median;
 use crate::underlay::Underlay;
 
 /// A target, judged.

@@ -1,12 +1,9 @@
 //! What kernel and agent have counted.
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::Host;
 use flan_integration::command::Place;
-use flan_integration::{Host, traffic};
 use serde_json::{Map, Value};
-
-/// Where the agents answer `GET /status`.
-pub(crate) const STATUS_PORT: &str = "8299";
 
 /// The kernel's counters of wrong checksums, for IPv4.
 const CHECKSUM_ERRORS: [&str; 4] =
@@ -31,9 +28,8 @@ pub(crate) fn ensure_no_checksum_errors(place: &Place) -> Result<()> {
 
 /// What the agent's status tells of its data path, without what is 0.
 pub(crate) fn datapath(host: &Host) -> Result<Value> {
-    let text = traffic::fetch(host.place(), &format!("http://127.0.0.1:{STATUS_PORT}/status"))?;
-    let status: Value = serde_json::from_str(&text).with_context(|| format!("not JSON: {text:?}"))?;
-    let datapath = status["datapath"].as_object().with_context(|| format!("no datapath: {text}"))?;
+    let status = host.status()?;
+    let datapath = status["datapath"].as_object().with_context(|| format!("no datapath: {status}"))?;
     let told = datapath.iter().filter(|(_, value)| value.as_u64() != Some(0));
     Ok(Value::Object(told.map(|(name, value)| (name.clone(), value.clone())).collect::<Map<_, _>>()))
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use flan_integration::command::Place;
 use flan_integration::{Host, Lab, wait};
 
-use super::chance::Chance;
+use crate::chance::Chance;
 
 /// How long its peers may take to reach an agent that has just started.
 const REACHED_LIMIT: Duration = Duration::from_secs(15);

@@ -1,7 +1,7 @@
 //! Medians and percentiles.
 
 /// The middle value, or the mean of the two in the middle; `None` of nothing.
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
+pub fn median(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values);
     let upper = *sorted.get(sorted.len() / 2)?;
     if sorted.len() % 2 == 1 {
@@ -11,7 +11,7 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// The smallest of the values that `percent` of them do not exceed (nearest rank); `None` of nothing.
-pub(crate) fn percentile(values: &[f64], percent: usize) -> Option<f64> {
+pub fn percentile(values: &[f64], percent: usize) -> Option<f64> {
     let rank = (values.len() * percent).div_ceil(100);
     sorted(values).get(rank.saturating_sub(1)).copied()
 }

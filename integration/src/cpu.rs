@@ -13,16 +13,21 @@ const TICKS_PER_SECOND: f64 = 100.0;
 const BUSY_FIELDS: [usize; 6] = [0, 1, 2, 5, 6, 7];
 
 /// Busy time of all CPUs together since boot, in seconds: user, nice, system, interrupts and what the hypervisor took.
-pub(crate) fn busy_seconds() -> Result<f64> {
+pub fn busy_seconds() -> Result<f64> {
     parse(&fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?)
 }
 
 /// How much of all CPUs is busy in the time to come, in percent.
-pub(crate) fn busy_percent_during(duration: Duration) -> Result<f64> {
+pub fn busy_percent_during(duration: Duration) -> Result<f64> {
     let cpus = thread::available_parallelism().context("cannot count the CPUs")?.get();
     let (started, before) = (Instant::now(), busy_seconds()?);
     thread::sleep(duration);
     Ok(100.0 * (busy_seconds()? - before) / (started.elapsed().as_secs_f64() * cpus as f64))
+}
+
+/// Of a number of /proc's clock ticks.
+pub(crate) fn seconds(ticks: u64) -> f64 {
+    ticks as f64 / TICKS_PER_SECOND
 }
 
 fn parse(text: &str) -> Result<f64> {
@@ -34,7 +39,7 @@ fn parse(text: &str) -> Result<f64> {
         let field = fields.get(number).with_context(|| format!("no field {number} in {line:?}"))?;
         ticks += field.parse::<u64>().with_context(|| format!("in the line cpu of /proc/stat: {line:?}"))?;
     }
-    Ok(ticks as f64 / TICKS_PER_SECOND)
+    Ok(seconds(ticks))
 }
 
 #[cfg(test)]

@@ -1,0 +1,89 @@
+//! What people read: a table with a column for each number of peers, and the targets.
+
+use flan_integration::report::{align_right_from, lines, plain_table};
+
+use crate::measure::{Measure, median_of, p99_of};
+use crate::results::{Results, Run};
+use crate::targets::{Target, ratio};
+
+/// Below the table.
+const LEGEND: &str = "Times are medians. Behind a control stands how many times as long fland took. A write is timed from just before it \
+is\nsent until the kernel's notification is read; etcd's own time is part of it. Exec includes nsenter.";
+
+/// The whole report.
+pub(crate) fn render(results: &Results) -> String {
+    let parts = [preamble(results), table(results), LEGEND.to_owned(), targets(&results.targets)];
+    format!("\n{}\n", parts.join("\n\n"))
+}
+
+fn preamble(results: &Results) -> String {
+    let machine = &results.machine;
+    format!(
+        "One fland and one etcd in network namespaces; leases of flannel's form, vxlan, IPv4. Rounds of each start: {}, \
+         writes of\neach kind: {}, seconds idle: {}. {} CPUs, Linux {}, {} {}, {}.\nBefore the first run the machine \
+         was {:.0} % busy.",
+        results.rounds,
+        results.writes,
+        results.idle_seconds,
+        machine.cpus,
+        machine.kernel,
+        machine.etcd,
+        if results.etcd_on_disk { "on disk" } else { "in memory" },
+        machine.iproute2,
+        machine.busy_percent_before
+    )
+}
+
+fn table(results: &Results) -> String {
+    let mut table = plain_table();
+    let mut header = vec!["peers".to_owned(), String::new()];
+    header.extend(results.runs.iter().map(|run| run.peers.to_string()));
+    table.set_header(header);
+    for measure in Measure::ALL {
+        let (name, unit) = measure.name();
+        let mut line = vec![name.to_owned(), unit.to_owned()];
+        line.extend(results.runs.iter().map(|run| cell(run, measure)));
+        table.add_row(line);
+        if measure.has_p99() {
+            let mut line = vec!["  p99".to_owned(), unit.to_owned()];
+            line.extend(results.runs.iter().map(|run| shown(measure, p99_of(&run.values, measure))));
+            table.add_row(line);
+        }
+    }
+    align_right_from(&mut table, 2);
+    lines(&table)
+}
+
+fn cell(run: &Run, measure: Measure) -> String {
+    let text = shown(measure, median_of(&run.values, measure));
+    let compared = [Measure::ControlInline, Measure::ControlNextHops].contains(&measure);
+    match ratio(run, measure).filter(|_| compared) {
+        Some(ratio) => format!("{text}  {ratio:.1}x"),
+        None => text,
+    }
+}
+
+fn shown(measure: Measure, value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| measure.shown(value))
+}
+
+fn targets(targets: &[Target]) -> String {
+    let mut table = plain_table();
+    for target in targets {
+        let (at_most, unit) = (target.at_most, target.unit);
+        let found = target.found.map_or_else(|| "-".to_owned(), |found| format!("{found:.2} {unit}"));
+        let verdict = match target.reached {
+            None => "not measured",
+            Some(true) => "reached",
+            Some(false) => "MISSED",
+        };
+        let wanted = format!("at most {at_most} {unit}");
+        table.add_row([target.peers.to_string(), target.name.to_owned(), wanted, found, verdict.to_owned()]);
+    }
+    for column in [0, 3] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Right);
+        }
+    }
+    format!("Targets\n\n{}", lines(&table))
+}

@@ -1,0 +1,99 @@
+//! The bench's own connection to etcd: one, and kept.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use etcd_client::{Client, Txn, TxnOp};
+use flan_integration::Lab;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::peers::Peer;
+
+/// Puts of one transaction; etcd takes 128.
+const BATCH: usize = 100;
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A connection from the lab's underlay to its etcd.
+pub(crate) struct Store {
+    runtime: Runtime,
+    client: Client,
+}
+
+/// When a write was sent, and how long etcd took to acknowledge it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    pub(crate) sent: Instant,
+    pub(crate) acknowledged: Duration,
+}
+
+impl Store {
+    /// Connects.
+    pub(crate) fn connect(lab: &Lab) -> Result<Store> {
+        let netns = lab.underlay().clone();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            // Sockets belong to the namespace of the thread that opens them; without it etcd is not reached, below.
+            .on_thread_start(move || {
+                if let Err(error) = netns.enter() {
+                    eprintln!("the connection to etcd: {error:#}");
+                }
+            })
+            .build()?;
+        let endpoints: Vec<String> = lab.etcd().endpoints().split(',').map(str::to_owned).collect();
+        let client = on(&runtime, async move {
+            let mut client = Client::connect(endpoints, None).await?;
+            client.get("/", None).await?;
+            Ok(client)
+        })
+        .context("cannot connect to etcd")?;
+        Ok(Store { runtime, client })
+    }
+
+    /// Writes the leases of these peers, without etcd leases.
+    pub(crate) fn load(&self, peers: impl Iterator<Item = Peer>) -> Result<()> {
+        let peers: Vec<Peer> = peers.collect();
+        for batch in peers.chunks(BATCH) {
+            flan_integration::wait::ensure_not_interrupted()?;
+            let puts: Vec<_> = batch.iter().map(|peer| TxnOp::put(peer.key(), peer.value(), None)).collect();
+            let mut client = self.client.clone();
+            on(&self.runtime, async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) })
+                .context("cannot write leases")?;
+        }
+        Ok(())
+    }
+
+    /// Writes one key.
+    pub(crate) fn put(&self, key: String, value: String) -> Result<Written> {
+        let mut client = self.client.clone();
+        on(&self.runtime, async move {
+            let sent = Instant::now();
+            client.put(key, value, None).await?;
+            Ok(Written { sent, acknowledged: sent.elapsed() })
+        })
+    }
+
+    /// Removes one key.
+    pub(crate) fn delete(&self, key: String) -> Result<Written> {
+        let mut client = self.client.clone();
+        on(&self.runtime, async move {
+            let sent = Instant::now();
+            client.delete(key, None).await?;
+            Ok(Written { sent, acknowledged: sent.elapsed() })
+        })
+    }
+}
+
+/// Does `work` on the runtime's own thread, which is in the right namespace.
+fn on<T: Send + 'static>(
+    runtime: &Runtime,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    runtime.block_on(async {
+        let bounded = runtime.spawn(tokio::time::timeout(LIMIT, work));
+        bounded.await?.with_context(|| format!("no answer from etcd in {LIMIT:?}"))?
+    })
+}
