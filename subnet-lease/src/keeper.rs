@@ -284,7 +284,7 @@ async fn take(
 /// The next change; never, when nobody can make one any more.
 async fn changed(attributes: &mut watch::Receiver<LeaseAttributes>) {
     if attributes.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -635,4 +635,38 @@ mod tests {
         set.apply(WatchEvent::Changed(vec![half]), now);
         assert_eq!(peers(&set), ["10.5.2.0/25"]);
     }
+
+    #[test]
+    fn a_renewal_is_no_change_and_what_comes_and_goes_between_two_looks_is_none() {
+        let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.1.0-24", &good(11), 2)]);
+        assert_eq!(set.take_changes().peers.len(), 1);
+        let renewed = Entry { mod_revision: 9, etcd_lease: Some(8), ..entry("10.5.2.0-24", &good(12), 1) };
+        let guest = entry("10.5.3.0-24", &good(13), 10);
+        set.apply(WatchEvent::Changed(vec![Change::Put(renewed), Change::Put(guest)]), Instant::now());
+        set.apply(
+            WatchEvent::Changed(vec![Change::Delete { key: "10.5.3.0-24".to_owned() }]),
+            Instant::now(),
+        );
+        assert!(set.take_changes().is_empty());
+        assert_eq!(set.peers().next().unwrap().mod_revision, 9);
+    }
+
+    /// A walk over all of them for each of them would take minutes.
+    #[test]
+    fn thousands_of_leases_in_one_conflict_are_judged_in_one_walk() {
+        let one_mac = |host: u32| {
+            let key = format!("10.{}.{}.0-24", 4 + (host >> 8), host & 255);
+            let ip = format!("192.168.{}.{}", host >> 8, host & 255);
+            entry(&key, &vxlan(&ip, "02:00:00:00:01:01"), i64::from(host))
+        };
+        let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8"}"#).unwrap();
+        let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
+        let entries = (1..10_000).map(one_mac).collect();
+        set.apply(WatchEvent::Listed(Listing { entries, revision: 100, cluster_id: 1 }), Instant::now());
+        assert_eq!((peers(&set), set.quarantined().count()), (vec!["10.4.1.0/24".to_owned()], 9_998));
+        let oldest = Change::Delete { key: "10.4.1.0-24".to_owned() };
+        set.apply(WatchEvent::Changed(vec![oldest]), Instant::now());
+        assert_eq!(peers(&set), ["10.4.2.0/24"]);
+        assert!(set.quarantined().all(|bad| bad.reason.to_string().ends_with("older lease 10.4.2.0/24")));
+    }
 }

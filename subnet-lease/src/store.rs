@@ -111,7 +111,7 @@ const FIRST_PAGE: i64 = 1000;
 /// etcd count all keys behind it, so there should be few.
 const PAGE_BYTES: usize = 1 << 20;
 /// No page has more keys, however small they are.
-const MOST_IN_PAGE: i64 = 10_000;
+const MOST_IN_PAGE: i64 = 20_000;
 
 impl Store {
     /// Checks the settings. Nothing is dialled before the first request.

@@ -1,10 +1,9 @@
 //! The judgement on a group of leases that may be in conflict with each other.
 
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::LeaseSet;
-use super::table::{Group, Id, Slot, Table};
+use super::table::{Group, Id, Table};
 use crate::admission::{QuarantineReason, Standing};
 use crate::family::{Family, bits, overlap, span};
 use crate::lease::Lease;
@@ -18,45 +17,41 @@ impl LeaseSet {
         if all {
             group.ids = self.table.iter().map(|(id, _)| id).collect();
         }
-        let mut verdicts: Vec<(Id, Result<Standing, QuarantineReason>)> = Vec::new();
+        let mut by_age: Vec<(Age, Id)> = Vec::new();
         while let Some(id) = group.ids.pop() {
             let Some(slot) = self.table.get_mut(id) else { continue };
             if std::mem::replace(&mut slot.mark, true) {
                 continue;
             }
+            by_age.push(((slot.missing, slot.lease.create_revision), id));
+            if all {
+                continue;
+            }
             let lease = slot.lease.clone();
-            let verdict = self.admission.standing(&lease);
-            if !all && matches!(verdict, Ok(Standing::Peer | Standing::Unclaimed)) {
+            if matches!(self.admission.standing(&lease), Ok(Standing::Peer | Standing::Unclaimed)) {
                 self.table.reach(&lease, &self.admission.config, &mut group);
             }
-            verdicts.push((id, verdict));
         }
-        if verdicts.len() > 1 {
-            verdicts.sort_by(|(a, _), (b, _)| {
-                self.table.get(*a).zip(self.table.get(*b)).map_or(Ordering::Equal, by_age)
-            });
-        }
+        let key = |id: Id| self.table.get(id).map(|slot| slot.lease.subnets.key());
+        by_age.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| key(a.1).cmp(&key(b.1))));
         let mut taken = Taken::default();
-        for (id, verdict) in verdicts {
-            let verdict = verdict.and_then(|standing| {
+        for (_, id) in by_age {
+            let Some(slot) = self.table.get_mut(id) else { continue };
+            slot.mark = false;
+            let verdict = self.admission.standing(&slot.lease).and_then(|standing| {
                 if standing != Standing::Own {
                     taken.take(&self.table, id)?;
                 }
                 Ok(standing)
             });
-            if let Some(slot) = self.table.get_mut(id) {
-                slot.mark = false;
-            }
             self.set_verdict(id, verdict);
         }
     }
 }
 
-/// Leases that a doubted list lacks come behind all that the store holds: what is there wins over what was.
-fn by_age((a, b): (&Slot, &Slot)) -> Ordering {
-    let age = |slot: &Slot| (slot.missing, slot.lease.create_revision);
-    age(a).cmp(&age(b)).then_with(|| a.lease.subnets.key().cmp(&b.lease.subnets.key()))
-}
+/// The lower, the older. Leases that a doubted list lacks come behind all that the store holds, as what is there wins
+/// over what was; then the revision at which they were created counts, then the key.
+type Age = (bool, i64);
 
 /// What the older leases of a group have taken.
 #[derive(Default)]
@@ -64,7 +59,7 @@ struct Taken {
     /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
     subnets: BTreeMap<(Family, [u8; 16]), Id>,
     /// VTEP MACs, each with the youngest of the leases that bear it.
-    macs: BTreeMap<(Family, [u8; 6]), Id>,
+    macs: HashMap<(Family, [u8; 6]), Id>,
 }
 
 impl Taken {

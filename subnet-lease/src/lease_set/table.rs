@@ -188,7 +188,7 @@ impl Table {
         }
     }
 
-    /// Every lease whose subnet of this family starts there.
+    /// Every lease whose subnet of this family starts at one of these addresses.
     fn starting(&self, family: Family, first: u128, last: u128, mut found: impl FnMut(Id, &Slot)) {
         let mut found = |id: &Id| {
             if let Some(slot) = self.get(*id) {
@@ -197,10 +197,10 @@ impl Table {
         };
         match family {
             Family::V4 => {
-                self.v4.subnets.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id))
+                self.v4.subnets.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id));
             }
             Family::V6 => {
-                self.v6.subnets.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id))
+                self.v6.subnets.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id));
             }
         }
     }

@@ -37,7 +37,7 @@ struct Seen {
 impl Whole {
     fn apply(&mut self, event: WatchEvent, caution: Caution, now: Instant) {
         match event {
-            WatchEvent::Listed(listing) => self.list(listing, caution, now),
+            WatchEvent::Listed(listing) => self.list(&listing, caution, now),
             WatchEvent::Changed(changes) => changes.into_iter().for_each(|change| match change {
                 Change::Put(entry) => self.put(&entry),
                 Change::Delete { key } => {
@@ -49,7 +49,7 @@ impl Whole {
         }
     }
 
-    fn list(&mut self, listing: Listing, caution: Caution, now: Instant) {
+    fn list(&mut self, listing: &Listing, caution: Caution, now: Instant) {
         let known = std::mem::take(&mut self.leases);
         listing.entries.iter().for_each(|entry| self.put(entry));
         let mut gone = BTreeMap::new();
