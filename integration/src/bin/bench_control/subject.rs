@@ -73,7 +73,7 @@ impl Subject {
             let (mark, before) = (self.witness.mark(), vitals::cpu_seconds(pid)?);
             thread::sleep(QUIET);
             let used = vitals::cpu_seconds(pid)? - before;
-            let told = self.witness.since(mark)?.len();
+            let told = self.ours(self.witness.since(mark)?)?.len();
             ensure!(used <= STIR && told == 0, "{used:.2} s of CPU and {told} changes in {QUIET:?}");
             Ok(())
         })
