@@ -73,7 +73,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         let values = with_peers(arguments, peers).with_context(|| format!("with {peers} peers"))?;
         runs.push(Run { peers, values });
         // What is measured is not lost if a greater number fails.
-        Results::new(arguments, Machine::read(busy)?, runs.clone()).write(&arguments.json)?;
+        Results::new(arguments, machine.clone(), runs.clone()).write(&arguments.json)?;
     }
     let results = Results::new(arguments, machine, runs);
     match arguments.output {
