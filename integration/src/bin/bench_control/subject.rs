@@ -59,10 +59,11 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Ends fland and its lease: the next one shall find nobody but the paper peers.
+    /// Ends fland, its lease and what it programmed: the next one shall find nobody but the paper peers.
     pub(crate) fn end(mut self, lab: &Lab) -> Result<()> {
         let key = self.host.subnet_env()?.key();
         self.host.kill_agent()?;
+        kernel::clear(&self.host)?;
         lab.etcd().delete(&format!("subnets/{key}"))
     }
 
