@@ -16,6 +16,9 @@ UNITDIR ?= /etc/systemd/system
 # Scenarios at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
 
+# What the story of chance damages: a seed that it printed lets it do so again.
+DAMAGE_SEED ?=
+
 # How long the soak's traffic runs, and what its hosts do by chance: a seed that a soak printed lets them do it again.
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
@@ -61,7 +64,7 @@ lint:
 
 unit:
 	$(CARGO) test --locked
-	$(CARGO) test --locked -p flan-integration --lib
+	$(CARGO) test --locked -p flan-integration --lib --bins
 
 units: build
 	deploy/verify.sh
@@ -70,7 +73,7 @@ scenarios: build
 	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
-	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_DAMAGE_SEED=$(DAMAGE_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
 
 # Left out of the scenarios, for it takes minutes.
 soak: build

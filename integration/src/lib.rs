@@ -13,6 +13,9 @@
 //!   192.168.64.2      192.168.64.11   192.168.64.12   192.168.64.13
 //!   etcd              fland, dockerd  fland, dockerd  ...
 //! ```
+//!
+//! A second segment hangs on the same router, for [`Lab::host_behind_router`], and with [`LabOptions::ipv6`] the first has
+//! fd00:64::/64 beside its IPv4.
 
 pub mod command;
 pub mod cpu;

@@ -134,13 +134,7 @@ fn a_route_that_somebody_deletes_again_and_again_is_named_and_repaired_ever_more
         let over = AtomicBool::new(false);
         let repairs = thread::scope(|scope| {
             let fighter = scope.spawn(|| fight.delete_until(&over));
-            // Meanwhile the others are looked after as ever.
-            let others = wait::while_holds("other routes are repaired promptly", FIGHT, || {
-                host.ip(&format!("route del {}", OTHER.subnet()))?;
-                wait::until("the other route", Duration::from_secs(1), || OTHER.is_known_to(host))?;
-                thread::sleep(Duration::from_secs(3));
-                Ok(())
-            });
+            let others = others_are_repaired_while(host, || !fighter.is_finished());
             over.store(true, Ordering::Relaxed);
             let repairs = fighter.join().map_err(|_| anyhow!("the fighter panicked"))??;
             others.map(|()| repairs)
@@ -155,6 +149,19 @@ fn a_route_that_somebody_deletes_again_and_again_is_named_and_repaired_ever_more
         wait::until("the route to be back after the fight", LONGEST_PAUSE, || CONTESTED.is_known_to(host))?;
         hosts[0].ensure_agent_runs()
     })
+}
+
+/// For as long as a fight lasts, which must go on meanwhile.
+fn others_are_repaired_while(host: &Host, the_fight_goes_on: impl Fn() -> bool) -> Result<()> {
+    for _ in 0..2 {
+        wait::while_holds("a fight", FIGHT / 2, || {
+            ensure!(the_fight_goes_on(), "the fighter has given up");
+            Ok(())
+        })?;
+        host.ip(&format!("route del {}", OTHER.subnet()))?;
+        wait::until("the other route", Duration::from_secs(1), || OTHER.is_known_to(host))?;
+    }
+    Ok(())
 }
 
 /// Somebody who wants the route to [`CONTESTED`] gone.

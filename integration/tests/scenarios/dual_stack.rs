@@ -16,13 +16,9 @@ const DEVICE6: &str = "flannel-v6.1";
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-const IPV6: LabOptions = LabOptions {
-    name: None,
-    etcd_members: 1,
-    ipv6: true,
-    etcd_in_memory: false,
-    lifetime: flan_integration::process::Lifetime::Bound,
-};
+fn with_ipv6() -> LabOptions {
+    LabOptions { ipv6: true, ..LabOptions::default() }
+}
 
 fn both(backend: &str) -> String {
     format!(
@@ -89,7 +85,7 @@ fn wait_until_end_is_answered(end: &End, target: impl Into<IpAddr>) -> Result<()
 
 #[test]
 fn hosts_on_vxlan_reach_each_other_by_both_families() -> Result<()> {
-    Lab::run(IPV6, |lab| {
+    Lab::run(with_ipv6(), |lab| {
         let (hosts, values) = two_hosts(lab, &both("vxlan"))?;
         for (host, values) in hosts.iter().zip(&values) {
             assert_eq!(values.network6, Some("fd00:5::/48".parse()?));
@@ -124,7 +120,7 @@ fn hosts_on_vxlan_reach_each_other_by_both_families() -> Result<()> {
 
 #[test]
 fn hosts_on_vxlan_reach_each_other_by_ipv6_alone() -> Result<()> {
-    Lab::run(IPV6, |lab| {
+    Lab::run(with_ipv6(), |lab| {
         let (hosts, values) = two_hosts(lab, &ipv6_only("vxlan"))?;
         for (host, values) in hosts.iter().zip(&values) {
             ensure!(values.subnet.is_none() && values.subnet6.is_some(), "subnet.env: {values:?}");
@@ -149,7 +145,7 @@ fn hosts_on_vxlan_reach_each_other_by_ipv6_alone() -> Result<()> {
 
 #[test]
 fn hosts_on_host_gw_reach_each_other_by_both_families() -> Result<()> {
-    Lab::run(IPV6, |lab| {
+    Lab::run(with_ipv6(), |lab| {
         let (hosts, values) = two_hosts(lab, &both("host-gw"))?;
         for (from, to) in [(0, 1), (1, 0)] {
             let (host, peer) = (&hosts[from], &hosts[to]);

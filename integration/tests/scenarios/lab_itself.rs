@@ -1,6 +1,7 @@
 //! The stage before the play: a lab works without flan, and goes without a trace.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -79,6 +80,21 @@ fn etcd_of_three_members_survives_the_loss_of_one() -> Result<()> {
         lab.etcd_mut().start_member(0)?;
         assert_eq!(lab.etcd().value("config")?.as_deref(), Some(r#"{"Network":"10.5.0.0/16"}"#));
         lab.etcd().compact()
+    })
+}
+
+#[test]
+fn hosts_on_two_segments_reach_each_other_and_the_store_through_the_router_alone() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (near, far) = (lab.host("near")?, lab.host_behind_router("far")?);
+        let etcd: Ipv4Addr = "192.168.64.2".parse()?;
+        for (from, to) in [(&near, far.address()), (&far, near.address()), (&far, etcd)] {
+            from.ping_once(to)?;
+        }
+        // On the link of one, the other is not to be found.
+        far.ip("route del default")?;
+        ensure!(far.ping_once(near.address()).is_err(), "reached without a router");
+        Ok(())
     })
 }
 

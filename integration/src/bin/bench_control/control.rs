@@ -96,6 +96,7 @@ pub(crate) fn seconds(lab: &Lab, name: &str, form: Form, peers: u32) -> Result<f
     }
     let seconds = started.elapsed().as_secs_f64();
     kernel::ensure_holds(&host, peers).context("the control")?;
+    kernel::clear(&host)?;
     Ok(seconds)
 }
 

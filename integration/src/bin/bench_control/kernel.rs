@@ -22,6 +22,12 @@ pub(crate) fn ensure_holds(host: &Host, peers: u32) -> Result<()> {
     Ok(())
 }
 
+/// Takes everything off the host again: namespaces share the kernel's table of neighbours, and the next one shall find
+/// it empty.
+pub(crate) fn clear(host: &Host) -> Result<()> {
+    host.ip(&format!("link del {DEVICE}")).map(drop)
+}
+
 /// The index of the host's VXLAN device.
 pub(crate) fn device_index(host: &Host) -> Result<u32> {
     let text = host.ip(&format!("-oneline link show dev {DEVICE}"))?;

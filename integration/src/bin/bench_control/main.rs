@@ -73,7 +73,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         let values = with_peers(arguments, peers).with_context(|| format!("with {peers} peers"))?;
         runs.push(Run { peers, values });
         // What is measured is not lost if a greater number fails.
-        Results::new(arguments, Machine::read(busy)?, runs.clone()).write(&arguments.json)?;
+        Results::new(arguments, machine.clone(), runs.clone()).write(&arguments.json)?;
     }
     let results = Results::new(arguments, machine, runs);
     match arguments.output {
@@ -97,6 +97,9 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
         store.load(Peer::residents(peers))?;
         done(&format!("written in {:.1} s", started.elapsed().as_secs_f64()));
 
+        say("control: a bare watch");
+        values.insert(Measure::ControlWatch, store.bare_watch(arguments.writes)?);
+        done(&told(&values, &[Measure::ControlWatch]));
         measure_controls(arguments, lab, peers, &mut values)?;
         if !arguments.no_strace && peers <= sends::MOST {
             say("fland starts under strace");

@@ -29,7 +29,9 @@ pub(crate) enum Measure {
     Changed,
     /// Milliseconds from the deletion of a lease to that of its route.
     Deleted,
-    /// Milliseconds that etcd took to acknowledge each of these writes: part of those above.
+    /// Milliseconds from a write to its event on a watch that does nothing with it, before fland starts.
+    ControlWatch,
+    /// Milliseconds that etcd took to acknowledge each of the writes that fland followed.
     Acknowledged,
     /// Milliseconds from the deletion of a route to its return.
     RouteRepaired,
@@ -50,7 +52,7 @@ pub(crate) type Values = BTreeMap<Measure, Vec<f64>>;
 
 impl Measure {
     /// All, in the order of the report.
-    pub(crate) const ALL: [Measure; 17] = [
+    pub(crate) const ALL: [Measure; 18] = [
         Measure::Programmed,
         Measure::ControlInline,
         Measure::ControlNextHops,
@@ -61,6 +63,7 @@ impl Measure {
         Measure::Added,
         Measure::Changed,
         Measure::Deleted,
+        Measure::ControlWatch,
         Measure::Acknowledged,
         Measure::RouteRepaired,
         Measure::AllRepaired,
@@ -83,7 +86,8 @@ impl Measure {
             Measure::Added => ("put to route, new lease", "ms"),
             Measure::Changed => ("put to neighbour, other MAC", "ms"),
             Measure::Deleted => ("delete to route gone", "ms"),
-            Measure::Acknowledged => ("  of which etcd, to acknowledge", "ms"),
+            Measure::ControlWatch => ("  control: a bare watch", "ms"),
+            Measure::Acknowledged => ("  acknowledged by etcd", "ms"),
             Measure::RouteRepaired => ("one route deleted, back after", "ms"),
             Measure::AllRepaired => ("all routes deleted, back after", "s"),
             Measure::Restarted => ("restart to READY=1", "s"),
@@ -98,16 +102,21 @@ impl Measure {
         match self {
             Measure::NetlinkSends | Measure::RestartChanges => format!("{value:.0}"),
             Measure::PeakMemory | Measure::SettledMemory | Measure::RouteRepaired => format!("{value:.1}"),
-            Measure::Added | Measure::Changed | Measure::Deleted | Measure::Acknowledged => {
-                format!("{value:.2}")
-            }
+            _ if self.has_p99() => format!("{value:.2}"),
             _ => format!("{value:.3}"),
         }
     }
 
     /// True if there are so many values that the slowest of a hundred is of interest, too.
     pub(crate) fn has_p99(self) -> bool {
-        matches!(self, Measure::Added | Measure::Changed | Measure::Deleted | Measure::Acknowledged)
+        matches!(
+            self,
+            Measure::Added
+                | Measure::Changed
+                | Measure::Deleted
+                | Measure::ControlWatch
+                | Measure::Acknowledged
+        )
     }
 }
 

@@ -8,7 +8,7 @@ use crate::targets::{Target, ratio};
 
 /// Below the table.
 const LEGEND: &str = "Times are medians. Behind a control stands how many times as long fland took. A write is timed from just before it \
-is\nsent until the kernel's notification is read; etcd's own time is part of it. Exec includes nsenter.";
+is\nsent until the kernel's notification is read; etcd's own time is part of it: see the bare watch. Exec includes nsenter.";
 
 /// The whole report.
 pub(crate) fn render(results: &Results) -> String {

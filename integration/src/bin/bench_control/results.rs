@@ -28,7 +28,7 @@ pub(crate) struct Results {
 }
 
 /// What it was measured on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Machine {
     /// `uname -r`.

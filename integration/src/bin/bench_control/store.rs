@@ -4,8 +4,9 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use etcd_client::{Client, Txn, TxnOp};
+use etcd_client::{Client, Txn, TxnOp, WatchOptions, WatchStream};
 use flan_integration::Lab;
+use flan_integration::etcd::PREFIX;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::peers::Peer;
@@ -66,6 +67,31 @@ impl Store {
         Ok(())
     }
 
+    /// Milliseconds from each of so many writes to its event on a watch that does nothing else: what etcd and the way
+    /// to it take of the time until a route.
+    pub(crate) fn bare_watch(&self, writes: u32) -> Result<Vec<f64>> {
+        let mut client = self.client.clone();
+        on_for(&self.runtime, LIMIT * 10, async move {
+            let watched = WatchOptions::new().with_prefix();
+            let mut events = client.watch(format!("{PREFIX}/subnets/"), Some(watched)).await?;
+            let mut milliseconds = Vec::new();
+            // The first answer says that the watch stands.
+            next(&mut events).await?;
+            for number in 0..writes {
+                let peer = Peer::visitor(number);
+                let sent = Instant::now();
+                let put = client.put(peer.key(), peer.value(), None);
+                let told = async { next(&mut events).await.map(|()| sent.elapsed()) };
+                let (put, told) = tokio::join!(put, told);
+                put?;
+                milliseconds.push(1000.0 * told?.as_secs_f64());
+                client.delete(peer.key(), None).await?;
+                next(&mut events).await?;
+            }
+            Ok(milliseconds)
+        })
+    }
+
     /// Writes one key.
     pub(crate) fn put(&self, key: String, value: String) -> Result<Written> {
         let mut client = self.client.clone();
@@ -87,13 +113,25 @@ impl Store {
     }
 }
 
+async fn next(events: &mut WatchStream) -> Result<()> {
+    events.message().await?.context("the watch has ended").map(drop)
+}
+
 /// Does `work` on the runtime's own thread, which is in the right namespace.
 fn on<T: Send + 'static>(
     runtime: &Runtime,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
+    on_for(runtime, LIMIT, work)
+}
+
+fn on_for<T: Send + 'static>(
+    runtime: &Runtime,
+    limit: Duration,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     runtime.block_on(async {
-        let bounded = runtime.spawn(tokio::time::timeout(LIMIT, work));
-        bounded.await?.with_context(|| format!("no answer from etcd in {LIMIT:?}"))?
+        let bounded = runtime.spawn(tokio::time::timeout(limit, work));
+        bounded.await?.with_context(|| format!("no answer from etcd in {limit:?}"))?
     })
 }

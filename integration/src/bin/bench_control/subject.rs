@@ -59,10 +59,11 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Ends fland and its lease: the next one shall find nobody but the paper peers.
+    /// Ends fland, its lease and what it programmed: the next one shall find nobody but the paper peers.
     pub(crate) fn end(mut self, lab: &Lab) -> Result<()> {
         let key = self.host.subnet_env()?.key();
         self.host.kill_agent()?;
+        kernel::clear(&self.host)?;
         lab.etcd().delete(&format!("subnets/{key}"))
     }
 
@@ -73,7 +74,7 @@ impl Subject {
             let (mark, before) = (self.witness.mark(), vitals::cpu_seconds(pid)?);
             thread::sleep(QUIET);
             let used = vitals::cpu_seconds(pid)? - before;
-            let told = self.witness.since(mark)?.len();
+            let told = self.ours(self.witness.since(mark)?)?.len();
             ensure!(used <= STIR && told == 0, "{used:.2} s of CPU and {told} changes in {QUIET:?}");
             Ok(())
         })
