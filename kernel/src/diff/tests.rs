@@ -40,10 +40,7 @@ fn joined() -> State {
         next_hops: [(ID, NextHop { gateway, link: device, onlink: true, protocol: ROUTE_PROTOCOL })].into(),
         routes: [(
             RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 },
-            Route {
-                target: RouteTarget::NextHop { id: ID, link: device },
-                protocol: ROUTE_PROTOCOL,
-            },
+            Route { target: RouteTarget::NextHop { id: ID, link: device }, protocol: ROUTE_PROTOCOL },
         )]
         .into(),
     }
