@@ -5,20 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
+use crate::change::{Change, Fact};
 use crate::diff::{LinkChange, Mac, Operation};
 use crate::firewall::{Firewall, FirewallError, Ruleset};
-use crate::state::{Link, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, State};
+use crate::state::{
+    Link, LinkName, NextHop, NextHopId, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State,
+};
 use crate::{FailedOperation, Kernel, KernelError};
 
 /// A [`Kernel`] over a [`State`] in memory. A clone is another handle to the same kernel, so that a test can watch
 /// and disturb what the code under test works on.
 ///
-/// It refuses what Linux refuses: anything on a device that does not exist, a route through one that is down, a route
-/// where one of the same [`RouteKey`] stands. Devices take with them what is theirs when they are deleted, go down or
-/// change their MAC. Every device name that no link operation and no [`Ownership`] has mentioned is taken for an
-/// interface of the host that exists and is up.
+/// It refuses what [`Linux`](crate::netlink::Linux) refuses: anything on a device that does not exist, a route through
+/// one that is down, a route where one of the same [`RouteKey`] stands, one that names a next hop object that is not
+/// there. Devices take with them what is theirs when they are deleted, go down or change their MAC. Every device name
+/// that no link operation and no [`Ownership`] has mentioned is taken for an interface of the host that exists and is up.
+///
+/// It tells of what happens as Linux does: what goes with a device or with a next hop object goes without a word.
 ///
 /// Its output with `{}` is a readable dump in the manner of `ip(8)`, to compare as a whole.
 #[derive(Debug, Clone, Default)]
@@ -37,6 +43,12 @@ struct Inner {
     state: State,
     /// Routes of others, by what makes them collide with ours.
     foreign: BTreeMap<RouteKey, Route>,
+    /// Next hop objects of others.
+    foreign_next_hops: BTreeMap<NextHopId, NextHop>,
+    /// What we wanted where others have one: routes that name it carry its gateway themselves.
+    taken: BTreeMap<NextHopId, NextHop>,
+    /// What was not asked for yet.
+    told: Vec<Change>,
     /// Devices that would be ours.
     ours: BTreeSet<LinkName>,
     failures: Vec<(Predicate, KernelError)>,
@@ -65,22 +77,43 @@ impl FakeKernel {
         self.lock().state.clone()
     }
 
-    /// Changes the state as another program would, past every check, and reports a change.
+    /// Changes the state as another program would, past every check, and tells of each difference.
     pub fn edit(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.lock().state);
-        self.notify();
+        let mut inner = self.lock();
+        let before = inner.state.clone();
+        change(&mut inner.state);
+        inner.tell_of_differences(&before);
+        drop(inner);
+        self.shared.changed.notify_one();
     }
 
-    /// Deletes a device with everything on it, as another program would, and reports a change.
+    /// Deletes a device with everything on it, as another program would, and tells that it is gone.
     pub fn delete_link(&self, name: LinkName) {
-        self.lock().drop_link(name);
-        self.notify();
+        let mut inner = self.lock();
+        inner.drop_link(name);
+        inner.told.push(Change::Link(name));
+        drop(inner);
+        self.shared.changed.notify_one();
     }
 
-    /// Puts a route of another program in our way, or takes it away again, and reports a change.
+    /// Puts a route of another program in our way, or takes it away again. It is told of if it is a default route.
     pub fn edit_foreign_routes(&self, change: impl FnOnce(&mut BTreeMap<RouteKey, Route>)) {
-        change(&mut self.lock().foreign);
-        self.notify();
+        let mut inner = self.lock();
+        let defaults = |routes: &BTreeMap<RouteKey, Route>| -> BTreeMap<RouteKey, Route> {
+            routes.iter().filter(|(key, _)| is_default(key)).map(|(&key, &route)| (key, route)).collect()
+        };
+        let before = defaults(&inner.foreign);
+        change(&mut inner.foreign);
+        if defaults(&inner.foreign) != before {
+            inner.told.push(Change::DefaultRoute);
+        }
+        drop(inner);
+        self.shared.changed.notify_one();
+    }
+
+    /// Puts a next hop object of another program in our way, or takes it away again.
+    pub fn edit_foreign_next_hops(&self, change: impl FnOnce(&mut BTreeMap<NextHopId, NextHop>)) {
+        change(&mut self.lock().foreign_next_hops);
     }
 
     /// Lets the next operation that `matching` accepts fail with `reason`, once. May be called several times; the
@@ -94,8 +127,14 @@ impl FakeKernel {
         self.lock().snapshot_failures.push(reason);
     }
 
-    /// Ends a pending, or else the next, [`Kernel::changed`].
+    /// Tells that everything may have changed.
     pub fn notify(&self) {
+        self.tell(Change::Unknown);
+    }
+
+    /// Tells of anything.
+    pub fn tell(&self, change: Change) {
+        self.lock().told.push(change);
         self.shared.changed.notify_one();
     }
 
@@ -121,14 +160,21 @@ impl FakeKernel {
 }
 
 impl Kernel for FakeKernel {
-    async fn snapshot(&mut self, ownership: &Ownership) -> Result<State, KernelError> {
+    /// What is there when the future is first polled.
+    fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>> {
+        let kernel = self.clone();
+        let ownership = ownership.clone();
         let mut inner = self.lock();
         inner.snapshots += 1;
-        if !inner.snapshot_failures.is_empty() {
-            return Err(inner.snapshot_failures.remove(0));
-        }
         inner.ours.extend(&ownership.links);
-        Ok(owned(&inner.state, ownership))
+        drop(inner);
+        Box::pin(async move {
+            let mut inner = kernel.lock();
+            if !inner.snapshot_failures.is_empty() {
+                return Err(inner.snapshot_failures.remove(0));
+            }
+            Ok(owned(&inner.state, &ownership))
+        })
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<FailedOperation> {
@@ -141,15 +187,18 @@ impl Kernel for FakeKernel {
             }
         }
         drop(inner);
-        // As in Linux, where our own changes are reported to us too.
-        if operations.len() > failed.len() {
-            self.notify();
-        }
+        self.shared.changed.notify_one();
         failed
     }
 
-    async fn changed(&mut self) {
-        self.shared.changed.notified().await;
+    async fn changes(&mut self) -> Vec<Change> {
+        loop {
+            let told = std::mem::take(&mut self.lock().told);
+            if !told.is_empty() {
+                return told;
+            }
+            self.shared.changed.notified().await;
+        }
     }
 }
 
@@ -161,6 +210,7 @@ fn owned(state: &State, ownership: &Ownership) -> State {
     seen.addresses.retain(|address| ours(&address.link));
     seen.neighbours.retain(|neighbour, _| ours(&neighbour.link));
     seen.fdb.retain(|entry, _| ours(&entry.link));
+    seen.next_hops.retain(|_, next_hop| next_hop.protocol == ROUTE_PROTOCOL || ours(&next_hop.link));
     seen.routes.retain(|_, route| {
         route.protocol == ROUTE_PROTOCOL || route.target.link().is_some_and(|link| ours(&link))
     });
@@ -177,6 +227,24 @@ impl Inner {
         }
         self.mention(operation);
         match operation {
+            Operation::CreateLink { name, .. }
+            | Operation::ReplaceLink { name, .. }
+            | Operation::UpdateLink { name, .. }
+            | Operation::DeleteLink { name } => {
+                self.change_link(operation)?;
+                self.told.push(Change::Link(*name));
+            }
+            _ => {
+                for fact in self.change_on_link(operation)? {
+                    self.tell_fact(fact);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn change_link(&mut self, operation: &Operation) -> Result<(), KernelError> {
+        match operation {
             Operation::CreateLink { name, link } => self.create_link(*name, link),
             Operation::ReplaceLink { name, link, .. } => {
                 self.existing_link(*name)?;
@@ -188,41 +256,97 @@ impl Inner {
                 self.drop_link(*name);
                 Ok(())
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers what is new: of a change that changes nothing, Linux says nothing.
+    fn change_on_link(&mut self, operation: &Operation) -> Result<Vec<Fact>, KernelError> {
+        let state = &mut self.state;
+        let told = match *operation {
             Operation::AddAddress(address) => {
                 self.existing_link(address.link)?;
-                self.state.addresses.insert(*address);
-                Ok(())
+                self.state.addresses.insert(address).then_some(Fact::Address(address, true))
             }
             Operation::DeleteAddress(address) => {
-                self.state.addresses.remove(address);
-                Ok(())
+                state.addresses.remove(&address).then_some(Fact::Address(address, false))
             }
             Operation::SetNeighbour { neighbour, mac } => {
                 self.existing_link(neighbour.link)?;
-                self.state.neighbours.insert(*neighbour, *mac);
-                Ok(())
+                let before = self.state.neighbours.insert(neighbour, mac);
+                (before != Some(mac)).then_some(Fact::Neighbour(neighbour, Some(mac)))
             }
             Operation::DeleteNeighbour(neighbour) => {
-                self.state.neighbours.remove(neighbour);
-                Ok(())
+                state.neighbours.remove(&neighbour).map(|_| Fact::Neighbour(neighbour, None))
             }
             Operation::SetFdb { entry, destination } => {
                 self.existing_link(entry.link)?;
-                self.state.fdb.insert(*entry, *destination);
-                Ok(())
+                let before = self.state.fdb.insert(entry, destination);
+                (before != Some(destination)).then_some(Fact::Fdb(entry, Some(destination)))
             }
-            Operation::DeleteFdb(entry) => {
-                self.state.fdb.remove(entry);
-                Ok(())
-            }
-            Operation::AddRoute { key, route } => self.add_route(*key, *route),
-            Operation::ReplaceRoute { key, route } => self.replace_route(*key, *route),
+            Operation::DeleteFdb(entry) => state.fdb.remove(&entry).map(|_| Fact::Fdb(entry, None)),
+            Operation::AddNextHop { id, next_hop } => Some(self.add_next_hop(id, next_hop)?),
+            Operation::ReplaceNextHop { id, next_hop } => return self.replace_next_hop(id, next_hop),
+            Operation::DeleteNextHop(id) => self.delete_next_hop(id),
+            Operation::AddRoute { key, route } => Some(self.add_route(key, self.inline(route))?),
+            Operation::ReplaceRoute { key, route } => self.replace_route(key, self.inline(route))?,
             Operation::DeleteRoute { key, route } => {
-                if self.state.routes.get(key) == Some(route) {
-                    self.state.routes.remove(key);
-                }
-                Ok(())
+                let there = self.state.routes.get(&key) == Some(&self.inline(route));
+                there.then(|| self.state.routes.remove(&key)).map(|_| Fact::Route(key, None))
             }
+            Operation::CreateLink { .. }
+            | Operation::ReplaceLink { .. }
+            | Operation::UpdateLink { .. }
+            | Operation::DeleteLink { .. } => None,
+        };
+        Ok(told.into_iter().collect())
+    }
+
+    /// Tells of what concerns us.
+    fn tell_fact(&mut self, fact: Fact) {
+        let ours = |link: &LinkName| self.ours.contains(link);
+        let change = match &fact {
+            Fact::Address(address, _) if !ours(&address.link) => Some(Change::HostAddress(address.link)),
+            Fact::Neighbour(neighbour, _) if !ours(&neighbour.link) => None,
+            Fact::Fdb(entry, _) if !ours(&entry.link) => None,
+            Fact::NextHop(_, Some(next_hop))
+                if !ours(&next_hop.link) && next_hop.protocol != ROUTE_PROTOCOL =>
+            {
+                None
+            }
+            Fact::Route(key, route) => {
+                if is_default(key) {
+                    self.told.push(Change::DefaultRoute);
+                }
+                let is_ours = |route: &Route| {
+                    route.protocol == ROUTE_PROTOCOL || route.target.link().is_some_and(|link| ours(&link))
+                };
+                route.as_ref().is_none_or(is_ours).then_some(Change::Fact(fact))
+            }
+            _ => Some(Change::Fact(fact)),
+        };
+        self.told.extend(change);
+    }
+
+    fn tell_of_differences(&mut self, before: &State) {
+        let after = self.state.clone();
+        for (name, _) in differences(&before.links, &after.links) {
+            self.told.push(Change::Link(name));
+        }
+        for address in before.addresses.symmetric_difference(&after.addresses) {
+            self.tell_fact(Fact::Address(*address, after.addresses.contains(address)));
+        }
+        for (neighbour, mac) in differences(&before.neighbours, &after.neighbours) {
+            self.tell_fact(Fact::Neighbour(neighbour, mac));
+        }
+        for (entry, destination) in differences(&before.fdb, &after.fdb) {
+            self.tell_fact(Fact::Fdb(entry, destination));
+        }
+        for (id, next_hop) in differences(&before.next_hops, &after.next_hops) {
+            self.tell_fact(Fact::NextHop(id, next_hop));
+        }
+        for (key, route) in differences(&before.routes, &after.routes) {
+            self.tell_fact(Fact::Route(key, route));
         }
     }
 
@@ -273,34 +397,112 @@ impl Inner {
     }
 
     fn drop_routes(&mut self, name: LinkName) {
+        self.state.next_hops.retain(|_, next_hop| next_hop.link != name);
+        self.foreign_next_hops.retain(|_, next_hop| next_hop.link != name);
         self.state.routes.retain(|_, route| route.target.link() != Some(name));
         self.foreign.retain(|_, route| route.target.link() != Some(name));
     }
 
-    fn add_route(&mut self, key: RouteKey, route: Route) -> Result<(), KernelError> {
-        self.usable(&route)?;
-        if self.foreign.contains_key(&key) || self.state.routes.contains_key(&key) {
+    fn add_next_hop(&mut self, id: NextHopId, next_hop: NextHop) -> Result<Fact, KernelError> {
+        self.usable(next_hop.link)?;
+        if let Some(foreign) = self.foreign_next_hops.get(&id) {
+            self.taken.insert(id, next_hop);
+            return Err(KernelError::Taken(format!("nexthop {id} {foreign}")));
+        }
+        if self.state.next_hops.contains_key(&id) {
+            return Err(KernelError::Errno(libc::EEXIST));
+        }
+        self.taken.remove(&id);
+        self.state.next_hops.insert(id, next_hop);
+        Ok(Fact::NextHop(id, Some(next_hop)))
+    }
+
+    /// The routes that name it are told of as well, as they are from now on.
+    fn replace_next_hop(&mut self, id: NextHopId, next_hop: NextHop) -> Result<Vec<Fact>, KernelError> {
+        self.usable(next_hop.link)?;
+        let standing = self.state.next_hops.get_mut(&id).ok_or(KernelError::Errno(libc::ENOENT))?;
+        *standing = next_hop;
+        self.taken.remove(&id);
+        let mut told = vec![Fact::NextHop(id, Some(next_hop))];
+        for (key, route) in &mut self.state.routes {
+            if let RouteTarget::NextHop { id: named, link } = &mut route.target
+                && *named == id
+            {
+                *link = next_hop.link;
+                told.push(Fact::Route(*key, Some(*route)));
+            }
+        }
+        Ok(told)
+    }
+
+    fn delete_next_hop(&mut self, id: NextHopId) -> Option<Fact> {
+        self.state.next_hops.remove(&id)?;
+        self.state.routes.retain(
+            |_, route| !matches!(route.target, RouteTarget::NextHop { id: named, .. } if named == id),
+        );
+        Some(Fact::NextHop(id, None))
+    }
+
+    /// The route with the gateway in it, if another program has the id of its next hop object.
+    fn inline(&self, route: Route) -> Route {
+        match route.target {
+            RouteTarget::NextHop { id, .. } => self.taken.get(&id).map_or(route, |next_hop| {
+                let NextHop { gateway, link, onlink, .. } = *next_hop;
+                Route { target: RouteTarget::Via { gateway, link, onlink }, ..route }
+            }),
+            _ => route,
+        }
+    }
+
+    fn add_route(&mut self, key: RouteKey, route: Route) -> Result<Fact, KernelError> {
+        self.leads_somewhere(&route)?;
+        if let Some(foreign) = self.foreign.get(&key) {
+            return Err(KernelError::Taken(format!("{key} {foreign}")));
+        }
+        if self.state.routes.contains_key(&key) {
             return Err(KernelError::Errno(libc::EEXIST));
         }
         self.state.routes.insert(key, route);
-        Ok(())
+        Ok(Fact::Route(key, Some(route)))
     }
 
-    fn replace_route(&mut self, key: RouteKey, route: Route) -> Result<(), KernelError> {
-        self.usable(&route)?;
+    fn replace_route(&mut self, key: RouteKey, route: Route) -> Result<Option<Fact>, KernelError> {
+        self.leads_somewhere(&route)?;
         let standing = self.state.routes.get_mut(&key).ok_or(KernelError::Errno(libc::ENOENT))?;
-        *standing = route;
-        Ok(())
+        let before = std::mem::replace(standing, route);
+        Ok((before != route).then_some(Fact::Route(key, Some(route))))
     }
 
-    fn usable(&self, route: &Route) -> Result<(), KernelError> {
-        let Some(name) = route.target.link() else { return Ok(()) };
+    fn leads_somewhere(&self, route: &Route) -> Result<(), KernelError> {
+        match route.target {
+            // Where an object leads is for the object to say.
+            RouteTarget::NextHop { id, .. } if self.state.next_hops.contains_key(&id) => Ok(()),
+            RouteTarget::NextHop { .. } => Err(KernelError::Errno(libc::EINVAL)),
+            target => target.link().map_or(Ok(()), |link| self.usable(link)),
+        }
+    }
+
+    fn usable(&self, name: LinkName) -> Result<(), KernelError> {
         match self.state.links.get(&name) {
             Some(link) if !link.up => Err(KernelError::Errno(libc::ENETDOWN)),
             None if self.ours.contains(&name) => Err(KernelError::NoSuchLink(name)),
             _ => Ok(()),
         }
     }
+}
+
+fn is_default(key: &RouteKey) -> bool {
+    key.destination.prefix() == 0
+}
+
+/// Every key under which something else stands, with what stands there after.
+fn differences<K: Ord + Copy, V: PartialEq + Clone>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+) -> Vec<(K, Option<V>)> {
+    let gone = before.keys().filter(|key| !after.contains_key(key)).map(|&key| (key, None));
+    let new = after.iter().filter(|(key, value)| before.get(key) != Some(value));
+    gone.chain(new.map(|(&key, value)| (key, Some(value.clone())))).collect()
 }
 
 impl fmt::Display for FakeKernel {
@@ -318,6 +520,12 @@ impl fmt::Display for FakeKernel {
         }
         for (entry, destination) in &state.fdb {
             writeln!(f, "fdb {entry} dst {destination}")?;
+        }
+        for (id, next_hop) in &state.next_hops {
+            writeln!(f, "nexthop {id} {next_hop}")?;
+        }
+        for (id, next_hop) in &inner.foreign_next_hops {
+            writeln!(f, "foreign nexthop {id} {next_hop}")?;
         }
         for (key, route) in &state.routes {
             writeln!(f, "route {key} {route}")?;
@@ -463,7 +671,10 @@ mod tests {
             routes.insert(key, Route { protocol: 3, ..ours });
         });
         let failed = kernel.apply(&[route("eth0")]).await;
-        assert_eq!(reasons(&failed), ["add route 10.5.3.0/24 dev eth0: File exists (os error 17)"]);
+        assert_eq!(
+            reasons(&failed),
+            ["add route 10.5.3.0/24 dev eth0: it is taken: 10.5.3.0/24 dev eth0 proto 3"]
+        );
         assert_eq!(kernel.to_string(), "foreign route 10.5.3.0/24 dev eth0 proto 3\n");
     }
 
@@ -489,14 +700,110 @@ mod tests {
         assert_eq!(kernel.snapshots(), 4);
     }
 
+    fn told(kernel: &mut FakeKernel) -> Vec<Change> {
+        kernel.changes().now_or_never().unwrap_or_default()
+    }
+
     #[tokio::test]
-    async fn a_change_is_reported_once_even_if_nobody_waited() {
+    async fn everything_is_told_once_even_if_nobody_waited() {
         let mut kernel = FakeKernel::new();
-        assert!(kernel.changed().now_or_never().is_none());
+        assert!(kernel.changes().now_or_never().is_none());
         kernel.notify();
-        kernel.notify();
-        assert!(kernel.changed().now_or_never().is_some());
-        assert!(kernel.changed().now_or_never().is_none());
+        kernel.delete_link(name("flannel.1"));
+        assert_eq!(told(&mut kernel), [Change::Unknown, Change::Link(name("flannel.1"))]);
+        assert!(kernel.changes().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_we_do_ourselves_is_told_too_and_what_changes_nothing_is_not() {
+        let mut kernel = FakeKernel::new();
+        kernel.apply(&[create(), address(), address(), route("eth0")]).await;
+        let Operation::AddAddress(added) = address() else { unreachable!() };
+        let Operation::AddRoute { key, route } = route("eth0") else { unreachable!() };
+        assert_eq!(
+            told(&mut kernel),
+            [
+                Change::Link(name("flannel.1")),
+                Change::Fact(Fact::Address(added, true)),
+                Change::Fact(Fact::Route(key, Some(route))),
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn what_others_do_is_told_as_what_is_there_now() {
+        let mut kernel = FakeKernel::new();
+        kernel.apply(&[create(), address()]).await;
+        told(&mut kernel);
+        let Operation::AddAddress(added) = address() else { unreachable!() };
+        let elsewhere = Address { link: name("eth0"), ..added };
+        kernel.edit(|state| {
+            state.addresses.remove(&added);
+            state.addresses.insert(elsewhere);
+        });
+        let changes = told(&mut kernel);
+        assert!(changes.contains(&Change::Fact(Fact::Address(added, false))), "{changes:?}");
+        assert!(changes.contains(&Change::HostAddress(name("eth0"))), "{changes:?}");
+        assert_eq!(changes.len(), 2);
+    }
+
+    /// The next hop of 10.5.3.0/24 and the route that names it.
+    fn by_object() -> (NextHopId, NextHop, [Operation; 2]) {
+        let (id, link) = (NextHopId(168_100_608), name("flannel.1"));
+        let gateway = "10.5.3.0".parse().unwrap();
+        let next_hop = NextHop { gateway, link, onlink: true, protocol: ROUTE_PROTOCOL };
+        let key = RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 };
+        let route = Route { target: RouteTarget::NextHop { id, link }, protocol: ROUTE_PROTOCOL };
+        (id, next_hop, [Operation::AddNextHop { id, next_hop }, Operation::AddRoute { key, route }])
+    }
+
+    #[tokio::test]
+    async fn a_next_hop_takes_its_routes_with_it_without_a_word() {
+        let mut kernel = FakeKernel::new();
+        let (id, _, [add, route]) = by_object();
+        let failed = kernel.apply(&[create(), route.clone(), add, route]).await;
+        assert_eq!(
+            reasons(&failed),
+            ["add route 10.5.3.0/24 nhid 168100608 dev flannel.1: Invalid argument (os error 22)"]
+        );
+        told(&mut kernel);
+        assert!(kernel.apply(&[Operation::DeleteNextHop(id)]).await.is_empty());
+        assert_eq!(told(&mut kernel), [Change::Fact(Fact::NextHop(id, None))]);
+        assert!(kernel.state().routes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_next_hop_goes_with_its_device() {
+        let mut kernel = FakeKernel::new();
+        let (_, _, [add, route]) = by_object();
+        let down = LinkChange { up: Some(false), ..LinkChange::default() };
+        let down = Operation::UpdateLink { name: name("flannel.1"), change: down };
+        assert!(kernel.apply(&[create(), add, route, down]).await.is_empty());
+        let state = kernel.state();
+        assert_eq!((state.next_hops.len(), state.routes.len(), state.links.len()), (0, 0, 1));
+    }
+
+    #[tokio::test]
+    async fn routes_do_without_a_next_hop_whose_id_is_anothers() {
+        let mut kernel = FakeKernel::new();
+        let (id, next_hop, operations) = by_object();
+        kernel.edit_foreign_next_hops(|objects| {
+            objects.insert(id, NextHop { link: name("eth0"), protocol: 11, ..next_hop });
+        });
+        kernel.apply(&[create()]).await;
+        let failed = kernel.apply(&operations).await;
+        assert_eq!(
+            reasons(&failed),
+            [
+                "add nexthop id 168100608 via 10.5.3.0 dev flannel.1 onlink: it is taken: nexthop id 168100608 via \
+              10.5.3.0 dev eth0 onlink proto 11"
+            ]
+        );
+        assert!(kernel.to_string().ends_with("\nroute 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink\n"));
+        kernel.edit_foreign_next_hops(BTreeMap::clear);
+        let [add, Operation::AddRoute { key, route }] = operations else { unreachable!() };
+        assert!(kernel.apply(&[add, Operation::ReplaceRoute { key, route }]).await.is_empty());
+        assert_eq!(kernel.state().routes[&key], route);
     }
 
     #[tokio::test]

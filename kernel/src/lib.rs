@@ -68,6 +68,18 @@ pub enum KernelError {
     /// The kernel answered a request with an error number (`errno(3)`, positive).
     #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Errno(i32),
+    /// The same, and the kernel said why in words (`NLMSGERR_ATTR_MSG`).
+    #[error("{}: {text}", std::io::Error::from_raw_os_error(*.errno))]
+    Refused {
+        /// The error number (`errno(3)`, positive).
+        errno: i32,
+        /// The kernel's words.
+        text: String,
+    },
+    /// What was to be read changed all the while, so that nothing that fits together could be read. It is worth another
+    /// try when things have calmed down.
+    #[error("the kernel's tables changed all the while they were read")]
+    Interrupted,
     /// No answer within the time limit.
     #[error("no answer from the kernel within {0:?}")]
     TimedOut(std::time::Duration),
@@ -83,4 +95,14 @@ pub enum KernelError {
     /// The request could not be made into a message, or an answer could not be understood.
     #[error("{0}")]
     Message(String),
+}
+
+impl KernelError {
+    /// The error number that the kernel answered with, if it did.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Errno(errno) | Self::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
 }

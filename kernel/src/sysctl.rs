@@ -1,7 +1,7 @@
 //! Kernel settings under `/proc/sys`.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::LinkName;
 
@@ -51,6 +51,50 @@ pub fn accept_local(link: LinkName) -> io::Result<bool> {
     write(&format!("net/ipv4/conf/{link}/accept_local"), "1")
 }
 
+/// Bytes of routing table that the kernel throws away before it waits until nobody uses them any more: the most that
+/// it takes (`fib_sync_mem` in `Documentation/networking/ip-sysctl.rst`). By default it waits for every 512 KiB, which
+/// slows large batches of route changes down.
+const MOST_FIB_SYNC_MEM: u64 = 64 * 1024 * 1024;
+
+/// `net.ipv4.fib_sync_mem`, raised for as long as this value lives. The setting is one for the whole kernel, and shown in
+/// the initial network namespace only: elsewhere nothing happens.
+#[derive(Debug)]
+pub(crate) struct FibSyncMem {
+    /// The file, and what stood in it; `None` if nothing was changed.
+    before: Option<(PathBuf, String)>,
+}
+
+impl FibSyncMem {
+    /// Raises it to the most that there can be.
+    pub(crate) fn raise() -> Self {
+        Self::raise_below(Path::new("/proc/sys"))
+    }
+
+    fn raise_below(root: &Path) -> Self {
+        let file = root.join("net/ipv4/fib_sync_mem");
+        let before = std::fs::read_to_string(&file).ok().map(|before| before.trim_end().to_owned());
+        let is_lower = |before: &String| before.parse().is_ok_and(|bytes: u64| bytes < MOST_FIB_SYNC_MEM);
+        let before = before.filter(is_lower).filter(|_| {
+            std::fs::write(&file, MOST_FIB_SYNC_MEM.to_string())
+                .inspect_err(|error| tracing::debug!(%error, "{} stays as it is", file.display()))
+                .is_ok()
+        });
+        Self { before: before.map(|before| (file, before)) }
+    }
+}
+
+impl Drop for FibSyncMem {
+    fn drop(&mut self) {
+        let Some((file, before)) = &self.before else { return };
+        // What somebody else has set meanwhile stays.
+        let ours =
+            std::fs::read_to_string(file).is_ok_and(|now| now.trim_end().parse() == Ok(MOST_FIB_SYNC_MEM));
+        if ours && let Err(error) = std::fs::write(file, before) {
+            tracing::warn!(%error, "cannot put {} back to {before}", file.display());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +115,41 @@ mod tests {
         let error = write_below(root.path(), "net/ipv4/ip_forward", "1").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains("net/ipv4/ip_forward"), "{error}");
+    }
+
+    fn with_fib_sync_mem(value: &str) -> (tempfile::TempDir, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("net/ipv4/fib_sync_mem");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, value).unwrap();
+        (root, file)
+    }
+
+    #[test]
+    fn the_memory_for_routes_is_raised_for_a_while() {
+        let (root, file) = with_fib_sync_mem("524288\n");
+        let raised = FibSyncMem::raise_below(root.path());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "67108864");
+        drop(raised);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "524288");
+    }
+
+    #[test]
+    fn the_memory_for_routes_that_somebody_else_has_set_stays() {
+        let (root, file) = with_fib_sync_mem("524288\n");
+        let raised = FibSyncMem::raise_below(root.path());
+        std::fs::write(&file, "1048576\n").unwrap();
+        drop(raised);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "1048576\n");
+        let (root, file) = with_fib_sync_mem("67108864\n");
+        drop(FibSyncMem::raise_below(root.path()));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "67108864\n");
+    }
+
+    #[test]
+    fn without_the_setting_nothing_happens() {
+        let root = tempfile::tempdir().unwrap();
+        drop(FibSyncMem::raise_below(root.path()));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
     }
 }

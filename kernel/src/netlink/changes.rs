@@ -1,212 +1,271 @@
 //! Hearing of changes from the kernel.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
 use std::time::Duration;
 
-use futures::StreamExt;
-use netlink_packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rtnetlink::MulticastGroup;
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
+use super::entry::{self, NeighbourTable, RawNeighbour, RawRoute, RawTarget};
+use super::lookup::Lookup;
+use super::next_hop::{self, Shown};
+use super::socket::{self, socket_error};
+use super::wire::{Frame, Frames};
 use crate::KernelError;
-use crate::state::ROUTE_PROTOCOL;
+use crate::change::{Change, Fact};
+use crate::state::{Address, FdbEntry, Neighbour, NextHop, Route, RouteTarget};
 
-const GROUPS: [MulticastGroup; 6] = [
-    MulticastGroup::Link,
-    MulticastGroup::Neigh,
-    MulticastGroup::Ipv4Ifaddr,
-    MulticastGroup::Ipv6Ifaddr,
-    MulticastGroup::Ipv4Route,
-    MulticastGroup::Ipv6Route,
+const GROUPS: [u32; 7] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV6_ROUTE,
+    next_hop::GROUP,
 ];
 
 /// Pause before the socket is opened again after it broke.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// A socket that hears what changes, and the task that listens. Changes that nobody has asked for yet become one.
+/// Bytes of kernel memory that notifications may take until we read them, asked for: about ten thousand of them.
+const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Most notifications that are read in one go, so that a flood of them leaves time for other things.
+const MOST_AT_ONCE: usize = 16 * 1024;
+
+/// A socket that hears what changes, and what it has heard. Changes that nobody has asked for yet wait.
 #[derive(Debug)]
 pub(super) struct Changes {
-    shared: Arc<Shared>,
-    listener: JoinHandle<()>,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    changed: Notify,
-    /// Our devices, by index: neighbours come and go all the time on those of others.
-    ours: Mutex<BTreeSet<u32>>,
+    /// `None` after it broke, until it is time for another.
+    socket: Option<AsyncFd<netlink_sys::Socket>>,
+    reopen_at: Instant,
+    buffer: Vec<u8>,
+    heard: Vec<Change>,
 }
 
 impl Changes {
     /// Opens the socket in the current network namespace. Must be called in a tokio runtime.
     pub(super) fn listen() -> Result<Self, KernelError> {
-        let shared = Arc::new(Shared::default());
-        let socket = Socket::open()?;
-        let listener = tokio::spawn(listen(socket, Arc::clone(&shared)));
-        Ok(Self { shared, listener })
+        Ok(Self {
+            socket: Some(open().map_err(socket_error)?),
+            reopen_at: Instant::now(),
+            buffer: Vec::with_capacity(socket::RECEIVE_BYTES),
+            heard: Vec::new(),
+        })
     }
 
-    /// Says which devices are ours.
-    pub(super) fn set_ours(&self, ours: BTreeSet<u32>) {
-        *self.shared.ours.lock().unwrap_or_else(PoisonError::into_inner) = ours;
-    }
-
-    /// Waits for a change since the last time that this came back. Cancel-safe.
-    pub(super) async fn changed(&self) {
-        self.shared.changed.notified().await;
-    }
-}
-
-impl Drop for Changes {
-    fn drop(&mut self) {
-        self.listener.abort();
-    }
-}
-
-struct Socket {
-    connection: netlink_proto::Connection<RouteNetlinkMessage>,
-    messages: futures::channel::mpsc::UnboundedReceiver<(
-        NetlinkMessage<RouteNetlinkMessage>,
-        netlink_sys::SocketAddr,
-    )>,
-}
-
-impl Socket {
-    fn open() -> Result<Self, KernelError> {
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)
-            .map_err(|error| KernelError::Socket(error.to_string()))?;
-        Ok(Self { connection, messages })
-    }
-}
-
-/// Listens for ever: opens the socket again when it breaks.
-async fn listen(socket: Socket, shared: Arc<Shared>) {
-    let mut socket = Some(socket);
-    loop {
-        if let Some(Socket { connection, mut messages }) = socket {
-            let hear = async {
-                while let Some((message, _)) = messages.next().await {
-                    let ours = shared.ours.lock().unwrap_or_else(PoisonError::into_inner);
-                    if concerns_us(&message, &ours) {
-                        shared.changed.notify_one();
-                    }
+    /// Reads what lies ready, without waiting.
+    pub(super) fn hear(&mut self, lookup: &mut Lookup<'_>) {
+        let Some(socket) = &self.socket else { return };
+        // Asked before anything else, whatever tokio last heard of it.
+        for _ in 0..MOST_AT_ONCE {
+            match socket::receive(socket.get_ref(), &mut self.buffer) {
+                Ok(()) => read(&self.buffer, lookup, &mut self.heard),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    lookup.devices().forget_names();
+                    self.heard.push(Change::Unknown);
                 }
-            };
-            tokio::select! {
-                () = connection => {}
-                () = hear => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the netlink socket for changes broke");
+                    self.socket = None;
+                    self.reopen_at = Instant::now() + REOPEN;
+                    return;
+                }
             }
-            tracing::warn!("the netlink socket for changes broke");
         }
-        tokio::time::sleep(REOPEN).await;
-        socket = Socket::open().inspect_err(|error| tracing::warn!(%error, "no changes are heard of")).ok();
-        // What happened meanwhile, nobody knows.
-        shared.changed.notify_one();
+    }
+
+    /// All that was heard and not taken yet.
+    pub(super) fn take(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.heard)
+    }
+
+    /// Waits until there may be something to hear. Cancel-safe.
+    pub(super) async fn wait(&mut self) {
+        if let Some(socket) = &self.socket {
+            match socket.readable().await {
+                // What lies there now is read after this; what comes later makes it ready again.
+                Ok(mut ready) => ready.clear_ready(),
+                Err(error) => {
+                    tracing::warn!(%error, "the netlink socket for changes broke");
+                    self.socket = None;
+                    self.reopen_at = Instant::now() + REOPEN;
+                }
+            }
+            return;
+        }
+        tokio::time::sleep_until(self.reopen_at).await;
+        match open() {
+            Ok(socket) => {
+                self.socket = Some(socket);
+                // What happened meanwhile, nobody knows.
+                self.heard.push(Change::Unknown);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no changes are heard of");
+                self.reopen_at = Instant::now() + REOPEN;
+            }
+        }
     }
 }
 
-/// Whether a message may mean that something of ours, or something that we build on, has changed.
-fn concerns_us(message: &NetlinkMessage<RouteNetlinkMessage>, ours: &BTreeSet<u32>) -> bool {
-    use RouteNetlinkMessage::*;
-    match &message.payload {
-        NetlinkPayload::InnerMessage(NewLink(link) | DelLink(link)) => {
-            // With AF_BRIDGE it is about a port of a bridge.
-            link.header.interface_family != AddressFamily::Bridge
+fn open() -> io::Result<AsyncFd<netlink_sys::Socket>> {
+    let socket = socket::open()?;
+    socket.set_non_blocking(true)?;
+    socket::raise_receive_buffer(&socket, QUEUE_BYTES);
+    for group in GROUPS {
+        match socket.add_membership(group) {
+            // A kernel without next hop objects has no such group.
+            Err(error) if group == next_hop::GROUP => {
+                tracing::debug!(%error, "no next hop objects on this kernel");
+            }
+            joined => joined?,
         }
-        NetlinkPayload::InnerMessage(NewAddress(_) | DelAddress(_)) => true,
-        NetlinkPayload::InnerMessage(NewNeighbour(neighbour) | DelNeighbour(neighbour)) => {
-            ours.contains(&neighbour.header.ifindex)
+    }
+    #[expect(unsafe_code)]
+    // SAFETY: the socket owns its descriptor, and neither replaces nor closes it as long as `AsyncFd` has it.
+    let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+    registered.map_err(io::Error::from)
+}
+
+/// Reads the notifications of one datagram.
+fn read(datagram: &[u8], lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
+    for frame in Frames(datagram) {
+        match frame {
+            Ok(frame) => read_one(&frame, lookup, changes),
+            Err(error) => {
+                tracing::warn!(%error, "a notification was not understood");
+                changes.push(Change::Unknown);
+            }
         }
-        NetlinkPayload::InnerMessage(NewRoute(route) | DelRoute(route)) => {
-            // A route that was replaced is not named, only the one that took its place.
-            message.header.flags & NLM_F_REPLACE != 0 || route_concerns_us(route, ours)
-        }
-        NetlinkPayload::InnerMessage(_) => false,
-        // Messages were lost, or something else is amiss: better look.
-        _ => true,
     }
 }
 
-fn route_concerns_us(route: &RouteMessage, ours: &BTreeSet<u32>) -> bool {
-    let mut table = u32::from(route.header.table);
-    let mut on_ours = false;
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::Oif(index) => on_ours |= ours.contains(index),
-            _ => {}
+fn read_one(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
+    match frame.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => link(frame, lookup, changes),
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => changes.extend(address(frame, lookup)),
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+            changes.extend(neighbour(frame, lookup).map(Change::Fact));
         }
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => route(frame, lookup, changes),
+        next_hop::NEW | next_hop::DELETE => {
+            changes.extend(next_hop_object(frame, lookup).map(Change::Fact));
+        }
+        _ => {}
+    }
+}
+
+fn link(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
+    let Some((index, name)) = entry::link(frame.body) else { return };
+    let mut devices = lookup.devices();
+    let before = if frame.kind == libc::RTM_NEWLINK {
+        devices.name_is(index, name)
+    } else {
+        devices.is_gone(index).filter(|before| *before != name)
+    };
+    // One of ours that was renamed is missing from now on.
+    changes.extend(before.filter(|before| devices.is_ours(*before)).map(Change::Link));
+    changes.push(Change::Link(name));
+}
+
+fn address(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Change> {
+    let name = lookup.name(entry::address_index(frame.body)?)?;
+    if !lookup.devices().is_ours(name) {
+        return Some(Change::HostAddress(name));
+    }
+    let (_, address) = entry::address(frame.body)?;
+    let stands = frame.kind == libc::RTM_NEWADDR;
+    Some(Change::Fact(Fact::Address(Address { link: name, address }, stands)))
+}
+
+fn neighbour(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Fact> {
+    let found = RawNeighbour::read(frame.body)?;
+    let link = lookup.ours(found.index)?;
+    let stands = frame.kind == libc::RTM_NEWNEIGH;
+    match found.of {
+        NeighbourTable::Ip => {
+            let (address, mac) = found.neighbour()?;
+            Some(Fact::Neighbour(Neighbour { link, address }, mac.filter(|_| stands)))
+        }
+        NeighbourTable::Fdb => {
+            let (mac, ip) = found.fdb()?;
+            Some(Fact::Fdb(FdbEntry { link, mac }, ip.filter(|_| stands)))
+        }
+    }
+}
+
+fn next_hop_object(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Fact> {
+    let shown = Shown::read(frame.body)?;
+    let on_ours = shown.index.is_some_and(|index| lookup.ours(index).is_some());
+    let ours = shown.is_ours(on_ours);
+    if frame.kind == next_hop::NEW && ours {
+        let Shown { id, protocol, index: Some(index), gateway: Some(gateway), onlink } = shown else {
+            return None;
+        };
+        let link = lookup.name(index)?;
+        return Some(Fact::NextHop(id, Some(NextHop { gateway, link, onlink, protocol })));
+    }
+    // One that is not ours may have taken the place of one that was.
+    let went = ours || (frame.kind == next_hop::NEW && frame.flags & NLM_F_REPLACE != 0);
+    went.then_some(Fact::NextHop(shown.id, None))
+}
+
+fn route(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
+    let Some(mut route) = RawRoute::read(frame.body) else { return };
+    if let RawTarget::NextHop { id, index: index @ None } = &mut route.target {
+        *index = lookup.next_hop_index(*id);
     }
     // The default route decides which interface is the external one.
-    let is_default = route.header.destination_prefix_length == 0;
-    table == u32::from(RouteHeader::RT_TABLE_MAIN)
-        && (on_ours || is_default || route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL))
+    if route.is_default() {
+        changes.push(Change::DefaultRoute);
+    }
+    let on_ours = match route.target {
+        RawTarget::Device { index, .. } | RawTarget::NextHop { index: Some(index), .. } => {
+            lookup.ours(index).is_some()
+        }
+        _ => false,
+    };
+    let ours = route.is_ours(on_ours);
+    if frame.kind == libc::RTM_DELROUTE {
+        if ours {
+            changes.push(Change::Fact(Fact::Route(route.key, None)));
+        }
+        return;
+    }
+    // Behind another of the same key: which of them counts is not said.
+    let is_second = frame.flags & NLM_F_APPEND != 0
+        && (ours || (route.target == RawTarget::Several && !route.is_by_kernel()));
+    if is_second {
+        changes.push(Change::Unknown);
+    } else if ours {
+        let Some(target) = target(&route, lookup) else { return };
+        let protocol = route.protocol;
+        changes.push(Change::Fact(Fact::Route(route.key, Some(Route { target, protocol }))));
+    } else if frame.flags & NLM_F_REPLACE != 0 || frame.flags & (NLM_F_EXCL | NLM_F_APPEND) == 0 {
+        // It may have taken the place of one of ours, or stand before it.
+        changes.push(Change::Fact(Fact::Route(route.key, None)));
+    }
+}
+
+fn target(route: &RawRoute, lookup: &mut Lookup<'_>) -> Option<RouteTarget> {
+    match route.target {
+        RawTarget::Blackhole => Some(RouteTarget::Blackhole),
+        RawTarget::Device { index, gateway, onlink } => {
+            let link = lookup.name(index)?;
+            Some(match gateway {
+                Some(gateway) => RouteTarget::Via { gateway, link, onlink },
+                None => RouteTarget::Link(link),
+            })
+        }
+        RawTarget::NextHop { id, index } => Some(RouteTarget::NextHop { id, link: lookup.name(index?)? }),
+        RawTarget::Several | RawTarget::Other(_) => None,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use netlink_packet_core::NetlinkHeader;
-    use netlink_packet_route::link::LinkMessage;
-    use netlink_packet_route::neighbour::NeighbourMessage;
-
-    use super::*;
-
-    fn heard(message: RouteNetlinkMessage, flags: u16) -> bool {
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        let message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        concerns_us(&message, &[7].into())
-    }
-
-    fn route(table: u32, oif: u32, protocol: u8) -> RouteMessage {
-        let mut route = RouteMessage::default();
-        route.header.destination_prefix_length = 24;
-        route.header.protocol = protocol.into();
-        route.attributes = vec![RouteAttribute::Table(table), RouteAttribute::Oif(oif)];
-        route
-    }
-
-    #[test]
-    fn neighbours_count_on_our_devices_only() {
-        for (index, counts) in [(7, true), (8, false)] {
-            let mut neighbour = NeighbourMessage::default();
-            neighbour.header.ifindex = index;
-            assert_eq!(heard(RouteNetlinkMessage::DelNeighbour(neighbour), 0), counts);
-        }
-    }
-
-    #[test]
-    fn of_the_routes_count_ours_those_on_our_devices_and_the_default() {
-        let new = |route| heard(RouteNetlinkMessage::NewRoute(route), 0);
-        assert!(new(route(254, 7, 3)));
-        assert!(new(route(254, 8, ROUTE_PROTOCOL)));
-        assert!(!new(route(254, 8, 3)));
-        assert!(!new(route(255, 7, 2)), "the local table");
-        let mut default = route(254, 8, 3);
-        default.header.destination_prefix_length = 0;
-        assert!(new(default));
-    }
-
-    #[test]
-    fn a_route_that_takes_anothers_place_counts() {
-        assert!(heard(RouteNetlinkMessage::NewRoute(route(254, 8, 3)), NLM_F_REPLACE));
-    }
-
-    #[test]
-    fn devices_count_unless_it_is_about_their_place_in_a_bridge() {
-        let mut link = LinkMessage::default();
-        assert!(heard(RouteNetlinkMessage::NewLink(link.clone()), 0));
-        link.header.interface_family = AddressFamily::Bridge;
-        assert!(!heard(RouteNetlinkMessage::NewLink(link), 0));
-    }
-
-    #[test]
-    fn lost_messages_count() {
-        let message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::Overrun(Vec::new()));
-        assert!(concerns_us(&message, &BTreeSet::new()));
-    }
-}
+mod tests;

@@ -2,18 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
+use futures::StreamExt;
 use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::Handle;
+use tokio::time::timeout;
 
-use super::message::{self, RouteFilter};
-use super::requests::Requests;
-use super::snapshot::{link_name, own_address, route_ip, without_family};
+use super::snapshot::{link_name, without_family};
+use super::socket::socket_error;
 use crate::KernelError;
 use crate::state::LinkName;
+
+/// How long the kernel may take for an answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a dump is begun anew because the table changed while it was read.
+const DUMP_ATTEMPTS: usize = 5;
 
 /// A network interface of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,21 +50,23 @@ pub struct Interface {
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer, or a device has a name that is none.
 pub async fn interfaces() -> Result<Vec<Interface>, KernelError> {
-    let requests = Requests::open()?;
-    let links = requests.dump(message::dump_links(), |entry| match entry {
-        RouteNetlinkMessage::NewLink(link) => Some(interface(&link)),
-        _ => None,
-    });
-    let mut interfaces = links
-        .await?
-        .into_iter()
-        .map(|interface| interface.map(|interface| (interface.index, interface)))
-        .collect::<Result<BTreeMap<u32, Interface>, KernelError>>()?;
-    let addresses = requests.dump(message::dump_addresses(0), |entry| match entry {
-        RouteNetlinkMessage::NewAddress(address) => ranked(&address),
-        _ => None,
-    });
-    let mut addresses = addresses.await?;
+    let mut handle = connect()?;
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let mut interfaces = BTreeMap::new();
+    for answer in dump(&mut handle, &RouteNetlinkMessage::GetLink(request)).await? {
+        if let RouteNetlinkMessage::NewLink(link) = answer {
+            interfaces.insert(link.header.index, interface(&link)?);
+        }
+    }
+    let answers = dump(&mut handle, &RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
+    let mut addresses: Vec<Ranked> = answers
+        .iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(address) => ranked(address),
+            _ => None,
+        })
+        .collect();
     addresses.sort_by_key(|address| address.rank);
     for address in addresses {
         if let Some(interface) = interfaces.get_mut(&address.index) {
@@ -69,13 +83,16 @@ pub async fn interfaces() -> Result<Vec<Interface>, KernelError> {
 /// If the netlink socket cannot be opened or does not answer.
 pub async fn default_route(ipv6: bool) -> Result<Option<u32>, KernelError> {
     let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-    let requests = Requests::open()?;
-    let routes = requests.dump(message::dump_routes(family, RouteFilter::All), |entry| match entry {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family;
+    request.header.table = RouteHeader::RT_TABLE_MAIN;
+    let answers = dump(&mut connect()?, &RouteNetlinkMessage::GetRoute(request)).await;
+    let found = without_family(answers)?.into_iter().filter_map(|answer| match answer {
         RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => default(&route),
         _ => None,
     });
     // Of equal ones the kernel uses the first.
-    Ok(without_family(routes.await)?.into_iter().min_by_key(|(metric, _)| *metric).map(|(_, index)| index))
+    Ok(found.min_by_key(|(metric, _)| *metric).map(|(_, index)| index))
 }
 
 /// The index of the interface by which a packet to `ip` would leave, and the source address that it would get.
@@ -85,10 +102,62 @@ pub async fn default_route(ipv6: bool) -> Result<Option<u32>, KernelError> {
 /// [`KernelError::Errno`] with `ENETUNREACH` or the like if there is no way; else if the netlink socket cannot be
 /// opened or does not answer.
 pub async fn route_to(ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> {
-    match Requests::open()?.one(message::get_route(ip)).await? {
-        RouteNetlinkMessage::NewRoute(route) => way(&route).ok_or(KernelError::Errno(libc::ENETUNREACH)),
+    let mut request = RouteMessage::default();
+    request.header.address_family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    request.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+    request.attributes.push(RouteAttribute::Destination(ip.into()));
+    let (answers, _) = ask(&mut connect()?, RouteNetlinkMessage::GetRoute(request), 0).await?;
+    match answers.first() {
+        Some(RouteNetlinkMessage::NewRoute(route)) => way(route).ok_or(KernelError::Errno(libc::ENETUNREACH)),
         other => Err(KernelError::Message(format!("unexpected answer about a route: {other:?}"))),
     }
+}
+
+/// A socket of its own for a few questions; the task that serves it ends with the handle.
+fn connect() -> Result<Handle, KernelError> {
+    // With strict checks the kernel filters; without (before 4.20) it sends all, and we drop what is not asked for.
+    let (connection, handle, _unsolicited) = rtnetlink::new_connection_with_strict_check()
+        .or_else(|_| rtnetlink::new_connection())
+        .map_err(socket_error)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Reads a table. All its entries are from one moment: a dump in which the kernel says that the table has changed
+/// meanwhile is read again.
+async fn dump(
+    handle: &mut Handle,
+    request: &RouteNetlinkMessage,
+) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+    for _ in 0..DUMP_ATTEMPTS {
+        if let (answers, true) = ask(handle, request.clone(), NLM_F_DUMP).await? {
+            return Ok(answers);
+        }
+    }
+    Err(KernelError::Interrupted)
+}
+
+/// All answers to a question, and whether they fit together.
+async fn ask(
+    handle: &mut Handle,
+    request: RouteNetlinkMessage,
+    flags: u16,
+) -> Result<(Vec<RouteNetlinkMessage>, bool), KernelError> {
+    let mut message = NetlinkMessage::from(request);
+    message.header.flags = NLM_F_REQUEST | flags;
+    let mut answers = handle.request(message).map_err(|error| KernelError::Socket(error.to_string()))?;
+    let (mut found, mut consistent) = (Vec::new(), true);
+    while let Some(answer) = timeout(LIMIT, answers.next()).await.map_err(|_| KernelError::TimedOut(LIMIT))? {
+        consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+        match answer.payload {
+            NetlinkPayload::InnerMessage(inner) => found.push(inner),
+            NetlinkPayload::Error(error) => {
+                return Err(KernelError::Errno(error.raw_code().saturating_neg()));
+            }
+            other => return Err(KernelError::Message(format!("unexpected answer: {other:?}"))),
+        }
+    }
+    Ok((found, consistent))
 }
 
 fn interface(link: &LinkMessage) -> Result<Interface, KernelError> {
@@ -104,6 +173,19 @@ fn interface(link: &LinkMessage) -> Result<Interface, KernelError> {
         loopback: link.header.flags.contains(LinkFlags::Loopback),
         addresses: Vec::new(),
     })
+}
+
+/// This host's end: on a point-to-point link `IFA_ADDRESS` is the other one's.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut remote = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => return Some(*ip),
+            AddressAttribute::Address(ip) => remote = Some(*ip),
+            _ => {}
+        }
+    }
+    remote
 }
 
 struct Ranked {
@@ -167,7 +249,8 @@ fn way(route: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(oif) => index = Some(*oif),
-            RouteAttribute::PrefSource(ip) => source = route_ip(ip),
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some((*ip).into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => source = Some((*ip).into()),
             _ => {}
         }
     }

@@ -1,43 +1,67 @@
 //! Operations on devices: each takes several steps, and the next one needs what the last one gave.
 
+use super::devices::Devices;
 use super::message;
-use super::requests::{Requests, breaks_socket};
-use super::snapshot::device;
+use super::questions::link_entry;
+use super::snapshot::{device, link_name};
+use super::socket::{Socket, breaks_socket};
 use crate::KernelError;
 use crate::diff::{LinkChange, Operation};
 use crate::state::{Link, LinkKind, LinkName, Vxlan};
 use crate::tun::{self, TunMode};
 
 /// Carries out an operation on a device; any other is refused.
-pub(super) async fn change(requests: &Requests, operation: &Operation) -> Result<(), KernelError> {
+pub(super) fn change(
+    socket: &mut Socket,
+    devices: &mut Devices,
+    operation: &Operation,
+) -> Result<(), KernelError> {
     match operation {
-        Operation::CreateLink { name, link } => create(requests, *name, link).await,
+        Operation::CreateLink { name, link } => {
+            let underlay = underlay(socket, &link.kind)?;
+            delete_renamed(socket, devices, *name)?;
+            create_on(socket, devices, *name, link, underlay)
+        }
         Operation::ReplaceLink { name, link, .. } => {
             // Asked for before anything is taken away: without it there would be no device at all.
-            let underlay = underlay(requests, &link.kind).await?;
-            delete(requests, *name).await?;
-            create_on(requests, *name, link, underlay).await
+            let underlay = underlay(socket, &link.kind)?;
+            delete(socket, *name)?;
+            create_on(socket, devices, *name, link, underlay)
         }
-        Operation::UpdateLink { name, change } => update(requests, *name, change).await,
-        Operation::DeleteLink { name } => delete(requests, *name).await,
+        Operation::UpdateLink { name, change } => update(socket, *name, change),
+        Operation::DeleteLink { name } => delete(socket, *name),
         other => Err(KernelError::Message(format!("not about a device: {other}"))),
     }
 }
 
-async fn create(requests: &Requests, name: LinkName, link: &Link) -> Result<(), KernelError> {
-    let underlay = underlay(requests, &link.kind).await?;
-    create_on(requests, name, link, underlay).await
+/// Deletes the device that is to have the name, if somebody has given it another one: with it there, the new one could
+/// not have its VNI or its addresses.
+fn delete_renamed(socket: &mut Socket, devices: &Devices, name: LinkName) -> Result<(), KernelError> {
+    let Some(known) = devices.known(name) else { return Ok(()) };
+    let Some(message) = socket.link_by_index(known.index)? else { return Ok(()) };
+    let found = link_name(&message)?;
+    let is_another = found == name
+        || devices.is_ours(found)
+        || !device(found, &message).is_ok_and(|(link, _)| known.is_of(&link.kind));
+    if is_another {
+        return Ok(());
+    }
+    tracing::warn!(device = %found, "our device {name} was renamed; it is deleted and made anew");
+    socket.change_one(message::delete_link(known.index))
 }
 
-async fn create_on(
-    requests: &Requests,
+fn create_on(
+    socket: &mut Socket,
+    devices: &mut Devices,
     name: LinkName,
     link: &Link,
     underlay: Option<u32>,
 ) -> Result<(), KernelError> {
     let over_ipv6 = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
-            requests.change_one(message::create_vxlan(name, link, vxlan, underlay)).await?;
+            socket
+                .change_one(message::create_vxlan(name, link, vxlan, underlay))
+                .map_err(|error| or_who_has_it(socket, name, vxlan, error))?;
             vxlan.local.is_some_and(|ip| ip.is_ipv6())
         }
         LinkKind::Tun { vnet_header } => {
@@ -46,9 +70,10 @@ async fn create_on(
             false
         }
     };
-    let index = index(requests, name).await?.ok_or(KernelError::NoSuchLink(name))?;
+    let index = index(socket, name)?.ok_or(KernelError::NoSuchLink(name))?;
+    devices.stands(name, index, link.kind.clone());
     if !over_ipv6 {
-        match requests.change_one(message::without_link_local(index)).await {
+        match socket.change_one(message::without_link_local(index)) {
             Err(error) if breaks_socket(&error) => return Err(error),
             // A kernel without IPv6 makes no such address anyway; on any other it is in nobody's way.
             Err(error) => tracing::debug!(%name, %error, "the device may get a link-local address"),
@@ -61,30 +86,58 @@ async fn create_on(
         mac: None,
     };
     if change != LinkChange::default() {
-        requests.change_one(message::update_link(index, &change)).await?;
+        socket.change_one(message::update_link(index, &change))?;
     }
     Ok(())
 }
 
-async fn underlay(requests: &Requests, kind: &LinkKind) -> Result<Option<u32>, KernelError> {
+fn underlay(socket: &mut Socket, kind: &LinkKind) -> Result<Option<u32>, KernelError> {
     let LinkKind::Vxlan(Vxlan { underlay: Some(name), .. }) = kind else { return Ok(None) };
-    let message = requests.link(*name).await?.ok_or(KernelError::NoSuchLink(*name))?;
+    let message = socket.link(*name)?.ok_or(KernelError::NoSuchLink(*name))?;
     Ok(Some(message.header.index))
 }
 
-async fn update(requests: &Requests, name: LinkName, change: &LinkChange) -> Result<(), KernelError> {
-    let index = index(requests, name).await?.ok_or(KernelError::NoSuchLink(name))?;
-    requests.change_one(message::update_link(index, change)).await
+fn update(socket: &mut Socket, name: LinkName, change: &LinkChange) -> Result<(), KernelError> {
+    let index = index(socket, name)?.ok_or(KernelError::NoSuchLink(name))?;
+    socket.change_one(message::update_link(index, change))
 }
 
-async fn delete(requests: &Requests, name: LinkName) -> Result<(), KernelError> {
-    let Some(index) = index(requests, name).await? else { return Ok(()) };
-    requests.change_one(message::delete_link(index)).await
+fn delete(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
+    let Some(index) = index(socket, name)? else { return Ok(()) };
+    socket.change_one(message::delete_link(index))
 }
 
 /// The index of our device of that name. One of a kind that we do not make is not ours, whatever its name.
-async fn index(requests: &Requests, name: LinkName) -> Result<Option<u32>, KernelError> {
-    let Some(message) = requests.link(name).await? else { return Ok(None) };
+fn index(socket: &mut Socket, name: LinkName) -> Result<Option<u32>, KernelError> {
+    let Some(message) = socket.link(name)? else { return Ok(None) };
     device(name, &message)?;
     Ok(Some(message.header.index))
+}
+
+/// Of an error that says that something is there already: which other device has the VNI and the port.
+fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: KernelError) -> KernelError {
+    if error.errno() != Some(libc::EEXIST) {
+        return error;
+    }
+    let holder = socket.dump(
+        &message::dump_vxlans(),
+        || None,
+        |holder, body| {
+            let Some(message) = link_entry(body) else { return };
+            let Ok(other) = link_name(&message) else { return };
+            let kind = device(other, &message).map(|(link, _)| link.kind);
+            if let Ok(LinkKind::Vxlan(found)) = kind
+                && other != name
+                && (found.vni, found.port) == (vxlan.vni, vxlan.port)
+            {
+                *holder = Some(other);
+            }
+        },
+    );
+    match holder {
+        Ok(Some(other)) => {
+            KernelError::Taken(format!("device {other} has VNI {} and port {}", vxlan.vni, vxlan.port))
+        }
+        _ => error,
+    }
 }

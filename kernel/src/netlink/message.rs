@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use macaddr::MacAddr6;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    Emitable, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{
     AddressAttribute, AddressHeader, AddressHeaderFlags, AddressMessage, AddressScope,
@@ -22,32 +22,45 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::next_hop;
 use crate::diff::{LinkChange, Operation};
-use crate::state::{Address, Link, LinkName, Route, RouteKey, RouteTarget, Vxlan};
+use crate::state::{Address, Link, LinkName, NextHop, NextHopId, Route, RouteKey, RouteTarget, Vxlan};
 
-/// A message with its header.
-pub(super) type Message = NetlinkMessage<RouteNetlinkMessage>;
+/// A message to the kernel, that is not numbered yet.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Request {
+    /// One that netlink-packet-route knows.
+    Route(NetlinkMessage<RouteNetlinkMessage>),
+    /// About next hop objects.
+    NextHop(next_hop::Request),
+}
 
-/// `NLM_F_*` of a change that is to be acknowledged.
-const CHANGE: u16 = NLM_F_REQUEST | NLM_F_ACK;
-
-/// The device that an operation needs by index, unless it is about a device itself.
-pub(super) fn link(operation: &Operation) -> Option<LinkName> {
-    match operation {
-        Operation::AddAddress(address) | Operation::DeleteAddress(address) => Some(address.link),
-        Operation::SetNeighbour { neighbour, .. } | Operation::DeleteNeighbour(neighbour) => {
-            Some(neighbour.link)
+impl Request {
+    /// Writes it to the end of `buffer`, with its number.
+    pub(super) fn emit(mut self, sequence: u32, buffer: &mut Vec<u8>) {
+        match &mut self {
+            Self::Route(message) => {
+                message.header.sequence_number = sequence;
+                message.finalize();
+                let start = buffer.len();
+                buffer.resize(start + message.buffer_len(), 0);
+                message.emit(&mut buffer[start..]);
+            }
+            Self::NextHop(request) => request.emit(sequence, buffer),
         }
-        Operation::SetFdb { entry, .. } | Operation::DeleteFdb(entry) => Some(entry.link),
-        Operation::AddRoute { route, .. }
-        | Operation::ReplaceRoute { route, .. }
-        | Operation::DeleteRoute { route, .. } => route.target.link(),
-        Operation::CreateLink { .. }
-        | Operation::ReplaceLink { .. }
-        | Operation::UpdateLink { .. }
-        | Operation::DeleteLink { .. } => None,
+    }
+
+    /// No fewer bytes than it takes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Route(message) => message.buffer_len(),
+            Self::NextHop(_) => next_hop::Request::MOST_BYTES,
+        }
     }
 }
+
+/// `NLM_F_*` of a change. Which of them shall be acknowledged is for the one who sends them.
+const CHANGE: u16 = NLM_F_REQUEST;
 
 /// Whether the operation takes something away, so that it is as good as done if that is not there.
 pub(super) fn is_deletion(operation: &Operation) -> bool {
@@ -57,6 +70,7 @@ pub(super) fn is_deletion(operation: &Operation) -> bool {
             | Operation::DeleteAddress(_)
             | Operation::DeleteNeighbour(_)
             | Operation::DeleteFdb(_)
+            | Operation::DeleteNextHop(_)
             | Operation::DeleteRoute { .. }
     )
 }
@@ -72,10 +86,10 @@ pub(super) fn is_so_already(operation: &Operation, errno: i32) -> bool {
     }
 }
 
-/// An operation on an address, a neighbour, a forwarding entry or a route as a message. `None` if `index` does not
+/// An operation on an address, a neighbour, a forwarding entry, a next hop or a route as a message. `None` if `index` does not
 /// know the device, or the operation is about a device itself: those take several messages, see [`create_link`] and
 /// its neighbours.
-pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u32>) -> Option<Message> {
+pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u32>) -> Option<Request> {
     let (inner, flags) = match operation {
         Operation::AddAddress(address) => (
             RouteNetlinkMessage::NewAddress(address_message(address, index(address.link)?)),
@@ -107,11 +121,23 @@ pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u
         Operation::DeleteFdb(entry) => {
             (RouteNetlinkMessage::DelNeighbour(fdb_message(entry.mac, index(entry.link)?, None)), CHANGE)
         }
+        Operation::AddNextHop { id, next_hop } => {
+            let flags = CHANGE | NLM_F_CREATE | NLM_F_EXCL;
+            return Some(next_hop_request(*id, flags, next_hop, index(next_hop.link)?));
+        }
+        // Without NLM_F_CREATE: if ours is gone, there is nothing to replace.
+        Operation::ReplaceNextHop { id, next_hop } => {
+            let flags = CHANGE | NLM_F_REPLACE;
+            return Some(next_hop_request(*id, flags, next_hop, index(next_hop.link)?));
+        }
+        Operation::DeleteNextHop(id) => {
+            let (kind, id) = (next_hop::DELETE, Some(*id));
+            return Some(Request::NextHop(next_hop::Request { kind, flags: CHANGE, id, next_hop: None }));
+        }
         Operation::AddRoute { key, route } => (
             RouteNetlinkMessage::NewRoute(route_message(key, route, index)?),
             CHANGE | NLM_F_CREATE | NLM_F_EXCL,
         ),
-        // Without NLM_F_CREATE: if ours is gone, there is nothing to replace.
         Operation::ReplaceRoute { key, route } => {
             (RouteNetlinkMessage::NewRoute(route_message(key, route, index)?), CHANGE | NLM_F_REPLACE)
         }
@@ -130,7 +156,7 @@ pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u
 }
 
 /// Makes a VXLAN device, which is down: before it goes up it must be known whether it shall get a link-local address.
-pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay: Option<u32>) -> Message {
+pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay: Option<u32>) -> Request {
     let mut data: Vec<InfoVxlan> = underlay.map(InfoVxlan::Link).into_iter().collect();
     data.push(InfoVxlan::Id(vxlan.vni));
     data.extend(vxlan.local.map(|local| match local {
@@ -153,7 +179,7 @@ pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay:
 }
 
 /// Keeps the kernel from making a link-local IPv6 address, which nothing on a device for IPv4 has a use for.
-pub(super) fn without_link_local(index: u32) -> Message {
+pub(super) fn without_link_local(index: u32) -> Request {
     let mut message = link_message(index);
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
@@ -161,7 +187,7 @@ pub(super) fn without_link_local(index: u32) -> Message {
 }
 
 /// Changes a device in place.
-pub(super) fn update_link(index: u32, change: &LinkChange) -> Message {
+pub(super) fn update_link(index: u32, change: &LinkChange) -> Request {
     let mut message = link_message(index);
     if let Some(up) = change.up {
         message.header.change_mask = LinkFlags::Up;
@@ -173,40 +199,42 @@ pub(super) fn update_link(index: u32, change: &LinkChange) -> Message {
 }
 
 /// Deletes a device.
-pub(super) fn delete_link(index: u32) -> Message {
+pub(super) fn delete_link(index: u32) -> Request {
     with_flags(RouteNetlinkMessage::DelLink(link_message(index)), CHANGE)
 }
 
 /// Asks for a device by its name.
-pub(super) fn get_link_by_name(name: LinkName) -> RouteNetlinkMessage {
+pub(super) fn get_link_by_name(name: LinkName) -> Request {
     let mut message = link_message(0);
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
-    without_counters(message)
+    with_flags(without_counters(message), NLM_F_REQUEST)
 }
 
 /// Asks for a device by its index.
-pub(super) fn get_link_by_index(index: u32) -> RouteNetlinkMessage {
-    without_counters(link_message(index))
+pub(super) fn get_link_by_index(index: u32) -> Request {
+    with_flags(without_counters(link_message(index)), NLM_F_REQUEST)
 }
 
-/// Asks for all devices.
-pub(super) fn dump_links() -> RouteNetlinkMessage {
-    without_counters(LinkMessage::default())
+/// Asks for all VXLAN devices.
+pub(super) fn dump_vxlans() -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]));
+    with_flags(without_counters(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
-/// Asks for addresses: of one device, or with 0 of all.
-pub(super) fn dump_addresses(index: u32) -> RouteNetlinkMessage {
+/// Asks for the addresses of one device.
+pub(super) fn dump_addresses(index: u32) -> Request {
     let mut message = AddressMessage::default();
     message.header.index = index;
-    RouteNetlinkMessage::GetAddress(message)
+    with_flags(RouteNetlinkMessage::GetAddress(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
 /// Asks for a device's neighbours of one family, or with `AF_BRIDGE` for its forwarding entries.
-pub(super) fn dump_neighbours(family: AddressFamily, index: u32) -> RouteNetlinkMessage {
+pub(super) fn dump_neighbours(family: AddressFamily, index: u32) -> Request {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
     message.attributes.push(NeighbourAttribute::IfIndex(index));
-    RouteNetlinkMessage::GetNeighbour(message)
+    with_flags(RouteNetlinkMessage::GetNeighbour(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
 /// Which routes of the main table to ask for.
@@ -218,7 +246,7 @@ pub(super) enum RouteFilter {
 }
 
 /// Asks for routes of the main table. A kernel that does not know filters sends all of all tables.
-pub(super) fn dump_routes(family: AddressFamily, filter: RouteFilter) -> RouteNetlinkMessage {
+pub(super) fn dump_routes(family: AddressFamily, filter: RouteFilter) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
     message.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -227,22 +255,30 @@ pub(super) fn dump_routes(family: AddressFamily, filter: RouteFilter) -> RouteNe
         RouteFilter::Protocol(protocol) => message.header.protocol = RouteProtocol::from(protocol),
         RouteFilter::Link(index) => message.attributes.push(RouteAttribute::Oif(index)),
     }
-    RouteNetlinkMessage::GetRoute(message)
+    with_flags(RouteNetlinkMessage::GetRoute(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
-/// Asks which way a packet to `ip` would go.
-pub(super) fn get_route(ip: IpAddr) -> RouteNetlinkMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(ip);
-    message.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
-    message.attributes.push(RouteAttribute::Destination(ip.into()));
-    RouteNetlinkMessage::GetRoute(message)
+/// Asks for one next hop object.
+pub(super) fn get_next_hop(id: NextHopId) -> Request {
+    let (kind, id) = (next_hop::GET, Some(id));
+    Request::NextHop(next_hop::Request { kind, flags: NLM_F_REQUEST, id, next_hop: None })
 }
 
-fn with_flags(inner: RouteNetlinkMessage, flags: u16) -> Message {
+/// Asks for all next hop objects.
+pub(super) fn dump_next_hops() -> Request {
+    let flags = NLM_F_REQUEST | NLM_F_DUMP;
+    Request::NextHop(next_hop::Request { kind: next_hop::GET, flags, id: None, next_hop: None })
+}
+
+fn next_hop_request(id: NextHopId, flags: u16, next_hop: &NextHop, index: u32) -> Request {
+    let (kind, id, next_hop) = (next_hop::NEW, Some(id), Some((*next_hop, index)));
+    Request::NextHop(next_hop::Request { kind, flags, id, next_hop })
+}
+
+fn with_flags(inner: RouteNetlinkMessage, flags: u16) -> Request {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
-    NetlinkMessage::new(header, NetlinkPayload::InnerMessage(inner))
+    Request::Route(NetlinkMessage::new(header, NetlinkPayload::InnerMessage(inner)))
 }
 
 fn family(ip: IpAddr) -> AddressFamily {
@@ -336,6 +372,11 @@ fn route_message(
             if onlink {
                 message.header.flags = RouteFlags::Onlink;
             }
+        }
+        // The object says the rest, and what it says may not be said twice.
+        RouteTarget::NextHop { id, .. } => {
+            message.attributes.extend(priority);
+            message.attributes.push(RouteAttribute::NhId(id.0));
         }
         RouteTarget::Link(link) => {
             message.attributes.extend(priority);

@@ -1,82 +1,125 @@
 //! Reading what is ours out of the kernel's tables.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
-use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use netlink_packet_core::Nla;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType, RouteVia,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::devices::Devices;
+use super::entry::{self, RawNeighbour, RawRoute, RawTarget};
 use super::message::{self, RouteFilter};
-use super::requests::Requests;
+use super::next_hop::Shown;
+use super::socket::Socket;
 use crate::KernelError;
 use crate::state::{
-    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, ROUTE_PROTOCOL, Route, RouteKey,
+    Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, NextHop, Ownership, ROUTE_PROTOCOL, Route,
     RouteTarget, State, Vxlan,
 };
 
 /// How often everything is read anew because a device went away between two tables.
 const ATTEMPTS: usize = 5;
 
-/// What is ours, with the indices of our devices.
-pub(super) async fn snapshot(
-    requests: &Requests,
+/// What is ours. The names of our devices are noted in `devices`.
+///
+/// # Errors
+/// [`KernelError::Interrupted`] if a table changed each time that it was read.
+pub(super) fn snapshot(
+    socket: &mut Socket,
     ownership: &Ownership,
-) -> Result<(State, BTreeSet<u32>), KernelError> {
+    devices: &Mutex<Devices>,
+) -> Result<State, KernelError> {
     for _ in 0..ATTEMPTS {
-        match attempt(requests, ownership).await {
-            Err(KernelError::Errno(libc::ENODEV)) => {}
+        match attempt(socket, ownership, devices) {
+            Err(error) if error.errno() == Some(libc::ENODEV) => {}
             result => return result,
         }
     }
-    Err(KernelError::Message(format!("a device went away during each of {ATTEMPTS} snapshots")))
+    Err(KernelError::Interrupted)
 }
 
 /// One reading. `ENODEV` means that a device was deleted meanwhile.
-async fn attempt(requests: &Requests, ownership: &Ownership) -> Result<(State, BTreeSet<u32>), KernelError> {
+fn attempt(
+    socket: &mut Socket,
+    ownership: &Ownership,
+    devices: &Mutex<Devices>,
+) -> Result<State, KernelError> {
     let mut state = State::default();
     let mut names = Names::default();
+    let mut ours = BTreeMap::new();
     for &name in &ownership.links {
-        let Some(message) = requests.link(name).await? else { continue };
+        let Some(message) = socket.link(name)? else { continue };
         let (mut link, underlay) = device(name, &message)?;
         if let (LinkKind::Vxlan(vxlan), Some(index)) = (&mut link.kind, underlay) {
-            vxlan.underlay = names.find(requests, index).await?;
+            vxlan.underlay = names.find(socket, index)?;
         }
-        names.0.insert(message.header.index, name);
+        let index = message.header.index;
+        let mut devices = devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.stands(name, index, link.kind.clone());
+        ours.insert(index, name);
+        names.0.insert(index, name);
         state.links.insert(name, link);
     }
-    let indices: BTreeSet<u32> =
-        names.0.iter().filter(|(_, name)| state.links.contains_key(name)).map(|(&index, _)| index).collect();
-    for &index in &indices {
-        let link = names.0[&index];
-        read_link(requests, index, link, &mut state).await?;
+    for (&index, &link) in &ours {
+        let found = socket.dump(&message::dump_addresses(index), Vec::new, |found, body| {
+            found.extend(entry::address(body).filter(|(of, _)| *of == index));
+        })?;
+        state.addresses.extend(found.into_iter().map(|(_, address)| Address { link, address }));
     }
-    for (key, route) in routes(requests, &indices).await? {
+    state.neighbours = ours
+        .iter()
+        .map(|(&index, &link)| Ok((link, neighbours(socket, index)?)))
+        .collect::<Result<BTreeMap<_, _>, KernelError>>()?
+        .into_iter()
+        .flat_map(|(link, found)| {
+            found.into_iter().map(move |(address, mac)| (Neighbour { link, address }, mac))
+        })
+        .collect();
+    state.fdb = ours
+        .iter()
+        .map(|(&index, &link)| Ok((link, fdb(socket, index)?)))
+        .collect::<Result<BTreeMap<_, _>, KernelError>>()?
+        .into_iter()
+        .flat_map(|(link, found)| found.into_iter().map(move |(mac, ip)| (FdbEntry { link, mac }, ip)))
+        .collect();
+    let objects = next_hops(socket)?;
+    let mut found = Vec::new();
+    for object in objects
+        .iter()
+        .filter(|object| object.is_ours(object.index.is_some_and(|index| ours.contains_key(&index))))
+    {
+        let Shown { id, protocol, index: Some(index), gateway: Some(gateway), onlink } = *object else {
+            continue;
+        };
+        let link = names.must_find(socket, index)?;
+        found.push((id, NextHop { gateway, link, onlink, protocol }));
+    }
+    state.next_hops = found.into_iter().collect();
+    let mut found = Vec::new();
+    for route in routes(socket, &ours, &objects)? {
         let target = match route.target {
             RawTarget::Blackhole => RouteTarget::Blackhole,
             RawTarget::Device { index, gateway, onlink } => {
-                let link = names.find(requests, index).await?.ok_or(KernelError::Errno(libc::ENODEV))?;
+                let link = names.must_find(socket, index)?;
                 match gateway {
                     Some(gateway) => RouteTarget::Via { gateway, link, onlink },
                     None => RouteTarget::Link(link),
                 }
             }
+            RawTarget::NextHop { id, index: Some(index) } => {
+                RouteTarget::NextHop { id, link: names.must_find(socket, index)? }
+            }
+            RawTarget::NextHop { index: None, .. } | RawTarget::Several | RawTarget::Other(_) => continue,
         };
-        // The kernel lists in the order in which it looks, and of several routes with one key uses the first.
-        state.routes.entry(key).or_insert(Route { target, protocol: route.protocol });
+        found.push((route.key, Route { target, protocol: route.protocol }));
     }
-    Ok((state, indices))
+    state.routes = found.into_iter().collect();
+    Ok(state)
 }
 
 /// Device names by index, asked for when first needed.
@@ -84,74 +127,124 @@ async fn attempt(requests: &Requests, ownership: &Ownership) -> Result<(State, B
 struct Names(BTreeMap<u32, LinkName>);
 
 impl Names {
-    async fn find(&mut self, requests: &Requests, index: u32) -> Result<Option<LinkName>, KernelError> {
+    fn find(&mut self, socket: &mut Socket, index: u32) -> Result<Option<LinkName>, KernelError> {
         if let Some(&name) = self.0.get(&index) {
             return Ok(Some(name));
         }
-        let Some(message) = requests.link_by_index(index).await? else { return Ok(None) };
-        let name = link_name(&message)?;
+        let Some(name) = socket.link_name(index)? else { return Ok(None) };
         self.0.insert(index, name);
         Ok(Some(name))
     }
-}
 
-/// Reads what is on one of our devices.
-async fn read_link(
-    requests: &Requests,
-    index: u32,
-    link: LinkName,
-    state: &mut State,
-) -> Result<(), KernelError> {
-    let addresses = requests.dump(message::dump_addresses(index), |entry| match entry {
-        RouteNetlinkMessage::NewAddress(entry) => address(&entry, index),
-        _ => None,
-    });
-    state.addresses.extend(addresses.await?.into_iter().map(|address| Address { link, address }));
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let neighbours = requests.dump(message::dump_neighbours(family, index), |entry| match entry {
-            RouteNetlinkMessage::NewNeighbour(entry) => neighbour(&entry, index),
-            _ => None,
-        });
-        let neighbours = without_family(neighbours.await)?;
-        state
-            .neighbours
-            .extend(neighbours.into_iter().map(|(address, mac)| (Neighbour { link, address }, mac)));
+    /// The name of a device that something leads to, so that it was there a moment ago.
+    fn must_find(&mut self, socket: &mut Socket, index: u32) -> Result<LinkName, KernelError> {
+        self.find(socket, index)?.ok_or(KernelError::Errno(libc::ENODEV))
     }
-    let entries =
-        requests.dump(message::dump_neighbours(AddressFamily::Bridge, index), |entry| match entry {
-            RouteNetlinkMessage::NewNeighbour(entry) => fdb_entry(&entry, index),
-            _ => None,
-        });
-    state.fdb.extend(entries.await?.into_iter().map(|(mac, ip)| (FdbEntry { link, mac }, ip)));
-    Ok(())
 }
 
-/// Our routes of both families: those that lead into our devices, and those with our protocol number.
-async fn routes(requests: &Requests, ours: &BTreeSet<u32>) -> Result<Vec<(RouteKey, RawRoute)>, KernelError> {
+/// The permanent neighbours of one of our devices, in their order.
+fn neighbours(socket: &mut Socket, index: u32) -> Result<Vec<(IpAddr, MacAddr6)>, KernelError> {
+    let mut all = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let of_family = |body: &[u8]| body.first().copied() == Some(u8::from(family));
+        let found = socket.dump(&message::dump_neighbours(family, index), Vec::new, |found, body| {
+            let neighbour = RawNeighbour::read(body).filter(|entry| entry.index == index && of_family(body));
+            if let Some((ip, Some(mac))) = neighbour.and_then(|entry| entry.neighbour()) {
+                found.push((ip, mac));
+            }
+        });
+        all.extend(without_family(found)?);
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The permanent forwarding entries of one of our devices, in their order.
+fn fdb(socket: &mut Socket, index: u32) -> Result<Vec<(MacAddr6, IpAddr)>, KernelError> {
+    let request = message::dump_neighbours(AddressFamily::Bridge, index);
+    let mut found = socket.dump(&request, Vec::new, |found, body| {
+        let entry = RawNeighbour::read(body).filter(|entry| entry.index == index);
+        if let Some((mac, Some(ip))) = entry.and_then(|entry| entry.fdb()) {
+            found.push((mac, ip));
+        }
+    })?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// All next hop objects, by id: whoever made them, routes of ours may lead there.
+fn next_hops(socket: &mut Socket) -> Result<Vec<Shown>, KernelError> {
+    let found = socket.dump(&message::dump_next_hops(), Vec::new, |found: &mut Vec<Shown>, body| {
+        found.extend(Shown::read(body))
+    });
+    let mut found = match found {
+        // A kernel before 5.3.
+        Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Vec::new(),
+        found => found?,
+    };
+    found.sort_unstable_by_key(|object| object.id);
+    Ok(found)
+}
+
+/// Our routes of both families, those with our protocol number and those into our devices, by key: of several with
+/// one key, the one that the kernel uses.
+fn routes(
+    socket: &mut Socket,
+    ours: &BTreeMap<u32, LinkName>,
+    objects: &[Shown],
+) -> Result<Vec<RawRoute>, KernelError> {
     let filters = || {
-        let links = ours.iter().map(|&index| RouteFilter::Link(index));
+        let links = ours.keys().map(|&index| RouteFilter::Link(index));
         std::iter::once(RouteFilter::Protocol(ROUTE_PROTOCOL)).chain(links)
     };
-    let mut found = Vec::new();
+    let mut all = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         for filter in filters() {
-            let routes = requests.dump(message::dump_routes(family, filter), |entry| match entry {
-                RouteNetlinkMessage::NewRoute(entry) if entry.header.address_family == family => {
-                    route(&entry).filter(|(_, route)| route.is_ours(ours))
+            let by_protocol = matches!(filter, RouteFilter::Protocol(_));
+            let found = socket.dump(&message::dump_routes(family, filter), Vec::new, |found, body| {
+                // Each in one of the dumps: most of what leads into our devices is of our making.
+                let of_this_dump = (entry::route_protocol(body) == Some(ROUTE_PROTOCOL)) == by_protocol;
+                if of_this_dump && body.first().copied() == Some(u8::from(family)) {
+                    let route = RawRoute::read(body).map(|route| led_by_object(route, objects));
+                    found.extend(route.filter(|route| route.is_ours(is_into(route, ours))));
                 }
-                _ => None,
             });
-            found.extend(without_family(routes.await)?);
+            all.extend(without_family(found)?);
         }
     }
-    Ok(found)
+    // The kernel lists in the order in which it looks, and of several routes with one key uses the first.
+    all.sort_by_key(|route| route.key);
+    all.dedup_by_key(|route| route.key);
+    Ok(all)
+}
+
+/// A route with the device that its next hop object leads to, which not every kernel shows with the route
+/// (`net.ipv4.nexthop_compat_mode`).
+fn led_by_object(mut route: RawRoute, objects: &[Shown]) -> RawRoute {
+    if let RawTarget::NextHop { id, index } = &mut route.target
+        && let Ok(position) = objects.binary_search_by_key(id, |object| object.id)
+    {
+        *index = objects[position].index;
+    }
+    route
+}
+
+fn is_into(route: &RawRoute, ours: &BTreeMap<u32, LinkName>) -> bool {
+    match route.target {
+        RawTarget::Device { index, .. } | RawTarget::NextHop { index: Some(index), .. } => {
+            ours.contains_key(&index)
+        }
+        _ => false,
+    }
 }
 
 /// An empty table where the kernel has no such family, or no such table yet: it makes IPv4's main table for the
 /// first route in it.
 pub(super) fn without_family<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelError> {
     match dumped {
-        Err(KernelError::Errno(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => Ok(Vec::new()),
+        Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {
+            Ok(Vec::new())
+        }
         dumped => dumped,
     }
 }
@@ -175,7 +268,7 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
     let (mut address, mut mtu, mut kind, mut data) = (None, 0, None, None);
     for attribute in &message.attributes {
         match attribute {
-            LinkAttribute::Address(bytes) => address = mac(bytes),
+            LinkAttribute::Address(bytes) => address = entry::mac(bytes),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
@@ -236,167 +329,6 @@ fn is_vnet_header_on(info: &InfoTun) -> bool {
     }
     attribute.emit_value(&mut value);
     value == [1]
-}
-
-fn address(message: &AddressMessage, index: u32) -> Option<IpNetwork> {
-    let ip = own_address(message)?;
-    let theirs = message.header.index != index;
-    let by_itself = matches!(ip, IpAddr::V6(ip) if is_link_local(ip));
-    if theirs || by_itself { None } else { IpNetwork::new(ip, message.header.prefix_len).ok() }
-}
-
-/// This host's end: on a point-to-point link `IFA_ADDRESS` is the other one's.
-pub(super) fn own_address(message: &AddressMessage) -> Option<IpAddr> {
-    let mut remote = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => return Some(*ip),
-            AddressAttribute::Address(ip) => remote = Some(*ip),
-            _ => {}
-        }
-    }
-    remote
-}
-
-fn neighbour(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, MacAddr6)> {
-    let header = &message.header;
-    if header.ifindex != index || !is_permanent(header.state) || header.flags.contains(NeighbourFlags::Proxy)
-    {
-        return None;
-    }
-    let (ip, mac) = neighbour_attributes(message);
-    Some((ip?, mac?))
-}
-
-fn fdb_entry(message: &NeighbourMessage, index: u32) -> Option<(MacAddr6, IpAddr)> {
-    let header = &message.header;
-    if header.ifindex != index || !header.flags.contains(NeighbourFlags::Own) {
-        return None;
-    }
-    // What was learned is not ours to delete; it makes way for a permanent entry when one is set.
-    if !is_permanent(header.state) {
-        return None;
-    }
-    let (ip, mac) = neighbour_attributes(message);
-    let mac = mac.filter(|mac| !mac.is_nil() && mac.is_unicast())?;
-    Some((mac, ip?))
-}
-
-/// The states are bits, and `bridge(8)` sets another one with it.
-fn is_permanent(state: NeighbourState) -> bool {
-    u16::from(state) & u16::from(NeighbourState::Permanent) != 0
-}
-
-fn neighbour_attributes(message: &NeighbourMessage) -> (Option<IpAddr>, Option<MacAddr6>) {
-    let (mut ip, mut lladdr) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(destination) => ip = neighbour_ip(destination),
-            NeighbourAttribute::LinkLayerAddress(bytes) => lladdr = mac(bytes),
-            _ => {}
-        }
-    }
-    (ip, lladdr)
-}
-
-/// In a message of `AF_BRIDGE` the family of the destination shows in its length only.
-fn neighbour_ip(address: &NeighbourAddress) -> Option<IpAddr> {
-    match address {
-        NeighbourAddress::Inet(ip) => Some((*ip).into()),
-        NeighbourAddress::Inet6(ip) => Some((*ip).into()),
-        NeighbourAddress::Other(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(&bytes[..]).ok().map(IpAddr::from),
-            16 => <[u8; 16]>::try_from(&bytes[..]).ok().map(IpAddr::from),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn mac(bytes: &[u8]) -> Option<MacAddr6> {
-    <[u8; 6]>::try_from(bytes).ok().map(MacAddr6::from)
-}
-
-/// A route with its device by index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RawRoute {
-    pub(super) target: RawTarget,
-    pub(super) protocol: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RawTarget {
-    Device { index: u32, gateway: Option<IpAddr>, onlink: bool },
-    Blackhole,
-}
-
-impl RawRoute {
-    /// As [`Ownership`] says.
-    fn is_ours(&self, links: &BTreeSet<u32>) -> bool {
-        let by_kernel = self.protocol == u8::from(RouteProtocol::Kernel);
-        let on_ours = matches!(self.target, RawTarget::Device { index, .. } if links.contains(&index));
-        self.protocol == ROUTE_PROTOCOL || (on_ours && !by_kernel)
-    }
-}
-
-/// A unicast or blackhole route of the main table, with one next hop, that does not depend on anything but the
-/// destination: the only kinds that we make, and so the only ones that can be ours. `None` for all others.
-pub(super) fn route(message: &RouteMessage) -> Option<(RouteKey, RawRoute)> {
-    let header = &message.header;
-    let mut table = u32::from(header.table);
-    let mut destination = None;
-    let (mut metric, mut index, mut gateway) = (0, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Table(id) => table = *id,
-            RouteAttribute::Destination(ip) => destination = route_ip(ip),
-            RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Oif(oif) => index = Some(*oif),
-            RouteAttribute::Gateway(ip) => gateway = route_ip(ip),
-            RouteAttribute::Via(RouteVia::Inet6(ip)) => gateway = Some((*ip).into()),
-            RouteAttribute::Via(RouteVia::Inet(ip)) => gateway = Some((*ip).into()),
-            RouteAttribute::MultiPath(_) => return None,
-            _ => {}
-        }
-    }
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN)
-        || header.tos != 0
-        || header.source_prefix_length != 0
-        || header.flags.contains(RouteFlags::Cloned)
-    {
-        return None;
-    }
-    let destination = destination.or(match header.address_family {
-        AddressFamily::Inet => Some(IpAddr::from([0; 4])),
-        AddressFamily::Inet6 => Some(IpAddr::from([0; 16])),
-        _ => None,
-    })?;
-    if matches!(destination, IpAddr::V6(ip) if is_link_local(ip) || ip.is_multicast()) {
-        return None;
-    }
-    let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
-    let target = match header.kind {
-        RouteType::Unicast => {
-            RawTarget::Device { index: index?, gateway, onlink: header.flags.contains(RouteFlags::Onlink) }
-        }
-        RouteType::BlackHole => RawTarget::Blackhole,
-        _ => return None,
-    };
-    Some((RouteKey { destination, metric }, RawRoute { target, protocol: header.protocol.into() }))
-}
-
-/// An address in a route message.
-pub(super) fn route_ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
-}
-
-/// `fe80::/10`.
-fn is_link_local(ip: Ipv6Addr) -> bool {
-    ip.segments()[0] & 0xffc0 == 0xfe80
 }
 
 #[cfg(test)]

@@ -1,0 +1,116 @@
+//! Which devices are ours, and what each is called: messages name them by index.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::state::{LinkKind, LinkName, Ownership};
+
+/// The devices that were heard of so far.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    ours: BTreeSet<LinkName>,
+    names: BTreeMap<u32, LinkName>,
+    /// Devices of ours that were made or seen, by the name that they should have.
+    known: BTreeMap<LinkName, Known>,
+}
+
+/// A device of ours, so that it is known again when somebody has renamed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) index: u32,
+    pub(super) kind: LinkKind,
+}
+
+impl Devices {
+    /// Says which names are ours.
+    pub(super) fn set_ours(&mut self, ownership: &Ownership) {
+        self.ours.clone_from(&ownership.links);
+    }
+
+    /// Whether a device of that name would be ours.
+    pub(super) fn is_ours(&self, name: LinkName) -> bool {
+        self.ours.contains(&name)
+    }
+
+    /// Notes the name of a device, and answers which other it had before.
+    pub(super) fn name_is(&mut self, index: u32, name: LinkName) -> Option<LinkName> {
+        self.names.insert(index, name).filter(|before| *before != name)
+    }
+
+    /// Forgets a device that is gone, and answers what it was called.
+    pub(super) fn is_gone(&mut self, index: u32) -> Option<LinkName> {
+        self.names.remove(&index)
+    }
+
+    /// Forgets what devices are called, when it may have changed unheard.
+    pub(super) fn forget_names(&mut self) {
+        self.names.clear();
+    }
+
+    /// What the device is called, as far as it is known.
+    pub(super) fn name(&self, index: u32) -> Option<LinkName> {
+        self.names.get(&index).copied()
+    }
+
+    /// Notes a device of ours that stands under its name.
+    pub(super) fn stands(&mut self, name: LinkName, index: u32, kind: LinkKind) {
+        self.names.insert(index, name);
+        self.known.insert(name, Known { index, kind });
+    }
+
+    /// The device that stood under a name of ours, and may have another now.
+    pub(super) fn known(&self, name: LinkName) -> Option<&Known> {
+        self.known.get(&name)
+    }
+}
+
+impl Known {
+    /// Whether a device of `kind` can be this one. Its underlay may have gone, and of its settings those that can be
+    /// changed may have been.
+    pub(super) fn is_of(&self, kind: &LinkKind) -> bool {
+        match (&self.kind, kind) {
+            (LinkKind::Vxlan(known), LinkKind::Vxlan(found)) => {
+                (known.vni, known.port) == (found.vni, found.port)
+            }
+            (LinkKind::Tun { .. }, LinkKind::Tun { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Vxlan;
+
+    fn name(text: &str) -> LinkName {
+        text.parse().unwrap()
+    }
+
+    fn vxlan(vni: u32) -> LinkKind {
+        let (underlay, local) = (Some(name("eth0")), None);
+        LinkKind::Vxlan(Vxlan { vni, port: 8472, underlay, local, learning: false, gbp: false })
+    }
+
+    #[test]
+    fn a_device_that_was_renamed_is_known_by_its_index_and_kind() {
+        let mut devices = Devices::default();
+        devices.set_ours(&Ownership { links: [name("flannel.1")].into() });
+        devices.stands(name("flannel.1"), 4, vxlan(1));
+        assert_eq!(devices.name_is(4, name("mine")), Some(name("flannel.1")));
+        assert_eq!(devices.name_is(4, name("mine")), None);
+        assert!(!devices.name(4).is_some_and(|name| devices.is_ours(name)));
+        let known = devices.known(name("flannel.1")).unwrap();
+        assert_eq!(known.index, 4);
+        assert!(known.is_of(&vxlan(1)));
+        assert!(!known.is_of(&vxlan(2)), "another device by now");
+        assert!(!known.is_of(&LinkKind::Tun { vnet_header: true }));
+    }
+
+    #[test]
+    fn a_device_that_went_has_no_name() {
+        let mut devices = Devices::default();
+        devices.name_is(4, name("veth0"));
+        assert_eq!(devices.is_gone(4), Some(name("veth0")));
+        assert_eq!(devices.name(4), None);
+    }
+}

@@ -1,0 +1,80 @@
+//! What is asked of the kernel about one object at a time.
+
+use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkMessage;
+
+use super::message::{self, Request};
+use super::next_hop::{self, Shown};
+use super::snapshot::link_name;
+use super::socket::Socket;
+use super::wire::Frame;
+use crate::KernelError;
+use crate::state::{LinkName, NextHopId};
+
+impl Socket {
+    /// The device with this name, if there is one.
+    pub(super) fn link(&mut self, name: LinkName) -> Result<Option<LinkMessage>, KernelError> {
+        self.any_link(message::get_link_by_name(name))
+    }
+
+    /// The device with this index, if there is one.
+    pub(super) fn link_by_index(&mut self, index: u32) -> Result<Option<LinkMessage>, KernelError> {
+        self.any_link(message::get_link_by_index(index))
+    }
+
+    /// What the device with this index is called, if there is one.
+    pub(super) fn link_name(&mut self, index: u32) -> Result<Option<LinkName>, KernelError> {
+        self.link_by_index(index)?.map(|message| link_name(&message)).transpose()
+    }
+
+    /// The next hop object with this id, if there is one.
+    pub(super) fn next_hop(&mut self, id: NextHopId) -> Result<Option<Shown>, KernelError> {
+        let answer = self.one(message::get_next_hop(id), |frame| match frame.kind {
+            next_hop::NEW => Ok(Shown::read(frame.body)),
+            kind => Err(unexpected(kind)),
+        });
+        match answer {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            answer => answer,
+        }
+    }
+
+    /// Whether the kernel knows next hop objects at all.
+    pub(super) fn has_next_hops(&mut self) -> Result<bool, KernelError> {
+        // There is none of this id, or there is; what counts is that the question is understood.
+        match self.next_hop(NextHopId(u32::MAX)) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn any_link(&mut self, request: Request) -> Result<Option<LinkMessage>, KernelError> {
+        match self.one(request, read_link) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Reads a message about a device, with all that netlink-packet-route knows of it.
+fn read_link(frame: &Frame<'_>) -> Result<LinkMessage, KernelError> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = frame.kind;
+    match RouteNetlinkMessage::deserialize(&header, frame.body) {
+        Ok(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+        Ok(_) => Err(unexpected(frame.kind)),
+        Err(error) => Err(KernelError::Message(format!("what the kernel says of a device: {error}"))),
+    }
+}
+
+/// [`read_link`] of an entry of a dump.
+pub(super) fn link_entry(body: &[u8]) -> Option<LinkMessage> {
+    read_link(&Frame { kind: libc::RTM_NEWLINK, flags: 0, sequence: 0, body }).ok()
+}
+
+fn unexpected(kind: u16) -> KernelError {
+    KernelError::Message(format!("unexpected answer of type {kind}"))
+}

@@ -1,0 +1,188 @@
+//! The layout of netlink messages (`netlink(7)`): what holds for all of them, read in place.
+
+/// Bytes of a `struct nlmsghdr`, which begins every message.
+pub(super) const HEADER_BYTES: usize = 16;
+
+/// `nlmsg_type` of an answer that is an error number, with 0 for success.
+pub(super) const ERROR: u16 = libc::NLMSG_ERROR as u16;
+
+/// `nlmsg_type` at the end of a dump.
+pub(super) const DONE: u16 = libc::NLMSG_DONE as u16;
+
+/// A message whose lengths do not fit together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a netlink message is cut off")]
+pub(super) struct CutOff;
+
+/// A message, without what is behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Frame<'a> {
+    /// `RTM_*`, [`ERROR`] or [`DONE`].
+    pub(super) kind: u16,
+    /// `NLM_F_*`.
+    pub(super) flags: u16,
+    /// That of the request which this answers.
+    pub(super) sequence: u32,
+    /// What follows the header.
+    pub(super) body: &'a [u8],
+}
+
+/// The messages of what one system call received.
+#[derive(Debug, Clone)]
+pub(super) struct Frames<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, CutOff>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let length = u32_at(self.0, 0).map_or(0, |length| length as usize);
+        if length < HEADER_BYTES || length > self.0.len() {
+            self.0 = &[];
+            return Some(Err(CutOff));
+        }
+        let (message, rest) = self.0.split_at(length);
+        self.0 = rest.get(aligned(length) - length..).unwrap_or_default();
+        Some(Ok(Frame {
+            kind: u16_at(message, 4).unwrap_or_default(),
+            flags: u16_at(message, 6).unwrap_or_default(),
+            sequence: u32_at(message, 8).unwrap_or_default(),
+            body: &message[HEADER_BYTES..],
+        }))
+    }
+}
+
+/// The attributes in `bytes`: the type of each, without the bits for nesting and byte order, and its value. Ends at one
+/// that is cut off.
+#[derive(Debug, Clone)]
+pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+
+impl<'a> Attributes<'a> {
+    /// Those behind a fixed part of `bytes`.
+    pub(super) fn behind(body: &'a [u8], bytes: usize) -> Self {
+        Self(body.get(bytes..).unwrap_or_default())
+    }
+
+    /// The value of the first of a type.
+    pub(super) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
+        self.find_map(|(found, value)| (found == kind).then_some(value))
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        const FLAGS: u16 = (libc::NLA_F_NESTED | libc::NLA_F_NET_BYTEORDER) as u16;
+        let length = usize::from(u16_at(self.0, 0)?);
+        let kind = u16_at(self.0, 2)? & !FLAGS;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(aligned(length)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
+/// An error number that answers a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// `errno(3)`, positive.
+    pub(super) errno: i32,
+    /// The kernel's words for it (`NLMSGERR_ATTR_MSG`), if it has any.
+    pub(super) text: Option<String>,
+}
+
+/// What an answer of type [`ERROR`] says: nothing for success.
+pub(super) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
+    const NLM_F_CAPPED: u16 = 0x100;
+    const NLM_F_ACK_TLVS: u16 = 0x200;
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let code = u32_at(frame.body, 0).ok_or(CutOff)?.cast_signed();
+    if code == 0 {
+        return Ok(None);
+    }
+    let text = (frame.flags & NLM_F_ACK_TLVS != 0).then(|| {
+        // Behind the number stands the request, or only its header.
+        let request = if frame.flags & NLM_F_CAPPED != 0 {
+            HEADER_BYTES
+        } else {
+            u32_at(frame.body, 4).map_or(usize::MAX, |length| aligned(length as usize))
+        };
+        let text = Attributes::behind(frame.body, request.saturating_add(4)).find(NLMSGERR_ATTR_MSG)?;
+        Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
+    });
+    Ok(Some(Refusal { errno: code.saturating_neg(), text: text.flatten().filter(|text| !text.is_empty()) }))
+}
+
+/// The number at `offset`, in host order.
+pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+/// The number at `offset`, in host order.
+pub(super) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+/// Messages and attributes begin at multiples of four.
+fn aligned(length: usize) -> usize {
+    length.saturating_add(3) & !3
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::netlink::test_bytes::bytes;
+
+    #[test]
+    fn several_messages_are_told_apart() {
+        // A dump of next hops as Linux 6.18 sent it, with its end.
+        let dump = bytes(
+            "3000000068000200010000009455000002fd660004000000080001000003050a0800050004000000080006000a050300\
+             1400000003000200010000009455000000000000",
+        );
+        let frames: Vec<_> = Frames(&dump).collect::<Result<_, _>>().unwrap();
+        assert_eq!(frames.iter().map(|frame| frame.kind).collect::<Vec<_>>(), [104, DONE]);
+        assert_eq!((frames[0].flags, frames[0].sequence, frames[0].body.len()), (2, 1, 32));
+        let attributes: Vec<_> = Attributes::behind(frames[0].body, 8).map(|(kind, _)| kind).collect();
+        assert_eq!(attributes, [1, 5, 6]);
+        assert_eq!(Frames(&dump[..60]).last(), Some(Err(CutOff)));
+    }
+
+    #[test]
+    fn an_error_comes_with_the_kernels_words() {
+        // Of Linux 6.18, to a route by a next hop object that is not there.
+        let answer = bytes(
+            "4400000002000003010000003f5a0000eaffffff2c0000001800050601000000000000001e0001004e657874686f702069642\
+             0646f6573206e6f7420657869737400000000",
+        );
+        let frame = Frames(&answer).next().unwrap().unwrap();
+        let refusal = refusal(&frame).unwrap().unwrap();
+        assert_eq!(refusal.errno, libc::EINVAL);
+        assert_eq!(refusal.text.as_deref(), Some("Nexthop id does not exist"));
+    }
+
+    #[test]
+    fn an_error_may_come_without_words() {
+        let answer = bytes("2400000002000001020000003f5a0000feffffff200000006a0001000200000000000000");
+        let frame = Frames(&answer).next().unwrap().unwrap();
+        assert_eq!(refusal(&frame), Ok(Some(Refusal { errno: libc::ENOENT, text: None })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..128), length in 0..256u32) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_chunk_mut() {
+                *first = length.to_ne_bytes();
+            }
+            for frame in Frames(&bytes).flatten() {
+                let _ = refusal(&frame);
+                prop_assert!(Attributes(frame.body).map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());
+            }
+        }
+    }
+}
