@@ -137,8 +137,6 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let Some(own) = &self.leases.admission().own else { return false };
         let key = own.subnets.key();
         match event {
-            // One from before our last write says nothing of it.
-            WatchEvent::Listed(listing) if listing.revision < self.own_revision => false,
             WatchEvent::Listed(listing) => !listing
                 .entries
                 .iter()

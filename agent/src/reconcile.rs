@@ -260,7 +260,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         let mut heard = Heard::default();
         for change in changes {
             match change {
-                Change::Fact(fact) => self.take_in_fact(fact, &mut heard),
+                Change::Fact(fact) => self.take_in_fact(&fact, &mut heard),
                 Change::Link(name) => {
                     let ours = self.ownership.links.contains(&name);
                     heard.underlay |= self.underlay == Some(name);
@@ -276,11 +276,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         heard
     }
 
-    fn take_in_fact(&mut self, fact: Fact, heard: &mut Heard) {
+    fn take_in_fact(&mut self, fact: &Fact, heard: &mut Heard) {
         let takes_routes_along = matches!(fact, Fact::NextHop(_, None));
-        let object = object(&fact);
+        let object = object(fact);
         heard.work |= self.waiting.release(&object);
-        if self.ledger.observe(fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
+        if self.ledger.observe(&fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
             self.disturbed.insert(object);
             heard.work = true;
             heard.read |= takes_routes_along;
@@ -317,8 +317,16 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     fn due(&mut self, now: Instant) -> Vec<Operation> {
         self.disturbed.retain(|object| !self.ledger.is_in_line(object));
         self.waiting.retain(|object| !self.ledger.is_in_line(object));
-        self.waiting.dispute(&self.disturbed, &mut self.burst, now);
         let mut operations = self.ledger.operations();
+        for operation in &operations {
+            let object = operation.object();
+            if self.disturbed.contains(&object)
+                && !self.waiting.knows(&object)
+                && let Some(wait) = self.burst.must_wait(operation, now)
+            {
+                self.waiting.dispute(operation, wait, now);
+            }
+        }
         let made: BTreeSet<LinkName> = operations
             .iter()
             .filter_map(|operation| match operation.object() {
@@ -368,6 +376,8 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         for refusal in refused {
             if !self.is_for_want_of_a_device(refusal) {
                 self.waiting.failed(refusal, now);
+                // Unless another program is in the way, our view may be out of date.
+                self.noted.read |= !matches!(refusal.reason, KernelError::Taken(_));
             }
         }
     }

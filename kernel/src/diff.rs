@@ -340,8 +340,10 @@ fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Ope
     let leaves = |link: &LinkName| lost.in_the_end.contains(link);
     operations.extend(
         superfluous(&actual.routes, &desired.routes)
-            .filter(|(_, route)| !lost.route(route) && !route.target.link().is_some_and(|link| leaves(&link)))
-            .map(|(&key, &route)| Operation::DeleteRoute { key, route }),
+            .filter(|(_, route)| !lost.route(route))
+            .map(|(&key, &route)| (key, moved(route, desired)))
+            .filter(|(_, route)| !route.target.link().is_some_and(|link| leaves(&link)))
+            .map(|(key, route)| Operation::DeleteRoute { key, route }),
     );
     operations.extend(
         superfluous(&actual.next_hops, &desired.next_hops)
@@ -368,6 +370,17 @@ fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Ope
             .map(|address| Operation::DeleteAddress(*address)),
     );
     operations.extend(lost.in_the_end.iter().map(|&name| Operation::DeleteLink { name }));
+}
+
+/// A route as it is when all next hop objects are as wanted: they take the routes that name them to another device.
+fn moved(route: Route, desired: &State) -> Route {
+    match route.target {
+        RouteTarget::NextHop { id, .. } => match desired.next_hops.get(&id) {
+            Some(next_hop) => Route { target: RouteTarget::NextHop { id, link: next_hop.link }, ..route },
+            None => route,
+        },
+        _ => route,
+    }
 }
 
 fn superfluous<'a, K: Ord, V>(

@@ -63,8 +63,8 @@ impl Ledger {
 
     /// Takes in what the kernel tells of one object, in the order in which it tells. Answers the object if that is news:
     /// the echo of an operation that was [carried out](Self::carried_out) is none.
-    pub fn observe(&mut self, fact: Fact) -> Option<Object> {
-        match fact {
+    pub fn observe(&mut self, fact: &Fact) -> Option<Object> {
+        match *fact {
             Fact::Address(key, there) => {
                 self.addresses.observe(key, there.then_some(())).then_some(Object::Address(key))
             }
@@ -133,7 +133,7 @@ impl Ledger {
                 self.lose_all_on(name);
                 self.links.observe(name, Some(link.clone()))
             }
-            UpdateLink { name, ref change } => return self.link_updated(name, change),
+            UpdateLink { name, ref change } => self.link_updated(name, change),
             DeleteLink { name } => {
                 self.lose_all_on(name);
                 self.links.observe(name, None)
@@ -180,7 +180,8 @@ impl Ledger {
         self.links.is_in_line() && self.addresses.is_in_line()
     }
 
-    fn link_updated(&mut self, name: LinkName, change: &LinkChange) {
+    fn link_updated(&mut self, name: LinkName, change: &LinkChange) -> bool {
+        let mut news = false;
         if let Some(link) = self.links.held(&name) {
             let up = change.up.unwrap_or(link.up);
             let updated = Link {
@@ -189,7 +190,7 @@ impl Ledger {
                 up,
                 ..link.clone()
             };
-            self.links.observe(name, Some(updated));
+            news = self.links.observe(name, Some(updated));
         }
         let goes_down = change.up == Some(false);
         if change.mac.is_some() || goes_down {
@@ -202,6 +203,7 @@ impl Ledger {
         if change.up.is_some() {
             self.lose_routes_over(name);
         }
+        news
     }
 
     fn lose_all_on(&mut self, name: LinkName) {

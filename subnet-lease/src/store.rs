@@ -12,6 +12,8 @@ use etcd_client::{
     KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 
+use tokio::sync::watch;
+
 use crate::store_config::{StoreConfig, read};
 use crate::watch::Change;
 
@@ -20,6 +22,8 @@ use crate::watch::Change;
 pub struct Store {
     config: Arc<StoreConfig>,
     connection: Arc<Mutex<Connection>>,
+    /// Changes when all connections are to be given up.
+    given_up: Arc<watch::Sender<()>>,
 }
 
 /// One key below `<prefix>/subnets/`.
@@ -99,6 +103,8 @@ pub enum StoreError {
     },
 }
 
+/// Why a watch ended that we gave up.
+const GIVEN_UP: &str = "this host's own address has changed";
 /// How long one request may take on one endpoint.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long a connection may take to open.
@@ -124,6 +130,7 @@ impl Store {
         Ok(Self {
             config: Arc::new(config),
             connection: Arc::new(Mutex::new(Connection { next, client: None })),
+            given_up: Arc::new(watch::Sender::new(())),
         })
     }
 
@@ -135,6 +142,13 @@ impl Store {
     /// All endpoints, for messages.
     pub fn endpoints(&self) -> String {
         self.config.endpoints.join(",")
+    }
+
+    /// Gives up all connections, as they come from an address that this host no longer has: nothing would answer on
+    /// them. What is under way is asked again, and a watch ends.
+    pub fn reconnect(&self) {
+        self.lock().client = None;
+        self.given_up.send_replace(());
     }
 
     /// The network config; `None` when nobody has written one.
@@ -295,6 +309,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub(crate) async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
+        let given_up = self.given_up.subscribe();
         let prefix = self.subnets_prefix();
         let stream = self
             .call(|mut client: Client| {
@@ -303,7 +318,7 @@ impl Store {
                 async move { client.watch(prefix, Some(options)).await }
             })
             .await?;
-        Ok(Watch { stream, prefix })
+        Ok(Watch { stream, prefix, given_up })
     }
 
     fn config_key(&self) -> String {
@@ -362,7 +377,8 @@ impl Store {
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut reasons = Vec::new();
-        for _ in &self.config.endpoints {
+        while reasons.len() < self.config.endpoints.len() {
+            let mut given_up = self.given_up.subscribe();
             let (index, client) = self.client();
             let endpoint = &self.config.endpoints[index];
             let attempt = async {
@@ -372,7 +388,11 @@ impl Store {
                 };
                 request(client).await.map_err(|error| failure(endpoint, &error))
             };
-            match tokio::time::timeout(REQUEST_LIMIT, attempt).await {
+            let outcome = tokio::select! {
+                outcome = tokio::time::timeout(REQUEST_LIMIT, attempt) => outcome,
+                _ = given_up.changed() => continue,
+            };
+            match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(Failure::Answered(error))) => {
                     // A new connection asks for a new token, should ours have expired.
@@ -425,6 +445,7 @@ impl Store {
 pub(crate) struct Watch {
     stream: WatchStream,
     prefix: String,
+    given_up: watch::Receiver<()>,
 }
 
 /// What a watch said.
@@ -438,7 +459,11 @@ pub(crate) enum WatchMessage {
 impl Watch {
     /// The next message. Cancel-safe.
     pub(crate) async fn message(&mut self) -> WatchMessage {
-        match self.stream.message().await {
+        let message = tokio::select! {
+            message = self.stream.message() => message,
+            _ = self.given_up.changed() => return WatchMessage::Ended(GIVEN_UP.to_owned()),
+        };
+        match message {
             Ok(Some(response)) if response.canceled() => {
                 let compacted = response.compact_revision();
                 WatchMessage::Ended(match response.cancel_reason() {

@@ -105,7 +105,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let noticed = suspicion.clone();
     tokio::spawn(async move { keeper.hold(&noticed, published, &holding_sender).await });
     tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
-    tokio::spawn(watch_config(store, json, status.clone()));
+    tokio::spawn(watch_config(store.clone(), json, status.clone()));
 
     let options = Options {
         subnet_file: args.subnet_file.clone(),
@@ -119,7 +119,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         options,
         backend,
         datapath,
-        underlay: UnderlayWatch { args, external, gateways, seed, attributes, due: None, problem: None },
+        underlay: UnderlayWatch {
+            args,
+            external,
+            gateways,
+            seed,
+            attributes,
+            store,
+            due: None,
+            problem: None,
+        },
         reconciler,
         host: State::default(),
         leases: LeaseSet::new(Admission { config, own: Some(own) }, caution),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use flan_backends::Gateways;
 use flan_kernel::{Firewall, Kernel, LinkName};
-use flan_subnet_lease::{LeaseAttributes, OwnLease};
+use flan_subnet_lease::{LeaseAttributes, OwnLease, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -26,6 +26,8 @@ pub(super) struct UnderlayWatch {
     pub(super) seed: String,
     /// What peers need to know of us; the keeper publishes it.
     pub(super) attributes: watch::Sender<LeaseAttributes>,
+    /// Reached from the address that may change.
+    pub(super) store: Store,
     pub(super) due: Option<Instant>,
     /// Why it cannot be used as it is now.
     pub(super) problem: Option<String>,
@@ -105,6 +107,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         (self.backend, self.datapath) = (backend, datapath);
         if let Some(own) = &self.leases.admission().own {
             self.set_own(OwnLease { subnets: own.subnets, addresses: external.own_addresses(), macs });
+        }
+        if external.underlay.addresses != self.underlay.external.underlay.addresses {
+            self.underlay.store.reconnect();
         }
         let fields = self.backend.lease_fields();
         self.underlay.attributes.send_modify(|attributes| {

@@ -37,19 +37,33 @@ pub(super) struct Burst {
     /// The first of them, in words.
     first: Option<String>,
     last: Option<Instant>,
-    /// How often in a row an object was repaired, and when it was last.
-    lately: BTreeMap<Object, (u32, Instant)>,
+    /// Repairs that were needed lately, in words.
+    lately: BTreeMap<String, Lately>,
     rules_in_a_row: u32,
 }
 
 /// A burst is over when nothing was repaired for this long.
 const QUIET: Duration = Duration::from_secs(1);
-/// Two repairs of one object within this time are one after the other.
-const LATELY: Duration = Duration::from_secs(60);
+/// So many of the same repair in such a time are a fight. Somebody who tries things out by hand is slower.
+const FIGHT: (u32, Duration) = (8, Duration::from_secs(10));
+/// The first wait in a fight, doubled each time, and the longest.
+const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A fight is over when the repair has lasted this long.
+const PEACE: Duration = Duration::from_secs(60);
 /// Objects whose repairs are remembered. When more are gone at once, it is not about one of them.
 const REMEMBERED: usize = 1000;
 /// Repairs of the rules in a row that are worth a warning: somebody sets them back each time.
 const RULES_IN_A_ROW: u32 = 5;
+
+/// How often the same was repaired.
+#[derive(Debug)]
+struct Lately {
+    since: Instant,
+    last: Instant,
+    times: u32,
+    /// How often it had to wait.
+    waits: u32,
+}
 
 impl Burst {
     /// One more repair.
@@ -59,10 +73,28 @@ impl Burst {
         *self.total.of(&object) += 1;
         self.first.get_or_insert_with(|| operation.to_string());
         self.last = Some(now);
-        let times = self.times_lately(&object, now);
-        if times > 0 || self.lately.len() < REMEMBERED {
-            self.lately.insert(object, (times + 1, now));
+        if self.lately.len() < REMEMBERED {
+            let new = || Lately { since: now, last: now, times: 0, waits: 0 };
+            let lately = self.lately.entry(operation.to_string()).or_insert_with(new);
+            if lately.waits == 0 && now >= lately.since + FIGHT.1 {
+                (lately.since, lately.times) = (now, 0);
+            }
+            lately.last = now;
+            lately.times += 1;
         }
+    }
+
+    /// How long a repair that is needed once more has to wait, because it was undone too often.
+    pub(super) fn must_wait(&mut self, operation: &Operation, now: Instant) -> Option<Duration> {
+        if self.lately.is_empty() {
+            return None;
+        }
+        let lately = self.lately.get_mut(&operation.to_string())?;
+        let is_fight = lately.waits > 0 || (lately.times >= FIGHT.0 && now < lately.since + FIGHT.1);
+        is_fight.then(|| {
+            lately.waits += 1;
+            (WAITS.0 * 2u32.pow((lately.waits - 1).min(6))).min(WAITS.1)
+        })
     }
 
     /// The rules were put in place, after they had stood there or not.
@@ -84,14 +116,6 @@ impl Burst {
         self.rules_in_a_row = 0;
     }
 
-    /// How often in a row `object` was repaired lately.
-    pub(super) fn times_lately(&self, object: &Object, now: Instant) -> u32 {
-        match self.lately.get(object) {
-            Some((times, last)) if now < *last + LATELY => *times,
-            _ => 0,
-        }
-    }
-
     /// When the repairs of this moment are to be told.
     pub(super) fn tell_at(&self) -> Option<Instant> {
         self.last.map(|last| last + QUIET)
@@ -106,7 +130,7 @@ impl Burst {
         info!(repaired = %self.now, first, "put right what another program had changed");
         self.now = Repairs::default();
         self.last = None;
-        self.lately.retain(|_, (_, last)| now < *last + LATELY);
+        self.lately.retain(|_, lately| now < lately.last + PEACE);
     }
 
     pub(super) fn repairs(&self) -> Repairs {

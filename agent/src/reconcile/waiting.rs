@@ -1,14 +1,12 @@
 //! What must not be tried before a certain time: operations that the kernel refused, and repairs that something undoes
 //! again and again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flan_kernel::{FailedOperation, Object};
+use flan_kernel::{FailedOperation, Object, Operation};
 use tokio::time::Instant;
 use tracing::warn;
-
-use super::burst::Burst;
 
 /// Objects that wait.
 #[derive(Debug, Default)]
@@ -28,11 +26,8 @@ enum Why {
     /// The kernel refused the operation so many times in a row.
     Refused { times: u32, what: String },
     /// Somebody undoes our repair.
-    Disputed { times: u32 },
+    Disputed(String),
 }
-
-/// Repairs of one object within a minute of each other before we wait with the next.
-const PATIENCE: u32 = 3;
 
 impl Waiting {
     /// Whether `object` has to wait.
@@ -45,7 +40,7 @@ impl Waiting {
         self.waits.values().filter_map(|wait| wait.until).filter(|until| *until > now).min()
     }
 
-    /// The kernel refused an operation: it is tried again after 1 s, doubled each time up to 30 s.
+    /// The kernel refused an operation: it is tried again after 0.25 s, doubled each time up to 30 s.
     pub(super) fn failed(&mut self, refusal: &FailedOperation, now: Instant) {
         let object = refusal.operation.object();
         let times = match self.waits.get(&object) {
@@ -79,30 +74,23 @@ impl Waiting {
         links.iter().fold(false, |released, object| self.release(object) || released)
     }
 
-    /// Lets those of `disturbed` wait that were put right several times already and are wrong again.
-    pub(super) fn dispute(&mut self, disturbed: &BTreeSet<Object>, burst: &mut Burst, now: Instant) {
-        for object in disturbed {
-            let times = burst.times_lately(object, now);
-            if times < PATIENCE || self.waits.contains_key(object) {
-                continue;
-            }
-            let wait = retry_after(times - PATIENCE + 1);
-            warn!(
-                what = %object, times, ?wait,
-                "something undoes our repair again and again; waiting before the next one"
-            );
-            self.waits.insert(*object, Wait { until: Some(now + wait), why: Why::Disputed { times } });
-        }
+    /// Another program has undone our repair again and again: the next one waits.
+    pub(super) fn dispute(&mut self, operation: &Operation, wait: Duration, now: Instant) {
+        warn!(repair = %operation, ?wait, "something undoes our repair again and again; waiting before the next one");
+        let why = Why::Disputed(operation.to_string());
+        self.waits.insert(operation.object(), Wait { until: Some(now + wait), why });
+    }
+
+    /// Whether `object` waits, or has waited and is to be tried now.
+    pub(super) fn knows(&self, object: &Object) -> bool {
+        self.waits.contains_key(object)
     }
 
     /// What is waited for, in one line.
     pub(super) fn problem(&self) -> Option<String> {
-        let (object, wait) = self.waits.iter().next()?;
-        let first = match &wait.why {
+        let first = match &self.waits.values().next()?.why {
             Why::Refused { what, .. } => what.clone(),
-            Why::Disputed { times } => {
-                format!("something has undone our repair of {} {times} times", object)
-            }
+            Why::Disputed(repair) => format!("something undoes our repair again and again: {repair}"),
         };
         Some(match self.waits.len() {
             1 => first,
@@ -116,9 +104,9 @@ impl Waiting {
     }
 }
 
-/// 1 s, doubled each time, up to 30 s.
+/// 0.25 s, doubled each time, up to 30 s.
 fn retry_after(times: u32) -> Duration {
-    Duration::from_secs(1 << times.saturating_sub(1).min(5)).min(Duration::from_secs(30))
+    Duration::from_millis(250 << times.saturating_sub(1).min(7)).min(Duration::from_secs(30))
 }
 
 #[cfg(test)]
@@ -127,7 +115,7 @@ mod tests {
 
     #[test]
     fn retries_slow_down_to_half_a_minute() {
-        let waits: Vec<u64> = (1..8).map(|times| retry_after(times).as_secs()).collect();
-        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        let waits: Vec<u128> = (1..10).map(|times| retry_after(times).as_millis()).collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
     }
 }

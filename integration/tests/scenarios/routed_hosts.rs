@@ -50,14 +50,10 @@ fn wait_for_direct_route(host: &Host, subnet: &SubnetEnv, peer: &Host) -> Result
 /// What the status says of a peer that it refuses.
 fn refusal(host: &Host, peer: &SubnetEnv) -> Result<String> {
     let status = host.status()?;
-    let quarantined = status["quarantined"].as_array().into_iter().flatten();
-    let reasons = quarantined.filter(|lease| lease["key"] == Value::String(peer.key()));
-    let reason = reasons.filter_map(|lease| lease["reason"].as_str()).next();
-    let problem = status["kernelProblem"].as_str().filter(|problem| problem.contains(&peer.base()));
-    Ok(reason
-        .or(problem)
-        .with_context(|| format!("nothing is said of {}: {status}", peer.base()))?
-        .to_owned())
+    let unreachable = status["unreachable"].as_array().into_iter().flatten();
+    let mut reasons = unreachable.filter(|refused| refused["subnets"] == Value::String(peer.base()));
+    let reason = reasons.find_map(|refused| refused["reason"].as_str());
+    Ok(reason.with_context(|| format!("nothing is said of {}: {status}", peer.base()))?.to_owned())
 }
 
 /// Packets that have left by the VXLAN device.

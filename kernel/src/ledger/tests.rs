@@ -75,7 +75,7 @@ impl Host {
             Change::Fact(fact) => Some(fact),
             _ => None,
         });
-        facts.filter_map(|fact| self.ledger.observe(fact)).collect()
+        facts.filter_map(|fact| self.ledger.observe(&fact)).collect()
     }
 }
 

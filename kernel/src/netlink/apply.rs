@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 
 use netlink_packet_route::AddressFamily;
@@ -270,6 +271,7 @@ impl<'a> Round<'a> {
                 _ => None,
             })
             .collect();
+        let mut same = Vec::new();
         for (family, ipv6) in [(AddressFamily::Inet, false), (AddressFamily::Inet6, true)] {
             if !wanted.keys().any(|key| key.destination.is_ipv6() == ipv6) {
                 continue;
@@ -291,16 +293,50 @@ impl<'a> Round<'a> {
                     }
                     _ => false,
                 };
-                if !route.is_ours(on_ours)
-                    && let Some(number) = wanted.get(&route.key)
-                {
+                let Some(&number) = wanted.get(&route.key).filter(|_| !route.is_ours(on_ours)) else {
+                    continue;
+                };
+                if says_the_same(&route, &self.operations[number], &mut lookup) {
+                    same.push(number);
+                } else {
                     let holder = holder::route(&route, |index| lookup.name(index));
-                    self.failed.insert(*number, KernelError::Taken(holder));
+                    self.failed.insert(number, KernelError::Taken(holder));
                 }
             }
         }
+        same.into_iter().try_for_each(|number| self.take_over(number, hands))
+    }
+
+    /// Puts our label on a route that leads where ours would. flannel's host-gw leaves such.
+    fn take_over(&mut self, number: usize, hands: &mut Hands<'_>) -> Result<(), KernelError> {
+        let Operation::AddRoute { key, route } = self.operations[number] else { return Ok(()) };
+        let replace = Operation::ReplaceRoute { key, route };
+        let replace = hands.taken.without(&replace);
+        let Some(request) = message::change(&replace, |name| self.indices.get(&name).copied().flatten())
+        else {
+            return Ok(());
+        };
+        let mut batch = Batch::default();
+        batch.push(number, request);
+        let refusals = hands.socket.change(&mut batch).map_err(|broken| broken.reason)?;
+        match refusals.into_iter().next() {
+            Some((_, reason)) => drop(self.failed.insert(number, reason)),
+            None => drop(self.failed.remove(&number)),
+        }
         Ok(())
     }
+}
+
+/// Whether a route of another program leads where the one that could not be added would.
+fn says_the_same(found: &RawRoute, operation: &Operation, lookup: &mut Lookup<'_>) -> bool {
+    let Operation::AddRoute { route, .. } = operation else { return false };
+    let RawTarget::Device { index, gateway: Some(found), .. } = found.target else { return false };
+    let gateway = match route.target {
+        RouteTarget::Via { gateway, .. } => gateway,
+        RouteTarget::NextHop { id, .. } => Ipv4Addr::from_bits(id.0).into(),
+        RouteTarget::Link(_) | RouteTarget::Blackhole => return false,
+    };
+    gateway == found && lookup.name(index) == route.target.link()
 }
 
 /// Who has this id, if it is another program.

@@ -210,9 +210,9 @@ fn next_hop_object(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Fact> {
         let link = lookup.name(index)?;
         return Some(Fact::NextHop(id, Some(NextHop { gateway, link, onlink, protocol })));
     }
-    // One that is not ours may have taken the place of one that was.
-    let went = ours || (frame.kind == next_hop::NEW && frame.flags & NLM_F_REPLACE != 0);
-    went.then_some(Fact::NextHop(shown.id, None))
+    // One that is not ours may have taken the place of one that was, or have been in its way.
+    let free = frame.kind == next_hop::DELETE || frame.flags & NLM_F_REPLACE != 0;
+    free.then_some(Fact::NextHop(shown.id, None))
 }
 
 fn route(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
@@ -232,9 +232,8 @@ fn route(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) 
     };
     let ours = route.is_ours(on_ours);
     if frame.kind == libc::RTM_DELROUTE {
-        if ours {
-            changes.push(Change::Fact(Fact::Route(route.key, None)));
-        }
+        // One that was not ours may have been in the way of one that is to be.
+        changes.push(Change::Fact(Fact::Route(route.key, None)));
         return;
     }
     // Behind another of the same key: which of them counts is not said.
