@@ -338,9 +338,14 @@ fn add_routes(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec
 
 fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
     let leaves = |link: &LinkName| lost.in_the_end.contains(link);
+    // One whose next hop object moves to another device moves with it.
+    let goes = |route: &Route| match route.target {
+        RouteTarget::NextHop { id, link } => leaves(&link) && !desired.next_hops.contains_key(&id),
+        target => target.link().is_some_and(|link| leaves(&link)),
+    };
     operations.extend(
         superfluous(&actual.routes, &desired.routes)
-            .filter(|(_, route)| !lost.route(route) && !route.target.link().is_some_and(|link| leaves(&link)))
+            .filter(|(_, route)| !lost.route(route) && !goes(route))
             .map(|(&key, &route)| Operation::DeleteRoute { key, route }),
     );
     operations.extend(

@@ -175,7 +175,7 @@ fn fdb(socket: &mut Socket, index: u32) -> Result<Vec<(MacAddr6, IpAddr)>, Kerne
 /// All next hop objects, by id: whoever made them, routes of ours may lead there.
 fn next_hops(socket: &mut Socket) -> Result<Vec<Shown>, KernelError> {
     let found = socket.dump(&message::dump_next_hops(), Vec::new, |found: &mut Vec<Shown>, body| {
-        found.extend(Shown::read(body))
+        found.extend(Shown::read(body));
     });
     let mut found = match found {
         // A kernel before 5.3.
