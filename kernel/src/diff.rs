@@ -338,12 +338,15 @@ fn add_routes(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec
 
 fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Operation>) {
     let leaves = |link: &LinkName| lost.in_the_end.contains(link);
+    // One whose next hop object moves to another device moves with it.
+    let goes = |route: &Route| match route.target {
+        RouteTarget::NextHop { id, link } => leaves(&link) && !desired.next_hops.contains_key(&id),
+        target => target.link().is_some_and(|link| leaves(&link)),
+    };
     operations.extend(
         superfluous(&actual.routes, &desired.routes)
-            .filter(|(_, route)| !lost.route(route))
-            .map(|(&key, &route)| (key, moved(route, desired)))
-            .filter(|(_, route)| !route.target.link().is_some_and(|link| leaves(&link)))
-            .map(|(key, route)| Operation::DeleteRoute { key, route }),
+            .filter(|(_, route)| !lost.route(route) && !goes(route))
+            .map(|(&key, &route)| Operation::DeleteRoute { key, route }),
     );
     operations.extend(
         superfluous(&actual.next_hops, &desired.next_hops)
@@ -370,17 +373,6 @@ fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Ope
             .map(|address| Operation::DeleteAddress(*address)),
     );
     operations.extend(lost.in_the_end.iter().map(|&name| Operation::DeleteLink { name }));
-}
-
-/// A route as it is when all next hop objects are as wanted: they take the routes that name them to another device.
-fn moved(route: Route, desired: &State) -> Route {
-    match route.target {
-        RouteTarget::NextHop { id, .. } => match desired.next_hops.get(&id) {
-            Some(next_hop) => Route { target: RouteTarget::NextHop { id, link: next_hop.link }, ..route },
-            None => route,
-        },
-        _ => route,
-    }
 }
 
 fn superfluous<'a, K: Ord, V>(

@@ -291,7 +291,11 @@ impl Inner {
             Operation::AddRoute { key, route } => Some(self.add_route(key, self.inline(route))?),
             Operation::ReplaceRoute { key, route } => self.replace_route(key, self.inline(route))?,
             Operation::DeleteRoute { key, route } => {
-                let there = self.state.routes.get(&key) == Some(&self.inline(route));
+                let there = self
+                    .state
+                    .routes
+                    .get(&key)
+                    .is_some_and(|standing| is_the_same(standing, &self.inline(route)));
                 there.then(|| self.state.routes.remove(&key)).map(|_| Fact::Route(key, None))
             }
             Operation::CreateLink { .. }
@@ -488,6 +492,16 @@ impl Inner {
             None if self.ours.contains(&name) => Err(KernelError::NoSuchLink(name)),
             _ => Ok(()),
         }
+    }
+}
+
+/// As the kernel compares: the device of a next hop object is not part of the route.
+fn is_the_same(one: &Route, other: &Route) -> bool {
+    match (one.target, other.target) {
+        (RouteTarget::NextHop { id, .. }, RouteTarget::NextHop { id: other_id, .. }) => {
+            id == other_id && one.protocol == other.protocol
+        }
+        (target, other_target) => target == other_target && one.protocol == other.protocol,
     }
 }
 

@@ -143,6 +143,22 @@ fn a_route_that_another_program_made_through_our_device_is_taken_over_in_place()
 }
 
 #[test]
+fn a_route_that_would_move_with_its_next_hop_to_another_device_is_deleted_if_it_is_not_wanted() {
+    let other = name("flannel.2");
+    let mut desired = State { links: [(other, link())].into(), ..State::default() };
+    let next_hop = NextHop { link: other, ..joined().next_hops[&ID] };
+    desired.next_hops.insert(ID, next_hop);
+    assert_eq!(
+        lines(&diff(&desired, &joined()))[1..],
+        [
+            "replace nexthop id 168100608 via 10.5.3.0 dev flannel.2 onlink",
+            "delete route 10.5.3.0/24 nhid 168100608 dev flannel.1",
+            "delete link flannel.1",
+        ]
+    );
+}
+
+#[test]
 fn a_route_moves_off_a_device_before_the_device_goes() {
     let mut desired = State::default();
     let key = RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 };

@@ -68,6 +68,8 @@ pub(super) struct Round<'a> {
     batch: Batch,
     /// Whether one of the batch makes a next hop object, which may turn out to be another's.
     makes_next_hops: bool,
+    /// Whether a device that somebody had renamed was deleted, and with it what was to be replaced.
+    took_renamed: bool,
     /// The devices that were asked for; those that do not exist have no index.
     indices: BTreeMap<LinkName, Option<u32>>,
     failed: BTreeMap<usize, KernelError>,
@@ -82,6 +84,7 @@ impl<'a> Round<'a> {
             begun: 0,
             batch: Batch::default(),
             makes_next_hops: false,
+            took_renamed: false,
             indices: BTreeMap::new(),
             failed: BTreeMap::new(),
             in_the_way: Vec::new(),
@@ -144,7 +147,10 @@ impl<'a> Round<'a> {
         let result = link::change(hands.socket, &mut devices, operation);
         drop(devices);
         match result {
-            Ok(()) => Ok(()),
+            Ok(renamed) => {
+                self.took_renamed |= renamed;
+                Ok(())
+            }
             Err(reason) if breaks_socket(&reason) => {
                 self.failed.insert(number, reason.clone());
                 Err(reason)
@@ -246,6 +252,12 @@ impl<'a> Round<'a> {
         if matches!(reason, KernelError::NoSuchLink(_)) && message::is_deletion(operation) {
             return Ok(());
         }
+        if self.took_renamed
+            && reason.errno() == Some(libc::ENOENT)
+            && let Some(add) = instead_of_replacing(&hands.taken.without(operation))
+        {
+            return self.add_instead(number, &add, hands);
+        }
         let is_there = reason.errno() == Some(libc::EEXIST);
         self.failed.insert(number, reason);
         match operation {
@@ -259,6 +271,24 @@ impl<'a> Round<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Adds what was to be replaced and is gone.
+    fn add_instead(
+        &mut self,
+        number: usize,
+        add: &Operation,
+        hands: &mut Hands<'_>,
+    ) -> Result<(), KernelError> {
+        let request = message::change(add, |name| self.indices.get(&name).copied().flatten());
+        match request.map_or(Ok(()), |request| hands.socket.change_one(request)) {
+            Err(reason) if breaks_socket(&reason) => Err(reason),
+            Err(reason) => {
+                self.failed.insert(number, reason);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Says of each route that could not be added which other program's is there; of one of ours that we did not know,
@@ -337,6 +367,15 @@ fn says_the_same(found: &RawRoute, operation: &Operation, lookup: &mut Lookup<'_
         RouteTarget::Link(_) | RouteTarget::Blackhole => return false,
     };
     gateway == found && lookup.name(index) == route.target.link()
+}
+
+/// What makes anew that which `operation` would replace.
+fn instead_of_replacing(operation: &Operation) -> Option<Operation> {
+    match *operation {
+        Operation::ReplaceNextHop { id, next_hop } => Some(Operation::AddNextHop { id, next_hop }),
+        Operation::ReplaceRoute { key, route } => Some(Operation::AddRoute { key, route }),
+        _ => None,
+    }
 }
 
 /// Who has this id, if it is another program.

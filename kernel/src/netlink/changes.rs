@@ -1,6 +1,7 @@
 //! Hearing of changes from the kernel.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
@@ -40,7 +41,7 @@ const MOST_AT_ONCE: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Changes {
     /// `None` after it broke, until it is time for another.
-    socket: Option<AsyncFd<netlink_sys::Socket>>,
+    socket: Option<netlink_sys::Socket>,
     reopen_at: Instant,
     buffer: Vec<u8>,
     heard: Vec<Change>,
@@ -60,9 +61,8 @@ impl Changes {
     /// Reads what lies ready, without waiting.
     pub(super) fn hear(&mut self, lookup: &mut Lookup<'_>) {
         let Some(socket) = &self.socket else { return };
-        // Asked before anything else, whatever tokio last heard of it.
         for _ in 0..MOST_AT_ONCE {
-            match socket::receive(socket.get_ref(), &mut self.buffer) {
+            match socket::receive(socket, &mut self.buffer) {
                 Ok(()) => read(&self.buffer, lookup, &mut self.heard),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
@@ -87,14 +87,10 @@ impl Changes {
     /// Waits until there may be something to hear. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         if let Some(socket) = &self.socket {
-            match socket.readable().await {
-                // What lies there now is read after this; what comes later makes it ready again.
-                Ok(mut ready) => ready.clear_ready(),
-                Err(error) => {
-                    tracing::warn!(%error, "the netlink socket for changes broke");
-                    self.socket = None;
-                    self.reopen_at = Instant::now() + REOPEN;
-                }
+            if let Err(error) = readable(socket.as_fd()).await {
+                tracing::warn!(%error, "the netlink socket for changes broke");
+                self.socket = None;
+                self.reopen_at = Instant::now() + REOPEN;
             }
             return;
         }
@@ -113,7 +109,7 @@ impl Changes {
     }
 }
 
-fn open() -> io::Result<AsyncFd<netlink_sys::Socket>> {
+fn open() -> io::Result<netlink_sys::Socket> {
     let socket = socket::open()?;
     socket.set_non_blocking(true)?;
     socket::raise_receive_buffer(&socket, QUEUE_BYTES);
@@ -126,10 +122,16 @@ fn open() -> io::Result<AsyncFd<netlink_sys::Socket>> {
             joined => joined?,
         }
     }
-    #[expect(unsafe_code)]
-    // SAFETY: the socket owns its descriptor, and neither replaces nor closes it as long as `AsyncFd` has it.
+    Ok(socket)
+}
+
+/// Waits until something lies there. Tokio knows of the socket only meanwhile: else each of the many notifications of
+/// what we do ourselves would wake a thread that has nothing to do.
+async fn readable(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for as long as `AsyncFd` has it, so that nobody closes it before.
+    #[allow(unsafe_code)]
     let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-    registered.map_err(io::Error::from)
+    registered.map_err(io::Error::from)?.readable().await.map(drop)
 }
 
 /// Reads the notifications of one datagram.

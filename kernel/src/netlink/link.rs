@@ -10,44 +10,48 @@ use crate::diff::{LinkChange, Operation};
 use crate::state::{Link, LinkKind, LinkName, Vxlan};
 use crate::tun::{self, TunMode};
 
-/// Carries out an operation on a device; any other is refused.
+/// Carries out an operation on a device; any other is refused. Says whether one of ours that had been renamed had to go
+/// for it, with everything on it.
 pub(super) fn change(
     socket: &mut Socket,
     devices: &mut Devices,
     operation: &Operation,
-) -> Result<(), KernelError> {
+) -> Result<bool, KernelError> {
     match operation {
         Operation::CreateLink { name, link } => {
             let underlay = underlay(socket, &link.kind)?;
-            delete_renamed(socket, devices, *name)?;
-            create_on(socket, devices, *name, link, underlay)
+            let renamed = delete_renamed(socket, devices, *name)?;
+            create_on(socket, devices, *name, link, underlay)?;
+            Ok(renamed)
         }
         Operation::ReplaceLink { name, link, .. } => {
             // Asked for before anything is taken away: without it there would be no device at all.
             let underlay = underlay(socket, &link.kind)?;
             delete(socket, *name)?;
-            create_on(socket, devices, *name, link, underlay)
+            create_on(socket, devices, *name, link, underlay)?;
+            Ok(false)
         }
-        Operation::UpdateLink { name, change } => update(socket, *name, change),
-        Operation::DeleteLink { name } => delete(socket, *name),
+        Operation::UpdateLink { name, change } => update(socket, *name, change).map(|()| false),
+        Operation::DeleteLink { name } => delete(socket, *name).map(|()| false),
         other => Err(KernelError::Message(format!("not about a device: {other}"))),
     }
 }
 
 /// Deletes the device that is to have the name, if somebody has given it another one: with it there, the new one could
 /// not have its VNI or its addresses.
-fn delete_renamed(socket: &mut Socket, devices: &Devices, name: LinkName) -> Result<(), KernelError> {
-    let Some(known) = devices.known(name) else { return Ok(()) };
-    let Some(message) = socket.link_by_index(known.index)? else { return Ok(()) };
+fn delete_renamed(socket: &mut Socket, devices: &Devices, name: LinkName) -> Result<bool, KernelError> {
+    let Some(known) = devices.known(name) else { return Ok(false) };
+    let Some(message) = socket.link_by_index(known.index)? else { return Ok(false) };
     let found = link_name(&message)?;
     let is_another = found == name
         || devices.is_ours(found)
         || !device(found, &message).is_ok_and(|(link, _)| known.is_of(&link.kind));
     if is_another {
-        return Ok(());
+        return Ok(false);
     }
     tracing::warn!(device = %found, "our device {name} was renamed; it is deleted and made anew");
-    socket.change_one(message::delete_link(known.index))
+    socket.change_one(message::delete_link(known.index))?;
+    Ok(true)
 }
 
 fn create_on(

@@ -125,9 +125,9 @@ pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u
             let flags = CHANGE | NLM_F_CREATE | NLM_F_EXCL;
             return Some(next_hop_request(*id, flags, next_hop, index(next_hop.link)?));
         }
-        // It may have gone a moment ago, with a device that was renamed.
+        // Without NLM_F_CREATE: if ours is gone, there is nothing to replace.
         Operation::ReplaceNextHop { id, next_hop } => {
-            let flags = CHANGE | NLM_F_CREATE | NLM_F_REPLACE;
+            let flags = CHANGE | NLM_F_REPLACE;
             return Some(next_hop_request(*id, flags, next_hop, index(next_hop.link)?));
         }
         Operation::DeleteNextHop(id) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
+use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
@@ -49,9 +50,50 @@ fn attempt(
     ownership: &Ownership,
     devices: &Mutex<Devices>,
 ) -> Result<State, KernelError> {
-    let mut state = State::default();
     let mut names = Names::default();
-    let mut ours = BTreeMap::new();
+    let (links, ours) = links(socket, ownership, devices, &mut names)?;
+    let mut state = State { links, ..State::default() };
+    let (mut all_neighbours, mut all_fdb) = (Vec::new(), Vec::new());
+    for (&index, &link) in &ours {
+        let addresses = addresses(socket, index)?;
+        state.addresses.extend(addresses.into_iter().map(|address| Address { link, address }));
+        let found = neighbours(socket, index)?.into_iter();
+        all_neighbours.extend(found.map(|(address, mac)| (Neighbour { link, address }, mac)));
+        all_fdb.extend(fdb(socket, index)?.into_iter().map(|(mac, ip)| (FdbEntry { link, mac }, ip)));
+    }
+    // Made of all entries at once, a map is filled to the last place.
+    state.neighbours = all_neighbours.into_iter().collect();
+    state.fdb = all_fdb.into_iter().collect();
+    let objects = next_hops(socket)?;
+    let mut all_next_hops = Vec::new();
+    for object in &objects {
+        if object.is_ours(object.index.is_some_and(|index| ours.contains_key(&index)))
+            && let Shown { id, protocol, index: Some(index), gateway: Some(gateway), onlink } = *object
+        {
+            let link = names.must_find(socket, index)?;
+            all_next_hops.push((id, NextHop { gateway, link, onlink, protocol }));
+        }
+    }
+    state.next_hops = all_next_hops.into_iter().collect();
+    let mut all_routes = Vec::new();
+    for route in routes(socket, &ours, &objects)? {
+        if let Some(target) = target(&route, socket, &mut names)? {
+            all_routes.push((route.key, Route { target, protocol: route.protocol }));
+        }
+    }
+    state.routes = all_routes.into_iter().collect();
+    Ok(state)
+}
+
+/// Our devices, by name, and their names by index.
+#[expect(clippy::type_complexity)]
+fn links(
+    socket: &mut Socket,
+    ownership: &Ownership,
+    devices: &Mutex<Devices>,
+    names: &mut Names,
+) -> Result<(BTreeMap<LinkName, Link>, BTreeMap<u32, LinkName>), KernelError> {
+    let (mut links, mut ours) = (BTreeMap::new(), BTreeMap::new());
     for &name in &ownership.links {
         let Some(message) = socket.link(name)? else { continue };
         let (mut link, underlay) = device(name, &message)?;
@@ -63,63 +105,39 @@ fn attempt(
         devices.stands(name, index, link.kind.clone());
         ours.insert(index, name);
         names.0.insert(index, name);
-        state.links.insert(name, link);
+        links.insert(name, link);
     }
-    for (&index, &link) in &ours {
-        let found = socket.dump(&message::dump_addresses(index), Vec::new, |found, body| {
-            found.extend(entry::address(body).filter(|(of, _)| *of == index));
-        })?;
-        state.addresses.extend(found.into_iter().map(|(_, address)| Address { link, address }));
-    }
-    state.neighbours = ours
-        .iter()
-        .map(|(&index, &link)| Ok((link, neighbours(socket, index)?)))
-        .collect::<Result<BTreeMap<_, _>, KernelError>>()?
-        .into_iter()
-        .flat_map(|(link, found)| {
-            found.into_iter().map(move |(address, mac)| (Neighbour { link, address }, mac))
-        })
-        .collect();
-    state.fdb = ours
-        .iter()
-        .map(|(&index, &link)| Ok((link, fdb(socket, index)?)))
-        .collect::<Result<BTreeMap<_, _>, KernelError>>()?
-        .into_iter()
-        .flat_map(|(link, found)| found.into_iter().map(move |(mac, ip)| (FdbEntry { link, mac }, ip)))
-        .collect();
-    let objects = next_hops(socket)?;
-    let mut found = Vec::new();
-    for object in objects
-        .iter()
-        .filter(|object| object.is_ours(object.index.is_some_and(|index| ours.contains_key(&index))))
-    {
-        let Shown { id, protocol, index: Some(index), gateway: Some(gateway), onlink } = *object else {
-            continue;
-        };
-        let link = names.must_find(socket, index)?;
-        found.push((id, NextHop { gateway, link, onlink, protocol }));
-    }
-    state.next_hops = found.into_iter().collect();
-    let mut found = Vec::new();
-    for route in routes(socket, &ours, &objects)? {
-        let target = match route.target {
-            RawTarget::Blackhole => RouteTarget::Blackhole,
-            RawTarget::Device { index, gateway, onlink } => {
-                let link = names.must_find(socket, index)?;
-                match gateway {
-                    Some(gateway) => RouteTarget::Via { gateway, link, onlink },
-                    None => RouteTarget::Link(link),
-                }
-            }
-            RawTarget::NextHop { id, index: Some(index) } => {
-                RouteTarget::NextHop { id, link: names.must_find(socket, index)? }
-            }
-            RawTarget::NextHop { index: None, .. } | RawTarget::Several | RawTarget::Other(_) => continue,
-        };
-        found.push((route.key, Route { target, protocol: route.protocol }));
-    }
-    state.routes = found.into_iter().collect();
-    Ok(state)
+    Ok((links, ours))
+}
+
+/// The addresses of one of our devices.
+fn addresses(socket: &mut Socket, index: u32) -> Result<Vec<IpNetwork>, KernelError> {
+    socket.dump(&message::dump_addresses(index), Vec::new, |found, body| {
+        let address = entry::address(body).filter(|(of, _)| *of == index);
+        found.extend(address.map(|(_, address)| address));
+    })
+}
+
+/// Where a route leads; `None` for one that is not ours.
+fn target(
+    route: &RawRoute,
+    socket: &mut Socket,
+    names: &mut Names,
+) -> Result<Option<RouteTarget>, KernelError> {
+    Ok(match route.target {
+        RawTarget::Blackhole => Some(RouteTarget::Blackhole),
+        RawTarget::Device { index, gateway, onlink } => {
+            let link = names.must_find(socket, index)?;
+            Some(match gateway {
+                Some(gateway) => RouteTarget::Via { gateway, link, onlink },
+                None => RouteTarget::Link(link),
+            })
+        }
+        RawTarget::NextHop { id, index: Some(index) } => {
+            Some(RouteTarget::NextHop { id, link: names.must_find(socket, index)? })
+        }
+        RawTarget::NextHop { index: None, .. } | RawTarget::Several | RawTarget::Other(_) => None,
+    })
 }
 
 /// Device names by index, asked for when first needed.
@@ -175,7 +193,7 @@ fn fdb(socket: &mut Socket, index: u32) -> Result<Vec<(MacAddr6, IpAddr)>, Kerne
 /// All next hop objects, by id: whoever made them, routes of ours may lead there.
 fn next_hops(socket: &mut Socket) -> Result<Vec<Shown>, KernelError> {
     let found = socket.dump(&message::dump_next_hops(), Vec::new, |found: &mut Vec<Shown>, body| {
-        found.extend(Shown::read(body))
+        found.extend(Shown::read(body));
     });
     let mut found = match found {
         // A kernel before 5.3.

@@ -59,7 +59,7 @@ impl Socket {
     pub(super) fn open() -> Result<Self, KernelError> {
         let inner = open().map_err(socket_error)?;
         let limit = TimeVal::new(LIMIT.as_secs().cast_signed(), 0);
-        setsockopt(&inner, sockopt::ReceiveTimeout, &limit).map_err(|errno| socket_error(errno.into()))?;
+        setsockopt(&inner, sockopt::ReceiveTimeout, &limit).map_err(socket_error)?;
         let room = raise_receive_buffer(&inner, ANSWER_BYTES);
         if let Err(error) = setsockopt(&inner, sockopt::SndBufForce, &(4 * BATCH_BYTES)) {
             tracing::debug!(%error, "the default send buffer, which is enough, stays");
@@ -344,8 +344,8 @@ pub(super) fn breaks_socket(error: &KernelError) -> bool {
 }
 
 /// An error of a system call.
-pub(super) fn socket_error(error: io::Error) -> KernelError {
-    KernelError::Socket(error.to_string())
+pub(super) fn socket_error(error: impl Into<io::Error>) -> KernelError {
+    KernelError::Socket(error.into().to_string())
 }
 
 fn message_error(error: wire::CutOff) -> KernelError {
