@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flan_backends::Backend;
-use flan_kernel::{Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, sysctl};
+use flan_kernel::{
+    Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
+};
 use flan_subnet_lease::{Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, WatchEvent};
 use ipnetwork::IpNetwork;
 use tokio::sync::{Notify, mpsc, watch};
@@ -56,6 +58,8 @@ struct Daemon<K, F> {
     due: Option<Instant>,
     /// When the kernel is to be read.
     read_due: Option<Instant>,
+    /// When memory that was needed for a moment is to be given back.
+    tidy_due: Option<Instant>,
     /// Rounds in a row in which something beside the kernel's objects failed.
     failures: u32,
     ready: bool,
@@ -78,6 +82,8 @@ const REPAIR_DEBOUNCE: Duration = Duration::from_millis(30);
 const READ_DEBOUNCE: Duration = Duration::from_millis(100);
 /// Changes of the external interface within this time are taken together: an address is replaced in two steps.
 const UNDERLAY_DEBOUNCE: Duration = Duration::from_millis(500);
+/// Memory is given back so long after much was done or read, when no more of the kind is likely to follow at once.
+const TIDY_DELAY: Duration = Duration::from_secs(1);
 
 impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Runs until the watch or the keeper is gone, which neither is by itself.
@@ -173,6 +179,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if heard.read {
             sooner(&mut self.read_due, READ_DEBOUNCE);
         }
+        if heard.has_read && self.leases.peer_count() >= MANY {
+            sooner(&mut self.tidy_due, TIDY_DELAY);
+        }
         if heard.underlay {
             self.underlay.look_in(UNDERLAY_DEBOUNCE);
         }
@@ -186,6 +195,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let dues = [
             self.due,
             self.read_due,
+            self.tidy_due,
             self.underlay.due(),
             self.leases.missing_until(),
             self.reconciler.due_at(Instant::now()),
@@ -201,6 +211,10 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
         if self.underlay.due().is_some_and(|due| due <= now) {
             self.look_at_underlay().await;
+        }
+        if self.tidy_due.is_some_and(|due| due <= now) {
+            self.tidy_due = None;
+            memory::give_back();
         }
         self.reconciler.tell(now);
         self.round().await;
@@ -325,6 +339,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             self.failures = 0;
         }
         if outcome.applied >= MANY {
+            sooner(&mut self.tidy_due, TIDY_DELAY);
             info!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
         } else if outcome.applied > 0 {
             debug!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
@@ -373,7 +388,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     }
 }
 
-/// Operations in one round that are worth a line in the log.
+/// Operations in one round that are worth a line in the log, and peers whose objects take memory worth the trouble.
 const MANY: usize = 100;
 
 /// How long to wait before what failed is tried again: 1 s, doubled each time, up to 30 s.

@@ -59,6 +59,8 @@ pub struct Heard {
     pub read: bool,
     /// The external interface may have changed.
     pub underlay: bool,
+    /// Everything has been read.
+    pub has_read: bool,
 }
 
 /// What one round did.
@@ -249,7 +251,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
     fn listen(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
-            let Heard { work, read, underlay } = self.take_in(changes);
+            let Heard { work, read, underlay, .. } = self.take_in(changes);
             self.noted.work |= work;
             self.noted.read |= read;
             self.noted.underlay |= underlay;
@@ -310,7 +312,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             }
         }
         self.known = true;
-        Heard { work: true, ..Heard::default() }
+        Heard { work: true, has_read: true, ..Heard::default() }
     }
 
     /// What is to be done and need not wait.

@@ -103,8 +103,8 @@ impl Ledger {
 
     /// What would bring the kernel in line, as [`diff`] orders it.
     pub fn operations(&self) -> Vec<Operation> {
-        // What is done to a device may take away whatever stands on it; else only what differs matters.
-        let whole = !self.links.is_in_line();
+        // What is done to a device that is there may take away whatever stands on it; else only what differs matters.
+        let whole = self.links.holds_what_differs();
         let (links, held_links) = self.links.sides(whole);
         let (addresses, held_addresses) = self.addresses.sides(whole);
         let (neighbours, held_neighbours) = self.neighbours.sides(whole);
@@ -168,11 +168,6 @@ impl Ledger {
     /// Whether a device stands as it is wanted, and so can carry what is wanted on it.
     pub fn stands(&self, link: LinkName) -> bool {
         self.links.held(&link).is_some_and(|link| link.up)
-    }
-
-    /// The names of the devices that are wanted.
-    pub fn wanted_links(&self) -> impl Iterator<Item = LinkName> {
-        self.links.wanted()
     }
 
     /// Whether our devices and their addresses are as wanted.

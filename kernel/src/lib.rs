@@ -11,6 +11,7 @@ mod diff;
 pub mod fake;
 pub mod firewall;
 mod ledger;
+pub mod memory;
 pub mod netlink;
 pub mod scheduling;
 mod state;

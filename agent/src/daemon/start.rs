@@ -140,6 +140,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         rules_due: false,
         due: None,
         read_due: None,
+        tidy_due: None,
         failures: 0,
         ready: false,
     };

@@ -1,8 +1,10 @@
 //! One kind of object: what is wanted of it, and where the kernel holds something else.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Objects of one kind, by name.
+/// Objects of one kind, by name. Tens of thousands of them change in one round, so that each is looked for as seldom as
+/// can be.
 #[derive(Debug, Clone)]
 pub(super) struct Table<K, V> {
     wanted: BTreeMap<K, Wanted<V>>,
@@ -16,7 +18,9 @@ pub(super) struct Table<K, V> {
 struct Wanted<V> {
     value: V,
     /// How often it is wanted: two leases of one host share what leads to it.
-    times: u32,
+    times: u16,
+    /// Whether `different` knows of it.
+    differs: bool,
 }
 
 impl<K, V> Default for Table<K, V> {
@@ -28,10 +32,20 @@ impl<K, V> Default for Table<K, V> {
 impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     pub(super) fn want(&mut self, more: impl IntoIterator<Item = (K, V)>) {
         for (key, value) in more {
-            let held = self.held(&key).cloned();
-            let times = self.wanted.get(&key).map_or(0, |wanted| wanted.times);
-            self.wanted.insert(key, Wanted { value, times: times + 1 });
-            self.set_held(key, held);
+            match self.wanted.entry(key) {
+                Entry::Vacant(place) => {
+                    let differs = note(&mut self.different, key, |held| held == Some(&value), None);
+                    place.insert(Wanted { value, times: 1, differs });
+                }
+                Entry::Occupied(mut standing) => {
+                    let standing = standing.get_mut();
+                    let before = std::mem::replace(&mut standing.value, value);
+                    standing.times = standing.times.saturating_add(1);
+                    let held = (!standing.differs).then_some(before);
+                    let value = &standing.value;
+                    standing.differs = note(&mut self.different, key, |held| held == Some(value), held);
+                }
+            }
         }
     }
 
@@ -40,21 +54,19 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
         K: 'a,
     {
         for &key in less {
-            let Some(wanted) = self.wanted.get_mut(&key) else { continue };
-            wanted.times -= 1;
-            if wanted.times == 0 {
-                let held = self.held(&key).cloned();
-                self.wanted.remove(&key);
-                self.set_held(key, held);
+            let Entry::Occupied(mut standing) = self.wanted.entry(key) else { continue };
+            standing.get_mut().times -= 1;
+            if standing.get().times == 0 {
+                let Wanted { value, differs, .. } = standing.remove();
+                note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
             }
         }
     }
 
     pub(super) fn give_up_all(&mut self) {
-        for (key, wanted) in std::mem::take(&mut self.wanted) {
-            self.different.entry(key).or_insert(Some(wanted.value));
+        for (key, Wanted { value, differs, .. }) in std::mem::take(&mut self.wanted) {
+            note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
         }
-        self.different.retain(|_, held| held.is_some());
     }
 
     /// Notes what the kernel holds. Answers whether that is news.
@@ -62,11 +74,7 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
         if let Some(heard) = &mut self.heard {
             heard.insert(key);
         }
-        let news = self.held(&key) != held.as_ref();
-        if news {
-            self.set_held(key, held);
-        }
-        news
+        self.set_held(key, held)
     }
 
     /// Notes that the kernel no longer holds what `goes`.
@@ -85,29 +93,25 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     /// Notes all that the kernel holds, but for what was heard of since the reading began. Answers what is news.
     pub(super) fn reset(&mut self, read: BTreeMap<K, V>) -> Vec<K> {
         let heard = self.heard.take().unwrap_or_default();
-        let mut news: Vec<(K, Option<V>)> = self
+        let gone: Vec<K> = self
             .all_held()
             .filter(|(key, _)| !read.contains_key(key) && !heard.contains(key))
-            .map(|(key, _)| (*key, None))
+            .map(|(key, _)| *key)
             .collect();
-        news.extend(
-            read.into_iter()
-                .filter(|(key, value)| !heard.contains(key) && self.held(key) != Some(value))
-                .map(|(key, value)| (key, Some(value))),
-        );
-        news.into_iter()
-            .map(|(key, held)| {
-                self.set_held(key, held);
-                key
-            })
-            .collect()
+        let mut news: Vec<K> = gone.into_iter().filter(|key| self.set_held(*key, None)).collect();
+        for (key, value) in read {
+            if !heard.contains(&key) && self.set_held(key, Some(value)) {
+                news.push(key);
+            }
+        }
+        news
     }
 
     /// What the kernel holds under a name.
     pub(super) fn held(&self, key: &K) -> Option<&V> {
-        match self.different.get(key) {
-            Some(held) => held.as_ref(),
-            None => self.wanted.get(key).map(|wanted| &wanted.value),
+        match self.wanted.get(key) {
+            Some(wanted) if !wanted.differs => Some(&wanted.value),
+            _ => self.different.get(key)?.as_ref(),
         }
     }
 
@@ -117,10 +121,9 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
             let wanted = self.wanted.iter().map(|(key, wanted)| (*key, wanted.value.clone())).collect();
             return (wanted, self.all_held().map(|(key, value)| (*key, value.clone())).collect());
         }
-        let names = || self.different.keys();
         let wanted = |key: &K| Some((*key, self.wanted.get(key)?.value.clone()));
-        let held = |key: &K| Some((*key, self.held(key)?.clone()));
-        (names().filter_map(wanted).collect(), names().filter_map(held).collect())
+        let held = |(key, held): (&K, &Option<V>)| Some((*key, held.clone()?));
+        (self.different.keys().filter_map(wanted).collect(), self.different.iter().filter_map(held).collect())
     }
 
     pub(super) fn differs(&self, key: &K) -> bool {
@@ -131,24 +134,65 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
         self.different.is_empty()
     }
 
-    pub(super) fn wanted(&self) -> impl Iterator<Item = K> {
-        self.wanted.keys().copied()
+    /// Whether something is held where something else is wanted, or nothing.
+    pub(super) fn holds_what_differs(&self) -> bool {
+        self.different.values().any(Option::is_some)
     }
 
     fn all_held(&self) -> impl Iterator<Item = (&K, &V)> {
-        let as_wanted = self
-            .wanted
-            .iter()
-            .filter(|(key, _)| !self.different.contains_key(key))
-            .map(|(key, wanted)| (key, &wanted.value));
-        as_wanted.chain(self.different.iter().filter_map(|(key, held)| Some((key, held.as_ref()?))))
+        let as_wanted = self.wanted.iter().filter(|(_, wanted)| !wanted.differs);
+        let different = self.different.iter().filter_map(|(key, held)| Some((key, held.as_ref()?)));
+        as_wanted.map(|(key, wanted)| (key, &wanted.value)).chain(different)
     }
 
-    fn set_held(&mut self, key: K, held: Option<V>) {
-        if self.wanted.get(&key).map(|wanted| &wanted.value) == held.as_ref() {
-            self.different.remove(&key);
-        } else {
-            self.different.insert(key, held);
+    /// Answers whether something else was held before.
+    fn set_held(&mut self, key: K, held: Option<V>) -> bool {
+        match self.wanted.get_mut(&key) {
+            Some(wanted) => {
+                let is_wanted = held.as_ref() == Some(&wanted.value);
+                let news = match wanted.differs {
+                    true => is_wanted || self.different.get(&key).is_none_or(|before| *before != held),
+                    false => !is_wanted,
+                };
+                if news {
+                    wanted.differs = !is_wanted;
+                    match is_wanted {
+                        true => drop(self.different.remove(&key)),
+                        false => drop(self.different.insert(key, held)),
+                    }
+                }
+                news
+            }
+            None => match held {
+                None => self.different.remove(&key).is_some(),
+                held => self.different.insert(key, held.clone()) != Some(held),
+            },
+        }
+    }
+}
+
+/// Puts what is held of `key` where it belongs, after what is wanted of it has changed: `held`, unless `different` knows
+/// better. Answers whether that is different from what is wanted.
+fn note<K: Ord, V>(
+    different: &mut BTreeMap<K, Option<V>>,
+    key: K,
+    is_wanted: impl FnOnce(Option<&V>) -> bool,
+    held: Option<V>,
+) -> bool {
+    match different.entry(key) {
+        Entry::Occupied(known) => {
+            let differs = !is_wanted(known.get().as_ref());
+            if !differs {
+                known.remove();
+            }
+            differs
+        }
+        Entry::Vacant(place) => {
+            let differs = !is_wanted(held.as_ref());
+            if differs {
+                place.insert(held);
+            }
+            differs
         }
     }
 }

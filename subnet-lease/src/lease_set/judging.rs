@@ -32,8 +32,8 @@ impl LeaseSet {
                 self.table.reach(&lease, &self.admission.config, &mut group);
             }
         }
-        let key = |id: Id| self.table.get(id).map(|slot| slot.lease.subnets.key());
-        by_age.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| key(a.1).cmp(&key(b.1))));
+        let subnets = |id: Id| self.table.get(id).map(|slot| slot.lease.subnets);
+        by_age.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| subnets(a.1).cmp(&subnets(b.1))));
         let mut taken = Taken::default();
         for (_, id) in by_age {
             let Some(slot) = self.table.get_mut(id) else { continue };
@@ -50,7 +50,7 @@ impl LeaseSet {
 }
 
 /// The lower, the older. Leases that a doubted list lacks come behind all that the store holds, as what is there wins
-/// over what was; then the revision at which they were created counts, then the key.
+/// over what was; then the revision at which they were created counts, then the place in the network.
 type Age = (bool, i64);
 
 /// What the older leases of a group have taken.

@@ -100,7 +100,7 @@ impl Whole {
             }
         }
         all.extend(self.missing.iter().map(|(key, lease)| (true, lease.create_revision, key, lease)));
-        all.sort_by_key(|(missing, age, key, _)| (*missing, *age, *key));
+        all.sort_by_key(|(missing, age, _, lease)| (*missing, *age, lease.subnets));
         let mut accepted: Vec<&Lease> = Vec::new();
         for (missing, _, key, lease) in all {
             let attributes = lease.attributes.clone();
