@@ -214,6 +214,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
         if self.tidy_due.is_some_and(|due| due <= now) {
             self.tidy_due = None;
+            self.reconciler.compact();
             memory::give_back();
         }
         self.reconciler.tell(now);

@@ -141,6 +141,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         self.known && self.ledger.has_devices()
     }
 
+    /// Takes as little memory as it can, as after very much has changed.
+    pub fn compact(&mut self) {
+        self.ledger.compact();
+    }
+
     /// Begins to read everything, unless that is being done.
     pub fn read(&mut self) {
         if self.reading.is_none() {
@@ -282,7 +287,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         let takes_routes_along = matches!(fact, Fact::NextHop(_, None));
         let object = object(fact);
         heard.work |= self.waiting.release(&object);
-        if self.ledger.observe(&fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
+        if self.ledger.observe(fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
             self.disturbed.insert(object);
             heard.work = true;
             heard.read |= takes_routes_along;

@@ -166,7 +166,9 @@ pub struct LinkChange {
 /// What goes down with a device is neither deleted by itself nor taken for present: the routes of a device that is
 /// down, everything on a device that is replaced, and the neighbours of a device whose MAC changes are added anew.
 pub fn diff(desired: &State, actual: &State) -> Vec<Operation> {
-    let mut operations = Vec::new();
+    // What is wanted of a new host; grown step by step, it would be copied as often.
+    let most = desired.neighbours.len() + desired.fdb.len() + desired.next_hops.len() + desired.routes.len();
+    let mut operations = Vec::with_capacity(most);
     let lost = add_links(desired, actual, &mut operations);
     add_addresses(desired, actual, &lost, &mut operations);
     add_neighbours(desired, actual, &lost, &mut operations);

@@ -153,6 +153,16 @@ impl Ledger {
         };
     }
 
+    /// Takes as little memory as it can, as after very much has changed.
+    pub fn compact(&mut self) {
+        self.links.compact();
+        self.addresses.compact();
+        self.neighbours.compact();
+        self.fdb.compact();
+        self.next_hops.compact();
+        self.routes.compact();
+    }
+
     /// Whether the kernel holds what is wanted of `object`, as far as is known.
     pub fn is_in_line(&self, object: &Object) -> bool {
         match object {

@@ -277,8 +277,26 @@ async fn take(
     let subnets = allocate(&claim.config, &taken, claim.previous.as_ref(), &mut rand::rng())
         .map_err(|exhausted| KeeperError::Exhausted { exhausted, holders: holders(&listing) })?;
     let held = put_with_new_lease(store, claim, subnets, &claim.attributes, 0).await?;
+    // That the key was free says all of a network with one family. With two, another host may have taken one of our
+    // subnets beside another one, under another key, in the same moment.
+    if claim.config.networks().count() > 1 && is_late(&held, &store.list().await?) {
+        store.delete(&subnets.key(), held.mod_revision).await?;
+        if let Some(etcd_lease) = held.etcd_lease {
+            store.revoke(etcd_lease).await?;
+        }
+        return Err(KeeperError::LostRace(subnets));
+    }
     info!(%subnets, "leased");
     Ok((held, listing))
+}
+
+/// Whether another host took a part of what we have just taken before us, as a list from after that says. Of two, the
+/// later one sees the earlier.
+fn is_late(held: &HeldLease, listing: &Listing) -> bool {
+    listing.entries.iter().any(|entry| {
+        entry.create_revision < held.mod_revision
+            && Subnets::from_key(&entry.key).is_ok_and(|other| other.overlaps(&held.subnets))
+    })
 }
 
 /// The next change; never, when nobody can make one any more.
@@ -523,6 +541,25 @@ mod tests {
 
     fn held() -> HeldLease {
         HeldLease { subnets: "10.5.3.0/24".parse().unwrap(), etcd_lease: Some(7), mod_revision: 10 }
+    }
+
+    #[test]
+    fn of_two_that_take_one_subnet_under_different_keys_the_later_is_late() {
+        let held = |key: &str, mod_revision| HeldLease {
+            subnets: Subnets::from_key(key).unwrap(),
+            etcd_lease: Some(7),
+            mod_revision,
+        };
+        let keys = [("10.5.90.0-24&fd00:5:0:1::-64", 5), ("10.5.90.0-24&fd00:5:0:2::-64", 6)];
+        let entry = |(key, revision): (&str, i64)| Entry {
+            key: key.to_owned(),
+            value: b"{}".to_vec(),
+            create_revision: revision,
+            mod_revision: revision,
+            etcd_lease: Some(7),
+        };
+        let listing = Listing { entries: keys.map(entry).into(), revision: 6, cluster_id: 1 };
+        assert_eq!(keys.map(|(key, revision)| is_late(&held(key, revision), &listing)), [false, true]);
     }
 
     #[test]

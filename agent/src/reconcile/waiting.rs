@@ -71,7 +71,7 @@ impl Waiting {
     pub(super) fn release_links(&mut self) -> bool {
         let links: Vec<Object> =
             self.waits.keys().filter(|object| matches!(object, Object::Link(_))).copied().collect();
-        links.iter().fold(false, |released, object| self.release(object) || released)
+        links.iter().filter(|object| self.release(object)).count() > 0
     }
 
     /// Another program has undone our repair again and again: the next one waits.

@@ -107,6 +107,11 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
         news
     }
 
+    /// Moves everything together. What was allocated in turn with other things that are gone by now lies scattered.
+    pub(super) fn compact(&mut self) {
+        self.wanted = std::mem::take(&mut self.wanted).into_iter().collect();
+    }
+
     /// What the kernel holds under a name.
     pub(super) fn held(&self, key: &K) -> Option<&V> {
         match self.wanted.get(key) {
@@ -207,7 +212,9 @@ mod tests {
         table
     }
 
-    fn sides(table: &Table<u8, &'static str>) -> (Vec<(u8, &'static str)>, Vec<(u8, &'static str)>) {
+    type Listed = Vec<(u8, &'static str)>;
+
+    fn sides(table: &Table<u8, &'static str>) -> (Listed, Listed) {
         let (wanted, held) = table.sides(false);
         (wanted.into_iter().collect(), held.into_iter().collect())
     }
