@@ -107,9 +107,15 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// # Errors
     /// When it cannot be read.
     pub async fn first_reading(&mut self) -> Result<State, KernelError> {
-        self.listen();
-        self.ledger.begin_reading();
-        let actual = self.kernel.snapshot(&self.ownership).await?;
+        let actual = loop {
+            self.listen();
+            self.ledger.begin_reading();
+            match self.kernel.snapshot(&self.ownership).await {
+                // Other programs change their objects so fast that ours cannot be read between.
+                Err(KernelError::Interrupted) => tokio::time::sleep(Duration::from_millis(100)).await,
+                read => break read?,
+            }
+        };
         self.listen();
         self.ledger.reset(actual.clone());
         self.known = true;

@@ -14,6 +14,9 @@ use super::backend::{self, Chosen};
 use crate::args::Args;
 use crate::interface::{self, External};
 
+/// How long after a look that led nowhere there is another.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// What is known of the external interface, and what is made from it.
 pub(super) struct UnderlayWatch {
     /// How it is to be found.
@@ -59,6 +62,7 @@ impl UnderlayWatch {
             warn!(reason, "cannot follow the external interface; going on with what it was");
         }
         self.problem = Some(reason.to_owned());
+        self.look_in(AGAIN);
     }
 }
 
