@@ -44,8 +44,9 @@ pub(super) struct Burst {
 
 /// A burst is over when nothing was repaired for this long.
 const QUIET: Duration = Duration::from_secs(1);
-/// So many of the same repair in such a time are a fight. Somebody who tries things out by hand is slower.
-const FIGHT: (u32, Duration) = (8, Duration::from_secs(10));
+/// A repair that is undone so many times in a row, each time so soon, is fought against. Damage by hand, or by a program
+/// that tries many things, comes more slowly. The time holds the moment for which we wait for more damage.
+const FIGHT: (u32, Duration) = (8, Duration::from_millis(60));
 /// The first wait in a fight, doubled each time, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A fight is over when the repair has lasted this long.
@@ -55,11 +56,11 @@ const REMEMBERED: usize = 1000;
 /// Repairs of the rules in a row that are worth a warning: somebody sets them back each time.
 const RULES_IN_A_ROW: u32 = 5;
 
-/// How often the same was repaired.
+/// The same repair, again and again.
 #[derive(Debug)]
 struct Lately {
-    since: Instant,
     last: Instant,
+    /// How often in a row it was undone at once.
     times: u32,
     /// How often it had to wait.
     waits: u32,
@@ -74,13 +75,8 @@ impl Burst {
         self.first.get_or_insert_with(|| operation.to_string());
         self.last = Some(now);
         if self.lately.len() < REMEMBERED {
-            let new = || Lately { since: now, last: now, times: 0, waits: 0 };
-            let lately = self.lately.entry(operation.to_string()).or_insert_with(new);
-            if lately.waits == 0 && now >= lately.since + FIGHT.1 {
-                (lately.since, lately.times) = (now, 0);
-            }
-            lately.last = now;
-            lately.times += 1;
+            let new = || Lately { last: now, times: 0, waits: 0 };
+            self.lately.entry(operation.to_string()).or_insert_with(new).last = now;
         }
     }
 
@@ -90,8 +86,12 @@ impl Burst {
             return None;
         }
         let lately = self.lately.get_mut(&operation.to_string())?;
-        let is_fight = lately.waits > 0 || (lately.times >= FIGHT.0 && now < lately.since + FIGHT.1);
-        is_fight.then(|| {
+        if now >= lately.last + FIGHT.1 {
+            (lately.times, lately.waits) = (0, 0);
+            return None;
+        }
+        lately.times += 1;
+        (lately.times >= FIGHT.0).then(|| {
             lately.waits += 1;
             (WAITS.0 * 2u32.pow((lately.waits - 1).min(6))).min(WAITS.1)
         })
