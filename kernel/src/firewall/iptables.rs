@@ -66,7 +66,14 @@ impl Forwarding {
             return Ok(false);
         }
         program::run(restore, &["-w", "5", "--noflush"], &transaction(&wanted, &standing)).await?;
-        self.settled = Some((wanted, self.standing().await?));
+        // Another program may have taken them away again before we looked: that is not how ours are worded.
+        let standing = self.standing().await?;
+        let (chain, jumps) = (!wanted.is_empty(), usize::from(!wanted.is_empty()));
+        let is_ours = standing.chain == chain
+            && standing.first == chain
+            && standing.jumps.len() == jumps
+            && standing.rules.len() == wanted.len();
+        self.settled = is_ours.then_some((wanted, standing));
         Ok(true)
     }
 

@@ -37,7 +37,9 @@ impl Masquerade {
         };
         let after = listing().await?;
         let changed = before != after;
-        self.written = Some(Written { script, listing: after });
+        // Another program may have taken the table away again before we looked: that is not how ours is worded.
+        let is_ours = after.is_some() == script.is_some();
+        self.written = is_ours.then_some(Written { script, listing: after });
         Ok(changed)
     }
 }
