@@ -298,25 +298,27 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
         peers::tell(&changes);
         for change in &changes.peers {
-            if let Some(before) = &change.before
-                && let Ok(planned) = self.backend.peer(before)
-            {
-                self.reconciler.give_up(&planned);
+            if let Some(before) = &change.before {
                 self.unreached.forget(before);
+                if let Ok(planned) = self.backend.peer(before) {
+                    self.reconciler.give_up(&planned);
+                }
             }
             if let Some(after) = &change.after {
-                self.unreached.forget(after);
-                self.plan_peer(after);
+                want_peer(&*self.backend, &mut self.reconciler, &mut self.unreached, after);
             }
         }
         self.peers_are_planned();
     }
 
-    fn plan_peer(&mut self, peer: &Lease) {
-        match self.backend.peer(peer) {
-            Ok(planned) => self.reconciler.want(planned),
-            Err(reason) => self.unreached.note(peer, &reason),
+    /// Wants for every peer what the backend plans, when nothing is wanted for any.
+    fn plan_all_peers(&mut self) {
+        self.unreached.clear();
+        peers::tell(&self.leases.take_changes());
+        for peer in self.leases.peers() {
+            want_peer(&*self.backend, &mut self.reconciler, &mut self.unreached, peer);
         }
+        self.peers_are_planned();
     }
 
     /// Tells those who go by the list of peers.
@@ -386,6 +388,19 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             warn!(%reason, "cannot enable forwarding: containers will not reach other hosts");
             format!("cannot enable forwarding: {reason}")
         })
+    }
+}
+
+/// Wants for a peer what the backend plans, or notes why it plans nothing.
+fn want_peer<K: Kernel, F: Firewall>(
+    backend: &dyn Backend,
+    reconciler: &mut Reconciler<K, F>,
+    unreached: &mut Unreached,
+    peer: &Lease,
+) {
+    match backend.peer(peer) {
+        Ok(planned) => reconciler.want(planned),
+        Err(reason) => unreached.note(peer, &reason),
     }
 }
 

@@ -130,21 +130,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         self.reconciler.give_up_all();
         self.host = flan_kernel::State::default();
         self.plan_host();
-        self.unreached.clear();
-        // Whatever has changed among the peers is planned with the rest.
-        super::peers::tell(&self.leases.take_changes());
-        let peers: Vec<_> = self
-            .leases
-            .peers()
-            .map(|peer| self.backend.peer(peer).map_err(|reason| (peer, reason)))
-            .collect();
-        for planned in peers {
-            match planned {
-                Ok(planned) => self.reconciler.want(planned),
-                Err((peer, reason)) => self.unreached.note(peer, &reason),
-            }
-        }
-        self.peers_are_planned();
+        self.plan_all_peers();
         self.schedule(Duration::ZERO);
     }
 }

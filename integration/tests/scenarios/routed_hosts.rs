@@ -93,7 +93,17 @@ fn hosts_on_one_link_reach_each_other_by_plain_routes_and_one_behind_a_router_is
             let lease = lab.etcd().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
             ensure!(lease.contains(r#""BackendType":"host-gw""#), "{lease}");
         }
-        on_all(&mut hosts, Host::ensure_agent_runs)
+        // The refused peer leaves: nothing is said of it any more.
+        hosts[2].kill_agent()?;
+        lab.etcd().delete(&format!("subnets/{}", envs[2].key()))?;
+        for host in &hosts[..2] {
+            wait::until("a status without the peer that has left", LIMIT, || {
+                let status = host.status()?;
+                ensure!(refusal(host, &envs[2]).is_err() && status["peers"] == 1, "{status}");
+                Ok(())
+            })?;
+        }
+        on_all(&mut hosts[..2], Host::ensure_agent_runs)
     })
 }
 
