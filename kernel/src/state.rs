@@ -75,30 +75,30 @@ pub struct Vxlan {
 }
 
 /// An address on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
-    /// The device.
-    pub link: LinkName,
     /// The address with its prefix length.
     pub address: IpNetwork,
+    /// The device.
+    pub link: LinkName,
 }
 
 /// The identity of a neighbour entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
-    /// The device.
-    pub link: LinkName,
     /// The neighbour's address.
     pub address: IpAddr,
+    /// The device.
+    pub link: LinkName,
 }
 
 /// The identity of a forwarding database entry: one MAC leads to one underlay address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FdbEntry {
-    /// The VXLAN device.
-    pub link: LinkName,
     /// The inner destination MAC.
     pub mac: MacAddr6,
+    /// The VXLAN device.
+    pub link: LinkName,
 }
 
 /// The identity of a next hop object: for one of ours, the IPv4 address of its gateway as a number, so that it is the
@@ -127,7 +127,7 @@ pub struct NextHop {
 }
 
 /// The identity of a route in the main table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteKey {
     /// Destination network.
     pub destination: IpNetwork,

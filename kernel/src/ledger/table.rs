@@ -1,17 +1,20 @@
 //! One kind of object: what is wanted of it, and where the kernel holds something else.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 /// Objects of one kind, by name. Tens of thousands of them change in one round, so that each is looked for as seldom as
-/// can be.
+/// can be, and where nobody asks for an order, by its hash: a tree of that size does not fit into the processor's cache.
 #[derive(Debug, Clone)]
 pub(super) struct Table<K, V> {
-    wanted: BTreeMap<K, Wanted<V>>,
+    wanted: HashMap<K, Wanted<V>>,
     /// What the kernel holds, where that is not what is wanted. Of all other names it holds what is wanted.
-    different: BTreeMap<K, Option<V>>,
+    different: HashMap<K, Option<V>>,
     /// What was heard of since the last reading began.
-    heard: Option<BTreeSet<K>>,
+    heard: Option<HashSet<K>>,
 }
 
 #[derive(Debug, Clone)]
@@ -25,11 +28,11 @@ struct Wanted<V> {
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Self { wanted: BTreeMap::new(), different: BTreeMap::new(), heard: None }
+        Self { wanted: HashMap::new(), different: HashMap::new(), heard: None }
     }
 }
 
-impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
+impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
     pub(super) fn want(&mut self, more: impl IntoIterator<Item = (K, V)>) {
         for (key, value) in more {
             match self.wanted.entry(key) {
@@ -87,7 +90,7 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
     }
 
     pub(super) fn begin_reading(&mut self) {
-        self.heard = Some(BTreeSet::new());
+        self.heard = Some(HashSet::new());
     }
 
     /// Notes all that the kernel holds, but for what was heard of since the reading began. Answers what is news.
@@ -107,9 +110,10 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
         news
     }
 
-    /// Moves everything together. What was allocated in turn with other things that are gone by now lies scattered.
+    /// Gives back the room of what is gone.
     pub(super) fn compact(&mut self) {
-        self.wanted = std::mem::take(&mut self.wanted).into_iter().collect();
+        self.wanted.shrink_to_fit();
+        self.different.shrink_to_fit();
     }
 
     /// What the kernel holds under a name.
@@ -178,8 +182,8 @@ impl<K: Ord + Copy, V: PartialEq + Clone> Table<K, V> {
 
 /// Puts what is held of `key` where it belongs, after what is wanted of it has changed: `held`, unless `different` knows
 /// better. Answers whether that is different from what is wanted.
-fn note<K: Ord, V>(
-    different: &mut BTreeMap<K, Option<V>>,
+fn note<K: Eq + Hash, V>(
+    different: &mut HashMap<K, Option<V>>,
     key: K,
     is_wanted: impl FnOnce(Option<&V>) -> bool,
     held: Option<V>,
