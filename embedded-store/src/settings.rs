@@ -76,7 +76,9 @@ impl Settings {
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let setting = |text: String| Err(StartError::Setting(text));
         if self.listen.is_empty() {
-            return setting("no URL to listen on is given; expected one such as http://127.0.0.1:2379".into());
+            return setting(
+                "no URL to listen on is given; expected one such as http://127.0.0.1:2379".into(),
+            );
         }
         for url in &self.listen {
             match &self.tls {
@@ -166,7 +168,10 @@ mod tests {
         assert!(settings(&["http://127.0.0.1:2379", "http://[::1]:2379"]).check().is_ok());
         let open = settings(&["http://127.0.0.1:2379", "http://10.0.0.1:2379"]);
         let refusal = open.check().unwrap_err().to_string();
-        assert!(refusal.contains("http://10.0.0.1:2379") && refusal.contains("--store-insecure"), "{refusal}");
+        assert!(
+            refusal.contains("http://10.0.0.1:2379") && refusal.contains("--store-insecure"),
+            "{refusal}"
+        );
         assert!(Settings { insecure: true, ..open }.check().is_ok());
         assert!(settings(&["https://10.0.0.1:2379"]).check().is_err(), "no certificate");
     }

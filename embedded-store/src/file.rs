@@ -1,0 +1,257 @@
+//! The file: everything that must outlive us, in one redb database. Only the writer writes it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use etcd_client::proto::PbKeyValue;
+use prost::Message;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::keys::Record;
+use crate::leases::Stored;
+use crate::refusal::Refusal;
+
+/// Changes of keys by revision and number in it: a `KeyValue` of etcd's `kv.proto`.
+const CHANGES: TableDefinition<'static, (i64, u32), &[u8]> = TableDefinition::new("changes");
+/// Leases by id: seconds granted, seconds that remain from a start on.
+const LEASES: TableDefinition<'static, i64, (i64, i64)> = TableDefinition::new("leases");
+/// Numbers by name.
+const NUMBERS: TableDefinition<'static, &str, i64> = TableDefinition::new("numbers");
+
+const REVISION: &str = "revision";
+const COMPACTED: &str = "compacted";
+const CLUSTER: &str = "cluster";
+const MEMBER: &str = "member";
+const STARTS: &str = "starts";
+const FORMAT: &str = "format";
+
+/// How the tables are to be read.
+const THIS_FORMAT: i64 = 1;
+/// Pages that redb keeps in memory. All that is read often is in ours.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// The open file.
+pub(crate) struct File {
+    path: PathBuf,
+    /// `None` after a write has failed: redb then has to read everything anew.
+    database: Option<Database>,
+}
+
+/// What a file holds.
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) records: Vec<Record>,
+    pub(crate) revision: i64,
+    pub(crate) compacted: i64,
+    pub(crate) leases: Vec<(i64, Stored)>,
+    pub(crate) identity: Identity,
+}
+
+/// Who we are to clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) cluster: u64,
+    pub(crate) member: u64,
+    /// How often the file was opened to be served, which stands for raft's term.
+    pub(crate) starts: u64,
+}
+
+/// What is written at once.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// The last revision, with everything in it.
+    pub(crate) revision: i64,
+    pub(crate) compacted: i64,
+    pub(crate) records: Vec<Arc<Record>>,
+    /// Records that nobody can see any more.
+    pub(crate) superfluous: Vec<(i64, u32)>,
+    /// Leases as they are; `None` for one that is gone.
+    pub(crate) leases: Vec<(i64, Option<Stored>)>,
+}
+
+impl File {
+    /// Opens the file, or makes it, and notes that it was opened.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Content), redb::Error> {
+        let database = database(path)?;
+        let identity = greet(&database)?;
+        let content = read(&database, identity)?;
+        Ok((Self { path: path.to_owned(), database: Some(database) }, content))
+    }
+
+    /// Writes all of a batch or nothing. What was written survives the loss of power.
+    pub(crate) fn write(&mut self, batch: &Batch) -> Result<(), Refusal> {
+        let written = self.try_write(batch);
+        if written.is_err() {
+            self.database = None;
+        }
+        written.map_err(|reason| match &reason {
+            redb::Error::Io(error) if is_for_want_of_space(error) => Refusal::NoSpace,
+            reason => Refusal::Broken(format!("cannot write {}: {reason}", self.path.display())),
+        })
+    }
+
+    /// The last revision that is on disk, where it can be told.
+    pub(crate) fn revision(&mut self) -> Option<i64> {
+        let transaction = self.opened().ok()?.begin_read().ok()?;
+        Some(transaction.open_table(NUMBERS).ok()?.get(REVISION).ok()??.value())
+    }
+
+    /// Size in bytes.
+    pub(crate) fn size(path: &Path) -> u64 {
+        std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+    }
+
+    fn opened(&mut self) -> Result<&Database, redb::Error> {
+        if self.database.is_none() {
+            self.database = Some(database(&self.path)?);
+        }
+        self.database.as_ref().ok_or(redb::Error::DatabaseClosed)
+    }
+
+    fn try_write(&mut self, batch: &Batch) -> Result<(), redb::Error> {
+        let transaction = self.opened()?.begin_write()?;
+        {
+            let mut changes = transaction.open_table(CHANGES)?;
+            for record in &batch.records {
+                let place = (record.kv.mod_revision, record.number);
+                changes.insert(place, record.kv.encode_to_vec().as_slice())?;
+            }
+            for place in &batch.superfluous {
+                changes.remove(place)?;
+            }
+            let mut leases = transaction.open_table(LEASES)?;
+            for (id, lease) in &batch.leases {
+                match lease {
+                    Some(lease) => drop(leases.insert(id, (lease.granted, lease.remaining))?),
+                    None => drop(leases.remove(id)?),
+                }
+            }
+            let mut numbers = transaction.open_table(NUMBERS)?;
+            numbers.insert(REVISION, batch.revision)?;
+            numbers.insert(COMPACTED, batch.compacted)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+fn database(path: &Path) -> Result<Database, redb::Error> {
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).create(path)?)
+}
+
+/// Makes a new file ours, and counts the starts of one that is.
+fn greet(database: &Database) -> Result<Identity, redb::Error> {
+    let transaction = database.begin_write()?;
+    let identity = {
+        transaction.open_table(CHANGES)?;
+        transaction.open_table(LEASES)?;
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        let number = |numbers: &redb::Table<'_, &str, i64>, name| {
+            numbers.get(name).map(|found| found.map(|found| found.value()))
+        };
+        match number(&numbers, FORMAT)? {
+            None => {
+                numbers.insert(FORMAT, THIS_FORMAT)?;
+                numbers.insert(REVISION, 1)?;
+                numbers.insert(CLUSTER, rand::random_range(1..i64::MAX))?;
+                numbers.insert(MEMBER, rand::random_range(1..i64::MAX))?;
+            }
+            Some(THIS_FORMAT) => {}
+            Some(other) => {
+                return Err(redb::Error::Corrupted(format!(
+                    "its format is {other}, and this version reads {THIS_FORMAT}: use the version that wrote it"
+                )));
+            }
+        }
+        let starts = number(&numbers, STARTS)?.unwrap_or(0) + 1;
+        numbers.insert(STARTS, starts)?;
+        let id = |name| number(&numbers, name).map(|found| found.unwrap_or(1).unsigned_abs());
+        Identity { cluster: id(CLUSTER)?, member: id(MEMBER)?, starts: starts.unsigned_abs() }
+    };
+    transaction.commit()?;
+    Ok(identity)
+}
+
+fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error> {
+    let transaction = database.begin_read()?;
+    let mut records = Vec::new();
+    for entry in transaction.open_table(CHANGES)?.iter()? {
+        let (place, bytes) = entry?;
+        let kv = PbKeyValue::decode(bytes.value()).map_err(|reason| {
+            redb::Error::Corrupted(format!("the change {:?} cannot be read: {reason}", place.value()))
+        })?;
+        records.push(Record { kv, number: place.value().1 });
+    }
+    let mut leases = Vec::new();
+    for entry in transaction.open_table(LEASES)?.iter()? {
+        let (id, lease) = entry?;
+        let (granted, remaining) = lease.value();
+        leases.push((id.value(), Stored { granted, remaining }));
+    }
+    let numbers = transaction.open_table(NUMBERS)?;
+    let number =
+        |name| -> Result<i64, redb::Error> { Ok(numbers.get(name)?.map_or(0, |found| found.value())) };
+    Ok(Content {
+        records,
+        revision: number(REVISION)?.max(1),
+        compacted: number(COMPACTED)?,
+        leases,
+        identity,
+    })
+}
+
+fn is_for_want_of_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_again_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let (mut file, content) = File::open(&path).unwrap();
+        assert_eq!((content.revision, content.compacted, content.identity.starts), (1, 0, 1));
+        let record = |key: &str, revision| {
+            let kv = PbKeyValue {
+                key: key.into(),
+                value: b"v".to_vec(),
+                create_revision: revision,
+                mod_revision: revision,
+                version: 1,
+                lease: 7,
+            };
+            Arc::new(Record { kv, number: 0 })
+        };
+        let lease = Stored { granted: 10, remaining: 4 };
+        let (a, b) = (record("a", 2), record("b", 3));
+        let batch = Batch {
+            revision: 3,
+            records: vec![a, b.clone()],
+            leases: vec![(7, Some(lease)), (8, Some(lease))],
+            ..Batch::default()
+        };
+        file.write(&batch).unwrap();
+        let batch = Batch {
+            revision: 3,
+            compacted: 3,
+            superfluous: vec![(2, 0)],
+            leases: vec![(8, None)],
+            ..Batch::default()
+        };
+        file.write(&batch).unwrap();
+        assert_eq!(file.revision(), Some(3));
+        drop(file);
+        let (_, again) = File::open(&path).unwrap();
+        assert_eq!(again.records, [(*b).clone()]);
+        assert_eq!((again.revision, again.compacted), (3, 3));
+        assert_eq!(again.leases, [(7, lease)]);
+        assert_eq!(again.identity, Identity { starts: 2, ..content.identity });
+    }
+}

@@ -1,0 +1,103 @@
+//! `service Lease`. A renewal touches memory alone, unless the file says that less remains.
+
+use std::pin::Pin;
+
+use etcd_client::proto::{
+    PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse,
+    PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService,
+    PbLeaseStatus, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse,
+};
+use tokio::time::Instant;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Service;
+use super::kv::unexpected;
+use crate::writer::{Answer, Request as Write};
+
+impl Service {
+    /// Sets a lease back to its full time; a time of 0 says that there is none.
+    async fn keep_alive(&self, id: i64) -> PbLeaseKeepAliveResponse {
+        let renewed = self.shared.state_mut().leases.renew(id, Instant::now());
+        if let Some((_, true)) = renewed {
+            // A full disk does not keep anybody from renewing: only a start would give less time.
+            let _ = self.shared.write(Write::Checkpoint(vec![id])).await;
+        }
+        let ttl = renewed.map_or(0, |(seconds, _)| seconds);
+        PbLeaseKeepAliveResponse { header: self.header(), id, ttl }
+    }
+}
+
+#[tonic::async_trait]
+impl PbLeaseService for Service {
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<PbLeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_grant(
+        &self,
+        request: Request<PbLeaseGrantRequest>,
+    ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        let PbLeaseGrantRequest { ttl, id } = request.into_inner();
+        match self.shared.write(Write::Grant { id, seconds: ttl }).await? {
+            Answer::Granted { id, seconds, revision } => Ok(Response::new(PbLeaseGrantResponse {
+                header: self.header_at(revision),
+                id,
+                ttl: seconds,
+                error: String::new(),
+            })),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<PbLeaseRevokeRequest>,
+    ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        match self.shared.write(Write::Revoke(request.into_inner().id)).await? {
+            Answer::Done(revision) => {
+                Ok(Response::new(PbLeaseRevokeResponse { header: self.header_at(revision) }))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<PbLeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let service = self.clone();
+        let answers = request.into_inner().then(move |asked| {
+            let service = service.clone();
+            async move { Ok(service.keep_alive(asked?.id).await) }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<PbLeaseTimeToLiveRequest>,
+    ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
+        let PbLeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let header = self.header();
+        let state = self.shared.state();
+        let response = match state.leases.look(id, Instant::now()) {
+            Some((ttl, granted_ttl, kept)) => PbLeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl,
+                granted_ttl,
+                keys: if keys { kept.cloned().collect() } else { Vec::new() },
+            },
+            None => PbLeaseTimeToLiveResponse { header, id, ttl: -1, ..PbLeaseTimeToLiveResponse::default() },
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        _: Request<PbLeaseLeasesRequest>,
+    ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
+        let ids = self.shared.state().leases.ids();
+        let leases = ids.into_iter().map(|id| PbLeaseStatus { id }).collect();
+        Ok(Response::new(PbLeaseLeasesResponse { header: self.header(), leases }))
+    }
+}

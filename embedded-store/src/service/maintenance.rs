@@ -1,0 +1,140 @@
+//! `service Maintenance` and `service Cluster`: how the store is, and that it is alone.
+
+use etcd_client::proto::{
+    PbAlarmMember, PbAlarmRequest, PbAlarmResponse, PbClusterService, PbDefragmentRequest,
+    PbDefragmentResponse, PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse,
+    PbHashRequest, PbHashResponse, PbMaintenanceService, PbMember, PbMemberAddRequest, PbMemberAddResponse,
+    PbMemberListRequest, PbMemberListResponse, PbMemberPromoteRequest, PbMemberPromoteResponse,
+    PbMemberRemoveRequest, PbMemberRemoveResponse, PbMemberUpdateRequest, PbMemberUpdateResponse,
+    PbMoveLeaderRequest, PbMoveLeaderResponse, PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest,
+    PbStatusResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::Service;
+use crate::file::File;
+use crate::refusal::not_served;
+
+/// The version of etcd whose answers ours are held against, and that we are not it.
+const VERSION: &str = concat!("3.4.0+flan.", env!("CARGO_PKG_VERSION"));
+/// `AlarmAction` and `AlarmType` in etcd's `rpc.proto`.
+const ASK: i32 = 0;
+const NO_SPACE: i32 = 1;
+/// The name in the list of members.
+const NAME: &str = "flan";
+
+#[tonic::async_trait]
+impl PbMaintenanceService for Service {
+    type SnapshotStream = tokio_stream::Empty<Result<PbSnapshotResponse, Status>>;
+
+    async fn alarm(&self, request: Request<PbAlarmRequest>) -> Result<Response<PbAlarmResponse>, Status> {
+        let request = request.into_inner();
+        if request.action != ASK {
+            // An alarm ends by itself, with what it is about.
+            return Err(not_served("Maintenance/Alarm with another action than GET"));
+        }
+        let is_asked_for = request.alarm == 0 || request.alarm == NO_SPACE;
+        let alarm = PbAlarmMember { member_id: self.identity.member, alarm: NO_SPACE };
+        let alarms = if self.shared.is_full() && is_asked_for { vec![alarm] } else { Vec::new() };
+        Ok(Response::new(PbAlarmResponse { header: self.header(), alarms }))
+    }
+
+    async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
+        let size = i64::try_from(File::size(&self.file)).unwrap_or(i64::MAX);
+        let index = u64::try_from(self.shared.revision()).unwrap_or(0);
+        let alarm = || format!("memberID:{} alarm:NOSPACE ", self.identity.member);
+        Ok(Response::new(PbStatusResponse {
+            header: self.header(),
+            version: VERSION.to_owned(),
+            db_size: size,
+            db_size_in_use: size,
+            leader: self.identity.member,
+            raft_term: self.identity.starts,
+            raft_index: index,
+            raft_applied_index: index,
+            errors: self.shared.is_full().then(alarm).into_iter().collect(),
+            ..PbStatusResponse::default()
+        }))
+    }
+
+    async fn defragment(
+        &self,
+        _: Request<PbDefragmentRequest>,
+    ) -> Result<Response<PbDefragmentResponse>, Status> {
+        Err(not_served("Maintenance/Defragment"))
+    }
+
+    async fn hash(&self, _: Request<PbHashRequest>) -> Result<Response<PbHashResponse>, Status> {
+        Err(not_served("Maintenance/Hash"))
+    }
+
+    async fn hash_kv(&self, _: Request<PbHashKvRequest>) -> Result<Response<PbHashKvResponse>, Status> {
+        Err(not_served("Maintenance/HashKV"))
+    }
+
+    async fn snapshot(
+        &self,
+        _: Request<PbSnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(not_served("Maintenance/Snapshot"))
+    }
+
+    async fn move_leader(
+        &self,
+        _: Request<PbMoveLeaderRequest>,
+    ) -> Result<Response<PbMoveLeaderResponse>, Status> {
+        Err(not_served("Maintenance/MoveLeader"))
+    }
+
+    async fn downgrade(
+        &self,
+        _: Request<PbDowngradeRequest>,
+    ) -> Result<Response<PbDowngradeResponse>, Status> {
+        Err(not_served("Maintenance/Downgrade"))
+    }
+}
+
+#[tonic::async_trait]
+impl PbClusterService for Service {
+    async fn member_list(
+        &self,
+        _: Request<PbMemberListRequest>,
+    ) -> Result<Response<PbMemberListResponse>, Status> {
+        let member = PbMember {
+            id: self.identity.member,
+            name: NAME.to_owned(),
+            peer_ur_ls: Vec::new(),
+            client_ur_ls: self.client_urls.to_vec(),
+            is_learner: false,
+        };
+        Ok(Response::new(PbMemberListResponse { header: self.header(), members: vec![member] }))
+    }
+
+    async fn member_add(
+        &self,
+        _: Request<PbMemberAddRequest>,
+    ) -> Result<Response<PbMemberAddResponse>, Status> {
+        Err(not_served("Cluster/MemberAdd"))
+    }
+
+    async fn member_remove(
+        &self,
+        _: Request<PbMemberRemoveRequest>,
+    ) -> Result<Response<PbMemberRemoveResponse>, Status> {
+        Err(not_served("Cluster/MemberRemove"))
+    }
+
+    async fn member_update(
+        &self,
+        _: Request<PbMemberUpdateRequest>,
+    ) -> Result<Response<PbMemberUpdateResponse>, Status> {
+        Err(not_served("Cluster/MemberUpdate"))
+    }
+
+    async fn member_promote(
+        &self,
+        _: Request<PbMemberPromoteRequest>,
+    ) -> Result<Response<PbMemberPromoteResponse>, Status> {
+        Err(not_served("Cluster/MemberPromote"))
+    }
+}

@@ -1,0 +1,255 @@
+//! One watch: what it looks for, and how far it has been told.
+
+use std::sync::Arc;
+
+use etcd_client::proto::PbEvent;
+use prost::Message;
+
+use crate::keys::{Record, Span};
+use crate::state::State;
+
+/// `FilterType` and `EventType` in etcd's `rpc.proto` and `kv.proto`.
+const NO_PUT: i32 = 0;
+const NO_DELETE: i32 = 1;
+const PUT: i32 = 0;
+const DELETE: i32 = 1;
+
+/// A response ends after the revision with which it has so many bytes of events.
+const RESPONSE_BYTES: usize = 1 << 20;
+
+/// What a client asks to be told.
+#[derive(Debug, Default)]
+pub(super) struct Wish {
+    pub(super) key: Vec<u8>,
+    pub(super) range_end: Vec<u8>,
+    /// The first revision that it wants to hear of; 0 for the next.
+    pub(super) start_revision: i64,
+    pub(super) filters: Vec<i32>,
+    pub(super) prev_kv: bool,
+    pub(super) progress_notify: bool,
+    /// Whether the events of one revision may come in several responses.
+    pub(super) fragment: bool,
+}
+
+/// A watch.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    wish: Wish,
+    /// The first revision that was not told.
+    next: i64,
+    /// What is left of a revision that comes in several responses.
+    rest: Vec<PbEvent>,
+    /// Whether it was told of something since the last time that progress was.
+    was_told: bool,
+}
+
+/// What a watch is to be told.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    /// Nothing has happened.
+    Nothing,
+    /// This, and nothing else up to a revision, unless more of that revision follows.
+    Events { revision: i64, events: Vec<PbEvent>, fragment: bool },
+    /// What it wants to hear of is forgotten, up to this revision.
+    Compacted(i64),
+}
+
+impl Cursor {
+    /// A watch that begins now, at the given revision.
+    pub(super) fn new(mut wish: Wish, revision: i64) -> Result<Self, &'static str> {
+        if wish.key.is_empty() {
+            wish.key = vec![0];
+        }
+        let ends_before = !wish.range_end.is_empty() && wish.range_end != [0] && wish.range_end <= wish.key;
+        if ends_before {
+            return Err("mvcc: watcher range is empty");
+        }
+        let next = if wish.start_revision > 0 { wish.start_revision } else { revision + 1 };
+        Ok(Self { wish, next, rest: Vec::new(), was_told: false })
+    }
+
+    /// Goes on over what it does not look for. Answers whether there is anything to be told.
+    pub(super) fn skip(&mut self, state: &State) -> bool {
+        if self.next < state.keys.compacted() || !self.rest.is_empty() {
+            return true;
+        }
+        let end = state.stored + 1;
+        let found = state
+            .keys
+            .changes_since(self.next - 1)
+            .take_while(|(revision, _)| *revision < end)
+            .find(|(_, changes)| changes.iter().any(|change| self.looks_for(change)));
+        match found {
+            Some((revision, _)) => self.next = revision,
+            None => self.next = self.next.max(end),
+        }
+        found.is_some()
+    }
+
+    pub(super) fn next(&mut self, state: &State) -> Next {
+        if !self.rest.is_empty() {
+            return self.fragment();
+        }
+        if self.next < state.keys.compacted() {
+            return Next::Compacted(state.keys.compacted());
+        }
+        let mut events: Vec<PbEvent> = Vec::new();
+        let mut bytes = 0;
+        let mut told = self.next - 1;
+        for (revision, changes) in state.keys.changes_since(self.next - 1) {
+            if revision > state.stored || bytes >= RESPONSE_BYTES {
+                break;
+            }
+            for change in changes.iter().filter(|change| self.looks_for(change)) {
+                let event = self.event(state, change);
+                bytes += event.encoded_len();
+                events.push(event);
+            }
+            told = revision;
+        }
+        self.next = told + 1;
+        if events.is_empty() {
+            return Next::Nothing;
+        }
+        self.was_told = true;
+        if self.wish.fragment && bytes > RESPONSE_BYTES {
+            self.rest = events;
+            return self.fragment();
+        }
+        Next::Events { revision: told, events, fragment: false }
+    }
+
+    /// Whether it asked for a word when nothing has happened, and nothing has since this was last asked.
+    pub(super) fn is_to_be_told(&mut self) -> bool {
+        self.wish.progress_notify && !std::mem::take(&mut self.was_told)
+    }
+
+    fn fragment(&mut self) -> Next {
+        let mut bytes = 0;
+        let fitting = self
+            .rest
+            .iter()
+            .take_while(|event| {
+                bytes += event.encoded_len();
+                bytes <= RESPONSE_BYTES
+            })
+            .count();
+        let later = self.rest.split_off(fitting.max(1).min(self.rest.len()));
+        let events = std::mem::replace(&mut self.rest, later);
+        Next::Events { revision: self.next - 1, events, fragment: !self.rest.is_empty() }
+    }
+
+    fn looks_for(&self, change: &Arc<Record>) -> bool {
+        let kind = if change.is_deletion() { NO_DELETE } else { NO_PUT };
+        Span::new(&self.wish.key, &self.wish.range_end).contains(&change.kv.key)
+            && !self.wish.filters.contains(&kind)
+    }
+
+    fn event(&self, state: &State, change: &Record) -> PbEvent {
+        let before = change.kv.mod_revision - 1;
+        let prev_kv = match self.wish.prev_kv && before >= state.keys.compacted() {
+            true => state.keys.find(&change.kv.key, before).map(|record| record.kv.clone()),
+            false => None,
+        };
+        PbEvent {
+            r#type: if change.is_deletion() { DELETE } else { PUT },
+            kv: Some(change.kv.clone()),
+            prev_kv,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Keys;
+    use crate::leases::Leases;
+
+    fn state(changes: &[(&str, &str)]) -> State {
+        let mut keys = Keys::load(Vec::new(), 1, 0).0;
+        for (key, value) in changes {
+            match *value {
+                "" => keys.delete((*key).into()),
+                value => keys.put((*key).into(), value.into(), 0),
+            }
+            keys.end_step();
+        }
+        State::new(keys, Leases::default())
+    }
+
+    fn told(next: Next) -> Vec<(i64, String)> {
+        let Next::Events { events, .. } = next else { panic!("{next:?}") };
+        let told = |event: PbEvent| {
+            let kv = event.kv.unwrap();
+            (kv.mod_revision, String::from_utf8(kv.key).unwrap())
+        };
+        events.into_iter().map(told).collect()
+    }
+
+    fn wish(key: &str, end: &str) -> Wish {
+        Wish { key: key.into(), range_end: end.into(), ..Wish::default() }
+    }
+
+    #[test]
+    fn a_watch_goes_on_from_where_it_is() {
+        let mut state = state(&[("a", "1"), ("b", "1"), ("a", "2")]);
+        let mut cursor = Cursor::new(Wish { start_revision: 2, ..wish("a", "") }, state.stored).unwrap();
+        assert_eq!(told(cursor.next(&state)), [(2, "a".to_owned()), (4, "a".to_owned())]);
+        assert_eq!(cursor.next(&state), Next::Nothing);
+        state.keys.put(b"a".to_vec(), b"3".to_vec(), 0);
+        state.keys.end_step();
+        assert!(!cursor.skip(&state), "what is not on disk is not told");
+        state.stored = 5;
+        assert!(cursor.skip(&state));
+        assert_eq!(told(cursor.next(&state)), [(5, "a".to_owned())]);
+    }
+
+    #[test]
+    fn a_watch_from_the_future_waits_for_it() {
+        let state = state(&[("a", "1"), ("a", "2")]);
+        let mut cursor = Cursor::new(Wish { start_revision: 9, ..wish("a", "") }, state.stored).unwrap();
+        assert!(!cursor.skip(&state));
+        assert_eq!((cursor.next(&state), cursor.next), (Next::Nothing, 9));
+    }
+
+    #[test]
+    fn what_is_forgotten_cannot_be_told() {
+        let mut state = state(&[("a", "1"), ("a", "2"), ("a", "3")]);
+        state.compact(3).unwrap();
+        let mut cursor = Cursor::new(Wish { start_revision: 2, ..wish("a", "") }, state.stored).unwrap();
+        assert!(cursor.skip(&state));
+        assert_eq!(cursor.next(&state), Next::Compacted(3));
+        let mut cursor = Cursor::new(Wish { start_revision: 3, ..wish("a", "") }, state.stored).unwrap();
+        assert_eq!(told(cursor.next(&state)).len(), 2);
+    }
+
+    #[test]
+    fn filters_and_previous_values_are_as_asked_for() {
+        let state = state(&[("a", "1"), ("a", "2"), ("a", "")]);
+        let asked = Wish { start_revision: 1, filters: vec![NO_PUT], prev_kv: true, ..wish("a", "") };
+        let Next::Events { events, .. } = Cursor::new(asked, state.stored).unwrap().next(&state) else {
+            panic!()
+        };
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].r#type, DELETE);
+        assert_eq!(events[0].prev_kv.as_ref().unwrap().value, b"2");
+    }
+
+    #[test]
+    fn much_is_told_in_several_responses() {
+        let large = "x".repeat(600_000);
+        let mut state = state(&[]);
+        for key in ["a", "b", "c"] {
+            state.keys.put(key.into(), large.clone().into(), 0);
+        }
+        state.keys.end_step();
+        state.stored = 2;
+        let asked = Wish { start_revision: 1, fragment: true, ..wish("a", "z") };
+        let mut cursor = Cursor::new(asked, state.stored).unwrap();
+        let mut seen = Vec::new();
+        while let Next::Events { events, fragment, .. } = cursor.next(&state) {
+            seen.push((events.len(), fragment));
+        }
+        assert_eq!(seen, [(1, true), (1, true), (1, false)]);
+    }
+}

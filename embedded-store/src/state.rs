@@ -1,0 +1,234 @@
+//! What the store holds, and what each request makes of it. Pure: time is an argument. etcd's `server/apply.go` is what it
+//! must agree with.
+
+mod txn;
+
+use etcd_client::proto::{
+    PbDeleteRequest, PbDeleteResponse, PbKeyValue, PbPutRequest, PbPutResponse, PbRangeRequest,
+    PbRangeResponse, PbResponseHeader,
+};
+use tokio::time::Instant;
+
+use crate::keys::{Keys, Span};
+use crate::leases::Leases;
+use crate::refusal::Refusal;
+
+/// Keys and leases.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) keys: Keys,
+    pub(crate) leases: Leases,
+    /// The last revision that is on disk: nobody is shown what comes after it.
+    pub(crate) stored: i64,
+}
+
+impl State {
+    /// Keys and leases as they are on disk.
+    pub(crate) fn new(keys: Keys, mut leases: Leases) -> Self {
+        let revision = keys.revision();
+        for record in keys.range(Span::new(&[0], &[0]), revision) {
+            leases.move_key(&record.kv.key, 0, record.kv.lease);
+        }
+        leases.stored();
+        Self { keys, leases, stored: revision }
+    }
+
+    /// What a range holds, as far as it is on disk.
+    pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Refusal> {
+        self.range_at(request, self.stored)
+    }
+
+    /// Number of keys, as far as they are on disk.
+    pub(crate) fn key_count(&self) -> usize {
+        self.keys.range(Span::new(&[0], &[0]), self.stored).count()
+    }
+
+    pub(crate) fn put(&mut self, request: PbPutRequest) -> Result<PbPutResponse, Refusal> {
+        self.check_put(&request)?;
+        let response = self.put_in_step(request);
+        self.keys.end_step();
+        Ok(response)
+    }
+
+    pub(crate) fn delete(&mut self, request: &PbDeleteRequest) -> PbDeleteResponse {
+        let response = self.delete_in_step(request);
+        self.keys.end_step();
+        response
+    }
+
+    /// Ends a lease and deletes what it kept.
+    pub(crate) fn revoke(&mut self, id: i64) -> Result<(), Refusal> {
+        for key in self.leases.revoke(id)? {
+            self.keys.delete(key);
+        }
+        self.keys.end_step();
+        Ok(())
+    }
+
+    /// Ends a lease if its time is over: it may have been renewed or revoked since somebody saw that.
+    pub(crate) fn expire(&mut self, id: i64, now: Instant) {
+        if self.leases.has_expired(id, now) {
+            // It is there.
+            let _ = self.revoke(id);
+        }
+    }
+
+    /// Forgets the history up to a revision. Answers which records go.
+    pub(crate) fn compact(&mut self, revision: i64) -> Result<Vec<(i64, u32)>, Refusal> {
+        if revision <= self.keys.compacted() {
+            return Err(Refusal::Compacted);
+        }
+        if revision > self.keys.revision() {
+            return Err(Refusal::FutureRevision);
+        }
+        Ok(self.keys.compact(revision))
+    }
+
+    /// Undoes everything that is not on disk.
+    pub(crate) fn take_back(&mut self) {
+        self.keys.take_back(self.stored);
+        self.leases.take_back();
+    }
+
+    /// Refuses a put that the store as it is cannot carry out.
+    fn check_put(&self, request: &PbPutRequest) -> Result<(), Refusal> {
+        let is_there = || self.keys.find(&request.key, self.keys.revision_in_step()).is_some();
+        if request.lease != 0 && !self.leases.contains(request.lease) {
+            return Err(Refusal::LeaseNotFound);
+        }
+        if (request.ignore_value || request.ignore_lease) && !is_there() {
+            return Err(Refusal::KeyNotFound);
+        }
+        Ok(())
+    }
+
+    fn put_in_step(&mut self, request: PbPutRequest) -> PbPutResponse {
+        let before = self.keys.find(&request.key, self.keys.revision_in_step()).cloned();
+        let before = before.as_ref().map(|record| &record.kv);
+        let held_by = before.map_or(0, |before| before.lease);
+        let value = match before.filter(|_| request.ignore_value) {
+            Some(before) => before.value.clone(),
+            None => request.value,
+        };
+        let lease = if request.ignore_lease { held_by } else { request.lease };
+        let prev_kv = before.filter(|_| request.prev_kv).cloned();
+        self.leases.move_key(&request.key, held_by, lease);
+        self.keys.put(request.key, value, lease);
+        PbPutResponse { header: header(self.keys.revision_in_step()), prev_kv }
+    }
+
+    fn delete_in_step(&mut self, request: &PbDeleteRequest) -> PbDeleteResponse {
+        let span = Span::new(&request.key, &request.range_end);
+        let found: Vec<_> = self.keys.range(span, self.keys.revision_in_step()).cloned().collect();
+        for record in &found {
+            self.leases.move_key(&record.kv.key, record.kv.lease, 0);
+            self.keys.delete(record.kv.key.clone());
+        }
+        PbDeleteResponse {
+            header: header(self.keys.revision_in_step()),
+            deleted: count(found.len()),
+            prev_kvs: match request.prev_kv {
+                true => found.into_iter().map(|record| record.kv.clone()).collect(),
+                false => Vec::new(),
+            },
+        }
+    }
+
+    /// Refuses a range of a time that nobody knows.
+    fn check_range(&self, request: &PbRangeRequest, current: i64) -> Result<(), Refusal> {
+        if request.revision > current {
+            return Err(Refusal::FutureRevision);
+        }
+        if request.revision > 0 && request.revision < self.keys.compacted() {
+            return Err(Refusal::Compacted);
+        }
+        Ok(())
+    }
+
+    fn range_at(&self, request: &PbRangeRequest, current: i64) -> Result<PbRangeResponse, Refusal> {
+        self.check_range(request, current)?;
+        let revision = if request.revision > 0 { request.revision } else { current };
+        let mut found = self.keys.range(Span::new(&request.key, &request.range_end), revision);
+        let mut response = PbRangeResponse { header: header(current), ..PbRangeResponse::default() };
+        if request.count_only {
+            response.count = count(found.count());
+            return Ok(response);
+        }
+        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let mut kvs: Vec<&PbKeyValue>;
+        if is_in_order(request) {
+            kvs = found.by_ref().take(limit).map(|record| &record.kv).collect();
+            let rest = found.count();
+            response.more = rest > 0;
+            response.count = count(kvs.len() + rest);
+        } else {
+            kvs = found.map(|record| &record.kv).collect();
+            response.count = count(kvs.len());
+            kvs.retain(|kv| is_within(request, kv));
+            sort(request, &mut kvs);
+            response.more = kvs.len() > limit;
+            kvs.truncate(limit);
+        }
+        let copy = |kv: &PbKeyValue| match request.keys_only {
+            true => PbKeyValue { value: Vec::new(), key: kv.key.clone(), ..*kv },
+            false => kv.clone(),
+        };
+        response.kvs = kvs.into_iter().map(copy).collect();
+        Ok(response)
+    }
+}
+
+/// A header that tells a revision; who answers adds who it is.
+pub(crate) fn header(revision: i64) -> Option<PbResponseHeader> {
+    Some(PbResponseHeader { revision, ..PbResponseHeader::default() })
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// `SortOrder` and `SortTarget` of etcd's `rpc.proto`.
+mod sorting {
+    pub(super) const UNSORTED: i32 = 0;
+    pub(super) const DESCENDING: i32 = 2;
+    pub(super) const BY_KEY: i32 = 0;
+    pub(super) const BY_VERSION: i32 = 1;
+    pub(super) const BY_CREATION: i32 = 2;
+    pub(super) const BY_CHANGE: i32 = 3;
+    pub(super) const BY_VALUE: i32 = 4;
+}
+
+/// Whether the keys are answered in their own order, and all of them.
+fn is_in_order(request: &PbRangeRequest) -> bool {
+    let by_key = request.sort_target == sorting::BY_KEY && request.sort_order != sorting::DESCENDING;
+    let bounds = [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ];
+    by_key && bounds == [0; 4]
+}
+
+fn is_within(request: &PbRangeRequest, kv: &PbKeyValue) -> bool {
+    let within = |revision, min, max| (min == 0 || revision >= min) && (max == 0 || revision <= max);
+    within(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
+        && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
+}
+
+fn sort(request: &PbRangeRequest, kvs: &mut [&PbKeyValue]) {
+    match request.sort_target {
+        sorting::BY_VERSION => kvs.sort_by_key(|kv| kv.version),
+        sorting::BY_CREATION => kvs.sort_by_key(|kv| kv.create_revision),
+        sorting::BY_CHANGE => kvs.sort_by_key(|kv| kv.mod_revision),
+        sorting::BY_VALUE => kvs.sort_by(|one, other| one.value.cmp(&other.value)),
+        _ if request.sort_order == sorting::UNSORTED => {}
+        _ => kvs.sort_by(|one, other| one.key.cmp(&other.key)),
+    }
+    if request.sort_order == sorting::DESCENDING {
+        kvs.reverse();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Transactions: all comparisons first, of the nested ones too, then the branches that they chose, as one revision.
+
+use etcd_client::proto::{
+    PbCompare, PbKeyValue, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest,
+    PbTxnRequestOp, PbTxnResponse,
+};
+
+use super::{State, header};
+use crate::keys::Span;
+use crate::refusal::Refusal;
+
+/// The numbers of `CompareResult` and `CompareTarget` in etcd's `rpc.proto`.
+mod comparing {
+    pub(super) const EQUAL: i32 = 0;
+    pub(super) const GREATER: i32 = 1;
+    pub(super) const LESS: i32 = 2;
+    pub(super) const NOT_EQUAL: i32 = 3;
+    pub(super) const VERSION: i32 = 0;
+    pub(super) const CREATION: i32 = 1;
+    pub(super) const CHANGE: i32 = 2;
+    pub(super) const VALUE: i32 = 3;
+    pub(super) const LEASE: i32 = 4;
+}
+
+/// What a transaction will do: the branch of it that is taken, and of each transaction in that branch.
+struct Path<'a> {
+    succeeded: bool,
+    operations: &'a [PbTxnRequestOp],
+    inner: Vec<Path<'a>>,
+}
+
+impl State {
+    pub(crate) fn txn(&mut self, request: &PbTxnRequest) -> Result<PbTxnResponse, Refusal> {
+        let path = self.path(request);
+        self.check_path(&path)?;
+        let response = self.take_path(&path);
+        self.keys.end_step();
+        response
+    }
+
+    fn path<'a>(&self, request: &'a PbTxnRequest) -> Path<'a> {
+        let succeeded = request.compare.iter().all(|compare| self.holds(compare));
+        let operations = if succeeded { &request.success } else { &request.failure };
+        let inner = operations
+            .iter()
+            .filter_map(|operation| match &operation.request {
+                Some(PbTxnOpRequest::RequestTxn(inner)) => Some(self.path(inner)),
+                _ => None,
+            })
+            .collect();
+        Path { succeeded, operations, inner }
+    }
+
+    /// Refuses before anything is changed.
+    fn check_path(&self, path: &Path<'_>) -> Result<(), Refusal> {
+        for operation in path.operations {
+            match &operation.request {
+                Some(PbTxnOpRequest::RequestRange(range)) => self.check_range(range, self.keys.revision())?,
+                Some(PbTxnOpRequest::RequestPut(put)) => self.check_put(put)?,
+                _ => {}
+            }
+        }
+        path.inner.iter().try_for_each(|inner| self.check_path(inner))
+    }
+
+    fn take_path(&mut self, path: &Path<'_>) -> Result<PbTxnResponse, Refusal> {
+        let mut responses = Vec::with_capacity(path.operations.len());
+        let mut inner = path.inner.iter();
+        for operation in path.operations {
+            let response = match &operation.request {
+                Some(PbTxnOpRequest::RequestRange(range)) => {
+                    PbTxnOpResponse::ResponseRange(self.range_at(range, self.keys.revision_in_step())?)
+                }
+                Some(PbTxnOpRequest::RequestPut(put)) => {
+                    PbTxnOpResponse::ResponsePut(self.put_in_step(put.clone()))
+                }
+                Some(PbTxnOpRequest::RequestDeleteRange(deletion)) => {
+                    PbTxnOpResponse::ResponseDeleteRange(self.delete_in_step(deletion))
+                }
+                Some(PbTxnOpRequest::RequestTxn(_)) => match inner.next() {
+                    Some(inner) => PbTxnOpResponse::ResponseTxn(self.take_path(inner)?),
+                    None => continue,
+                },
+                None => continue,
+            };
+            responses.push(PbResponseOp { response: Some(response) });
+        }
+        Ok(PbTxnResponse {
+            header: header(self.keys.revision_in_step()),
+            succeeded: path.succeeded,
+            responses,
+        })
+    }
+
+    /// Whether a comparison holds for every key of its range; where there is none, for a key that never was.
+    fn holds(&self, compare: &PbCompare) -> bool {
+        let span = Span::new(&compare.key, &compare.range_end);
+        let mut found = self.keys.range(span, self.keys.revision()).peekable();
+        if found.peek().is_none() {
+            // A value that is not there differs from every value.
+            return compare.target != comparing::VALUE && holds_for(compare, &PbKeyValue::default());
+        }
+        found.all(|record| holds_for(compare, &record.kv))
+    }
+}
+
+fn holds_for(compare: &PbCompare, kv: &PbKeyValue) -> bool {
+    let number = |target: fn(&PbTargetUnion) -> Option<i64>| {
+        compare.target_union.as_ref().and_then(target).unwrap_or_default()
+    };
+    let order = match compare.target {
+        comparing::VERSION => kv.version.cmp(&number(|target| match target {
+            PbTargetUnion::Version(version) => Some(*version),
+            _ => None,
+        })),
+        comparing::CREATION => kv.create_revision.cmp(&number(|target| match target {
+            PbTargetUnion::CreateRevision(revision) => Some(*revision),
+            _ => None,
+        })),
+        comparing::CHANGE => kv.mod_revision.cmp(&number(|target| match target {
+            PbTargetUnion::ModRevision(revision) => Some(*revision),
+            _ => None,
+        })),
+        comparing::LEASE => kv.lease.cmp(&number(|target| match target {
+            PbTargetUnion::Lease(lease) => Some(*lease),
+            _ => None,
+        })),
+        comparing::VALUE => match &compare.target_union {
+            Some(PbTargetUnion::Value(value)) => kv.value.as_slice().cmp(value),
+            _ => kv.value.as_slice().cmp(&[]),
+        },
+        _ => std::cmp::Ordering::Equal,
+    };
+    match compare.result {
+        comparing::EQUAL => order.is_eq(),
+        comparing::GREATER => order.is_gt(),
+        comparing::LESS => order.is_lt(),
+        comparing::NOT_EQUAL => order.is_ne(),
+        _ => true,
+    }
+}

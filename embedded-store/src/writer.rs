@@ -1,0 +1,304 @@
+//! The one who writes: requests in, answers out once they are on disk.
+//!
+//! Whatever waits is carried out together and written at once, so that many clients share the wait for the disk. What
+//! cannot be written is undone, and was never seen by anybody.
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use etcd_client::proto::{
+    PbDeleteRequest, PbDeleteResponse, PbPutRequest, PbPutResponse, PbTxnOpRequest, PbTxnRequest,
+    PbTxnResponse,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use crate::file::{Batch, File};
+use crate::refusal::Refusal;
+use crate::state::State;
+
+/// What only the writer may do.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Put(PbPutRequest),
+    Delete(PbDeleteRequest),
+    Txn(PbTxnRequest),
+    Grant {
+        id: i64,
+        seconds: i64,
+    },
+    Revoke(i64),
+    Compact(i64),
+    /// Ends those of these leases whose time is over.
+    Expire(Vec<i64>),
+    /// Notes how long these leases last.
+    Checkpoint(Vec<i64>),
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Put(PbPutResponse),
+    Delete(PbDeleteResponse),
+    Txn(PbTxnResponse),
+    /// Id and seconds of the lease, and the revision.
+    Granted {
+        id: i64,
+        seconds: i64,
+        revision: i64,
+    },
+    /// It is done; the revision.
+    Done(i64),
+}
+
+type Reply = oneshot::Sender<Result<Answer, Refusal>>;
+
+/// What the store holds, for those who read, and the way to the writer.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: RwLock<State>,
+    /// The last revision on disk.
+    stored: watch::Sender<i64>,
+    /// Whether the disk is full, as far as the last write has shown.
+    full: watch::Sender<bool>,
+    queue: mpsc::UnboundedSender<(Request, Reply)>,
+}
+
+/// The thread that writes.
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    file: File,
+    queue: mpsc::UnboundedReceiver<(Request, Reply)>,
+    /// Records that are to be removed from the file.
+    superfluous: Vec<(i64, u32)>,
+    /// The compaction that the file knows of.
+    compacted: i64,
+    /// When the last write failed.
+    failed_at: Option<Instant>,
+}
+
+/// Requests that are carried out together.
+const MOST_AT_ONCE: usize = 1024;
+/// Superfluous records that are removed at once: whoever waits for the disk waits for that too.
+const MOST_REMOVED: usize = 4096;
+/// After a write has failed, others are refused for so long without a try.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+impl Shared {
+    /// The store as it is; nobody may be shown more than `stored` of it.
+    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To renew a lease, which alone is done beside the writer.
+    pub(crate) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears of each revision that has come on disk.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<i64> {
+        self.stored.subscribe()
+    }
+
+    /// The last revision on disk.
+    pub(crate) fn revision(&self) -> i64 {
+        *self.stored.borrow()
+    }
+
+    /// Whether the disk is full.
+    pub(crate) fn is_full(&self) -> bool {
+        *self.full.borrow()
+    }
+
+    /// Carries a request out, and waits until that is on disk.
+    pub(crate) async fn write(&self, request: Request) -> Result<Answer, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send((request, reply)).map_err(|_| Refusal::Stopped)?;
+        answer.await.map_err(|_| Refusal::Stopped)?
+    }
+}
+
+impl Writer {
+    /// The writer of a file, and what it shares.
+    pub(crate) fn new(file: File, state: State, superfluous: Vec<(i64, u32)>) -> (Self, Arc<Shared>) {
+        let (sender, queue) = mpsc::unbounded_channel();
+        let compacted = state.keys.compacted();
+        let shared = Arc::new(Shared {
+            stored: watch::Sender::new(state.stored),
+            full: watch::Sender::new(false),
+            state: RwLock::new(state),
+            queue: sender,
+        });
+        (Self { shared: shared.clone(), file, queue, superfluous, compacted, failed_at: None }, shared)
+    }
+
+    /// Writes until nobody is left who could ask.
+    pub(crate) fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut together = Vec::new();
+            let mut next = Some(first);
+            while let Some((request, reply)) = next {
+                if let Request::Compact(revision) = request {
+                    // What it forgets cannot be brought back: everything up to it must be on disk.
+                    self.carry_out(std::mem::take(&mut together));
+                    self.compact(revision, reply);
+                } else {
+                    together.push((request, reply));
+                }
+                next = if together.len() < MOST_AT_ONCE { self.queue.try_recv().ok() } else { None };
+            }
+            self.carry_out(together);
+        }
+    }
+
+    /// Forgets in memory at once; the file follows with what is written next.
+    fn compact(&mut self, revision: i64, reply: Reply) {
+        let compacted = {
+            let mut state = self.shared.state_mut();
+            let forgotten = state.compact(revision);
+            forgotten.map(|forgotten| {
+                self.superfluous.extend(forgotten);
+                Answer::Done(state.stored)
+            })
+        };
+        let _ = reply.send(compacted);
+    }
+
+    fn carry_out(&mut self, requests: Vec<(Request, Reply)>) {
+        let now = Instant::now();
+        let mut answers = Vec::with_capacity(requests.len());
+        let batch = {
+            let shared = self.shared.clone();
+            let mut state = shared.state_mut();
+            for (request, reply) in requests {
+                let again = reads_only(&request);
+                let answer = carry_out(&mut state, request, now);
+                answers.push((answer, again, reply));
+            }
+            self.batch(&state)
+        };
+        let is_nothing = batch.records.is_empty()
+            && batch.leases.is_empty()
+            && batch.superfluous.is_empty()
+            && batch.compacted == self.compacted;
+        let written = if is_nothing { Ok(()) } else { self.write(&batch) };
+        if written.is_ok() {
+            self.compacted = batch.compacted;
+            let revision = {
+                let mut state = self.shared.state_mut();
+                state.stored = batch.revision;
+                state.leases.stored();
+                state.stored
+            };
+            self.shared.stored.send_if_modified(|stored| std::mem::replace(stored, revision) != revision);
+        } else {
+            self.superfluous.extend(batch.superfluous);
+            self.shared.state_mut().take_back();
+        }
+        for (answer, again, reply) in answers {
+            let answer = match (&written, again) {
+                (Ok(()), _) => answer,
+                (Err(_), Some(txn)) => self.shared.state_mut().txn(&txn).map(Answer::Txn),
+                (Err(refusal), None) => answer.and_then(|_| Err(refusal.clone())),
+            };
+            // Who has gone meanwhile does not need it.
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// What is not on disk.
+    fn batch(&mut self, state: &State) -> Batch {
+        let changes = state.keys.changes_since(state.stored);
+        // The oldest lie at the beginning of the file, and together.
+        let removed = self.superfluous.len().min(MOST_REMOVED);
+        Batch {
+            revision: state.keys.revision(),
+            compacted: state.keys.compacted(),
+            records: changes.flat_map(|(_, changes)| changes).cloned().collect(),
+            superfluous: self.superfluous.drain(..removed).collect(),
+            leases: state.leases.unstored(),
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) -> Result<(), Refusal> {
+        if self.failed_at.is_some_and(|at| at.elapsed() < TRY_AGAIN) && self.shared.is_full() {
+            return Err(Refusal::NoSpace);
+        }
+        let mut written = self.file.write(batch);
+        // The disk may have taken what it said it did not.
+        if written.is_err() && self.file.revision() == Some(batch.revision) && !batch.records.is_empty() {
+            written = Ok(());
+        }
+        match &written {
+            Ok(()) => {
+                if self.failed_at.take().is_some() {
+                    info!("the store can be written again");
+                }
+            }
+            Err(refusal) => {
+                let was_full = self.shared.is_full();
+                match refusal {
+                    Refusal::NoSpace if !was_full => {
+                        error!(
+                            "no space is left for the store: writes are refused, reads and keepalives go on"
+                        );
+                    }
+                    Refusal::Broken(reason) => error!(reason, "the store cannot be written"),
+                    _ => {}
+                }
+                self.failed_at = Some(Instant::now());
+            }
+        }
+        self.shared.full.send_replace(written == Err(Refusal::NoSpace));
+        written
+    }
+}
+
+/// Opens the file in `path` and makes all that is needed to serve it.
+pub(crate) fn open(path: &Path) -> Result<(Writer, Arc<Shared>, crate::file::Identity), redb::Error> {
+    let (file, content) = File::open(path)?;
+    let now = Instant::now();
+    let (keys, superfluous) = crate::keys::Keys::load(content.records, content.revision, content.compacted);
+    let leases = crate::leases::Leases::load(content.leases, now);
+    let (writer, shared) = Writer::new(file, State::new(keys, leases), superfluous);
+    Ok((writer, shared, content.identity))
+}
+
+fn carry_out(state: &mut State, request: Request, now: Instant) -> Result<Answer, Refusal> {
+    match request {
+        Request::Put(put) => return state.put(put).map(Answer::Put),
+        Request::Delete(deletion) => return Ok(Answer::Delete(state.delete(&deletion))),
+        Request::Txn(txn) => return state.txn(&txn).map(Answer::Txn),
+        Request::Grant { id, seconds } => {
+            let (id, seconds) = state.leases.grant(id, seconds, now)?;
+            return Ok(Answer::Granted { id, seconds, revision: state.keys.revision() });
+        }
+        Request::Revoke(id) => state.revoke(id)?,
+        // Is carried out by itself.
+        Request::Compact(_) => {}
+        Request::Expire(ids) => {
+            for id in ids {
+                state.expire(id, now);
+            }
+        }
+        Request::Checkpoint(ids) => state.leases.checkpoint(&ids, now),
+    }
+    Ok(Answer::Done(state.keys.revision()))
+}
+
+/// A transaction that only reads, to read again if what was seen could not be written.
+fn reads_only(request: &Request) -> Option<PbTxnRequest> {
+    fn reads(txn: &PbTxnRequest) -> bool {
+        txn.success.iter().chain(&txn.failure).all(|operation| match &operation.request {
+            Some(PbTxnOpRequest::RequestTxn(inner)) => reads(inner),
+            Some(PbTxnOpRequest::RequestRange(_)) | None => true,
+            Some(PbTxnOpRequest::RequestPut(_) | PbTxnOpRequest::RequestDeleteRange(_)) => false,
+        })
+    }
+    match request {
+        Request::Txn(txn) if reads(txn) => Some(txn.clone()),
+        _ => None,
+    }
+}
