@@ -10,7 +10,7 @@ done
 units=$(mktemp -d)
 trap 'rm -rf "$units"' EXIT
 
-cp "$here/fland.service" "$units/"
+cp "$here/fland.service" "$here/fland-store.service" "$units/"
 mkdir "$units/docker.service.d"
 cp "$here/docker.service.d/flan.conf" "$units/docker.service.d/"
 # The drop-in needs a unit to drop into; Debian's, or the same in short where Docker came another way.
@@ -23,8 +23,8 @@ done
 report=$(SYSTEMD_UNIT_PATH="$units:" unshare --mount sh -euc '
     mount -t tmpfs none /usr/local/bin
     cp "$1/fland" "$1/flanctl" /usr/local/bin/
-    systemd-analyze verify "$2/fland.service" "$2/docker.service" 2>&1
+    systemd-analyze verify "$2/fland.service" "$2/fland-store.service" "$2/docker.service" 2>&1
 ' sh "$bin" "$units") || { echo "$report" >&2; exit 1; }
 # verify exits with 0 on warnings; those about our own files count. Other units of the machine are not ours.
-if echo "$report" | grep -E "fland\.service|flan\.conf|docker\.service"; then exit 1; fi
-echo "fland.service and docker.service with flan.conf: verified"
+if echo "$report" | grep -E "fland(-store)?\.service|flan\.conf|docker\.service"; then exit 1; fi
+echo "fland.service, fland-store.service and docker.service with flan.conf: verified"

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
+use crate::embedded_args::EmbeddedArgs;
+use crate::log::LogArgs;
 use crate::store_args::StoreArgs;
+use crate::store_command::StoreCommand;
 
 /// Joins this host's containers to those of the other hosts.
 ///
@@ -16,11 +19,29 @@ use crate::store_args::StoreArgs;
 /// kernel so that packets for the other hosts' subnets reach them. It runs until it is told to stop, and what it has
 /// set up keeps working when it does.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "fland", version, after_help = AFTER_HELP)]
+#[command(
+    name = "fland",
+    version,
+    after_help = AFTER_HELP,
+    disable_help_subcommand = true,
+    // A command has flags of its own: before it there are none, and what the environment says for an agent that is not
+    // started leads to no refusal. flanctl, not fland, takes the flags of the store after a command.
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    mut_args(|arg| arg.global(false))
+)]
 pub struct Args {
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: Option<Command>,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub store: StoreArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub embedded: EmbeddedArgs,
 
     /// External interface, by name or address; may be given more than once, the first that exists is taken. By
     /// default the one with the default route
@@ -204,22 +225,16 @@ pub struct Args {
     )]
     pub healthz_port: u16,
 
-    /// How logs are written to standard error
-    #[arg(long, value_enum, env = "FLAND_LOG_FORMAT", default_value_t = LogFormat::Text, help_heading = "Observation")]
-    pub log_format: LogFormat,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub log: LogArgs,
+}
 
-    /// Log more: 1 for each operation on the kernel, 5 for everything
-    #[arg(
-        short,
-        long = "v",
-        value_name = "LEVEL",
-        env = "FLAND_V",
-        default_value_t = 0,
-        default_missing_value = "1",
-        num_args = 0..=1,
-        help_heading = "Observation"
-    )]
-    pub v: u8,
+/// What `fland` does instead of running an agent.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    #[allow(missing_docs)]
+    Store(StoreCommand),
 }
 
 /// What makes the udp backend fast.
@@ -231,15 +246,6 @@ pub enum UdpMode {
     Gso,
     /// Many datagrams in one receive: UDP_GRO.
     Gro,
-}
-
-/// How logs look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// 365.25 days, as humantime counts.
@@ -285,7 +291,8 @@ fn pattern(text: &str) -> Result<Regex, String> {
     Regex::new(text).map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
 }
 
-fn duration(text: &str, least: Duration) -> Result<Duration, String> {
+/// A duration in whole seconds, from `least` to a year.
+pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> {
     let duration =
         humantime::parse_duration(text).map_err(|error| format!("{error}; expected such as 24h or 90s"))?;
     if duration < least {
@@ -315,7 +322,9 @@ mod tests {
 
     #[test]
     fn every_flag_has_a_variable_of_its_name() {
-        for arg in Args::command().get_arguments() {
+        let command = Args::command();
+        let flags = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        for arg in command.get_arguments().chain(flags) {
             let Some(name) = arg.get_long().filter(|name| !["help", "version"].contains(name)) else {
                 continue;
             };
@@ -332,7 +341,7 @@ mod tests {
         assert!(read(&["--ip-masq=1"]).unwrap().ip_masq && read(&["--ip-masq=True"]).unwrap().ip_masq);
         assert!(!read(&["--iptables-forward-rules=false"]).unwrap().iptables_forward_rules);
         assert_eq!(
-            (read(&["-v"]).unwrap().v, read(&["-v=5"]).unwrap().v, read(&["-v", "3"]).unwrap().v),
+            (read(&["-v"]).unwrap().log.v, read(&["-v=5"]).unwrap().log.v, read(&["-v", "3"]).unwrap().log.v),
             (1, 5, 3)
         );
     }

@@ -4,7 +4,6 @@
 //! is wanted, the other two what is known to be there; the reconciler closes the gap between the two.
 
 mod backend;
-mod notify;
 mod peers;
 mod start;
 mod underlay;
@@ -23,6 +22,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
+use crate::notify;
 use crate::reconcile::{Heard, Outcome, Reconciler};
 use crate::status::SharedStatus;
 use crate::subnet_env::SubnetEnv;
@@ -30,7 +30,7 @@ use backend::UdpRunner;
 use peers::Unreached;
 use underlay::UnderlayWatch;
 
-pub use start::{RefusedSetting, run};
+pub use start::run;
 
 /// Everything that the event loop owns.
 struct Daemon<K, F> {

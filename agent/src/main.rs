@@ -1,29 +1,40 @@
-//! `fland`: reads the command line, starts the agent, and stops it on a signal.
+//! `fland`: reads the command line, starts the agent or a store, and stops it on a signal.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use flan_agent::args::{Args, LogFormat};
-use flan_agent::daemon::{self, RefusedSetting};
-use flan_agent::store_args;
+use flan_agent::args::{Args, Command};
+use flan_agent::refused::RefusedSetting;
+use flan_agent::{daemon, log, store_args, store_command};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
 
 /// A start with 50,000 peers needs twice the memory that remains in use. jemalloc keeps what is freed apart from what is
 /// not, and can give it back; of glibc's heap most stays.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
+/// What is under way when we are told to stop gets this long to end. Longer it takes only where a disk hangs, and what a
+/// store has not answered yet it has not promised.
+const LAST_WORK: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
-    let args: Args = store_args::parse();
-    start_logging(&args);
-    let outcome = tokio::runtime::Builder::new_multi_thread()
+    let mut args: Args = store_args::parse();
+    let command = args.command.take();
+    log::start(match &command {
+        Some(Command::Store(store)) => &store.log,
+        None => &args.log,
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("fland")
         .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(until_stopped(args)));
+        .build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let outcome = runtime.block_on(run(args, command));
+        runtime.shutdown_timeout(LAST_WORK);
+        outcome
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
@@ -33,37 +44,34 @@ fn main() -> ExitCode {
     }
 }
 
-async fn until_stopped(args: Args) -> anyhow::Result<()> {
+async fn run(args: Args, command: Option<Command>) -> anyhow::Result<()> {
+    match command {
+        None => {
+            let farewell = "routes, lease and subnet file stay, and packets flow as before";
+            until_stopped("fland", daemon::run(args), farewell).await
+        }
+        Some(Command::Store(command)) => {
+            let farewell = "what was written is in the file; packets flow as before, and no host can join";
+            until_stopped("fland store", store_command::run(&command), farewell).await
+        }
+    }
+}
+
+async fn until_stopped(
+    name: &str,
+    work: impl Future<Output = anyhow::Result<()>>,
+    farewell: &str,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Many a script sends SIGHUP to make a daemon read its settings again. We have none to read, and go on.
     let _hangup = signal(SignalKind::hangup())?;
-    info!(version = env!("CARGO_PKG_VERSION"), "fland starts");
+    info!(version = env!("CARGO_PKG_VERSION"), "{name} starts");
     let signal = tokio::select! {
-        outcome = daemon::run(args) => return outcome,
+        outcome = work => return outcome,
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
-    info!(signal, "stopping; routes, lease and subnet file stay, and packets flow as before");
+    info!(signal, "stopping; {farewell}");
     Ok(())
-}
-
-/// Logs go to standard error. `RUST_LOG` wins over `-v`.
-fn start_logging(args: &Args) {
-    let level = match args.v {
-        0 => "info,netlink_proto=error",
-        1..=4 => {
-            "info,flan_agent=debug,flan_backends=debug,flan_kernel=debug,flan_subnet_lease=debug,netlink_proto=error"
-        }
-        _ => "debug,flan_agent=trace,flan_backends=trace,flan_kernel=trace,flan_subnet_lease=trace",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => {
-            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            builder.with_ansi(terminal).with_target(false).init();
-        }
-    }
 }

@@ -43,6 +43,8 @@ pub struct Status {
     pub quarantined: Vec<QuarantinedLease>,
     /// How often something of ours was put right that another program had changed.
     pub repairs: Repairs,
+    /// The store, where this host carries it.
+    pub embedded_store: Option<EmbeddedStore>,
     /// The data path, where packets pass through this program.
     pub datapath: Option<DatapathGauge>,
     /// Why our lease could not be renewed, while that lasts.
@@ -75,6 +77,16 @@ impl Serialize for DatapathGauge {
         Now { tun: tun.to_string(), gso: udp.gso, gro: udp.gro, merge, totals: self.0.totals() }
             .serialize(serializer)
     }
+}
+
+/// A store in the agent's own process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EmbeddedStore {
+    /// The directory of its data.
+    pub data_dir: String,
+    /// The URLs that it listens at.
+    pub listen: Vec<String>,
 }
 
 /// A bad lease.

@@ -10,15 +10,9 @@ use flan_subnet_lease::{Credentials, StoreConfig};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
-    /// URLs of the etcd members, separated by commas; https:// for TLS
-    #[arg(
-        long,
-        value_name = "URLS",
-        env = "FLAND_ETCD_ENDPOINTS",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:2379",
-        global = true
-    )]
+    /// URLs of the etcd members, separated by commas; https:// for TLS. http://127.0.0.1:2379 by default
+    // Empty when nobody has given any, which is not the same as when somebody has given the default.
+    #[arg(long, value_name = "URLS", env = "FLAND_ETCD_ENDPOINTS", value_delimiter = ',', global = true)]
     pub etcd_endpoints: Vec<String>,
 
     /// What all keys in etcd begin with
@@ -26,7 +20,7 @@ pub struct StoreArgs {
         long,
         value_name = "PATH",
         env = "FLAND_ETCD_PREFIX",
-        default_value = "/coreos.com/network",
+        default_value = DEFAULT_PREFIX,
         global = true
     )]
     pub etcd_prefix: String,
@@ -52,9 +46,16 @@ pub struct StoreArgs {
     pub etcd_password: Option<String>,
 }
 
+/// Where the store is when nobody says where.
+const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+/// What its keys begin with when nobody says what.
+const DEFAULT_PREFIX: &str = "/coreos.com/network";
+
 impl StoreArgs {
     /// The settings as the store takes them.
     pub fn config(&self) -> StoreConfig {
+        let default = vec![DEFAULT_ENDPOINT.to_owned()];
+        let endpoints = if self.etcd_endpoints.is_empty() { &default } else { &self.etcd_endpoints };
         let user = match (&self.etcd_username, &self.etcd_password) {
             (None, None) => None,
             (name, password) => {
@@ -62,11 +63,7 @@ impl StoreArgs {
             }
         };
         StoreConfig {
-            endpoints: self
-                .etcd_endpoints
-                .iter()
-                .map(|url| url.trim().trim_end_matches('/').to_owned())
-                .collect(),
+            endpoints: endpoints.iter().map(|url| url.trim().trim_end_matches('/').to_owned()).collect(),
             prefix: format!("/{}", self.etcd_prefix.trim_matches('/')),
             credentials: Credentials {
                 ca_file: self.etcd_cafile.clone(),
@@ -76,6 +73,25 @@ impl StoreArgs {
             },
         }
     }
+
+    /// The flags by which another program reaches the same store, as a person types them: those that differ from the
+    /// defaults, each with a space before it. Never the password.
+    pub fn as_typed(&self) -> String {
+        let file = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
+        let endpoints = Some(self.etcd_endpoints.join(",")).filter(|endpoints| !endpoints.is_empty());
+        let prefix = Some(self.etcd_prefix.clone()).filter(|prefix| prefix != DEFAULT_PREFIX);
+        [
+            ("--etcd-endpoints", endpoints),
+            ("--etcd-prefix", prefix),
+            ("--etcd-cafile", file(&self.etcd_cafile)),
+            ("--etcd-certfile", file(&self.etcd_certfile)),
+            ("--etcd-keyfile", file(&self.etcd_keyfile)),
+            ("--etcd-username", self.etcd_username.clone()),
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some(format!(" {flag} {}", value?)))
+        .collect()
+    }
 }
 
 /// Reads a command line the way flannel's is read: one dash is as good as two, an empty value is as good as none, and
@@ -84,14 +100,23 @@ impl StoreArgs {
 ///
 /// Ends the process on `--help`, `--version` and a command line that cannot be read, with exit code 2 for the last.
 pub fn parse<T: clap::Parser>() -> T {
-    let mut command = with_environment(T::command(), |name| std::env::var(name).ok());
-    command.build(); // adds --help and --version to the flags
-    let arguments = as_clap_reads_them(&command, std::env::args_os());
-    let matches = command.get_matches_from(arguments);
-    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let variable = |name: &str| std::env::var(name).ok();
+    read(std::env::args_os(), variable).unwrap_or_else(|error| error.exit())
 }
 
-fn with_environment(command: clap::Command, variable: impl Fn(&str) -> Option<String>) -> clap::Command {
+/// The same from other arguments. `variable` tells what of the environment clap does not look at by itself.
+pub(crate) fn read<T: clap::Parser>(
+    arguments: impl Iterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<T, clap::Error> {
+    let mut command = with_environment(T::command(), &variable);
+    command.build(); // adds --help and --version to the flags
+    let arguments = as_clap_reads_them(&command, arguments);
+    T::from_arg_matches(&command.try_get_matches_from(arguments)?)
+}
+
+fn with_environment(command: clap::Command, variable: &dyn Fn(&str) -> Option<String>) -> clap::Command {
+    let command = command.mut_subcommands(|command| with_environment(command, variable));
     command.mut_args(|arg| {
         let Some(ours) = arg.get_env().map(|name| name.to_string_lossy().into_owned()) else { return arg };
         let arg = match variable(&ours) {
@@ -113,7 +138,7 @@ fn with_environment(command: clap::Command, variable: impl Fn(&str) -> Option<St
 }
 
 fn as_clap_reads_them(command: &clap::Command, arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let names: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+    let names = flag_names(command);
     let read = |argument: OsString| {
         let text = argument.to_string_lossy();
         let name = text.trim_start_matches('-').split('=').next().unwrap_or_default();
@@ -127,9 +152,15 @@ fn as_clap_reads_them(command: &clap::Command, arguments: impl Iterator<Item = O
     arguments.filter_map(read).collect()
 }
 
+/// The long names of all flags, those of subcommands among them.
+fn flag_names(command: &clap::Command) -> Vec<&str> {
+    let ours = command.get_arguments().filter_map(clap::Arg::get_long);
+    ours.chain(command.get_subcommands().flat_map(flag_names)).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, FromArgMatches, Parser};
+    use clap::{CommandFactory, Parser};
 
     use super::*;
 
@@ -140,13 +171,11 @@ mod tests {
     }
 
     fn read(arguments: &[&str], environment: &[(&str, &str)]) -> StoreConfig {
-        let mut command = with_environment(Sample::command(), |name| {
+        let variable = |name: &str| {
             environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-        });
-        command.build();
-        let arguments = as_clap_reads_them(&command, arguments.iter().map(OsString::from));
-        let matches = command.get_matches_from(arguments);
-        Sample::from_arg_matches(&matches).unwrap().store.config()
+        };
+        let sample: Sample = super::read(arguments.iter().map(OsString::from), variable).unwrap();
+        sample.store.config()
     }
 
     #[test]
@@ -162,6 +191,19 @@ mod tests {
     }
 
     #[test]
+    fn what_reaches_the_same_store_is_typed_without_defaults_and_password() {
+        let typed = |arguments: &[&str]| {
+            let arguments = arguments.iter().map(OsString::from);
+            super::read::<Sample>(arguments, |_| None).unwrap().store.as_typed()
+        };
+        assert_eq!(typed(&["fland"]), "");
+        let tls = ["fland", "--etcd-endpoints=https://10.0.0.2:2379", "--etcd-cafile=/etc/flan/ca.pem"];
+        assert_eq!(typed(&tls), " --etcd-endpoints https://10.0.0.2:2379 --etcd-cafile /etc/flan/ca.pem");
+        let user = ["fland", "--etcd-prefix=/a", "--etcd-username=u", "--etcd-password=s3cret"];
+        assert_eq!(typed(&user), " --etcd-prefix /a --etcd-username u");
+    }
+
+    #[test]
     fn one_dash_is_as_good_as_two() {
         assert_eq!(read(&["fland", "-etcd-prefix=/a/b/"], &[]).prefix, "/a/b");
         assert_eq!(read(&["fland", "-etcd-prefix", "/a"], &[]).prefix, "/a");
@@ -170,7 +212,7 @@ mod tests {
     #[test]
     fn a_password_from_the_environment_does_not_show_in_the_help() {
         let environment = |name: &str| (name == "FLANNELD_ETCD_PASSWORD").then(|| "s3cret".to_owned());
-        let help = with_environment(Sample::command(), environment).render_long_help().to_string();
+        let help = with_environment(Sample::command(), &environment).render_long_help().to_string();
         assert!(help.contains("etcd-password") && !help.contains("s3cret"), "{help}");
     }
 

@@ -18,30 +18,30 @@ use tracing::{debug, error, info, warn};
 use super::backend::{self, Chosen};
 use super::peers::Unreached;
 use super::underlay::UnderlayWatch;
-use super::{Daemon, Options, notify};
+use super::{Daemon, Options};
 use crate::args::Args;
+use crate::embedded::{self, Embedded};
 use crate::interface::{self, External, InterfaceError};
-use crate::node;
 use crate::reconcile::Reconciler;
-use crate::status::{self, SharedStatus};
+use crate::refused::refused;
+use crate::status::{self, EmbeddedStore, SharedStatus};
+use crate::store_args::StoreArgs;
 use crate::subnet_env::SubnetEnv;
-
-/// A setting that cannot work: the agent does not start with it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct RefusedSetting(String);
+use crate::{node, notify};
 
 /// How often the network config is looked at.
 const CONFIG_CHECK: Duration = Duration::from_secs(30);
 /// Lease events that may wait for the event loop; the watch pauses when there are more.
 const EVENTS: usize = 64;
 
-/// Starts the agent and runs it. Waits without end for the store, the network config and a free subnet, and says so.
+/// Starts the agent and runs it; before it the store, where this host carries it. Waits without end for the store, the
+/// network config and a free subnet, and says so.
 ///
 /// # Errors
-/// [`RefusedSetting`], or what made it impossible to go on.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+/// [`RefusedSetting`](crate::refused::RefusedSetting), or what made it impossible to go on.
+pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
+    let settings = args.embedded.settings(&args.store).map_err(refused)?;
     let _only = only_agent_here()?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {
@@ -50,8 +50,25 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             refused(format!("cannot listen on {address} (--healthz-ip, --healthz-port): {reason}"))
         })?;
     }
+    let Some(settings) = settings else { return join(args, renew_margin, status).await };
+    let mut embedded = Embedded::start(settings).await?;
+    args.store.etcd_endpoints.extend(embedded::local_url(embedded.urls()));
+    status.update(|status| {
+        let (data_dir, listen) = (embedded.data_dir().to_owned(), embedded.urls().to_vec());
+        status.embedded_store = Some(EmbeddedStore { data_dir, listen });
+    });
+    // The other hosts need the store whatever this one waits for: systemd shall not end a start that takes long.
+    notify::ready();
+    tokio::select! {
+        outcome = join(args, renew_margin, status) => outcome,
+        reason = embedded.failed() => Err(reason),
+    }
+}
+
+/// Joins this host to the others, and goes on until something makes that impossible.
+async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
     let store = Store::new(args.store.config()).map_err(refused)?;
-    let (config, ownership, json) = network_config(&store, &status).await;
+    let (config, ownership, json) = network_config(&store, &args.store, &status).await;
     // The store is asked for the leases while the kernel is asked for what it holds.
     let listing = tokio::spawn(list(store.clone()));
     let external = interface::find(&args, &config).await.map_err(|error| match error {
@@ -163,7 +180,11 @@ fn only_agent_here() -> anyhow::Result<UnixDatagram> {
 }
 
 /// The network config, as soon as there is one that this agent can work with.
-async fn network_config(store: &Store, status: &SharedStatus) -> (NetworkConfig, Ownership, Vec<u8>) {
+async fn network_config(
+    store: &Store,
+    flags: &StoreArgs,
+    status: &SharedStatus,
+) -> (NetworkConfig, Ownership, Vec<u8>) {
     let place = format!("{}/config in etcd at {}", store.prefix(), store.endpoints());
     let what = format!("the network config at {place}");
     waiting(status, &what);
@@ -177,7 +198,10 @@ async fn network_config(store: &Store, status: &SharedStatus) -> (NetworkConfig,
                 }
             },
             Ok(None) => {
-                warn!("there is no network config at {place}; write one with: flanctl config set FILE");
+                let flags = flags.as_typed();
+                warn!(
+                    "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
+                );
                 "there is none".to_owned()
             }
             Err(reason) => {
@@ -260,8 +284,4 @@ fn previous(args: &Args) -> Option<Subnets> {
 fn waiting(status: &SharedStatus, what: &str) {
     status.update(|status| status.waiting_for = Some(what.to_owned()));
     notify::waiting(&format!("waiting for {what}"));
-}
-
-fn refused(reason: impl Into<Box<dyn std::error::Error>>) -> anyhow::Error {
-    RefusedSetting(reason.into().to_string()).into()
 }

@@ -1,4 +1,4 @@
-//! What the agent tells systemd (`sd_notify(3)`). Without systemd nobody listens, and nothing happens.
+//! What we tell systemd (`sd_notify(3)`). Without systemd nobody listens, and nothing happens.
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
@@ -10,27 +10,28 @@ use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// Ready.
-pub(super) fn ready() {
+pub(crate) fn ready() {
     send(&[NotifyState::Ready]);
 }
 
-/// What the agent does, for `systemctl status`.
-pub(super) fn working(line: &str) {
+/// What we do, for `systemctl status`.
+pub(crate) fn working(line: &str) {
     send(&[NotifyState::Status(line)]);
 }
 
-/// What the agent waits for.
-pub(super) fn waiting(line: &str) {
-    send(&[NotifyState::Status(line)]);
+/// What we wait for. Who tells so from time to time is alive, also for the watchdog: the event loop, which shows that
+/// otherwise, does not run yet.
+pub(crate) fn waiting(line: &str) {
+    send(&[NotifyState::Status(line), NotifyState::Watchdog]);
 }
 
 /// A sign of life for the watchdog.
-pub(super) fn alive() {
+pub(crate) fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
 /// When signs of life are due: twice in the time that the watchdog allows.
-pub(super) fn watchdog() -> Interval {
+pub(crate) fn watchdog() -> Interval {
     let limit = sd_notify::watchdog_enabled().unwrap_or(Duration::from_secs(3600));
     let mut interval = interval((limit / 2).max(Duration::from_millis(1)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,0 +1,205 @@
+//! The flags of a store that runs in the agent's own process.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args};
+use flan_embedded_store::{ListenUrl, Settings, TlsFiles};
+
+use crate::retention;
+use crate::store_args::StoreArgs;
+
+/// The store that this agent brings along.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Embedded store, instead of etcd")]
+pub struct EmbeddedArgs {
+    /// Carry the store on this host, in this directory, which is made if it is not there: the other hosts need no etcd,
+    /// and name this host in --etcd-endpoints. There is one copy of the data. When the store fails, fland ends
+    #[arg(long, value_name = "DIR", env = "FLAND_EMBEDDED_STORE")]
+    pub embedded_store: Option<PathBuf>,
+
+    /// Where the store listens: URLs with an IP address and a port, separated by commas. The agent dials the first that
+    /// is on loopback or on all addresses, else the first; with https:// the certificate must name what it dials
+    #[arg(
+        long,
+        value_name = "URLS",
+        env = "FLAND_STORE_LISTEN",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379",
+        requires = "embedded_store"
+    )]
+    pub store_listen: Vec<ListenUrl>,
+
+    /// File with the store's certificate, for https://
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLAND_STORE_CERT_FILE",
+        requires_all = ["embedded_store", "store_key_file"]
+    )]
+    pub store_cert_file: Option<PathBuf>,
+
+    /// File with the key of the store's certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLAND_STORE_KEY_FILE",
+        requires_all = ["embedded_store", "store_cert_file"]
+    )]
+    pub store_key_file: Option<PathBuf>,
+
+    /// File with authorities: clients, this agent among them, must have a certificate of one. Without it the store
+    /// serves everybody who reaches it
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLAND_STORE_TRUSTED_CA_FILE",
+        requires_all = ["embedded_store", "store_cert_file"]
+    )]
+    pub store_trusted_ca_file: Option<PathBuf>,
+
+    /// Let the store listen beyond loopback without TLS: everybody who reaches it can take any subnet
+    #[arg(
+        long,
+        env = "FLAND_STORE_INSECURE",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(),
+        requires = "embedded_store"
+    )]
+    pub store_insecure: bool,
+
+    /// How long the store keeps the history of the keys, in memory, such as 1h or 30m; at least 1m
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "FLAND_AUTO_COMPACTION_RETENTION",
+        default_value = "1h",
+        value_parser = retention::parse,
+        requires = "embedded_store"
+    )]
+    pub auto_compaction_retention: Duration,
+}
+
+impl EmbeddedArgs {
+    /// What the store is started with; `None` when this agent carries none.
+    ///
+    /// # Errors
+    /// When `store` names other endpoints: of two stores nobody could tell which one counts.
+    pub fn settings(&self, store: &StoreArgs) -> Result<Option<Settings>, String> {
+        let Some(data_dir) = self.embedded_store.clone() else { return Ok(None) };
+        if !store.etcd_endpoints.is_empty() {
+            return Err(format!(
+                "--embedded-store {} brings the store along, and --etcd-endpoints {} (or the variable \
+                 FLAND_ETCD_ENDPOINTS or FLANNELD_ETCD_ENDPOINTS) names another; leave one of the two out",
+                data_dir.display(),
+                store.etcd_endpoints.join(",")
+            ));
+        }
+        Ok(Some(Settings {
+            data_dir,
+            listen: self.store_listen.clone(),
+            tls: tls(&self.store_cert_file, &self.store_key_file, &self.store_trusted_ca_file),
+            insecure: self.store_insecure,
+            retention: self.auto_compaction_retention,
+        }))
+    }
+}
+
+/// The files together, where a certificate and its key are given; the command line takes neither without the other.
+pub(crate) fn tls(
+    certificate: &Option<PathBuf>,
+    key: &Option<PathBuf>,
+    client_authorities: &Option<PathBuf>,
+) -> Option<TlsFiles> {
+    let (certificate, key) = certificate.clone().zip(key.clone())?;
+    Some(TlsFiles { certificate, key, client_authorities: client_authorities.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::args::Args;
+    use crate::store_args;
+
+    use super::*;
+
+    fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Option<Settings>, String> {
+        let arguments = ["fland"].iter().chain(arguments).map(Into::into);
+        let variable = |name: &str| {
+            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        let args: Args = store_args::read(arguments, variable).map_err(|error| error.to_string())?;
+        args.embedded.settings(&args.store)
+    }
+
+    #[test]
+    fn without_the_flag_there_is_no_store() {
+        assert!(read(&[], &[]).unwrap().is_none());
+        assert!(read(&["--embedded-store="], &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_store_listens_on_loopback_unless_told_otherwise() {
+        let settings = read(&["--embedded-store", "/var/lib/flan/store"], &[]).unwrap().unwrap();
+        assert_eq!(settings.data_dir, PathBuf::from("/var/lib/flan/store"));
+        assert_eq!(settings.listen, ["http://127.0.0.1:2379".parse().unwrap()]);
+        assert!(settings.tls.is_none() && !settings.insecure);
+        assert_eq!(settings.retention, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn it_listens_where_it_is_told_to() {
+        let urls = "-store-listen=http://127.0.0.1:1,http://[::]:2";
+        let settings = read(&["-embedded-store", "/data", urls, "-store-insecure"], &[]).unwrap().unwrap();
+        let urls: Vec<_> = settings.listen.iter().map(ToString::to_string).collect();
+        assert_eq!(urls, ["http://127.0.0.1:1", "http://[::]:2"]);
+        assert!(settings.insecure);
+    }
+
+    #[test]
+    fn endpoints_beside_it_are_refused_wherever_they_were_given() {
+        let refusal = |arguments: &[&str], environment: &[(&str, &str)]| {
+            read(arguments, environment).map(drop).unwrap_err()
+        };
+        let embedded = "--embedded-store=/data";
+        assert_eq!(
+            refusal(&[embedded, "--etcd-endpoints", "http://10.0.0.2:2379"], &[]),
+            "--embedded-store /data brings the store along, and --etcd-endpoints http://10.0.0.2:2379 (or the variable \
+             FLAND_ETCD_ENDPOINTS or FLANNELD_ETCD_ENDPOINTS) names another; leave one of the two out"
+        );
+        // FLAND_ETCD_ENDPOINTS is read by clap from the real environment: see tests/command_line.rs.
+        let flannels = "FLANNELD_ETCD_ENDPOINTS";
+        let refusal = refusal(&[embedded], &[(flannels, "http://127.0.0.1:2379")]);
+        assert!(refusal.contains("leave one of the two out"), "{refusal}");
+        assert!(read(&[embedded], &[(flannels, "")]).unwrap().is_some(), "an empty one counts as none");
+    }
+
+    #[test]
+    fn flags_of_a_store_that_is_not_asked_for_are_refused() {
+        for flag in [
+            "--store-listen=http://10.0.0.2:2379",
+            "--store-insecure",
+            "--auto-compaction-retention=2h",
+            "--store-trusted-ca-file=ca.pem",
+        ] {
+            let refusal = read(&[flag], &[]).map(drop).unwrap_err();
+            assert!(refusal.contains("--embedded-store"), "{flag}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key_and_authorities_need_a_certificate() {
+        let refusal = |flag| read(&["--embedded-store=/data", flag], &[]).map(drop).unwrap_err();
+        assert!(refusal("--store-cert-file=cert.pem").contains("--store-key-file"));
+        assert!(refusal("--store-key-file=key.pem").contains("--store-cert-file"));
+        assert!(refusal("--store-trusted-ca-file=ca.pem").contains("--store-cert-file"));
+        let whole = ["--embedded-store=/data", "--store-cert-file=cert.pem", "--store-key-file=key.pem"];
+        let tls = read(&whole, &[]).unwrap().unwrap().tls.unwrap();
+        assert_eq!((tls.certificate, tls.key), ("cert.pem".into(), "key.pem".into()));
+        assert_eq!(tls.client_authorities, None);
+    }
+}

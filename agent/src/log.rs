@@ -1,0 +1,58 @@
+//! What is logged, and how it looks.
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// How much is logged, and in which form.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Observation")]
+pub struct LogArgs {
+    /// How logs are written to standard error
+    #[arg(long, value_enum, env = "FLAND_LOG_FORMAT", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Log more: 1 for each operation on the kernel, 5 for everything
+    #[arg(
+        short,
+        long = "v",
+        value_name = "LEVEL",
+        env = "FLAND_V",
+        default_value_t = 0,
+        default_missing_value = "1",
+        num_args = 0..=1
+    )]
+    pub v: u8,
+}
+
+/// How logs look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts to log to standard error. `RUST_LOG` wins over `-v`.
+pub fn start(args: &LogArgs) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(args.v)));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(terminal).with_target(false).init();
+        }
+    }
+}
+
+fn directives(level: u8) -> String {
+    const OURS: [&str; 5] =
+        ["flan_agent", "flan_backends", "flan_embedded_store", "flan_kernel", "flan_subnet_lease"];
+    let ours = |level| OURS.map(|name| format!("{name}={level}")).join(",");
+    match level {
+        0 => "info,netlink_proto=error".to_owned(),
+        1..=4 => format!("info,{},netlink_proto=error", ours("debug")),
+        _ => format!("debug,{}", ours("trace")),
+    }
+}

@@ -1,0 +1,107 @@
+//! `fland` as a process: what it takes from the environment, how it ends, what it tells systemd.
+
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn fland(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fland"));
+    command.args(arguments).env_clear().stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Exit code and everything that was said.
+fn ended(output: Output) -> (Option<i32>, String) {
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// Ends the process also where a test fails.
+struct Running(Option<Child>);
+
+impl Running {
+    fn stopped_by(mut self, signal: Signal) -> (Option<i32>, String) {
+        let child = self.0.take().unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        ended(child.wait_with_output().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A store that has told systemd that it is ready.
+fn store(directory: &Path, environment: &[(&str, &str)]) -> Running {
+    let path = directory.join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut command = fland(&["store", "--listen-client-urls=http://127.0.0.1:0"]);
+    command.envs(environment.iter().copied());
+    command.env("NOTIFY_SOCKET", &path).env("FLAND_DATA_DIR", directory.join("data"));
+    let running = Running(Some(command.spawn().unwrap()));
+    let mut message = [0; 256];
+    let length = systemd.recv(&mut message).unwrap();
+    assert_eq!(std::str::from_utf8(&message[..length]), Ok("READY=1\n"));
+    running
+}
+
+#[test]
+fn a_store_says_when_it_serves_and_stops_on_a_signal() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let directory = tempfile::tempdir().unwrap();
+        let (code, said) = store(directory.path(), &[]).stopped_by(signal);
+        assert_eq!(code, Some(0), "{said}");
+        let data = directory.path().join("data");
+        for part in ["serving the store", "http://127.0.0.1:", &data.display().to_string(), "stopping"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+}
+
+#[test]
+fn the_environment_of_an_agent_does_not_keep_a_store_from_starting() {
+    let directory = tempfile::tempdir().unwrap();
+    let environment = [
+        ("FLAND_ETCD_ENDPOINTS", "http://10.0.0.2:2379"),
+        ("FLAND_STORE_LISTEN", "http://127.0.0.1:2379"),
+        ("FLAND_STORE_KEY_FILE", "key.pem"),
+    ];
+    let (code, said) = store(directory.path(), &environment).stopped_by(Signal::TERM);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_setting_that_is_refused_ends_with_2() {
+    let open = fland(&["store"]).env("FLAND_LISTEN_CLIENT_URLS", "http://192.0.2.1:2379").output().unwrap();
+    let (code, said) = ended(open);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("http://192.0.2.1:2379") && said.contains("--store-insecure"), "{said}");
+
+    for variable in ["FLAND_ETCD_ENDPOINTS", "FLANNELD_ETCD_ENDPOINTS"] {
+        let both =
+            fland(&["--embedded-store=/no/such"]).env(variable, "http://10.0.0.2:2379").output().unwrap();
+        let (code, said) = ended(both);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("http://10.0.0.2:2379") && said.contains(variable), "{said}");
+    }
+}
+
+#[test]
+fn the_help_of_the_store_tells_of_the_store_alone() {
+    let (code, help) = ended(fland(&["store", "--help"]).output().unwrap());
+    assert_eq!(code, Some(0), "{help}");
+    assert!(help.contains("--data-dir") && help.contains("--listen-client-urls"), "{help}");
+    assert!(!help.contains("--etcd-prefix") && !help.contains("--iface"), "{help}");
+}
