@@ -3,22 +3,20 @@
 
 mod cursor;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_stream::wrappers::ReceiverStream;
+use futures::stream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::cursor::{Cursor, Next};
+use self::cursor::{Cursor, Next, Wish};
 use super::Service;
 
-/// Responses that may wait for a client.
-const WAITING: usize = 8;
 /// How often a watch that asked for it is told that nothing has happened.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 /// What stands in for the number of a watch where none is meant.
@@ -32,103 +30,119 @@ impl PbWatchService for Service {
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let (responses, stream) = mpsc::channel(WAITING);
-        let session = Session { service: self.clone(), cursors: BTreeMap::new(), next_id: 0, responses };
-        tokio::spawn(session.run(request.into_inner()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        let session = Session::new(self.clone(), request.into_inner());
+        // It works when the client takes what comes of it: there is no task, and no queue that grows.
+        let responses = stream::unfold(session, |mut session| async move {
+            session.next().await.map(|response| (Ok(response), session))
+        });
+        Ok(Response::new(Box::pin(responses)))
     }
 }
 
 /// The watches of one stream.
 struct Session {
     service: Service,
+    requests: Streaming<PbWatchRequest>,
     cursors: BTreeMap<i64, Cursor>,
     next_id: i64,
-    responses: mpsc::Sender<Result<PbWatchResponse, Status>>,
+    /// Responses that are to be sent, in their order.
+    ready: VecDeque<PbWatchResponse>,
+    /// Whether some watch may have something to be told of.
+    has_news: bool,
+    stored: watch::Receiver<i64>,
+    progress: Interval,
 }
 
-/// The client has gone.
-struct Gone;
-
 impl Session {
-    async fn run(mut self, mut requests: Streaming<PbWatchRequest>) {
-        let mut stored = self.service.shared.subscribe();
+    fn new(service: Service, requests: Streaming<PbWatchRequest>) -> Self {
         let mut progress = tokio::time::interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            stored: service.shared.subscribe(),
+            service,
+            requests,
+            cursors: BTreeMap::new(),
+            next_id: 0,
+            ready: VecDeque::new(),
+            has_news: false,
+            progress,
+        }
+    }
+
+    /// The next response; `None` when the client or the store is gone.
+    async fn next(&mut self) -> Option<PbWatchResponse> {
         loop {
-            let outcome = tokio::select! {
-                request = requests.next() => match request {
-                    Some(Ok(request)) => self.answer(request).await,
-                    _ => return,
+            if let Some(response) = self.ready.pop_front() {
+                return Some(response);
+            }
+            if self.has_news {
+                self.has_news = self.go_on();
+                continue;
+            }
+            tokio::select! {
+                request = self.requests.next() => match request {
+                    Some(Ok(request)) => self.answer(request),
+                    _ => return None,
                 },
-                changed = stored.changed() => match changed {
-                    Ok(()) => self.go_on().await,
-                    Err(_) => return,
-                },
-                _ = progress.tick() => self.tell_progress().await,
-                () = self.responses.closed() => return,
-            };
-            if outcome.is_err() {
-                return;
+                changed = self.stored.changed() => {
+                    changed.ok()?;
+                    self.has_news = true;
+                }
+                _ = self.progress.tick() => self.tell_progress(),
             }
         }
     }
 
-    async fn answer(&mut self, request: PbWatchRequest) -> Result<(), Gone> {
+    fn answer(&mut self, request: PbWatchRequest) {
         match request.request_union {
             Some(PbWatchRequestUnion::CreateRequest(create)) => {
-                let (asked, number) = (create.watch_id, create.watch_id);
-                let cursor = Cursor::new(
-                    cursor::Wish {
-                        key: create.key,
-                        range_end: create.range_end,
-                        start_revision: create.start_revision,
-                        filters: create.filters,
-                        prev_kv: create.prev_kv,
-                        progress_notify: create.progress_notify,
-                        fragment: create.fragment,
-                    },
-                    self.service.shared.revision(),
-                );
-                let number = if asked == 0 { self.free_id() } else { number };
-                self.create(number, cursor).await
+                let number = if create.watch_id == 0 { self.free_id() } else { create.watch_id };
+                let wish = Wish {
+                    key: create.key,
+                    range_end: create.range_end,
+                    start_revision: create.start_revision,
+                    filters: create.filters,
+                    prev_kv: create.prev_kv,
+                    progress_notify: create.progress_notify,
+                    fragment: create.fragment,
+                };
+                self.create(number, wish);
             }
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => {
-                if self.cursors.remove(&cancel.watch_id).is_none() {
-                    return Ok(());
+                if self.cursors.remove(&cancel.watch_id).is_some() {
+                    let watch_id = cancel.watch_id;
+                    self.ready.push_back(PbWatchResponse { watch_id, canceled: true, ..self.response() });
                 }
-                self.send(PbWatchResponse { watch_id: cancel.watch_id, canceled: true, ..self.response() })
-                    .await
             }
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
                 // It says that everything up to its revision was told.
-                self.go_on().await?;
-                self.send(PbWatchResponse { watch_id: NO_WATCH, ..self.response() }).await
+                while self.go_on() {}
+                self.ready.push_back(PbWatchResponse { watch_id: NO_WATCH, ..self.response() });
             }
-            None => Ok(()),
+            None => {}
         }
     }
 
-    async fn create(&mut self, number: i64, cursor: Result<Cursor, &'static str>) -> Result<(), Gone> {
-        let refusal = match cursor {
+    fn create(&mut self, number: i64, wish: Wish) {
+        let refusal = match Cursor::new(wish, self.service.shared.revision()) {
             Ok(_) if self.cursors.contains_key(&number) => {
                 "mvcc: duplicate watch ID provided on the WatchStream"
             }
             Ok(cursor) => {
-                self.send(PbWatchResponse { watch_id: number, created: true, ..self.response() }).await?;
                 self.cursors.insert(number, cursor);
-                return self.go_on_with(number).await;
+                self.has_news = true;
+                self.ready.push_back(PbWatchResponse { watch_id: number, created: true, ..self.response() });
+                return;
             }
             Err(refusal) => refusal,
         };
-        self.send(PbWatchResponse {
+        self.ready.push_back(PbWatchResponse {
             watch_id: NO_WATCH,
             created: true,
             canceled: true,
             cancel_reason: refusal.to_owned(),
             ..self.response()
-        })
-        .await
+        });
     }
 
     fn free_id(&mut self) -> i64 {
@@ -139,69 +153,49 @@ impl Session {
         self.next_id - 1
     }
 
-    /// Tells each watch what has happened since it was told last.
-    async fn go_on(&mut self) -> Result<(), Gone> {
-        let numbers: Vec<i64> = {
-            let state = self.service.shared.state();
-            let has_news = |cursor: &mut Cursor| cursor.skip(&state);
-            self.cursors
-                .iter_mut()
-                .filter_map(|(number, cursor)| has_news(cursor).then_some(*number))
-                .collect()
-        };
-        for number in numbers {
-            self.go_on_with(number).await?;
-        }
-        Ok(())
+    /// Tells each watch what has happened since it was told last, as much as goes into one response. Answers whether some
+    /// have more to be told of.
+    fn go_on(&mut self) -> bool {
+        let state = self.service.shared.state();
+        let mut is_behind = false;
+        self.cursors.retain(|number, cursor| {
+            let response = match cursor.next(&state) {
+                Next::Nothing => return true,
+                Next::Events { revision, events, fragment } => PbWatchResponse {
+                    header: self.service.header_at(revision),
+                    watch_id: *number,
+                    events,
+                    fragment,
+                    ..PbWatchResponse::default()
+                },
+                Next::Compacted(compact_revision) => PbWatchResponse {
+                    header: self.service.header_at(state.stored),
+                    watch_id: *number,
+                    canceled: true,
+                    compact_revision,
+                    ..PbWatchResponse::default()
+                },
+            };
+            let goes_on = !response.canceled;
+            is_behind |= goes_on && cursor.is_behind(&state);
+            self.ready.push_back(response);
+            goes_on
+        });
+        is_behind
     }
 
-    async fn go_on_with(&mut self, number: i64) -> Result<(), Gone> {
-        loop {
-            let Some(cursor) = self.cursors.get_mut(&number) else { return Ok(()) };
-            let next = cursor.next(&self.service.shared.state());
-            match next {
-                Next::Nothing => return Ok(()),
-                Next::Events { revision, events, fragment } => {
-                    let header = self.service.header_at(revision);
-                    self.send(PbWatchResponse {
-                        header,
-                        watch_id: number,
-                        events,
-                        fragment,
-                        ..PbWatchResponse::default()
-                    })
-                    .await?;
-                }
-                Next::Compacted(compact_revision) => {
-                    self.cursors.remove(&number);
-                    return self
-                        .send(PbWatchResponse {
-                            watch_id: number,
-                            canceled: true,
-                            compact_revision,
-                            ..self.response()
-                        })
-                        .await;
-                }
+    fn tell_progress(&mut self) {
+        while self.go_on() {}
+        let header = self.service.header();
+        for (number, cursor) in &mut self.cursors {
+            if cursor.is_to_be_told() {
+                let response = PbWatchResponse { header, watch_id: *number, ..PbWatchResponse::default() };
+                self.ready.push_back(response);
             }
         }
     }
 
-    async fn tell_progress(&mut self) -> Result<(), Gone> {
-        self.go_on().await?;
-        let quiet =
-            self.cursors.iter_mut().filter_map(|(number, cursor)| cursor.is_to_be_told().then_some(*number));
-        for number in quiet.collect::<Vec<_>>() {
-            self.send(PbWatchResponse { watch_id: number, ..self.response() }).await?;
-        }
-        Ok(())
-    }
-
     fn response(&self) -> PbWatchResponse {
         PbWatchResponse { header: self.service.header(), ..PbWatchResponse::default() }
-    }
-
-    async fn send(&self, response: PbWatchResponse) -> Result<(), Gone> {
-        self.responses.send(Ok(response)).await.map_err(|_| Gone)
     }
 }
