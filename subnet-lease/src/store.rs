@@ -4,23 +4,27 @@
 //! dialled anew, with the certificate files read again. Writes are transactions that compare what the caller saw.
 
 mod error;
+mod etcd_lease;
 mod listing;
+mod status;
 mod stream;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Identity, PutOptions, TlsOptions, Txn, TxnOp,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions,
+    Txn, TxnOp,
 };
 use tokio::sync::watch;
 
 use crate::store_config::{StoreConfig, read};
-use error::{Failure, failure};
+use error::{Failure, NO_GRPC, failure};
 use listing::entry;
 
 pub use error::StoreError;
-pub use listing::{Entry, Listing};
+pub use listing::{Entry, Listing, Snapshot};
+pub use status::MemberStatus;
 pub(crate) use stream::{Watch, WatchMessage};
 
 /// A handle on the store. Clones share one connection.
@@ -85,17 +89,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub async fn config(&self) -> Result<Option<StoredConfig>, StoreError> {
-        let key = self.config_key();
-        let response = self
-            .call(|mut client: Client| {
-                let key = key.clone();
-                async move { client.get(key, None).await }
-            })
-            .await?;
-        Ok(response
-            .kvs()
-            .first()
-            .map(|kv| StoredConfig { json: kv.value().to_vec(), mod_revision: kv.mod_revision() }))
+        self.config_at(0).await
     }
 
     /// Writes the network config if it still is what the caller saw. Answers whether it was.
@@ -152,53 +146,19 @@ impl Store {
         self.commit(&path, seen, TxnOp::delete(path.as_str(), None)).await.map(|revision| revision.is_some())
     }
 
-    /// Makes an etcd lease that lasts `ttl`, in whole seconds.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    pub async fn grant(&self, ttl: Duration) -> Result<i64, StoreError> {
-        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        let response =
-            self.call(|mut client: Client| async move { client.lease_grant(seconds, None).await }).await?;
-        Ok(response.id())
-    }
-
-    /// Ends an etcd lease, and deletes what it kept alive.
-    ///
-    /// # Errors
-    /// Any [`StoreError`].
-    pub async fn revoke(&self, etcd_lease: i64) -> Result<(), StoreError> {
-        self.call(|mut client: Client| async move { client.lease_revoke(etcd_lease).await.map(|_| ()) }).await
-    }
-
-    /// Sets an etcd lease back to its full time.
-    ///
-    /// # Errors
-    /// [`StoreError::LeaseGone`] when it has expired, or any other.
-    pub async fn keep_alive(&self, etcd_lease: i64) -> Result<(), StoreError> {
-        let result = self
-            .call(|mut client: Client| async move { client.lease_keep_alive(etcd_lease).await.map(|_| ()) })
-            .await;
-        match result {
-            Err(StoreError::Refused { reason, .. }) if reason.contains("lease not found") => {
-                Err(StoreError::LeaseGone(etcd_lease))
-            }
-            other => other,
-        }
-    }
-
-    /// How long an etcd lease still lasts, and how long it lasted when it was granted.
-    ///
-    /// # Errors
-    /// [`StoreError::LeaseGone`] when it has expired, or any other.
-    pub async fn time_to_live(&self, etcd_lease: i64) -> Result<(Duration, Duration), StoreError> {
+    /// The network config as it was at a revision, 0 for the present.
+    async fn config_at(&self, revision: i64) -> Result<Option<StoredConfig>, StoreError> {
+        let key = self.config_key();
         let response = self
-            .call(|mut client: Client| async move { client.lease_time_to_live(etcd_lease, None).await })
+            .call(|mut client: Client| {
+                let (key, options) = (key.clone(), GetOptions::new().with_revision(revision));
+                async move { client.get(key, Some(options)).await }
+            })
             .await?;
-        match (u64::try_from(response.ttl()), u64::try_from(response.granted_ttl())) {
-            (Ok(left), Ok(granted)) => Ok((Duration::from_secs(left), Duration::from_secs(granted))),
-            _ => Err(StoreError::LeaseGone(etcd_lease)),
-        }
+        Ok(response
+            .kvs()
+            .first()
+            .map(|kv| StoredConfig { json: kv.value().to_vec(), mod_revision: kv.mod_revision() }))
     }
 
     fn config_key(&self) -> String {
@@ -302,9 +262,14 @@ struct Connection {
 }
 
 impl StoreConfig {
-    /// What may be behind a connection that the other side just ends.
+    /// What may be behind a connection that the other side just ends, or that makes no sense.
     fn hint(&self, endpoint: &str, reason: &str) -> &'static str {
-        if !["connection closed", "broken pipe", "connection reset"].iter().any(|end| reason.contains(end)) {
+        if reason.contains(NO_GRPC) {
+            " (it speaks HTTP, but not etcd's protocol; is that the port of etcd?)"
+        } else if !["connection closed", "broken pipe", "connection reset"]
+            .iter()
+            .any(|end| reason.contains(end))
+        {
             ""
         } else if endpoint.starts_with("http://") {
             " (does it speak TLS? then give https://)"

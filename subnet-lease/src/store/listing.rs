@@ -2,7 +2,7 @@
 
 use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, StoredConfig};
 
 /// One key below `<prefix>/subnets/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,15 @@ pub struct Listing {
     pub cluster_id: u64,
 }
 
+/// All that the store holds of a network, at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The network config; `None` when nobody has written one.
+    pub config: Option<StoredConfig>,
+    /// Every lease.
+    pub leases: Listing,
+}
+
 /// Keys in the first page of a list: about 300 KB, far below the decoding limit of 4 MB.
 const FIRST_PAGE: i64 = 1000;
 /// Bytes of keys and values that the later pages are to have, by the size of those in the page before. Each page makes
@@ -39,6 +48,32 @@ const PAGE_BYTES: usize = 1 << 20;
 const MOST_IN_PAGE: i64 = 20_000;
 
 impl Store {
+    /// The network config and every lease, at one revision.
+    ///
+    /// # Errors
+    /// Any [`StoreError`], among them a compaction between two requests.
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let leases = self.list().await?;
+        let config = self.config_at(leases.revision).await?;
+        Ok(Snapshot { config, leases })
+    }
+
+    /// How many leases there are.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn count(&self) -> Result<u64, StoreError> {
+        let prefix = self.subnets_prefix();
+        let response = self
+            .call(|mut client: Client| {
+                let options = GetOptions::new().with_range(prefix_end(&prefix)).with_count_only();
+                let from = prefix.clone();
+                async move { client.get(from, Some(options)).await }
+            })
+            .await?;
+        Ok(u64::try_from(response.count()).unwrap_or_default())
+    }
+
     /// Every lease, at one revision, read page by page.
     ///
     /// # Errors
@@ -115,7 +150,7 @@ pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
 }
 
 /// The first key after all keys with the prefix, which ends with `/`.
-pub(super) fn prefix_end(prefix: &str) -> Vec<u8> {
+fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
         *last += 1;
