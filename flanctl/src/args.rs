@@ -24,6 +24,9 @@ pub(crate) enum Command {
     /// The network config, which all hosts share
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The store behind it all: whether it serves
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The leases: who holds which subnet
     #[command(subcommand)]
     Subnets(SubnetsCommand),
@@ -70,6 +73,16 @@ pub(crate) enum ConfigCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Ask each endpoint how it is, and the store whether these credentials may do what the agent does. Writes no key
+    Check {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+        output: ReportForm,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum SubnetsCommand {
     /// List all leases, the bad ones with their reason
     Ls {
@@ -112,6 +125,16 @@ pub(crate) enum Form {
     Table,
     /// For people with wide terminals
     Wide,
+    /// For programs; apiVersion tells when the form changes
+    Json,
+    /// The same as YAML
+    Yaml,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportForm {
+    /// For people
+    Text,
     /// For programs; apiVersion tells when the form changes
     Json,
     /// The same as YAML
