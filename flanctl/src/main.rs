@@ -44,6 +44,7 @@ async fn run(args: args::Args) -> Result<(), Failure> {
         },
         Command::Store(command) => match command {
             StoreCommand::Check { output } => store::check(args.store.config(), output).await,
+            StoreCommand::Copy(copy) => store::copy(&args.store, &copy).await,
         },
         Command::Subnets(command) => match command {
             SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,

@@ -12,6 +12,9 @@ use serde::Serialize;
 
 use crate::failure::{Failure, Kind};
 
+/// How many keys a message names.
+const SHOWN: usize = 5;
+
 /// Prints lines. A reader that has seen enough and closed the pipe is no failure: the process ends, as others do.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
@@ -38,6 +41,15 @@ pub(crate) fn printable(text: &str) -> String {
 /// A number of things, in words.
 pub(crate) fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// The first of some keys, and how many more there are.
+pub(crate) fn some<T: AsRef<str>>(keys: &[T]) -> String {
+    let shown = keys.iter().take(SHOWN).map(|key| printable(key.as_ref())).collect::<Vec<_>>().join(", ");
+    match keys.len().saturating_sub(SHOWN) {
+        0 => shown,
+        rest => format!("{shown} and {rest} more"),
+    }
 }
 
 /// Where the lease with this key stands in a list: by subnet, what names none last.

@@ -1,8 +1,10 @@
 //! `flanctl store`: the store behind it all.
 
 mod check;
+mod copy;
 
 pub(crate) use check::check;
+pub(crate) use copy::copy;
 
 use serde::Serialize;
 
