@@ -24,6 +24,9 @@ pub(crate) enum Command {
     /// The network config, which all hosts share
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// The store behind it all: whether it serves, and how to move to another
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The leases: who holds which subnet
     #[command(subcommand)]
     Subnets(SubnetsCommand),
@@ -67,6 +70,53 @@ pub(crate) enum ConfigCommand {
         /// A JSON file, or - for standard input
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Ask each endpoint how it is, and the store whether these credentials may do what the agent does. Writes no key
+    Check {
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+        output: ReportForm,
+    },
+    /// Copy the network config and all leases into another store, from which agents can go on
+    Copy(CopyArgs),
+}
+
+/// From where to where.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CopyArgs {
+    /// URLs of the store to copy from, separated by commas; the credentials of --etcd-... are for this one
+    #[arg(long, value_name = "URLS", value_delimiter = ',', required = true)]
+    pub(crate) from: Vec<String>,
+    /// URLs of the store to copy to, separated by commas; the credentials of --to-... are for this one
+    #[arg(long, value_name = "URLS", value_delimiter = ',', required = true)]
+    pub(crate) to: Vec<String>,
+    /// File with the authorities that sign the certificates of --to; the system's by default
+    #[arg(long, value_name = "FILE", env = "FLAND_TO_CAFILE")]
+    pub(crate) to_cafile: Option<PathBuf>,
+    /// File with our own certificate for --to
+    #[arg(long, value_name = "FILE", env = "FLAND_TO_CERTFILE")]
+    pub(crate) to_certfile: Option<PathBuf>,
+    /// File with the key of our own certificate for --to
+    #[arg(long, value_name = "FILE", env = "FLAND_TO_KEYFILE")]
+    pub(crate) to_keyfile: Option<PathBuf>,
+    /// User name in --to
+    #[arg(long, value_name = "NAME", env = "FLAND_TO_USERNAME")]
+    pub(crate) to_username: Option<String>,
+    /// Password in --to; better given in the environment, where `ps` does not show it
+    #[arg(long, value_name = "PASSWORD", env = "FLAND_TO_PASSWORD", hide_env_values = true)]
+    pub(crate) to_password: Option<String>,
+    /// Copy into a store that is not empty: overwrite what both have, leave what only --to has
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Say what would be done, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,6 +168,16 @@ pub(crate) enum Form {
     Yaml,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportForm {
+    /// For people
+    Text,
+    /// For programs; apiVersion tells when the form changes
+    Json,
+    /// The same as YAML
+    Yaml,
+}
+
 const AFTER_HELP: &str = "\
 Flags that say how to reach the store are also read from the environment: FLAND_ and the flag's name in upper case \
 with underscores, else FLANNELD_ and the same. A flag wins over both.
@@ -129,7 +189,8 @@ Exit codes:
   3  the store cannot be reached
   4  the store refuses these credentials
   5  there is no network config in the store
-  6  refused: it would strand leases, the subnet is taken, or somebody else changed it meanwhile
+  6  refused: it would strand leases, the subnet is taken, the other store is not empty, or somebody else changed it
+     meanwhile
   7  there is no such lease
   8  timed out";
 

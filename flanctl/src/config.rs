@@ -35,7 +35,7 @@ pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), F
             format!(
                 "this config strands {} that hosts hold: {}; their containers would lose the other hosts. \
                  Nothing was written; --force writes it all the same",
-                count(stranded.len(), "lease"),
+                output::count(stranded.len(), "lease"),
                 stranded.join(", "),
             ),
         ));
@@ -132,7 +132,8 @@ fn check(json: &[u8]) -> Result<NetworkConfig, Failure> {
     Ok(config)
 }
 
-fn describe(config: &NetworkConfig) -> String {
+/// A config in one line.
+pub(crate) fn describe(config: &NetworkConfig) -> String {
     let pools = config.pools.values().map(|pool| {
         format!(
             "{} subnets of length /{} from {} to {} in {}",
@@ -144,8 +145,4 @@ fn describe(config: &NetworkConfig) -> String {
         )
     });
     format!("{}, backend {}", pools.collect::<Vec<_>>().join(", "), config.backend.name())
-}
-
-fn count(number: usize, noun: &str) -> String {
-    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }

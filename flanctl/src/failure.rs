@@ -48,7 +48,9 @@ impl From<StoreError> for Failure {
             StoreError::Unreachable(_) => Kind::Unreachable,
             StoreError::Unauthorised { .. } => Kind::Unauthorised,
             StoreError::Setting(_) | StoreError::CredentialFile { .. } => Kind::Usage,
-            StoreError::LeaseGone(_) | StoreError::Refused { .. } => Kind::Other,
+            StoreError::LeaseGone(_) | StoreError::NotOffered { .. } | StoreError::Refused { .. } => {
+                Kind::Other
+            }
         };
         Self::new(kind, error)
     }

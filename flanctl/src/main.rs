@@ -5,12 +5,14 @@ mod config;
 mod docker;
 mod failure;
 mod output;
+mod progress;
+mod store;
 mod subnets;
 mod table;
 
 use std::process::ExitCode;
 
-use args::{Command, ConfigCommand, SubnetsCommand};
+use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
 use flan_agent::store_args;
 use flan_subnet_lease::Store;
 
@@ -39,6 +41,10 @@ async fn run(args: args::Args) -> Result<(), Failure> {
             ConfigCommand::Get => config::get(&store()?).await,
             ConfigCommand::Set { file, force } => config::set(&store()?, &file, force).await,
             ConfigCommand::Validate { file } => config::validate(&file),
+        },
+        Command::Store(command) => match command {
+            StoreCommand::Check { output } => store::check(args.store.config(), output).await,
+            StoreCommand::Copy(copy) => store::copy(&args.store, &copy).await,
         },
         Command::Subnets(command) => match command {
             SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,

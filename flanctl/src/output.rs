@@ -7,10 +7,13 @@ use std::io::Write;
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
-use flan_subnet_lease::{BackendData, Lease, LeaseSet, PerFamily};
+use flan_subnet_lease::{BackendData, Lease, LeaseSet, PerFamily, Subnets};
 use serde::Serialize;
 
 use crate::failure::{Failure, Kind};
+
+/// How many keys a message names.
+const SHOWN: usize = 5;
 
 /// Prints lines. A reader that has seen enough and closed the pipe is no failure: the process ends, as others do.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
@@ -20,9 +23,39 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Prints a document as JSON.
+pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?)
+}
+
+/// Prints a document as YAML.
+pub(crate) fn print_yaml(document: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?)
+}
+
 /// Leases are written by anybody who may write to the store: nothing in them shall steer the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// A number of things, in words.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// The first of some keys, and how many more there are.
+pub(crate) fn some<T: AsRef<str>>(keys: &[T]) -> String {
+    let shown = keys.iter().take(SHOWN).map(|key| printable(key.as_ref())).collect::<Vec<_>>().join(", ");
+    match keys.len().saturating_sub(SHOWN) {
+        0 => shown,
+        rest => format!("{shown} and {rest} more"),
+    }
+}
+
+/// Where the lease with this key stands in a list: by subnet, what names none last.
+pub(crate) fn place(key: &str) -> impl Ord + use<> {
+    let subnets = key.parse::<Subnets>().ok();
+    (subnets.is_none(), subnets, key.to_owned())
 }
 
 /// All leases. A list, sorted by subnet.
@@ -90,10 +123,7 @@ impl SubnetList {
                 .quarantined()
                 .map(|bad| Subnet::new(bad.key, bad.lease, State::Bad, Some(bad.reason.to_string()))),
         );
-        items.sort_by_key(|item| {
-            let subnets = item.key.parse::<flan_subnet_lease::Subnets>().ok();
-            (subnets.is_none(), subnets, item.key.clone())
-        });
+        items.sort_by_cached_key(|item| place(&item.key));
         tell_of_doubles(&mut items);
         Self { api_version: API_VERSION, kind: "SubnetList", items }
     }
@@ -117,8 +147,7 @@ impl SubnetList {
 impl Subnet {
     fn new(key: &str, lease: Option<&Lease>, state: State, reason: Option<String>) -> Self {
         let attributes = lease.map(|lease| &lease.attributes);
-        let texts =
-            |subnets: &flan_subnet_lease::Subnets| subnets.iter().map(|(_, one)| one.to_string()).collect();
+        let texts = |subnets: &Subnets| subnets.iter().map(|(_, one)| one.to_string()).collect();
         let subnets = key.parse().ok();
         Self {
             key: key.to_owned(),

@@ -78,7 +78,8 @@ pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), 
     }
     match form {
         Form::Table | Form::Wide => print(&list, form),
-        Form::Json | Form::Yaml => print_document(&list.items[0], form),
+        Form::Json => output::print_json(&list.items[0]),
+        Form::Yaml => output::print_yaml(&list.items[0]),
     }
 }
 
@@ -232,16 +233,9 @@ fn confirmed(question: &str) -> Result<bool, Failure> {
 fn print(list: &SubnetList, form: Form) -> Result<(), Failure> {
     match form {
         Form::Table | Form::Wide => output::print(&table::render(list, form == Form::Wide)),
-        Form::Json | Form::Yaml => print_document(list, form),
+        Form::Json => output::print_json(list),
+        Form::Yaml => output::print_yaml(list),
     }
-}
-
-fn print_document(document: &impl serde::Serialize, form: Form) -> Result<(), Failure> {
-    let text = match form {
-        Form::Yaml => serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?,
-        _ => serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?,
-    };
-    output::print(&text)
 }
 
 fn no_lease(store: &Store, key: &str) -> Failure {

@@ -1,6 +1,6 @@
 //! Who owns which subnet: the network config, the leases in etcd, and the life of our own.
 //!
-//! The store has one protocol, the etcd v3 API, and one file that speaks it: `store.rs`. Everything else works on
+//! The store has one protocol, the etcd v3 API, and one module that speaks it: `store`. Everything else works on
 //! plain values and takes the time and the dice as arguments. Keys, values and the config are flannel's, so that
 //! hosts of both kinds share one network. This crate knows nothing of the kernel.
 
@@ -29,6 +29,6 @@ pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
-pub use store::{Entry, Listing, Store, StoreError, StoredConfig};
+pub use store::{Entry, Listing, MemberStatus, Snapshot, Store, StoreError, StoredConfig};
 pub use store_config::{Credentials, StoreConfig};
 pub use watch::{Change, LeaseWatch, WatchEvent};

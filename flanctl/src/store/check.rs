@@ -1,0 +1,143 @@
+//! `flanctl store check`: whether the store serves, and whether these credentials may do what the agent does.
+
+mod report;
+
+use std::time::Duration;
+
+use flan_subnet_lease::{MemberStatus, Store, StoreConfig, StoreError, StoredConfig};
+use futures::future::join_all;
+use tokio::time::Instant;
+
+use crate::args::ReportForm;
+use crate::failure::{Failure, Kind};
+use crate::output;
+use crate::progress::told;
+use report::CheckReport;
+
+/// How long one endpoint may take to answer all that it is asked.
+const MEMBER_LIMIT: Duration = Duration::from_secs(4);
+/// How long one answer may take of those that are the same from every endpoint; they are asked for at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How many reads are timed.
+const READS: usize = 5;
+/// What the etcd lease lasts that is made for a moment, should it not be possible to end it.
+const TRIAL: Duration = Duration::from_secs(60);
+
+/// Asks every endpoint, then the store as a whole.
+pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), Failure> {
+    Store::new(config.clone())?; // what cannot work is refused before anybody is asked
+    let endpoints = config.endpoints.join(", ");
+    let members = config.endpoints.iter().map(|endpoint| Member::ask(&config, endpoint));
+    let members = told(|| format!("waiting for {endpoints}"), join_all(members)).await;
+    let answering: Vec<String> =
+        members.iter().filter(|member| member.serves()).map(|member| member.endpoint.clone()).collect();
+    let needs = match answering.is_empty() {
+        true => None,
+        false => {
+            let store = Store::new(StoreConfig { endpoints: answering, ..config.clone() })?;
+            Some(told(|| format!("waiting for {}", store.endpoints()), Needs::ask(&store)).await)
+        }
+    };
+    let report = CheckReport::new(&config, &members, needs.as_ref());
+    super::print(form, &report, || report.text())?;
+    match report.failed() {
+        0 => Ok(()),
+        number => {
+            let message =
+                format!("{} failed: agents cannot rely on this store", output::count(number, "check"));
+            Err(Failure::new(Kind::Other, message))
+        }
+    }
+}
+
+/// What one endpoint answered.
+pub(crate) struct Member {
+    pub(crate) endpoint: String,
+    pub(crate) status: Result<MemberStatus, StoreError>,
+    /// How long the median of some reads took; `None` where there was no sense in asking.
+    pub(crate) read: Option<Result<Duration, StoreError>>,
+}
+
+impl Member {
+    async fn ask(config: &StoreConfig, endpoint: &str) -> Self {
+        let deadline = Instant::now() + MEMBER_LIMIT;
+        let endpoint = endpoint.to_owned();
+        let alone = StoreConfig { endpoints: vec![endpoint.clone()], ..config.clone() };
+        let store = match Store::new(alone) {
+            Ok(store) => store,
+            Err(error) => return Self { endpoint, status: Err(error), read: None },
+        };
+        let status = limited(&store, deadline, store.status()).await;
+        let read = match status {
+            Err(StoreError::Unreachable(_)) => None,
+            Err(StoreError::Unauthorised { ref reason, .. }) if !reason.contains("permission denied") => None,
+            _ => Some(limited(&store, deadline, median_read(&store)).await),
+        };
+        Self { endpoint, status, read }
+    }
+
+    /// Whether it answers what agents ask, if only with a refusal.
+    pub(crate) fn serves(&self) -> bool {
+        match &self.read {
+            Some(Ok(_)) => true,
+            Some(Err(error)) => matches!(error, StoreError::Unauthorised { .. } | StoreError::Refused { .. }),
+            None => false,
+        }
+    }
+}
+
+/// What the store answered to all that the agent does.
+pub(crate) struct Needs {
+    pub(crate) config: Result<Option<StoredConfig>, StoreError>,
+    /// How many leases there are.
+    pub(crate) list: Result<u64, StoreError>,
+    pub(crate) watch: Result<(), StoreError>,
+    pub(crate) etcd_lease: Result<(), StoreError>,
+    pub(crate) write: Result<(), StoreError>,
+}
+
+impl Needs {
+    async fn ask(store: &Store) -> Self {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let (config, list, watch, etcd_lease, write) = futures::join!(
+            limited(store, deadline, store.config()),
+            limited(store, deadline, store.count()),
+            limited(store, deadline, store.may_watch()),
+            limited(store, deadline, try_etcd_lease(store)),
+            limited(store, deadline, store.may_write()),
+        );
+        Self { config, list, watch, etcd_lease, write }
+    }
+}
+
+async fn median_read(store: &Store) -> Result<Duration, StoreError> {
+    let mut times = Vec::new();
+    for _ in 0..READS {
+        let start = Instant::now();
+        store.config().await?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[READS / 2])
+}
+
+/// Does with an etcd lease what the agent does, and ends it.
+async fn try_etcd_lease(store: &Store) -> Result<(), StoreError> {
+    let etcd_lease = store.grant(TRIAL).await?;
+    let kept = store.keep_alive(etcd_lease).await;
+    let timed = store.time_to_live(etcd_lease).await;
+    store.revoke(etcd_lease).await?;
+    kept.and(timed).map(|_| ())
+}
+
+async fn limited<T>(
+    store: &Store,
+    deadline: Instant,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let start = Instant::now();
+    tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(|_| {
+        let waited = start.elapsed().as_secs_f32();
+        Err(StoreError::Unreachable(format!("{}: no answer within {waited:.0} s", store.endpoints())))
+    })
+}

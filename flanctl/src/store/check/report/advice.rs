@@ -1,0 +1,39 @@
+//! What the store said, and what would help.
+
+use flan_subnet_lease::StoreError;
+
+/// The reason alone, without where it comes from.
+pub(crate) fn brief(error: &StoreError) -> String {
+    match error {
+        StoreError::Unreachable(reasons) => reasons.clone(),
+        StoreError::Unauthorised { reason, .. } => format!("refuses these credentials: {reason}"),
+        StoreError::NotOffered { reason, .. } | StoreError::Refused { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// What would help; `right` is what the user may lack.
+pub(crate) fn remedy(error: &StoreError, right: &str) -> String {
+    match error {
+        StoreError::Unauthorised { reason, .. } if reason.contains("permission denied") => right.to_owned(),
+        StoreError::Unauthorised { reason, .. } if reason.contains("user name is empty") => {
+            "give --etcd-username and --etcd-password".to_owned()
+        }
+        StoreError::Unauthorised { .. } => "check --etcd-username and --etcd-password".to_owned(),
+        StoreError::Refused { reason, .. } if reason.contains("space exceeded") => NO_SPACE.to_owned(),
+        _ => "see the log of etcd".to_owned(),
+    }
+}
+
+/// Where no right is known that would do.
+pub(crate) const ADMINISTRATOR: &str = "ask who administers etcd";
+
+/// What helps a member that is there and cannot answer for the cluster.
+pub(crate) const MAJORITY: &str =
+    "more than half of the members must run and reach each other: etcdctl endpoint status --cluster";
+
+/// What helps where nobody answers.
+pub(crate) const NOBODY_THERE: &str = "check the URL, that etcd runs there, and that no firewall is between";
+
+/// What frees a store that has run full; etcd writes nothing until the last of it is done.
+pub(crate) const NO_SPACE: &str = "etcdctl compact REVISION, then etcdctl defrag, then etcdctl alarm disarm; or raise etcd's --quota-backend-bytes";

@@ -1,0 +1,175 @@
+//! `flanctl store copy`: from one store into another, so that agents can go on from there.
+
+mod job;
+mod plan;
+mod report;
+
+use std::cell::Cell;
+
+use flan_agent::store_args::StoreArgs;
+use flan_subnet_lease::{Store, StoreConfig, StoreError};
+
+use crate::args::CopyArgs;
+use crate::failure::{Failure, Kind};
+use crate::output;
+use crate::progress::told;
+use job::Job;
+use plan::Occupied;
+use report::CopyReport;
+
+/// Copies the network config and all leases.
+pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Failure> {
+    let (from, to) = stores(shared, args);
+    refuse_the_same(&from, &to)?;
+    let (from, to) = (Store::new(from)?, Store::new(to)?);
+    let reading = || format!("reading the stores at {} and {}", from.endpoints(), to.endpoints());
+    let (source, target) =
+        told(reading, async { futures::try_join!(from.snapshot(), to.snapshot()) }).await?;
+    if source.config.is_none() && source.leases.entries.is_empty() {
+        return Err(nothing_there(&from));
+    }
+    let (revision, seen) = (source.leases.revision, target.config.clone());
+    let plan = plan::plan(source, &target, args.force).map_err(|occupied| in_use(&to, &occupied))?;
+    // What the target refuses is refused before the first write, and in a dry run as well.
+    to.may_write().await.map_err(|error| no_right(&to, error))?;
+    if plan.config.as_ref().is_some_and(|config| !config.stands) {
+        to.may_write_config().await.map_err(|error| no_right(&to, error))?;
+    }
+    let job = Job { from: &from, to: &to, seen, dry_run: args.dry_run, done: Cell::new(0) };
+    let leases = output::count(plan.leases(), "lease");
+    let verb = if args.dry_run { "looked at" } else { "copied" };
+    let so_far = || format!("{verb} {} of {leases}", job.done.get());
+    let outcome = told(so_far, job.carry(plan)).await.map_err(|error| {
+        let reason =
+            format!("{}, then: {error}; what was written stays, --force goes on from there", so_far());
+        Failure::new(Failure::from(error).kind, reason)
+    })?;
+    let report = CopyReport::new(&from, &to, revision, args.dry_run, outcome);
+    super::print(args.output, &report, || report.text())?;
+    match report.changed_meanwhile() {
+        0 => Ok(()),
+        number => Err(outrun(&to, number)),
+    }
+}
+
+/// How to reach both. The shared credentials belong to the source: no store is shown those of another one unasked.
+fn stores(shared: &StoreArgs, args: &CopyArgs) -> (StoreConfig, StoreConfig) {
+    let mut from = StoreArgs { etcd_endpoints: args.from.clone(), ..shared.clone() }.config();
+    // The environment may give them for the agent's etcd, which need not be the store to copy from.
+    if from.endpoints.iter().all(|endpoint| endpoint.starts_with("http://")) {
+        let credentials = &mut from.credentials;
+        (credentials.ca_file, credentials.cert_file, credentials.key_file) = (None, None, None);
+    }
+    let to = StoreArgs {
+        etcd_endpoints: args.to.clone(),
+        etcd_prefix: shared.etcd_prefix.clone(),
+        etcd_cafile: args.to_cafile.clone(),
+        etcd_certfile: args.to_certfile.clone(),
+        etcd_keyfile: args.to_keyfile.clone(),
+        etcd_username: args.to_username.clone(),
+        etcd_password: args.to_password.clone(),
+    };
+    (from, to.config())
+}
+
+fn refuse_the_same(from: &StoreConfig, to: &StoreConfig) -> Result<(), Failure> {
+    match from.endpoints.iter().find(|endpoint| to.endpoints.contains(endpoint)) {
+        Some(both) => {
+            let message = format!("--from and --to both name {both}; they are to be two stores");
+            Err(Failure::new(Kind::Usage, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn nothing_there(from: &Store) -> Failure {
+    let message = format!(
+        "there is nothing to copy below {} in the store at {}; is that the --etcd-prefix of the agents?",
+        from.prefix(),
+        from.endpoints()
+    );
+    Failure::new(Kind::NoConfig, message)
+}
+
+fn in_use(to: &Store, occupied: &Occupied) -> Failure {
+    let message = format!(
+        "the store at {} holds {} below {} already; nothing was written. --force overwrites what both have and \
+         leaves the rest",
+        to.endpoints(),
+        occupied.describe(),
+        to.prefix()
+    );
+    Failure::new(Kind::Refused, message)
+}
+
+fn no_right(to: &Store, error: StoreError) -> Failure {
+    match error {
+        StoreError::Unauthorised { .. } => {
+            let message = format!("{error}; a copy reads and writes all below {}", to.prefix());
+            Failure::new(Kind::Unauthorised, message)
+        }
+        other => other.into(),
+    }
+}
+
+fn outrun(to: &Store, number: usize) -> Failure {
+    let message = format!(
+        "somebody else wrote {} at {} at the same moment; look, and copy again with --force",
+        output::count(number, "key"),
+        to.endpoints()
+    );
+    Failure::new(Kind::Refused, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Args, Command, StoreCommand};
+
+    fn read(arguments: &[&str]) -> (StoreConfig, StoreConfig) {
+        let args = Args::try_parse_from([&["flanctl", "store", "copy"], arguments].concat()).unwrap();
+        match args.command {
+            Command::Store(StoreCommand::Copy(copy)) => stores(&args.store, &copy),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_store_is_shown_its_own_credentials_only() {
+        let (from, to) = read(&[
+            "--from=https://a:2379,https://b:2379/",
+            "--to=http://c:2379",
+            "--etcd-prefix=/net/",
+            "--etcd-cafile=ca.pem",
+            "--etcd-username=u",
+            "--etcd-password=p",
+        ]);
+        assert_eq!(from.endpoints, ["https://a:2379", "https://b:2379"]);
+        assert_eq!((from.prefix.as_str(), to.prefix.as_str()), ("/net", "/net"));
+        assert_eq!(from.credentials.ca_file, Some("ca.pem".into()));
+        assert_eq!(from.credentials.user, Some(("u".to_owned(), "p".to_owned())));
+        assert_eq!(to.endpoints, ["http://c:2379"]);
+        assert_eq!((to.credentials.ca_file, to.credentials.user), (None, None));
+    }
+
+    #[test]
+    fn tls_files_of_the_environment_do_not_keep_from_copying_out_of_a_plain_store() {
+        let (from, to) = read(&[
+            "--from=http://127.0.0.1:2379",
+            "--to=https://c:2379",
+            "--etcd-cafile=ca.pem",
+            "--to-cafile=to.pem",
+        ]);
+        assert_eq!(from.credentials.ca_file, None);
+        assert_eq!(to.credentials.ca_file, Some("to.pem".into()));
+    }
+
+    #[test]
+    fn a_store_is_not_copied_onto_itself() {
+        let (from, to) = read(&["--from=http://a:2379", "--to=http://b:2379,http://a:2379/"]);
+        let refusal = refuse_the_same(&from, &to).unwrap_err().to_string();
+        assert_eq!(refusal, "--from and --to both name http://a:2379; they are to be two stores");
+    }
+}

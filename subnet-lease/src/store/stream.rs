@@ -1,0 +1,84 @@
+//! The watch on all leases as a stream of messages.
+
+use etcd_client::{Client, EventType, WatchOptions, WatchStream};
+use tokio::sync::watch;
+
+use super::error::plain;
+use super::listing::entry;
+use super::{Store, StoreError};
+use crate::watch::Change;
+
+/// Why a watch ended that we gave up.
+const GIVEN_UP: &str = "this host's own address has changed";
+
+impl Store {
+    /// Opens a watch on all leases, from `revision` on.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub(crate) async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
+        let given_up = self.given_up.subscribe();
+        let prefix = self.subnets_prefix();
+        let stream = self
+            .call(|mut client: Client| {
+                let options = WatchOptions::new().with_prefix().with_start_revision(revision);
+                let prefix = prefix.clone();
+                async move { client.watch(prefix, Some(options)).await }
+            })
+            .await?;
+        Ok(Watch { stream, prefix, given_up })
+    }
+}
+
+/// A watch on all leases.
+pub(crate) struct Watch {
+    stream: WatchStream,
+    prefix: String,
+    given_up: watch::Receiver<()>,
+}
+
+/// What a watch said.
+pub(crate) enum WatchMessage {
+    /// Leases changed; empty when the store only gave a sign of life.
+    Changes(Vec<Change>),
+    /// The watch is over, with the reason.
+    Ended(String),
+}
+
+impl Watch {
+    /// The next message. Cancel-safe.
+    pub(crate) async fn message(&mut self) -> WatchMessage {
+        let message = tokio::select! {
+            message = self.stream.message() => message,
+            _ = self.given_up.changed() => return WatchMessage::Ended(GIVEN_UP.to_owned()),
+        };
+        match message {
+            Ok(Some(response)) if response.canceled() => {
+                let compacted = response.compact_revision();
+                WatchMessage::Ended(match response.cancel_reason() {
+                    _ if compacted > 0 => format!("the history before revision {compacted} was compacted"),
+                    "" => "the store cancelled the watch".to_owned(),
+                    reason => reason.to_owned(),
+                })
+            }
+            Ok(Some(response)) => {
+                let change = |event: &etcd_client::Event| {
+                    let entry = entry(&self.prefix, event.kv()?.clone())?;
+                    Some(match event.event_type() {
+                        EventType::Put => Change::Put(entry),
+                        EventType::Delete => Change::Delete { key: entry.key },
+                    })
+                };
+                WatchMessage::Changes(response.events().iter().filter_map(change).collect())
+            }
+            Ok(None) => WatchMessage::Ended("the store closed the watch".to_owned()),
+            Err(error) => WatchMessage::Ended(plain(&error)),
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub(crate) async fn probe(&mut self) {
+        // A failure shows as the end of the stream.
+        let _ = self.stream.request_progress().await;
+    }
+}
