@@ -108,12 +108,7 @@ impl Session {
                 };
                 self.create(number, wish);
             }
-            Some(PbWatchRequestUnion::CancelRequest(cancel)) => {
-                if self.cursors.remove(&cancel.watch_id).is_some() {
-                    let watch_id = cancel.watch_id;
-                    self.ready.push_back(PbWatchResponse { watch_id, canceled: true, ..self.response() });
-                }
-            }
+            Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
                 // It says that everything up to its revision was told.
                 while self.go_on() {}
@@ -143,6 +138,13 @@ impl Session {
             cancel_reason: refusal.to_owned(),
             ..self.response()
         });
+    }
+
+    /// Ends a watch; of one that is not there, nothing is said.
+    fn cancel(&mut self, watch_id: i64) {
+        if self.cursors.remove(&watch_id).is_some() {
+            self.ready.push_back(PbWatchResponse { watch_id, canceled: true, ..self.response() });
+        }
     }
 
     fn free_id(&mut self) -> i64 {

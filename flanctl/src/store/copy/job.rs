@@ -3,9 +3,9 @@
 //! The config is written last: an agent that waits for it in the target finds all leases there, and takes none that is
 //! another's. Each write compares the revision that was seen, so nobody else's is lost.
 //!
-//! An etcd lease is granted for as long as it was in the source and begins anew, since the agent takes over only one
-//! that was granted for as long as it wants its own, and every renewal goes back to that time: the lease of a host that
-//! is no more ends that much later.
+//! An etcd lease is granted for as long as it still lasts in the source, so that the lease of a host that is no more ends
+//! when it would have. The agent of one that is alive takes its subnet with a lease of full length when it starts with
+//! the new store.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -70,8 +70,9 @@ impl Job<'_> {
             self.keys(&group.keys, None, None, &mut items).await?;
             return Ok(items);
         };
-        let granted = match self.from.time_to_live(lease.id).await {
-            Ok((_, granted)) => granted,
+        let left = match self.from.time_to_live(lease.id).await {
+            // The store counts whole seconds down.
+            Ok((left, _)) => left + Duration::from_secs(1),
             Err(StoreError::LeaseGone(_)) => {
                 let expired = |key: Key| Item::skipped(key.key, "its etcd lease has expired");
                 return Ok(group.keys.into_iter().map(expired).collect());
@@ -79,8 +80,8 @@ impl Job<'_> {
             Err(error) => return Err(error),
         };
         let (etcd_lease, is_new) =
-            if self.dry_run { (lease.id, false) } else { self.etcd_lease(lease, granted).await? };
-        let outcome = self.keys(&group.keys, Some(etcd_lease), Some(granted), &mut items).await;
+            if self.dry_run { (lease.id, false) } else { self.etcd_lease(lease, left).await? };
+        let outcome = self.keys(&group.keys, Some(etcd_lease), Some(left), &mut items).await;
         // A write without an answer may have happened.
         let unanswered = matches!(outcome, Err(StoreError::Unreachable(_)));
         let unused = !unanswered && items.iter().all(|item| item.outcome == Fate::ChangedMeanwhile);
@@ -95,7 +96,7 @@ impl Job<'_> {
 
     /// The etcd lease in the target, and whether it was made for this: with the id that the holder knows, where that is
     /// free or was copied before.
-    async fn etcd_lease(&self, lease: EtcdLease, granted: Duration) -> Result<(i64, bool), StoreError> {
+    async fn etcd_lease(&self, lease: EtcdLease, left: Duration) -> Result<(i64, bool), StoreError> {
         if lease.stands {
             match self.to.keep_alive(lease.id).await {
                 Ok(()) => return Ok((lease.id, false)),
@@ -103,22 +104,22 @@ impl Job<'_> {
                 Err(error) => return Err(error),
             }
         }
-        if self.to.grant_as(lease.id, granted).await? {
+        if self.to.grant_as(lease.id, left).await? {
             return Ok((lease.id, true));
         }
-        Ok((self.to.grant(granted).await?, true))
+        Ok((self.to.grant(left).await?, true))
     }
 
     async fn keys(
         &self,
         keys: &[Key],
         etcd_lease: Option<i64>,
-        granted: Option<Duration>,
+        left: Option<Duration>,
         items: &mut Vec<Item>,
     ) -> Result<(), StoreError> {
         for key in keys {
             let outcome = self.key(key, etcd_lease).await?;
-            items.push(Item::written(&key.key, outcome, granted));
+            items.push(Item::written(&key.key, outcome, left));
         }
         Ok(())
     }

@@ -85,14 +85,14 @@ impl Item {
         }
     }
 
-    /// A lease that was copied, or would have been; `granted` is its time, `None` for a reservation.
-    pub(crate) fn written(key: &str, outcome: Fate, granted: Option<Duration>) -> Self {
+    /// A lease that was copied, or would have been; `left` is its time, `None` for a reservation.
+    pub(crate) fn written(key: &str, outcome: Fate, left: Option<Duration>) -> Self {
         Self {
             key: key.to_owned(),
             outcome,
             reason: None,
-            reservation: Some(granted.is_none()),
-            expires_in_seconds: granted.map(|granted| granted.as_secs()),
+            reservation: Some(left.is_none()),
+            expires_in_seconds: left.map(|left| left.as_secs()),
         }
     }
 }

@@ -1,0 +1,148 @@
+//! The life of leases against a store that speaks etcd's protocol, in this process.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use flan_embedded_store::Settings;
+use flan_subnet_lease::{
+    Change, Claim, Credentials, Family, Holding, Keeper, LeaseAttributes, LeaseWatch, NetworkConfig, Store,
+    StoreConfig, StoreError, WatchEvent,
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// Lasts long enough for every test.
+const TTL: Duration = Duration::from_secs(60);
+
+/// A store on an empty directory, with the config of a network of three hosts.
+struct Site {
+    _dir: tempfile::TempDir,
+    url: String,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let running = flan_embedded_store::start(Settings {
+            data_dir: dir.path().join("store"),
+            listen: vec!["http://127.0.0.1:0".parse().unwrap()],
+            tls: None,
+            insecure: false,
+            retention: Duration::from_secs(3600),
+        })
+        .await
+        .unwrap();
+        let site = Self { _dir: dir, url: running.client_urls()[0].clone() };
+        assert!(site.store().put_config(CONFIG, None).await.unwrap());
+        site
+    }
+
+    fn store(&self) -> Store {
+        Store::new(StoreConfig {
+            endpoints: vec![self.url.clone()],
+            prefix: "/coreos.com/network".to_owned(),
+            credentials: Credentials::default(),
+        })
+        .unwrap()
+    }
+}
+
+const CONFIG: &[u8] = br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0"}"#;
+
+fn claim(host: u8, ttl: Duration) -> Claim {
+    let mut attributes = LeaseAttributes::default();
+    attributes.public_ips.set(Family::V4, IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)));
+    Claim {
+        config: NetworkConfig::parse(CONFIG).unwrap(),
+        attributes,
+        previous: None,
+        ttl,
+        renew_margin: None,
+    }
+}
+
+async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
+    let acquired = Keeper::acquire(site.store(), claim(host, ttl), None, |_| {});
+    tokio::time::timeout(LIMIT, acquired).await.unwrap().0
+}
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, what).await.expect("in time")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_start_at_once_get_a_subnet_each_and_find_it_again() {
+    let site = Site::new().await;
+    let (one, two, three) =
+        tokio::join!(acquire(&site, 1, TTL), acquire(&site, 2, TTL), acquire(&site, 3, TTL));
+    let mut held: Vec<String> =
+        [&one, &two, &three].iter().map(|keeper| keeper.held().subnets.to_string()).collect();
+    let again = acquire(&site, 2, TTL).await;
+    assert_eq!(again.held(), two.held(), "the same lease, and nothing was written");
+    held.sort();
+    assert_eq!(held, ["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"]);
+
+    let full = Keeper::acquire(site.store(), claim(4, TTL), None, |_| {});
+    assert!(tokio::time::timeout(Duration::from_millis(500), full).await.is_err(), "none is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_what_happens_after_its_list() {
+    let site = Site::new().await;
+    acquire(&site, 1, TTL).await;
+    let (sender, mut events) = mpsc::channel(8);
+    tokio::spawn(LeaseWatch::new(site.store()).run(sender));
+    let Some(WatchEvent::Listed(listing)) = within(events.recv()).await else { panic!("a list comes first") };
+    assert_eq!(listing.entries.len(), 1);
+
+    let two = acquire(&site, 2, TTL).await;
+    let key = two.held().subnets.key();
+    let Some(WatchEvent::Changed(changes)) = within(events.recv()).await else { panic!("a lease was taken") };
+    assert!(matches!(&changes[..], [Change::Put(entry)] if entry.key == key), "{changes:?}");
+
+    let store = site.store();
+    assert!(!store.delete(&key, two.held().mod_revision - 1).await.unwrap(), "it was written since");
+    assert!(store.delete(&key, two.held().mod_revision).await.unwrap());
+    let Some(WatchEvent::Changed(changes)) = within(events.recv()).await else { panic!("it was deleted") };
+    assert_eq!(changes, [Change::Delete { key }]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_takes_back_what_was_deleted_and_keeps_it_beyond_its_time() {
+    let site = Site::new().await;
+    let keeper = acquire(&site, 1, Duration::from_secs(2)).await;
+    let held = keeper.held().clone();
+    let (holding, mut seen) = watch::channel(Holding { lease: held.clone(), problem: None });
+    let (_attributes, published) = watch::channel(claim(1, TTL).attributes);
+    let suspicion = std::sync::Arc::new(Notify::new());
+    let noticed = suspicion.clone();
+    tokio::spawn(async move { keeper.hold(&noticed, published, &holding).await });
+
+    let store = site.store();
+    assert!(store.delete(&held.subnets.key(), held.mod_revision).await.unwrap());
+    suspicion.notify_one();
+    within(seen.changed()).await.unwrap();
+    let taken_back = seen.borrow_and_update().lease.clone();
+    assert_eq!(taken_back.subnets, held.subnets);
+    assert!(taken_back.mod_revision > held.mod_revision);
+
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let entry = store.get(&held.subnets.key()).await.unwrap();
+    assert_eq!(entry.unwrap().etcd_lease, taken_back.etcd_lease, "it was kept alive for twice its time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_nobody_keeps_ends_with_its_key() {
+    let site = Site::new().await;
+    let held = acquire(&site, 1, Duration::from_secs(2)).await.held().clone();
+    let store = site.store();
+    let etcd_lease = held.etcd_lease.unwrap();
+    assert!(store.time_to_live(etcd_lease).await.unwrap().0 <= Duration::from_secs(2));
+    let gone = async {
+        while store.get(&held.subnets.key()).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    within(gone).await;
+    assert!(matches!(store.keep_alive(etcd_lease).await, Err(StoreError::LeaseGone(_))));
+}
