@@ -5,7 +5,6 @@
 
 mod agent_restarts;
 mod bad_leases;
-mod chance;
 mod command_line;
 mod conflicts;
 mod docker_hosts;
