@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units scenarios soak bench bench-control fuzz audit build release install tools
+.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control fuzz audit build release install tools
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -16,6 +16,11 @@ UNITDIR ?= /etc/systemd/system
 # What keeps the store: `etcd` or `embedded`, which is `fland store`. By default the demo takes what needs no package,
 # and the scenarios the real one.
 STORE ?=
+
+# The two servers that the conformance suite compares: each is etcd, embedded or the URL of one that runs. And what its
+# random calls are: a seed that it printed sends them again.
+CONFORMANCE_PAIR ?=
+CONFORMANCE_SEED ?=
 
 # Scenarios at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
@@ -36,10 +41,11 @@ path_of = sed -n 's|.*"executable":"\([^"]*/$(1)\(-[0-9a-f]*\)\{0,1\}\)".*|\1|p'
 help:
 	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up, STORE=etcd takes etcd'
 	@echo 'sudo make demo-down   remove a demo that was left up'
-	@echo 'sudo make test        everything: lint, unit tests, systemd units, scenarios'
+	@echo 'sudo make test        everything: lint, unit tests, systemd units, conformance, scenarios'
 	@echo '     make lint        format, clippy, rustdoc'
 	@echo '     make unit        the tests that need no root, etcd or network'
 	@echo '     make units       systemd-analyze verify'
+	@echo 'sudo make conformance the embedded store against real etcd, call by call'
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded takes the embedded store'
 	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
@@ -61,7 +67,7 @@ demo-down: tools
 	$(AS_ROOT) "$$demo" down
 
 test: tools
-	@$(MAKE) --no-print-directory lint unit units scenarios
+	@$(MAKE) --no-print-directory lint unit units conformance scenarios
 
 lint:
 	$(CARGO) fmt --all --check
@@ -74,6 +80,13 @@ unit:
 
 units: build
 	deploy/verify.sh
+
+conformance: build
+	$(CARGO) test --locked -p flan-integration --test conformance --no-run
+	@conformance=$$($(CARGO) test -q --locked -p flan-integration --test conformance --no-run --message-format=json \
+		| $(call path_of,conformance)); \
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_CONFORMANCE_PAIR=$(CONFORMANCE_PAIR) \
+		FLAN_CONFORMANCE_SEED=$(CONFORMANCE_SEED) "$$conformance" --test-threads=$(SCENARIO_THREADS)
 
 scenarios: build
 	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
