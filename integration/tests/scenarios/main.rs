@@ -9,6 +9,7 @@ mod command_line;
 mod conflicts;
 mod docker_hosts;
 mod dual_stack;
+mod embedded_store;
 mod flannel_hosts;
 mod kernel_repairs;
 mod lab_itself;
