@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units scenarios soak bench bench-control fuzz audit build release install tools
+.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control fuzz audit build release install tools
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -12,6 +12,15 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where `make install` puts things; DESTDIR goes before all of them.
 PREFIX ?= /usr/local
 UNITDIR ?= /etc/systemd/system
+
+# What keeps the store: `etcd` or `embedded`, which is `fland store`. By default the demo takes what needs no package,
+# and the scenarios the real one.
+STORE ?=
+
+# The two servers that the conformance suite compares: each is etcd, embedded or the URL of one that runs. And what its
+# random calls are: a seed that it printed sends them again.
+CONFORMANCE_PAIR ?=
+CONFORMANCE_SEED ?=
 
 # Scenarios at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
@@ -30,13 +39,14 @@ FUZZ_SECONDS ?= 30
 path_of = sed -n 's|.*"executable":"\([^"]*/$(1)\(-[0-9a-f]*\)\{0,1\}\)".*|\1|p' | tail -n 1
 
 help:
-	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up'
+	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up, STORE=etcd takes etcd'
 	@echo 'sudo make demo-down   remove a demo that was left up'
-	@echo 'sudo make test        everything: lint, unit tests, systemd units, scenarios'
+	@echo 'sudo make test        everything: lint, unit tests, systemd units, conformance, scenarios'
 	@echo '     make lint        format, clippy, rustdoc'
 	@echo '     make unit        the tests that need no root, etcd or network'
 	@echo '     make units       systemd-analyze verify'
-	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker'
+	@echo 'sudo make conformance the embedded store against real etcd, call by call'
+	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded takes the embedded store'
 	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
 	@echo 'sudo make bench-control  how fast one fland follows 100 to 50000 leases, and what it costs; ARGS=--help'
@@ -45,17 +55,19 @@ help:
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
 	@echo '     make audit       licences, bans and sources of dependencies (cargo-deny)'
 
+demo: WITHOUT_ETCD := $(if $(filter etcd,$(STORE)),,--without-etcd)
 demo: build
 	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
-	echo; $(AS_ROOT) "$$demo" $(if $(KEEP),--keep)
+	echo; $(AS_ROOT) "$$demo" $(if $(KEEP),--keep) $(if $(STORE),--store $(STORE))
 
+demo-down: WITHOUT_ETCD := --without-etcd
 demo-down: tools
 	@$(CARGO) build -q --locked -p flan-integration --bin demo
 	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
 	$(AS_ROOT) "$$demo" down
 
 test: tools
-	@$(MAKE) --no-print-directory lint unit units scenarios
+	@$(MAKE) --no-print-directory lint unit units conformance scenarios
 
 lint:
 	$(CARGO) fmt --all --check
@@ -69,11 +81,19 @@ unit:
 units: build
 	deploy/verify.sh
 
+conformance: build
+	$(CARGO) test --locked -p flan-integration --test conformance --no-run
+	@conformance=$$($(CARGO) test -q --locked -p flan-integration --test conformance --no-run --message-format=json \
+		| $(call path_of,conformance)); \
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_CONFORMANCE_PAIR=$(CONFORMANCE_PAIR) \
+		FLAN_CONFORMANCE_SEED=$(CONFORMANCE_SEED) "$$conformance" --test-threads=$(SCENARIO_THREADS)
+
 scenarios: build
 	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
-	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_DAMAGE_SEED=$(DAMAGE_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 STORE=$(STORE) FLAN_DAMAGE_SEED=$(DAMAGE_SEED) \
+		"$$scenarios" --test-threads=$(SCENARIO_THREADS)
 
 # Left out of the scenarios, for it takes minutes.
 soak: build
@@ -117,4 +137,4 @@ build: tools
 	$(CARGO) build --locked --workspace --bins
 
 tools:
-	@integration/install-tools.sh
+	@integration/install-tools.sh $(WITHOUT_ETCD)

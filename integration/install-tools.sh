@@ -1,7 +1,15 @@
 #!/bin/sh
 # Installs, by apt, what building flan and running its demo, tests and bench need and this machine lacks.
 # Quick when all is there; starts no service; becomes root by sudo only if something is missing.
+#
+# --without-etcd: not for those who want neither etcd nor its command line
 set -eu
+
+case "${1:-}" in
+    '') etcd=yes ;;
+    --without-etcd) etcd= ;;
+    *) echo "$0: $1 is no option; expected --without-etcd or nothing" >&2; exit 2 ;;
+esac
 
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -15,8 +23,8 @@ if lacks cc; then want gcc; want libc6-dev; fi
 if lacks protoc; then want protobuf-compiler; fi
 # The well-known types that etcd's protocol imports; a package of its own.
 [ -e /usr/include/google/protobuf/descriptor.proto ] || want libprotobuf-dev
-if lacks etcd; then want etcd-server; fi
-if lacks etcdctl; then want etcd-client; fi
+if [ -n "$etcd" ] && lacks etcd; then want etcd-server; fi
+if [ -n "$etcd" ] && lacks etcdctl; then want etcd-client; fi
 if lacks ip || lacks bridge; then want iproute2; fi
 if lacks nft; then want nftables; fi
 if lacks iptables; then want iptables; fi
@@ -38,7 +46,7 @@ if lacks strace; then want strace; fi
 [ -n "$packages" ] || exit 0
 
 if [ "$(id -u)" != 0 ]; then
-    if ! lacks sudo; then exec sudo "$0"; fi
+    if ! lacks sudo; then exec sudo "$0" "$@"; fi
     echo "missing:$packages; as root: apt-get install$packages" >&2
     exit 1
 fi

@@ -7,9 +7,9 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 
-use crate::etcd::Etcd;
 use crate::host::Host;
 use crate::overlay::DEVICE;
+use crate::store::Store;
 use crate::subnet_env::SubnetEnv;
 
 /// Seconds that flannel's leases live.
@@ -24,7 +24,7 @@ pub fn lease_value(public_ip: impl Display, mac: &str) -> String {
 
 /// Sets the host up with `env`'s subnet: device, forwarding, rules, subnet.env and a lease of its own etcd lease.
 /// Returns the device's MAC.
-pub fn set_up(host: &Host, etcd: &Etcd, env: &SubnetEnv) -> Result<String> {
+pub fn set_up(host: &Host, store: &Store, env: &SubnetEnv) -> Result<String> {
     let public_ip = host.address();
     host.ip(&format!(
         "link add {DEVICE} type vxlan id 1 dev eth0 local {public_ip} dstport 8472 nolearning"
@@ -38,7 +38,7 @@ pub fn set_up(host: &Host, etcd: &Etcd, env: &SubnetEnv) -> Result<String> {
     host.run("iptables", &["-w", "-A", "FORWARD", "-d", &network, "-j", "ACCEPT"])?;
 
     let mac = host.vtep_mac()?;
-    etcd.put_leased(&format!("subnets/{}", env.key()), &lease_value(public_ip, &mac), LEASE_SECONDS)?;
+    store.put_leased(&format!("subnets/{}", env.key()), &lease_value(public_ip, &mac), LEASE_SECONDS)?;
     write_subnet_env(host, env)?;
     Ok(mac)
 }

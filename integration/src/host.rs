@@ -64,6 +64,8 @@ pub struct Host {
     place: Place,
     etcd_endpoints: String,
     etcd_prefix: String,
+    /// Where the agent keeps the store itself, if it does.
+    own_store: Option<PathBuf>,
     cgroup: String,
     image: PathBuf,
     lifetime: Lifetime,
@@ -128,6 +130,7 @@ impl Host {
             place,
             etcd_endpoints,
             etcd_prefix,
+            own_store: None,
             cgroup,
             image,
             lifetime,
@@ -179,13 +182,32 @@ impl Host {
         self.netns.ip(words).with_context(|| format!("on {}", self.name))
     }
 
+    /// From now on agents and command line of this host use the store at these client URLs.
+    pub fn use_store(&mut self, endpoints: &str) {
+        endpoints.clone_into(&mut self.etcd_endpoints);
+        self.own_store = None;
+    }
+
+    /// From now on the agent of this host keeps the store itself, for everybody on the underlay. Returns the URL that
+    /// the others find it at.
+    pub fn keep_store(&mut self) -> String {
+        self.etcd_endpoints = format!("http://{}:2379", self.address);
+        self.own_store = Some(self.dir.join("store"));
+        self.etcd_endpoints.clone()
+    }
+
     /// `flanctl` with the store's address and these arguments, run on this host; any exit code is fine.
     pub fn flanctl(&self, args: &[&str]) -> Result<Outcome> {
+        self.flanctl_with_input(args, "")
+    }
+
+    /// As [`Host::flanctl`], with `input` on its standard input.
+    pub fn flanctl_with_input(&self, args: &[&str], input: &str) -> Result<Outcome> {
         let mut command = self.place.command(tools::flan_binary("flanctl")?);
         command
             .args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", &self.etcd_prefix])
             .args(args);
-        command::run(&command)
+        command::run_with_input(&command, input)
     }
 
     /// Starts the agent with `--ip-masq` and waits until it says that it is ready.
@@ -209,14 +231,15 @@ impl Host {
         ensure!(self.agent.is_none(), "the agent of {} runs already", self.name);
         self.notifications.forget();
         let mut fland = self.place.then(starter.iter().copied()).command(tools::flan_binary("fland")?);
-        fland.args([
-            "--etcd-endpoints",
-            &self.etcd_endpoints,
-            "--etcd-prefix",
-            &self.etcd_prefix,
-            "--iface",
-            "eth0",
-        ]);
+        match &self.own_store {
+            None => fland.args(["--etcd-endpoints", &self.etcd_endpoints]),
+            Some(dir) => fland.arg("--embedded-store").arg(dir).args([
+                "--store-listen",
+                "http://0.0.0.0:2379",
+                "--store-insecure",
+            ]),
+        };
+        fland.args(["--etcd-prefix", &self.etcd_prefix, "--iface", "eth0"]);
         fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
         fland.args(flags);
         fland.env("NOTIFY_SOCKET", "/run/notify");

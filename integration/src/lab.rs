@@ -12,10 +12,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::command::{self, Outcome};
 use crate::docker;
-use crate::etcd::{Etcd, PREFIX};
 use crate::host::{Host, HostSpec};
 use crate::netns::{self, Netns};
 use crate::process::{LOG_HEAD, Lifetime, Process, last_lines};
+use crate::store::{MemberPlace, PREFIX, Store, StoreData, StoreKind};
 use crate::tools;
 use crate::wait;
 
@@ -37,7 +37,10 @@ const BEYOND: Segment = Segment { bridge: "br1", third: 65 };
 /// An address that is neither on the underlay nor on the overlay. A web server answers there.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
-/// The first host's last octet; etcd's members come before.
+/// The last octet of the first member of a store.
+const FIRST_STORE: u8 = 2;
+
+/// The first host's last octet; the members of stores come before.
 const FIRST_HOST: u8 = 11;
 
 /// Where labs are, each in a directory `flan-ID`.
@@ -57,12 +60,15 @@ const SHOWN_LOGS: usize = 6;
 pub struct LabOptions {
     /// A name of its own, of which there is one at a time on a machine; `None` for one made up.
     pub name: Option<&'static str>,
-    /// Members of the etcd cluster.
-    pub etcd_members: u8,
-    /// Hosts have IPv6 addresses as well, etcd has not.
+    /// What keeps the store; `None` for what [`STORE_VARIABLE`](crate::store::STORE_VARIABLE) says, and etcd where that
+    /// says nothing or there is more than one member.
+    pub store: Option<StoreKind>,
+    /// Members of the store. Without any, some host of the lab keeps it.
+    pub store_members: u8,
+    /// Where they have their data.
+    pub store_data: StoreData,
+    /// Hosts have IPv6 addresses as well, the store has not.
     pub ipv6: bool,
-    /// etcd keeps its data in memory: for measurements that are not about the machine's disk.
-    pub etcd_in_memory: bool,
     /// The lab outlives the program: see [`Lab::keep`].
     pub lifetime: Lifetime,
 }
@@ -71,10 +77,24 @@ impl Default for LabOptions {
     fn default() -> LabOptions {
         LabOptions {
             name: None,
-            etcd_members: 1,
-            etcd_in_memory: false,
+            store: None,
+            store_members: 1,
+            store_data: StoreData::OnDisk,
             ipv6: false,
             lifetime: Lifetime::Bound,
+        }
+    }
+}
+
+impl LabOptions {
+    fn store_kind(&self) -> Result<StoreKind> {
+        match self.store {
+            Some(StoreKind::Embedded) if self.store_members > 1 => {
+                bail!("{} members of {}, which has one", self.store_members, StoreKind::Embedded)
+            }
+            Some(kind) => Ok(kind),
+            None if self.store_members > 1 => Ok(StoreKind::Etcd),
+            None => StoreKind::from_environment(),
         }
     }
 }
@@ -87,8 +107,9 @@ pub struct Lab {
     lifetime: Lifetime,
     ipv6: bool,
     underlay: Netns,
-    etcd: Etcd,
+    store: Store,
     outside: Option<Process>,
+    next_store: AtomicU8,
     next_host: AtomicU8,
     remains: Remains,
     kept: bool,
@@ -116,9 +137,13 @@ impl Lab {
         told
     }
 
-    /// Makes the underlay and starts etcd.
+    /// Makes the underlay and starts the store.
     pub fn start(options: LabOptions) -> Result<Lab> {
+        let kind = options.store_kind()?;
         tools::check()?;
+        if options.store_members > 0 {
+            tools::check_for_store(kind)?;
+        }
         static SWEPT: Once = Once::new();
         SWEPT.call_once(|| {
             if let Err(error) = remove_abandoned() {
@@ -132,21 +157,21 @@ impl Lab {
         let underlay = make_underlay(&id, options.ipv6).context("step: make the underlay")?;
         let image = dir.join("image");
         docker::build_image(&image, &dir.join("image.tar")).context("step: pack the container image")?;
-        let mut places = Vec::new();
-        for number in 1..=options.etcd_members {
-            let address = HOME.address(1 + number);
-            places.push((attach(&id, &underlay, &format!("etcd{number}"), HOME, address)?, address));
-        }
-        let etcd = Etcd::start(places, &dir, options.etcd_in_memory, options.lifetime)
-            .context("step: start etcd")?;
+        let next_store = AtomicU8::new(FIRST_STORE);
+        let places = (0..options.store_members)
+            .map(|_| place_for_store(&id, &underlay, &next_store))
+            .collect::<Result<Vec<_>>>()?;
+        let store = Store::start(kind, places, &dir, options.store_data, options.lifetime)
+            .with_context(|| format!("step: start {kind}"))?;
         let mut lab = Lab {
             id,
             dir,
             lifetime: options.lifetime,
             ipv6: options.ipv6,
             underlay,
-            etcd,
+            store,
             outside: None,
+            next_store,
             next_host: AtomicU8::new(FIRST_HOST),
             remains,
             kept: false,
@@ -194,7 +219,7 @@ impl Lab {
             address6,
             netns,
             dir: self.dir.join(name),
-            etcd_endpoints: self.etcd.endpoints(),
+            etcd_endpoints: self.store.endpoints(),
             etcd_prefix: etcd_prefix.to_owned(),
             cgroup: prefixed(&self.id),
             image: self.dir.join("image.tar"),
@@ -204,13 +229,21 @@ impl Lab {
     }
 
     /// The store.
-    pub fn etcd(&self) -> &Etcd {
-        &self.etcd
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The store, to kill and start members.
-    pub fn etcd_mut(&mut self) -> &mut Etcd {
-        &mut self.etcd
+    pub fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// Starts another store beside that of the lab, of one member; nobody uses it unless told to.
+    pub fn another_store(&self, kind: StoreKind, data: StoreData) -> Result<Store> {
+        tools::check_for_store(kind)?;
+        let place = place_for_store(&self.id, &self.underlay, &self.next_store)?;
+        Store::start(kind, vec![place], &self.dir, data, self.lifetime)
+            .with_context(|| format!("step: start another store, {kind}"))
     }
 
     /// The namespace of the underlay's bridge and of the world outside.
@@ -273,7 +306,7 @@ impl Lab {
 
     fn flanctl_at(&self, etcd_prefix: &str, args: &[&str], input: &str) -> Result<Outcome> {
         let mut command = self.underlay.place().command(tools::flan_binary("flanctl")?);
-        command.args(["--etcd-endpoints", &self.etcd.endpoints(), "--etcd-prefix", etcd_prefix]).args(args);
+        command.args(["--etcd-endpoints", &self.store.endpoints(), "--etcd-prefix", etcd_prefix]).args(args);
         command::run_with_input(&command, input)
     }
 
@@ -460,6 +493,14 @@ impl Segment {
     const fn router(self) -> Ipv4Addr {
         self.address(1)
     }
+}
+
+/// A namespace on the underlay for the next member of a store: `store1`, `store2` and so on.
+fn place_for_store(id: &str, underlay: &Netns, next: &AtomicU8) -> Result<MemberPlace> {
+    let number = next.fetch_add(1, Ordering::Relaxed);
+    ensure!(number < FIRST_HOST, "the underlay has no address left for a store");
+    let (name, address) = (format!("store{}", number + 1 - FIRST_STORE), HOME.address(number));
+    Ok((name.clone(), attach(id, underlay, &name, HOME, address)?, address))
 }
 
 /// The namespace with the bridge that all hosts hang on.

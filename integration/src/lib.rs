@@ -1,4 +1,4 @@
-//! Whole hosts in network namespaces: an underlay, a real etcd, `fland`, real dockerds and their containers.
+//! Whole hosts in network namespaces: an underlay, a store, `fland`, real dockerds and their containers.
 //!
 //! A [`Lab`] is one such world. The demo (`src/bin/demo.rs`), the benches (`src/bin/bench`,
 //! `src/bin/bench_control`) and the scenarios
@@ -9,22 +9,23 @@
 //! ```text
 //!             flan-ID-underlay: br0 192.168.64.1/24, and 203.0.113.1 as "the rest of the world"
 //!        +---------------+---------------+---------------+
-//!   flan-ID-etcd1     flan-ID-h1      flan-ID-h2      flan-ID-h3
+//!   flan-ID-store1    flan-ID-h1      flan-ID-h2      flan-ID-h3
 //!   192.168.64.2      192.168.64.11   192.168.64.12   192.168.64.13
-//!   etcd              fland, dockerd  fland, dockerd  ...
+//!   etcd or fland     fland, dockerd  fland, dockerd  ...
 //! ```
 //!
 //! A second segment hangs on the same router, for [`Lab::host_behind_router`], and with [`LabOptions::ipv6`] the first has
 //! fd00:64::/64 beside its IPv4.
 
+pub mod chance;
 pub mod command;
 pub mod cpu;
 pub mod docker;
 pub mod end;
-pub mod etcd;
 pub mod flannel;
 pub mod holdings;
 pub mod host;
+pub mod inside;
 pub mod interrupt;
 pub mod lab;
 pub mod monitor;
@@ -35,6 +36,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod statistics;
+pub mod store;
 pub mod subnet_env;
 pub mod tools;
 pub mod traffic;
@@ -43,6 +45,6 @@ pub mod wait;
 pub mod witness;
 
 pub use docker::{Bridge, Container};
-pub use etcd::Etcd;
 pub use host::Host;
 pub use lab::{Lab, LabOptions};
+pub use store::{Store, StoreKind};

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::store::StoreKind;
+
 /// Program, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("nft", "nftables"),
@@ -22,11 +24,15 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("tar", "tar"),
     ("ping", "iputils-ping"),
     ("busybox", "busybox-static"),
-    ("etcd", "etcd-server"),
-    ("etcdctl", "etcd-client"),
     ("dockerd", "docker.io"),
     ("docker", "docker.io"),
 ];
+
+/// As [`PROGRAMS`]: what a lab runs whose store is etcd.
+const ETCD_PROGRAMS: [(&str, &str); 1] = [("etcd", "etcd-server")];
+
+/// As [`PROGRAMS`]: what the stories look into a store with.
+const ETCDCTL_PROGRAMS: [(&str, &str); 1] = [("etcdctl", "etcd-client")];
 
 /// As [`PROGRAMS`]: what the bench and the soak run beside them.
 const BENCH_PROGRAMS: [(&str, &str); 4] =
@@ -46,6 +52,19 @@ pub fn check() -> Result<()> {
     );
     check_programs(&PROGRAMS)?;
     check_busybox_is_static()
+}
+
+/// An error unless there is what a store of this kind runs.
+pub fn check_for_store(kind: StoreKind) -> Result<()> {
+    match kind {
+        StoreKind::Etcd => check_programs(&ETCD_PROGRAMS),
+        StoreKind::Embedded => flan_binary("fland").map(drop),
+    }
+}
+
+/// An error unless there is an `etcdctl`.
+pub fn check_for_etcdctl() -> Result<()> {
+    check_programs(&ETCDCTL_PROGRAMS)
 }
 
 /// As [`check`], with the programs that only the bench and the soak run.

@@ -12,7 +12,7 @@ use flan_integration::docker::Container;
 use flan_integration::host::on_all;
 use flan_integration::lab::{self, OUTSIDE};
 use flan_integration::process::Lifetime;
-use flan_integration::{Bridge, Host, Lab, LabOptions, interrupt, tools, wait};
+use flan_integration::{Bridge, Host, Lab, LabOptions, StoreKind, interrupt, tools, wait};
 
 /// The demo's lab, of which there is one at a time.
 const NAME: &str = "demo";
@@ -25,6 +25,9 @@ struct Arguments {
     /// Leave everything up afterwards.
     #[arg(long)]
     keep: bool,
+    /// What keeps the leases.
+    #[arg(long, value_enum, default_value_t = StoreKind::Embedded)]
+    store: StoreKind,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -38,7 +41,7 @@ enum Verb {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.verb {
-        None => demo(arguments.keep),
+        None => demo(arguments.store, arguments.keep),
         Some(Verb::Down) => down(),
     };
     match done {
@@ -54,8 +57,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn demo(keep: bool) -> Result<()> {
+fn demo(store: StoreKind, keep: bool) -> Result<()> {
     tools::check()?;
+    tools::check_for_store(store)?;
     for binary in ["fland", "flanctl"] {
         tools::flan_binary(binary)?;
     }
@@ -69,9 +73,8 @@ fn demo(keep: bool) -> Result<()> {
     println!(
         "Two Docker hosts, each in network namespaces of its own; this machine's network is not touched.\n"
     );
-    let lab = step("an underlay network and etcd", || {
-        Lab::start(LabOptions { name: Some(NAME), lifetime, ..LabOptions::default() })
-    })?;
+    let options = LabOptions { name: Some(NAME), store: Some(store), lifetime, ..LabOptions::default() };
+    let lab = step(&format!("an underlay network and {store}"), || Lab::start(options))?;
     let mut hosts = match tell(&lab) {
         Ok(hosts) => hosts,
         Err(error) => {

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flan_integration::etcd::PREFIX;
 use flan_integration::overlay::DEVICE;
+use flan_integration::store::PREFIX;
 use flan_integration::{Bridge, Lab, LabOptions, wait};
 
 use crate::stage::{hosts, two_docker_hosts, wait_until_all_know_each_other};
@@ -21,7 +21,7 @@ fn an_agent_killed_and_restarted_loses_no_packet_and_deletes_nothing() -> Result
         let web2 = hosts[1].run_container("web2", &[])?;
         let env = hosts[0].subnet_env()?;
         let (before, mac) = (hosts[0].overlay()?, hosts[0].vtep_mac()?);
-        let lease = lab.etcd().lease_id(&format!("subnets/{}", env.key()))?;
+        let lease = lab.store().lease_id(&format!("subnets/{}", env.key()))?;
 
         let mut monitor = hosts[0].monitor()?;
         let bridge2 = hosts[1].subnet_env()?.subnet.ip();
@@ -47,7 +47,7 @@ fn an_agent_killed_and_restarted_loses_no_packet_and_deletes_nothing() -> Result
         assert_eq!(hosts[0].overlay()?, before);
         assert_eq!(hosts[0].vtep_mac()?, mac);
         assert_eq!(hosts[0].subnet_env()?, env);
-        assert_eq!(lab.etcd().lease_id(&format!("subnets/{}", env.key()))?, lease, "another etcd lease");
+        assert_eq!(lab.store().lease_id(&format!("subnets/{}", env.key()))?, lease, "another etcd lease");
         Ok(())
     })
 }
@@ -58,7 +58,7 @@ fn a_terminated_agent_leaves_everything_in_place() -> Result<()> {
         let mut hosts = hosts(lab, 2)?;
         let env = hosts[0].subnet_env()?;
         let key = format!("subnets/{}", env.key());
-        let (before, written) = (hosts[0].overlay()?, lab.etcd().modified_at(&key)?);
+        let (before, written) = (hosts[0].overlay()?, lab.store().modified_at(&key)?);
         let file = fs::read(hosts[0].subnet_file())?;
         let mut monitor = hosts[0].monitor()?;
         let target = hosts[1].subnet_env()?.base_address();
@@ -68,7 +68,7 @@ fn a_terminated_agent_leaves_everything_in_place() -> Result<()> {
 
         wait::while_holds("a host without its agent keeps its place", Duration::from_secs(2), || {
             ensure!(hosts[0].overlay()? == before, "the kernel holds {:?}", hosts[0].overlay()?);
-            ensure!(lab.etcd().modified_at(&key)? == written, "its lease was written or removed");
+            ensure!(lab.store().modified_at(&key)? == written, "its lease was written or removed");
             ensure!(fs::read(hosts[0].subnet_file())? == file, "subnet.env has changed");
             Ok(())
         })?;
@@ -90,7 +90,7 @@ fn a_peer_that_left_while_the_agent_was_down_is_removed_and_no_other() -> Result
         hosts[0].kill_agent()?;
         hosts[2].stop_agent()?;
         lab.flanctl(&["subnets", "release", &left.base(), "--yes"])?.succeeded("flanctl subnets release")?;
-        ensure!(!lab.etcd().subnet_keys()?.contains(&left.key()), "still in {PREFIX}/subnets");
+        ensure!(!lab.store().subnet_keys()?.contains(&left.key()), "still in {PREFIX}/subnets");
 
         let mut monitor = hosts[0].monitor()?;
         let target = hosts[1].subnet_env()?.base_address();

@@ -84,16 +84,16 @@ fn shown(items: &[Value], key: &str) -> Result<(String, String)> {
 fn bad_leases_are_shown_and_kept_out_while_good_ones_work() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = hosts(lab, 2)?;
-        let etcd = lab.etcd();
+        let store = lab.store();
         let bad = bad_leases();
         let good = ("10.5.200.0-24", lease_value("192.168.64.200", "02:00:00:00:02:00"));
-        etcd.put_leased(&format!("subnets/{}", good.0), &good.1, LEASE_SECONDS)?;
+        store.put_leased(&format!("subnets/{}", good.0), &good.1, LEASE_SECONDS)?;
         for (key, value, _) in &bad {
-            etcd.put_leased(&format!("subnets/{key}"), value, LEASE_SECONDS)?;
+            store.put_leased(&format!("subnets/{key}"), value, LEASE_SECONDS)?;
         }
         // Written last: once this one has arrived, the agents have seen all of them.
         let last = ("10.5.201.0-24", lease_value("192.168.64.201", "02:00:00:00:02:01"));
-        etcd.put_leased(&format!("subnets/{}", last.0), &last.1, LEASE_SECONDS)?;
+        store.put_leased(&format!("subnets/{}", last.0), &last.1, LEASE_SECONDS)?;
 
         for number in [0, 1] {
             let host = &hosts[number];
@@ -133,13 +133,13 @@ fn bad_leases_are_shown_and_kept_out_while_good_ones_work() -> Result<()> {
 fn a_lease_that_claims_a_hosts_own_address_or_mac_does_not_reach_its_kernel() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let hosts = hosts(lab, 2)?;
-        let etcd = lab.etcd();
+        let store = lab.store();
         let our_ip = lease_value(hosts[0].address(), "02:00:00:00:0b:ad");
         let our_mac = lease_value("192.168.64.200", &hosts[0].vtep_mac()?);
-        etcd.put_leased("subnets/10.5.130.0-24", &our_ip, LEASE_SECONDS)?;
-        etcd.put_leased("subnets/10.5.131.0-24", &our_mac, LEASE_SECONDS)?;
+        store.put_leased("subnets/10.5.130.0-24", &our_ip, LEASE_SECONDS)?;
+        store.put_leased("subnets/10.5.131.0-24", &our_mac, LEASE_SECONDS)?;
         let last = lease_value("192.168.64.201", "02:00:00:00:02:01");
-        etcd.put_leased("subnets/10.5.201.0-24", &last, LEASE_SECONDS)?;
+        store.put_leased("subnets/10.5.201.0-24", &last, LEASE_SECONDS)?;
 
         let wanted = [hosts[1].subnet_env()?.base(), "10.5.201.0/24".to_owned()].into();
         wait::until("the good leases in the kernel, and no other", Duration::from_secs(15), || {
@@ -162,9 +162,9 @@ fn a_lease_that_claims_a_hosts_own_address_or_mac_does_not_reach_its_kernel() ->
         let (state, said) = shown(&items, "10.5.131.0-24")?;
         ensure!(state == "bad" && said.contains("is that of the older lease"), "{state}: {said}");
         for key in ["10.5.130.0-24", "10.5.131.0-24"] {
-            etcd.delete(&format!("subnets/{key}"))?;
+            store.delete(&format!("subnets/{key}"))?;
         }
-        etcd.delete("subnets/10.5.201.0-24")?;
+        store.delete("subnets/10.5.201.0-24")?;
         wait_until_all_know_each_other(&hosts)
     })
 }

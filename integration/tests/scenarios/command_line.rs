@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use flan_integration::command::Outcome;
-use flan_integration::{Lab, LabOptions};
+use flan_integration::{Lab, LabOptions, StoreKind};
 use serde_json::Value;
 
 use crate::stage::NETWORK;
@@ -51,15 +51,15 @@ fn the_network_config_is_checked_before_it_is_written() -> Result<()> {
                 );
             }
         }
-        ensure!(lab.etcd().value("config")?.is_none(), "a bad config was written");
+        ensure!(lab.store().value("config")?.is_none(), "a bad config was written");
 
         ended_with(0, &lab.flanctl_with_input(&["config", "validate", "-"], NETWORK)?)?;
-        ensure!(lab.etcd().value("config")?.is_none(), "validate has written");
+        ensure!(lab.store().value("config")?.is_none(), "validate has written");
         ended_with(0, &lab.flanctl_with_input(&["config", "set", "-"], NETWORK)?)?;
         let got = lab.flanctl(&["config", "get"])?;
         ended_with(0, &got)?;
         ensure!(got.stdout.contains("10.5.0.0/16"), "{got:?}");
-        let stored: Value = serde_json::from_str(&lab.etcd().value("config")?.unwrap_or_default())?;
+        let stored: Value = serde_json::from_str(&lab.store().value("config")?.unwrap_or_default())?;
         ensure!(stored["Network"] == "10.5.0.0/16", "flannel reads {stored}");
         Ok(())
     })
@@ -77,10 +77,10 @@ fn a_config_that_would_strand_leases_is_refused() -> Result<()> {
         let refused = lab.flanctl_with_input(&["config", "set", "-"], ELSEWHERE)?;
         ended_with(REFUSED, &refused)?;
         ensure!(refused.stderr.contains(&subnet), "the stranded lease {subnet} is not named: {refused:?}");
-        ensure!(lab.etcd().value("config")?.is_some_and(|config| config.contains("10.5.0.0/16")));
+        ensure!(lab.store().value("config")?.is_some_and(|config| config.contains("10.5.0.0/16")));
 
         ended_with(0, &lab.flanctl_with_input(&["config", "set", "--force", "-"], ELSEWHERE)?)?;
-        ensure!(lab.etcd().value("config")?.is_some_and(|config| config.contains("10.77.0.0/16")));
+        ensure!(lab.store().value("config")?.is_some_and(|config| config.contains("10.77.0.0/16")));
         Ok(())
     })
 }
@@ -102,7 +102,7 @@ fn a_reserved_subnet_goes_to_its_host_and_stays_reserved() -> Result<()> {
 
         host.start_agent()?;
         assert_eq!(host.subnet_env()?.base(), "10.5.77.0/24");
-        assert_eq!(lab.etcd().lease_id("subnets/10.5.77.0-24")?, 0, "the reservation got a time to live");
+        assert_eq!(lab.store().lease_id("subnets/10.5.77.0-24")?, 0, "the reservation got a time to live");
         let list = lab.flanctl(&["subnets", "ls", "-o", "json"])?;
         ended_with(0, &list)?;
         let list: Value = serde_json::from_str(&list.stdout)?;
@@ -122,10 +122,10 @@ fn a_reserved_subnet_goes_to_its_host_and_stays_reserved() -> Result<()> {
         // Nobody answers its question here, so it must not go ahead.
         let unanswered = lab.flanctl(&["subnets", "release", "10.5.77.0/24"])?;
         ensure!(unanswered.code != Some(0), "released without an answer: {unanswered:?}");
-        ensure!(lab.etcd().value("subnets/10.5.77.0-24")?.is_some());
+        ensure!(lab.store().value("subnets/10.5.77.0-24")?.is_some());
         host.stop_agent()?;
         ended_with(0, &lab.flanctl(&["subnets", "release", "10.5.77.0/24", "--yes"])?)?;
-        ensure!(lab.etcd().value("subnets/10.5.77.0-24")?.is_none());
+        ensure!(lab.store().value("subnets/10.5.77.0-24")?.is_none());
         one_line_about(NOT_FOUND, &lab.flanctl(&["subnets", "release", "10.5.77.0/24", "--yes"])?)?;
         one_line_about(NOT_FOUND, &lab.flanctl(&["subnets", "show", "10.5.77.0/24"])?)
     })
@@ -144,10 +144,11 @@ fn waiting_for_the_agent_ends_with_it_or_with_the_time() -> Result<()> {
 
 #[test]
 fn a_store_that_refuses_or_does_not_answer_is_said_so() -> Result<()> {
-    Lab::run(LabOptions::default(), |lab| {
+    // Users and roles are the real one's alone.
+    Lab::run(LabOptions { store: Some(StoreKind::Etcd), ..LabOptions::default() }, |lab| {
         lab.set_network(NETWORK)?;
         for command in ["user add root:secret", "role add root", "user grant-role root root", "auth enable"] {
-            lab.etcd().ctl(&command.split(' ').collect::<Vec<_>>())?;
+            lab.store().ctl(&command.split(' ').collect::<Vec<_>>())?;
         }
         one_line_about(UNAUTHORISED, &lab.flanctl(&["config", "get"])?)?;
         let wrong = ["--etcd-username", "root", "--etcd-password", "wrong", "config", "get"];
@@ -155,7 +156,7 @@ fn a_store_that_refuses_or_does_not_answer_is_said_so() -> Result<()> {
         let right = ["--etcd-username", "root", "--etcd-password", "secret", "config", "get"];
         ended_with(0, &lab.flanctl(&right)?)?;
 
-        lab.etcd_mut().kill_member(0)?;
+        lab.store_mut().kill_member(0)?;
         one_line_about(UNREACHABLE, &lab.flanctl(&["config", "get"])?)?;
         one_line_about(UNREACHABLE, &lab.flanctl(&["subnets", "ls"])?)
     })

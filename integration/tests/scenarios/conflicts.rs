@@ -65,8 +65,8 @@ fn a_foreign_route_for_a_peers_subnet_is_never_touched_and_ours_comes_when_it_go
         let witness = Witness::start(host.netns())?;
         let mark = witness.mark();
 
-        CONTESTED.put(lab.etcd())?;
-        OTHER.put(lab.etcd())?;
+        CONTESTED.put(lab.store())?;
+        OTHER.put(lab.store())?;
         wait_for_problem(host, &[&subnet, "static", "eth0"])?;
         let lines = host.log_lines(&[&subnet, "static", "eth0"])?;
         ensure!(!lines.is_empty(), "the log does not name the route that is in the way");
@@ -123,8 +123,8 @@ fn a_route_that_somebody_deletes_again_and_again_is_named_and_repaired_ever_more
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = hosts_with_status(lab, 1)?;
         let host = &hosts[0];
-        CONTESTED.put(lab.etcd())?;
-        OTHER.put(lab.etcd())?;
+        CONTESTED.put(lab.store())?;
+        OTHER.put(lab.store())?;
         wait::until("both peers", TOLD, || {
             CONTESTED.is_known_to(host)?;
             OTHER.is_known_to(host)

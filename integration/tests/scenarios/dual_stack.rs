@@ -44,8 +44,8 @@ fn two_hosts(lab: &Lab, network: &str) -> Result<(Vec<Host>, Vec<SubnetValues>)>
 
 /// The host's lease, which must stand under the key that flannel would write.
 fn lease_of(lab: &Lab, values: &SubnetValues) -> Result<Value> {
-    let keys = lab.etcd().subnet_keys()?;
-    let text = lab.etcd().value(&format!("subnets/{}", values.key()))?;
+    let keys = lab.store().subnet_keys()?;
+    let text = lab.store().value(&format!("subnets/{}", values.key()))?;
     let text = text.with_context(|| format!("no lease {}; there are {keys:?}", values.key()))?;
     Ok(serde_json::from_str(&text)?)
 }

@@ -16,13 +16,13 @@ fn a_flannel_host_and_a_flan_host_talk() -> Result<()> {
         lab.set_network(NETWORK)?;
         let mut hosts = [lab.host("flan")?, lab.host("flannel")?];
         let theirs = flannel_env(4)?;
-        flannel::set_up(&hosts[1], lab.etcd(), &theirs)?;
+        flannel::set_up(&hosts[1], lab.store(), &theirs)?;
         hosts[0].start_agent()?;
         hosts[0].wait_for_peers(&[&theirs])?;
 
         // What flannel would read of the lease that flan wrote, and do with it.
         let ours = hosts[0].subnet_env()?;
-        let text = lab.etcd().value(&format!("subnets/{}", ours.key()))?.context("flan has no lease")?;
+        let text = lab.store().value(&format!("subnets/{}", ours.key()))?.context("flan has no lease")?;
         let lease: Value = serde_json::from_str(&text)?;
         assert_eq!(lease["PublicIP"], json!(hosts[0].address().to_string()));
         assert_eq!(lease.get("PublicIPv6"), Some(&Value::Null));
@@ -50,7 +50,7 @@ fn fland_takes_over_from_flanneld_without_losing_a_packet() -> Result<()> {
         let (mut hosts, envs, macs) = two_flannel_hosts(lab)?;
         let web1 = hosts[0].run_container("web1", &[])?;
         let web2 = hosts[1].run_container("web2", &[])?;
-        let keys = lab.etcd().subnet_keys()?;
+        let keys = lab.store().subnet_keys()?;
 
         let mut monitor = hosts[0].monitor()?;
         let mut pings = [
@@ -69,12 +69,12 @@ fn fland_takes_over_from_flanneld_without_losing_a_packet() -> Result<()> {
         }
         assert_eq!(hosts[0].vtep_mac()?, macs[0], "another device");
         assert_eq!(hosts[0].subnet_env()?, envs[0], "another subnet");
-        assert_eq!(lab.etcd().subnet_keys()?, keys, "other leases");
+        assert_eq!(lab.store().subnet_keys()?, keys, "other leases");
         let device_gone = monitor.deletions(DEVICE)?.into_iter().any(|line| line.contains("[LINK]"));
         ensure!(!device_gone, "{DEVICE} was deleted on the way");
 
         // From now on flan looks after what flannel had put there.
-        lab.etcd().delete(&format!("subnets/{}", envs[1].key()))?;
+        lab.store().delete(&format!("subnets/{}", envs[1].key()))?;
         hosts[0].wait_for_peers(&[])
     })
 }

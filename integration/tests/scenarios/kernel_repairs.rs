@@ -1,15 +1,14 @@
 //! What an agent has put into the kernel, damaged by hand: it is back soon, and as it was.
 
-use std::env;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::chance::{self, Chance};
 use flan_integration::holdings::{Holdings, rules};
 use flan_integration::overlay::DEVICE;
 use flan_integration::witness::Witness;
 use flan_integration::{Host, Lab, LabOptions, wait};
 
-use crate::chance::{Chance, fresh_seed};
 use crate::stage::{ends_of, hosts_with_status, wait_until_reached};
 
 /// One object is back within this time, with a second for a machine that does other things.
@@ -258,10 +257,7 @@ fn packet_filter_rules_that_somebody_flushed_are_back_exactly_once() -> Result<(
 
 #[test]
 fn after_damage_in_any_order_everything_is_as_before() -> Result<()> {
-    let seed = match env::var(SEED_VARIABLE).unwrap_or_default().as_str() {
-        "" => fresh_seed(),
-        text => text.parse().with_context(|| format!("{SEED_VARIABLE}={text} is not a number"))?,
-    };
+    let seed = chance::seed_from(SEED_VARIABLE)?;
     println!("make scenarios DAMAGE_SEED={seed} does this again");
     let mut chance = Chance::of_seed(seed);
     Lab::run(LabOptions::default(), |lab| {

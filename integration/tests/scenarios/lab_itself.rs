@@ -71,15 +71,15 @@ fn containers_talk_over_a_vxlan_made_by_hand_and_the_witnesses_see() -> Result<(
 
 #[test]
 fn etcd_of_three_members_survives_the_loss_of_one() -> Result<()> {
-    Lab::run(LabOptions { etcd_members: 3, ..LabOptions::default() }, |lab| {
-        lab.etcd().put("config", "{}")?;
-        lab.etcd_mut().kill_member(0)?;
+    Lab::run(LabOptions { store_members: 3, ..LabOptions::default() }, |lab| {
+        lab.store().put("config", "{}")?;
+        lab.store_mut().kill_member(0)?;
         wait::until("the two others to agree on a leader", Duration::from_secs(10), || {
-            lab.etcd().put("config", r#"{"Network":"10.5.0.0/16"}"#)
+            lab.store().put("config", r#"{"Network":"10.5.0.0/16"}"#)
         })?;
-        lab.etcd_mut().start_member(0)?;
-        assert_eq!(lab.etcd().value("config")?.as_deref(), Some(r#"{"Network":"10.5.0.0/16"}"#));
-        lab.etcd().compact()
+        lab.store_mut().start_member(0)?;
+        assert_eq!(lab.store().value("config")?.as_deref(), Some(r#"{"Network":"10.5.0.0/16"}"#));
+        lab.store().compact()
     })
 }
 
@@ -87,8 +87,8 @@ fn etcd_of_three_members_survives_the_loss_of_one() -> Result<()> {
 fn hosts_on_two_segments_reach_each_other_and_the_store_through_the_router_alone() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let (near, far) = (lab.host("near")?, lab.host_behind_router("far")?);
-        let etcd: Ipv4Addr = "192.168.64.2".parse()?;
-        for (from, to) in [(&near, far.address()), (&far, near.address()), (&far, etcd)] {
+        let store: Ipv4Addr = "192.168.64.2".parse()?;
+        for (from, to) in [(&near, far.address()), (&far, near.address()), (&far, store)] {
             from.ping_once(to)?;
         }
         // On the link of one, the other is not to be found.

@@ -5,11 +5,11 @@
 
 mod agent_restarts;
 mod bad_leases;
-mod chance;
 mod command_line;
 mod conflicts;
 mod docker_hosts;
 mod dual_stack;
+mod embedded_store;
 mod flannel_hosts;
 mod kernel_repairs;
 mod lab_itself;

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
 use flan_integration::flannel::{LEASE_SECONDS, lease_value};
-use flan_integration::{Etcd, Host};
+use flan_integration::{Host, Store};
 
 /// A peer that exists as a lease alone.
 #[derive(Clone, Copy)]
@@ -31,8 +31,8 @@ impl PaperPeer {
         format!("subnets/{}-24", self.base())
     }
 
-    pub(crate) fn put(self, etcd: &Etcd) -> Result<()> {
-        etcd.put_leased(&self.key(), &lease_value(self.public_ip(), self.mac), LEASE_SECONDS).map(drop)
+    pub(crate) fn put(self, store: &Store) -> Result<()> {
+        store.put_leased(&self.key(), &lease_value(self.public_ip(), self.mac), LEASE_SECONDS).map(drop)
     }
 
     /// An error unless the host's kernel holds this peer as its lease says.

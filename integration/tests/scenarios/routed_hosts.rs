@@ -90,12 +90,12 @@ fn hosts_on_one_link_reach_each_other_by_plain_routes_and_one_behind_a_router_is
                 "{} has a VXLAN device",
                 host.name()
             );
-            let lease = lab.etcd().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+            let lease = lab.store().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
             ensure!(lease.contains(r#""BackendType":"host-gw""#), "{lease}");
         }
         // The refused peer leaves: nothing is said of it any more.
         hosts[2].kill_agent()?;
-        lab.etcd().delete(&format!("subnets/{}", envs[2].key()))?;
+        lab.store().delete(&format!("subnets/{}", envs[2].key()))?;
         for host in &hosts[..2] {
             wait::until("a status without the peer that has left", LIMIT, || {
                 let status = host.status()?;
@@ -142,7 +142,7 @@ fn alloc_leases_a_subnet_and_leaves_the_rest_to_others() -> Result<()> {
         let subnets: BTreeSet<String> = envs.iter().map(SubnetEnv::base).collect();
         ensure!(subnets.len() == 2, "one subnet for two hosts: {subnets:?}");
         for (host, env) in hosts.iter().zip(&envs) {
-            let text = lab.etcd().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+            let text = lab.store().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
             let lease: Value = serde_json::from_str(&text)?;
             ensure!(lease["PublicIP"] == host.address().to_string(), "{text}");
             ensure!(lease.get("BackendType").is_none(), "flannel writes none for alloc: {text}");

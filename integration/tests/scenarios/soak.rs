@@ -8,6 +8,7 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::chance::{self, Chance};
 use flan_integration::end::End;
 use flan_integration::host::{STATUS_PORT, on_all};
 use flan_integration::traffic::{Ping, Report};
@@ -16,7 +17,6 @@ use flan_integration::{Host, Lab, LabOptions, interrupt, tools, wait};
 
 use self::load::Load;
 use self::visitors::Visitors;
-use crate::chance::{self, Chance};
 
 const NETWORK: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
 

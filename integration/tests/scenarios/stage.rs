@@ -112,7 +112,7 @@ pub(crate) fn two_flannel_hosts(lab: &Lab) -> Result<([Host; 2], [SubnetEnv; 2],
     let envs = [flannel_env(3)?, flannel_env(4)?];
     let mut macs = Vec::new();
     for (host, env) in hosts.iter().zip(&envs) {
-        macs.push(flannel::set_up(host, lab.etcd(), env)?);
+        macs.push(flannel::set_up(host, lab.store(), env)?);
     }
     flannel::add_peer(&hosts[0], &envs[1], &macs[1], hosts[1].address())?;
     flannel::add_peer(&hosts[1], &envs[0], &macs[0], hosts[0].address())?;

@@ -1,4 +1,4 @@
-//! An etcd that restarts, forgets, falls silent or loses a member, and agents that carry on.
+//! A store that restarts, forgets, falls silent or loses a member, and agents that carry on.
 
 use std::time::Duration;
 
@@ -11,24 +11,24 @@ use crate::paper_peer::PaperPeer;
 use crate::stage::{NETWORK, hosts, wait_until_all_know_each_other};
 
 #[test]
-fn agents_outlive_a_restart_of_etcd_and_see_who_joins_afterwards() -> Result<()> {
+fn agents_outlive_a_restart_of_the_store_and_see_who_joins_afterwards() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = hosts(lab, 2)?;
         let target = hosts[1].subnet_env()?.base_address();
         let key = format!("subnets/{}", hosts[0].subnet_env()?.key());
-        let lease = lab.etcd().lease_id(&key)?;
+        let lease = lab.store().lease_id(&key)?;
         let mut ping = hosts[0].ping(target)?;
 
-        lab.etcd_mut().kill_member(0)?;
+        lab.store_mut().kill_member(0)?;
         ping.wait_for_answers(100)?;
         on_all(&mut hosts, Host::ensure_agent_runs)?;
-        lab.etcd_mut().start_member(0)?;
+        lab.store_mut().start_member(0)?;
 
         let mut third = lab.host("h3")?;
         third.start_agent()?;
         hosts.push(third);
         wait_until_all_know_each_other(&hosts)?;
-        assert_eq!(lab.etcd().lease_id(&key)?, lease, "the lease was taken anew");
+        assert_eq!(lab.store().lease_id(&key)?, lease, "the lease was taken anew");
         ping.stop()?.nothing_lost(100)
     })
 }
@@ -41,9 +41,9 @@ fn an_agent_cut_off_during_a_compaction_catches_up() -> Result<()> {
     const JOINS: PaperPeer = PaperPeer { third: 202, mac: "02:00:00:00:02:02" };
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = hosts(lab, 2)?;
-        let etcd = lab.etcd();
-        MOVES.put(etcd)?;
-        LEAVES.put(etcd)?;
+        let store = lab.store();
+        MOVES.put(store)?;
+        LEAVES.put(store)?;
         for host in &hosts {
             wait::until("the first paper peers", Duration::from_secs(15), || {
                 MOVES.is_known_to(host)?;
@@ -54,11 +54,11 @@ fn an_agent_cut_off_during_a_compaction_catches_up() -> Result<()> {
         let mut monitor = hosts[0].monitor()?;
         let mut ping = hosts[0].ping(stays)?;
 
-        etcd.cut_off(hosts[0].address())?;
-        MOVED.put(etcd)?;
-        etcd.delete(&LEAVES.key())?;
-        JOINS.put(etcd)?;
-        etcd.compact()?;
+        store.cut_off(hosts[0].address())?;
+        MOVED.put(store)?;
+        store.delete(&LEAVES.key())?;
+        JOINS.put(store)?;
+        store.compact()?;
         // The other host sees all of it at once, so there is something that the first one has missed.
         wait::until("the host that is not cut off to follow", Duration::from_secs(15), || {
             MOVED.is_known_to(&hosts[1])?;
@@ -67,7 +67,7 @@ fn an_agent_cut_off_during_a_compaction_catches_up() -> Result<()> {
         MOVES.is_known_to(&hosts[0])?;
         JOINS.is_unknown_to(&hosts[0])?;
 
-        etcd.reconnect()?;
+        store.reconnect()?;
         wait::until("the host that was cut off to catch up", Duration::from_secs(45), || {
             MOVED.is_known_to(&hosts[0])?;
             LEAVES.is_unknown_to(&hosts[0])?;
@@ -94,12 +94,12 @@ fn an_agent_notices_that_its_watch_has_fallen_silent() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = hosts(lab, 2)?;
 
-        // The host hears nothing, not even that the etcd that it was connected to is no more.
-        lab.etcd().silence(hosts[0].address())?;
-        lab.etcd_mut().kill_member(0)?;
-        lab.etcd_mut().start_member(0)?;
-        JOINS.put(lab.etcd())?;
-        lab.etcd().reconnect()?;
+        // The host hears nothing, not even that the store that it was connected to is no more.
+        lab.store().silence(hosts[0].address())?;
+        lab.store_mut().kill_member(0)?;
+        lab.store_mut().start_member(0)?;
+        JOINS.put(lab.store())?;
+        lab.store().reconnect()?;
 
         wait::until("the host to see who joined", Duration::from_secs(60), || JOINS.is_known_to(&hosts[0]))?;
         hosts[0].ensure_agent_runs()
@@ -108,11 +108,11 @@ fn an_agent_notices_that_its_watch_has_fallen_silent() -> Result<()> {
 
 #[test]
 fn the_loss_of_one_of_three_etcd_members_keeps_nobody_from_joining() -> Result<()> {
-    Lab::run(LabOptions { etcd_members: 3, ..LabOptions::default() }, |lab| {
+    Lab::run(LabOptions { store_members: 3, ..LabOptions::default() }, |lab| {
         let mut hosts = hosts(lab, 2)?;
 
         // The first in everybody's list of endpoints.
-        lab.etcd_mut().kill_member(0)?;
+        lab.store_mut().kill_member(0)?;
         on_all(&mut hosts, Host::ensure_agent_runs)?;
         let mut third = lab.host("h3")?;
         third.start_agent()?;
@@ -132,7 +132,7 @@ fn a_store_that_forgot_everything_is_filled_again_without_losing_a_packet() -> R
         let mut before = Vec::new();
         for host in &hosts {
             let key = format!("subnets/{}", host.subnet_env()?.key());
-            let value = lab.etcd().value(&key)?;
+            let value = lab.store().value(&key)?;
             before.push((key, value));
         }
         let targets = [1, 2, 0].map(|next: usize| hosts[next].subnet_env());
@@ -142,10 +142,10 @@ fn a_store_that_forgot_everything_is_filled_again_without_losing_a_packet() -> R
         }
         let mut monitor = hosts[0].monitor()?;
 
-        lab.etcd_mut().kill_member(0)?;
-        lab.etcd_mut().wipe_member(0)?;
-        lab.etcd_mut().start_member(0)?;
-        ensure!(lab.etcd().value("config")?.is_none(), "the store has not forgotten");
+        lab.store_mut().kill_member(0)?;
+        lab.store_mut().wipe_member(0)?;
+        lab.store_mut().start_member(0)?;
+        ensure!(lab.store().value("config")?.is_none(), "the store has not forgotten");
         // For a while there is not even a network config.
         for ping in &mut pings {
             ping.wait_for_answers(100)?;
@@ -154,12 +154,12 @@ fn a_store_that_forgot_everything_is_filled_again_without_losing_a_packet() -> R
 
         for (key, value) in &before {
             wait::until(&format!("{key} to be back"), Duration::from_secs(60), || {
-                let now = lab.etcd().value(key)?;
+                let now = lab.store().value(key)?;
                 ensure!(now == *value, "{now:?} instead of {value:?}");
                 Ok(())
             })?;
         }
-        ensure!(lab.etcd().subnet_keys()?.len() == before.len(), "{:?}", lab.etcd().subnet_keys()?);
+        ensure!(lab.store().subnet_keys()?.len() == before.len(), "{:?}", lab.store().subnet_keys()?);
         for ping in &mut pings {
             ping.wait_for_answers(100)?;
         }

@@ -101,7 +101,7 @@ fn containers_on_udp_talk_and_the_lease_is_flannels() -> Result<()> {
             assert_eq!(standing.address, format!("{}/32", env.base_address()));
             assert_eq!(standing.routes, [env.network.to_string()]);
 
-            let text = lab.etcd().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+            let text = lab.store().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
             let lease: Value = serde_json::from_str(&text)?;
             assert_eq!(lease["PublicIP"], json!(host.address().to_string()));
             assert_eq!(lease.get("PublicIPv6"), Some(&Value::Null));

@@ -39,7 +39,7 @@ fn a_host_whose_address_changes_keeps_its_subnet_and_its_peers_follow() -> Resul
         let changed = Instant::now();
 
         wait::until("the lease to show the new address", LIMIT, || {
-            let text = lab.etcd().value(&key)?.context("the lease is gone")?;
+            let text = lab.store().value(&key)?.context("the lease is gone")?;
             let lease: Value = serde_json::from_str(&text)?;
             ensure!(lease["PublicIP"] == json!(NEW.to_string()), "{text}");
             Ok(())
@@ -63,7 +63,7 @@ fn a_host_whose_address_changes_keeps_its_subnet_and_its_peers_follow() -> Resul
         assert_eq!(hosts[0].subnet_env()?, env, "subnet.env");
         assert_eq!(hosts[0].vtep_mac()?, mac, "the MAC of the device");
         assert_eq!(hosts[0].agent_pid(), pid, "the agent's process");
-        let keys = lab.etcd().subnet_keys()?;
+        let keys = lab.store().subnet_keys()?;
         ensure!(keys.len() == hosts.len(), "other leases than before: {keys:?}");
         hosts[0].ensure_agent_runs()
     })

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use flan_integration::progress::{begin, done};
-use flan_integration::{Lab, LabOptions, cpu, interrupt, tools, wait};
+use flan_integration::{Lab, LabOptions, StoreKind, cpu, interrupt, tools, wait};
 
 use crate::arguments::{Arguments, Output};
 use crate::pair::Pair;
@@ -79,7 +79,7 @@ fn measure_all(arguments: &Arguments, underlay: Underlay, runs: &mut Vec<Run>) -
         busy_percent_before: 0.0,
     };
     begin(&format!("{underlay}: an underlay and etcd"));
-    Lab::run(LabOptions::default(), |lab| {
+    Lab::run(LabOptions { store: Some(StoreKind::Etcd), ..LabOptions::default() }, |lab| {
         done("");
         let mut pairs = Vec::new();
         for row in arguments.rows() {

@@ -111,8 +111,8 @@ fn with_agents(lab: &Lab, prefix: &str, backend: &str, hosts: &mut [Host; 2]) ->
 fn by_hand(lab: &Lab, hosts: &[Host; 2]) -> Result<[SubnetEnv; 2]> {
     let subnets = subnets_of_mtu(mtu_of_eth0(&hosts[0])? - VXLAN_BYTES)?;
     let macs = [
-        flannel::set_up(&hosts[0], lab.etcd(), &subnets[0])?,
-        flannel::set_up(&hosts[1], lab.etcd(), &subnets[1])?,
+        flannel::set_up(&hosts[0], lab.store(), &subnets[0])?,
+        flannel::set_up(&hosts[1], lab.store(), &subnets[1])?,
     ];
     for (from, to) in [(0, 1), (1, 0)] {
         flannel::add_peer(&hosts[from], &subnets[to], &macs[to], hosts[to].address())?;

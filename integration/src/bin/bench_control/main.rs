@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use flan_integration::progress::{begin, done};
-use flan_integration::{Lab, LabOptions, cpu, interrupt, tools, wait};
+use flan_integration::store::StoreData;
+use flan_integration::{Lab, LabOptions, StoreKind, cpu, interrupt, tools, wait};
 
 use crate::arguments::{Arguments, Output};
 use crate::control::Form;
@@ -89,7 +90,8 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
     let mut values = Values::new();
     let say = |what: &str| begin(&format!("{peers} peers: {what}"));
     say("an underlay, etcd, and the leases");
-    let options = LabOptions { etcd_in_memory: !arguments.etcd_on_disk, ..LabOptions::default() };
+    let store_data = if arguments.etcd_on_disk { StoreData::OnDisk } else { StoreData::InMemory };
+    let options = LabOptions { store: Some(StoreKind::Etcd), store_data, ..LabOptions::default() };
     Lab::run(options, |lab| {
         lab.set_network(NETWORK)?;
         let store = Store::connect(lab)?;

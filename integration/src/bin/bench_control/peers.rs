@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use flan_integration::etcd::PREFIX;
 use flan_integration::flannel::lease_value;
+use flan_integration::store::PREFIX;
 use flan_integration::witness::{Change, Mac, Object};
 use ipnetwork::IpNetwork;
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use etcd_client::{Client, Txn, TxnOp, WatchOptions, WatchStream};
 use flan_integration::Lab;
-use flan_integration::etcd::PREFIX;
-use tokio::runtime::{Builder, Runtime};
+use flan_integration::inside::Inside;
+use flan_integration::store::PREFIX;
 
 use crate::peers::Peer;
 
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// A connection from the lab's underlay to its etcd.
 pub(crate) struct Store {
-    runtime: Runtime,
+    inside: Inside,
     client: Client,
 }
 
@@ -33,25 +33,15 @@ pub(crate) struct Written {
 impl Store {
     /// Connects.
     pub(crate) fn connect(lab: &Lab) -> Result<Store> {
-        let netns = lab.underlay().clone();
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            // Sockets belong to the namespace of the thread that opens them; without it etcd is not reached, below.
-            .on_thread_start(move || {
-                if let Err(error) = netns.enter() {
-                    eprintln!("the connection to etcd: {error:#}");
-                }
-            })
-            .build()?;
-        let endpoints: Vec<String> = lab.etcd().endpoints().split(',').map(str::to_owned).collect();
-        let client = on(&runtime, async move {
+        let inside = Inside::of(lab.underlay())?;
+        let endpoints: Vec<String> = lab.store().endpoints().split(',').map(str::to_owned).collect();
+        let client = on(&inside, async move {
             let mut client = Client::connect(endpoints, None).await?;
             client.get("/", None).await?;
             Ok(client)
         })
         .context("cannot connect to etcd")?;
-        Ok(Store { runtime, client })
+        Ok(Store { inside, client })
     }
 
     /// Writes the leases of these peers, without etcd leases.
@@ -61,7 +51,7 @@ impl Store {
             flan_integration::wait::ensure_not_interrupted()?;
             let puts: Vec<_> = batch.iter().map(|peer| TxnOp::put(peer.key(), peer.value(), None)).collect();
             let mut client = self.client.clone();
-            on(&self.runtime, async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) })
+            on(&self.inside, async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) })
                 .context("cannot write leases")?;
         }
         Ok(())
@@ -71,7 +61,7 @@ impl Store {
     /// to it take of the time until a route.
     pub(crate) fn bare_watch(&self, writes: u32) -> Result<Vec<f64>> {
         let mut client = self.client.clone();
-        on_for(&self.runtime, LIMIT * 10, async move {
+        self.inside.run(LIMIT * 10, async move {
             let watched = WatchOptions::new().with_prefix();
             let mut events = client.watch(format!("{PREFIX}/subnets/"), Some(watched)).await?;
             let mut milliseconds = Vec::new();
@@ -95,7 +85,7 @@ impl Store {
     /// Writes one key.
     pub(crate) fn put(&self, key: String, value: String) -> Result<Written> {
         let mut client = self.client.clone();
-        on(&self.runtime, async move {
+        on(&self.inside, async move {
             let sent = Instant::now();
             client.put(key, value, None).await?;
             Ok(Written { sent, acknowledged: sent.elapsed() })
@@ -105,7 +95,7 @@ impl Store {
     /// Removes one key.
     pub(crate) fn delete(&self, key: String) -> Result<Written> {
         let mut client = self.client.clone();
-        on(&self.runtime, async move {
+        on(&self.inside, async move {
             let sent = Instant::now();
             client.delete(key, None).await?;
             Ok(Written { sent, acknowledged: sent.elapsed() })
@@ -117,21 +107,9 @@ async fn next(events: &mut WatchStream) -> Result<()> {
     events.message().await?.context("the watch has ended").map(drop)
 }
 
-/// Does `work` on the runtime's own thread, which is in the right namespace.
 fn on<T: Send + 'static>(
-    runtime: &Runtime,
+    inside: &Inside,
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    on_for(runtime, LIMIT, work)
-}
-
-fn on_for<T: Send + 'static>(
-    runtime: &Runtime,
-    limit: Duration,
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    runtime.block_on(async {
-        let bounded = runtime.spawn(tokio::time::timeout(limit, work));
-        bounded.await?.with_context(|| format!("no answer from etcd in {limit:?}"))?
-    })
+    inside.run(LIMIT, work)
 }

@@ -64,7 +64,7 @@ impl Subject {
         let key = self.host.subnet_env()?.key();
         self.host.kill_agent()?;
         kernel::clear(&self.host)?;
-        lab.etcd().delete(&format!("subnets/{key}"))
+        lab.store().delete(&format!("subnets/{key}"))
     }
 
     /// Waits until it has used next to no CPU time, and the kernel has told nothing of our objects, for a while.

@@ -6,10 +6,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::chance::Chance;
 use flan_integration::command::Place;
 use flan_integration::{Host, Lab, wait};
-
-use crate::chance::Chance;
 
 /// How long its peers may take to reach an agent that has just started.
 const REACHED_LIMIT: Duration = Duration::from_secs(15);
@@ -158,7 +157,7 @@ impl Visitor {
                 let subnet = self.host.subnet_env()?.base();
                 lab.flanctl(&["subnets", "release", &subnet, "--yes"])?.succeeded("flanctl subnets release")
             }
-            Deed::Delete => lab.etcd().delete(&self.key()?),
+            Deed::Delete => lab.store().delete(&self.key()?),
         }
     }
 
@@ -169,7 +168,7 @@ impl Visitor {
 
     fn is_leased(&self, lab: &Lab) -> Result<bool> {
         // Before its first start it has no subnet.
-        Ok(self.host.subnet_file().exists() && lab.etcd().value(&self.key()?)?.is_some())
+        Ok(self.host.subnet_file().exists() && lab.store().value(&self.key()?)?.is_some())
     }
 
     fn key(&self) -> Result<String> {

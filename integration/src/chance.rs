@@ -1,23 +1,27 @@
 //! Chance that can be repeated: the same seed, the same choices.
 
+use std::env;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
 
 /// SplitMix64, <https://prng.di.unimi.it/splitmix64.c>.
 #[derive(Debug)]
-pub(crate) struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
-    pub(crate) fn of_seed(seed: u64) -> Chance {
+    /// The choices of this seed.
+    pub fn of_seed(seed: u64) -> Chance {
         Chance(seed)
     }
 
     /// A number below `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
     /// One of these; there is at least one.
-    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[usize::try_from(self.below(of.len() as u64)).unwrap_or_default()]
     }
 
@@ -30,8 +34,16 @@ impl Chance {
     }
 }
 
+/// The seed that a variable of the environment names; a fresh one if it is not set or empty.
+pub fn seed_from(variable: &str) -> Result<u64> {
+    match env::var(variable).unwrap_or_default().as_str() {
+        "" => Ok(fresh_seed()),
+        text => text.parse().with_context(|| format!("{variable}={text} is not a number")),
+    }
+}
+
 /// Another one each time, short enough to type.
-pub(crate) fn fresh_seed() -> u64 {
+pub fn fresh_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::from(now.subsec_nanos()) % 1_000_000
 }

@@ -1,77 +1,73 @@
-//! A real etcd of one or more members, each in a namespace of its own on the underlay.
+//! The store of a lab: etcd of one or more members, or `fland store`, each process in a namespace of its own on the
+//! underlay.
+//!
+//! What the lab itself needs of a store goes by `flanctl`. The keys here are read and written by `etcdctl`, whichever
+//! store it is: an eye that is not ours.
 
-use std::ffi::OsString;
-use std::fs;
+mod health;
+mod kind;
+mod member;
+
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::command::{self, Outcome, Place};
+use self::member::Member;
+use crate::command::{self, Outcome};
 use crate::netns::Netns;
-use crate::process::{Lifetime, Process};
-use crate::wait;
+use crate::process::Lifetime;
+use crate::tools;
+
+pub use self::health::ensure_healthy;
+pub use self::kind::{STORE_VARIABLE, StoreKind};
+pub use self::member::StoreData;
 
 /// Where agents and command line keep everything.
 pub const PREFIX: &str = "/coreos.com/network";
 
-const START_LIMIT: Duration = Duration::from_secs(20);
-
 /// The nftables table that cuts hosts off, in a member's namespace.
 const CUT_TABLE: &str = "flan_lab_cut";
 
-/// The store of a lab.
+/// A store.
 #[derive(Debug)]
-pub struct Etcd {
+pub struct Store {
     members: Vec<Member>,
 }
 
-#[derive(Debug)]
-struct Member {
-    name: String,
-    address: Ipv4Addr,
-    netns: Netns,
-    dir: PathBuf,
-    in_memory: bool,
-    lifetime: Lifetime,
-    process: Option<Process>,
-}
+/// A place for a member: its name, its namespace, and its address on the underlay.
+pub(crate) type MemberPlace = (String, Netns, Ipv4Addr);
 
-impl Etcd {
-    /// Starts a member in each of the namespaces and waits until they are healthy.
+impl Store {
+    /// Starts a member in each of the places and waits until they are healthy. Their directories are made in `dir`.
     pub(crate) fn start(
-        places: Vec<(Netns, Ipv4Addr)>,
+        kind: StoreKind,
+        places: Vec<MemberPlace>,
         dir: &Path,
-        in_memory: bool,
+        data: StoreData,
         lifetime: Lifetime,
-    ) -> Result<Etcd> {
+    ) -> Result<Store> {
         let mut members = Vec::new();
-        for (number, (netns, address)) in (1..).zip(places) {
-            let name = format!("etcd{number}");
-            let dir = dir.join(&name);
-            fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-            members.push(Member { name, address, netns, dir, in_memory, lifetime, process: None });
+        for place in places {
+            let dir = dir.join(&place.0);
+            members.push(Member::new(kind, place, dir, data, lifetime)?);
         }
-        let mut etcd = Etcd { members };
-        for member in 0..etcd.members.len() {
-            etcd.spawn_member(member)?;
+        let mut store = Store { members };
+        for member in 0..store.members.len() {
+            store.spawn_member(member)?;
         }
-        etcd.wait_healthy()?;
-        Ok(etcd)
+        store.wait_healthy()?;
+        Ok(store)
     }
 
     /// The client URLs of all members, separated by commas: the value of `--etcd-endpoints`.
     pub fn endpoints(&self) -> String {
-        let urls: Vec<_> =
-            self.members.iter().map(|member| format!("http://{}:2379", member.address)).collect();
-        urls.join(",")
+        self.members.iter().map(Member::url).collect::<Vec<_>>().join(",")
     }
 
     /// Kills a member (`kill -9`), counted from 0. Its data stay.
     pub fn kill_member(&mut self, member: usize) -> Result<()> {
-        self.members[member].process.take().context("this etcd member does not run")?.kill()
+        self.members[member].kill()
     }
 
     /// Starts a member that was killed, on its old data, and waits until it is healthy.
@@ -82,10 +78,12 @@ impl Etcd {
 
     /// Removes the data of a member that was killed.
     pub fn wipe_member(&mut self, member: usize) -> Result<()> {
-        let member = &self.members[member];
-        ensure!(member.process.is_none(), "{} runs", member.name);
-        let data = member.data_dir();
-        fs::remove_dir_all(&data).with_context(|| format!("cannot remove {}", data.display()))
+        self.members[member].wipe()
+    }
+
+    /// The directory of a running member's data, as this program sees it.
+    pub fn data_dir(&self, member: usize) -> Result<PathBuf> {
+        self.members[member].data_dir_seen()
     }
 
     /// `etcdctl` with these arguments, on the first member that runs, whether or not hosts are cut off from it.
@@ -102,7 +100,7 @@ impl Etcd {
         outcome.succeeded(&format!("etcdctl put {key}"))
     }
 
-    /// As [`Etcd::put`], with a new etcd lease of `seconds`, whose id (hexadecimal) is returned.
+    /// As [`Store::put`], with a new etcd lease of `seconds`, whose id (hexadecimal) is returned.
     pub fn put_leased(&self, key: &str, value: &str, seconds: u32) -> Result<String> {
         let answer = self.ctl(&["lease", "grant", &seconds.to_string()])?;
         let id = answer
@@ -152,7 +150,7 @@ impl Etcd {
         self.ctl(&["compact", &revision.to_string()]).map(drop)
     }
 
-    /// Cuts a host off from all members: its connections are reset and new ones refused, until [`Etcd::reconnect`].
+    /// Cuts a host off from all members: its connections are reset and new ones refused, until [`Store::reconnect`].
     pub fn cut_off(&self, host: Ipv4Addr) -> Result<()> {
         self.install_cut(&format!(
             "table inet {CUT_TABLE} {{
@@ -162,7 +160,7 @@ impl Etcd {
         ))
     }
 
-    /// Loses every packet between a host and all members without a word, until [`Etcd::reconnect`]: a dead link.
+    /// Loses every packet between a host and all members without a word, until [`Store::reconnect`]: a dead link.
     pub fn silence(&self, host: Ipv4Addr) -> Result<()> {
         self.install_cut(&format!(
             "table inet {CUT_TABLE} {{
@@ -172,7 +170,7 @@ impl Etcd {
         ))
     }
 
-    /// Ends [`Etcd::cut_off`] and [`Etcd::silence`].
+    /// Ends [`Store::cut_off`] and [`Store::silence`].
     pub fn reconnect(&self) -> Result<()> {
         for member in &self.members {
             member.netns.place().run("nft", ["delete", "table", "inet", CUT_TABLE])?;
@@ -195,68 +193,21 @@ impl Etcd {
     }
 
     fn ctl_outcome(&self, args: &[&str], input: &str) -> Result<Outcome> {
+        tools::check_for_etcdctl()?;
         let member =
-            self.members.iter().find(|member| member.process.is_some()).context("no etcd member runs")?;
+            self.members.iter().find(|member| member.runs()).context("no member of the store runs")?;
         let mut etcdctl = member.netns.place().command("etcdctl");
         etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", "http://127.0.0.1:2379"]).args(args);
         command::run_with_input(&etcdctl, input)
     }
 
     fn spawn_member(&mut self, number: usize) -> Result<()> {
-        let peers: Vec<_> = self
-            .members
-            .iter()
-            .map(|member| format!("{}=http://{}:2380", member.name, member.address))
-            .collect();
-        let member = &mut self.members[number];
-        let mut etcd: Command = member.place()?.command("etcd");
-        etcd.arg("--name").arg(&member.name);
-        etcd.arg("--data-dir").arg(member.data_dir());
-        etcd.arg("--listen-client-urls").arg(format!("http://{}:2379,http://127.0.0.1:2379", member.address));
-        etcd.arg("--advertise-client-urls").arg(format!("http://{}:2379", member.address));
-        etcd.arg("--listen-peer-urls").arg(format!("http://{}:2380", member.address));
-        etcd.arg("--initial-advertise-peer-urls").arg(format!("http://{}:2380", member.address));
-        etcd.arg("--initial-cluster").arg(peers.join(","));
-        // etcd 3.4 refuses to run on anything but amd64 unless told that this is meant.
-        etcd.env("ETCD_UNSUPPORTED_ARCH", if cfg!(target_arch = "aarch64") { "arm64" } else { "" });
-        let log = member.dir.join("etcd.log");
-        member.process = Some(Process::spawn(&member.name, &etcd, &log, member.lifetime)?);
-        Ok(())
+        let cluster: Vec<_> = self.members.iter().map(Member::as_peer).collect();
+        self.members[number].spawn(&cluster)
     }
 
-    /// Waits until every member that runs answers a read that needs the agreement of the cluster.
     fn wait_healthy(&mut self) -> Result<()> {
-        for member in &mut self.members {
-            let Some(process) = &mut member.process else { continue };
-            wait::until(&format!("{} to be healthy", member.name), START_LIMIT, || {
-                process.ensure_running()?;
-                let mut etcdctl = member.netns.place().command("etcdctl");
-                etcdctl.env("ETCDCTL_API", "3");
-                etcdctl.args(["--endpoints=http://127.0.0.1:2379", "--command-timeout=1s", "get", PREFIX]);
-                let outcome = command::run(&etcdctl)?;
-                ensure!(outcome.code == Some(0), "{}\n{}", outcome.stderr.trim(), process.last_lines());
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-}
-
-impl Member {
-    /// Where it runs. Its memory goes when it ends: the file system is mounted in a namespace of its own.
-    fn place(&self) -> Result<Place> {
-        if !self.in_memory {
-            return Ok(self.netns.place());
-        }
-        let data = self.data_dir();
-        fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
-        let mount = r#"mount -t tmpfs -o mode=700 flan "$0" && exec "$@""#;
-        let words = ["unshare", "--mount", "sh", "-c", mount].map(OsString::from);
-        Ok(self.netns.place().then(words.into_iter().chain([data.into_os_string()])))
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        self.members.iter_mut().try_for_each(Member::wait_healthy)
     }
 }
 

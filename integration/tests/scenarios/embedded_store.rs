@@ -1,0 +1,86 @@
+//! Hosts whose leases `fland store` keeps, by itself or in an agent: it goes away, fills its disk, is moved from.
+
+mod full_disk;
+mod kills;
+mod moves;
+mod writers;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use flan_integration::host::on_all;
+use flan_integration::{Host, Lab, LabOptions, StoreKind, wait};
+
+use crate::stage::{NETWORK, ends_of, hosts, wait_until_all_know_each_other, wait_until_reached};
+
+/// How long the first packet between two ends may take.
+const REACHED_LIMIT: Duration = Duration::from_secs(15);
+
+/// A lab with `fland store`.
+fn embedded() -> LabOptions {
+    LabOptions { store: Some(StoreKind::Embedded), ..LabOptions::default() }
+}
+
+#[test]
+fn an_agent_keeps_the_store_for_itself_and_another_host() -> Result<()> {
+    // No other store is there.
+    Lab::run(LabOptions { store_members: 0, ..LabOptions::default() }, |lab| {
+        let mut keeper = lab.host("h1")?;
+        let mut other = lab.host("h2")?;
+        other.use_store(&keeper.keep_store());
+        keeper.spawn_agent(&["--ip-masq"])?;
+        wait::until("the store in the agent to take a network config", Duration::from_secs(15), || {
+            keeper.ensure_agent_runs()?;
+            keeper.flanctl_with_input(&["config", "set", "-"], NETWORK)?.succeeded("flanctl config set -")
+        })?;
+        keeper.wait_for_agent()?;
+        other.start_agent()?;
+        let mut hosts = [keeper, other];
+        wait_until_all_know_each_other(&hosts)?;
+        let ends = ends_of(&hosts)?;
+        for (from, to) in [(0, 1), (1, 0)] {
+            wait_until_reached(&ends[from], &ends[to], REACHED_LIMIT)?;
+        }
+        let subnets = subnets_of(&hosts)?;
+        let mut ping = hosts[0].ping_from_end(&ends[0], ends[1].address)?;
+
+        // Its store goes and comes with it.
+        hosts[0].kill_agent()?;
+        ping.wait_for_answers(100)?;
+        hosts[0].start_agent()?;
+        hosts[1].ensure_agent_runs()?;
+        wait_until_all_know_each_other(&hosts)?;
+        ensure!(subnets_of(&hosts)? == subnets, "{:?} instead of {subnets:?}", subnets_of(&hosts)?);
+        ping.wait_for_answers(100)?;
+        ping.stop()?.nothing_lost(200)
+    })
+}
+
+#[test]
+fn packets_flow_and_subnets_stay_while_the_embedded_store_is_away() -> Result<()> {
+    Lab::run(embedded(), |lab| {
+        let mut hosts = hosts(lab, 2)?;
+        let ends = ends_of(&hosts)?;
+        wait_until_reached(&ends[0], &ends[1], REACHED_LIMIT)?;
+        let subnets = subnets_of(&hosts)?;
+        let mut ping = hosts[0].ping_from_end(&ends[0], ends[1].address)?;
+
+        lab.store_mut().kill_member(0)?;
+        ping.wait_for_answers(500)?;
+        on_all(&mut hosts, Host::ensure_agent_runs)?;
+        lab.store_mut().start_member(0)?;
+
+        // That they are with it again shows in what they learn from it.
+        let mut third = lab.host("h3")?;
+        third.start_agent()?;
+        hosts.push(third);
+        wait_until_all_know_each_other(&hosts)?;
+        ensure!(subnets_of(&hosts[..2])? == subnets, "{:?} instead of {subnets:?}", subnets_of(&hosts)?);
+        ping.stop()?.nothing_lost(500)
+    })
+}
+
+/// What the hosts have leased.
+fn subnets_of(hosts: &[Host]) -> Result<Vec<String>> {
+    hosts.iter().map(|host| Ok(host.subnet_env()?.base())).collect()
+}
