@@ -6,7 +6,6 @@ use etcd_client::proto::{
     PbDeleteRequest, PbPutRequest, PbRangeRequest, PbTxnOpRequest, PbTxnRequest, PbTxnRequestOp,
 };
 
-use crate::keys::Span;
 use crate::refusal::Refusal;
 
 /// The most comparisons, or operations of one branch (`--max-txn-ops`).
@@ -67,7 +66,12 @@ struct Written<'a> {
 
 impl<'a> Written<'a> {
     fn deletes(&self, key: &[u8]) -> bool {
-        self.deletions.iter().any(|(first, ends)| ends.iter().any(|end| Span::new(first, end).contains(key)))
+        // A deletion of all keys from one on counts for none here: etcd lets it and a put stand side by side.
+        let covers = |first: &[u8], end: &[u8]| match end {
+            [] => key == first,
+            end => key >= first && key < end,
+        };
+        self.deletions.iter().any(|(first, ends)| ends.iter().any(|end| covers(first, end)))
     }
 
     fn put(&mut self, key: &'a [u8], is_safe: impl Fn(&[u8]) -> bool) -> Result<(), Refusal> {

@@ -8,7 +8,7 @@ use etcd_client::proto::PbKeyValue;
 use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::keys::Record;
+use crate::keys::{NEVER, Record};
 use crate::leases::Stored;
 use crate::refusal::Refusal;
 
@@ -191,11 +191,11 @@ fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error>
     }
     let numbers = transaction.open_table(NUMBERS)?;
     let number =
-        |name| -> Result<i64, redb::Error> { Ok(numbers.get(name)?.map_or(0, |found| found.value())) };
+        |name| -> Result<Option<i64>, redb::Error> { Ok(numbers.get(name)?.map(|found| found.value())) };
     Ok(Content {
         records,
-        revision: number(REVISION)?.max(1),
-        compacted: number(COMPACTED)?,
+        revision: number(REVISION)?.unwrap_or(1),
+        compacted: number(COMPACTED)?.unwrap_or(NEVER),
         leases,
         identity,
     })
@@ -217,7 +217,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
         let (mut file, content) = File::open(&path).unwrap();
-        assert_eq!((content.revision, content.compacted, content.identity.starts), (1, 0, 1));
+        assert_eq!((content.revision, content.compacted, content.identity.starts), (1, NEVER, 1));
         let record = |key: &str, revision| {
             let kv = PbKeyValue {
                 key: key.into(),

@@ -23,6 +23,9 @@ impl Record {
     }
 }
 
+/// What stands for the revision of the last compaction before the first one.
+pub(crate) const NEVER: i64 = -1;
+
 /// Keys from a first one to before another, as requests name them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span<'a> {
@@ -80,7 +83,7 @@ impl Keys {
             log: VecDeque::new(),
             log_start,
             revision,
-            compacted: 0,
+            compacted: NEVER,
             step: Vec::new(),
         };
         keys.log.resize_with(usize::try_from(revision + 1 - log_start).unwrap_or(0), Vec::new);
@@ -105,7 +108,7 @@ impl Keys {
         self.revision + i64::from(!self.step.is_empty())
     }
 
-    /// The revision of the last compaction, 0 for none.
+    /// The revision of the last compaction, [`NEVER`] before the first.
     pub(crate) fn compacted(&self) -> i64 {
         self.compacted
     }
@@ -236,7 +239,7 @@ mod tests {
     const ALL: (&[u8], &[u8]) = (&[0], &[0]);
 
     fn keys() -> Keys {
-        Keys::load(Vec::new(), 1, 0).0
+        Keys::load(Vec::new(), 1, NEVER).0
     }
 
     fn put(keys: &mut Keys, key: &str, value: &str) {

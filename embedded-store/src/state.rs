@@ -155,20 +155,14 @@ impl State {
             return Ok(response);
         }
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        let mut kvs: Vec<&PbKeyValue>;
-        if is_in_order(request) {
-            kvs = found.by_ref().take(limit).map(|record| &record.kv).collect();
-            let rest = found.count();
-            response.more = rest > 0;
-            response.count = count(kvs.len() + rest);
-        } else {
-            kvs = found.map(|record| &record.kv).collect();
-            response.count = count(kvs.len());
-            kvs.retain(|kv| is_within(request, kv));
-            sort(request, &mut kvs);
-            response.more = kvs.len() > limit;
-            kvs.truncate(limit);
-        }
+        // Those that are looked at: an order by something else than the key, with no direction, is one of the first keys.
+        let most = if is_of_the_first(request) { limit.saturating_add(1) } else { usize::MAX };
+        let mut kvs: Vec<&PbKeyValue> = found.by_ref().take(most).map(|record| &record.kv).collect();
+        response.count = count(kvs.len() + found.count());
+        kvs.retain(|kv| is_within(request, kv));
+        sort(request, &mut kvs);
+        response.more = kvs.len() > limit;
+        kvs.truncate(limit);
         let copy = |kv: &PbKeyValue| match request.keys_only {
             true => PbKeyValue { value: Vec::new(), key: kv.key.clone(), ..*kv },
             false => kv.clone(),
@@ -198,16 +192,15 @@ mod sorting {
     pub(super) const BY_VALUE: i32 = 4;
 }
 
-/// Whether the keys are answered in their own order, and all of them.
-fn is_in_order(request: &PbRangeRequest) -> bool {
-    let by_key = request.sort_target == sorting::BY_KEY && request.sort_order != sorting::DESCENDING;
+/// Whether a limit counts before anything else.
+fn is_of_the_first(request: &PbRangeRequest) -> bool {
     let bounds = [
         request.min_mod_revision,
         request.max_mod_revision,
         request.min_create_revision,
         request.max_create_revision,
     ];
-    by_key && bounds == [0; 4]
+    request.sort_order == sorting::UNSORTED && bounds == [0; 4]
 }
 
 fn is_within(request: &PbRangeRequest, kv: &PbKeyValue) -> bool {
@@ -216,17 +209,19 @@ fn is_within(request: &PbRangeRequest, kv: &PbKeyValue) -> bool {
         && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
 }
 
+/// Equal ones stay in the order of their keys, whatever the direction.
 fn sort(request: &PbRangeRequest, kvs: &mut [&PbKeyValue]) {
-    match request.sort_target {
-        sorting::BY_VERSION => kvs.sort_by_key(|kv| kv.version),
-        sorting::BY_CREATION => kvs.sort_by_key(|kv| kv.create_revision),
-        sorting::BY_CHANGE => kvs.sort_by_key(|kv| kv.mod_revision),
-        sorting::BY_VALUE => kvs.sort_by(|one, other| one.value.cmp(&other.value)),
-        _ if request.sort_order == sorting::UNSORTED => {}
-        _ => kvs.sort_by(|one, other| one.key.cmp(&other.key)),
-    }
-    if request.sort_order == sorting::DESCENDING {
-        kvs.reverse();
+    let by = |one: &PbKeyValue, other: &PbKeyValue| match request.sort_target {
+        sorting::BY_VERSION => one.version.cmp(&other.version),
+        sorting::BY_CREATION => one.create_revision.cmp(&other.create_revision),
+        sorting::BY_CHANGE => one.mod_revision.cmp(&other.mod_revision),
+        sorting::BY_VALUE => one.value.cmp(&other.value),
+        _ => one.key.cmp(&other.key),
+    };
+    match request.sort_order {
+        sorting::DESCENDING => kvs.sort_by(|one, other| by(other, one)),
+        sorting::UNSORTED if request.sort_target == sorting::BY_KEY => {}
+        _ => kvs.sort_by(|one, other| by(one, other)),
     }
 }
 

@@ -36,7 +36,8 @@ impl PbMaintenanceService for Service {
         let is_asked_for = request.alarm == 0 || request.alarm == NO_SPACE;
         let alarm = PbAlarmMember { member_id: self.identity.member, alarm: NO_SPACE };
         let alarms = if self.shared.is_full() && is_asked_for { vec![alarm] } else { Vec::new() };
-        Ok(Response::new(PbAlarmResponse { header: self.header(), alarms }))
+        // etcd sends none here either.
+        Ok(Response::new(PbAlarmResponse { header: None, alarms }))
     }
 
     async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
@@ -107,7 +108,7 @@ impl PbClusterService for Service {
             client_ur_ls: self.client_urls.to_vec(),
             is_learner: false,
         };
-        Ok(Response::new(PbMemberListResponse { header: self.header(), members: vec![member] }))
+        Ok(Response::new(PbMemberListResponse { header: self.header_at(0), members: vec![member] }))
     }
 
     async fn member_add(

@@ -96,7 +96,7 @@ impl Session {
     fn answer(&mut self, request: PbWatchRequest) {
         match request.request_union {
             Some(PbWatchRequestUnion::CreateRequest(create)) => {
-                let number = if create.watch_id == 0 { self.free_id() } else { create.watch_id };
+                let asked = create.watch_id;
                 let wish = Wish {
                     key: create.key,
                     range_end: create.range_end,
@@ -106,7 +106,7 @@ impl Session {
                     progress_notify: create.progress_notify,
                     fragment: create.fragment,
                 };
-                self.create(number, wish);
+                self.create(asked, wish);
             }
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
@@ -118,12 +118,14 @@ impl Session {
         }
     }
 
-    fn create(&mut self, number: i64, wish: Wish) {
+    /// Begins a watch, under the number that is asked for, or any for 0.
+    fn create(&mut self, asked: i64, wish: Wish) {
         let refusal = match Cursor::new(wish, self.service.shared.revision()) {
-            Ok(_) if self.cursors.contains_key(&number) => {
+            Ok(_) if self.cursors.contains_key(&asked) && asked != 0 => {
                 "mvcc: duplicate watch ID provided on the WatchStream"
             }
             Ok(cursor) => {
+                let number = if asked == 0 { self.free_id() } else { asked };
                 self.cursors.insert(number, cursor);
                 self.has_news = true;
                 self.ready.push_back(PbWatchResponse { watch_id: number, created: true, ..self.response() });
@@ -171,7 +173,7 @@ impl Session {
                     ..PbWatchResponse::default()
                 },
                 Next::Compacted(compact_revision) => PbWatchResponse {
-                    header: self.service.header_at(state.stored),
+                    header: self.service.header_at(0),
                     watch_id: *number,
                     canceled: true,
                     compact_revision,

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::*;
 
 fn state() -> State {
-    State::new(Keys::load(Vec::new(), 1, 0).0, Leases::default())
+    State::new(Keys::load(Vec::new(), 1, crate::keys::NEVER).0, Leases::default())
 }
 
 fn put(state: &mut State, key: &str, value: &str, lease: i64) {

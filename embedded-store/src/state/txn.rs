@@ -34,8 +34,9 @@ impl State {
         let path = self.path(request);
         self.check_path(&path)?;
         let response = self.take_path(&path);
+        let header = header(self.keys.revision_in_step());
         self.keys.end_step();
-        response
+        Ok(PbTxnResponse { header, ..response? })
     }
 
     fn path<'a>(&self, request: &'a PbTxnRequest) -> Path<'a> {
@@ -85,11 +86,8 @@ impl State {
             };
             responses.push(PbResponseOp { response: Some(response) });
         }
-        Ok(PbTxnResponse {
-            header: header(self.keys.revision_in_step()),
-            succeeded: path.succeeded,
-            responses,
-        })
+        // That of a transaction in another one tells nothing.
+        Ok(PbTxnResponse { header: header(0), succeeded: path.succeeded, responses })
     }
 
     /// Whether a comparison holds for every key of its range; where there is none, for a key that never was.

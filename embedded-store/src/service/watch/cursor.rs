@@ -153,7 +153,7 @@ mod tests {
     use crate::leases::Leases;
 
     fn state(changes: &[(&str, &str)]) -> State {
-        let mut keys = Keys::load(Vec::new(), 1, 0).0;
+        let mut keys = Keys::load(Vec::new(), 1, crate::keys::NEVER).0;
         for (key, value) in changes {
             match *value {
                 "" => keys.delete((*key).into()),
