@@ -248,7 +248,8 @@ impl Host {
         Ok(())
     }
 
-    /// Waits until the agent says by `sd_notify` that it is ready. By then subnet.env must be there.
+    /// Waits until the agent says by `sd_notify` that it is ready. By then subnet.env must be there, unless the agent
+    /// carries the store: then it says that this is served, and subnet.env is waited for.
     pub fn wait_for_agent(&mut self) -> Result<()> {
         self.wait_for_agent_within(AGENT_LIMIT).map(drop)
     }
@@ -261,7 +262,10 @@ impl Host {
             let said = self.notifications.heard_at("READY=1");
             said.with_context(|| format!("it has not said so\n{}", agent.last_lines()))
         })?;
-        self.subnet_values().context("the agent is ready")?;
+        match &self.own_store {
+            None => self.subnet_values().context("the agent is ready")?,
+            Some(_) => wait::until("subnet.env beside the store", limit, || self.subnet_values())?,
+        };
         Ok(said)
     }
 
