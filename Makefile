@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control fuzz audit build release install tools
+.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install tools
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -50,6 +50,7 @@ help:
 	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
 	@echo 'sudo make bench-control  how fast one fland follows 100 to 50000 leases, and what it costs; ARGS=--help'
+	@echo '     make bench-store  the embedded store beside a real etcd; ARGS=--help'
 	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
 	@echo '     make release     fland and flanctl as they are installed'
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
@@ -115,6 +116,12 @@ bench-control: release
 		| $(call path_of,bench-control)); \
 	$(AS_ROOT) "$$bench" $(ARGS)
 
+bench-store: release
+	@$(CARGO) build --release --locked -p flan-integration --bin bench-store
+	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench-store --message-format=json \
+		| $(call path_of,bench-store)); \
+	"$$bench" $(ARGS)
+
 # Finds inputs that break a rule: see fuzz/run.sh, which runs one target or one input as well.
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
@@ -126,7 +133,7 @@ release: tools
 install:
 	@test -x target/release/fland || { echo 'there is nothing to install yet; first: make release' >&2; exit 1; }
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
-	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-store.service
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
 
 audit:

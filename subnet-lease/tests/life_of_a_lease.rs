@@ -22,18 +22,18 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a directory");
         let running = flan_embedded_store::start(Settings {
             data_dir: dir.path().join("store"),
-            listen: vec!["http://127.0.0.1:0".parse().unwrap()],
+            listen: vec!["http://127.0.0.1:0".parse().expect("a URL")],
             tls: None,
             insecure: false,
             retention: Duration::from_secs(3600),
         })
         .await
-        .unwrap();
+        .expect("a store");
         let site = Self { _dir: dir, url: running.client_urls()[0].clone() };
-        assert!(site.store().put_config(CONFIG, None).await.unwrap());
+        assert!(site.store().put_config(CONFIG, None).await.expect("an answer"));
         site
     }
 
@@ -43,7 +43,7 @@ impl Site {
             prefix: "/coreos.com/network".to_owned(),
             credentials: Credentials::default(),
         })
-        .unwrap()
+        .expect("settings that work")
     }
 }
 
@@ -53,7 +53,7 @@ fn claim(host: u8, ttl: Duration) -> Claim {
     let mut attributes = LeaseAttributes::default();
     attributes.public_ips.set(Family::V4, IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)));
     Claim {
-        config: NetworkConfig::parse(CONFIG).unwrap(),
+        config: NetworkConfig::parse(CONFIG).expect("a config"),
         attributes,
         previous: None,
         ttl,
@@ -63,7 +63,7 @@ fn claim(host: u8, ttl: Duration) -> Claim {
 
 async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
     let acquired = Keeper::acquire(site.store(), claim(host, ttl), None, |_| {});
-    tokio::time::timeout(LIMIT, acquired).await.unwrap().0
+    tokio::time::timeout(LIMIT, acquired).await.expect("in time").0
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
