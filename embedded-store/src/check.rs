@@ -8,6 +8,8 @@ use etcd_client::proto::{
 
 use crate::refusal::Refusal;
 
+/// The most operations of a transaction with all that are in it: each put is held against each deletion.
+const MOST_IN_ALL: usize = 16_384;
 /// The most comparisons, or operations of one branch (`--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
 
@@ -31,10 +33,21 @@ pub(crate) fn delete(request: &PbDeleteRequest) -> Result<(), Refusal> {
 }
 
 pub(crate) fn txn(request: &PbTxnRequest) -> Result<(), Refusal> {
+    if total(request) > MOST_IN_ALL {
+        return Err(Refusal::TooManyOperations);
+    }
     operations(request, MOST_OPERATIONS)?;
     intervals(&request.success)?;
     intervals(&request.failure)?;
     Ok(())
+}
+
+fn total(request: &PbTxnRequest) -> usize {
+    let count = |operation: &PbTxnRequestOp| match &operation.request {
+        Some(PbTxnOpRequest::RequestTxn(inner)) => 1 + total(inner),
+        _ => 1,
+    };
+    request.success.iter().chain(&request.failure).map(count).sum()
 }
 
 fn has_key(key: &[u8]) -> Result<(), Refusal> {

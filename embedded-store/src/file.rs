@@ -60,6 +60,8 @@ pub(crate) struct Identity {
 /// What is written at once.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
+    /// The last revision of which it is certain that it is on disk.
+    pub(crate) after: i64,
     /// The last revision, with everything in it.
     pub(crate) revision: i64,
     pub(crate) compacted: i64,
@@ -74,6 +76,10 @@ impl File {
     /// Opens the file, or makes it, and notes that it was opened.
     pub(crate) fn open(path: &Path) -> Result<(Self, Content), redb::Error> {
         let database = database(path)?;
+        if let Some(dir) = path.parent() {
+            // The file may be new.
+            std::fs::File::open(dir).and_then(|dir| dir.sync_all())?;
+        }
         let identity = greet(&database)?;
         let content = read(&database, identity)?;
         Ok((Self { path: path.to_owned(), database: Some(database) }, content))
@@ -113,6 +119,8 @@ impl File {
         let transaction = self.opened()?.begin_write()?;
         {
             let mut changes = transaction.open_table(CHANGES)?;
+            // What a write has left that was said to have failed.
+            changes.retain_in((batch.after + 1, 0).., |_, _| false)?;
             for record in &batch.records {
                 let place = (record.kv.mod_revision, record.number);
                 changes.insert(place, record.kv.encode_to_vec().as_slice())?;
@@ -183,6 +191,7 @@ fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error>
         })?;
         records.push(Record { kv, number: place.value().1 });
     }
+    let last = records.last().map_or(1, |record: &Record| record.kv.mod_revision);
     let mut leases = Vec::new();
     for entry in transaction.open_table(LEASES)?.iter()? {
         let (id, lease) = entry?;
@@ -192,13 +201,13 @@ fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error>
     let numbers = transaction.open_table(NUMBERS)?;
     let number =
         |name| -> Result<Option<i64>, redb::Error> { Ok(numbers.get(name)?.map(|found| found.value())) };
-    Ok(Content {
-        records,
-        revision: number(REVISION)?.unwrap_or(1),
-        compacted: number(COMPACTED)?.unwrap_or(NEVER),
-        leases,
-        identity,
-    })
+    let revision = number(REVISION)?.unwrap_or(1);
+    if last > revision {
+        return Err(redb::Error::Corrupted(format!(
+            "it has a change of revision {last} and ends with {revision}"
+        )));
+    }
+    Ok(Content { records, revision, compacted: number(COMPACTED)?.unwrap_or(NEVER), leases, identity })
 }
 
 fn is_for_want_of_space(error: &io::Error) -> bool {
@@ -232,6 +241,7 @@ mod tests {
         let lease = Stored { granted: 10, remaining: 4 };
         let (a, b) = (record("a", 2), record("b", 3));
         let batch = Batch {
+            after: 1,
             revision: 3,
             records: vec![a, b.clone()],
             leases: vec![(7, Some(lease)), (8, Some(lease))],
@@ -239,6 +249,7 @@ mod tests {
         };
         file.write(&batch).unwrap();
         let batch = Batch {
+            after: 3,
             revision: 3,
             compacted: 3,
             superfluous: vec![(2, 0)],

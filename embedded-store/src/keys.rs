@@ -164,7 +164,8 @@ impl Keys {
     pub(crate) fn changes_since(&self, revision: i64) -> impl Iterator<Item = (i64, &[Arc<Record>])> {
         let skipped = usize::try_from(revision + 1 - self.log_start).unwrap_or(0);
         let first = self.log_start.max(revision + 1);
-        (first..).zip(self.log.iter().skip(skipped).map(Vec::as_slice))
+        let changes = self.log.iter().skip(skipped).map(Vec::as_slice);
+        changes.zip(first..).map(|(changes, revision)| (revision, changes))
     }
 
     /// Undoes all changes after a revision.

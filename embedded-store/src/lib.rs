@@ -15,10 +15,12 @@ mod state;
 mod upkeep;
 mod writer;
 
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
 use crate::service::Service;
@@ -27,20 +29,49 @@ pub use settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
 /// The name of the file in its directory.
 const FILE: &str = "store.redb";
 
-/// A store that is served.
+/// A store that is served, until this is dropped.
 #[derive(Debug)]
 pub struct Running {
     client_urls: Vec<String>,
     file: PathBuf,
     failures: mpsc::Receiver<String>,
+    /// Its thread ends when this is gone.
+    _stop: oneshot::Sender<()>,
 }
 
-/// Opens the file and serves it. Needs a tokio runtime, in which it goes on in the background until the runtime ends.
+/// Opens the file and serves it, by a thread of its own.
 ///
 /// # Errors
 /// [`StartError`], before anything is served.
 pub async fn start(settings: Settings) -> Result<Running, StartError> {
     settings.check()?;
+    let path = settings.data_dir.join(FILE);
+    let cannot = |reason: String| StartError::File { path: path.clone(), reason };
+    let (started, outcome) = oneshot::channel();
+    // One thread and one queue: the streams of a connection have all written when it is sent, with one call. With several
+    // threads each would wake the connection for itself.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|reason| cannot(reason.to_string()))?;
+    std::thread::Builder::new()
+        .name("store".to_owned())
+        .spawn(move || runtime.block_on(run(settings, started)))
+        .map_err(|reason| cannot(reason.to_string()))?;
+    outcome.await.map_err(|reason| cannot(reason.to_string()))?
+}
+
+/// Serves until what `started` was told of is dropped.
+async fn run(settings: Settings, started: oneshot::Sender<Result<Running, StartError>>) {
+    let (stop, stopped) = oneshot::channel();
+    let running = serve(settings, stop).await;
+    if started.send(running).is_ok() {
+        // Nothing is sent; it is dropped.
+        let _ = stopped.await;
+    }
+}
+
+async fn serve(settings: Settings, stop: oneshot::Sender<()>) -> Result<Running, StartError> {
     let tls = settings.tls.as_ref().map(serve::tls).transpose()?;
     let server = serve::server(tls)?;
     let listening =
@@ -48,11 +79,16 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let client_urls: Vec<String> = listening.iter().map(|listening| listening.url.to_string()).collect();
 
     let path = settings.data_dir.join(FILE);
-    let (writer, shared, identity) = open(&settings, path.clone()).await?;
+    let (writer, shared, identity) = open(&settings, &path)?;
     let (failed, failures) = mpsc::channel(1);
     spawn_writer(writer, failed.clone())
         .map_err(|reason| StartError::File { path: path.clone(), reason: reason.to_string() })?;
-    tokio::spawn(upkeep::run(shared.clone(), settings.retention));
+    let upkeep = tokio::spawn(upkeep::run(shared.clone(), settings.retention));
+    let told = failed.clone();
+    tokio::spawn(async move {
+        let _ = upkeep.await;
+        let _ = told.send("the store's upkeep has ended".to_owned()).await;
+    });
     let service = Service {
         shared: shared.clone(),
         identity,
@@ -74,7 +110,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         (state.key_count(), state.leases.ids().len())
     };
     info!(file = %path.display(), keys, leases, revision = shared.revision(), "opened the store");
-    Ok(Running { client_urls, file: path, failures })
+    Ok(Running { client_urls, file: path, failures, _stop: stop })
 }
 
 impl Running {
@@ -84,7 +120,7 @@ impl Running {
     }
 
     /// The file.
-    pub fn file(&self) -> &std::path::Path {
+    pub fn file(&self) -> &Path {
         &self.file
     }
 
@@ -96,29 +132,27 @@ impl Running {
 
 type Opened = (writer::Writer, Arc<writer::Shared>, file::Identity);
 
-async fn open(settings: &Settings, path: PathBuf) -> Result<Opened, StartError> {
-    let dir = settings.data_dir.clone();
-    let at = path.clone();
-    let opened = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&dir).map_err(redb::Error::Io)?;
-        writer::open(&at)
-    });
-    let refused = |reason: String| StartError::File { path: path.clone(), reason };
-    opened.await.map_err(|reason| refused(reason.to_string()))?.map_err(|reason| {
-        refused(match reason {
+fn open(settings: &Settings, path: &Path) -> Result<Opened, StartError> {
+    let make_dir = || DirBuilder::new().recursive(true).mode(0o700).create(&settings.data_dir);
+    let opened = make_dir().map_err(redb::Error::Io).and_then(|()| writer::open(path));
+    opened.map_err(|reason| StartError::File {
+        path: path.to_owned(),
+        reason: match reason {
             redb::Error::DatabaseAlreadyOpen => {
                 "another process has it open; only one may serve it".to_owned()
             }
             reason => reason.to_string(),
-        })
+        },
     })
 }
 
 /// A thread of its own: it waits for the disk most of its time.
 fn spawn_writer(writer: writer::Writer, failed: mpsc::Sender<String>) -> std::io::Result<()> {
     let run = move || {
-        writer.run();
-        let _ = failed.blocking_send("the store's writer has ended".to_owned());
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| writer.run()));
+        let how = if ended.is_ok() { "has ended" } else { "has panicked" };
+        // Who has stopped the store does not want to know.
+        let _ = failed.blocking_send(format!("the store's writer {how}"));
     };
     std::thread::Builder::new().name("store-writer".to_owned()).spawn(run).map(drop)
 }

@@ -75,7 +75,7 @@ pub(crate) fn routes(service: Service) -> Routes {
     let health = {
         let service = service.clone();
         get(move || async move {
-            let healthy = !service.shared.is_full();
+            let healthy = service.shared.failure().is_none();
             ([("content-type", "application/json")], format!(r#"{{"health":"{healthy}"}}"#))
         })
     };

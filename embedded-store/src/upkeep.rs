@@ -17,7 +17,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
 /// Steps in which history is forgotten.
 const STEPS: u32 = 10;
 
-/// Looks after a store until it is gone.
+/// Looks after a store. Ends with the runtime.
 pub(crate) async fn run(shared: Arc<Shared>, retention: Duration) {
     let mut expiry = interval(EXPIRY_INTERVAL);
     let mut checkpoint = interval(CHECKPOINT_INTERVAL);
@@ -25,7 +25,13 @@ pub(crate) async fn run(shared: Arc<Shared>, retention: Duration) {
     let mut past = Past::default();
     loop {
         tokio::select! {
-            _ = expiry.tick() => end_leases(&shared).await,
+            _ = expiry.tick() => {
+                end_leases(&shared).await;
+                if shared.failure().is_some() {
+                    // Whether the file can be written again.
+                    let _ = shared.write(Request::Checkpoint(Vec::new())).await;
+                }
+            }
             _ = checkpoint.tick() => {
                 let due = shared.state().leases.to_checkpoint(CHECKPOINT_INTERVAL, Instant::now());
                 if !due.is_empty() && let Err(refusal) = shared.write(Request::Checkpoint(due)).await {

@@ -55,30 +55,38 @@ pub(crate) enum Answer {
 
 type Reply = oneshot::Sender<Result<Answer, Refusal>>;
 
-/// What the store holds, for those who read, and the way to the writer.
+/// What the store holds, for those who read, and the way to the writer. The writer ends with the last of these.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    held: Arc<Held>,
+    queue: mpsc::Sender<(Request, Reply)>,
+}
+
+/// What the store holds.
+#[derive(Debug)]
+struct Held {
     state: RwLock<State>,
     /// The last revision on disk.
     stored: watch::Sender<i64>,
-    /// Whether the disk is full, as far as the last write has shown.
-    full: watch::Sender<bool>,
-    queue: mpsc::UnboundedSender<(Request, Reply)>,
+    /// Why the last write failed, if it did.
+    failure: watch::Sender<Option<Refusal>>,
 }
 
 /// The thread that writes.
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
+    held: Arc<Held>,
     file: File,
-    queue: mpsc::UnboundedReceiver<(Request, Reply)>,
+    queue: mpsc::Receiver<(Request, Reply)>,
     /// Records that are to be removed from the file.
     superfluous: Vec<(i64, u32)>,
     /// The compaction that the file knows of.
     compacted: i64,
-    /// When the last write failed.
-    failed_at: Option<Instant>,
+    /// When the last write failed, and why.
+    failed: Option<(Instant, Refusal)>,
 }
 
+/// Requests that wait for the writer; others wait where they come from.
+const MOST_WAITING: usize = 4096;
 /// Requests that are carried out together.
 const MOST_AT_ONCE: usize = 1024;
 /// Superfluous records that are removed at once: whoever waits for the disk waits for that too.
@@ -89,49 +97,60 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 impl Shared {
     /// The store as it is; nobody may be shown more than `stored` of it.
     pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// To renew a lease, which alone is done beside the writer.
     pub(crate) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.held.state_mut()
     }
 
     /// Hears of each revision that has come on disk.
     pub(crate) fn subscribe(&self) -> watch::Receiver<i64> {
-        self.stored.subscribe()
+        self.held.stored.subscribe()
     }
 
     /// The last revision on disk.
     pub(crate) fn revision(&self) -> i64 {
-        *self.stored.borrow()
+        *self.held.stored.borrow()
     }
 
-    /// Whether the disk is full.
+    /// Whether the disk is full, as far as the last write has shown.
     pub(crate) fn is_full(&self) -> bool {
-        *self.full.borrow()
+        *self.held.failure.borrow() == Some(Refusal::NoSpace)
+    }
+
+    /// Why the last write failed, if it did.
+    pub(crate) fn failure(&self) -> Option<Refusal> {
+        self.held.failure.borrow().clone()
     }
 
     /// Carries a request out, and waits until that is on disk.
     pub(crate) async fn write(&self, request: Request) -> Result<Answer, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.queue.send((request, reply)).map_err(|_| Refusal::Stopped)?;
+        self.queue.send((request, reply)).await.map_err(|_| Refusal::Stopped)?;
         answer.await.map_err(|_| Refusal::Stopped)?
+    }
+}
+
+impl Held {
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Writer {
     /// The writer of a file, and what it shares.
     pub(crate) fn new(file: File, state: State, superfluous: Vec<(i64, u32)>) -> (Self, Arc<Shared>) {
-        let (sender, queue) = mpsc::unbounded_channel();
+        let (sender, queue) = mpsc::channel(MOST_WAITING);
         let compacted = state.keys.compacted();
-        let shared = Arc::new(Shared {
+        let held = Arc::new(Held {
             stored: watch::Sender::new(state.stored),
-            full: watch::Sender::new(false),
+            failure: watch::Sender::new(None),
             state: RwLock::new(state),
-            queue: sender,
         });
-        (Self { shared: shared.clone(), file, queue, superfluous, compacted, failed_at: None }, shared)
+        let shared = Arc::new(Shared { held: held.clone(), queue: sender });
+        (Self { held, file, queue, superfluous, compacted, failed: None }, shared)
     }
 
     /// Writes until nobody is left who could ask.
@@ -150,13 +169,16 @@ impl Writer {
                 next = if together.len() < MOST_AT_ONCE { self.queue.try_recv().ok() } else { None };
             }
             self.carry_out(together);
+            while !self.superfluous.is_empty() && self.queue.is_empty() && self.failed.is_none() {
+                self.carry_out(Vec::new());
+            }
         }
     }
 
     /// Forgets in memory at once; the file follows with what is written next.
     fn compact(&mut self, revision: i64, reply: Reply) {
         let compacted = {
-            let mut state = self.shared.state_mut();
+            let mut state = self.held.state_mut();
             let forgotten = state.compact(revision);
             forgotten.map(|forgotten| {
                 self.superfluous.extend(forgotten);
@@ -170,8 +192,8 @@ impl Writer {
         let now = Instant::now();
         let mut answers = Vec::with_capacity(requests.len());
         let batch = {
-            let shared = self.shared.clone();
-            let mut state = shared.state_mut();
+            let held = self.held.clone();
+            let mut state = held.state_mut();
             for (request, reply) in requests {
                 let again = reads_only(&request);
                 let answer = carry_out(&mut state, request, now);
@@ -179,7 +201,8 @@ impl Writer {
             }
             self.batch(&state)
         };
-        let is_nothing = batch.records.is_empty()
+        let is_nothing = self.failed.is_none()
+            && batch.records.is_empty()
             && batch.leases.is_empty()
             && batch.superfluous.is_empty()
             && batch.compacted == self.compacted;
@@ -187,21 +210,22 @@ impl Writer {
         if written.is_ok() {
             self.compacted = batch.compacted;
             let revision = {
-                let mut state = self.shared.state_mut();
+                let mut state = self.held.state_mut();
                 state.stored = batch.revision;
                 state.leases.stored();
                 state.stored
             };
-            self.shared.stored.send_if_modified(|stored| std::mem::replace(stored, revision) != revision);
+            self.held.stored.send_if_modified(|stored| std::mem::replace(stored, revision) != revision);
         } else {
-            self.superfluous.extend(batch.superfluous);
-            self.shared.state_mut().take_back();
+            self.superfluous.splice(0..0, batch.superfluous);
+            self.held.state_mut().take_back();
         }
         for (answer, again, reply) in answers {
             let answer = match (&written, again) {
                 (Ok(()), _) => answer,
-                (Err(_), Some(txn)) => self.shared.state_mut().txn(&txn).map(Answer::Txn),
-                (Err(refusal), None) => answer.and_then(|_| Err(refusal.clone())),
+                (Err(_), Some(txn)) => self.held.state_mut().txn(&txn).map(Answer::Txn),
+                // A refusal may have been for what another one did that is undone now.
+                (Err(refusal), None) => Err(refusal.clone()),
             };
             // Who has gone meanwhile does not need it.
             let _ = reply.send(answer);
@@ -211,9 +235,10 @@ impl Writer {
     /// What is not on disk.
     fn batch(&mut self, state: &State) -> Batch {
         let changes = state.keys.changes_since(state.stored);
-        // The oldest lie at the beginning of the file, and together.
+        // In their order: if the end of a key went before what it ended, a start in between would bring that back.
         let removed = self.superfluous.len().min(MOST_REMOVED);
         Batch {
+            after: state.stored,
             revision: state.keys.revision(),
             compacted: state.keys.compacted(),
             records: changes.flat_map(|(_, changes)| changes).cloned().collect(),
@@ -223,35 +248,35 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), Refusal> {
-        if self.failed_at.is_some_and(|at| at.elapsed() < TRY_AGAIN) && self.shared.is_full() {
-            return Err(Refusal::NoSpace);
+        if let Some((at, refusal)) = &self.failed
+            && at.elapsed() < TRY_AGAIN
+        {
+            return Err(refusal.clone());
         }
         let mut written = self.file.write(batch);
-        // The disk may have taken what it said it did not.
-        if written.is_err() && self.file.revision() == Some(batch.revision) && !batch.records.is_empty() {
-            written = Ok(());
+        if written.is_err() && !batch.records.is_empty() && self.file.revision() == Some(batch.revision) {
+            // It has come to the file after all, but perhaps not to the disk.
+            written = self.file.write(batch);
         }
         match &written {
             Ok(()) => {
-                if self.failed_at.take().is_some() {
+                if self.failed.take().is_some() {
                     info!("the store can be written again");
                 }
             }
             Err(refusal) => {
-                let was_full = self.shared.is_full();
+                let known = self.failed.as_ref().is_some_and(|(_, before)| before == refusal);
                 match refusal {
-                    Refusal::NoSpace if !was_full => {
-                        error!(
-                            "no space is left for the store: writes are refused, reads and keepalives go on"
-                        );
-                    }
-                    Refusal::Broken(reason) => error!(reason, "the store cannot be written"),
-                    _ => {}
+                    _ if known => {}
+                    Refusal::NoSpace => error!(
+                        "no space is left for the store: writes are refused, reads and keepalives go on"
+                    ),
+                    refusal => error!(?refusal, "the store cannot be written: reads and keepalives go on"),
                 }
-                self.failed_at = Some(Instant::now());
+                self.failed = Some((Instant::now(), refusal.clone()));
             }
         }
-        self.shared.full.send_replace(written == Err(Refusal::NoSpace));
+        self.held.failure.send_replace(written.clone().err());
         written
     }
 }

@@ -33,8 +33,8 @@ impl PbKvService for Service {
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
         let request = request.into_inner();
-        check::put(&request)?;
         fits(&request)?;
+        check::put(&request)?;
         match self.shared.write(Write::Put(request)).await? {
             Answer::Put(mut response) => {
                 self.sign(&mut response.header);
@@ -61,8 +61,8 @@ impl PbKvService for Service {
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
         let request = request.into_inner();
-        check::txn(&request)?;
         fits(&request)?;
+        check::txn(&request)?;
         match self.shared.write(Write::Txn(request)).await? {
             Answer::Txn(mut response) => {
                 self.sign(&mut response.header);

@@ -18,7 +18,13 @@ use crate::writer::{Answer, Request as Write};
 impl Service {
     /// Sets a lease back to its full time; a time of 0 says that there is none.
     async fn keep_alive(&self, id: i64) -> PbLeaseKeepAliveResponse {
-        let renewed = self.shared.state_mut().leases.renew(id, Instant::now());
+        let renew = || self.shared.state_mut().leases.renew(id, Instant::now());
+        let mut renewed = renew();
+        if renewed.is_none() {
+            // That it is gone may not be on disk yet, and be undone.
+            let _ = self.shared.write(Write::Checkpoint(Vec::new())).await;
+            renewed = renew();
+        }
         if let Some((_, true)) = renewed {
             // A full disk does not keep anybody from renewing: only a start would give less time.
             let _ = self.shared.write(Write::Checkpoint(vec![id])).await;

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::Service;
 use crate::file::File;
-use crate::refusal::not_served;
+use crate::refusal::{Refusal, not_served};
 
 /// The version of etcd whose answers ours are held against, and that we are not it.
 const VERSION: &str = concat!("3.4.0+flan.", env!("CARGO_PKG_VERSION"));
@@ -43,7 +43,10 @@ impl PbMaintenanceService for Service {
     async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
         let size = i64::try_from(File::size(&self.file)).unwrap_or(i64::MAX);
         let index = u64::try_from(self.shared.revision()).unwrap_or(0);
-        let alarm = || format!("memberID:{} alarm:NOSPACE ", self.identity.member);
+        let failure = |refusal| match refusal {
+            Refusal::NoSpace => format!("memberID:{} alarm:NOSPACE ", self.identity.member),
+            refusal => Status::from(refusal).message().to_owned(),
+        };
         Ok(Response::new(PbStatusResponse {
             header: self.header(),
             version: VERSION.to_owned(),
@@ -53,7 +56,7 @@ impl PbMaintenanceService for Service {
             raft_term: self.identity.starts,
             raft_index: index,
             raft_applied_index: index,
-            errors: self.shared.is_full().then(alarm).into_iter().collect(),
+            errors: self.shared.failure().map(failure).into_iter().collect(),
             ..PbStatusResponse::default()
         }))
     }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService};
-use futures::stream;
+use futures::{FutureExt, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::{Stream, StreamExt};
@@ -76,6 +76,10 @@ impl Session {
                 return Some(response);
             }
             if self.has_news {
+                // A client that is slower than the writes can still say that it has enough.
+                if let Some(Some(Ok(request))) = self.requests.next().now_or_never() {
+                    self.answer(request);
+                }
                 self.has_news = self.go_on();
                 continue;
             }
@@ -111,8 +115,9 @@ impl Session {
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
                 // It says that everything up to its revision was told.
+                let response = PbWatchResponse { watch_id: NO_WATCH, ..self.response() };
                 while self.go_on() {}
-                self.ready.push_back(PbWatchResponse { watch_id: NO_WATCH, ..self.response() });
+                self.ready.push_back(response);
             }
             None => {}
         }
@@ -189,8 +194,8 @@ impl Session {
     }
 
     fn tell_progress(&mut self) {
-        while self.go_on() {}
         let header = self.service.header();
+        while self.go_on() {}
         for (number, cursor) in &mut self.cursors {
             if cursor.is_to_be_told() {
                 let response = PbWatchResponse { header, watch_id: *number, ..PbWatchResponse::default() };
