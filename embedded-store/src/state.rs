@@ -44,7 +44,8 @@ impl State {
     }
 
     pub(crate) fn put(&mut self, request: PbPutRequest) -> Result<PbPutResponse, Refusal> {
-        self.check_put(&request)?;
+        self.check_lease(&request)?;
+        self.check_kept(&request)?;
         let response = self.put_in_step(request);
         self.keys.end_step();
         Ok(response)
@@ -90,16 +91,22 @@ impl State {
         self.leases.take_back();
     }
 
-    /// Refuses a put that the store as it is cannot carry out.
-    fn check_put(&self, request: &PbPutRequest) -> Result<(), Refusal> {
-        let is_there = || self.keys.find(&request.key, self.keys.revision_in_step()).is_some();
-        if request.lease != 0 && !self.leases.contains(request.lease) {
-            return Err(Refusal::LeaseNotFound);
+    /// Refuses a put to a lease that is not there.
+    fn check_lease(&self, request: &PbPutRequest) -> Result<(), Refusal> {
+        match request.lease {
+            0 => Ok(()),
+            id if self.leases.contains(id) => Ok(()),
+            _ => Err(Refusal::LeaseNotFound),
         }
-        if (request.ignore_value || request.ignore_lease) && !is_there() {
-            return Err(Refusal::KeyNotFound);
+    }
+
+    /// Refuses a put that is to leave something as it is where nothing is.
+    fn check_kept(&self, request: &PbPutRequest) -> Result<(), Refusal> {
+        let keeps = request.ignore_value || request.ignore_lease;
+        match keeps && self.keys.find(&request.key, self.keys.revision_in_step()).is_none() {
+            true => Err(Refusal::KeyNotFound),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     fn put_in_step(&mut self, request: PbPutRequest) -> PbPutResponse {

@@ -29,6 +29,20 @@ struct Path<'a> {
     inner: Vec<Path<'a>>,
 }
 
+impl Path<'_> {
+    /// Visits every operation that will be carried out, in that order, up to one that is refused.
+    fn walk(&self, visit: &mut impl FnMut(&PbTxnOpRequest) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let mut inner = self.inner.iter();
+        for operation in self.operations.iter().filter_map(|operation| operation.request.as_ref()) {
+            match operation {
+                PbTxnOpRequest::RequestTxn(_) => inner.next().map_or(Ok(()), |inner| inner.walk(visit))?,
+                operation => visit(operation)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl State {
     pub(crate) fn txn(&mut self, request: &PbTxnRequest) -> Result<PbTxnResponse, Refusal> {
         let path = self.path(request);
@@ -52,16 +66,28 @@ impl State {
         Path { succeeded, operations, inner }
     }
 
-    /// Refuses before anything is changed.
+    /// Refuses before anything is changed: for any put first, then for any range.
     fn check_path(&self, path: &Path<'_>) -> Result<(), Refusal> {
-        for operation in path.operations {
-            match &operation.request {
-                Some(PbTxnOpRequest::RequestRange(range)) => self.check_range(range, self.keys.revision())?,
-                Some(PbTxnOpRequest::RequestPut(put)) => self.check_put(put)?,
-                _ => {}
+        self.check_puts(path)?;
+        self.check_ranges(path)
+    }
+
+    fn check_puts(&self, path: &Path<'_>) -> Result<(), Refusal> {
+        path.walk(&mut |operation| match operation {
+            PbTxnOpRequest::RequestPut(put) => {
+                // In the other order than a put by itself, as etcd does it.
+                self.check_kept(put)?;
+                self.check_lease(put)
             }
-        }
-        path.inner.iter().try_for_each(|inner| self.check_path(inner))
+            _ => Ok(()),
+        })
+    }
+
+    fn check_ranges(&self, path: &Path<'_>) -> Result<(), Refusal> {
+        path.walk(&mut |operation| match operation {
+            PbTxnOpRequest::RequestRange(range) => self.check_range(range, self.keys.revision()),
+            _ => Ok(()),
+        })
     }
 
     fn take_path(&mut self, path: &Path<'_>) -> Result<PbTxnResponse, Refusal> {
