@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use flan_embedded_store::Settings;
+use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
     Change, Claim, Credentials, Family, Holding, Keeper, LeaseAttributes, LeaseWatch, NetworkConfig, Store,
     StoreConfig, StoreError, WatchEvent,
@@ -16,8 +16,8 @@ const TTL: Duration = Duration::from_secs(60);
 
 /// A store on an empty directory, with the config of a network of three hosts.
 struct Site {
+    running: Running,
     _dir: tempfile::TempDir,
-    url: String,
 }
 
 impl Site {
@@ -32,14 +32,14 @@ impl Site {
         })
         .await
         .expect("a store");
-        let site = Self { _dir: dir, url: running.client_urls()[0].clone() };
+        let site = Self { running, _dir: dir };
         assert!(site.store().put_config(CONFIG, None).await.expect("an answer"));
         site
     }
 
     fn store(&self) -> Store {
         Store::new(StoreConfig {
-            endpoints: vec![self.url.clone()],
+            endpoints: vec![self.running.client_urls()[0].clone()],
             prefix: "/coreos.com/network".to_owned(),
             credentials: Credentials::default(),
         })
