@@ -48,8 +48,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let path = settings.data_dir.join(FILE);
     let cannot = |reason: String| StartError::File { path: path.clone(), reason };
     let (started, outcome) = oneshot::channel();
-    // One thread and one queue: the streams of a connection have all written when it is sent, with one call. With several
-    // threads each would wake the connection for itself.
+    // A thread of its own: many clients do not hold up the agent in the same process, and it ends with what it serves.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
