@@ -1,7 +1,7 @@
 //! The one who writes: requests in, answers out once they are on disk.
 //!
 //! Whatever waits is carried out together and written at once, so that many clients share the wait for the disk. What
-//! cannot be written is undone, and was never seen by anybody.
+//! cannot be written is undone. Of the keys nobody has seen it; of a lease, who asks how long it lasts may have.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -44,9 +44,11 @@ pub(super) struct Burst {
 
 /// A burst is over when nothing was repaired for this long.
 const QUIET: Duration = Duration::from_secs(1);
-/// A repair that is undone so many times in a row, each time so soon, is fought against. Damage by hand, or by a program
-/// that tries many things, comes more slowly. The time holds the moment for which we wait for more damage.
-const FIGHT: (u32, Duration) = (8, Duration::from_millis(60));
+/// A repair that is undone so soon is undone on purpose. Damage by hand, or by a program that tries many things, comes
+/// more slowly. The time holds the moment for which we wait for more damage.
+const AT_ONCE: Duration = Duration::from_millis(60);
+/// So many such times are a fight, where one is forgotten in each such time: it may be late now and then.
+const FIGHT: (u32, Duration) = (8, Duration::from_millis(500));
 /// The first wait in a fight, doubled each time, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A fight is over when the repair has lasted this long.
@@ -60,10 +62,33 @@ const RULES_IN_A_ROW: u32 = 5;
 #[derive(Debug)]
 struct Lately {
     last: Instant,
-    /// How often in a row it was undone at once.
-    times: u32,
-    /// How often it had to wait.
+    /// When all the times that it was undone at once will be forgotten.
+    forgotten: Instant,
+    /// How often it had to wait, in this fight.
     waits: u32,
+}
+
+impl Lately {
+    fn new(now: Instant) -> Self {
+        Self { last: now, forgotten: now, waits: 0 }
+    }
+
+    /// How long the repair that was undone once more has to wait, if it is a fight.
+    fn undone(&mut self, now: Instant) -> Option<Duration> {
+        if now >= self.last + AT_ONCE {
+            return None;
+        }
+        self.forgotten = self.forgotten.max(now) + FIGHT.1;
+        if self.forgotten - now <= FIGHT.1 * (FIGHT.0 - 1) {
+            self.waits = 0;
+            return None;
+        }
+        let wait = (WAITS.0 * 2u32.pow(self.waits.min(6))).min(WAITS.1);
+        self.waits += 1;
+        // Nothing is forgotten while we wait.
+        self.forgotten += wait;
+        Some(wait)
+    }
 }
 
 impl Burst {
@@ -75,8 +100,7 @@ impl Burst {
         self.first.get_or_insert_with(|| operation.to_string());
         self.last = Some(now);
         if self.lately.len() < REMEMBERED {
-            let new = || Lately { last: now, times: 0, waits: 0 };
-            self.lately.entry(operation.to_string()).or_insert_with(new).last = now;
+            self.lately.entry(operation.to_string()).or_insert_with(|| Lately::new(now)).last = now;
         }
     }
 
@@ -85,16 +109,7 @@ impl Burst {
         if self.lately.is_empty() {
             return None;
         }
-        let lately = self.lately.get_mut(&operation.to_string())?;
-        if now >= lately.last + FIGHT.1 {
-            (lately.times, lately.waits) = (0, 0);
-            return None;
-        }
-        lately.times += 1;
-        (lately.times >= FIGHT.0).then(|| {
-            lately.waits += 1;
-            (WAITS.0 * 2u32.pow((lately.waits - 1).min(6))).min(WAITS.1)
-        })
+        self.lately.get_mut(&operation.to_string())?.undone(now)
     }
 
     /// The rules were put in place, after they had stood there or not.
@@ -175,6 +190,42 @@ impl fmt::Display for Repairs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The waits of a repair that is undone so many times, each time after it has lasted so long.
+    fn waits(times: u32, lasts: impl Fn(u32) -> Duration) -> Vec<Option<Duration>> {
+        let mut now = Instant::now();
+        let mut lately = Lately::new(now);
+        let mut undone = |nth| {
+            now += lasts(nth);
+            let wait = lately.undone(now);
+            now += wait.unwrap_or_default();
+            lately.last = now;
+            wait
+        };
+        (0..times).map(&mut undone).collect()
+    }
+
+    #[test]
+    fn what_is_undone_after_a_moment_is_repaired_each_time() {
+        assert_eq!(waits(100, |_| Duration::from_millis(80)), [None; 100]);
+    }
+
+    #[test]
+    fn a_fight_goes_on_when_the_other_is_late_now_and_then() {
+        let waits = waits(40, |nth| Duration::from_millis(if nth % 2 == 0 { 20 } else { 120 }));
+        assert!(waits[..14].iter().all(Option::is_none), "{waits:?}");
+        let fight: Vec<Duration> = waits.into_iter().flatten().collect();
+        assert_eq!(fight[..3], [500, 1000, 2000].map(Duration::from_millis));
+        assert_eq!(fight.last(), Some(&WAITS.1));
+    }
+
+    #[test]
+    fn a_fight_is_over_when_the_repair_has_lasted_a_while() {
+        let waits = waits(40, |nth| Duration::from_millis(if nth == 20 { 31_000 } else { 20 }));
+        assert_eq!(waits[19], Some(WAITS.1));
+        assert!(waits[20..28].iter().all(Option::is_none), "{waits:?}");
+        assert_eq!(waits[28], Some(WAITS.0));
+    }
 
     #[test]
     fn repairs_are_told_by_kind_and_number() {

@@ -1,0 +1,161 @@
+//! Clients of a store that is served: many at once, and those with and without a certificate.
+
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, TlsOptions, Txn, TxnOp,
+};
+use flan_embedded_store::{Running, Settings, TlsFiles};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// Who count up at once, each by comparing what it saw.
+const WRITERS: usize = 200;
+/// What they count, each number with so many of them.
+const COUNTERS: usize = 20;
+/// How far each counts.
+const TURNS: usize = 5;
+/// A connection that nobody takes must fail by then.
+const LIMIT: Duration = Duration::from_secs(10);
+
+async fn store(dir: &Path, url: &str, tls: Option<TlsFiles>) -> Running {
+    flan_embedded_store::start(Settings {
+        data_dir: dir.join("store"),
+        listen: vec![url.parse().expect("a URL")],
+        tls,
+        insecure: false,
+        retention: Duration::from_secs(3600),
+    })
+    .await
+    .expect("a store")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_who_count_at_once_lose_no_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let client = Client::connect(running.client_urls(), None).await.unwrap();
+        writers.push(tokio::spawn(count(client, writer % COUNTERS)));
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut client = Client::connect(running.client_urls(), None).await.unwrap();
+    for counter in 0..COUNTERS {
+        let pair = seen(&mut client, counter).await.unwrap();
+        let turns = WRITERS / COUNTERS * TURNS;
+        assert_eq!(
+            (pair.number, pair.version),
+            (turns, i64::try_from(turns).unwrap()),
+            "each turn is one write"
+        );
+    }
+}
+
+/// A counter is two keys that one transaction writes.
+fn keys(counter: usize) -> [String; 2] {
+    ["a", "b"].map(|half| format!("counter/{counter}/{half}"))
+}
+
+/// What both keys of a counter say.
+struct Pair {
+    number: usize,
+    version: i64,
+    revision: i64,
+}
+
+/// Nothing before the first turn. Both keys are of one transaction at any moment.
+async fn seen(client: &mut Client, counter: usize) -> Option<Pair> {
+    let prefix = GetOptions::new().with_prefix();
+    let found = client.get(format!("counter/{counter}/"), Some(prefix)).await.expect("an answer");
+    let [a, b] = found.kvs() else {
+        assert!(found.kvs().is_empty(), "half of a transaction: {found:?}");
+        return None;
+    };
+    assert_eq!((a.value(), a.mod_revision()), (b.value(), b.mod_revision()), "halves of two transactions");
+    let number = a.value_str().expect("text").parse().expect("a number");
+    Some(Pair { number, version: a.version(), revision: a.mod_revision() })
+}
+
+/// Counts up, trying again whenever another one was faster.
+async fn count(mut client: Client, counter: usize) {
+    let [a, b] = keys(counter);
+    for _ in 0..TURNS {
+        loop {
+            let (number, revision) =
+                seen(&mut client, counter).await.map_or((0, 0), |pair| (pair.number, pair.revision));
+            let next = (number + 1).to_string();
+            let txn = Txn::new()
+                .when([Compare::mod_revision(a.clone(), CompareOp::Equal, revision)])
+                .and_then([TxnOp::put(a.clone(), next.clone(), None), TxnOp::put(b.clone(), next, None)]);
+            if client.txn(txn).await.expect("an answer").succeeded() {
+                break;
+            }
+        }
+    }
+}
+
+/// An authority, and what it gives out.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("an authority"))
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate for loopback, and its key.
+    fn give_out(&self) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.0).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+async fn ask(url: &str, tls: TlsOptions) -> Result<(), String> {
+    let options = ConnectOptions::new().with_tls(tls);
+    let asked = async {
+        let mut client = Client::connect([url], Some(options)).await?;
+        client.get("key", None).await.map(drop)
+    };
+    match tokio::time::timeout(LIMIT, asked).await {
+        Ok(answer) => answer.map_err(|reason| reason.to_string()),
+        Err(_) => panic!("neither an answer nor a refusal in time"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_has_a_certificate_of_the_authority_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (certificate, key) = authority.give_out();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let tls = TlsFiles {
+        certificate: file("cert.pem", &certificate),
+        key: file("key.pem", &key),
+        client_authorities: Some(file("ca.pem", &authority.pem())),
+    };
+    let running = store(dir.path(), "https://127.0.0.1:0", Some(tls)).await;
+    let url = &running.client_urls()[0];
+
+    let trusting = || TlsOptions::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let with =
+        |(certificate, key): (String, String)| trusting().identity(Identity::from_pem(certificate, key));
+    assert_eq!(ask(url, with(authority.give_out())).await, Ok(()));
+    assert!(ask(url, trusting()).await.is_err(), "without a certificate");
+    assert!(ask(url, with(stranger.give_out())).await.is_err(), "with another authority's");
+    assert!(ask(&url.replacen("https", "http", 1), TlsOptions::new()).await.is_err(), "without TLS");
+}
