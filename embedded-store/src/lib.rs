@@ -11,7 +11,9 @@ mod refusal;
 mod serve;
 mod service;
 mod settings;
+mod shared;
 mod state;
+mod threads;
 mod upkeep;
 mod writer;
 
@@ -20,11 +22,16 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::info;
 
+use crate::serve::Listening;
 use crate::service::Service;
-pub use settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
+pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
+use crate::shared::Worker;
+use crate::threads::Threads;
+use crate::writer::Opened;
 
 /// The name of the file in its directory.
 const FILE: &str = "store.redb";
@@ -35,80 +42,70 @@ pub struct Running {
     client_urls: Vec<String>,
     file: PathBuf,
     failures: mpsc::Receiver<String>,
-    /// Its thread ends when this is gone.
-    _stop: oneshot::Sender<()>,
+    /// Its threads end when this is gone.
+    _stop: watch::Sender<()>,
 }
 
-/// Opens the file and serves it, by a thread of its own.
+/// Opens the file and serves it, by threads of its own: many clients do not hold up the agent in the same process.
 ///
 /// # Errors
 /// [`StartError`], before anything is served.
 pub async fn start(settings: Settings) -> Result<Running, StartError> {
     settings.check()?;
-    let path = settings.data_dir.join(FILE);
-    let cannot = |reason: String| StartError::File { path: path.clone(), reason };
-    let (started, outcome) = oneshot::channel();
-    // A thread of its own: many clients do not hold up the agent in the same process, and it ends with what it serves.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|reason| cannot(reason.to_string()))?;
-    std::thread::Builder::new()
-        .name("store".to_owned())
-        .spawn(move || runtime.block_on(run(settings, started)))
-        .map_err(|reason| cannot(reason.to_string()))?;
-    outcome.await.map_err(|reason| cannot(reason.to_string()))?
-}
-
-/// Serves until what `started` was told of is dropped.
-async fn run(settings: Settings, started: oneshot::Sender<Result<Running, StartError>>) {
-    let (stop, stopped) = oneshot::channel();
-    let running = serve(settings, stop).await;
-    if started.send(running).is_ok() {
-        // Nothing is sent; it is dropped.
-        let _ = stopped.await;
-    }
-}
-
-async fn serve(settings: Settings, stop: oneshot::Sender<()>) -> Result<Running, StartError> {
-    let tls = settings.tls.as_ref().map(serve::tls).transpose()?;
-    let server = serve::server(tls)?;
+    let server = serve::server(settings.tls.as_ref())?;
     let listening =
-        settings.listen.iter().map(|url| serve::listen(*url)).collect::<Result<Vec<_>, StartError>>()?;
+        settings.listen.iter().map(|url| Listening::open(*url)).collect::<Result<Vec<_>, StartError>>()?;
     let client_urls: Vec<String> = listening.iter().map(|listening| listening.url.to_string()).collect();
 
     let path = settings.data_dir.join(FILE);
-    let (writer, shared, identity) = open(&settings, &path)?;
+    let cannot = |reason: String| StartError::File { path: path.clone(), reason };
+    let (data_dir, count) = (settings.data_dir, threads::that_serve());
+    let opened = tokio::task::spawn_blocking(move || open(&data_dir, count)).await;
+    let Opened { writer, workers, identity } = opened.map_err(|panic| cannot(panic.to_string()))??;
+
+    let (stop, stopped) = watch::channel(());
     let (failed, failures) = mpsc::channel(1);
-    spawn_writer(writer, failed.clone())
-        .map_err(|reason| StartError::File { path: path.clone(), reason: reason.to_string() })?;
-    let upkeep = tokio::spawn(upkeep::run(shared.clone(), settings.retention));
-    let told = failed.clone();
-    tokio::spawn(async move {
-        let _ = upkeep.await;
-        let _ = told.send("the store's upkeep has ended".to_owned()).await;
-    });
-    let service = Service {
-        shared: shared.clone(),
-        identity,
-        client_urls: Arc::new(client_urls.clone()),
-        file: Arc::new(path.clone()),
-    };
-    let routes = serve::routes(service);
-    for listening in listening {
-        let served = serve::serve(server.clone(), routes.clone(), listening);
-        let failed = failed.clone();
-        tokio::spawn(async move {
-            let reason = served.await;
-            // Who does not want to know needs no word.
-            let _ = failed.send(reason).await;
-        });
+    let threads = Threads { stopped, failed };
+    threads.spawn_blocking("store-writer", || {
+        writer.run();
+        "the store's writer has ended".to_owned()
+    })?;
+    let upkeep = upkeep::run(workers[0].shared.clone(), settings.retention);
+    {
+        let state = workers[0].shared.state();
+        let (keys, leases) = (state.key_count(), state.leases.ids().len());
+        info!(file = %path.display(), keys, leases, revision = state.stored, "opened the store");
     }
-    let (keys, leases) = {
-        let state = shared.state();
-        (state.key_count(), state.leases.ids().len())
-    };
-    info!(file = %path.display(), keys, leases, revision = shared.revision(), "opened the store");
+    let mut serving = Vec::new();
+    for Worker { shared, notifier } in workers {
+        let service = Service {
+            shared,
+            identity,
+            client_urls: Arc::new(client_urls.clone()),
+            file: Arc::new(path.clone()),
+        };
+        let (server, routes) = (server.clone(), serve::routes(service));
+        let (sender, connections) = mpsc::channel(serve::CONNECTIONS_WAITING);
+        serving.push(sender);
+        threads.spawn("store-serve", async {
+            tokio::spawn(notifier.run());
+            serve::serve(server, routes, connections).await
+        })?;
+    }
+    threads.spawn("store", async move {
+        let mut work = JoinSet::new();
+        for listening in listening {
+            work.spawn(listening.accept(serving.clone()));
+        }
+        work.spawn(async {
+            upkeep.await;
+            "the store's upkeep has ended".to_owned()
+        });
+        match work.join_next().await {
+            Some(Ok(reason)) => reason,
+            _ => "the store's thread has panicked".to_owned(),
+        }
+    })?;
     Ok(Running { client_urls, file: path, failures, _stop: stop })
 }
 
@@ -129,13 +126,12 @@ impl Running {
     }
 }
 
-type Opened = (writer::Writer, Arc<writer::Shared>, file::Identity);
-
-fn open(settings: &Settings, path: &Path) -> Result<Opened, StartError> {
-    let make_dir = || DirBuilder::new().recursive(true).mode(0o700).create(&settings.data_dir);
-    let opened = make_dir().map_err(redb::Error::Io).and_then(|()| writer::open(path));
+fn open(data_dir: &Path, workers: usize) -> Result<Opened, StartError> {
+    let path = data_dir.join(FILE);
+    let make_dir = || DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    let opened = make_dir().map_err(redb::Error::Io).and_then(|()| writer::open(&path, workers));
     opened.map_err(|reason| StartError::File {
-        path: path.to_owned(),
+        path,
         reason: match reason {
             redb::Error::DatabaseAlreadyOpen => {
                 "another process has it open; only one may serve it".to_owned()
@@ -143,15 +139,4 @@ fn open(settings: &Settings, path: &Path) -> Result<Opened, StartError> {
             reason => reason.to_string(),
         },
     })
-}
-
-/// A thread of its own: it waits for the disk most of its time.
-fn spawn_writer(writer: writer::Writer, failed: mpsc::Sender<String>) -> std::io::Result<()> {
-    let run = move || {
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| writer.run()));
-        let how = if ended.is_ok() { "has ended" } else { "has panicked" };
-        // Who has stopped the store does not want to know.
-        let _ = failed.blocking_send(format!("the store's writer {how}"));
-    };
-    std::thread::Builder::new().name("store-writer".to_owned()).spawn(run).map(drop)
 }

@@ -1,16 +1,20 @@
 //! The sockets: TLS, gRPC, and `/health` for those who speak plain HTTP.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpSocket;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tracing::warn;
 
 use crate::refusal::not_served;
 use crate::service::Service;
@@ -18,6 +22,10 @@ use crate::settings::{ListenUrl, StartError, TlsFiles};
 
 /// Connections that wait to be accepted: all hosts of a site come at once when the store is back.
 const BACKLOG: u32 = 1024;
+/// Connections that wait for one that serves.
+pub(crate) const CONNECTIONS_WAITING: usize = 16;
+/// When no connection can be taken, as there are too many files open, for one, it is tried again after this.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// A client without a sign of life is asked for one after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -27,23 +35,56 @@ pub(crate) struct Listening {
     listener: TcpListener,
 }
 
-/// Listens, before anything is served.
-pub(crate) fn listen(url: ListenUrl) -> Result<Listening, StartError> {
-    let bind = || {
-        let socket = if url.address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(url.address)?;
-        let listener = socket.listen(BACKLOG)?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    let (listener, address): (TcpListener, SocketAddr) =
-        bind().map_err(|source| StartError::Listen { url, source })?;
-    Ok(Listening { url: ListenUrl { address, ..url }, listener })
+impl Listening {
+    /// Listens, before anything is served.
+    pub(crate) fn open(url: ListenUrl) -> Result<Self, StartError> {
+        let listen = || {
+            let socket = if url.address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+            socket.set_reuseaddr(true)?;
+            socket.bind(url.address)?;
+            let listener = socket.listen(BACKLOG)?.into_std()?;
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        };
+        let (listener, address): (TcpListener, SocketAddr) =
+            listen().map_err(|source| StartError::Listen { url, source })?;
+        Ok(Self { url: ListenUrl { address, ..url }, listener })
+    }
+
+    /// Gives each connection to the next of those who serve; answers why no longer.
+    pub(crate) async fn accept(self, serving: Vec<mpsc::Sender<TcpStream>>) -> String {
+        let reason = match tokio::net::TcpListener::from_std(self.listener) {
+            Ok(listener) => accept(&listener, &serving, self.url).await,
+            Err(reason) => reason.to_string(),
+        };
+        format!("cannot go on serving {}: {reason}", self.url)
+    }
+}
+
+async fn accept(
+    listener: &tokio::net::TcpListener,
+    serving: &[mpsc::Sender<TcpStream>],
+    url: ListenUrl,
+) -> String {
+    for next in serving.iter().cycle() {
+        let connection = loop {
+            match listener.accept().await.and_then(|(connection, _)| connection.into_std()) {
+                Ok(connection) => break connection,
+                Err(reason) => {
+                    warn!(%url, %reason, "cannot take a connection");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        };
+        if next.send(connection).await.is_err() {
+            break;
+        }
+    }
+    "a thread that serves has ended".to_owned()
 }
 
 /// The server's certificate, and whom it serves.
-pub(crate) fn tls(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
+fn config(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
     let read = |path: &std::path::Path| {
         std::fs::read(path)
             .map_err(|reason| StartError::Setting(format!("cannot read {}: {reason}", path.display())))
@@ -56,14 +97,14 @@ pub(crate) fn tls(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
     })
 }
 
-/// A server with all services, ready for its sockets.
-pub(crate) fn server(tls: Option<ServerTlsConfig>) -> Result<Server, StartError> {
+/// A server, ready for its connections.
+pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<Server, StartError> {
     let server = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .max_concurrent_streams(u32::MAX);
     match tls {
-        Some(tls) => server.tls_config(tls).map_err(|reason| {
+        Some(files) => server.tls_config(config(files)?).map_err(|reason| {
             StartError::Setting(format!("the certificate and its key cannot be used: {}", causes(&reason)))
         }),
         None => Ok(server),
@@ -85,12 +126,21 @@ pub(crate) fn routes(service: Service) -> Routes {
     }))
 }
 
-/// Serves one socket until that fails; answers why.
-pub(crate) async fn serve(mut server: Server, routes: Routes, listening: Listening) -> String {
-    let incoming = TcpIncoming::from(listening.listener).with_nodelay(Some(true));
-    let outcome = server.add_routes(routes).serve_with_incoming(incoming).await;
-    let reason = outcome.map_or_else(|reason| causes(&reason), |()| "it was closed".to_owned());
-    format!("cannot go on serving {}: {reason}", listening.url)
+/// Serves connections until no more can come; answers why.
+pub(crate) async fn serve(
+    mut server: Server,
+    routes: Routes,
+    connections: mpsc::Receiver<TcpStream>,
+) -> String {
+    let incoming = ReceiverStream::new(connections).filter_map(|connection| {
+        // One that is gone already is nobody's loss.
+        let ready = connection.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(connection));
+        ready.ok().map(Ok::<_, io::Error>)
+    });
+    match server.add_routes(routes).serve_with_incoming(incoming).await {
+        Ok(()) => "nobody takes connections any longer".to_owned(),
+        Err(reason) => format!("cannot go on serving: {}", causes(&reason)),
+    }
 }
 
 fn causes(error: &dyn std::error::Error) -> String {

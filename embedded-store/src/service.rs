@@ -14,7 +14,7 @@ use etcd_client::proto::{
 use tonic::service::Routes;
 
 use crate::file::Identity;
-use crate::writer::Shared;
+use crate::shared::Shared;
 
 /// What every service works with. Clones are the same store.
 #[derive(Debug, Clone)]

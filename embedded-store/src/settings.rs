@@ -69,6 +69,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// There is no thread to be had.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 impl Settings {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
-use crate::writer::{Request, Shared};
+use crate::shared::Shared;
+use crate::writer::Request;
 
 /// How often is looked for leases that have expired.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);

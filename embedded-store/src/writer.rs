@@ -4,19 +4,20 @@
 //! cannot be written is undone. Of the keys nobody has seen it; of a lease, who asks how long it lasts may have.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::proto::{
     PbDeleteRequest, PbDeleteResponse, PbPutRequest, PbPutResponse, PbTxnOpRequest, PbTxnRequest,
     PbTxnResponse,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use crate::file::{Batch, File};
+use crate::file::{Batch, File, Identity};
 use crate::refusal::Refusal;
+use crate::shared::{self, Answered, Held, Outcome, Reply, Worker};
 use crate::state::State;
 
 /// What only the writer may do.
@@ -53,30 +54,14 @@ pub(crate) enum Answer {
     Done(i64),
 }
 
-type Reply = oneshot::Sender<Result<Answer, Refusal>>;
-
-/// What the store holds, for those who read, and the way to the writer. The writer ends with the last of these.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    held: Arc<Held>,
-    queue: mpsc::Sender<(Request, Reply)>,
-}
-
-/// What the store holds.
-#[derive(Debug)]
-struct Held {
-    state: RwLock<State>,
-    /// The last revision on disk.
-    stored: watch::Sender<i64>,
-    /// Why the last write failed, if it did.
-    failure: watch::Sender<Option<Refusal>>,
-}
-
 /// The thread that writes.
 pub(crate) struct Writer {
     held: Arc<Held>,
     file: File,
     queue: mpsc::Receiver<(Request, Reply)>,
+    workers: Vec<mpsc::UnboundedSender<Outcome>>,
+    /// The last revision on disk that they were told of.
+    told: i64,
     /// Records that are to be removed from the file.
     superfluous: Vec<(i64, u32)>,
     /// The compaction that the file knows of.
@@ -94,63 +79,19 @@ const MOST_REMOVED: usize = 4096;
 /// After a write has failed, others are refused for so long without a try.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
-impl Shared {
-    /// The store as it is; nobody may be shown more than `stored` of it.
-    pub(crate) fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.held.state.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// To renew a lease, which alone is done beside the writer.
-    pub(crate) fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
-        self.held.state_mut()
-    }
-
-    /// Hears of each revision that has come on disk.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<i64> {
-        self.held.stored.subscribe()
-    }
-
-    /// The last revision on disk.
-    pub(crate) fn revision(&self) -> i64 {
-        *self.held.stored.borrow()
-    }
-
-    /// Whether the disk is full, as far as the last write has shown.
-    pub(crate) fn is_full(&self) -> bool {
-        *self.held.failure.borrow() == Some(Refusal::NoSpace)
-    }
-
-    /// Why the last write failed, if it did.
-    pub(crate) fn failure(&self) -> Option<Refusal> {
-        self.held.failure.borrow().clone()
-    }
-
-    /// Carries a request out, and waits until that is on disk.
-    pub(crate) async fn write(&self, request: Request) -> Result<Answer, Refusal> {
-        let (reply, answer) = oneshot::channel();
-        self.queue.send((request, reply)).await.map_err(|_| Refusal::Stopped)?;
-        answer.await.map_err(|_| Refusal::Stopped)?
-    }
-}
-
-impl Held {
-    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Writer {
-    /// The writer of a file, and what it shares.
-    pub(crate) fn new(file: File, state: State, superfluous: Vec<(i64, u32)>) -> (Self, Arc<Shared>) {
+    /// The writer of a file, and so many who serve.
+    pub(crate) fn new(
+        file: File,
+        state: State,
+        superfluous: Vec<(i64, u32)>,
+        workers: usize,
+    ) -> (Self, Vec<Worker>) {
         let (sender, queue) = mpsc::channel(MOST_WAITING);
-        let compacted = state.keys.compacted();
-        let held = Arc::new(Held {
-            stored: watch::Sender::new(state.stored),
-            failure: watch::Sender::new(None),
-            state: RwLock::new(state),
-        });
-        let shared = Arc::new(Shared { held: held.clone(), queue: sender });
-        (Self { held, file, queue, superfluous, compacted, failed: None }, shared)
+        let (compacted, told) = (state.keys.compacted(), state.stored);
+        let held = Arc::new(Held::new(state));
+        let (workers, senders) = (0..workers).map(|number| shared::worker(&held, &sender, number)).unzip();
+        (Self { held, file, queue, workers: senders, told, superfluous, compacted, failed: None }, workers)
     }
 
     /// Writes until nobody is left who could ask.
@@ -185,7 +126,23 @@ impl Writer {
                 Answer::Done(state.stored)
             })
         };
-        let _ = reply.send(compacted);
+        self.tell([(compacted, reply)]);
+    }
+
+    /// Tells each thread what came of its requests, and how far the file is.
+    fn tell(&mut self, answers: impl IntoIterator<Item = (Answered, Reply)>) {
+        let mut of_workers: Vec<Vec<_>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for (answer, reply) in answers {
+            of_workers[reply.worker].push((answer, reply.sender));
+        }
+        let stored = self.held.state().stored;
+        let is_news = std::mem::replace(&mut self.told, stored) != stored;
+        for (worker, answers) in self.workers.iter().zip(of_workers) {
+            if is_news || !answers.is_empty() {
+                // When the store is stopped nobody is left who waits.
+                let _ = worker.send(Outcome { stored, answers });
+            }
+        }
     }
 
     fn carry_out(&mut self, requests: Vec<(Request, Reply)>) {
@@ -209,27 +166,24 @@ impl Writer {
         let written = if is_nothing { Ok(()) } else { self.write(&batch) };
         if written.is_ok() {
             self.compacted = batch.compacted;
-            let revision = {
-                let mut state = self.held.state_mut();
-                state.stored = batch.revision;
-                state.leases.stored();
-                state.stored
-            };
-            self.held.stored.send_if_modified(|stored| std::mem::replace(stored, revision) != revision);
+            let mut state = self.held.state_mut();
+            state.stored = batch.revision;
+            state.leases.stored();
         } else {
             self.superfluous.splice(0..0, batch.superfluous);
             self.held.state_mut().take_back();
         }
-        for (answer, again, reply) in answers {
+        let held = self.held.clone();
+        let answers = answers.into_iter().map(|(answer, again, reply)| {
             let answer = match (&written, again) {
                 (Ok(()), _) => answer,
-                (Err(_), Some(txn)) => self.held.state_mut().txn(&txn).map(Answer::Txn),
+                (Err(_), Some(txn)) => held.state_mut().txn(&txn).map(Answer::Txn),
                 // A refusal may have been for what another one did that is undone now.
                 (Err(refusal), None) => Err(refusal.clone()),
             };
-            // Who has gone meanwhile does not need it.
-            let _ = reply.send(answer);
-        }
+            (answer, reply)
+        });
+        self.tell(answers);
     }
 
     /// What is not on disk.
@@ -276,22 +230,29 @@ impl Writer {
                 self.failed = Some((Instant::now(), refusal.clone()));
             }
         }
-        self.held.failure.send_replace(written.clone().err());
+        self.held.note_failure(written.clone().err());
         written
     }
 }
 
-/// Opens the file in `path` and makes all that is needed to serve it.
-pub(crate) fn open(path: &Path) -> Result<(Writer, Arc<Shared>, crate::file::Identity), redb::Error> {
+/// What opening a file gives.
+pub(crate) struct Opened {
+    pub(crate) writer: Writer,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) identity: Identity,
+}
+
+/// Opens the file in `path` and makes all that is needed to serve it by so many threads.
+pub(crate) fn open(path: &Path, workers: usize) -> Result<Opened, redb::Error> {
     let (file, content) = File::open(path)?;
     let now = Instant::now();
     let (keys, superfluous) = crate::keys::Keys::load(content.records, content.revision, content.compacted);
     let leases = crate::leases::Leases::load(content.leases, now);
-    let (writer, shared) = Writer::new(file, State::new(keys, leases), superfluous);
-    Ok((writer, shared, content.identity))
+    let (writer, workers) = Writer::new(file, State::new(keys, leases), superfluous, workers);
+    Ok(Opened { writer, workers, identity: content.identity })
 }
 
-fn carry_out(state: &mut State, request: Request, now: Instant) -> Result<Answer, Refusal> {
+fn carry_out(state: &mut State, request: Request, now: Instant) -> Answered {
     match request {
         Request::Put(put) => return state.put(put).map(Answer::Put),
         Request::Delete(deletion) => return Ok(Answer::Delete(state.delete(&deletion))),
