@@ -1,5 +1,8 @@
 //! The sockets: TLS, gRPC, and `/health` for those who speak plain HTTP.
 
+mod connection;
+mod hpack;
+
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -16,6 +19,7 @@ use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tracing::warn;
 
+use self::connection::Connection;
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
@@ -135,7 +139,7 @@ pub(crate) async fn serve(
     let incoming = ReceiverStream::new(connections).filter_map(|connection| {
         // One that is gone already is nobody's loss.
         let ready = connection.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(connection));
-        ready.ok().map(Ok::<_, io::Error>)
+        ready.ok().map(|tcp| Ok::<_, io::Error>(Connection::new(tcp)))
     });
     match server.add_routes(routes).serve_with_incoming(incoming).await {
         Ok(()) => "nobody takes connections any longer".to_owned(),

@@ -80,6 +80,36 @@ fn packets_flow_and_subnets_stay_while_the_embedded_store_is_away() -> Result<()
     })
 }
 
+#[test]
+fn debians_etcdctl_finds_in_the_embedded_store_what_it_expects() -> Result<()> {
+    /// What is typed, and what the answer has in it.
+    const TYPED: [(&str, &str); 15] = [
+        ("put a/1 x", "OK"),
+        ("put a/2 y", "OK"),
+        ("get --prefix a/ --keys-only", "a/2"),
+        ("get a/1 -w json", "\"version\":1"),
+        ("get a --prefix --rev 2 --limit 1 --print-value-only", "x"),
+        ("del a/1 --prev-kv", "x"),
+        ("lease grant 600", "granted with TTL(600s)"),
+        ("lease list", "found 1 leases"),
+        ("compact 3", "compacted revision 3"),
+        ("member list", "started"),
+        ("alarm list", ""),
+        ("endpoint health", ""),
+        ("endpoint status", "http://127.0.0.1:2379"),
+        ("endpoint status -w json", "\"revision\":4"),
+        ("endpoint status --cluster -w table", "true"),
+    ];
+    Lab::run(embedded(), |lab| {
+        for (typed, expected) in TYPED {
+            let args: Vec<&str> = typed.split(' ').collect();
+            let answer = lab.store().ctl(&args)?;
+            ensure!(answer.contains(expected), "etcdctl {typed}: {answer}");
+        }
+        Ok(())
+    })
+}
+
 /// What the hosts have leased.
 fn subnets_of(hosts: &[Host]) -> Result<Vec<String>> {
     hosts.iter().map(|host| Ok(host.subnet_env()?.base())).collect()
