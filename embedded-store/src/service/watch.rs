@@ -30,7 +30,8 @@ impl PbWatchService for Service {
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let session = Session::new(self.clone(), request.into_inner());
+        // Boxed, as each response takes it from here to there and back.
+        let session = Box::new(Session::new(self.clone(), request.into_inner()));
         // It works when the client takes what comes of it: there is no task, and no queue that grows.
         let responses = stream::unfold(session, |mut session| async move {
             session.next().await.map(|response| (Ok(response), session))
@@ -47,8 +48,8 @@ struct Session {
     next_id: i64,
     /// Responses that are to be sent, in their order.
     ready: VecDeque<PbWatchResponse>,
-    /// Whether some watch may have something to be told of.
-    has_news: bool,
+    /// Whether some watch may have more to be told of.
+    is_behind: bool,
     stored: watch::Receiver<i64>,
     progress: Interval,
 }
@@ -64,7 +65,7 @@ impl Session {
             cursors: BTreeMap::new(),
             next_id: 0,
             ready: VecDeque::new(),
-            has_news: false,
+            is_behind: false,
             progress,
         }
     }
@@ -75,23 +76,24 @@ impl Session {
             if let Some(response) = self.ready.pop_front() {
                 return Some(response);
             }
-            if self.has_news {
+            if self.is_behind {
                 // A client that is slower than the writes can still say that it has enough.
                 if let Some(Some(Ok(request))) = self.requests.next().now_or_never() {
                     self.answer(request);
                 }
-                self.has_news = self.go_on();
+                self.is_behind = self.go_on();
                 continue;
             }
             tokio::select! {
+                biased;
+                changed = self.stored.changed() => {
+                    changed.ok()?;
+                    self.is_behind = self.go_on();
+                }
                 request = self.requests.next() => match request {
                     Some(Ok(request)) => self.answer(request),
                     _ => return None,
                 },
-                changed = self.stored.changed() => {
-                    changed.ok()?;
-                    self.has_news = true;
-                }
                 _ = self.progress.tick() => self.tell_progress(),
             }
         }
@@ -132,7 +134,7 @@ impl Session {
             Ok(cursor) => {
                 let number = if asked == 0 { self.free_id() } else { asked };
                 self.cursors.insert(number, cursor);
-                self.has_news = true;
+                self.is_behind = true;
                 self.ready.push_back(PbWatchResponse { watch_id: number, created: true, ..self.response() });
                 return;
             }
@@ -166,10 +168,10 @@ impl Session {
     /// have more to be told of.
     fn go_on(&mut self) -> bool {
         let state = self.service.shared.state();
-        let mut is_behind = false;
-        self.cursors.retain(|number, cursor| {
+        let (mut is_behind, mut ended) = (false, Vec::new());
+        for (number, cursor) in &mut self.cursors {
             let response = match cursor.next(&state) {
-                Next::Nothing => return true,
+                Next::Nothing => continue,
                 Next::Events { revision, events, fragment } => PbWatchResponse {
                     header: self.service.header_at(revision),
                     watch_id: *number,
@@ -177,19 +179,24 @@ impl Session {
                     fragment,
                     ..PbWatchResponse::default()
                 },
-                Next::Compacted(compact_revision) => PbWatchResponse {
-                    header: self.service.header_at(0),
-                    watch_id: *number,
-                    canceled: true,
-                    compact_revision,
-                    ..PbWatchResponse::default()
-                },
+                Next::Compacted(compact_revision) => {
+                    ended.push(*number);
+                    PbWatchResponse {
+                        header: self.service.header_at(0),
+                        watch_id: *number,
+                        canceled: true,
+                        compact_revision,
+                        ..PbWatchResponse::default()
+                    }
+                }
             };
-            let goes_on = !response.canceled;
-            is_behind |= goes_on && cursor.is_behind(&state);
+            is_behind |= !response.canceled && cursor.is_behind(&state);
             self.ready.push_back(response);
-            goes_on
-        });
+        }
+        drop(state);
+        for number in ended {
+            self.cursors.remove(&number);
+        }
         is_behind
     }
 
