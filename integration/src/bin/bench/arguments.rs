@@ -29,9 +29,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "MEASURE", value_delimiter = ',')]
     measures: Vec<Measure>,
 
-    /// What the network cards (veth) of the underlay can do.
-    #[arg(long, value_enum, value_name = "SETTING", default_value_t = UnderlayChoice::Both)]
-    underlay: UnderlayChoice,
+    /// What the network cards (veth) of the underlay can do, separated by commas; all settings in turn by default.
+    #[arg(long, value_name = "SETTING", value_delimiter = ',')]
+    underlay: Vec<Underlay>,
 
     /// Between what is measured.
     #[arg(long, value_enum, default_value_t = Ends::Hosts)]
@@ -55,16 +55,6 @@ pub(crate) enum Output {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum UnderlayChoice {
-    /// As the kernel makes a veth: it takes super-packets of TCP, UDP and VXLAN.
-    Offloads,
-    /// It takes UDP and VXLAN only packet by packet.
-    NoUdpOffloads,
-    /// One after the other.
-    Both,
-}
-
 impl Arguments {
     /// The rows wanted, in the order of the report.
     pub(crate) fn rows(&self) -> Vec<Row> {
@@ -78,11 +68,7 @@ impl Arguments {
 
     /// The settings of the underlay wanted.
     pub(crate) fn underlays(&self) -> Vec<Underlay> {
-        match self.underlay {
-            UnderlayChoice::Offloads => vec![Underlay::Offloads],
-            UnderlayChoice::NoUdpOffloads => vec![Underlay::NoUdpOffloads],
-            UnderlayChoice::Both => vec![Underlay::Offloads, Underlay::NoUdpOffloads],
-        }
+        wanted(&self.underlay)
     }
 }
 
@@ -108,7 +94,7 @@ mod tests {
         let arguments = Arguments::try_parse_from(["bench"]).unwrap();
         assert_eq!(arguments.rows().len(), 5);
         assert_eq!(arguments.measures().len(), 5);
-        assert_eq!(arguments.underlays(), [Underlay::Offloads, Underlay::NoUdpOffloads]);
+        assert_eq!(arguments.underlays().len(), 3);
     }
 
     #[test]

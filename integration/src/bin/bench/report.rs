@@ -13,7 +13,7 @@ use crate::underlay::Underlay;
 const LEGEND: &str = "A figure is the median of all rounds; behind it stands the median of its ratios to the vxlan control of the same \
 round.\niperf3 sends and receives each load in one thread (UDP: one packet a system call), which is part of every figure.";
 
-/// Below a table with [`Underlay::NoUdpOffloads`].
+/// Below a table with anything but [`Underlay::Offloads`].
 const SINGLE_PACKETS: &str = "veth hands UDP over packet by packet here: to merge on arrival it would want \
 rx-udp-gro-forwarding, or a\nsender without TSO, and neither is set.";
 
@@ -22,7 +22,7 @@ pub(crate) fn render(results: &Results) -> String {
     let mut parts = vec![preamble(results)];
     for underlay in &results.underlays {
         parts.push(format!("{}\n\n{}", heading(underlay), table(results, underlay.name)));
-        if underlay.name == Underlay::NoUdpOffloads {
+        if underlay.name != Underlay::Offloads {
             parts.push(SINGLE_PACKETS.to_owned());
         }
     }
@@ -54,7 +54,7 @@ fn heading(underlay: &UnderlayRecord) -> String {
     let set = match &underlay.set {
         None => "Underlay: veth with its offloads; nothing was set.".to_owned(),
         Some(command) => {
-            format!("Underlay: veth without UDP offloads, on both ends of every link:\n{command}")
+            format!("Underlay: veth with {}, on both ends of every link:\n{command}", underlay.name)
         }
     };
     format!("{set}\n({})\n{load}", features.join(", "))

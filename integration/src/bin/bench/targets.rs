@@ -105,7 +105,7 @@ fn judge_one(runs: &[Run], underlay: Underlay) -> Vec<Target> {
     for LeastRatio { name, figure, row, to, offloads, no_udp_offloads } in RATIOS {
         let wanted = match underlay {
             Underlay::Offloads => offloads,
-            Underlay::NoUdpOffloads => no_udp_offloads,
+            Underlay::NoUdpOffloads | Underlay::NoTunnelOffloads => no_udp_offloads,
         };
         let found = median(&ratios(runs, underlay, figure, row, to));
         targets.extend(wanted.map(|wanted| target(underlay, name, Bound::RatioAtLeast(wanted), found)));

@@ -4,60 +4,80 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use flan_integration::command::Place;
 use flan_integration::{Host, Lab};
 use serde::Serialize;
 
 /// A setting of the underlay's veths, the hosts' eth0 and their peers on the bridge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Underlay {
-    /// As the kernel makes a veth; nothing is set.
+    /// As the kernel makes a veth: it takes super-packets of TCP, UDP and VXLAN.
     Offloads,
-    /// UDP and VXLAN leave packet by packet, as over a network card without these offloads.
+    /// It takes UDP packet by packet, and VXLAN only with checksums, which the kernel makes by default.
     NoUdpOffloads,
+    /// It takes neither UDP nor VXLAN but packet by packet, as a card that knows nothing of tunnels.
+    NoTunnelOffloads,
 }
 
-/// What `ethtool -K` gets for [`Underlay::NoUdpOffloads`].
-const WITHOUT: [&str; 6] = ["tx-udp-segmentation", "off", "tx-udp_tnl-segmentation", "off", "gro", "on"];
-
-/// The features that the report shows, as `ethtool -k` names them, and what they are [`WITHOUT`].
-const SHOWN: [(&str, Option<&str>); 5] = [
-    ("tcp-segmentation-offload", None),
-    ("tx-udp-segmentation", Some("off")),
-    ("tx-udp_tnl-segmentation", Some("off")),
-    ("generic-receive-offload", Some("on")),
-    ("rx-udp-gro-forwarding", None),
+/// The features that matter here, as `ethtool -k` names them.
+const SHOWN: [&str; 6] = [
+    "tcp-segmentation-offload",
+    "tx-udp-segmentation",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "generic-receive-offload",
+    "rx-udp-gro-forwarding",
 ];
 
 /// Feature, and `on` or `off`.
 pub(crate) type Features = BTreeMap<String, String>;
 
 impl Underlay {
+    /// What is set; everything else is as the kernel makes it.
+    fn features(self) -> &'static [(&'static str, &'static str)] {
+        const OFF: [(&str, &str); 4] = [
+            ("generic-receive-offload", "on"),
+            ("tx-udp-segmentation", "off"),
+            ("tx-udp_tnl-segmentation", "off"),
+            ("tx-udp_tnl-csum-segmentation", "off"),
+        ];
+        match self {
+            Underlay::Offloads => &[],
+            Underlay::NoUdpOffloads => &OFF[..3],
+            Underlay::NoTunnelOffloads => &OFF,
+        }
+    }
+
     /// The command that made it; `None` if nothing was set.
     pub(crate) fn set_by(self) -> Option<String> {
-        (self == Underlay::NoUdpOffloads).then(|| format!("ethtool -K DEVICE {}", WITHOUT.join(" ")))
+        let words: Vec<&str> = self.words().collect();
+        (!words.is_empty()).then(|| format!("ethtool -K DEVICE {}", words.join(" ")))
     }
 
     /// Sets both ends of the host's link, and makes sure that it worked.
     pub(crate) fn apply(self, lab: &Lab, host: &Host) -> Result<()> {
-        if self == Underlay::Offloads {
-            return Ok(());
-        }
         // A host's link ends on the bridge in a device of the host's name.
         for (place, device) in [(host.netns().place(), "eth0"), (lab.underlay().place(), host.name())] {
-            place.run("ethtool", ["-K", device].into_iter().chain(WITHOUT))?;
+            if self.set_by().is_some() {
+                place.run("ethtool", ["-K", device].into_iter().chain(self.words()))?;
+            }
             let features = features_at(&place, device)?;
-            for (feature, wanted) in SHOWN {
-                let found = features.get(feature).map(String::as_str);
+            for (feature, wanted) in self.features() {
+                let found = features.get(*feature).map(String::as_str);
                 ensure!(
-                    wanted.is_none() || found == wanted,
+                    found == Some(wanted),
                     "{feature} of {device} is {} after ethtool -K",
                     found.unwrap_or("unknown")
                 );
             }
         }
         Ok(())
+    }
+
+    fn words<'a>(self) -> impl Iterator<Item = &'a str> {
+        self.features().iter().flat_map(|(feature, value)| [*feature, *value])
     }
 }
 
@@ -75,7 +95,7 @@ fn features_at(place: &Place, device: &str) -> Result<Features> {
 fn parse(text: &str) -> Features {
     let pairs = text.lines().filter_map(|line| line.trim().split_once(": "));
     pairs
-        .filter(|(name, _)| SHOWN.iter().any(|(shown, _)| shown == name))
+        .filter(|(name, _)| SHOWN.contains(name))
         .filter_map(|(name, value)| Some((name.to_owned(), value.split_whitespace().next()?.to_owned())))
         .collect()
 }
@@ -85,6 +105,7 @@ impl fmt::Display for Underlay {
         f.pad(match self {
             Underlay::Offloads => "offloads",
             Underlay::NoUdpOffloads => "no UDP offloads",
+            Underlay::NoTunnelOffloads => "no tunnel offloads",
         })
     }
 }
@@ -96,7 +117,7 @@ mod tests {
     /// From ethtool 6.1 on a veth.
     const TEXT: &str = "Features for eth0:\nrx-checksumming: on\ntcp-segmentation-offload: on\n\
         \ttx-tcp-segmentation: on\ngeneric-receive-offload: off\ntx-udp_tnl-segmentation: on\n\
-        tx-udp-segmentation: off [requested on]\nrx-gro-hw: off [fixed]\nrx-udp-gro-forwarding: off\n";
+        tx-udp-segmentation: off [requested on]\ntx-udp_tnl-csum-segmentation: on\nrx-gro-hw: off [fixed]\nrx-udp-gro-forwarding: off\n";
 
     #[test]
     fn features_are_read_without_their_remarks() {
