@@ -59,7 +59,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
 
     let path = settings.data_dir.join(FILE);
     let cannot = |reason: String| StartError::File { path: path.clone(), reason };
-    let (data_dir, count) = (settings.data_dir, threads::that_serve());
+    let (data_dir, count) = (settings.data_dir, threads::count_to_serve());
     let opened = tokio::task::spawn_blocking(move || open(&data_dir, count)).await;
     let Opened { writer, workers, identity } = opened.map_err(|panic| cannot(panic.to_string()))??;
 
@@ -88,8 +88,10 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         let (sender, connections) = mpsc::channel(serve::CONNECTIONS_WAITING);
         serving.push(sender);
         threads.spawn("store-serve", async {
-            tokio::spawn(notifier.run());
-            serve::serve(server, routes, connections).await
+            tokio::select! {
+                () = notifier.run() => "the store's writer has ended".to_owned(),
+                reason = serve::serve(server, routes, connections) => reason,
+            }
         })?;
     }
     threads.spawn("store", async move {

@@ -70,16 +70,20 @@ async fn accept(
     serving: &[mpsc::Sender<TcpStream>],
     url: ListenUrl,
 ) -> String {
+    let mut is_known = false;
     for next in serving.iter().cycle() {
         let connection = loop {
             match listener.accept().await.and_then(|(connection, _)| connection.into_std()) {
                 Ok(connection) => break connection,
                 Err(reason) => {
-                    warn!(%url, %reason, "cannot take a connection");
+                    if !std::mem::replace(&mut is_known, true) {
+                        warn!(%url, %reason, "cannot take connections; trying again and again");
+                    }
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             }
         };
+        is_known = false;
         if next.send(connection).await.is_err() {
             break;
         }

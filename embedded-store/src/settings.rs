@@ -71,7 +71,7 @@ pub enum StartError {
     },
     /// There is no thread to be had.
     #[error("cannot start a thread: {0}")]
-    Thread(#[from] std::io::Error),
+    Thread(#[source] std::io::Error),
 }
 
 impl Settings {

@@ -51,7 +51,7 @@ const AT_ONCE: Duration = Duration::from_millis(60);
 const FIGHT: (u32, Duration) = (8, Duration::from_millis(500));
 /// The first wait in a fight, doubled each time, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// A fight is over when the repair has lasted this long.
+/// What was last repaired so long ago is no longer remembered.
 const PEACE: Duration = Duration::from_secs(60);
 /// Objects whose repairs are remembered. When more are gone at once, it is not about one of them.
 const REMEMBERED: usize = 1000;
@@ -78,7 +78,8 @@ impl Lately {
         if now >= self.last + AT_ONCE {
             return None;
         }
-        self.forgotten = self.forgotten.max(now) + FIGHT.1;
+        // No more is remembered than makes a fight: however long one was, its end is soon forgotten.
+        self.forgotten = (self.forgotten.max(now) + FIGHT.1).min(now + FIGHT.1 * FIGHT.0);
         if self.forgotten - now <= FIGHT.1 * (FIGHT.0 - 1) {
             self.waits = 0;
             return None;

@@ -2,7 +2,8 @@
 //!
 //! gRPC for Go, as of etcd 3.4's `etcdctl endpoint status`, sends the whole URL that it was given as `:authority`. HTTP/2
 //! has a host and a port there (RFC 9113, 8.3.1); etcd does not look, and the library that serves us refuses the request.
-//! So such a name is replaced on its way. What is encrypted, or no HTTP/2, passes as it is.
+//! So such a name is replaced on its way. What is encrypted (there the same client names the host alone), or no HTTP/2, passes
+//! as it is.
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -9,8 +9,11 @@ pub(super) const ANY_AUTHORITY: &[u8] = b"\x04etcd";
 /// The place of `:authority` in the static table.
 const AUTHORITY: usize = 1;
 const HTTP: &[u8] = b"http:";
-/// The same in the code of appendix B, as far as it fills bytes.
-const HTTP_ENCODED: &[u8] = &[0x9d, 0x29, 0xae];
+/// The same in the code of appendix B: 29 bits.
+const HTTP_ENCODED: [u8; 3] = [0x9d, 0x29, 0xae];
+const LAST_BITS: (u8, u8) = (0xf8, 0xe0);
+/// Set in the length of a string that is in that code.
+const IS_ENCODED: u8 = 0x80;
 
 /// Where the value of `:authority` stands in a block, with its length, if it is a URL. `None` as well for what is no header
 /// block.
@@ -30,7 +33,14 @@ pub(super) fn url_as_authority(block: &[u8]) -> Option<Range<usize>> {
                 after = string(block, after)?.1;
             }
             let (value, end) = string(block, after)?;
-            if name == AUTHORITY && (value.starts_with(HTTP) || value.starts_with(HTTP_ENCODED)) {
+            let is_url = match block[after] & IS_ENCODED {
+                0 => value.starts_with(HTTP),
+                _ => {
+                    let (mask, bits) = LAST_BITS;
+                    value.starts_with(&HTTP_ENCODED) && value.get(3).is_some_and(|byte| byte & mask == bits)
+                }
+            };
+            if name == AUTHORITY && is_url {
                 return Some(after..end);
             }
             after = end;
@@ -83,6 +93,9 @@ mod tests {
     fn other_values_and_other_fields_are_not() {
         assert_eq!(url_as_authority(b"\x41\x01a"), None);
         assert_eq!(url_as_authority(b"\x44\x08http://a"), None);
+        // "httpd", and bytes of a URL that claim to be encoded.
+        assert_eq!(url_as_authority(b"\x41\x84\x9d\x29\xae\x93"), None);
+        assert_eq!(url_as_authority(b"\x41\x88http://a"), None);
         assert_eq!(url_as_authority(b""), None);
     }
 

@@ -50,6 +50,8 @@ struct Session {
     ready: VecDeque<PbWatchResponse>,
     /// Whether some watch may have more to be told of.
     is_behind: bool,
+    /// The revision up to which all of them were told, where none is behind.
+    told: i64,
     stored: watch::Receiver<i64>,
     progress: Interval,
 }
@@ -66,6 +68,7 @@ impl Session {
             next_id: 0,
             ready: VecDeque::new(),
             is_behind: false,
+            told: 0,
             progress,
         }
     }
@@ -116,10 +119,14 @@ impl Session {
             }
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
-                // It says that everything up to its revision was told.
-                let response = PbWatchResponse { watch_id: NO_WATCH, ..self.response() };
                 while self.go_on() {}
-                self.ready.push_back(response);
+                // It says that everything up to its revision was told.
+                let header = self.service.header_at(self.told);
+                self.ready.push_back(PbWatchResponse {
+                    header,
+                    watch_id: NO_WATCH,
+                    ..PbWatchResponse::default()
+                });
             }
             None => {}
         }
@@ -168,6 +175,7 @@ impl Session {
     /// have more to be told of.
     fn go_on(&mut self) -> bool {
         let state = self.service.shared.state();
+        self.told = state.stored;
         let (mut is_behind, mut ended) = (false, Vec::new());
         for (number, cursor) in &mut self.cursors {
             let response = match cursor.next(&state) {
@@ -201,8 +209,8 @@ impl Session {
     }
 
     fn tell_progress(&mut self) {
-        let header = self.service.header();
         while self.go_on() {}
+        let header = self.service.header_at(self.told);
         for (number, cursor) in &mut self.cursors {
             if cursor.is_to_be_told() {
                 let response = PbWatchResponse { header, watch_id: *number, ..PbWatchResponse::default() };
