@@ -47,7 +47,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// A repair that is undone so soon is undone on purpose. Damage by hand, or by a program that tries many things, comes
 /// more slowly. The time holds the moment for which we wait for more damage.
 const AT_ONCE: Duration = Duration::from_millis(60);
-/// So many such times are a fight, where one is forgotten in each such time: it may be late now and then.
+/// So many such times are a fight, where one is forgotten in each such time: it may be late now and then. Once it is one,
+/// what is undone within that time belongs to it.
 const FIGHT: (u32, Duration) = (8, Duration::from_millis(500));
 /// The first wait in a fight, doubled each time, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -75,7 +76,8 @@ impl Lately {
 
     /// How long the repair that was undone once more has to wait, if it is a fight.
     fn undone(&mut self, now: Instant) -> Option<Duration> {
-        if now >= self.last + AT_ONCE {
+        let is_fight = self.waits > 0 && now < self.forgotten;
+        if now >= self.last + if is_fight { FIGHT.1 } else { AT_ONCE } {
             return None;
         }
         // No more is remembered than makes a fight: however long one was, its end is soon forgotten.
@@ -215,7 +217,8 @@ mod tests {
     fn a_fight_goes_on_when_the_other_is_late_now_and_then() {
         let waits = waits(40, |nth| Duration::from_millis(if nth % 2 == 0 { 20 } else { 120 }));
         assert!(waits[..14].iter().all(Option::is_none), "{waits:?}");
-        let fight: Vec<Duration> = waits.into_iter().flatten().collect();
+        let begun = waits.iter().skip_while(|wait| wait.is_none());
+        let fight: Vec<Duration> = begun.map(|wait| wait.expect("none is let off")).collect();
         assert_eq!(fight[..3], [500, 1000, 2000].map(Duration::from_millis));
         assert_eq!(fight.last(), Some(&WAITS.1));
     }

@@ -20,10 +20,9 @@ const OTHER: PaperPeer = PaperPeer { third: 201, mac: "02:00:00:00:02:01" };
 /// How soon a problem must be told.
 const TOLD: Duration = Duration::from_secs(5);
 
-/// How long a fight lasts, and how often the agent may repair in its second half. Without waiting it could 100 times;
-/// what the other undoes late, on a busy machine, does not wait.
+/// How long a fight lasts, and how often the agent may repair in its second half.
 const FIGHT: Duration = Duration::from_secs(8);
-const MOST_REPAIRS: usize = 20;
+const MOST_REPAIRS: usize = 6;
 
 /// The longest pause between two repairs that are undone again and again, and some time more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(40);
