@@ -92,7 +92,7 @@ impl Docker {
             process.ensure_running()?;
             client.ping().with_context(|| process.last_lines())
         })?;
-        let init = only_child(process.pid())?;
+        let init = process.only_child()?;
         let inside =
             Place::entered_by(["nsenter", "--target", &init.to_string(), "--mount", "--pid", "--net"]);
         let docker = Docker { client, process, inside };
@@ -288,11 +288,4 @@ fn dockerd_drops_direct_routing() -> Result<bool> {
     let version = text.split_whitespace().nth(2).with_context(|| format!("no version in {text:?}"))?;
     let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
     Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (28, 2))
-}
-
-/// The one child of a process.
-fn only_child(pid: u32) -> Result<u32> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    children.trim().parse().with_context(|| format!("process {pid} has not one child but {children:?}"))
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -160,6 +160,21 @@ impl Host {
     /// Its network namespace.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// What belongs to this host on the machine; below it `run`, the host's own /run.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The cgroup of the lab.
+    pub(crate) fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// The client URLs of the store that this host uses, separated by commas, and the prefix of its keys.
+    pub fn etcd(&self) -> (&str, &str) {
+        (&self.etcd_endpoints, &self.etcd_prefix)
     }
 
     /// Commands here run on this host.

@@ -38,6 +38,7 @@ pub mod report;
 pub mod statistics;
 pub mod store;
 pub mod subnet_env;
+pub mod systemd;
 pub mod tools;
 pub mod traffic;
 pub mod vitals;

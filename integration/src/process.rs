@@ -82,6 +82,14 @@ impl Process {
         self.child.id()
     }
 
+    /// The one child of the process.
+    pub(crate) fn only_child(&self) -> Result<u32> {
+        let pid = self.pid();
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let children = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        children.trim().parse().with_context(|| format!("process {pid} has not one child but {children:?}"))
+    }
+
     /// The file that its output goes to.
     pub fn log(&self) -> &Path {
         &self.log

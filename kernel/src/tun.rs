@@ -77,11 +77,13 @@ impl fmt::Display for TunMode {
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// `/dev/net/tun` is missing or may not be opened.
-    #[error("opening /dev/net/tun (is the module tun loaded, and is this root?)")]
+    #[error("opening /dev/net/tun (is the module tun loaded, and is this root?): {0}")]
     ControlDevice(#[source] io::Error),
     /// The kernel refused to make the device, or to add a queue to it. `EINVAL` and `EBUSY`: a device of that name
     /// exists, and is no TUN device or has one queue only.
-    #[error("attaching to device {name} (a device of that name must be a TUN device made with multi_queue)")]
+    #[error(
+        "attaching to device {name} (a device of that name must be a TUN device made with multi_queue): {source}"
+    )]
     Attach {
         /// The device.
         name: LinkName,
@@ -93,7 +95,7 @@ pub enum TunError {
     #[error("TUN device {0} does not exist")]
     Missing(LinkName),
     /// tokio-tun could not open its queues.
-    #[error("opening {queues} queues of device {name}")]
+    #[error("opening {queues} queues of device {name}: {source}")]
     Queues {
         /// The device.
         name: LinkName,
@@ -107,10 +109,10 @@ pub enum TunError {
     #[error("{0} queues asked for; 1 to {MAX_QUEUES} are possible")]
     QueueCount(usize),
     /// Called outside of a tokio runtime, which tokio-tun needs.
-    #[error("TUN queues are opened inside a tokio runtime only")]
+    #[error("TUN queues are opened inside a tokio runtime only: {0}")]
     NoRuntime(#[source] tokio::runtime::TryCurrentError),
     /// A setting of the device could not be read or changed.
-    #[error("{setting} of device {name}")]
+    #[error("{setting} of device {name}: {source}")]
     Setting {
         /// The device.
         name: LinkName,
@@ -338,6 +340,12 @@ mod tests {
     fn offloads_fall_back_from_uso_to_tso_to_checksums() {
         let offloads = TunMode::FULL.plainer().map(TunMode::offloads);
         assert_eq!(offloads, [0x6f, 0x0f, 0x01]);
+    }
+
+    #[test]
+    fn an_error_says_what_the_kernel_answered() {
+        let error = TunError::ControlDevice(io::Error::from_raw_os_error(libc::EPERM));
+        assert!(error.to_string().ends_with(": Operation not permitted (os error 1)"), "{error}");
     }
 
     #[test]

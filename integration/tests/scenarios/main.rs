@@ -19,5 +19,6 @@ mod routed_hosts;
 mod soak;
 mod stage;
 mod store_outages;
+mod systemd_units;
 mod udp_backend;
 mod underlay_changes;

@@ -1,0 +1,107 @@
+//! The units, under a systemd: an agent with no more rights than they give can do all that it is there for.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use flan_integration::systemd::Systemd;
+use flan_integration::{Host, Lab, LabOptions, wait};
+
+use crate::stage::{NETWORK, bare_hosts};
+
+const NETWORK_OF_UDP: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+
+const AGENT: &str = "fland.service";
+
+/// What an operator writes to /etc/default/fland.
+fn settings(host: &Host) -> (&'static str, String) {
+    let (endpoints, prefix) = host.etcd();
+    let lines = [
+        format!("FLAND_ETCD_ENDPOINTS={endpoints}"),
+        format!("FLAND_ETCD_PREFIX={prefix}"),
+        "FLAND_IFACE=eth0".to_owned(),
+        "FLAND_IP_MASQ=true".to_owned(),
+        "FLAND_LOG_FORMAT=text".to_owned(),
+        String::new(),
+    ];
+    ("fland", lines.join("\n"))
+}
+
+/// A host whose agent is a unit, and one whose agent is not, reach each other's bridges.
+fn a_unit_and_a_bare_agent_reach_each_other(lab: &Lab, network: &str) -> Result<(Vec<Host>, Systemd)> {
+    lab.set_network(network)?;
+    let mut hosts = bare_hosts(lab, 2)?;
+    let systemd = Systemd::boot(&hosts[0], &[settings(&hosts[0])])?;
+    systemd.start(AGENT)?;
+    hosts[1].start_agent()?;
+    let ends = crate::stage::ends_of(&hosts)?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        crate::stage::wait_until_reached(&ends[from], &ends[to], Duration::from_secs(15)).with_context(
+            || fs::read_to_string(systemd.log(AGENT)).unwrap_or_else(|error| format!("no log: {error}")),
+        )?;
+    }
+    Ok((hosts, systemd))
+}
+
+#[test]
+fn an_agent_started_by_its_unit_joins_a_network_of_vxlan_and_comes_back_when_killed() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, systemd) = a_unit_and_a_bare_agent_reach_each_other(lab, NETWORK)?;
+        let env = hosts[0].subnet_env()?;
+        let killed = systemd.property(AGENT, "MainPID")?;
+
+        systemd.systemctl(&["kill", "--signal=KILL", AGENT])?;
+        wait::until("the agent to be back", Duration::from_secs(20), || {
+            let (state, pid) = (systemd.property(AGENT, "ActiveState")?, systemd.property(AGENT, "MainPID")?);
+            ensure!(state == "active" && pid != killed, "{state}, process {pid}");
+            Ok(())
+        })?;
+        assert_eq!(hosts[0].subnet_env()?, env);
+
+        systemd.systemctl(&["stop", AGENT])?;
+        assert_eq!(hosts[0].subnet_env()?, env, "subnet.env does not stay for Docker's next start");
+        assert_eq!(systemd.property(AGENT, "Result")?, "success");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_started_by_its_unit_joins_a_network_of_udp_with_every_offload() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (_hosts, systemd) = a_unit_and_a_bare_agent_reach_each_other(lab, NETWORK_OF_UDP)?;
+        let log = fs::read_to_string(systemd.log(AGENT))?;
+        let line = log.lines().find(|line| line.contains("data path")).context("no data path")?;
+        ensure!(line.contains("TSO") && line.contains("gso=true gro=true"), "{line}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_store_started_by_its_unit_serves_the_hosts() -> Result<()> {
+    Lab::run(LabOptions { store_members: 0, ..LabOptions::default() }, |lab| {
+        let mut hosts = bare_hosts(lab, 2)?;
+        let url = format!("http://{}:2379", hosts[0].address());
+        let store = format!("FLAND_LISTEN_CLIENT_URLS={url}\nFLAND_STORE_INSECURE=true\n");
+        for host in &mut hosts {
+            host.use_store(&url);
+        }
+        let systemd = Systemd::boot(&hosts[0], &[settings(&hosts[0]), ("fland-store", store)])?;
+        systemd.start("fland-store.service")?;
+        let set = hosts[1].flanctl_with_input(&["config", "set", "-"], NETWORK)?;
+        set.succeeded("flanctl config set")?;
+
+        systemd.start(AGENT)?;
+        hosts[1].start_agent()?;
+        let envs = [hosts[0].subnet_env()?, hosts[1].subnet_env()?];
+        hosts[0].wait_for_peers(&[&envs[1]])?;
+
+        // What it keeps survives it.
+        systemd.systemctl(&["restart", "fland-store.service"])?;
+        let listed = hosts[1].flanctl(&["subnets", "ls"])?;
+        listed.succeeded("flanctl subnets ls")?;
+        for env in &envs {
+            ensure!(listed.stdout.contains(&env.base()), "{} is not among {}", env.base(), listed.stdout);
+        }
+        Ok(())
+    })
+}
