@@ -21,7 +21,19 @@ const PROGRAM: &str = "/lib/systemd/systemd";
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Units that ours order themselves by, or that systemd wants to have. They do nothing here.
-const TARGETS: [&str; 6] = ["basic", "multi-user", "network-online", "rescue", "shutdown", "sysinit"];
+const TARGETS: [&str; 7] =
+    ["basic", "multi-user", "network-online", "rescue", "shutdown", "sockets", "sysinit"];
+
+/// What every package of Docker has in common, whichever is on the machine.
+const DOCKER: [(&str, &str); 3] = [
+    ("docker.socket", "[Socket]\nListenStream=/run/docker.sock\n"),
+    ("containerd.service", "[Service]\nType=notify\nExecStart=containerd\n"),
+    (
+        "docker.service",
+        "[Unit]\nRequires=docker.socket containerd.service\nAfter=containerd.service\n\
+         [Service]\nType=notify\nEnvironmentFile=-/etc/default/docker\nExecStart=dockerd -H fd://\n",
+    ),
+];
 
 /// Enters a cgroup of its own before the namespace is made, so that this is its root. Arguments: host's directory,
 /// cgroup, directory of the binaries.
@@ -104,7 +116,7 @@ impl Systemd {
     pub fn systemctl(&self, args: &[&str]) -> Result<String> {
         self.inside.run("systemctl", args).with_context(|| {
             let mut said = self.process.last_lines();
-            for unit in UNITS {
+            for unit in UNITS.into_iter().chain(["docker.service"]) {
                 said += &last_lines(&self.log(unit));
             }
             said
@@ -122,7 +134,7 @@ impl Systemd {
     }
 }
 
-/// The units of `deploy/` that are started here.
+/// The units of `deploy/`.
 const UNITS: [&str; 2] = ["fland.service", "fland-store.service"];
 
 fn install_units(units: &Path) -> Result<()> {
@@ -130,12 +142,19 @@ fn install_units(units: &Path) -> Result<()> {
     fs::create_dir_all(units)?;
     for unit in UNITS {
         fs::copy(deploy.join(unit), units.join(unit)).with_context(|| format!("cannot copy {unit}"))?;
-        // There is no journal here.
+    }
+    for (unit, content) in DOCKER {
+        fs::write(units.join(unit), content)?;
+    }
+    // There is no journal here.
+    for unit in UNITS.into_iter().chain(["docker.service", "containerd.service"]) {
         let drop_in = units.join(format!("{unit}.d"));
         fs::create_dir_all(&drop_in)?;
         let log = format!("[Service]\nStandardOutput=append:/run/{unit}.log\nStandardError=inherit\n");
         fs::write(drop_in.join("log.conf"), log)?;
     }
+    let docker = "docker.service.d/flan.conf";
+    fs::copy(deploy.join(docker), units.join(docker)).with_context(|| format!("cannot copy {docker}"))?;
     for target in TARGETS {
         fs::write(units.join(format!("{target}.target")), "[Unit]\nDefaultDependencies=no\n")?;
     }

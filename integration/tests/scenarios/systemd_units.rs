@@ -12,20 +12,16 @@ use crate::stage::{NETWORK, bare_hosts};
 const NETWORK_OF_UDP: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
 
 const AGENT: &str = "fland.service";
+const DOCKER: &str = "docker.service";
 
 /// What an operator writes to /etc/default/fland.
 fn settings(host: &Host) -> (&'static str, String) {
     let (endpoints, prefix) = host.etcd();
-    let lines = [
-        format!("FLAND_ETCD_ENDPOINTS={endpoints}"),
-        format!("FLAND_ETCD_PREFIX={prefix}"),
-        "FLAND_IFACE=eth0".to_owned(),
-        "FLAND_IP_MASQ=true".to_owned(),
-        "FLAND_LOG_FORMAT=text".to_owned(),
-        String::new(),
-    ];
-    ("fland", lines.join("\n"))
+    let lines = format!("FLAND_ETCD_ENDPOINTS={endpoints}\nFLAND_ETCD_PREFIX={prefix}\n");
+    ("fland", lines + SETTINGS)
 }
+
+const SETTINGS: &str = "FLAND_IFACE=eth0\nFLAND_IP_MASQ=true\nFLAND_LOG_FORMAT=text\n";
 
 /// A host whose agent is a unit, and one whose agent is not, reach each other's bridges.
 fn a_unit_and_a_bare_agent_reach_each_other(lab: &Lab, network: &str) -> Result<(Vec<Host>, Systemd)> {
@@ -77,6 +73,54 @@ fn an_agent_started_by_its_unit_joins_a_network_of_udp_with_every_offload() -> R
 }
 
 #[test]
+fn docker_started_by_its_unit_waits_for_the_subnet_and_runs_on_while_the_agent_restarts() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(NETWORK)?;
+        let host = lab.host("h1")?;
+        let systemd = Systemd::boot(&host, &[settings(&host)])?;
+
+        // The agent comes first by the drop-in alone.
+        systemd.start(DOCKER)?;
+        let env = host.subnet_env()?;
+        let bridge = host.ip("-4 -oneline address show dev docker0")?;
+        ensure!(bridge.contains(&format!(" {} ", env.subnet)), "docker0 is not {}: {bridge}", env.subnet);
+
+        let docker = systemd.property(DOCKER, "MainPID")?;
+        for how in ["restart", "stop"] {
+            systemd.systemctl(&[how, AGENT])?;
+            assert_eq!(systemd.property(DOCKER, "MainPID")?, docker, "another dockerd after {how}");
+        }
+        systemd.systemctl(&["restart", DOCKER])?;
+        ensure!(host.ip("-4 -oneline address show dev docker0")?.contains(&env.subnet.to_string()));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_agent_started_by_its_unit_carries_the_store_of_all() -> Result<()> {
+    Lab::run(LabOptions { store_members: 0, ..LabOptions::default() }, |lab| {
+        let mut hosts = bare_hosts(lab, 2)?;
+        let url = format!("http://{}:2379", hosts[0].address());
+        let store = format!(
+            "FLAND_EMBEDDED_STORE=/var/lib/flan/store\nFLAND_STORE_LISTEN={url}\nFLAND_STORE_INSECURE=true\n"
+        );
+        let systemd = Systemd::boot(&hosts[0], &[("fland", store + SETTINGS)])?;
+        systemd.start(AGENT)?;
+        hosts[1].use_store(&url);
+        write_network(&hosts[1])?;
+        hosts[1].start_agent()?;
+        wait::until("the host with the store to have its subnet", Duration::from_secs(15), || {
+            hosts[1].wait_for_peers(&[&hosts[0].subnet_env()?])
+        })
+    })
+}
+
+/// Puts the network config into the store that this host uses.
+fn write_network(host: &Host) -> Result<()> {
+    host.flanctl_with_input(&["config", "set", "-"], NETWORK)?.succeeded("flanctl config set")
+}
+
+#[test]
 fn a_store_started_by_its_unit_serves_the_hosts() -> Result<()> {
     Lab::run(LabOptions { store_members: 0, ..LabOptions::default() }, |lab| {
         let mut hosts = bare_hosts(lab, 2)?;
@@ -87,8 +131,7 @@ fn a_store_started_by_its_unit_serves_the_hosts() -> Result<()> {
         }
         let systemd = Systemd::boot(&hosts[0], &[settings(&hosts[0]), ("fland-store", store)])?;
         systemd.start("fland-store.service")?;
-        let set = hosts[1].flanctl_with_input(&["config", "set", "-"], NETWORK)?;
-        set.succeeded("flanctl config set")?;
+        write_network(&hosts[1])?;
 
         systemd.start(AGENT)?;
         hosts[1].start_agent()?;
