@@ -26,6 +26,9 @@ impl Record {
 /// What stands for the revision of the last compaction before the first one.
 pub(crate) const NEVER: i64 = -1;
 
+/// Revisions by which somebody may be late who is told of everything, and that a compaction does not take from him.
+const FOLLOWED: usize = 1024;
+
 /// Keys from a first one to before another, as requests name them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span<'a> {
@@ -67,6 +70,8 @@ pub(crate) struct Keys {
     log: VecDeque<Vec<Arc<Record>>>,
     /// The revision of the first in `log`.
     log_start: i64,
+    /// What the last compaction took out of `log`, by revisions, for those who were about to be told of it.
+    taken_out: VecDeque<(i64, Vec<Arc<Record>>)>,
     revision: i64,
     compacted: i64,
     /// The changes of the revision that is being made.
@@ -82,6 +87,7 @@ impl Keys {
             histories: BTreeMap::new(),
             log: VecDeque::new(),
             log_start,
+            taken_out: VecDeque::new(),
             revision,
             compacted: NEVER,
             step: Vec::new(),
@@ -168,6 +174,19 @@ impl Keys {
         changes.zip(first..).map(|(changes, revision)| (revision, changes))
     }
 
+    /// The same for somebody who was told of everything until a moment ago: also what the last compaction took away
+    /// meanwhile. `None` where that is not known any more.
+    pub(crate) fn changes_for_follower(
+        &self,
+        revision: i64,
+    ) -> Option<impl Iterator<Item = (i64, &[Arc<Record>])>> {
+        let is_known = self.taken_out.front().is_some_and(|(first, _)| *first <= revision + 1);
+        let taken_out = self.taken_out.iter().map(|(revision, changes)| (*revision, changes.as_slice()));
+        let later = self.changes_since(self.compacted.max(revision));
+        (revision >= self.compacted || is_known)
+            .then(|| taken_out.filter(move |(of, _)| *of > revision).chain(later))
+    }
+
     /// Undoes all changes after a revision.
     pub(crate) fn take_back(&mut self, revision: i64) {
         while self.revision > revision {
@@ -201,7 +220,11 @@ impl Keys {
             history.shrink_to_fit();
             !history.is_empty()
         });
-        while self.log_start < revision && self.log.pop_front().is_some() {
+        self.taken_out.clear();
+        while self.log_start < revision
+            && let Some(changes) = self.log.pop_front()
+        {
+            self.taken_out.push_back((self.log_start, changes));
             self.log_start += 1;
         }
         // A watch may begin at the compacted revision, and is told what remains of it.
@@ -209,8 +232,11 @@ impl Keys {
         if self.log_start == revision
             && let Some(first) = self.log.front_mut()
         {
+            self.taken_out.push_back((revision, first.clone()));
             first.retain(|record| at_exactly(histories.get(&record.kv.key), record));
         }
+        self.taken_out.drain(..self.taken_out.len().saturating_sub(FOLLOWED));
+        self.taken_out.shrink_to_fit();
         forgotten
     }
 
@@ -302,6 +328,39 @@ mod tests {
         let since: Vec<i64> = keys.changes_since(4).map(|(revision, _)| revision).collect();
         assert_eq!(since, [5, 6]);
         assert!(keys.changes_since(4).next().unwrap().1.is_empty(), "the end of b is forgotten");
+    }
+
+    #[test]
+    fn a_follower_is_told_what_a_compaction_has_just_taken_away() {
+        let mut keys = keys();
+        put(&mut keys, "a", "1");
+        put(&mut keys, "b", "1");
+        delete(&mut keys, "b");
+        put(&mut keys, "a", "2");
+        keys.compact(4);
+        let told = |keys: &Keys, revision| -> Option<Vec<(i64, usize)>> {
+            let changes = keys.changes_for_follower(revision)?;
+            Some(changes.map(|(revision, changes)| (revision, changes.len())).collect())
+        };
+        assert_eq!(told(&keys, 2), Some(vec![(3, 1), (4, 1), (5, 1)]), "with the end of b");
+        assert_eq!(told(&keys, 3), Some(vec![(4, 1), (5, 1)]));
+        assert_eq!(told(&keys, 4), Some(vec![(5, 1)]));
+        assert_eq!(told(&keys, 5), Some(vec![]));
+        keys.compact(5);
+        assert_eq!(told(&keys, 2), None, "of the compaction before");
+        assert_eq!(told(&keys, 4), Some(vec![(5, 1)]));
+    }
+
+    #[test]
+    fn a_compaction_keeps_no_more_than_followers_need() {
+        let mut keys = keys();
+        for _ in 0..FOLLOWED + 10 {
+            put(&mut keys, "a", "1");
+        }
+        let last = keys.revision();
+        keys.compact(last);
+        assert_eq!(keys.changes_for_follower(last - FOLLOWED as i64).unwrap().count(), FOLLOWED);
+        assert!(keys.changes_for_follower(last - FOLLOWED as i64 - 1).is_none());
     }
 
     #[test]

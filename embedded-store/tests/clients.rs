@@ -15,6 +15,10 @@ const WRITERS: usize = 200;
 const COUNTERS: usize = 20;
 /// How far each counts.
 const TURNS: usize = 5;
+/// Connections with a watch each, more than threads that serve.
+const WATCHERS: usize = 16;
+/// What they are told of, by as many writers.
+const WRITES: i64 = 1600;
 /// A connection that nobody takes must fail by then.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -95,6 +99,50 @@ async fn count(mut client: Client, counter: usize) {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_watch_while_many_write_and_one_compacts_are_told_of_each_write_once_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    let mut watchers = Vec::new();
+    for _ in 0..WATCHERS {
+        let mut client = Client::connect(running.client_urls(), None).await.unwrap();
+        let mut watch = client.watch("key", None).await.unwrap();
+        watchers.push(tokio::spawn(async move {
+            let mut told = 1;
+            while told < 1 + WRITES {
+                let response = watch.message().await.unwrap().expect("the watch goes on");
+                assert!(!response.canceled(), "after revision {told}: {}", response.cancel_reason());
+                for event in response.events() {
+                    told += 1;
+                    assert_eq!(event.kv().expect("a key").mod_revision(), told, "in order, each once");
+                }
+            }
+        }));
+    }
+    let mut client = Client::connect(running.client_urls(), None).await.unwrap();
+    let compact = tokio::spawn(async move {
+        loop {
+            let seen = client.get("key", None).await.expect("an answer");
+            let revision = seen.header().expect("a header").revision();
+            // Refused where nothing was written since the last time.
+            let _ = client.compact(revision, None).await;
+        }
+    });
+    let mut writers = Vec::new();
+    for _ in 0..WATCHERS {
+        let mut client = Client::connect(running.client_urls(), None).await.unwrap();
+        writers.push(tokio::spawn(async move {
+            for _ in 0..WRITES / WATCHERS as i64 {
+                client.put("key", "value", None).await.expect("an answer");
+            }
+        }));
+    }
+    for each in writers.into_iter().chain(watchers) {
+        tokio::time::timeout(LIMIT, each).await.expect("all is told in time").unwrap();
+    }
+    compact.abort();
 }
 
 /// An authority, and what it gives out.

@@ -37,6 +37,8 @@ pub(super) struct Cursor {
     wish: Wish,
     /// The first revision that was not told.
     next: i64,
+    /// Whether it was ever told of everything there was. A compaction takes nothing from it that happened since.
+    follows: bool,
     /// What is left of a revision that comes in several responses.
     rest: Vec<PbEvent>,
     /// Whether it was told of something since the last time that progress was.
@@ -65,7 +67,7 @@ impl Cursor {
             return Err("mvcc: watcher range is empty");
         }
         let next = if wish.start_revision > 0 { wish.start_revision } else { revision + 1 };
-        Ok(Self { wish, next, rest: Vec::new(), was_told: false })
+        Ok(Self { wish, next, follows: next > revision, rest: Vec::new(), was_told: false })
     }
 
     /// Whether it was not told of everything that is on disk.
@@ -77,13 +79,41 @@ impl Cursor {
         if !self.rest.is_empty() {
             return self.fragment();
         }
-        if self.next < state.keys.compacted() {
-            return Next::Compacted(state.keys.compacted());
+        let compacted = state.keys.compacted();
+        let after = self.next - 1;
+        let (told, events, bytes) = if self.follows {
+            let Some(changes) = state.keys.changes_for_follower(after) else {
+                return Next::Compacted(compacted);
+            };
+            self.events(state, changes)
+        } else if self.next < compacted {
+            return Next::Compacted(compacted);
+        } else {
+            self.events(state, state.keys.changes_since(after))
+        };
+        self.next = told + 1;
+        self.follows |= self.next > state.stored;
+        if events.is_empty() {
+            return Next::Nothing;
         }
+        self.was_told = true;
+        if self.wish.fragment && bytes > RESPONSE_BYTES {
+            self.rest = events;
+            return self.fragment();
+        }
+        Next::Events { revision: told, events, fragment: false }
+    }
+
+    /// The next response's events with their bytes, and up to which revision they tell.
+    fn events<'s>(
+        &self,
+        state: &State,
+        changes: impl Iterator<Item = (i64, &'s [Arc<Record>])>,
+    ) -> (i64, Vec<PbEvent>, usize) {
         let mut events: Vec<PbEvent> = Vec::new();
         let mut bytes = 0;
         let mut told = self.next - 1;
-        for (revision, changes) in state.keys.changes_since(self.next - 1) {
+        for (revision, changes) in changes {
             if revision > state.stored || bytes >= RESPONSE_BYTES {
                 break;
             }
@@ -94,16 +124,7 @@ impl Cursor {
             }
             told = revision;
         }
-        self.next = told + 1;
-        if events.is_empty() {
-            return Next::Nothing;
-        }
-        self.was_told = true;
-        if self.wish.fragment && bytes > RESPONSE_BYTES {
-            self.rest = events;
-            return self.fragment();
-        }
-        Next::Events { revision: told, events, fragment: false }
+        (told, events, bytes)
     }
 
     /// Whether it asked for a word when nothing has happened, and nothing has since this was last asked.
@@ -206,6 +227,31 @@ mod tests {
         assert_eq!(cursor.next(&state), Next::Compacted(3));
         let mut cursor = Cursor::new(Wish { start_revision: 3, ..wish("a", "") }, state.stored).unwrap();
         assert_eq!(told(cursor.next(&state)).len(), 2);
+    }
+
+    #[test]
+    fn a_compaction_takes_nothing_from_a_watch_that_was_told_of_everything_before() {
+        let mut state = state(&[("a", "1")]);
+        let mut new = Cursor::new(wish("a", "z"), state.stored).unwrap();
+        let mut old = Cursor::new(Wish { start_revision: 2, ..wish("a", "z") }, state.stored).unwrap();
+        assert_eq!(told(old.next(&state)).len(), 1);
+
+        // Before either is asked again.
+        for value in ["2", "3", ""] {
+            match value {
+                "" => state.keys.delete(b"a".to_vec()),
+                value => state.keys.put(b"a".to_vec(), value.into(), 0),
+            }
+            state.keys.end_step();
+        }
+        state.stored = 5;
+        state.compact(5).unwrap();
+        for cursor in [&mut new, &mut old] {
+            assert_eq!(told(cursor.next(&state)), [3, 4, 5].map(|revision| (revision, "a".to_owned())));
+            assert_eq!(cursor.next(&state), Next::Nothing);
+        }
+        let mut late = Cursor::new(Wish { start_revision: 3, ..wish("a", "z") }, state.stored).unwrap();
+        assert_eq!(late.next(&state), Next::Compacted(5));
     }
 
     #[test]
