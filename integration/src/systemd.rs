@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::command::Place;
 use crate::host::Host;
@@ -79,7 +79,7 @@ impl Systemd {
     /// Starts one on `host`, with the units of `deploy/` and the settings that an operator writes to `/etc/default`:
     /// file names and contents.
     pub fn boot(host: &Host, settings: &[(&str, String)]) -> Result<Systemd> {
-        anyhow::ensure!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing; Debian's package is systemd");
+        ensure!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing; Debian's package is systemd");
         let (dir, run) = (host.dir(), host.dir().join("run"));
         install_units(&run.join("units"))?;
         let default = dir.join("default");
