@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use flan_integration::systemd::Systemd;
 use flan_integration::{Host, Lab, LabOptions, wait};
 
-use crate::stage::{NETWORK, bare_hosts};
+use crate::stage::{NETWORK, bare_hosts, ends_of, wait_until_reached};
 
 const NETWORK_OF_UDP: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
 
@@ -30,12 +30,15 @@ fn a_unit_and_a_bare_agent_reach_each_other(lab: &Lab, network: &str) -> Result<
     let systemd = Systemd::boot(&hosts[0], &[settings(&hosts[0])])?;
     systemd.start(AGENT)?;
     hosts[1].start_agent()?;
-    let ends = crate::stage::ends_of(&hosts)?;
+    let ends = ends_of(&hosts)?;
     for (from, to) in [(0, 1), (1, 0)] {
-        crate::stage::wait_until_reached(&ends[from], &ends[to], Duration::from_secs(15)).with_context(
-            || fs::read_to_string(systemd.log(AGENT)).unwrap_or_else(|error| format!("no log: {error}")),
-        )?;
+        wait_until_reached(&ends[from], &ends[to], Duration::from_secs(15)).with_context(|| {
+            fs::read_to_string(systemd.log(AGENT)).unwrap_or_else(|error| format!("no log: {error}"))
+        })?;
     }
+    // What it may not do it says.
+    let log = fs::read_to_string(systemd.log(AGENT))?;
+    ensure!(!log.contains(" WARN ") && !log.contains(" ERROR "), "{log}");
     Ok((hosts, systemd))
 }
 
