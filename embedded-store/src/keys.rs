@@ -70,7 +70,7 @@ pub(crate) struct Keys {
     log: VecDeque<Vec<Arc<Record>>>,
     /// The revision of the first in `log`.
     log_start: i64,
-    /// What the last compaction took out of `log`, by revisions, for those who were about to be told of it.
+    /// The last that compactions took out of `log`, by revisions without a gap, for those who were about to be told of it.
     taken_out: VecDeque<(i64, Vec<Arc<Record>>)>,
     revision: i64,
     compacted: i64,
@@ -174,8 +174,8 @@ impl Keys {
         changes.zip(first..).map(|(changes, revision)| (revision, changes))
     }
 
-    /// The same for somebody who was told of everything until a moment ago: also what the last compaction took away
-    /// meanwhile. `None` where that is not known any more.
+    /// The same for somebody who was told of everything until a moment ago: also what compactions took away meanwhile.
+    /// `None` where that is not known any more.
     pub(crate) fn changes_for_follower(
         &self,
         revision: i64,
@@ -207,7 +207,7 @@ impl Keys {
         if revision <= self.compacted {
             return Vec::new();
         }
-        self.compacted = revision;
+        let before = std::mem::replace(&mut self.compacted, revision);
         let mut forgotten = Vec::new();
         self.histories.retain(|_, history| {
             let older = history.partition_point(|record| record.kv.mod_revision <= revision);
@@ -220,11 +220,13 @@ impl Keys {
             history.shrink_to_fit();
             !history.is_empty()
         });
-        self.taken_out.clear();
         while self.log_start < revision
             && let Some(changes) = self.log.pop_front()
         {
-            self.taken_out.push_back((self.log_start, changes));
+            // What remains of the revision of the compaction before; all of it was taken out then.
+            if self.log_start != before {
+                self.taken_out.push_back((self.log_start, changes));
+            }
             self.log_start += 1;
         }
         // A watch may begin at the compacted revision, and is told what remains of it.
@@ -347,8 +349,15 @@ mod tests {
         assert_eq!(told(&keys, 4), Some(vec![(5, 1)]));
         assert_eq!(told(&keys, 5), Some(vec![]));
         keys.compact(5);
-        assert_eq!(told(&keys, 2), None, "of the compaction before");
+        assert_eq!(told(&keys, 2), Some(vec![(3, 1), (4, 1), (5, 1)]), "after another compaction");
         assert_eq!(told(&keys, 4), Some(vec![(5, 1)]));
+        put(&mut keys, "a", "3");
+        put(&mut keys, "a", "4");
+        keys.compact(7);
+        assert_eq!(
+            told(&keys, 3).unwrap().iter().map(|(revision, _)| *revision).collect::<Vec<_>>(),
+            [4, 5, 6, 7]
+        );
     }
 
     #[test]

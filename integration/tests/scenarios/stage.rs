@@ -14,6 +14,10 @@ use flan_integration::{Bridge, Host, Lab, wait};
 pub(crate) const NETWORK: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
 
+/// The same with the packets passing through the agents.
+pub(crate) const NETWORK_OF_UDP: &str =
+    r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+
 /// Hosts named h1, h2 and so on, without agents.
 pub(crate) fn bare_hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
     (1..=count).map(|number| lab.host(&format!("h{number}"))).collect()

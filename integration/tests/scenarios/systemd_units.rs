@@ -7,9 +7,7 @@ use anyhow::{Context, Result, ensure};
 use flan_integration::systemd::Systemd;
 use flan_integration::{Host, Lab, LabOptions, wait};
 
-use crate::stage::{NETWORK, bare_hosts, ends_of, wait_until_reached};
-
-const NETWORK_OF_UDP: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+use crate::stage::{NETWORK, NETWORK_OF_UDP, bare_hosts, ends_of, wait_until_reached};
 
 const AGENT: &str = "fland.service";
 const DOCKER: &str = "docker.service";
@@ -84,19 +82,22 @@ fn docker_started_by_its_unit_waits_for_the_subnet_and_runs_on_while_the_agent_r
 
         // The agent comes first by the drop-in alone.
         systemd.start(DOCKER)?;
-        let env = host.subnet_env()?;
-        let bridge = host.ip("-4 -oneline address show dev docker0")?;
-        ensure!(bridge.contains(&format!(" {} ", env.subnet)), "docker0 is not {}: {bridge}", env.subnet);
-
+        ensure_docker0_is_the_subnet(&host)?;
         let docker = systemd.property(DOCKER, "MainPID")?;
         for how in ["restart", "stop"] {
             systemd.systemctl(&[how, AGENT])?;
             assert_eq!(systemd.property(DOCKER, "MainPID")?, docker, "another dockerd after {how}");
         }
         systemd.systemctl(&["restart", DOCKER])?;
-        ensure!(host.ip("-4 -oneline address show dev docker0")?.contains(&env.subnet.to_string()));
-        Ok(())
+        ensure_docker0_is_the_subnet(&host)
     })
+}
+
+fn ensure_docker0_is_the_subnet(host: &Host) -> Result<()> {
+    let env = host.subnet_env()?;
+    let bridge = host.ip("-4 -oneline address show dev docker0")?;
+    ensure!(bridge.contains(&format!(" {} ", env.subnet)), "docker0 is not {}: {bridge}", env.subnet);
+    Ok(())
 }
 
 #[test]

@@ -9,9 +9,7 @@ use flan_integration::docker::Container;
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{talk_both_ways, two_docker_hosts_of};
-
-const NETWORK: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+use crate::stage::{NETWORK_OF_UDP, talk_both_ways, two_docker_hosts_of};
 
 /// Each packet is read, sent, received and written alone.
 const PLAIN: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0",
@@ -91,7 +89,7 @@ fn ping_once(host: &Host, target: Ipv4Addr) -> Result<()> {
 #[test]
 fn containers_on_udp_talk_and_the_lease_is_flannels() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (hosts, webs) = two_containers(lab, NETWORK)?;
+        let (hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
         exchange(&webs)?;
 
         for host in &hosts {
@@ -128,7 +126,7 @@ fn containers_on_udp_talk_without_any_offload() -> Result<()> {
 #[test]
 fn an_agent_on_udp_killed_and_restarted_loses_only_the_packets_of_that_moment() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, webs) = two_containers(lab, NETWORK)?;
+        let (mut hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
         let (before, env) = (Standing::of(&hosts[0])?, hosts[0].subnet_env()?);
         let mut monitor = hosts[0].monitor()?;
         let bridge2 = hosts[1].subnet_env()?.subnet.ip();
@@ -168,7 +166,7 @@ fn an_agent_on_udp_killed_and_restarted_loses_only_the_packets_of_that_moment() 
 #[test]
 fn a_device_of_udp_that_was_deleted_is_back_and_carries_packets() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, webs) = two_containers(lab, NETWORK)?;
+        let (mut hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
         let before = Standing::of(&hosts[0])?;
         let target = hosts[1].subnet_env()?.subnet.ip();
         let ping = hosts[0].ping_from(&webs[0], webs[1].address()?)?;
@@ -192,7 +190,7 @@ fn a_device_of_udp_that_was_deleted_is_back_and_carries_packets() -> Result<()> 
 #[test]
 fn a_path_that_carries_less_than_the_interface_gets_large_packets_as_fragments() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (hosts, webs) = two_containers(lab, NETWORK)?;
+        let (hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
         for host in &hosts {
             let address = host.address();
             host.ip(&format!("route change 192.168.64.0/24 dev eth0 src {address} mtu 1300"))?;
