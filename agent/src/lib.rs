@@ -11,6 +11,7 @@ pub mod interface;
 pub mod log;
 pub mod node;
 mod notify;
+pub mod problem;
 pub mod reconcile;
 pub mod refused;
 mod retention;

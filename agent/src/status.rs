@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
+use std::time::SystemTime;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,6 +13,7 @@ use flan_subnet_lease::Quarantined;
 use serde::{Serialize, Serializer};
 use tokio::net::TcpListener;
 
+use crate::problem::{Code, Problems};
 use crate::reconcile::Repairs;
 
 /// The form of this document; it changes when a field changes its meaning or goes.
@@ -55,6 +57,8 @@ pub struct Status {
     pub store_problem: Option<String>,
     /// Why the kernel is not as it should be.
     pub kernel_problem: Option<String>,
+    /// What is wrong on this host although the agent itself works, as far as the agent has noticed.
+    pub problems: Problems,
 }
 
 /// The data path of the udp backend, read at the moment when the status is asked for.
@@ -140,6 +144,11 @@ impl SharedStatus {
     /// Changes the status.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    /// Notes what is wrong of this kind at the moment, or that nothing is, for the log and the status.
+    pub fn report(&self, code: Code, wrong: Option<String>) {
+        self.update(|status| status.problems.report(code, wrong, SystemTime::now()));
     }
 
     /// The status now.
