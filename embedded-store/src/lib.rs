@@ -7,6 +7,7 @@ mod check;
 mod file;
 mod keys;
 mod leases;
+mod place;
 mod refusal;
 mod serve;
 mod service;
@@ -61,16 +62,13 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let cannot = |reason: String| StartError::File { path: path.clone(), reason };
     let (data_dir, count) = (settings.data_dir, threads::count_to_serve());
     let opened = tokio::task::spawn_blocking(move || open(&data_dir, count)).await;
-    let Opened { writer, workers, identity } = opened.map_err(|panic| cannot(panic.to_string()))??;
+    let Opened { writer, workers, identity, place } = opened.map_err(|panic| cannot(panic.to_string()))??;
 
     let (stop, stopped) = watch::channel(());
     let (failed, failures) = mpsc::channel(1);
     let threads = Threads { stopped, failed };
-    threads.spawn_blocking("store-writer", || {
-        writer.run();
-        "the store's writer has ended".to_owned()
-    })?;
-    let upkeep = upkeep::run(workers[0].shared.clone(), settings.retention);
+    threads.spawn_blocking("store-writer", || writer.run())?;
+    let upkeep = upkeep::run(workers[0].shared.clone(), place, settings.retention);
     {
         let state = workers[0].shared.state();
         let (keys, leases) = (state.key_count(), state.leases.ids().len());
@@ -99,10 +97,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         for listening in listening {
             work.spawn(listening.accept(serving.clone()));
         }
-        work.spawn(async {
-            upkeep.await;
-            "the store's upkeep has ended".to_owned()
-        });
+        work.spawn(upkeep);
         match work.join_next().await {
             Some(Ok(reason)) => reason,
             _ => "the store's thread has panicked".to_owned(),

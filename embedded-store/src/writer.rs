@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::file::{Batch, File, Identity};
+use crate::place::Place;
 use crate::refusal::Refusal;
 use crate::shared::{self, Answered, Held, Outcome, Reply, Worker};
 use crate::state::State;
@@ -94,8 +95,8 @@ impl Writer {
         (Self { held, file, queue, workers: senders, told, superfluous, compacted, failed: None }, workers)
     }
 
-    /// Writes until nobody is left who could ask.
-    pub(crate) fn run(mut self) {
+    /// Writes until nobody is left who could ask, or the file is gone; answers which.
+    pub(crate) fn run(mut self) -> String {
         while let Some(first) = self.queue.blocking_recv() {
             let mut together = Vec::new();
             let mut next = Some(first);
@@ -113,7 +114,11 @@ impl Writer {
             while !self.superfluous.is_empty() && self.queue.is_empty() && self.failed.is_none() {
                 self.carry_out(Vec::new());
             }
+            if let Some((_, Refusal::Gone(reason))) = &self.failed {
+                return reason.clone();
+            }
         }
+        "the store's writer has ended".to_owned()
     }
 
     /// Forgets in memory at once; the file follows with what is written next.
@@ -222,6 +227,8 @@ impl Writer {
                 let known = self.failed.as_ref().is_some_and(|(_, before)| before == refusal);
                 match refusal {
                     _ if known => {}
+                    // The store ends with it, and says so.
+                    Refusal::Gone(_) => {}
                     Refusal::NoSpace => error!(
                         "no space is left for the store: writes are refused, reads and keepalives go on"
                     ),
@@ -240,16 +247,18 @@ pub(crate) struct Opened {
     pub(crate) writer: Writer,
     pub(crate) workers: Vec<Worker>,
     pub(crate) identity: Identity,
+    pub(crate) place: Place,
 }
 
 /// Opens the file in `path` and makes all that is needed to serve it by so many threads.
 pub(crate) fn open(path: &Path, workers: usize) -> Result<Opened, redb::Error> {
     let (file, content) = File::open(path)?;
+    let place = file.place().clone();
     let now = Instant::now();
     let (keys, superfluous) = crate::keys::Keys::load(content.records, content.revision, content.compacted);
     let leases = crate::leases::Leases::load(content.leases, now);
     let (writer, workers) = Writer::new(file, State::new(keys, leases), superfluous, workers);
-    Ok(Opened { writer, workers, identity: content.identity })
+    Ok(Opened { writer, workers, identity: content.identity, place })
 }
 
 fn carry_out(state: &mut State, request: Request, now: Instant) -> Answered {
