@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use etcd_client::proto::PbKeyValue;
 use prost::Message;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::keys::{NEVER, Record};
@@ -157,7 +158,7 @@ fn database(path: &Path) -> Result<Database, redb::Error> {
 
 /// Makes an empty store of a new file.
 fn make(file: std::fs::File) -> Result<(), redb::Error> {
-    let database = Database::builder().create_file(file)?;
+    let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
     {
         transaction.open_table(CHANGES)?;

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::serve::Listening;
+use crate::serve::{ConnectionLimit, Listening};
 use crate::service::Service;
 pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
 use crate::shared::Worker;
@@ -92,10 +92,11 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             }
         })?;
     }
+    let limit = ConnectionLimit::of_this_process();
     threads.spawn("store", async move {
         let mut work = JoinSet::new();
         for listening in listening {
-            work.spawn(listening.accept(serving.clone()));
+            work.spawn(listening.accept(serving.clone(), limit.clone()));
         }
         work.spawn(upkeep);
         match work.join_next().await {

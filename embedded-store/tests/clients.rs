@@ -249,3 +249,25 @@ async fn an_empty_file_is_no_new_store() {
     let refusal = flan_embedded_store::start(settings).await.unwrap_err().to_string();
     assert!(refusal.contains("it is empty"), "{refusal}");
 }
+
+/// Until a client has said what it speaks it has ten seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_is_sent_away_and_who_says_something_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    let address = running.client_urls()[0].trim_start_matches("http://").to_owned();
+    let mut silent = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut half = tokio::net::TcpStream::connect(&address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut half, b"PRI * HTTP").await.unwrap();
+    let mut client = client_of(&running).await;
+    client.put("a", "served", None).await.unwrap();
+    let started = std::time::Instant::now();
+    for stream in [&mut silent, &mut half] {
+        let mut bytes = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(stream, &mut bytes);
+        // Closed in one way or another.
+        let _ = tokio::time::timeout(Duration::from_secs(20), read).await.expect("to be closed");
+    }
+    assert!(started.elapsed() > Duration::from_secs(5), "a slow client has some seconds");
+    client.put("a", "still served", None).await.unwrap();
+}
