@@ -85,6 +85,10 @@ impl File {
         Ok((Self { path: path.to_owned(), place, database: Some(database) }, content))
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file, to be looked after.
     pub(crate) fn place(&self) -> &Place {
         &self.place
@@ -232,7 +236,8 @@ fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error>
     Ok(Content { records, revision, compacted: number(COMPACTED)?.unwrap_or(NEVER), leases, identity })
 }
 
-fn is_for_want_of_space(error: &io::Error) -> bool {
+/// Whether there is no room on the disk, or for this user.
+pub(crate) fn is_for_want_of_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge

@@ -9,6 +9,7 @@ mod keys;
 mod leases;
 mod place;
 mod refusal;
+mod reserve;
 mod serve;
 mod service;
 mod settings;
