@@ -185,6 +185,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if heard.underlay {
             self.underlay.look_in(UNDERLAY_DEBOUNCE);
         }
+        if heard.others {
+            self.underlay.others_changed(&self.leases.admission().config);
+        }
     }
 
     fn schedule(&mut self, after: Duration) {
