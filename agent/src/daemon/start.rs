@@ -144,6 +144,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
             args,
             external,
             held: Held::default(),
+            is_second_choice: false,
             gateways,
             seed,
             attributes,

@@ -26,6 +26,8 @@ pub(super) struct UnderlayWatch {
     pub(super) external: External,
     /// What earlier looks found.
     pub(super) held: Held,
+    /// Whether a start would choose another.
+    pub(super) is_second_choice: bool,
     /// How routes name their gateways on this kernel.
     pub(super) gateways: Gateways,
     /// Who we are, for a device's MAC.
@@ -56,7 +58,11 @@ impl UnderlayWatch {
         if renamed {
             // At once: until we plan with the new name, nothing of ours that names it can be repaired.
             self.look_in(Duration::ZERO);
-        } else if self.held.is_gone() || (Selection { args: &self.args, config }).looks_at_all_interfaces() {
+            return;
+        }
+        // Of a default route that goes with its interface, the kernel does not tell.
+        let may_matter = self.held.is_gone() || self.is_second_choice;
+        if may_matter || (Selection { args: &self.args, config }).looks_at_all_interfaces() {
             self.look_in(OTHERS_DEBOUNCE);
         }
     }
@@ -101,7 +107,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 let doubt = selection.doubt(&underlay.external, &survey);
                 self.status.report(Code::DoubtfulAddress, doubt);
-                self.status.report(Code::OtherInterface, other_choice(&underlay.external, &chosen));
+                let other = other_choice(&underlay.external, &chosen);
+                underlay.is_second_choice = other.is_some();
+                self.status.report(Code::OtherInterface, other);
             }
             Verdict::Adopt(external) => self.adopt(external).await,
             Verdict::Wait { until, reason } => {
