@@ -71,6 +71,8 @@ pub struct Host {
     etcd_prefix: String,
     /// Where the agent keeps the store itself, if it does.
     own_store: Option<PathBuf>,
+    /// Whether its external interface is named to the agent.
+    names_interface: bool,
     cgroup: String,
     image: PathBuf,
     lifetime: Lifetime,
@@ -146,6 +148,7 @@ impl Host {
             etcd_endpoints,
             etcd_prefix,
             own_store: None,
+            names_interface: true,
             cgroup,
             image,
             lifetime,
@@ -226,6 +229,11 @@ impl Host {
         self.etcd_endpoints.clone()
     }
 
+    /// From now on agents of this host find their external interface by themselves, or by flags of the story.
+    pub fn name_no_interface(&mut self) {
+        self.names_interface = false;
+    }
+
     /// `flanctl` with the store's address and these arguments, run on this host; any exit code is fine.
     pub fn flanctl(&self, args: &[&str]) -> Result<Outcome> {
         self.flanctl_with_input(args, "")
@@ -269,7 +277,10 @@ impl Host {
                 "--store-insecure",
             ]),
         };
-        fland.args(["--etcd-prefix", &self.etcd_prefix, "--iface", "eth0"]);
+        fland.args(["--etcd-prefix", &self.etcd_prefix]);
+        if self.names_interface {
+            fland.args(["--iface", "eth0"]);
+        }
         fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
         fland.args(flags);
         fland.env("NOTIFY_SOCKET", "/run/notify");

@@ -243,6 +243,13 @@ impl Lab {
         .with_context(|| format!("step: make host {name}"))
     }
 
+    /// Gives a host one interface more on the segment that everything is on, as when a cable is plugged in, with this
+    /// address and no default route.
+    pub fn plug_in(&self, host: &Host, interface: &str, address: Ipv4Addr) -> Result<()> {
+        let port = format!("{}.{interface}", host.name());
+        plug_in(&self.underlay, host.netns(), (&port, interface), HOME, address)
+    }
+
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
@@ -540,12 +547,23 @@ fn make_segment(underlay: &Netns, segment: Segment) -> Result<()> {
 /// A namespace with eth0 on a segment of the underlay.
 fn attach(id: &str, underlay: &Netns, name: &str, segment: Segment, address: Ipv4Addr) -> Result<Netns> {
     let netns = Netns::create(&format!("{}-{name}", prefixed(id)))?;
-    underlay.ip(&format!("link add {name} type veth peer name eth0 netns {}", netns.name()))?;
-    underlay.ip(&format!("link set {name} master {} up", segment.bridge))?;
-    netns.ip(&format!("address add {address}/{PREFIX_LENGTH} dev eth0"))?;
-    netns.ip("link set eth0 up")?;
+    plug_in(underlay, &netns, (name, "eth0"), segment, address)?;
     netns.ip(&format!("route add default via {}", segment.router()))?;
     Ok(netns)
+}
+
+/// An interface with this address on a segment, by a cable with these ends: the port there, the interface here.
+fn plug_in(
+    underlay: &Netns,
+    netns: &Netns,
+    (port, interface): (&str, &str),
+    segment: Segment,
+    address: Ipv4Addr,
+) -> Result<()> {
+    underlay.ip(&format!("link add {port} type veth peer name {interface} netns {}", netns.name()))?;
+    underlay.ip(&format!("link set {port} master {} up", segment.bridge))?;
+    netns.ip(&format!("address add {address}/{PREFIX_LENGTH} dev {interface}"))?;
+    netns.ip(&format!("link set {interface} up")).map(drop)
 }
 
 /// On the segment that everything is on; 1 is the router.

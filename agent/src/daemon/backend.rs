@@ -109,6 +109,11 @@ impl UdpRunner {
         Ok(())
     }
 
+    /// Whether the other one would do what this one does.
+    pub(super) fn does_the_same_as(&self, other: &Self) -> bool {
+        self.backend == other.backend
+    }
+
     /// Whether there is a data path.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()

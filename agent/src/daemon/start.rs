@@ -13,6 +13,7 @@ use flan_subnet_lease::{
     NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
 };
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::backend::{self, Chosen};
@@ -21,14 +22,14 @@ use super::underlay::UnderlayWatch;
 use super::{Daemon, Options};
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
-use crate::interface::{self, External, InterfaceError};
+use crate::interface::{self, External, Held, InterfaceError};
 use crate::problem::Code;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
 use crate::status::{self, EmbeddedStore, SharedStatus};
 use crate::store_args::StoreArgs;
 use crate::subnet_env::SubnetEnv;
-use crate::{node, notify};
+use crate::{node, notify, rights};
 
 /// How often the network config is looked at.
 const CONFIG_CHECK: Duration = Duration::from_secs(30);
@@ -43,6 +44,7 @@ const EVENTS: usize = 64;
 pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
     let settings = args.embedded.settings(&args.store).map_err(refused)?;
+    rights::check()?;
     let _only = only_agent_here()?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {
@@ -72,7 +74,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let config = network_config(&store, &args.store, &status).await;
     // The store is asked for the leases while the kernel is asked for what it holds.
     let listing = tokio::spawn(list(store.clone()));
-    let external = interface::find(&args, &config).await.map_err(|error| match error {
+    let (external, doubt) = interface::find(&args, &config).await.map_err(|error| match error {
         InterfaceError::Kernel(_) => anyhow::Error::new(error),
         error => refused(error),
     })?;
@@ -80,6 +82,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         interface = %external.underlay.link, mtu = external.underlay.mtu,
         addresses = ?external.underlay.addresses.values().collect::<Vec<_>>(), "external interface",
     );
+    status.report(Code::DoubtfulAddress, doubt);
 
     let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
     let gateways = match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
@@ -88,7 +91,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     };
     let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), backend::ownership(&config));
     reconciler.set_underlay(external.underlay.link);
-    let actual = reconciler.first_reading().await.context("cannot read the kernel's state")?;
+    let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
     let node = node::identity(&args);
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
     let Chosen { backend, macs, datapath } =
@@ -140,11 +143,14 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         underlay: UnderlayWatch {
             args,
             external,
+            held: Held::default(),
+            is_second_choice: false,
             gateways,
             seed,
             attributes,
             store,
-            due: None,
+            // What there was at the start is what later looks compare with.
+            due: Some(Instant::now()),
             problem: None,
         },
         reconciler,
