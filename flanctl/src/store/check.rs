@@ -4,7 +4,7 @@ mod report;
 
 use std::time::Duration;
 
-use flan_subnet_lease::{MemberStatus, Store, StoreConfig, StoreError, StoredConfig};
+use flan_subnet_lease::{MemberStatus, Store, StoreConfig, StoreError, StoredConfig, Unanswered};
 use futures::future::join_all;
 use tokio::time::Instant;
 
@@ -138,6 +138,7 @@ async fn limited<T>(
     let start = Instant::now();
     tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(|_| {
         let waited = start.elapsed().as_secs_f32();
-        Err(StoreError::Unreachable(format!("{}: no answer within {waited:.0} s", store.endpoints())))
+        let reason = format!("no answer within {waited:.0} s");
+        Err(StoreError::Unreachable(vec![Unanswered::silent(&store.endpoints(), reason)]))
     })
 }
