@@ -96,7 +96,8 @@ async fn accept(
 fn config(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
     let bad = |bad: BadFile| StartError::Setting(bad.to_string());
     let now = SystemTime::now();
-    let own = flan_tls_files::Identity::load(Holder::Store, &files.certificate, &files.key, now).map_err(bad)?;
+    let own =
+        flan_tls_files::Identity::load(Holder::Store, &files.certificate, &files.key, now).map_err(bad)?;
     let config = ServerTlsConfig::new().identity(Identity::from_pem(own.certificate, own.key));
     let (config, doubts) = match &files.client_authorities {
         Some(path) => {

@@ -38,6 +38,7 @@ pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), F
             Some(told(|| format!("waiting for {}", store.endpoints()), Needs::ask(&store)).await)
         }
     };
+    let refused = members.iter().any(|member| matches!(member.status, Err(StoreError::Unauthorised { .. })));
     let report = CheckReport::new(&config, &members, needs.as_ref());
     super::print(form, &report, || report.text())?;
     match report.failed() {
@@ -45,7 +46,9 @@ pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), F
         number => {
             let message =
                 format!("{} failed: agents cannot rely on this store", output::count(number, "check"));
-            Err(Failure::new(Kind::Other, message))
+            // Nobody answered.
+            let kind = if needs.is_none() && !refused { Kind::Unreachable } else { Kind::Other };
+            Err(Failure::new(kind, message))
         }
     }
 }

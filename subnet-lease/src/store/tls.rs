@@ -252,8 +252,16 @@ mod tests {
             (other("CaUsedAsEndEntity"), "is that of a CA", "basicConstraints CA:FALSE"),
             (other("UnsupportedCertVersion"), "is X.509 version 1", "docs/tls.md"),
             (other("Strange"), "cannot be used: Strange", "docs/tls.md"),
-            (CertificateError::UnknownIssuer, "is not signed by a CA in this host's own list", "--etcd-cafile"),
-            (CertificateError::NotValidForName, "names no host, and we dial fd00::2", "fd00::2 in subjectAltName"),
+            (
+                CertificateError::UnknownIssuer,
+                "is not signed by a CA in this host's own list",
+                "--etcd-cafile",
+            ),
+            (
+                CertificateError::NotValidForName,
+                "names no host, and we dial fd00::2",
+                "fd00::2 in subjectAltName",
+            ),
             (CertificateError::InvalidPurpose, "is not for servers", "serverAuth"),
             (CertificateError::Revoked, "is revoked", "another certificate"),
         ] {
@@ -268,7 +276,10 @@ mod tests {
         let alert = |alert, cert_file| said(&Error::AlertReceived(alert), cert_file);
         for description in [AlertDescription::CertificateRequired, AlertDescription::BadCertificate] {
             let (reason, remedy) = alert(description, None);
-            assert_eq!((reason.as_str(), remedy.as_str()), ("it demands a client certificate", GIVE_A_CERTIFICATE));
+            assert_eq!(
+                (reason.as_str(), remedy.as_str()),
+                ("it demands a client certificate", GIVE_A_CERTIFICATE)
+            );
             let (reason, _) = alert(description, Some("/etc/flan/host.pem"));
             assert!(reason.starts_with("it refuses our client certificate /etc/flan/host.pem: "), "{reason}");
         }
