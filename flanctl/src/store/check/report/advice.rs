@@ -49,4 +49,4 @@ pub(crate) const MAJORITY: &str =
 const NOBODY_THERE: &str = "check the URL, that the store runs there, and that no firewall is between";
 
 /// What frees a store that has run full; etcd writes nothing until the last of it is done.
-pub(crate) const NO_SPACE: &str = "etcdctl compact REVISION, then etcdctl defrag, then etcdctl alarm disarm; or raise etcd's --quota-backend-bytes";
+pub(crate) const NO_SPACE: &str = "free space on the disk of the store; of an etcd: etcdctl compact REVISION, then etcdctl defrag, then etcdctl alarm disarm, or raise its --quota-backend-bytes";
