@@ -16,8 +16,8 @@ use crate::store_command::StoreCommand;
 /// Joins this host's containers to those of the other hosts.
 ///
 /// fland leases the subnet of this host's docker0 bridge from the store, which is etcd or a host that carries it, writes
-/// it to a file for dockerd, and programs the kernel so that packets for the other hosts' subnets reach them. It runs until it is told to stop, and what it has
-/// set up keeps working when it does.
+/// it to a file for dockerd, and programs the kernel so that packets for the other hosts' subnets reach them. It runs
+/// until it is told to stop, and what it has set up keeps working when it does.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "fland",
