@@ -48,7 +48,7 @@ pub struct StoreArgs {
 }
 
 /// Where the store is when nobody says where.
-const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 /// What its keys begin with when nobody says what.
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
 

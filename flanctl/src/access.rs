@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use flan_agent::store_args::DEFAULT_ENDPOINT;
 use flan_agent::{embedded, store_args};
 
 use crate::args::{Args, Command, StoreCommand};
@@ -70,8 +71,7 @@ fn endpoints_in(file: &EnvFile) -> Option<String> {
     };
     value("FLAND_ETCD_ENDPOINTS")
         .or_else(|| {
-            value("FLAND_EMBEDDED_STORE")
-                .and_then(|_| listening("FLAND_STORE_LISTEN", "http://127.0.0.1:2379"))
+            value("FLAND_EMBEDDED_STORE").and_then(|_| listening("FLAND_STORE_LISTEN", DEFAULT_ENDPOINT))
         })
         // The file of fland-store.service, when it is named.
         .or_else(|| listening("FLAND_LISTEN_CLIENT_URLS", ""))
@@ -111,14 +111,14 @@ impl Access {
         let forbidden = self.file.content.as_ref().err();
         match (kind, self.told_by, forbidden) {
             (Kind::Unreachable, Place::Nobody, Some(reason)) => format!(
-                "; this default alone was tried, as {path} cannot be read ({reason}): run flanctl as root, or give \
+                "; only the default {DEFAULT_ENDPOINT} was tried, as {path} cannot be read ({reason}): run flanctl as root, or give \
                  --etcd-endpoints"
             ),
             (Kind::Unreachable, Place::Nobody, None) => format!(
-                "; this default alone was tried, as nothing says where the store is: give --etcd-endpoints, or set \
+                "; only the default {DEFAULT_ENDPOINT} was tried, as nothing says where the store is: give --etcd-endpoints, or set \
                  FLAND_ETCD_ENDPOINTS in {path}"
             ),
-            (Kind::Unreachable, Place::File, _) => format!("; this address is from {path}"),
+            (Kind::Unreachable, Place::File, _) => format!("; {path} says that the store is there"),
             (Kind::Unauthorised, _, Some(reason)) => {
                 format!(
                     "; {path}, which may have better ones, cannot be read ({reason}): run flanctl as root"
@@ -188,11 +188,13 @@ mod tests {
         };
         let forbidden = || Err(io::ErrorKind::PermissionDenied.into());
         let comment = access(Place::Nobody, Ok(EnvFile::default())).comment(Kind::Unreachable);
-        assert!(comment.contains("--etcd-endpoints") && comment.contains(UNIT_FILE), "{comment}");
+        for part in [DEFAULT_ENDPOINT, "--etcd-endpoints", UNIT_FILE] {
+            assert!(comment.contains(part), "{comment}");
+        }
         let comment = access(Place::Nobody, forbidden()).comment(Kind::Unreachable);
         assert!(comment.contains("permission denied") && comment.contains("as root"), "{comment}");
         let comment = access(Place::File, Ok(EnvFile::default())).comment(Kind::Unreachable);
-        assert_eq!(comment, "; this address is from /etc/default/fland");
+        assert_eq!(comment, "; /etc/default/fland says that the store is there");
         assert_eq!(access(Place::Person, forbidden()).comment(Kind::Unreachable), "");
         assert_eq!(access(Place::Nobody, forbidden()).comment(Kind::NoConfig), "");
         assert!(access(Place::Person, forbidden()).comment(Kind::Unauthorised).contains("as root"));

@@ -88,7 +88,7 @@ impl Identity {
         let chain = pem::certificates(&certificate_pem).map_err(|fault| certificate.unusable(fault))?;
         let leaf = certificate.leaf(&chain, holder)?;
         let private = pem::key(&key_pem, key.path).map_err(|fault| key.unusable(fault))?;
-        matching(certificate, &chain, key, private)?;
+        matching(certificate, &chain, key, &private)?;
         let doubts =
             leaf.doubts(holder, now).into_iter().map(|doubt| format!("{certificate} {doubt}")).collect();
         let names = leaf.names;
@@ -203,9 +203,9 @@ fn matching(
     certificate: File<'_>,
     chain: &[CertificateDer<'static>],
     key: File<'_>,
-    private: PrivateKeyDer<'static>,
+    private: &PrivateKeyDer<'static>,
 ) -> Result<(), BadFile> {
-    let signing = any_supported_type(&private).map_err(|_| {
+    let signing = any_supported_type(private).map_err(|_| {
         let kinds = "RSA of 2048 to 8192 bits, ECDSA of P-256 or P-384, or Ed25519";
         key.unusable(format!("is of a kind that is not supported; expected {kinds}"))
     })?;
