@@ -86,9 +86,9 @@ fn of_certificate(endpoint: &str, error: &CertificateError, credentials: &Creden
         }
         E::NotValidYet => told("its certificate is not valid yet", "check the clock of this host"),
         E::NotValidForNameContext { expected, presented } => {
-            wrong_name(&expected.to_str(), presented.iter().map(|name| bare_name(name)).collect())
+            wrong_name(&expected.to_str(), &presented.iter().map(|name| bare_name(name)).collect::<Vec<_>>())
         }
-        E::NotValidForName => wrong_name(host(endpoint), Vec::new()),
+        E::NotValidForName => wrong_name(host(endpoint), &[]),
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => told(
             "its certificate is not for servers",
             "issue it without extendedKeyUsage or with serverAuth in it",
@@ -129,7 +129,7 @@ fn our_authorities(credentials: &Credentials) -> String {
     }
 }
 
-fn wrong_name(dialled: &str, names: Vec<String>) -> Words {
+fn wrong_name(dialled: &str, names: &[String]) -> Words {
     let names = match names.is_empty() {
         true => "names no host".to_owned(),
         false => format!("is for {}", names.join(", ")),
