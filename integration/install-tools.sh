@@ -41,6 +41,7 @@ if lacks systemd-analyze; then want systemd; fi
 # What forky-root.sh makes its root with.
 if lacks debootstrap; then want debootstrap; fi
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring
+if lacks openssl; then want openssl; fi
 # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
 if lacks iperf3; then want iperf3; fi
 if lacks ethtool; then want ethtool; fi

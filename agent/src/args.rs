@@ -15,9 +15,9 @@ use crate::store_command::StoreCommand;
 
 /// Joins this host's containers to those of the other hosts.
 ///
-/// fland leases the subnet of this host's docker0 bridge from etcd, writes it to a file for dockerd, and programs the
-/// kernel so that packets for the other hosts' subnets reach them. It runs until it is told to stop, and what it has
-/// set up keeps working when it does.
+/// fland leases the subnet of this host's docker0 bridge from the store, which is etcd or a host that carries it, writes
+/// it to a file for dockerd, and programs the kernel so that packets for the other hosts' subnets reach them. It runs
+/// until it is told to stop, and what it has set up keeps working when it does.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "fland",
@@ -171,7 +171,7 @@ pub struct Args {
     )]
     pub resync_interval: Duration,
 
-    /// Doubt a list of leases that lacks more than this part of the known peers, in percent, as after etcd was wiped or
+    /// Doubt a list of leases that lacks more than this part of the known peers, in percent, as after the store was wiped or
     /// restored: keep packets flowing to the missing for --mass-loss-grace
     #[arg(
         long,

@@ -1,12 +1,15 @@
 //! The store, when this process carries it: started, told of, and where a program on this host finds it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::SystemTime;
 
 use anyhow::anyhow;
 use flan_embedded_store::{ListenUrl, Running, Settings, StartError};
+use flan_tls_files::{Holder, Identity};
 use tracing::info;
 
 use crate::refused::refused;
+use crate::store_args::StoreArgs;
 
 /// A store that is served by this process.
 pub struct Embedded {
@@ -47,12 +50,42 @@ impl Embedded {
     }
 }
 
+/// Refuses certificates with which the agent could not reach the store that it carries.
+///
+/// # Errors
+/// What does not fit, and what would.
+pub fn ensure_reachable(settings: &Settings, client: &StoreArgs) -> Result<(), String> {
+    let (Some(files), Some(url)) = (&settings.tls, local(&settings.listen)) else { return Ok(()) };
+    if let (Some(authorities), None) = (&files.client_authorities, &client.etcd_certfile) {
+        return Err(format!(
+            "--store-trusted-ca-file {} lets the store serve only clients with a certificate, and this agent, its first \
+             client, has none; give --etcd-certfile and --etcd-keyfile as well",
+            authorities.display()
+        ));
+    }
+    let own = Identity::load(Holder::Store, &files.certificate, &files.key, SystemTime::now());
+    let names = own.map_err(|bad| bad.to_string())?.names;
+    let address = url.address.ip().to_string();
+    if names.contains(&address) {
+        return Ok(());
+    }
+    Err(format!(
+        "the store's certificate {} is for {}, and this agent dials the store at {url}; issue it with {address} in \
+         subjectAltName, or have --store-listen begin with an address of the certificate and without one on loopback",
+        files.certificate.display(),
+        names.join(", ")
+    ))
+}
+
 /// The URL by which a program on this host reaches a store that listens at `urls`: on loopback where it listens there,
 /// which no change of the host's addresses takes away; else the first. `None` when it listens nowhere.
 pub fn local_url(urls: &[String]) -> Option<String> {
     let urls: Vec<ListenUrl> = urls.iter().filter_map(|url| url.parse().ok()).collect();
-    let url = urls.iter().find_map(on_loopback).or_else(|| urls.first().copied())?;
-    Some(url.to_string())
+    local(&urls).map(|url| url.to_string())
+}
+
+fn local(urls: &[ListenUrl]) -> Option<ListenUrl> {
+    urls.iter().find_map(on_loopback).or_else(|| urls.first().copied())
 }
 
 fn on_loopback(url: &ListenUrl) -> Option<ListenUrl> {
@@ -68,7 +101,13 @@ fn on_loopback(url: &ListenUrl) -> Option<ListenUrl> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use clap::Parser;
+
     use super::*;
+    use crate::args::Args;
 
     fn dialled(urls: &[&str]) -> Option<String> {
         local_url(&urls.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -92,5 +131,47 @@ mod tests {
         assert_eq!(dialled(&["https://10.0.0.2:1", "https://10.0.0.3:1"]).unwrap(), "https://10.0.0.2:1");
         assert_eq!(dialled(&["http://[2001:db8::1]:2379"]).unwrap(), "http://[2001:db8::1]:2379");
         assert_eq!(dialled(&[]), None);
+    }
+
+    /// What is said of a start with a certificate for these names, `cert.pem`, and these flags.
+    fn start_with(names: &[&str], listen: &str, flags: &[&str]) -> Result<(), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        fs::write(path("cert.pem"), made.cert.pem()).unwrap();
+        fs::write(path("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let (certificate, key) = (path("cert.pem"), path("key.pem"));
+        let fixed = ["fland", "--embedded-store=/data", "--store-listen", listen];
+        let files = ["--store-cert-file", &certificate, "--store-key-file", &key];
+        let args = Args::try_parse_from([&fixed[..], &files[..], flags].concat()).unwrap();
+        let settings = args.embedded.settings(&args.store).unwrap().unwrap();
+        assert!(Path::new(&certificate).exists());
+        ensure_reachable(&settings, &args.store)
+    }
+
+    #[test]
+    fn a_certificate_that_does_not_name_what_the_agent_dials_is_refused() {
+        let both = "https://127.0.0.1:2379,https://10.0.0.2:2379";
+        let refusal = start_with(&["10.0.0.2"], both, &[]).unwrap_err();
+        assert!(
+            refusal.contains(
+                "cert.pem is for 10.0.0.2, and this agent dials the store at https://127.0.0.1:2379"
+            ),
+            "{refusal}"
+        );
+        assert!(refusal.contains("127.0.0.1 in subjectAltName"), "{refusal}");
+        start_with(&["10.0.0.2"], "https://10.0.0.2:2379", &[]).unwrap();
+        start_with(&["10.0.0.2", "127.0.0.1"], both, &[]).unwrap();
+        start_with(&["::1"], "https://[::]:2379", &[]).unwrap();
+    }
+
+    #[test]
+    fn a_store_that_demands_certificates_is_refused_to_an_agent_without_one() {
+        let (listen, demands) = ("https://127.0.0.1:2379", "--store-trusted-ca-file=ca.pem");
+        let refusal = start_with(&["127.0.0.1"], listen, &[demands]).unwrap_err();
+        assert!(refusal.contains("give --etcd-certfile and --etcd-keyfile"), "{refusal}");
+        let own = ["--etcd-certfile=own.pem", "--etcd-keyfile=own-key.pem"];
+        start_with(&["127.0.0.1"], listen, &[demands, own[0], own[1]]).unwrap();
     }
 }

@@ -188,7 +188,7 @@ mod tests {
         let mut status = Status { waiting_for: Some("a lease".to_owned()), ..Status::default() };
         assert_eq!(status.verdict(), "waiting for a lease\n");
         status.ready = true;
-        status.store_problem = Some("cannot reach etcd".to_owned());
+        status.store_problem = Some("cannot reach the store".to_owned());
         assert!(status.is_healthy());
         status.kernel_problem = Some("no such device".to_owned());
         assert_eq!(status.verdict(), "the kernel is not as it should be: no such device\n");

@@ -6,16 +6,17 @@ use std::path::PathBuf;
 use clap::Args;
 use flan_subnet_lease::{Credentials, StoreConfig};
 
-/// How to reach etcd. Names and meanings are flannel's.
+/// How to reach the store: etcd, or a host that carries it. Names and meanings are flannel's.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
-    /// URLs of the etcd members, separated by commas; https:// for TLS. http://127.0.0.1:2379 by default
+    /// URLs of the etcd members, or of the host that carries the store, separated by commas; https:// for TLS.
+    /// http://127.0.0.1:2379 by default
     // Empty when nobody has given any, which is not the same as when somebody has given the default.
     #[arg(long, value_name = "URLS", env = "FLAND_ETCD_ENDPOINTS", value_delimiter = ',', global = true)]
     pub etcd_endpoints: Vec<String>,
 
-    /// What all keys in etcd begin with
+    /// What all keys in the store begin with
     #[arg(
         long,
         value_name = "PATH",
@@ -25,11 +26,11 @@ pub struct StoreArgs {
     )]
     pub etcd_prefix: String,
 
-    /// File with the authorities that sign the members' certificates; the system's by default
+    /// CA file: certificates of the CAs that sign the store's certificates. The system's CAs by default
     #[arg(long, value_name = "FILE", env = "FLAND_ETCD_CAFILE", global = true)]
     pub etcd_cafile: Option<PathBuf>,
 
-    /// File with our own certificate
+    /// File with our own certificate, for a store that demands one; X.509 version 3
     #[arg(long, value_name = "FILE", env = "FLAND_ETCD_CERTFILE", global = true)]
     pub etcd_certfile: Option<PathBuf>,
 
@@ -37,17 +38,17 @@ pub struct StoreArgs {
     #[arg(long, value_name = "FILE", env = "FLAND_ETCD_KEYFILE", global = true)]
     pub etcd_keyfile: Option<PathBuf>,
 
-    /// User name in etcd
+    /// User name in the store
     #[arg(long, value_name = "NAME", env = "FLAND_ETCD_USERNAME", global = true)]
     pub etcd_username: Option<String>,
 
-    /// Password in etcd; better given in the environment, where `ps` does not show it
+    /// Password in the store; better given in the environment, where `ps` does not show it
     #[arg(long, value_name = "PASSWORD", env = "FLAND_ETCD_PASSWORD", hide_env_values = true, global = true)]
     pub etcd_password: Option<String>,
 }
 
 /// Where the store is when nobody says where.
-const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 /// What its keys begin with when nobody says what.
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
 
@@ -100,32 +101,55 @@ impl StoreArgs {
 ///
 /// Ends the process on `--help`, `--version` and a command line that cannot be read, with exit code 2 for the last.
 pub fn parse<T: clap::Parser>() -> T {
+    parse_beside(|_| None)
+}
+
+/// The same, with the variables of a file, which everything else wins over.
+pub fn parse_beside<T: clap::Parser>(file: impl Fn(&str) -> Option<String>) -> T {
     let variable = |name: &str| std::env::var(name).ok();
-    read(std::env::args_os(), variable).unwrap_or_else(|error| error.exit())
+    read_beside(std::env::args_os(), variable, file).unwrap_or_else(|error| error.exit())
 }
 
 /// The same from other arguments. `variable` tells what of the environment clap does not look at by itself.
+#[cfg(test)]
 pub(crate) fn read<T: clap::Parser>(
     arguments: impl Iterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<T, clap::Error> {
-    let mut command = with_environment(T::command(), &variable);
+    read_beside(arguments, variable, |_| None)
+}
+
+fn read_beside<T: clap::Parser>(
+    arguments: impl Iterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<String>,
+    file: impl Fn(&str) -> Option<String>,
+) -> Result<T, clap::Error> {
+    let mut command = with_environment(T::command(), &variable, &file);
     command.build(); // adds --help and --version to the flags
     let arguments = as_clap_reads_them(&command, arguments);
     T::from_arg_matches(&command.try_get_matches_from(arguments)?)
 }
 
-fn with_environment(command: clap::Command, variable: &dyn Fn(&str) -> Option<String>) -> clap::Command {
-    let command = command.mut_subcommands(|command| with_environment(command, variable));
+/// What a place that has variables says for `FLAND_X`, itself or by `FLANNELD_X`. An empty value is as good as none.
+pub fn variable_in(place: impl Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    let flannels = name.replacen("FLAND_", "FLANNELD_", 1);
+    [name, &flannels].into_iter().filter_map(place).find(|value| !value.is_empty())
+}
+
+fn with_environment(
+    command: clap::Command,
+    variable: &dyn Fn(&str) -> Option<String>,
+    file: &dyn Fn(&str) -> Option<String>,
+) -> clap::Command {
+    let command = command.mut_subcommands(|command| with_environment(command, variable, file));
     command.mut_args(|arg| {
         let Some(ours) = arg.get_env().map(|name| name.to_string_lossy().into_owned()) else { return arg };
         let arg = match variable(&ours) {
             Some(value) if value.is_empty() => arg.env(None::<&str>),
             _ => arg,
         };
-        let Some(value) =
-            variable(&ours.replacen("FLAND_", "FLANNELD_", 1)).filter(|value| !value.is_empty())
-        else {
+        // FLAND_X of the environment is clap's.
+        let Some(value) = variable_in(variable, &ours).or_else(|| variable_in(file, &ours)) else {
             return arg;
         };
         let secret = arg.is_hide_env_values_set();
@@ -191,6 +215,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_stands_in_where_neither_flag_nor_environment_says_anything() {
+        let place = |variables: &'static [(&str, &str)]| {
+            move |name: &str| {
+                variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            }
+        };
+        let file = place(&[
+            ("FLAND_ETCD_PREFIX", "/file"),
+            ("FLANNELD_ETCD_CAFILE", "file.pem"),
+            ("FLAND_ETCD_ENDPOINTS", "http://10.0.0.9:2379"),
+        ]);
+        let environment = place(&[("FLANNELD_ETCD_ENDPOINTS", "http://10.0.0.1:2379")]);
+        let arguments = ["flanctl", "--etcd-prefix=/flag"].map(OsString::from).into_iter();
+        let sample: Sample = read_beside(arguments, environment, file).unwrap();
+        let config = sample.store.config();
+        assert_eq!((config.prefix.as_str(), config.endpoints[0].as_str()), ("/flag", "http://10.0.0.1:2379"));
+        assert_eq!(config.credentials.ca_file, Some("file.pem".into()));
+    }
+
+    #[test]
     fn what_reaches_the_same_store_is_typed_without_defaults_and_password() {
         let typed = |arguments: &[&str]| {
             let arguments = arguments.iter().map(OsString::from);
@@ -212,7 +256,8 @@ mod tests {
     #[test]
     fn a_password_from_the_environment_does_not_show_in_the_help() {
         let environment = |name: &str| (name == "FLANNELD_ETCD_PASSWORD").then(|| "s3cret".to_owned());
-        let help = with_environment(Sample::command(), &environment).render_long_help().to_string();
+        let help =
+            with_environment(Sample::command(), &environment, &|_| None).render_long_help().to_string();
         assert!(help.contains("etcd-password") && !help.contains("s3cret"), "{help}");
     }
 

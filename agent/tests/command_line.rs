@@ -105,3 +105,17 @@ fn the_help_of_the_store_tells_of_the_store_alone() {
     assert!(help.contains("--data-dir") && help.contains("--listen-client-urls"), "{help}");
     assert!(!help.contains("--etcd-prefix") && !help.contains("--iface"), "{help}");
 }
+
+#[test]
+fn a_certificate_that_cannot_work_ends_a_store_at_its_start_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificate = directory.path().join("store.pem");
+    std::fs::write(&certificate, "").unwrap();
+    let file = certificate.display().to_string();
+    let data = directory.path().join("data").display().to_string();
+    let tls = ["--listen-client-urls=https://127.0.0.1:0", "--cert-file", &file, "--key-file", &file];
+    let mut command = fland(&[&["store", "--data-dir", &data][..], &tls[..]].concat());
+    let (code, said) = ended(command.output().unwrap());
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(&format!("the store's certificate {file} is empty")), "{said}");
+}

@@ -7,12 +7,13 @@ mod limit;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use flan_tls_files::{Authorities, BadFile, Holder};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -110,18 +111,25 @@ async fn accept(
     "a thread that serves has ended".to_owned()
 }
 
-/// The server's certificate, and whom it serves.
+/// The server's certificate, and whom it serves. What clients may not accept of it is logged.
 fn config(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path)
-            .map_err(|reason| StartError::Setting(format!("cannot read {}: {reason}", path.display())))
+    let bad = |bad: BadFile| StartError::Setting(bad.to_string());
+    let now = SystemTime::now();
+    let own =
+        flan_tls_files::Identity::load(Holder::Store, &files.certificate, &files.key, now).map_err(bad)?;
+    let config =
+        ServerTlsConfig::new().identity(Identity::from_pem(own.certificate, own.key)).timeout(FIRST_WORDS);
+    let (config, doubts) = match &files.client_authorities {
+        Some(path) => {
+            let authorities = Authorities::load(path, now).map_err(bad)?;
+            (config.client_ca_root(Certificate::from_pem(authorities.pem)), authorities.doubts)
+        }
+        None => (config, Vec::new()),
     };
-    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
-    let config = ServerTlsConfig::new().identity(identity).timeout(FIRST_WORDS);
-    Ok(match &files.client_authorities {
-        Some(path) => config.client_ca_root(Certificate::from_pem(read(path)?)),
-        None => config,
-    })
+    for doubt in own.doubts.into_iter().chain(doubts) {
+        warn!("{doubt}");
+    }
+    Ok(config)
 }
 
 /// A server, ready for its connections.

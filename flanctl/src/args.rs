@@ -16,6 +16,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 
+    /// File with settings of the agent, read as its unit reads them: what neither flags nor the environment say about the
+    /// store is taken from it. /etc/default/fland by default, if it is there
+    #[arg(long, value_name = "FILE", env = "FLAND_ENV_FILE", global = true, help_heading = "Store")]
+    pub(crate) env_file: Option<PathBuf>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -184,7 +189,9 @@ pub(crate) enum ReportForm {
 
 const AFTER_HELP: &str = "\
 Flags that say how to reach the store are also read from the environment: FLAND_ and the flag's name in upper case \
-with underscores, else FLANNELD_ and the same. A flag wins over both.
+with underscores, else FLANNELD_ and the same; what is not there is read from /etc/default/fland, or from another file \
+(--env-file). A flag wins over the environment, which wins over the file. On a host that carries the store \
+(FLAND_EMBEDDED_STORE), flanctl dials it as the agent does.
 
 Exit codes:
   0  done

@@ -47,11 +47,16 @@ impl From<StoreError> for Failure {
         let kind = match error {
             StoreError::Unreachable(_) => Kind::Unreachable,
             StoreError::Unauthorised { .. } => Kind::Unauthorised,
-            StoreError::Setting(_) | StoreError::CredentialFile { .. } => Kind::Usage,
+            StoreError::Setting(_) | StoreError::CredentialFile(_) => Kind::Usage,
             StoreError::LeaseGone(_) | StoreError::NotOffered { .. } | StoreError::Refused { .. } => {
                 Kind::Other
             }
         };
-        Self::new(kind, error)
+        match &error {
+            StoreError::CredentialFile(file) if file.is_forbidden() => {
+                Self::new(kind, format!("{error}; run flanctl as a user who may read it, such as root"))
+            }
+            error => Self::new(kind, error),
+        }
     }
 }

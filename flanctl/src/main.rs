@@ -1,8 +1,10 @@
 //! `flanctl`: what a person types to see and change who holds which subnet.
 
+mod access;
 mod args;
 mod config;
 mod docker;
+mod env_file;
 mod failure;
 mod output;
 mod progress;
@@ -13,13 +15,15 @@ mod table;
 use std::process::ExitCode;
 
 use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
-use flan_agent::store_args;
 use flan_subnet_lease::Store;
 
 use crate::failure::{Failure, Kind};
 
 fn main() -> ExitCode {
-    let args: args::Args = store_args::parse();
+    let (args, access) = match access::read() {
+        Ok(read) => read,
+        Err(failure) => return failed(&failure, ""),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run(args)),
@@ -27,11 +31,13 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("flanctl: {failure}");
-            ExitCode::from(failure.kind.code())
-        }
+        Err(failure) => failed(&failure, &access.comment(failure.kind)),
     }
+}
+
+fn failed(failure: &Failure, comment: &str) -> ExitCode {
+    eprintln!("flanctl: {failure}{comment}");
+    ExitCode::from(failure.kind.code())
 }
 
 async fn run(args: args::Args) -> Result<(), Failure> {

@@ -243,6 +243,8 @@ impl Host {
     pub fn flanctl_with_input(&self, args: &[&str], input: &str) -> Result<Outcome> {
         let mut command = self.place.command(tools::flan_binary("flanctl")?);
         command
+            // Not that of the machine.
+            .env("FLAND_ENV_FILE", "/dev/null")
             .args(["--etcd-endpoints", &self.etcd_endpoints, "--etcd-prefix", &self.etcd_prefix])
             .args(args);
         command::run_with_input(&command, input)

@@ -328,6 +328,8 @@ impl Lab {
 
     fn flanctl_at(&self, etcd_prefix: &str, args: &[&str], input: &str) -> Result<Outcome> {
         let mut command = self.underlay.place().command(tools::flan_binary("flanctl")?);
+        // Not the settings of the machine.
+        command.env("FLAND_ENV_FILE", "/dev/null");
         command.args(["--etcd-endpoints", &self.store.endpoints(), "--etcd-prefix", etcd_prefix]).args(args);
         command::run_with_input(&command, input)
     }

@@ -35,6 +35,9 @@ const ETCD_PROGRAMS: [(&str, &str); 1] = [("etcd", "etcd-server")];
 /// As [`PROGRAMS`]: what the stories look into a store with.
 const ETCDCTL_PROGRAMS: [(&str, &str); 1] = [("etcdctl", "etcd-client")];
 
+/// As [`PROGRAMS`]: what the manual has operators make certificates with.
+const OPENSSL_PROGRAMS: [(&str, &str); 1] = [("openssl", "openssl")];
+
 /// As [`PROGRAMS`]: what the bench and the soak run beside them.
 const BENCH_PROGRAMS: [(&str, &str); 4] =
     [("iperf3", "iperf3"), ("ethtool", "ethtool"), ("ss", "iproute2"), ("nstat", "iproute2")];
@@ -67,6 +70,11 @@ pub fn check_for_store(kind: StoreKind) -> Result<()> {
 /// An error unless there is an `etcdctl`.
 pub fn check_for_etcdctl() -> Result<()> {
     check_programs(&ETCDCTL_PROGRAMS)
+}
+
+/// An error unless there is an `openssl`.
+pub fn check_for_openssl() -> Result<()> {
+    check_programs(&OPENSSL_PROGRAMS)
 }
 
 /// As [`check`], with the programs that only the bench and the soak run.

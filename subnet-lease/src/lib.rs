@@ -33,7 +33,7 @@ pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
-pub use store::{Entry, Listing, MemberStatus, Snapshot, Store, StoreError, StoredConfig};
+pub use store::{Cause, Entry, Listing, MemberStatus, Snapshot, Store, StoreError, StoredConfig, Unanswered};
 pub use store_config::{Credentials, StoreConfig};
 pub use subnet_pool::SubnetPool;
 pub use watch::{Change, LeaseWatch, WatchEvent};

@@ -8,24 +8,28 @@ mod etcd_lease;
 mod listing;
 mod status;
 mod stream;
+mod tls;
+mod unanswered;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions, TlsOptions,
     Txn, TxnOp,
 };
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::store_config::{StoreConfig, read};
-use error::{Failure, NO_GRPC, failure};
+use crate::store_config::StoreConfig;
+use error::{Failure, failure};
 use listing::entry;
 
 pub use error::StoreError;
 pub use listing::{Entry, Listing, Snapshot};
 pub use status::MemberStatus;
 pub(crate) use stream::{Watch, WatchMessage};
+pub use unanswered::{Cause, Unanswered};
 
 /// A handle on the store. Clones share one connection.
 #[derive(Clone)]
@@ -56,9 +60,12 @@ impl Store {
     /// Checks the settings. Nothing is dialled before the first request.
     ///
     /// # Errors
-    /// [`StoreError::Setting`] for endpoints or credentials that cannot work.
+    /// [`StoreError::Setting`] for endpoints or credentials that cannot work, [`StoreError::CredentialFile`] for a
+    /// certificate or key that cannot. What may keep the store from accepting them is logged.
     pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
-        config.check()?;
+        for doubt in config.check(SystemTime::now())? {
+            warn!("{doubt}");
+        }
         let next = rand::random_range(0..config.endpoints.len());
         Ok(Self {
             config: Arc::new(config),
@@ -190,8 +197,8 @@ impl Store {
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let mut reasons = Vec::new();
-        while reasons.len() < self.config.endpoints.len() {
+        let mut unanswered = Vec::new();
+        while unanswered.len() < self.config.endpoints.len() {
             let mut given_up = self.given_up.subscribe();
             let (index, client) = self.client();
             let endpoint = &self.config.endpoints[index];
@@ -200,7 +207,7 @@ impl Store {
                     Some(client) => client,
                     None => self.dial(index).await?,
                 };
-                request(client).await.map_err(|error| failure(endpoint, &error))
+                request(client).await.map_err(|error| self.failure(endpoint, &error))
             };
             let outcome = tokio::select! {
                 outcome = tokio::time::timeout(REQUEST_LIMIT, attempt) => outcome,
@@ -216,13 +223,16 @@ impl Store {
                     return Err(error);
                 }
                 Ok(Err(Failure::Unanswered(why))) => {
-                    reasons.push(format!("{endpoint}: {why}{}", self.config.hint(endpoint, &why)));
+                    unanswered.push(why.explained(&self.config.credentials).await);
                 }
-                Err(_) => reasons.push(format!("{endpoint}: no answer within {} s", REQUEST_LIMIT.as_secs())),
+                Err(_) => {
+                    let reason = format!("no answer within {} s", REQUEST_LIMIT.as_secs());
+                    unanswered.push(Unanswered::silent(endpoint, reason));
+                }
             }
             self.drop_client(index);
         }
-        Err(StoreError::Unreachable(reasons.join("; ")))
+        Err(StoreError::Unreachable(unanswered))
     }
 
     fn client(&self) -> (usize, Option<Client>) {
@@ -241,13 +251,18 @@ impl Store {
     async fn dial(&self, index: usize) -> Result<Client, Failure> {
         let endpoint = &self.config.endpoints[index];
         let options = self.config.options(endpoint).map_err(Failure::Answered)?;
-        let client =
-            Client::connect([endpoint], Some(options)).await.map_err(|error| failure(endpoint, &error))?;
+        let client = Client::connect([endpoint], Some(options))
+            .await
+            .map_err(|error| self.failure(endpoint, &error))?;
         let mut connection = self.lock();
         if connection.next == index {
             connection.client = Some(client.clone());
         }
         Ok(client)
+    }
+
+    fn failure(&self, endpoint: &str, error: &etcd_client::Error) -> Failure {
+        failure(endpoint, error, &self.config.credentials)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Connection> {
@@ -262,24 +277,6 @@ struct Connection {
 }
 
 impl StoreConfig {
-    /// What may be behind a connection that the other side just ends, or that makes no sense.
-    fn hint(&self, endpoint: &str, reason: &str) -> &'static str {
-        if reason.contains(NO_GRPC) {
-            " (it speaks HTTP, but not etcd's protocol; is that the port of etcd?)"
-        } else if !["connection closed", "broken pipe", "connection reset"]
-            .iter()
-            .any(|end| reason.contains(end))
-        {
-            ""
-        } else if endpoint.starts_with("http://") {
-            " (does it speak TLS? then give https://)"
-        } else if self.credentials.cert_file.is_none() {
-            " (does it demand a client certificate? then give --etcd-certfile and --etcd-keyfile)"
-        } else {
-            ""
-        }
-    }
-
     fn options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_LIMIT)
@@ -290,12 +287,13 @@ impl StoreConfig {
             options = options.with_user(name, password);
         }
         if endpoint.starts_with("https://") {
-            let mut tls = match &self.credentials.ca_file {
-                Some(path) => TlsOptions::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            let now = SystemTime::now();
+            let mut tls = match self.credentials.authorities(now)? {
+                Some(authorities) => TlsOptions::new().ca_certificate(Certificate::from_pem(authorities.pem)),
                 None => TlsOptions::new().with_native_roots(),
             };
-            if let (Some(cert), Some(key)) = (&self.credentials.cert_file, &self.credentials.key_file) {
-                tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+            if let Some(identity) = self.credentials.identity(now)? {
+                tls = tls.identity(Identity::from_pem(identity.certificate, identity.key));
             }
             options = options.with_tls(tls);
         }
@@ -318,7 +316,7 @@ mod tests {
         })
         .unwrap();
         let error = store.config().await.unwrap_err().to_string();
-        assert!(error.starts_with("cannot reach etcd: http://127.0.0.1:9: "), "{error}");
+        assert!(error.starts_with("cannot reach the store at http://127.0.0.1:9: "), "{error}");
         assert!(error.contains("refused"), "{error}");
     }
 }

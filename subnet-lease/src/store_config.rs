@@ -1,6 +1,9 @@
 //! How to reach the store: endpoints, prefix and credentials, refused by name where they cannot work.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use flan_tls_files::{Authorities, BadFile, Holder, Identity};
 
 use crate::store::StoreError;
 
@@ -29,67 +32,59 @@ pub struct Credentials {
 }
 
 impl StoreConfig {
-    /// Refuses at once what no retry mends. The files are read again for each connection.
+    /// Refuses at once what no retry mends. Returns what may keep the store from accepting our certificate, or us its:
+    /// the files are read again for each connection, so these may be renewed.
     ///
     /// # Errors
     /// [`StoreError::Setting`] or [`StoreError::CredentialFile`].
-    pub(crate) fn check(&self) -> Result<(), StoreError> {
+    pub(crate) fn check(&self, now: SystemTime) -> Result<Vec<String>, StoreError> {
         let setting = |text: String| Err(StoreError::Setting(text));
         if self.endpoints.is_empty() {
-            return setting(
-                "no etcd endpoint is given; expected URLs such as http://127.0.0.1:2379".to_owned(),
-            );
+            return setting("no endpoint is given; expected URLs such as http://127.0.0.1:2379".to_owned());
         }
         for endpoint in &self.endpoints {
             let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
             if !rest.is_some_and(is_host_and_port) {
-                return setting(format!(
-                    "etcd endpoint {endpoint:?} is not a URL such as http://127.0.0.1:2379"
-                ));
+                return setting(format!("endpoint {endpoint:?} is not a URL such as http://127.0.0.1:2379"));
             }
         }
         let credentials = &self.credentials;
         let any_tls = credentials.ca_file.is_some() || credentials.cert_file.is_some();
         if let Some(plain) = self.endpoints.iter().find(|endpoint| any_tls && endpoint.starts_with("http://"))
         {
-            return setting(format!("TLS files are given, but etcd endpoint {plain} is not https://"));
+            return setting(format!("TLS files are given, but endpoint {plain} is not https://"));
         }
         if !self.prefix.starts_with('/') || self.prefix.ends_with('/') {
-            return setting(format!("etcd prefix {:?} must begin with / and not end with it", self.prefix));
+            return setting(format!("prefix {:?} must begin with / and not end with it", self.prefix));
         }
-        credentials.check()
+        credentials.check(now)
     }
 }
 
 impl Credentials {
-    fn check(&self) -> Result<(), StoreError> {
-        let setting = |text: String| Err(StoreError::Setting(text));
+    fn check(&self, now: SystemTime) -> Result<Vec<String>, StoreError> {
+        let setting = |text: &str| Err(StoreError::Setting(text.to_owned()));
         if self.cert_file.is_some() != self.key_file.is_some() {
-            return setting(
-                "a client certificate needs both its certificate file and its key file".to_owned(),
-            );
+            return setting("a client certificate needs both its certificate file and its key file");
         }
         if self.user.as_ref().is_some_and(|(name, _)| name.is_empty()) {
-            return setting("a password for etcd is given, but no user name".to_owned());
+            return setting("a password for the store is given, but no user name");
         }
-        for (file, what) in [
-            (&self.ca_file, "CERTIFICATE-----"),
-            (&self.cert_file, "CERTIFICATE-----"),
-            (&self.key_file, "PRIVATE KEY-----"),
-        ] {
-            let Some(path) = file else { continue };
-            if !String::from_utf8_lossy(&read(path)?).contains(what) {
-                let what = what.trim_end_matches('-').to_lowercase();
-                return setting(format!("{} holds no {what} in PEM form", path.display()));
-            }
-        }
-        Ok(())
+        let authorities = self.authorities(now)?.map(|authorities| authorities.doubts);
+        let identity = self.identity(now)?.map(|identity| identity.doubts);
+        Ok([authorities, identity].into_iter().flatten().flatten().collect())
     }
-}
 
-/// The content of a file of ours.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
-    std::fs::read(path).map_err(|source| StoreError::CredentialFile { path: path.to_owned(), source })
+    /// The authorities as their file holds them now.
+    pub(crate) fn authorities(&self, now: SystemTime) -> Result<Option<Authorities>, BadFile> {
+        self.ca_file.as_ref().map(|file| Authorities::load(file, now)).transpose()
+    }
+
+    /// Our own certificate and key as their files hold them now.
+    pub(crate) fn identity(&self, now: SystemTime) -> Result<Option<Identity>, BadFile> {
+        let files = self.cert_file.as_ref().zip(self.key_file.as_ref());
+        files.map(|(certificate, key)| Identity::load(Holder::Client, certificate, key, now)).transpose()
+    }
 }
 
 /// Whether this is the rest of a URL that names a host and perhaps a port, and nothing else.
@@ -117,14 +112,14 @@ mod tests {
     }
 
     fn refusal(config: &StoreConfig) -> String {
-        config.check().err().map(|error| error.to_string()).unwrap_or_default()
+        config.check(SystemTime::now()).err().map(|error| error.to_string()).unwrap_or_default()
     }
 
     #[test]
     fn settings_that_cannot_work_are_refused_by_name() {
         assert_eq!(
             refusal(&config("127.0.0.1:2379")),
-            "etcd endpoint \"127.0.0.1:2379\" is not a URL such as http://127.0.0.1:2379"
+            "endpoint \"127.0.0.1:2379\" is not a URL such as http://127.0.0.1:2379"
         );
         let mut half = config("https://127.0.0.1:2379");
         half.credentials.cert_file = Some("client.pem".into());
@@ -133,14 +128,17 @@ mod tests {
         plain.credentials.ca_file = Some("ca.pem".into());
         assert_eq!(
             refusal(&plain),
-            "TLS files are given, but etcd endpoint http://127.0.0.1:2379 is not https://"
+            "TLS files are given, but endpoint http://127.0.0.1:2379 is not https://"
         );
         let mut missing = config("https://127.0.0.1:2379");
         missing.credentials.ca_file = Some("no/such/ca.pem".into());
-        assert_eq!(refusal(&missing), "cannot read no/such/ca.pem: No such file or directory (os error 2)");
+        assert_eq!(
+            refusal(&missing),
+            "the CA file no/such/ca.pem cannot be read: No such file or directory (os error 2)"
+        );
         let mut no_pem = config("https://127.0.0.1:2379");
         no_pem.credentials.ca_file = Some("Cargo.toml".into());
-        assert_eq!(refusal(&no_pem), "Cargo.toml holds no certificate in PEM form");
+        assert_eq!(refusal(&no_pem), "the CA file Cargo.toml holds no certificate in PEM form");
         for bad in
             ["http://127.0.0.1:99999", "http://", "http://host:", "http://a b", "http://host:2379/path"]
         {
@@ -150,6 +148,6 @@ mod tests {
             assert_eq!(refusal(&config(good)), "", "{good}");
         }
         let slash = StoreConfig { prefix: "network/".to_owned(), ..config("http://127.0.0.1:2379") };
-        assert_eq!(refusal(&slash), "etcd prefix \"network/\" must begin with / and not end with it");
+        assert_eq!(refusal(&slash), "prefix \"network/\" must begin with / and not end with it");
     }
 }

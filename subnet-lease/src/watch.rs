@@ -200,12 +200,12 @@ impl Machine {
     fn listed(&mut self, listing: &Listing) {
         if let Some((cluster, revision)) = self.last {
             if cluster != listing.cluster_id {
-                warn!("this is another etcd cluster than before");
+                warn!("this is another store than before");
             } else if listing.revision < revision {
                 warn!(
                     before = revision,
                     now = listing.revision,
-                    "etcd has gone back in time, as after a restore"
+                    "the store has gone back in time, as after a restore"
                 );
             } else {
                 info!(leases = listing.entries.len(), revision = listing.revision, "listed the leases again");

@@ -45,6 +45,9 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
     let settings = args.embedded.settings(&args.store).map_err(refused)?;
     rights::check()?;
+    if let Some(settings) = &settings {
+        embedded::ensure_reachable(settings, &args.store).map_err(refused)?;
+    }
     let _only = only_agent_here()?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {

@@ -4,7 +4,7 @@ mod report;
 
 use std::time::Duration;
 
-use flan_subnet_lease::{MemberStatus, Store, StoreConfig, StoreError, StoredConfig};
+use flan_subnet_lease::{MemberStatus, Store, StoreConfig, StoreError, StoredConfig, Unanswered};
 use futures::future::join_all;
 use tokio::time::Instant;
 
@@ -38,6 +38,7 @@ pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), F
             Some(told(|| format!("waiting for {}", store.endpoints()), Needs::ask(&store)).await)
         }
     };
+    let refused = members.iter().any(|member| matches!(member.status, Err(StoreError::Unauthorised { .. })));
     let report = CheckReport::new(&config, &members, needs.as_ref());
     super::print(form, &report, || report.text())?;
     match report.failed() {
@@ -45,7 +46,9 @@ pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), F
         number => {
             let message =
                 format!("{} failed: agents cannot rely on this store", output::count(number, "check"));
-            Err(Failure::new(Kind::Other, message))
+            // Nobody answered.
+            let kind = if needs.is_none() && !refused { Kind::Unreachable } else { Kind::Other };
+            Err(Failure::new(kind, message))
         }
     }
 }
@@ -138,6 +141,7 @@ async fn limited<T>(
     let start = Instant::now();
     tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(|_| {
         let waited = start.elapsed().as_secs_f32();
-        Err(StoreError::Unreachable(format!("{}: no answer within {waited:.0} s", store.endpoints())))
+        let reason = format!("no answer within {waited:.0} s");
+        Err(StoreError::Unreachable(vec![Unanswered::silent(&store.endpoints(), reason)]))
     })
 }

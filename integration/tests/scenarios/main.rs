@@ -21,5 +21,6 @@ mod soak;
 mod stage;
 mod store_outages;
 mod systemd_units;
+mod tls_manual;
 mod udp_backend;
 mod underlay_changes;

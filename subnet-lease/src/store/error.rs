@@ -1,20 +1,18 @@
 //! Why the store did not do what was asked: etcd's many errors, sorted by what a caller can do about them.
 
-use std::path::PathBuf;
+use flan_tls_files::BadFile;
 
-use super::CONNECT_LIMIT;
+use super::unanswered::{Unanswered, innermost, unanswered};
+use crate::store_config::Credentials;
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No endpoint answered.
-    #[error("cannot reach etcd: {0}")]
-    Unreachable(
-        /// What each endpoint said.
-        String,
-    ),
+    /// No endpoint answered: what became of each.
+    #[error("cannot reach the store at {}", each(.0))]
+    Unreachable(Vec<Unanswered>),
     /// The store does not let us.
-    #[error("etcd at {endpoint} refuses these credentials: {reason}")]
+    #[error("the store at {endpoint} refuses these credentials: {reason}")]
     Unauthorised {
         /// The endpoint that answered.
         endpoint: String,
@@ -22,14 +20,8 @@ pub enum StoreError {
         reason: String,
     },
     /// A certificate or key file cannot be used.
-    #[error("cannot read {}: {source}", path.display())]
-    CredentialFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    CredentialFile(#[from] BadFile),
     /// A setting cannot work.
     #[error("{0}")]
     Setting(String),
@@ -37,7 +29,7 @@ pub enum StoreError {
     #[error("etcd lease {0:x} no longer exists")]
     LeaseGone(i64),
     /// The store does not offer this part of etcd's protocol.
-    #[error("etcd at {endpoint} does not offer this: {reason}")]
+    #[error("the store at {endpoint} does not offer this: {reason}")]
     NotOffered {
         /// The endpoint that answered.
         endpoint: String,
@@ -45,7 +37,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The store answered with an error.
-    #[error("etcd at {endpoint}: {reason}")]
+    #[error("the store at {endpoint}: {reason}")]
     Refused {
         /// The endpoint that answered.
         endpoint: String,
@@ -57,7 +49,7 @@ pub enum StoreError {
 /// Why a request failed on one endpoint.
 pub(super) enum Failure {
     /// Another endpoint may answer.
-    Unanswered(String),
+    Unanswered(Unanswered),
     /// This is the answer, and any other endpoint's would be the same.
     Answered(StoreError),
 }
@@ -66,14 +58,15 @@ pub(super) enum Failure {
 pub(super) const NO_GRPC: &str = "grpc-status header missing";
 
 /// Sorts an error of the client: did the store answer, and did it refuse who we are?
-pub(super) fn failure(endpoint: &str, error: &etcd_client::Error) -> Failure {
-    let (endpoint, reason) = (endpoint.to_owned(), plain(error));
+pub(super) fn failure(endpoint: &str, error: &etcd_client::Error, credentials: &Credentials) -> Failure {
+    let nobody = || Failure::Unanswered(unanswered(endpoint, error, credentials));
+    let (endpoint, reason) = (endpoint.to_owned(), innermost(error));
     let etcd_client::Error::GRpcStatus(status) = error else {
         return match error {
             etcd_client::Error::LeaseKeepAliveError(_) => {
                 Failure::Answered(StoreError::Refused { endpoint, reason })
             }
-            _ => Failure::Unanswered(reason),
+            _ => nobody(),
         };
     };
     // The codes of gRPC: 3 invalid argument, 7 permission denied, 9 failed precondition, 12 unimplemented,
@@ -82,9 +75,9 @@ pub(super) fn failure(endpoint: &str, error: &etcd_client::Error) -> Failure {
         7 | 16 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
         3 | 9 if is_about_us(&reason) => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
         // An HTTP server that is no etcd says the same by its 404.
-        12 if reason.contains(NO_GRPC) => Failure::Unanswered(reason),
+        12 if reason.contains(NO_GRPC) => nobody(),
         12 => Failure::Answered(StoreError::NotOffered { endpoint, reason }),
-        1 | 2 | 4 | 13 | 14 => Failure::Unanswered(reason),
+        1 | 2 | 4 | 13 | 14 => nobody(),
         _ => Failure::Answered(StoreError::Refused { endpoint, reason }),
     }
 }
@@ -104,23 +97,6 @@ fn is_about_us(reason: &str) -> bool {
     ["user name is empty", "authentication", "auth store is old"].iter().any(|words| reason.contains(words))
 }
 
-/// The innermost reason of an error, without the library's wrapping.
-pub(super) fn plain(error: &etcd_client::Error) -> String {
-    let mut source: Option<&dyn std::error::Error> = match error {
-        etcd_client::Error::GRpcStatus(status) => std::error::Error::source(status),
-        etcd_client::Error::TransportError(error) => Some(error),
-        _ => None,
-    };
-    let mut text = match error {
-        etcd_client::Error::GRpcStatus(status) => status.message().to_owned(),
-        other => other.to_string(),
-    };
-    while let Some(inner) = source {
-        text = inner.to_string();
-        source = inner.source();
-    }
-    match text.as_str() {
-        "deadline has elapsed" => format!("no connection within {} s", CONNECT_LIMIT.as_secs()),
-        _ => text,
-    }
+fn each(endpoints: &[Unanswered]) -> String {
+    endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

@@ -4,6 +4,7 @@ use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 
 use super::error::refused_watch;
 use super::stream::{Watch, WatchMessage};
+use super::unanswered::Unanswered;
 use super::{REQUEST_LIMIT, Store, StoreError};
 
 /// What one member of the store says of itself.
@@ -61,7 +62,7 @@ impl Store {
             Err(_) => {
                 let limit = REQUEST_LIMIT.as_secs();
                 let reason = format!("the watch gave no sign of life within {limit} s");
-                Err(StoreError::Unreachable(format!("{}: {reason}", self.endpoints())))
+                Err(StoreError::Unreachable(vec![Unanswered::silent(&self.endpoints(), reason)]))
             }
         }
     }

@@ -3,8 +3,8 @@
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use tokio::sync::watch;
 
-use super::error::plain;
 use super::listing::entry;
+use super::unanswered::innermost;
 use super::{Store, StoreError};
 use crate::watch::Change;
 
@@ -72,7 +72,7 @@ impl Watch {
                 WatchMessage::Changes(response.events().iter().filter_map(change).collect())
             }
             Ok(None) => WatchMessage::Ended("the store closed the watch".to_owned()),
-            Err(error) => WatchMessage::Ended(plain(&error)),
+            Err(error) => WatchMessage::Ended(innermost(&error)),
         }
     }
 

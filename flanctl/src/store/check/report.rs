@@ -108,7 +108,7 @@ fn one_cluster(members: &[Member]) -> Option<Line> {
 mod tests {
     use std::time::Duration;
 
-    use flan_subnet_lease::{Credentials, StoreError, StoredConfig};
+    use flan_subnet_lease::{Cause, Credentials, StoreError, StoredConfig, Unanswered};
 
     use super::*;
 
@@ -138,8 +138,13 @@ mod tests {
     }
 
     fn dead(endpoint: &str) -> Member {
-        let error = StoreError::Unreachable(format!("{endpoint}: Connection refused"));
-        Member { endpoint: endpoint.to_owned(), status: Err(error), read: None }
+        let unanswered = Unanswered::silent(endpoint, "Connection refused".to_owned());
+        unreached(unanswered)
+    }
+
+    fn unreached(unanswered: Unanswered) -> Member {
+        let endpoint = unanswered.endpoint.clone();
+        Member { endpoint, status: Err(StoreError::Unreachable(vec![unanswered])), read: None }
     }
 
     fn needs() -> Needs {
@@ -195,6 +200,25 @@ mod tests {
         assert!(text.starts_with("FAILED    http://a:2379    Connection refused\n"), "{text}");
         assert!(text.ends_with("not told  write leases     no endpoint could be asked"), "{text}");
         assert_eq!((alone.failed(), alone.ok), (1, false));
+    }
+
+    #[test]
+    fn firewalls_are_spoken_of_where_there_is_no_connection_and_nowhere_else() {
+        let told = |cause, remedy: Option<&str>| {
+            let (reason, remedy) = ("a reason".to_owned(), remedy.map(str::to_owned));
+            let member = unreached(Unanswered { endpoint: A.to_owned(), reason, remedy, cause });
+            report(&[member], None).text()
+        };
+        assert!(
+            told(Cause::NoConnection, None)
+                .contains("-> check the URL, that the store runs there, and that no firewall")
+        );
+        let tls = told(Cause::NoUnderstanding, Some("renew the store's certificate"));
+        assert!(tls.starts_with("FAILED    http://a:2379    a reason\n"), "{tls}");
+        assert!(tls.contains("-> renew the store's certificate\n") && !tls.contains("firewall"), "{tls}");
+        for cause in [Cause::UnknownHost, Cause::Ended, Cause::NoUnderstanding] {
+            assert!(!told(cause, None).contains("firewall"), "{cause:?}");
+        }
     }
 
     #[test]
@@ -281,7 +305,7 @@ mod tests {
         };
         let text = report(&[refused], None).text();
         assert!(text.contains("-> check --etcd-username and --etcd-password\n"), "{text}");
-        let silent = StoreError::Unreachable(format!("{A}: no answer within 4 s"));
+        let silent = StoreError::Unreachable(vec![Unanswered::silent(A, "no answer within 4 s".to_owned())]);
         let torn = Member { read: Some(Err(silent)), ..member(A, status(10)) };
         let text = report(&[torn], None).text();
         assert!(text.starts_with("FAILED    http://a:2379    version 3.5.9, leads, "), "{text}");

@@ -1,11 +1,14 @@
 //! What the store said, and what would help.
 
-use flan_subnet_lease::StoreError;
+use flan_subnet_lease::{Cause, StoreError, Unanswered};
 
 /// The reason alone, without where it comes from.
 pub(crate) fn brief(error: &StoreError) -> String {
     match error {
-        StoreError::Unreachable(reasons) => reasons.clone(),
+        StoreError::Unreachable(endpoints) => {
+            let told = |unanswered: &Unanswered| format!("{}: {}", unanswered.endpoint, unanswered.reason);
+            endpoints.iter().map(told).collect::<Vec<_>>().join("; ")
+        }
         StoreError::Unauthorised { reason, .. } => format!("refuses these credentials: {reason}"),
         StoreError::NotOffered { reason, .. } | StoreError::Refused { reason, .. } => reason.clone(),
         other => other.to_string(),
@@ -21,19 +24,29 @@ pub(crate) fn remedy(error: &StoreError, right: &str) -> String {
         }
         StoreError::Unauthorised { .. } => "check --etcd-username and --etcd-password".to_owned(),
         StoreError::Refused { reason, .. } if reason.contains("space exceeded") => NO_SPACE.to_owned(),
-        _ => "see the log of etcd".to_owned(),
+        StoreError::Unreachable(endpoints) => match endpoints.first() {
+            Some(Unanswered { remedy: Some(remedy), .. }) => remedy.clone(),
+            Some(Unanswered { cause: Cause::NoConnection, .. }) => NOBODY_THERE.to_owned(),
+            Some(Unanswered { cause: Cause::UnknownHost, .. }) => {
+                "check the name in the URL, and how this host looks names up".to_owned()
+            }
+            _ => STORES_LOG.to_owned(),
+        },
+        _ => STORES_LOG.to_owned(),
     }
 }
 
+const STORES_LOG: &str = "see the log of the store";
+
 /// Where no right is known that would do.
-pub(crate) const ADMINISTRATOR: &str = "ask who administers etcd";
+pub(crate) const ADMINISTRATOR: &str = "ask who administers the store";
 
 /// What helps a member that is there and cannot answer for the cluster.
 pub(crate) const MAJORITY: &str =
     "more than half of the members must run and reach each other: etcdctl endpoint status --cluster";
 
 /// What helps where nobody answers.
-pub(crate) const NOBODY_THERE: &str = "check the URL, that etcd runs there, and that no firewall is between";
+const NOBODY_THERE: &str = "check the URL, that the store runs there, and that no firewall is between";
 
 /// What frees a store that has run full; etcd writes nothing until the last of it is done.
-pub(crate) const NO_SPACE: &str = "etcdctl compact REVISION, then etcdctl defrag, then etcdctl alarm disarm; or raise etcd's --quota-backend-bytes";
+pub(crate) const NO_SPACE: &str = "free space on the disk of the store; of an etcd: etcdctl compact REVISION, then etcdctl defrag, then etcdctl alarm disarm, or raise its --quota-backend-bytes";

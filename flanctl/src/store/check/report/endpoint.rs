@@ -3,7 +3,7 @@
 use flan_subnet_lease::{MemberStatus, StoreError};
 use serde::Serialize;
 
-use super::advice::{ADMINISTRATOR, MAJORITY, NOBODY_THERE, brief, remedy};
+use super::advice::{ADMINISTRATOR, MAJORITY, brief, remedy};
 use super::line::Line;
 use crate::store::check::Member;
 
@@ -65,12 +65,15 @@ fn endpoint_line(member: &Member, members: &[Member]) -> Line {
     if member.serves() {
         return Line::ok(name, detail);
     }
+    let remedy = match &member.status {
+        Err(error) if !detail.contains("no leader") => remedy(error, ADMINISTRATOR),
+        _ => MAJORITY.to_owned(),
+    };
     // Agents turn to the next endpoint.
     if members.iter().any(Member::serves) {
-        let remedy = "agents go on with the others; mend it, or take it off --etcd-endpoints";
+        let remedy = format!("agents go on with the others; {remedy}, or take it off --etcd-endpoints");
         return Line::warning(name, detail, remedy);
     }
-    let remedy = if member.status.is_ok() || detail.contains("no leader") { MAJORITY } else { NOBODY_THERE };
     Line::failed(name, detail, remedy)
 }
 

@@ -1,0 +1,61 @@
+//! One TLS connection that waits for the first thing that the store says.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::host_and_port;
+use crate::store_config::Credentials;
+
+/// How long all of it may take. A store that refuses us says so at once, and one that does not sends its settings.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// Connects as [`Store`](crate::Store) does, and reads until the store has said something.
+///
+/// # Errors
+/// What ended the handshake or the connection; [`rustls::Error`] inside of it where it was TLS. Nothing of that kind
+/// where only the system's own list of authorities is known: who signs certificates for clients has a CA file.
+pub(super) async fn handshake(place: &str, credentials: &Credentials) -> io::Result<()> {
+    let (host, port) = host_and_port(place);
+    let config = config(credentials)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let talk = async {
+        let connection = TcpStream::connect((host, port)).await?;
+        let mut connection = TlsConnector::from(Arc::new(config)).connect(name, connection).await?;
+        connection.read(&mut [0; 1]).await
+    };
+    tokio::time::timeout(LIMIT, talk).await?.map(drop)
+}
+
+fn config(credentials: &Credentials) -> io::Result<ClientConfig> {
+    let now = SystemTime::now();
+    let authorities = credentials.authorities(now).map_err(io::Error::other)?;
+    let authorities = authorities.ok_or_else(|| io::Error::other("no CA file"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates(&authorities.pem)?);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(io::Error::other)?.with_root_certificates(roots);
+    let mut config = match credentials.identity(now).map_err(io::Error::other)? {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(io::Error::other)?;
+            builder
+                .with_client_auth_cert(certificates(&identity.certificate)?, key)
+                .map_err(io::Error::other)?
+        }
+    };
+    config.alpn_protocols.push(b"h2".to_vec());
+    Ok(config)
+}
+
+fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(io::Error::other)
+}
