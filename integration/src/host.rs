@@ -428,6 +428,13 @@ impl Host {
         Ok(())
     }
 
+    /// Kills dockerd with all its containers. What it has made of devices and rules stays, as after a crash.
+    pub fn stop_docker(&mut self) -> Result<()> {
+        self.running_docker()?;
+        self.docker = None;
+        Ok(())
+    }
+
     /// dockerd's socket, by its path on the machine.
     pub fn docker_socket(&self) -> PathBuf {
         self.dir.join("run/docker.sock")

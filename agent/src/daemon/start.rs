@@ -22,6 +22,7 @@ use super::{Daemon, Options};
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::interface::{self, External, InterfaceError};
+use crate::lookout::Lookout;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
 use crate::status::{self, EmbeddedStore, SharedStatus};
@@ -152,6 +153,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         suspicion,
         own_revision: held.mod_revision,
         unreached: Unreached::default(),
+        lookout: Lookout::start(status.clone()),
         status,
         rules: Ruleset::default(),
         rules_due: false,

@@ -1,6 +1,7 @@
 //! Operations on devices: each takes several steps, and the next one needs what the last one gave.
 
 use super::devices::Devices;
+use super::holder;
 use super::message;
 use super::questions::link_entry;
 use super::snapshot::{device, link_name};
@@ -31,7 +32,7 @@ pub(super) fn change(
             create_on(socket, devices, *name, link, underlay)?;
             Ok(false)
         }
-        Operation::UpdateLink { name, change } => update(socket, *name, change).map(|()| false),
+        Operation::UpdateLink { name, change } => update(socket, devices, *name, change).map(|()| false),
         Operation::DeleteLink { name } => delete(socket, *name).map(|()| false),
         other => Err(KernelError::Message(format!("not about a device: {other}"))),
     }
@@ -90,7 +91,9 @@ fn create_on(
         mac: None,
     };
     if change != LinkChange::default() {
-        socket.change_one(message::update_link(index, &change))?;
+        socket
+            .change_one(message::update_link(index, &change))
+            .map_err(|error| or_who_has_the_port(socket, devices, link, error))?;
     }
     Ok(())
 }
@@ -101,9 +104,17 @@ fn underlay(socket: &mut Socket, kind: &LinkKind) -> Result<Option<u32>, KernelE
     Ok(Some(message.header.index))
 }
 
-fn update(socket: &mut Socket, name: LinkName, change: &LinkChange) -> Result<(), KernelError> {
-    let index = index(socket, name)?.ok_or(KernelError::NoSuchLink(name))?;
-    socket.change_one(message::update_link(index, change))
+fn update(
+    socket: &mut Socket,
+    devices: &Devices,
+    name: LinkName,
+    change: &LinkChange,
+) -> Result<(), KernelError> {
+    let message = socket.link(name)?.ok_or(KernelError::NoSuchLink(name))?;
+    let (link, _) = device(name, &message)?;
+    socket
+        .change_one(message::update_link(message.header.index, change))
+        .map_err(|error| or_who_has_the_port(socket, devices, &link, error))
 }
 
 fn delete(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
@@ -116,6 +127,22 @@ fn index(socket: &mut Socket, name: LinkName) -> Result<Option<u32>, KernelError
     let Some(message) = socket.link(name)? else { return Ok(None) };
     device(name, &message)?;
     Ok(Some(message.header.index))
+}
+
+/// Of an error that says that an address is in use, which only the port of a VXLAN device can be: who has it.
+fn or_who_has_the_port(
+    socket: &mut Socket,
+    devices: &Devices,
+    link: &Link,
+    error: KernelError,
+) -> KernelError {
+    match &link.kind {
+        LinkKind::Vxlan(Vxlan { port, .. }) if error.errno() == Some(libc::EADDRINUSE) => {
+            let holder = holder::holder_of_port(socket, *port, |name| devices.is_ours(name));
+            KernelError::PortTaken { port: *port, holder }
+        }
+        _ => error,
+    }
 }
 
 /// Of an error that says that something is there already: which other device has the VNI and the port.
