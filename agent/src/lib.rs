@@ -4,13 +4,13 @@
 //! one way into the kernel is [`reconcile`]. What other programs read from us is in [`subnet_env`] and [`status`].
 
 pub mod args;
-mod bridge;
+pub mod bridge;
 pub mod daemon;
 pub mod embedded;
 pub mod embedded_args;
 pub mod interface;
 pub mod log;
-mod lookout;
+pub mod lookout;
 pub mod node;
 mod notify;
 mod ports;

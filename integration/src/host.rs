@@ -432,7 +432,8 @@ impl Host {
     pub fn stop_docker(&mut self) -> Result<()> {
         self.running_docker()?;
         self.docker = None;
-        Ok(())
+        // The next one would take any process of that number for this one.
+        fs::remove_file(self.dir.join("run/docker.pid")).context("dockerd's pid file")
     }
 
     /// dockerd's socket, by its path on the machine.

@@ -84,7 +84,7 @@ fn nftables_chains_that_reject_are_named_until_the_line_that_is_named_cures_them
     // As firewalld has it, and an input chain of a kind that many have.
     let rules = "nft -f - <<'END'
 table inet mine {
-    chain fwd {
+    chain forwarding {
         type filter hook forward priority 10; policy accept;
         ct state established,related accept
         ct state invalid drop
@@ -100,7 +100,7 @@ table inet mine {
 }
 END";
     let parts = [
-        "nftables chain inet mine fwd (priority 10) rejects what this host forwards between containers in 10.5.0.0/16",
+        "nftables chain inet mine forwarding (priority 10) rejects what this host forwards between containers in 10.5.0.0/16",
         "nftables chain inet mine arriving (priority 10) drops what other hosts send to UDP port 8472",
     ];
     rules_are_told_and_cured(rules, &parts, TOLD)

@@ -64,9 +64,11 @@ fn create_on(
 ) -> Result<(), KernelError> {
     let over_ipv6 = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
-            socket
-                .change_one(message::create_vxlan(name, link, vxlan, underlay))
-                .map_err(|error| or_who_has_it(socket, name, vxlan, error))?;
+            match socket.change_one(message::create_vxlan(name, link, vxlan, underlay)) {
+                // Made before, and then not brought up.
+                Err(error) if is_there(&error) && stands(socket, name, link, vxlan, underlay)? => {}
+                made => made.map_err(|error| or_who_has_it(socket, name, vxlan, error))?,
+            }
             vxlan.local.is_some_and(|ip| ip.is_ipv6())
         }
         LinkKind::Tun { vnet_header } => {
@@ -129,6 +131,25 @@ fn index(socket: &mut Socket, name: LinkName) -> Result<Option<u32>, KernelError
     Ok(Some(message.header.index))
 }
 
+fn is_there(error: &KernelError) -> bool {
+    error.errno() == Some(libc::EEXIST)
+}
+
+/// Whether there is just this device, up or not.
+fn stands(
+    socket: &mut Socket,
+    name: LinkName,
+    link: &Link,
+    vxlan: &Vxlan,
+    underlay: Option<u32>,
+) -> Result<bool, KernelError> {
+    let Some(message) = socket.link(name)? else { return Ok(false) };
+    let Ok((found, found_underlay)) = device(name, &message) else { return Ok(false) };
+    let LinkKind::Vxlan(found_vxlan) = found.kind else { return Ok(false) };
+    let same = Vxlan { underlay: vxlan.underlay, ..found_vxlan } == *vxlan && found_underlay == underlay;
+    Ok(same && (link.mac.is_none() || found.mac == link.mac))
+}
+
 /// Of an error that says that an address is in use, which only the port of a VXLAN device can be: who has it.
 fn or_who_has_the_port(
     socket: &mut Socket,
@@ -147,7 +168,7 @@ fn or_who_has_the_port(
 
 /// Of an error that says that something is there already: which other device has the VNI and the port.
 fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: KernelError) -> KernelError {
-    if error.errno() != Some(libc::EEXIST) {
+    if !is_there(&error) {
         return error;
     }
     let holder = socket.dump(
