@@ -247,9 +247,11 @@ mod tests {
         ]
     }
 
-    const V4: &str = r#"{"Network": "10.5.0.0/16"}"#;
-    const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#;
-    const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#;
+    const V4: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48",
+        "Backend": {"Type": "vxlan"}}"#;
+    const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48",
+        "Backend": {"Type": "vxlan"}}"#;
 
     fn find(arguments: &[&str], config: &str) -> Result<External, String> {
         let args = Args::parse_from(std::iter::once("fland").chain(arguments.iter().copied()));

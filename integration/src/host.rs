@@ -10,8 +10,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{self, Outcome, Place};
-use crate::docker::{Bridge, Container, Docker, DockerSpec};
+use crate::docker::{self, Bridge, Container, Docker, DockerSpec};
 use crate::end::End;
+use crate::forky;
 use crate::monitor::Monitor;
 use crate::netns::Netns;
 use crate::notify::Notifications;
@@ -31,6 +32,10 @@ pub const STATUS_PORT: &str = "8299";
 
 /// For [`Host::start_agent_with`]: the agent can be asked for its status.
 pub const STATUS_FLAGS: [&str; 5] = ["--ip-masq", "--healthz-ip", "127.0.0.1", "--healthz-port", STATUS_PORT];
+
+/// Where the drop-in of Docker's unit has `flanctl wait` write dockerd's options, and by which name.
+const DOCKER_OPTIONS: &str = "/run/flannel/docker_opts.env";
+const DOCKER_KEY: &str = "FLAN_DOCKER_OPTS";
 
 /// How long a peer may take to appear or to go.
 const PEERS_LIMIT: Duration = Duration::from_secs(15);
@@ -89,6 +94,8 @@ pub(crate) struct HostSpec {
     pub(crate) etcd_prefix: String,
     pub(crate) cgroup: String,
     pub(crate) image: PathBuf,
+    /// The root of Debian forky whose programs it has; `None` for those of the machine.
+    pub(crate) forky_root: Option<&'static Path>,
     pub(crate) lifetime: Lifetime,
 }
 
@@ -104,6 +111,7 @@ impl Host {
             etcd_prefix,
             cgroup,
             image,
+            forky_root,
             lifetime,
         } = spec;
         let run = dir.join("run");
@@ -112,7 +120,14 @@ impl Host {
         let notifications = Notifications::listen(&run.join("notify"))?;
 
         let mut command = netns.place().then(["unshare", "--mount", "--uts"]).command("sh");
-        command.args(["-c", INIT, "sh", &name]).arg(&dir);
+        if let Some(root) = forky_root {
+            let binaries = tools::flan_binary("fland")?;
+            let (binaries, lab) = (binaries.parent(), dir.parent());
+            command.args(["-c", forky::ENTER, "sh", INIT]).arg(root);
+            command.args(binaries).args(lab).arg(&name).arg(&dir);
+        } else {
+            command.args(["-c", INIT, "sh", &name]).arg(&dir);
+        }
         let mut init = Process::spawn(&format!("host {name}"), &command, &dir.join("init.log"), lifetime)?;
         wait::until(&format!("host {name}"), Duration::from_secs(10), || {
             init.ensure_running()?;
@@ -414,6 +429,24 @@ impl Host {
 
     /// Starts dockerd with values that no agent has written.
     pub fn start_docker_on(&mut self, env: &SubnetEnv, bridge: Bridge) -> Result<()> {
+        let options = docker::options_of(&self.place, env, bridge)?;
+        self.start_docker_with(&options)
+    }
+
+    /// What dockerd is started with by the drop-in of its unit: what `flanctl wait`, run on this host, makes of
+    /// subnet.env and of the dockerd that it finds.
+    pub fn docker_options(&self) -> Result<Vec<String>> {
+        let args =
+            ["wait", "--timeout", "20s", "--docker-opts", DOCKER_OPTIONS, "--docker-opts-key", DOCKER_KEY];
+        self.flanctl(&args)?.succeeded("flanctl wait --docker-opts")?;
+        let text = fs::read_to_string(self.dir.join(DOCKER_OPTIONS.trim_start_matches('/')))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(DOCKER_KEY)?.strip_prefix("=\""));
+        let options = line.with_context(|| format!("no {DOCKER_KEY} in {text:?}"))?.trim_end_matches('"');
+        Ok(options.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Starts dockerd with these options beside those that place it in the lab.
+    pub fn start_docker_with(&mut self, options: &[String]) -> Result<()> {
         ensure!(self.docker.is_none(), "dockerd runs on {} already", self.name);
         let spec = DockerSpec {
             host: &self.name,
@@ -424,7 +457,7 @@ impl Host {
             image: &self.image,
             lifetime: self.lifetime,
         };
-        self.docker = Some(Docker::start(spec, env, bridge)?);
+        self.docker = Some(Docker::start(spec, options)?);
         Ok(())
     }
 
