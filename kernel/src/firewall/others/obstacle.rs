@@ -14,7 +14,8 @@ pub struct Obstacle {
     chain: String,
     rejects: bool,
     what: String,
-    cure: String,
+    /// Commands for a shell.
+    pub(super) cure: String,
 }
 
 /// By what rules are managed, and so changed for good.
@@ -72,11 +73,6 @@ impl Obstacle {
             (format!("what other hosts send to UDP port {port}"), cures)
         };
         Some(Self { chain: name, rejects, what, cure: cure.join(" && ") })
-    }
-
-    /// The commands that cure it, for a shell.
-    pub fn cure(&self) -> &str {
-        &self.cure
     }
 }
 

@@ -129,7 +129,7 @@ fn a_table_of_ones_own_is_cured_by_its_own_name() {
     };
     let cure = "nft insert rule inet mine fwd ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 accept";
     let dropping = chain("drop", "");
-    assert_eq!(dropping.obstacles(&traffic())[0].cure(), cure);
+    assert_eq!(dropping.obstacles(&traffic())[0].cure, cure);
     let rejecting = chain("accept", &rule(r#"{"counter":{}},{"reject":null}"#));
     assert!(told(&rejecting)[0].starts_with("nftables chain inet mine fwd (priority -5) rejects "));
     let address = |field: &str| {
@@ -161,6 +161,6 @@ fn each_family_is_judged_and_cured_by_itself() {
     let rules = OtherRules(vec![iptables_listing::parse("ip6tables-legacy", true, "-P FORWARD DROP\n")]);
     let found = rules.obstacles(&both);
     // A table of one family sees packets of that family alone.
-    assert_eq!(found[0].cure(), "ip6tables-legacy -I FORWARD -s fd00:5::/48 -d fd00:5::/48 -j ACCEPT");
+    assert_eq!(found[0].cure, "ip6tables-legacy -I FORWARD -s fd00:5::/48 -d fd00:5::/48 -j ACCEPT");
     assert_eq!(rules.obstacles(&traffic()), []);
 }
