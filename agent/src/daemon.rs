@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flan_backends::Backend;
+use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
     Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
 };
@@ -22,7 +23,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
+use crate::lookout::{Lookout, Ours};
 use crate::notify;
+use crate::problem::Code;
 use crate::reconcile::{Heard, Outcome, Reconciler};
 use crate::status::SharedStatus;
 use crate::subnet_env::SubnetEnv;
@@ -50,6 +53,8 @@ struct Daemon<K, F> {
     /// Peers that this backend cannot reach from here.
     unreached: Unreached,
     status: SharedStatus,
+    /// Sees what other programs do to our packets.
+    lookout: Lookout,
     /// The packet filter rules that belong to `host`.
     rules: Ruleset,
     /// Whether they must be looked at.
@@ -187,6 +192,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
         if heard.others {
             self.underlay.others_changed(&self.leases.admission().config);
+        }
+        if heard.host {
+            self.lookout.host_changed();
         }
     }
 
@@ -359,6 +367,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
         let repairs = self.reconciler.repairs();
         self.status.update(|status| (status.kernel_problem, status.repairs) = (problem, repairs));
+        let taken = self.datapath.as_ref().and_then(UdpRunner::taken);
+        self.status.report(Code::PortTaken, self.reconciler.port_taken().or(taken));
     }
 
     /// Tells dockerd and systemd, once what is planned for ourselves really stands.
@@ -379,11 +389,37 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             format!("cannot write {file}: {reason}")
         })?;
         self.ready = true;
+        self.lookout.ours_is(Ours { traffic: self.traffic(), env });
         let (mtu, peers) = (self.backend.mtu(), self.leases.peer_count());
         self.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
         info!(subnets = %own.subnets, mtu, peers, %file, "ready");
         notify::ready();
         Ok(())
+    }
+
+    /// What the packet filter of this host must let pass.
+    fn traffic(&self) -> Traffic {
+        let config = &self.leases.admission().config;
+        let underlay = Way { link: self.underlay.link(), ours: false };
+        let of_family = |(family, network)| {
+            let subnet = self.leases.admission().own.as_ref()?.subnets.get(family)?;
+            let addresses = self.host.addresses.iter();
+            let own = addresses.filter(|address| Family::of(address.address.ip()) == family);
+            let mut devices: Vec<Way> = own.map(|address| Way { link: address.link, ours: true }).collect();
+            if devices.is_empty() || backend::routes_directly(config) {
+                devices.push(underlay);
+            }
+            Some(FamilyTraffic { network, subnet, devices })
+        };
+        Traffic {
+            families: config.networks().filter_map(of_family).collect(),
+            outer: backend::udp_port(config).map(|port| Outer {
+                port,
+                link: underlay.link,
+                addresses: self.underlay.external.underlay.addresses.values().copied().collect(),
+            }),
+            ..Traffic::default()
+        }
     }
 
     fn enable_forwarding(&self) -> Result<(), String> {

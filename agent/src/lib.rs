@@ -4,13 +4,16 @@
 //! one way into the kernel is [`reconcile`]. What other programs read from us is in [`subnet_env`] and [`status`].
 
 pub mod args;
+pub mod bridge;
 pub mod daemon;
 pub mod embedded;
 pub mod embedded_args;
 pub mod interface;
 pub mod log;
+pub mod lookout;
 pub mod node;
 mod notify;
+mod ports;
 pub mod problem;
 pub mod reconcile;
 pub mod refused;

@@ -61,6 +61,8 @@ pub struct Heard {
     pub underlay: bool,
     /// An interface that is neither ours nor the external one as it was called until now has changed.
     pub others: bool,
+    /// Devices or addresses of this host have changed, of whatever kind.
+    pub host: bool,
     /// Everything has been read.
     pub has_read: bool,
 }
@@ -202,7 +204,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             let refused = self.kernel.apply(stride).await;
             outcome.failed += refused.len();
             self.settle(stride, &refused, &mut outcome, now);
-            for refusal in refused.iter().filter(|refusal| !self.is_for_want_of_a_device(refusal)) {
+            for refusal in refused.iter().filter(|refusal| self.is_to_be_told(refusal)) {
                 if shown < SHOWN {
                     warn!(operation = %refusal.operation, reason = %refusal.reason, "the kernel refused an operation");
                 }
@@ -264,14 +266,20 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         unread.or_else(|| self.waiting.problem())
     }
 
+    /// Who has the UDP port that a device of ours needs, and what to do, while that lasts.
+    pub fn port_taken(&self) -> Option<String> {
+        self.waiting.port_taken()
+    }
+
     /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
     fn listen(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
-            let Heard { work, read, underlay, others, .. } = self.take_in(changes);
+            let Heard { work, read, underlay, others, host, .. } = self.take_in(changes);
             self.noted.work |= work;
             self.noted.read |= read;
             self.noted.underlay |= underlay;
             self.noted.others |= others;
+            self.noted.host |= host;
         }
     }
 
@@ -285,16 +293,20 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                     let underlay = self.underlay == Some(name);
                     heard.underlay |= underlay;
                     heard.others |= !ours && !underlay;
+                    heard.host = true;
                     heard.read |= ours || underlay;
                     // It may have been in the way of one of ours.
                     heard.work |= self.waiting.release_links();
                 }
-                Change::HostAddress(name) => match self.underlay == Some(name) {
-                    true => heard.underlay = true,
-                    false => heard.others = true,
-                },
+                Change::HostAddress(name) => {
+                    heard.host = true;
+                    match self.underlay == Some(name) {
+                        true => heard.underlay = true,
+                        false => heard.others = true,
+                    }
+                }
                 Change::DefaultRoute => heard.underlay = true,
-                Change::Unknown => (heard.read, heard.underlay) = (true, true),
+                Change::Unknown => (heard.read, heard.underlay, heard.host) = (true, true, true),
             }
         }
         heard
@@ -401,15 +413,27 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             if !self.is_for_want_of_a_device(refusal) {
                 self.waiting.failed(refusal, now);
                 // Unless another program is in the way, our view may be out of date.
-                self.noted.read |= !matches!(refusal.reason, KernelError::Taken(_));
+                self.noted.read |=
+                    !matches!(refusal.reason, KernelError::Taken(_) | KernelError::PortTaken { .. });
             }
         }
     }
 
-    /// Such an operation waits for the device, and not for a time.
+    /// Such an operation waits for the device to be there and up, and not for a time.
     fn is_for_want_of_a_device(&self, refusal: &FailedOperation) -> bool {
-        matches!(refusal.reason, KernelError::NoSuchLink(name)
-            if self.ownership.links.contains(&name) && refusal.operation.object() != Object::Link(name))
+        let needed = match &refusal.reason {
+            KernelError::NoSuchLink(name) => Some(*name),
+            reason if reason.is_device_down() => refusal.operation.link(),
+            _ => None,
+        };
+        needed.is_some_and(|name| {
+            self.ownership.links.contains(&name) && refusal.operation.object() != Object::Link(name)
+        })
+    }
+
+    /// What only follows from another refusal is not, and a port that is taken is a problem with a code of its own.
+    fn is_to_be_told(&self, refusal: &FailedOperation) -> bool {
+        !self.is_for_want_of_a_device(refusal) && !matches!(refusal.reason, KernelError::PortTaken { .. })
     }
 }
 

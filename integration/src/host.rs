@@ -474,6 +474,14 @@ impl Host {
         Ok(())
     }
 
+    /// Kills dockerd with all its containers. What it has made of devices and rules stays, as after a crash.
+    pub fn stop_docker(&mut self) -> Result<()> {
+        self.running_docker()?;
+        self.docker = None;
+        // The next one would take any process of that number for this one.
+        fs::remove_file(self.dir.join("run/docker.pid")).context("dockerd's pid file")
+    }
+
     /// dockerd's socket, by its path on the machine.
     pub fn docker_socket(&self) -> PathBuf {
         self.dir.join("run/docker.sock")

@@ -13,6 +13,7 @@ pub mod firewall;
 mod ledger;
 pub mod memory;
 pub mod netlink;
+pub mod process;
 pub mod scheduling;
 mod state;
 pub mod sysctl;
@@ -90,6 +91,14 @@ pub enum KernelError {
         /// Whose it is, in the words of `ip(8)`: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
         String,
     ),
+    /// Another program or device has the UDP port that a device needs.
+    #[error("UDP port {port} is taken by {holder}")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Who has it.
+        holder: netlink::Holder,
+    },
     /// A device that the operation names does not exist.
     #[error("device {0} does not exist")]
     NoSuchLink(LinkName),
@@ -105,5 +114,10 @@ impl KernelError {
             Self::Errno(errno) | Self::Refused { errno, .. } => Some(*errno),
             _ => None,
         }
+    }
+
+    /// Whether a device that the operation needs is down.
+    pub fn is_device_down(&self) -> bool {
+        self.errno() == Some(libc::ENETDOWN)
     }
 }

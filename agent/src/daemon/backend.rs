@@ -8,6 +8,7 @@ use macaddr::MacAddr6;
 use tracing::warn;
 
 use crate::args::UdpMode;
+use crate::ports;
 use crate::status::DatapathGauge;
 
 /// The backend of this network.
@@ -26,6 +27,20 @@ pub(super) fn ownership(config: &NetworkConfig) -> Ownership {
         BackendConfig::Udp(_) => Udp::ownership(),
         BackendConfig::HostGw | BackendConfig::Alloc | BackendConfig::Wireguard(_) => Ownership::default(),
     }
+}
+
+/// The UDP port that packets of other hosts arrive at, where they are wrapped in UDP.
+pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) => Some(vxlan.port),
+        BackendConfig::Udp(udp) => Some(udp.port),
+        _ => None,
+    }
+}
+
+/// Whether packets reach some peers as they are although there is a device that wraps them.
+pub(super) fn routes_directly(config: &NetworkConfig) -> bool {
+    matches!(&config.backend, BackendConfig::Vxlan(vxlan) if vxlan.direct_routing)
 }
 
 /// The backend that the config asks for, decided on for this host.
@@ -73,11 +88,13 @@ pub(super) struct UdpRunner {
     backend: Udp,
     table: ForwardingTable,
     running: Option<(Subnets, Datapath)>,
+    /// Who has what it needs to start.
+    taken: Option<String>,
 }
 
 impl UdpRunner {
     fn new(backend: Udp) -> Self {
-        Self { backend, table: ForwardingTable::default(), running: None }
+        Self { backend, table: ForwardingTable::default(), running: None, taken: None }
     }
 
     /// Takes in the peers of this moment.
@@ -97,13 +114,18 @@ impl UdpRunner {
             return Ok(());
         }
         self.running = None; // ends its threads, and frees the port
+        self.taken = None;
         // The errors that the data path sends to senders on this host come from the device's own address.
         if let Err(reason) = sysctl::accept_local(self.backend.device()) {
             warn!(%reason, "senders will not be told when no peer has a destination");
         }
         let datapath = self.backend.start(own, &self.table).map_err(|reason| {
-            warn!(%reason, "cannot start the data path");
-            reason.to_string()
+            self.taken = ports::keeps_from_starting(&reason);
+            // Who is in the way is a problem with a code of its own.
+            if self.taken.is_none() {
+                warn!(%reason, "cannot start the data path");
+            }
+            self.taken.clone().unwrap_or_else(|| reason.to_string())
         })?;
         self.running = Some((*own, datapath));
         Ok(())
@@ -112,6 +134,11 @@ impl UdpRunner {
     /// Whether the other one would do what this one does.
     pub(super) fn does_the_same_as(&self, other: &Self) -> bool {
         self.backend == other.backend
+    }
+
+    /// Who has what the data path needs to start, and what to do.
+    pub(super) fn taken(&self) -> Option<String> {
+        self.taken.clone()
     }
 
     /// Whether there is a data path.

@@ -23,6 +23,7 @@ use super::{Daemon, Options};
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::interface::{self, External, Held, InterfaceError};
+use crate::lookout::Lookout;
 use crate::problem::Code;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
@@ -162,6 +163,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         suspicion,
         own_revision: held.mod_revision,
         unreached: Unreached::default(),
+        lookout: Lookout::start(status.clone()),
         status,
         rules: Ruleset::default(),
         rules_due: false,

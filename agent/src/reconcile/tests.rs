@@ -1,4 +1,5 @@
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
+use flan_kernel::netlink::Holder;
 use flan_kernel::{Link, LinkKind, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Vxlan};
 
 use super::*;
@@ -92,6 +93,28 @@ async fn one_refused_operation_stops_nothing_else_and_is_tried_again_later() {
     let later = now + Duration::from_secs(1);
     assert_eq!(reconciler.work(later).await.applied, 1);
     assert_eq!(reconciler.problem(), None);
+}
+
+#[tokio::test]
+async fn who_has_the_port_is_told_and_what_follows_from_it_is_not() {
+    let (kernel, mut reconciler) = three_peers().await;
+    let holder = Holder::Vxlan { name: "vx9".parse().unwrap(), external: true };
+    let taken = KernelError::PortTaken { port: 8472, holder };
+    kernel.fail_next(|operation| operation.object() == Object::Link(device()), taken);
+    // As the kernel does with a device that is there and down.
+    for number in 2..5 {
+        let is_it = move |operation: &Operation| operation.object() == Object::Route(key(number));
+        kernel.fail_next(is_it, KernelError::Errno(100));
+    }
+    let now = Instant::now();
+    reconciler.work(now).await;
+    let told = reconciler.port_taken().unwrap();
+    assert!(told.starts_with("UDP port 8472 is taken by VXLAN device vx9 in external mode, so"), "{told}");
+    assert!(told.contains("; delete it (ip link del vx9), or choose another Backend.Port"), "{told}");
+    let problem = reconciler.problem().unwrap();
+    assert!(problem.ends_with("UDP port 8472 is taken by VXLAN device vx9 in external mode"), "{problem}");
+    reconciler.work(now + Duration::from_secs(1)).await;
+    assert_eq!((reconciler.port_taken(), reconciler.problem()), (None, None));
 }
 
 #[tokio::test]

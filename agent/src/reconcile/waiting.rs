@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use flan_kernel::{FailedOperation, Object, Operation};
+use flan_kernel::{FailedOperation, KernelError, Object, Operation};
 use tokio::time::Instant;
 use tracing::warn;
+
+use crate::ports;
 
 /// Objects that wait.
 #[derive(Debug, Default)]
@@ -24,7 +26,12 @@ struct Wait {
 #[derive(Debug)]
 enum Why {
     /// The kernel refused the operation so many times in a row.
-    Refused { times: u32, what: String },
+    Refused {
+        times: u32,
+        what: String,
+        /// Who has the port that it needs, and what to do, where that is the reason.
+        port_taken: Option<String>,
+    },
     /// Somebody undoes our repair.
     Disputed(String),
 }
@@ -47,7 +54,11 @@ impl Waiting {
             Some(Wait { why: Why::Refused { times, .. }, .. }) => times + 1,
             _ => 1,
         };
-        let why = Why::Refused { times, what: refusal.to_string() };
+        let port_taken = match &refusal.reason {
+            KernelError::PortTaken { port, holder } => Some(ports::taken(*port, holder)),
+            _ => None,
+        };
+        let why = Why::Refused { times, what: refusal.to_string(), port_taken };
         self.waits.insert(object, Wait { until: Some(now + retry_after(times)), why });
     }
 
@@ -95,6 +106,14 @@ impl Waiting {
         Some(match self.waits.len() {
             1 => first,
             count => format!("{first} (and {} more)", count - 1),
+        })
+    }
+
+    /// Who has a port that is needed, and what to do.
+    pub(super) fn port_taken(&self) -> Option<String> {
+        self.waits.values().find_map(|wait| match &wait.why {
+            Why::Refused { port_taken, .. } => port_taken.clone(),
+            Why::Disputed(_) => None,
         })
     }
 

@@ -15,6 +15,7 @@ mod flannel_hosts;
 mod kernel_repairs;
 mod lab_itself;
 mod membership;
+mod obstacles;
 mod paper_peer;
 mod routed_hosts;
 mod soak;

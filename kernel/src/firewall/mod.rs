@@ -2,6 +2,7 @@
 
 mod iptables;
 mod nft;
+pub mod others;
 mod program;
 
 use ipnetwork::IpNetwork;

@@ -20,8 +20,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// Whether there is such a program.
-pub(super) fn exists(program: &'static str) -> bool {
-    find(program, env::var_os("PATH")).is_some()
+pub(super) fn exists(program: &str) -> bool {
+    path(program).is_some()
+}
+
+/// Where it is.
+pub(super) fn path(program: &str) -> Option<PathBuf> {
+    find(program, env::var_os("PATH"))
 }
 
 /// Runs `program` with `input` on its standard input, and returns its standard output.
@@ -45,7 +50,7 @@ pub(super) async fn run(
 }
 
 async fn output(program: &'static str, arguments: &[&str], input: &str) -> io::Result<Output> {
-    let path = find(program, env::var_os("PATH")).ok_or(io::ErrorKind::NotFound)?;
+    let path = path(program).ok_or(io::ErrorKind::NotFound)?;
     let mut child = Command::new(path)
         .args(arguments)
         // We compare and report what it says.

@@ -1,10 +1,94 @@
 //! Who holds what we want, in the words of `ip(8)`.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
+
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::entry::{RawRoute, RawTarget};
+use super::message;
 use super::next_hop::Shown;
+use super::questions::link_entry;
+use super::snapshot::link_name;
+use super::socket::Socket;
+use crate::process::Process;
 use crate::state::LinkName;
+
+/// Who has a UDP port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A VXLAN device.
+    Vxlan {
+        /// Its name.
+        name: LinkName,
+        /// Whether it takes packets of every VNI (`external`), so that no other device can share its port.
+        external: bool,
+    },
+    /// A process.
+    Process(Process),
+    /// Neither; as the socket of a tunnel device of another kind, or of a process that is not shown to us.
+    Unknown,
+}
+
+impl Holder {
+    /// What frees the port.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Vxlan { name, .. } => format!("delete it (ip link del {name})"),
+            Self::Process(_) => "stop it".to_owned(),
+            Self::Unknown => "find it (ss -ulnp, ip -d link) and stop it".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vxlan { name, external: true } => write!(f, "VXLAN device {name} in external mode"),
+            Self::Vxlan { name, external: false } => write!(f, "VXLAN device {name}"),
+            Self::Process(process) => process.fmt(f),
+            Self::Unknown => f.write_str("another tunnel device or a process that is not shown here"),
+        }
+    }
+}
+
+/// Who has a UDP port in the network namespace of this thread.
+pub fn port_holder(port: u16) -> Holder {
+    // Without a socket there are still the processes.
+    match Socket::open() {
+        Ok(mut socket) => holder_of_port(&mut socket, port, |_| false),
+        Err(_) => Process::on_udp_port(port).map_or(Holder::Unknown, Holder::Process),
+    }
+}
+
+/// Who has a UDP port, other than our own devices.
+pub(super) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(LinkName) -> bool) -> Holder {
+    let device = socket.dump(
+        &message::dump_vxlans(),
+        || None,
+        |found, body| {
+            let device = link_entry(body).and_then(|link| vxlan_on(&link, port));
+            *found = found.take().or(device.filter(|(name, _)| !is_ours(*name)));
+        },
+    );
+    if let Ok(Some((name, external))) = device {
+        return Holder::Vxlan { name, external };
+    }
+    Process::on_udp_port(port).map_or(Holder::Unknown, Holder::Process)
+}
+
+/// The name of a VXLAN device that is up on this port, and whether it is in external mode.
+fn vxlan_on(link: &LinkMessage, port: u16) -> Option<(LinkName, bool)> {
+    let settings = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Vxlan(settings)) => Some(settings),
+            _ => None,
+        }),
+        _ => None,
+    })?;
+    let is_on = link.header.flags.contains(LinkFlags::Up) && settings.contains(&InfoVxlan::Port(port));
+    let external = settings.contains(&InfoVxlan::CollectMetadata(true));
+    is_on.then_some((link_name(link).ok()?, external))
+}
 
 /// A route of another program: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
 pub(super) fn route(route: &RawRoute, name: impl FnMut(u32) -> Option<LinkName>) -> String {
@@ -86,8 +170,26 @@ fn protocol(number: u8) -> String {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_route::link::InfoKind;
+
     use super::*;
     use crate::state::{NextHopId, RouteKey};
+
+    #[test]
+    fn a_vxlan_device_holds_its_port_only_while_it_is_up() {
+        let mut link = LinkMessage::default();
+        let settings = vec![InfoVxlan::Port(8472), InfoVxlan::CollectMetadata(true)];
+        let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(settings))];
+        link.attributes = vec![LinkAttribute::IfName("vx9".to_owned()), LinkAttribute::LinkInfo(info)];
+        assert_eq!(vxlan_on(&link, 8472), None);
+        link.header.flags = LinkFlags::Up;
+        let name: LinkName = "vx9".parse().unwrap();
+        assert_eq!(vxlan_on(&link, 8472), Some((name, true)));
+        assert_eq!(vxlan_on(&link, 4789), None);
+        let holder = Holder::Vxlan { name, external: true };
+        assert_eq!(holder.to_string(), "VXLAN device vx9 in external mode");
+        assert_eq!(holder.remedy(), "delete it (ip link del vx9)");
+    }
 
     fn name(index: u32) -> Option<LinkName> {
         (index == 2).then(|| "eth0".parse().unwrap())

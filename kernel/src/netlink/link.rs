@@ -1,6 +1,7 @@
 //! Operations on devices: each takes several steps, and the next one needs what the last one gave.
 
 use super::devices::Devices;
+use super::holder;
 use super::message;
 use super::questions::link_entry;
 use super::snapshot::{device, link_name};
@@ -31,7 +32,7 @@ pub(super) fn change(
             create_on(socket, devices, *name, link, underlay)?;
             Ok(false)
         }
-        Operation::UpdateLink { name, change } => update(socket, *name, change).map(|()| false),
+        Operation::UpdateLink { name, change } => update(socket, devices, *name, change).map(|()| false),
         Operation::DeleteLink { name } => delete(socket, *name).map(|()| false),
         other => Err(KernelError::Message(format!("not about a device: {other}"))),
     }
@@ -63,9 +64,11 @@ fn create_on(
 ) -> Result<(), KernelError> {
     let over_ipv6 = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
-            socket
-                .change_one(message::create_vxlan(name, link, vxlan, underlay))
-                .map_err(|error| or_who_has_it(socket, name, vxlan, error))?;
+            match socket.change_one(message::create_vxlan(name, link, vxlan, underlay)) {
+                // Made before, and then not brought up.
+                Err(error) if is_there(&error) && stands(socket, name, link, vxlan, underlay)? => {}
+                made => made.map_err(|error| or_who_has_it(socket, name, vxlan, error))?,
+            }
             vxlan.local.is_some_and(|ip| ip.is_ipv6())
         }
         LinkKind::Tun { vnet_header } => {
@@ -90,7 +93,9 @@ fn create_on(
         mac: None,
     };
     if change != LinkChange::default() {
-        socket.change_one(message::update_link(index, &change))?;
+        socket
+            .change_one(message::update_link(index, &change))
+            .map_err(|error| or_who_has_the_port(socket, devices, link, error))?;
     }
     Ok(())
 }
@@ -101,9 +106,17 @@ fn underlay(socket: &mut Socket, kind: &LinkKind) -> Result<Option<u32>, KernelE
     Ok(Some(message.header.index))
 }
 
-fn update(socket: &mut Socket, name: LinkName, change: &LinkChange) -> Result<(), KernelError> {
-    let index = index(socket, name)?.ok_or(KernelError::NoSuchLink(name))?;
-    socket.change_one(message::update_link(index, change))
+fn update(
+    socket: &mut Socket,
+    devices: &Devices,
+    name: LinkName,
+    change: &LinkChange,
+) -> Result<(), KernelError> {
+    let message = socket.link(name)?.ok_or(KernelError::NoSuchLink(name))?;
+    let (link, _) = device(name, &message)?;
+    socket
+        .change_one(message::update_link(message.header.index, change))
+        .map_err(|error| or_who_has_the_port(socket, devices, &link, error))
 }
 
 fn delete(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
@@ -118,9 +131,44 @@ fn index(socket: &mut Socket, name: LinkName) -> Result<Option<u32>, KernelError
     Ok(Some(message.header.index))
 }
 
+fn is_there(error: &KernelError) -> bool {
+    error.errno() == Some(libc::EEXIST)
+}
+
+/// Whether there is just this device, up or not.
+fn stands(
+    socket: &mut Socket,
+    name: LinkName,
+    link: &Link,
+    vxlan: &Vxlan,
+    underlay: Option<u32>,
+) -> Result<bool, KernelError> {
+    let Some(message) = socket.link(name)? else { return Ok(false) };
+    let Ok((found, found_underlay)) = device(name, &message) else { return Ok(false) };
+    let LinkKind::Vxlan(found_vxlan) = found.kind else { return Ok(false) };
+    let same = Vxlan { underlay: vxlan.underlay, ..found_vxlan } == *vxlan && found_underlay == underlay;
+    Ok(same && (link.mac.is_none() || found.mac == link.mac))
+}
+
+/// Of an error that says that an address is in use, which only the port of a VXLAN device can be: who has it.
+fn or_who_has_the_port(
+    socket: &mut Socket,
+    devices: &Devices,
+    link: &Link,
+    error: KernelError,
+) -> KernelError {
+    match &link.kind {
+        LinkKind::Vxlan(Vxlan { port, .. }) if error.errno() == Some(libc::EADDRINUSE) => {
+            let holder = holder::holder_of_port(socket, *port, |name| devices.is_ours(name));
+            KernelError::PortTaken { port: *port, holder }
+        }
+        _ => error,
+    }
+}
+
 /// Of an error that says that something is there already: which other device has the VNI and the port.
 fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: KernelError) -> KernelError {
-    if error.errno() != Some(libc::EEXIST) {
+    if !is_there(&error) {
         return error;
     }
     let holder = socket.dump(

@@ -1,6 +1,7 @@
 //! The kernel of this host over netlink.
 
 mod apply;
+mod bridges;
 mod changes;
 mod devices;
 mod entry;
@@ -21,6 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 
+pub use bridges::{Bridge, bridges};
+pub use holder::{Holder, port_holder};
 pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
 
 use self::apply::{Hands, Round, TakenIds};

@@ -199,7 +199,7 @@ fn the_control_message_is_laid_out_as_the_macros_say() {
     #[allow(unsafe_code)]
     unsafe {
         let first = libc::CMSG_FIRSTHDR(&raw const header);
-        assert_eq!((*first).cmsg_len, libc::CMSG_LEN(2) as _);
+        assert_eq!((*first).cmsg_len as u64, u64::from(libc::CMSG_LEN(2)));
         assert_eq!(libc::CMSG_DATA(first).cast_const(), control.data.as_ptr());
         assert_eq!(size_of::<Control>(), libc::CMSG_SPACE(4) as usize);
     }

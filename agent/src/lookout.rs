@@ -1,0 +1,251 @@
+//! What other programs on this host do to our packets: rules that drop them, and a Docker that is not where we are.
+//!
+//! A task of its own looks, so that the event loop does not wait for it. It changes nothing. It looks closely only when a
+//! glance shows that something has changed: the kernel counts the changes of nftables, and tells of devices and addresses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flan_kernel::firewall::others::{Glance, OtherRules, Traffic};
+use flan_kernel::netlink::{self, Bridge};
+use futures::FutureExt;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::info;
+
+use crate::bridge;
+use crate::problem::Code;
+use crate::status::SharedStatus;
+use crate::subnet_env::SubnetEnv;
+
+/// How often there is a glance.
+const GLANCE: Duration = Duration::from_secs(3);
+/// How often rules are read of whose changes the kernel does not tell.
+const UNTOLD: Duration = Duration::from_secs(15);
+/// How long after a reading that failed there is another.
+const AGAIN: Duration = Duration::from_secs(60);
+/// A reading that takes long, as one of very many rules, is not repeated for this many times as long.
+const REST: u32 = 50;
+
+/// Has this host looked at, and what is wrong told.
+#[derive(Debug)]
+pub struct Lookout {
+    ours: watch::Sender<Option<Ours>>,
+    changed: Arc<Notify>,
+}
+
+/// What there is to be let through, and to agree with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ours {
+    /// What others' rules must let pass, as far as it is known without a look at the bridges.
+    pub traffic: Traffic,
+    /// What dockerd has been told.
+    pub env: SubnetEnv,
+}
+
+impl Lookout {
+    /// Starts to look, as soon as it is known [for what](Self::ours_is); ends when this is dropped.
+    pub fn start(status: SharedStatus) -> Self {
+        let (ours, wanted) = watch::channel(None);
+        let changed = Arc::new(Notify::new());
+        tokio::spawn(keep_looking(wanted, changed.clone(), status));
+        Self { ours, changed }
+    }
+
+    /// Says what is ours from now on.
+    pub fn ours_is(&self, ours: Ours) {
+        self.ours.send_replace(Some(ours));
+    }
+
+    /// Says that devices or addresses of this host have changed.
+    pub fn host_changed(&self) {
+        self.changed.notify_one();
+    }
+}
+
+async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Notify>, status: SharedStatus) {
+    let mut view = View::default();
+    let mut glances = interval(GLANCE);
+    glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        glances.tick().await;
+        let Ok(news) = ours.has_changed() else { return };
+        let Some(wanted) = ours.borrow_and_update().clone() else { continue };
+        let host_changed = changed.notified().now_or_never().is_some();
+        let mut look = news || view.in_doubt;
+        look |= (host_changed || view.bridges.is_none()) && view.read_bridges().await;
+        look |= view.reading.is_due(Glance::now(), view.in_doubt, Instant::now()) && view.read_rules().await;
+        if look {
+            view.tell(&wanted, &status);
+        }
+    }
+}
+
+/// What was last seen.
+#[derive(Debug, Default)]
+struct View {
+    /// `None` until they were read.
+    bridges: Option<Vec<Bridge>>,
+    rules: OtherRules,
+    reading: Reading,
+    /// What was wrong then, by [`Found`].
+    found: Found,
+    /// That was seen for the first time: a program that writes its rules anew may be in the midst of it.
+    in_doubt: bool,
+    /// Why the rules could not be read.
+    unread: Option<String>,
+}
+
+/// What is wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Found {
+    packet_filter: Option<String>,
+    bridge: Option<String>,
+}
+
+impl View {
+    /// Answers whether there is something new.
+    async fn read_bridges(&mut self) -> bool {
+        let read = tokio::task::spawn_blocking(netlink::bridges).await;
+        let Ok(Ok(bridges)) = read else { return false };
+        let is_new = self.bridges.as_ref() != Some(&bridges);
+        self.bridges = Some(bridges);
+        is_new
+    }
+
+    /// Answers whether they could be read.
+    async fn read_rules(&mut self) -> bool {
+        let (glance, started) = (Glance::now(), Instant::now());
+        let read = OtherRules::read().await;
+        self.reading.is_done(glance, started, Instant::now(), read.is_ok());
+        match read {
+            Ok(rules) => {
+                (self.rules, self.unread) = (rules, None);
+                true
+            }
+            Err(reason) => {
+                let reason = reason.to_string();
+                if self.unread.as_ref() != Some(&reason) {
+                    info!(%reason, "cannot see whether other packet filter rules drop our packets");
+                }
+                self.unread = Some(reason);
+                false
+            }
+        }
+    }
+
+    /// Tells what is wrong, once it was seen twice, and at once what no longer is.
+    fn tell(&mut self, ours: &Ours, status: &SharedStatus) {
+        let found = self.judge(ours);
+        self.in_doubt = found != self.found && found != Found::default();
+        self.found = found.clone();
+        for (code, text) in [(Code::PacketFilter, found.packet_filter), (Code::BridgeDiffers, found.bridge)] {
+            if text.is_none() || !self.in_doubt {
+                status.report(code, text);
+            }
+        }
+    }
+
+    fn judge(&self, ours: &Ours) -> Found {
+        let bridges = self.bridges.as_deref().unwrap_or_default();
+        let traffic = Traffic { bridges: bridge::in_our_subnets(bridges, &ours.env), ..ours.traffic.clone() };
+        let obstacles: Vec<String> = self.rules.obstacles(&traffic).iter().map(ToString::to_string).collect();
+        Found {
+            packet_filter: (!obstacles.is_empty()).then(|| obstacles.join("; ")),
+            bridge: bridge::difference(bridges, &self.rules.masquerading(&traffic), &ours.env),
+        }
+    }
+}
+
+/// When the rules are to be read.
+#[derive(Debug, Default)]
+struct Reading {
+    /// What a glance showed before the last reading.
+    glance: Glance,
+    /// When that was over, if there was any.
+    read_at: Option<Instant>,
+    /// No other one before.
+    rests_until: Option<Instant>,
+}
+
+impl Reading {
+    fn is_due(&self, glance: Glance, in_doubt: bool, now: Instant) -> bool {
+        let Some(read_at) = self.read_at else { return true };
+        if self.rests_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        let nobody_tells = glance.legacy || glance.changes.is_none();
+        in_doubt || glance != self.glance || (nobody_tells && now >= read_at + UNTOLD)
+    }
+
+    fn is_done(&mut self, before: Glance, started: Instant, now: Instant, succeeded: bool) {
+        let rest = if succeeded { now.duration_since(started) * REST } else { AGAIN };
+        // What changed while it was read is not missed.
+        *self = Self { glance: before, read_at: Some(now), rests_until: Some(now + rest) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(changes: u32) -> Glance {
+        Glance { changes: Some(changes), legacy: false }
+    }
+
+    fn after(seconds: u64, start: Instant) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[tokio::test]
+    async fn rules_are_read_when_they_have_changed_and_else_not() {
+        let (start, mut reading) = (Instant::now(), Reading::default());
+        assert!(reading.is_due(told(7), false, start));
+        reading.is_done(told(7), start, start, true);
+        assert!(!reading.is_due(told(7), false, after(3600, start)));
+        assert!(reading.is_due(told(8), false, after(3, start)));
+        assert!(reading.is_due(told(7), true, after(3, start)), "to be sure of what was seen");
+    }
+
+    #[tokio::test]
+    async fn rules_of_which_nobody_tells_are_read_now_and_then() {
+        let (start, mut reading) = (Instant::now(), Reading::default());
+        let legacy = Glance { legacy: true, ..told(7) };
+        reading.is_done(legacy, start, start, true);
+        assert!(!reading.is_due(legacy, false, after(14, start)));
+        assert!(reading.is_due(legacy, false, after(15, start)));
+        reading.is_done(Glance::default(), start, start, true);
+        assert!(reading.is_due(Glance::default(), false, after(15, start)));
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_takes_long_or_fails_is_followed_by_a_rest() {
+        let (start, mut reading) = (Instant::now(), Reading::default());
+        reading.is_done(told(7), start, after(1, start), true);
+        assert!(!reading.is_due(told(8), true, after(50, start)));
+        assert!(reading.is_due(told(8), false, after(51, start)));
+        reading.is_done(told(8), start, start, false);
+        assert!(!reading.is_due(told(9), false, after(59, start)));
+        assert!(reading.is_due(told(9), false, after(60, start)));
+    }
+
+    #[test]
+    fn what_is_seen_once_is_told_when_it_is_seen_again() {
+        let env = SubnetEnv::parse("FLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\n").unwrap();
+        let ours = Ours { traffic: Traffic::default(), env };
+        let bridge = |address: &str| {
+            let (name, addresses) = ("docker0".parse().unwrap(), vec![address.parse().unwrap()]);
+            Some(vec![Bridge { name, mtu: 1500, largest_port: None, addresses }])
+        };
+        let status = SharedStatus::default();
+        let problems = || serde_json::to_value(status.read().problems).unwrap();
+        let mut view = View { bridges: bridge("172.17.0.1/16"), ..View::default() };
+        view.tell(&ours, &status);
+        assert_eq!((problems(), view.in_doubt), (serde_json::json!([]), true));
+        view.tell(&ours, &status);
+        assert_eq!((&problems()[0]["code"], view.in_doubt), (&serde_json::json!("bridge-differs"), false));
+        view.bridges = bridge("10.5.52.1/24");
+        view.tell(&ours, &status);
+        assert_eq!(problems(), serde_json::json!([]));
+    }
+}

@@ -1,0 +1,56 @@
+//! What is told when another program has what the backend needs to receive packets.
+
+use flan_backends::udp::DatapathError;
+use flan_kernel::netlink::{self, Holder};
+use flan_kernel::process::Process;
+use flan_kernel::tun::TunError;
+
+/// Who has the port, and what to do.
+pub(crate) fn taken(port: u16, holder: &Holder) -> String {
+    format!(
+        "UDP port {port} is taken by {holder}, so no packet of another host arrives; {}, or choose another \
+         Backend.Port in the network config of all hosts",
+        holder.remedy()
+    )
+}
+
+/// Who has the port or the device without which a data path could not be started. `None` where that was not why.
+pub(crate) fn keeps_from_starting(error: &DatapathError) -> Option<String> {
+    match error {
+        DatapathError::Socket { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Some(taken(address.port(), &netlink::port_holder(address.port())))
+        }
+        DatapathError::Tun { device, source: TunError::Attach { .. } } => {
+            let process = Process::with_tun(*device)?;
+            Some(format!(
+                "device {device} is in use by {process}, so no packet of the overlay network gets through; stop it"
+            ))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn the_process_that_has_the_port_is_named() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let source = UdpSocket::bind(address).unwrap_err();
+        let told = keeps_from_starting(&DatapathError::Socket { address, source }).unwrap();
+        let (port, pid) = (address.port(), std::process::id());
+        assert!(told.starts_with(&format!("UDP port {port} is taken by process {pid} (")), "{told}");
+        assert!(told.contains("; stop it, or choose another Backend.Port"), "{told}");
+    }
+
+    #[test]
+    fn another_error_is_about_nobody() {
+        let source = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+        let address = "192.0.2.1:8285".parse().unwrap();
+        assert_eq!(keeps_from_starting(&DatapathError::Socket { address, source }), None);
+    }
+}

@@ -1,0 +1,184 @@
+//! Packet filter rules of other programs that stop what we send and forward. We only look at them.
+//!
+//! A packet must pass every base chain on its way, so one chain that drops undoes what ours accept. Looked at are the
+//! `forward` and `input` hooks, in nftables and in the legacy tables of `iptables`, which are another packet filter beside it.
+
+mod chains;
+mod iptables_listing;
+mod nft_listing;
+mod obstacle;
+mod reading;
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+pub use obstacle::Obstacle;
+pub use reading::Glance;
+
+use self::chains::{Device, Fate, Hook, Packet, Sender, Table, addresses};
+use super::FirewallError;
+use crate::state::LinkName;
+
+/// What others' rules must let pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// One entry for each address family in use.
+    pub families: Vec<FamilyTraffic>,
+    /// The bridges that containers are behind, with their own addresses in our subnets. None if they are not known.
+    pub bridges: Vec<(LinkName, IpNetwork)>,
+    /// The outer packets that arrive here; `None` where there are none.
+    pub outer: Option<Outer>,
+}
+
+/// Packets of one address family between containers of this host and others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FamilyTraffic {
+    /// The whole overlay network.
+    pub network: IpNetwork,
+    /// This host's subnet in it.
+    pub subnet: IpNetwork,
+    /// The devices by which they may enter and leave this host.
+    pub devices: Vec<Way>,
+}
+
+/// A device by which packets of the overlay network enter and leave a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Its name.
+    pub link: LinkName,
+    /// Whether it is there for these packets alone: a rule that names it speaks of them.
+    pub ours: bool,
+}
+
+/// UDP datagrams that carry packets of the overlay network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outer {
+    /// Their port.
+    pub port: u16,
+    /// The device that they arrive by.
+    pub link: LinkName,
+    /// This host's addresses that they are sent to.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The rules of all other programs, as they were when they were read.
+#[derive(Debug, Clone, Default)]
+pub struct OtherRules(Vec<Table>);
+
+impl OtherRules {
+    /// Reads them by running `nft` and, where they have rules, the programs of the `iptables` family.
+    ///
+    /// # Errors
+    /// When one of them fails. A program that is not installed is none.
+    pub async fn read() -> Result<Self, FirewallError> {
+        reading::tables().await.map(Self)
+    }
+
+    /// The chains that stop some of `traffic`.
+    pub fn obstacles(&self, traffic: &Traffic) -> Vec<Obstacle> {
+        let forwarded = traffic.forwarded();
+        let arriving = traffic.arriving();
+        let mut obstacles = Vec::new();
+        for (table, chain, base) in self.base_chains() {
+            let packets = match base.hook {
+                Hook::Forward => &forwarded,
+                Hook::Input => &arriving,
+                Hook::Postrouting => continue,
+            };
+            let stopped: Vec<(&Packet, bool)> = packets
+                .iter()
+                .filter(|packet| table.owner.sees(packet.ipv6))
+                .filter_map(|packet| match table.fate(chain, packet) {
+                    Fate::Dropped => Some((packet, false)),
+                    Fate::Rejected => Some((packet, true)),
+                    Fate::Passes | Fate::Masqueraded => None,
+                })
+                .collect();
+            obstacles.extend(Obstacle::new(table, chain, base, &stopped, traffic));
+        }
+        obstacles
+    }
+
+    /// The bridges whose containers' packets to other hosts would get another source address.
+    pub fn masquerading(&self, traffic: &Traffic) -> Vec<LinkName> {
+        let leaving = traffic.forwarded();
+        let mut bridges = Vec::new();
+        for (table, chain, base) in self.base_chains() {
+            for packet in leaving.iter().filter(|packet| table.owner.sees(packet.ipv6)) {
+                if base.hook == Hook::Postrouting
+                    && let Device::Named(name) = packet.enters
+                    && traffic.is_bridge(name)
+                    && !bridges.contains(&name)
+                    && table.fate(chain, packet) == Fate::Masqueraded
+                {
+                    bridges.push(name);
+                }
+            }
+        }
+        bridges
+    }
+
+    fn base_chains(&self) -> impl Iterator<Item = (&Table, &str, chains::Base)> {
+        self.0.iter().flat_map(|table| {
+            table.chains.iter().filter_map(move |(name, chain)| Some((table, name.as_str(), chain.base?)))
+        })
+    }
+}
+
+impl Traffic {
+    /// Both ways between this host's bridges and the devices to other hosts.
+    fn forwarded(&self) -> Vec<Packet> {
+        let mut packets = Vec::new();
+        for family in &self.families {
+            let ipv6 = family.network.is_ipv6();
+            let of_family = self.bridges.iter().filter(|(_, address)| address.is_ipv6() == ipv6);
+            let mut ends: Vec<(Device, IpNetwork)> =
+                of_family.map(|&(name, address)| (Device::Named(name), address)).collect();
+            if ends.is_empty() {
+                ends.push((Device::SomeBridge, family.subnet));
+            }
+            for (bridge, own) in ends {
+                for &device in &family.devices {
+                    let (overlay, own) = (addresses(family.network), addresses(own));
+                    let packet = |enters, leaves, source, destination| Packet {
+                        ipv6,
+                        enters,
+                        leaves,
+                        source: Sender::Within(source),
+                        destination,
+                        udp_port: None,
+                        for_this_host: false,
+                    };
+                    let Way { link, ours } = device;
+                    let device = if ours { Device::Ours(link) } else { Device::Named(link) };
+                    packets.push(packet(device, bridge, overlay.clone(), own.clone()));
+                    packets.push(packet(bridge, device, own, overlay));
+                }
+            }
+        }
+        packets
+    }
+
+    /// The outer packets of other hosts.
+    fn arriving(&self) -> Vec<Packet> {
+        let Some(outer) = &self.outer else { return Vec::new() };
+        let packet = |&ip: &IpAddr| Packet {
+            ipv6: ip.is_ipv6(),
+            enters: Device::Named(outer.link),
+            leaves: Device::None,
+            source: Sender::Like(ip),
+            destination: ip..=ip,
+            udp_port: Some(outer.port),
+            for_this_host: true,
+        };
+        outer.addresses.iter().map(packet).collect()
+    }
+
+    fn is_bridge(&self, name: LinkName) -> bool {
+        self.bridges.iter().any(|(bridge, _)| *bridge == name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

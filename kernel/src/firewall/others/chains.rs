@@ -1,0 +1,468 @@
+//! Chains of anybody's packet filter as plain values, and what becomes of a packet that enters one.
+//!
+//! Not every match can be decided from outside: a mark, a rate, an ipset. Where a test cannot be decided, a rule that
+//! names something of ours is taken for the decision of somebody who knows of us, and any other is passed over.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use ipnetwork::IpNetwork;
+
+use crate::state::LinkName;
+
+/// The chains of one table by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) owner: Owner,
+    pub(super) chains: BTreeMap<String, Chain>,
+}
+
+/// By which program, and under which name, a table is listed and changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// `nft`, with the table's family and name.
+    Nft { family: String, table: String },
+    /// `iptables`, `ip6tables-legacy` or the like.
+    Iptables { program: &'static str, ipv6: bool },
+}
+
+impl Owner {
+    /// Whether packets of this family enter its chains.
+    pub(super) fn sees(&self, ipv6: bool) -> bool {
+        match self {
+            Self::Nft { family, .. } => family == "inet" || (family == "ip6") == ipv6,
+            Self::Iptables { ipv6: its, .. } => *its == ipv6,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// Where the kernel enters it; `None` for one that other chains lead to.
+    pub(super) base: Option<Base>,
+    pub(super) rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Base {
+    pub(super) hook: Hook,
+    pub(super) priority: i64,
+    /// Whether the policy drops.
+    pub(super) drops: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hook {
+    Input,
+    Forward,
+    Postrouting,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// All of them must hold.
+    pub(super) tests: Vec<Test>,
+    pub(super) verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Accept,
+    Drop,
+    Reject,
+    Return,
+    Jump(String),
+    Goto(String),
+    /// Another source address.
+    Masquerade,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Test {
+    pub(super) what: What,
+    pub(super) negated: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum What {
+    /// The device that the packet came in by.
+    In(Vec<Pattern>),
+    /// The device that it leaves by.
+    Out(Vec<Pattern>),
+    Source(Vec<Addresses>),
+    Destination(Vec<Addresses>),
+    Ipv6(bool),
+    /// Names or numbers as listed.
+    Protocol(Vec<String>),
+    DestinationPort(Vec<RangeInclusive<u16>>),
+    /// States of connection tracking, in lower case.
+    State(Vec<String>),
+    /// The destination is an address of this host.
+    ForThisHost,
+    /// What holds for no packet of ours, such as to have been translated.
+    Never,
+    /// One of these groups holds, of which all tests must.
+    OneOf(Vec<Vec<Test>>),
+    /// Anything else.
+    Unknown,
+}
+
+/// A device's name, or how it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pattern {
+    pub(super) text: String,
+    pub(super) is_prefix: bool,
+}
+
+/// Addresses of one family from the first to the last.
+pub(super) type Addresses = RangeInclusive<IpAddr>;
+
+pub(super) fn addresses(network: IpNetwork) -> Addresses {
+    network.network()..=network.broadcast()
+}
+
+impl Pattern {
+    /// `wildcard` at the end stands for any rest.
+    pub(super) fn new(text: &str, wildcard: char) -> Self {
+        match text.strip_suffix(wildcard) {
+            Some(start) => Self { text: start.to_owned(), is_prefix: true },
+            None => Self { text: text.to_owned(), is_prefix: false },
+        }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
+    }
+}
+
+impl Test {
+    pub(super) fn new(what: What) -> Self {
+        Self { what, negated: false }
+    }
+
+    pub(super) fn unless(what: What, negated: bool) -> Self {
+        Self { what, negated }
+    }
+}
+
+/// A packet of ours, as far as it is the same for all of its kind.
+#[derive(Debug, Clone)]
+pub(super) struct Packet {
+    pub(super) ipv6: bool,
+    pub(super) enters: Device,
+    pub(super) leaves: Device,
+    pub(super) source: Sender,
+    pub(super) destination: Addresses,
+    /// The port of a UDP datagram; `None` for a packet of any protocol.
+    pub(super) udp_port: Option<u16>,
+    /// Whether it is for this host itself.
+    pub(super) for_this_host: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Device {
+    None,
+    /// One that we have made: whoever names it knows of us.
+    Ours(LinkName),
+    Named(LinkName),
+    /// A bridge that has no address yet, or that we do not know.
+    SomeBridge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// Any of these.
+    Within(Addresses),
+    /// Hosts that are mostly in one network with this address.
+    Like(IpAddr),
+}
+
+/// What becomes of a packet in a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Passes,
+    Dropped,
+    Rejected,
+    Masqueraded,
+}
+
+/// Whether a test holds, and whether it names something of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Answer {
+    /// `None` where it cannot be decided.
+    holds: Option<bool>,
+    ours: bool,
+}
+
+/// Jumps within jumps: the kernel allows 16.
+const DEEPEST: usize = 20;
+
+impl Table {
+    /// What becomes of `packet` in the base chain of that name.
+    pub(super) fn fate(&self, chain: &str, packet: &Packet) -> Fate {
+        let policy_drops = self.chains.get(chain).and_then(|chain| chain.base).is_some_and(|base| base.drops);
+        let policy = if policy_drops { Fate::Dropped } else { Fate::Passes };
+        self.walk(chain, packet, 0).unwrap_or(policy)
+    }
+
+    /// `None` if the packet comes to the end of the chain.
+    fn walk(&self, chain: &str, packet: &Packet, depth: usize) -> Option<Fate> {
+        let chain = self.chains.get(chain).filter(|_| depth < DEEPEST)?;
+        // A rule that could not be decided may have led the packet out of this chain already.
+        let mut doubtful = false;
+        for rule in &chain.rules {
+            let Answer { holds, ours } = all(&rule.tests, packet);
+            if holds == Some(false) {
+                continue;
+            }
+            let surely = holds == Some(true);
+            let fate = match &rule.verdict {
+                Verdict::Accept => (surely || ours).then_some(Fate::Passes),
+                Verdict::Drop => surely.then_some(Fate::Dropped),
+                Verdict::Reject => surely.then_some(Fate::Rejected),
+                Verdict::Masquerade => surely.then_some(Fate::Masqueraded),
+                Verdict::Return if surely => return None,
+                Verdict::Return => {
+                    doubtful = true;
+                    None
+                }
+                Verdict::Jump(target) | Verdict::Goto(target) => {
+                    let fate = self.walk(target, packet, depth + 1);
+                    if surely && fate.is_none() && matches!(rule.verdict, Verdict::Goto(_)) {
+                        return None;
+                    }
+                    fate.filter(|fate| surely || (ours && *fate == Fate::Passes))
+                }
+            };
+            match fate {
+                Some(Fate::Dropped | Fate::Rejected | Fate::Masqueraded) if doubtful => return None,
+                None => {}
+                fate => return fate,
+            }
+        }
+        None
+    }
+}
+
+fn all(tests: &[Test], packet: &Packet) -> Answer {
+    let answers = tests.iter().map(|test| test.answer(packet));
+    answers.fold(Answer { holds: Some(true), ours: false }, |sum, answer| Answer {
+        holds: match (sum.holds, answer.holds) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (Some(true), Some(true)) => Some(true),
+            _ => None,
+        },
+        ours: sum.ours | answer.ours,
+    })
+}
+
+impl Test {
+    fn answer(&self, packet: &Packet) -> Answer {
+        let Answer { holds, ours } = self.what.answer(packet);
+        Answer { holds: holds.map(|holds| holds != self.negated), ours: ours && !self.negated }
+    }
+}
+
+impl What {
+    fn answer(&self, packet: &Packet) -> Answer {
+        let plain = |holds| Answer { holds, ours: false };
+        match self {
+            Self::In(patterns) => device(packet.enters, packet.leaves, patterns),
+            Self::Out(patterns) => device(packet.leaves, packet.enters, patterns),
+            Self::Source(ranges) => match &packet.source {
+                Sender::Within(addresses) => within(addresses, ranges),
+                Sender::Like(ip) => plain(ranges.iter().any(|range| range.contains(ip)).then_some(true)),
+            },
+            Self::Destination(ranges) => within(&packet.destination, ranges),
+            Self::Ipv6(ipv6) => plain(Some(packet.ipv6 == *ipv6)),
+            Self::Protocol(names) => plain(
+                packet
+                    .udp_port
+                    .map(|_| names.iter().any(|name| matches!(name.as_str(), "udp" | "17" | "all"))),
+            ),
+            Self::DestinationPort(ranges) => {
+                let holds = packet.udp_port.map(|port| ranges.iter().any(|range| range.contains(&port)));
+                Answer { holds, ours: holds == Some(true) }
+            }
+            // Connections begin with a packet of no known state.
+            Self::State(states) => plain(Some(states.iter().any(|state| state == "new"))),
+            Self::ForThisHost => plain(Some(packet.for_this_host)),
+            Self::Never => plain(Some(false)),
+            Self::OneOf(groups) => one_of(groups, packet),
+            Self::Unknown => plain(None),
+        }
+    }
+}
+
+fn one_of(groups: &[Vec<Test>], packet: &Packet) -> Answer {
+    let answers = groups.iter().map(|tests| all(tests, packet));
+    answers.fold(Answer { holds: Some(false), ours: false }, |sum, answer| Answer {
+        holds: match (sum.holds, answer.holds) {
+            (Some(true), _) | (_, Some(true)) => Some(true),
+            (Some(false), Some(false)) => Some(false),
+            _ => None,
+        },
+        ours: sum.ours | (answer.ours && answer.holds != Some(false)),
+    })
+}
+
+fn device(device: Device, other: Device, patterns: &[Pattern]) -> Answer {
+    let matching = |name: LinkName| patterns.iter().find(|pattern| pattern.matches(name.as_str()));
+    match device {
+        Device::None => Answer { holds: Some(false), ours: false },
+        Device::Named(name) => Answer { holds: Some(matching(name).is_some()), ours: false },
+        Device::Ours(name) => {
+            let found = matching(name);
+            Answer { holds: Some(found.is_some()), ours: found.is_some_and(|found| !found.text.is_empty()) }
+        }
+        Device::SomeBridge => {
+            let is_other = |pattern: &Pattern| {
+                pattern.text == "lo"
+                    || matches!(other, Device::Named(name) | Device::Ours(name) if pattern.text == name.as_str())
+            };
+            let holds = if patterns.iter().all(is_other) { Some(false) } else { None };
+            Answer { holds, ours: false }
+        }
+    }
+}
+
+/// Whether all of `addresses`, or some, or none, are in one of `ranges`.
+fn within(addresses: &Addresses, ranges: &[Addresses]) -> Answer {
+    let (first, last) = (addresses.start(), addresses.end());
+    let is_everything = |range: &Addresses| match (range.start(), range.end()) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => first.is_unspecified() && last.is_broadcast(),
+        (first, _) => first.is_unspecified(),
+    };
+    if let Some(around) = ranges.iter().find(|range| range.contains(first) && range.contains(last)) {
+        return Answer { holds: Some(true), ours: !is_everything(around) };
+    }
+    let meets = |range: &Addresses| {
+        range.start().is_ipv4() == first.is_ipv4() && range.start() <= last && first <= range.end()
+    };
+    // One container or one peer is not all of them: Docker lets pass what is for a published port.
+    Answer { holds: if ranges.iter().any(meets) { None } else { Some(false) }, ours: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet() -> Packet {
+        Packet {
+            ipv6: false,
+            enters: Device::Ours("flannel.1".parse().unwrap()),
+            leaves: Device::SomeBridge,
+            source: Sender::Within(addresses("10.5.0.0/16".parse().unwrap())),
+            destination: addresses("10.5.52.0/24".parse().unwrap()),
+            udp_port: None,
+            for_this_host: false,
+        }
+    }
+
+    fn network(text: &str) -> Vec<Addresses> {
+        vec![addresses(text.parse().unwrap())]
+    }
+
+    fn enters(text: &str) -> What {
+        What::In(vec![Pattern::new(text, '*')])
+    }
+
+    fn rule(tests: Vec<What>, verdict: Verdict) -> Rule {
+        Rule { tests: tests.into_iter().map(Test::new).collect(), verdict }
+    }
+
+    /// What becomes of the packet in a chain of these rules whose policy drops, with a second one `sub`.
+    fn fate(rules: Vec<Rule>, sub: Vec<Rule>) -> Fate {
+        let base = Base { hook: Hook::Forward, priority: 0, drops: true };
+        let owner = Owner::Nft { family: "inet".into(), table: "mine".into() };
+        let chains = [
+            ("forward".to_owned(), Chain { base: Some(base), rules }),
+            ("sub".to_owned(), Chain { base: None, rules: sub }),
+        ];
+        Table { owner, chains: chains.into() }.fate("forward", &packet())
+    }
+
+    #[test]
+    fn only_what_surely_holds_or_names_ours_lets_a_packet_pass() {
+        let accepts = |tests| fate(vec![rule(tests, Verdict::Accept)], vec![]) == Fate::Passes;
+        assert!(accepts(vec![]));
+        assert!(accepts(vec![enters("flannel.1")]));
+        assert!(accepts(vec![enters("fl*")]));
+        assert!(!accepts(vec![enters("eth0")]));
+        assert!(accepts(vec![What::Source(network("10.0.0.0/8"))]));
+        assert!(!accepts(vec![What::Source(network("10.6.0.0/16"))]));
+        assert!(!accepts(vec![What::State(vec!["established".into(), "related".into()])]));
+        assert!(!accepts(vec![What::Protocol(vec!["icmp".into()])]), "some packets only");
+        assert!(!accepts(vec![What::Unknown]));
+        // Somebody who knows of us lets some pass.
+        assert!(accepts(vec![enters("flannel.1"), What::Protocol(vec!["tcp".into()])]));
+        assert!(accepts(vec![What::Source(network("10.5.0.0/16")), What::Unknown]));
+        // As Docker does for a published port.
+        let container = What::Destination(network("10.5.52.7/32"));
+        assert!(!accepts(vec![container, What::Protocol(vec!["tcp".into()])]));
+    }
+
+    #[test]
+    fn a_drop_counts_only_where_it_is_sure() {
+        let drops = |tests| {
+            let rules = vec![rule(tests, Verdict::Drop), rule(vec![], Verdict::Accept)];
+            fate(rules, vec![]) == Fate::Dropped
+        };
+        assert!(drops(vec![]));
+        assert!(drops(vec![enters("flannel.1")]));
+        assert!(!drops(vec![What::State(vec!["invalid".into()])]));
+        assert!(!drops(vec![What::Unknown]));
+        assert!(!drops(vec![What::Destination(network("10.5.52.7/32"))]), "one container only");
+    }
+
+    #[test]
+    fn jumps_come_back_and_gotos_do_not() {
+        let jump = |verdict: fn(String) -> Verdict| rule(vec![], verdict("sub".into()));
+        let after = || rule(vec![], Verdict::Accept);
+        assert_eq!(fate(vec![jump(Verdict::Jump), after()], vec![]), Fate::Passes);
+        assert_eq!(fate(vec![jump(Verdict::Goto), after()], vec![]), Fate::Dropped);
+        let reject = || vec![rule(vec![], Verdict::Reject)];
+        assert_eq!(fate(vec![jump(Verdict::Jump), after()], reject()), Fate::Rejected);
+        let leads_on = rule(vec![What::Unknown], Verdict::Goto("sub".into()));
+        assert_eq!(fate(vec![leads_on, after()], reject()), Fate::Passes);
+    }
+
+    #[test]
+    fn what_follows_a_doubtful_return_is_doubtful() {
+        let sub = vec![rule(vec![What::Unknown], Verdict::Return), rule(vec![], Verdict::Drop)];
+        let rules = vec![rule(vec![], Verdict::Jump("sub".into())), rule(vec![], Verdict::Accept)];
+        assert_eq!(fate(rules, sub), Fate::Passes);
+    }
+
+    #[test]
+    fn a_chain_that_leads_to_itself_ends() {
+        let turn = || vec![rule(vec![], Verdict::Jump("sub".into()))];
+        assert_eq!(fate(turn(), turn()), Fate::Dropped);
+    }
+
+    #[test]
+    fn negation_turns_what_is_known_and_names_nothing() {
+        let not = |what| Test::unless(what, true).answer(&packet());
+        assert_eq!(not(enters("flannel.1")), Answer { holds: Some(false), ours: false });
+        assert_eq!(not(enters("eth0")), Answer { holds: Some(true), ours: false });
+        assert_eq!(not(What::Unknown).holds, None);
+    }
+
+    #[test]
+    fn an_unknown_bridge_is_neither_loopback_nor_the_device_on_the_other_side() {
+        let leaves = |text| What::Out(vec![Pattern::new(text, '+')]).answer(&packet()).holds;
+        assert_eq!(leaves("lo"), Some(false));
+        assert_eq!(leaves("flannel.1"), Some(false));
+        assert_eq!(leaves("docker0"), None);
+    }
+
+    #[test]
+    fn one_of_several_groups_is_enough() {
+        let group = |what| vec![Test::new(what)];
+        let answer = |groups| What::OneOf(groups).answer(&packet()).holds;
+        assert_eq!(answer(vec![group(What::Never), group(enters("flannel.1"))]), Some(true));
+        assert_eq!(answer(vec![group(What::Never), group(What::Unknown)]), None);
+        assert_eq!(answer(vec![group(What::Never)]), Some(false));
+    }
+}

@@ -1,0 +1,152 @@
+//! One chain that stops packets of ours, and what cures it.
+
+use std::fmt;
+
+use super::Traffic;
+use super::chains::{Base, Hook, Owner, Packet, Table};
+use crate::firewall::prefix;
+
+/// A chain of another program that drops or rejects what it should let pass.
+///
+/// With `{}`: which chain, what it does, and the commands that cure it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    chain: String,
+    rejects: bool,
+    what: String,
+    /// Commands for a shell.
+    pub(super) cure: String,
+}
+
+/// By what rules are managed, and so changed for good.
+enum Manager<'a> {
+    Firewalld,
+    Ufw,
+    /// Docker's own backend for nftables, which writes its tables anew at each start.
+    Docker,
+    Nft {
+        family: &'a str,
+        table: &'a str,
+    },
+    Iptables {
+        program: &'static str,
+    },
+}
+
+impl Obstacle {
+    /// `None` if nothing is stopped. Beside each packet stands whether it is rejected.
+    pub(super) fn new(
+        table: &Table,
+        chain: &str,
+        base: Base,
+        stopped: &[(&Packet, bool)],
+        traffic: &Traffic,
+    ) -> Option<Self> {
+        let (_, rejects) = *stopped.first()?;
+        let name = match &table.owner {
+            Owner::Nft { family, table } => {
+                format!("nftables chain {family} {table} {chain} (priority {})", base.priority)
+            }
+            Owner::Iptables { program, .. } => format!("chain {chain} of {program}"),
+        };
+        let manager = manager(table);
+        let families = traffic
+            .families
+            .iter()
+            .filter(|family| stopped.iter().any(|(packet, _)| packet.ipv6 == family.network.is_ipv6()));
+        let (what, cure) = if base.hook == Hook::Forward {
+            let networks: Vec<String> = families.clone().map(|family| prefix(family.network)).collect();
+            let mut cures: Vec<String> = networks
+                .iter()
+                .zip(families)
+                .flat_map(|(network, family)| {
+                    let devices = family.devices.iter().map(|way| way.link.to_string());
+                    manager.let_forward(chain, network, family.network.is_ipv6(), devices)
+                })
+                .collect();
+            cures.extend(manager.at_last());
+            (format!("what this host forwards between containers in {}", networks.join(" and ")), cures)
+        } else {
+            let port = traffic.outer.as_ref()?.port;
+            let mut cures = vec![manager.let_in(chain, port)];
+            cures.extend(manager.at_last());
+            (format!("what other hosts send to UDP port {port}"), cures)
+        };
+        Some(Self { chain: name, rejects, what, cure: cure.join(" && ") })
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let does = if self.rejects { "rejects" } else { "drops" };
+        write!(f, "{} {does} {}; to let it pass: {}", self.chain, self.what, self.cure)
+    }
+}
+
+fn manager(table: &Table) -> Manager<'_> {
+    match &table.owner {
+        Owner::Nft { table, .. } if table == "firewalld" => Manager::Firewalld,
+        Owner::Nft { table, .. } if table == "docker-bridges" => Manager::Docker,
+        Owner::Nft { family, table } => Manager::Nft { family, table },
+        Owner::Iptables { ipv6, .. } if table.chains.contains_key(ufws(*ipv6)) => Manager::Ufw,
+        Owner::Iptables { program, .. } => Manager::Iptables { program },
+    }
+}
+
+/// A chain that only ufw has.
+fn ufws(ipv6: bool) -> &'static str {
+    if ipv6 { "ufw6-before-input" } else { "ufw-before-input" }
+}
+
+impl Manager<'_> {
+    /// Lets pass what is forwarded within `network`.
+    fn let_forward(
+        &self,
+        chain: &str,
+        network: &str,
+        ipv6: bool,
+        devices: impl Iterator<Item = String>,
+    ) -> Vec<String> {
+        let ip = if ipv6 { "ip6" } else { "ip" };
+        match self {
+            Self::Firewalld => {
+                vec![format!("firewall-cmd --permanent --zone=trusted --add-source={network}")]
+            }
+            Self::Ufw => devices
+                .flat_map(|device| ["in", "out"].map(|way| format!("ufw route allow {way} on {device}")))
+                .collect(),
+            Self::Docker => {
+                vec![format!(
+                    "nft insert rule {ip} docker-bridges {chain} {ip} saddr {network} {ip} daddr {network} accept \
+                     (until Docker starts again; for good, start dockerd with --firewall-backend=iptables)"
+                )]
+            }
+            Self::Nft { family, table } => {
+                vec![format!(
+                    "nft insert rule {family} {table} {chain} {ip} saddr {network} {ip} daddr {network} accept"
+                )]
+            }
+            Self::Iptables { program } => {
+                vec![format!("{program} -I {chain} -s {network} -d {network} -j ACCEPT")]
+            }
+        }
+    }
+
+    /// Lets in what comes for this UDP port.
+    fn let_in(&self, chain: &str, port: u16) -> String {
+        match self {
+            Self::Firewalld => format!("firewall-cmd --permanent --add-port={port}/udp"),
+            Self::Ufw => format!("ufw allow {port}/udp"),
+            Self::Docker => format!("nft insert rule ip docker-bridges {chain} udp dport {port} accept"),
+            Self::Nft { family, table } => {
+                format!("nft insert rule {family} {table} {chain} udp dport {port} accept")
+            }
+            Self::Iptables { program } => format!("{program} -I {chain} -p udp --dport {port} -j ACCEPT"),
+        }
+    }
+
+    /// What puts the rest into force.
+    fn at_last(&self) -> Option<String> {
+        matches!(self, Self::Firewalld).then(|| "firewall-cmd --reload".to_owned())
+    }
+}

@@ -1,0 +1,177 @@
+//! Asking the programs of the packet filter for everybody's rules, and finding out cheaply whether it is worth it.
+
+use std::path::Path;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::chains::{Owner, Table};
+use super::{iptables_listing, nft_listing};
+use crate::firewall::{FirewallError, program};
+
+/// What a change of rules changes, or may change, and costs nothing to look at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Glance {
+    /// The number of changes of nftables so far; `None` where the kernel does not say.
+    pub changes: Option<u32>,
+    /// Whether there are legacy tables of `iptables`, of whose changes the kernel does not tell.
+    pub legacy: bool,
+}
+
+impl Glance {
+    /// Looks at the network namespace of this thread.
+    pub fn now() -> Self {
+        Self {
+            changes: generation(),
+            legacy: !legacy_tables(false).is_empty() || !legacy_tables(true).is_empty(),
+        }
+    }
+}
+
+/// Our own table.
+const OURS: (&str, &str) = ("inet", "flan");
+
+/// The tables of everybody else.
+pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
+    let mut tables = Vec::new();
+    if program::exists("nft") {
+        let arguments = ["-j", "list", "ruleset"];
+        let listing = program::run("nft", &arguments, "").await?;
+        let found = nft_listing::parse(&listing).map_err(|error| FirewallError::Refused {
+            command: format!("nft {}", arguments.join(" ")),
+            message: format!("answers in a form that is not known: {error}"),
+        })?;
+        tables.extend(found.into_iter().filter(|table| !is(table, OURS)));
+    }
+    for ipv6 in [false, true] {
+        let family = if ipv6 { "ip6" } else { "ip" };
+        for name in ["filter", "nat"] {
+            // `nft` does not show all of what iptables has put there.
+            if let Some(index) = tables.iter().position(|table| is(table, (family, name)))
+                && let Some(program) = nft_variant(ipv6)
+                && let Some(table) = listed(program, ipv6, name).await
+            {
+                tables[index] = table;
+            }
+            if legacy_tables(ipv6).iter().any(|table| table == name)
+                && let Some(program) = legacy_variant(ipv6)
+            {
+                tables.extend(listed(program, ipv6, name).await);
+            }
+        }
+    }
+    Ok(tables)
+}
+
+fn is(table: &Table, (family, name): (&str, &str)) -> bool {
+    matches!(&table.owner, Owner::Nft { family: f, table: t } if f == family && t == name)
+}
+
+/// One table as a program of the `iptables` family lists it; `None` if it refuses, as it does for what `nft` has made.
+async fn listed(program: &'static str, ipv6: bool, table: &str) -> Option<Table> {
+    match program::run(program, &["-w", "5", "-t", table, "-S"], "").await {
+        Ok(listing) => Some(iptables_listing::parse(program, ipv6, &listing)),
+        Err(error) => {
+            tracing::debug!(%error, "these rules are not looked at");
+            None
+        }
+    }
+}
+
+/// The program whose rules nftables holds, if it is installed.
+fn nft_variant(ipv6: bool) -> Option<&'static str> {
+    let [plain, nft, _] = names(ipv6);
+    let plain = program::path(plain).filter(|path| is_nft(path)).map(|_| plain);
+    plain.or_else(|| program::exists(nft).then_some(nft))
+}
+
+/// The program of the legacy tables, if it is installed.
+fn legacy_variant(ipv6: bool) -> Option<&'static str> {
+    let [plain, _, legacy] = names(ipv6);
+    let plain = || program::path(plain).filter(|path| !is_nft(path)).map(|_| plain);
+    program::exists(legacy).then_some(legacy).or_else(plain)
+}
+
+fn names(ipv6: bool) -> [&'static str; 3] {
+    if ipv6 {
+        ["ip6tables", "ip6tables-nft", "ip6tables-legacy"]
+    } else {
+        ["iptables", "iptables-nft", "iptables-legacy"]
+    }
+}
+
+/// All names of a variant are links to one program, `xtables-nft-multi` or `xtables-legacy-multi`.
+fn is_nft(path: &Path) -> bool {
+    path.canonicalize().is_ok_and(|path| path.to_string_lossy().contains("nft"))
+}
+
+/// The legacy tables that there are. Asking the program for one would make it.
+fn legacy_tables(ipv6: bool) -> Vec<String> {
+    let file = if ipv6 { "ip6_tables_names" } else { "ip_tables_names" };
+    let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+    names.lines().map(str::to_owned).collect()
+}
+
+/// `NFT_MSG_GETGEN` and `NFT_MSG_NEWGEN`, of the subsystem `NFNL_SUBSYS_NFTABLES` (`linux/netfilter/nf_tables.h`).
+const GET_GENERATION: u16 = 10 << 8 | 16;
+const GENERATION: u16 = 10 << 8 | 15;
+/// `NFTA_GEN_ID`: a number of 32 bits in network order.
+const GENERATION_ID: u16 = 1;
+/// Bytes of `nlmsghdr`, of `nfgenmsg` after it, and of `nlattr`.
+const HEADER: usize = 16;
+const FAMILY: usize = 4;
+const ATTRIBUTE: usize = 4;
+
+fn generation() -> Option<u32> {
+    let socket = Socket::new(NETLINK_NETFILTER).ok()?;
+    let mut request = Vec::with_capacity(HEADER + FAMILY);
+    request.extend(((HEADER + FAMILY) as u32).to_ne_bytes());
+    request.extend(GET_GENERATION.to_ne_bytes());
+    request.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    request.extend([0; 8]); // sequence and port
+    request.extend([0; FAMILY]); // any family, version 0
+    socket.send_to(&request, &SocketAddr::new(0, 0), 0).ok()?;
+    let mut answer = Vec::with_capacity(4096);
+    // The kernel has answered before the request was sent off.
+    socket.recv(&mut answer, libc::MSG_DONTWAIT).ok()?;
+    read_generation(&answer)
+}
+
+fn read_generation(answer: &[u8]) -> Option<u32> {
+    let u16_at = |at: usize| Some(u16::from_ne_bytes(answer.get(at..at + 2)?.try_into().ok()?));
+    if u16_at(4)? != GENERATION {
+        return None;
+    }
+    let mut at = HEADER + FAMILY;
+    loop {
+        let length = usize::from(u16_at(at)?);
+        if u16_at(at + 2)? == GENERATION_ID {
+            return Some(u32::from_be_bytes(answer.get(at + ATTRIBUTE..at + 8)?.try_into().ok()?));
+        }
+        at += length.max(ATTRIBUTE).next_multiple_of(4);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_changes_is_read_from_among_others() {
+        let mut answer = vec![0; HEADER + FAMILY];
+        answer[4..6].copy_from_slice(&GENERATION.to_ne_bytes());
+        answer.extend([8u16, 2].map(u16::to_ne_bytes).concat());
+        answer.extend([9; 4]);
+        answer.extend([8u16, GENERATION_ID].map(u16::to_ne_bytes).concat());
+        answer.extend(77u32.to_be_bytes());
+        assert_eq!(read_generation(&answer), Some(77));
+        for length in 0..answer.len() {
+            assert_eq!(read_generation(&answer[..length]), None, "cut off after {length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_no_number() {
+        assert_eq!(read_generation(&[0; 36]), None);
+    }
+}

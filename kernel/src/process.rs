@@ -1,0 +1,120 @@
+//! Which process has something open that we need, as `proc(5)` tells.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::LinkName;
+
+/// A process of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its name, of up to 15 bytes.
+    pub name: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.pid, self.name)
+    }
+}
+
+impl Process {
+    /// The first that has a socket on this UDP port, at any address, in the network namespace of this thread. `None` if
+    /// nobody has, or the kernel itself, or one that is not shown to us.
+    pub fn on_udp_port(port: u16) -> Option<Self> {
+        let sockets: Vec<String> = ["udp", "udp6"]
+            .iter()
+            .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok())
+            .flat_map(|table| inodes(&table, port))
+            .map(|inode| format!("socket:[{inode}]"))
+            .collect();
+        if sockets.is_empty() {
+            return None;
+        }
+        Self::first(|descriptor| {
+            fs::read_link(descriptor)
+                .is_ok_and(|target| target.to_str().is_some_and(|target| sockets.iter().any(|s| s == target)))
+        })
+    }
+
+    /// The first that has this TUN device open, in the network namespace of this thread.
+    pub fn with_tun(device: LinkName) -> Option<Self> {
+        let namespace = fs::read_link("/proc/thread-self/ns/net").ok()?;
+        let interface = format!("iff:\t{device}");
+        Self::first(|descriptor| {
+            let process = descriptor.parent().and_then(Path::parent);
+            let (Some(process), Some(number)) = (process, descriptor.file_name()) else { return false };
+            fs::read_link(descriptor).is_ok_and(|target| target == Path::new("/dev/net/tun"))
+                && fs::read_link(process.join("ns/net")).is_ok_and(|theirs| theirs == namespace)
+                && fs::read_to_string(process.join("fdinfo").join(number))
+                    .is_ok_and(|info| info.lines().any(|line| line == interface))
+        })
+    }
+
+    /// The first with an open descriptor that `is_it` accepts, by its path in `/proc/PID/fd`.
+    fn first(is_it: impl Fn(&Path) -> bool) -> Option<Self> {
+        let mut pids: Vec<u32> = entries(Path::new("/proc"))
+            .filter_map(|process| process.file_name()?.to_str()?.parse().ok())
+            .collect();
+        pids.sort_unstable();
+        let pid = pids
+            .into_iter()
+            .find(|pid| entries(&PathBuf::from(format!("/proc/{pid}/fd"))).any(|entry| is_it(&entry)))?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Some(Self { pid, name: name.trim().to_owned() })
+    }
+}
+
+/// None where there is no such directory any more.
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// The inodes of the sockets on this port in a table such as `/proc/net/udp`: `sl local_address rem_address st
+/// tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode ..`, numbers of ports in hexadecimal.
+fn inodes(table: &str, port: u16) -> Vec<u64> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            let (_, local_port) = fields.nth(1)?.rsplit_once(':')?;
+            (u16::from_str_radix(local_port, 16).ok()? == port).then_some(())?;
+            fields.nth(7)?.parse().ok().filter(|inode| *inode != 0)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn a_table_names_the_sockets_on_a_port() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+            13994: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 100326 2 000000003538079e 0\n\
+            13995: 0100007F:2119 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 100327 2 000000003538079e 0\n\
+            13996: 00000000000000000000000000000000:2118 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 7 2 0 0\n";
+        assert_eq!(inodes(table, 8472), [100_326, 7]);
+        assert_eq!(inodes(table, 53), [0; 0]);
+    }
+
+    #[test]
+    fn this_process_is_found_by_its_socket() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert_eq!(Process::on_udp_port(port).unwrap().pid, std::process::id());
+        let socket = UdpSocket::bind("[::1]:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert_eq!(Process::on_udp_port(port).unwrap().pid, std::process::id());
+    }
+
+    #[test]
+    fn nobody_has_a_device_that_is_not_there() {
+        assert_eq!(Process::with_tun("no-such-device".parse().unwrap()), None);
+    }
+}
