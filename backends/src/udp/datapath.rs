@@ -3,6 +3,8 @@
 
 mod inbound;
 mod outbound;
+mod outgoing;
+mod pacing;
 mod worker;
 
 use std::io;
@@ -19,6 +21,7 @@ use flan_kernel::udp_socket::{UdpModes, UdpOptions, UdpSocket};
 use flan_kernel::wait::Waker;
 use tracing::{debug, info};
 
+use self::pacing::Pacer;
 use self::worker::{Share, Worker};
 use super::counters::{Counters, Totals};
 use super::forwarding::ForwardingTable;
@@ -142,12 +145,16 @@ impl Datapath {
             gauge: Arc::new(Gauge::new(modes)),
             over: AtomicBool::new(false),
         });
+        let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
+        let (pacer, entrance) = Pacer::new(shared.clone(), sockets[0].clone());
         let mut datapath = Self { shared: shared.clone(), waker: waker.clone(), threads: Vec::new() };
         for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
             let share = Share { number, of: workers };
-            let worker = Worker::new(shared.clone(), share, queue, socket, waker.clone());
+            let worker = Worker::new(shared.clone(), share, queue, socket, waker.clone(), entrance.clone());
             datapath.spawn(&format!("flan-{number}"), move || worker.run())?;
         }
+        // Last: it ends with the workers, so there must be no way out of here between its start and the end of ours.
+        datapath.spawn("flan-pacer", move || pacer.run())?;
         Ok(datapath)
     }
 
