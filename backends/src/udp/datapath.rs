@@ -1,5 +1,6 @@
-//! The threads that move packets. Each has a queue of the device and a socket of its own, and moves packets both ways
-//! between them; they share the forwarding table and the counters.
+//! The threads that move packets. Each worker has a queue of the device and a socket of its own, and moves packets both
+//! ways between them; they share the forwarding table and the counters. One more thread sends to the peers that take
+//! packets in short bursts only.
 
 mod inbound;
 mod outbound;
