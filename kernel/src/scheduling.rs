@@ -1,6 +1,7 @@
 //! How the kernel's scheduler treats a thread (`sched(7)`).
 
 use std::io;
+use std::num::NonZero;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -12,6 +13,12 @@ const PREFERRED: i32 = -10;
 pub fn prefer_this_thread() -> io::Result<()> {
     // "No process" is the caller, and on Linux that is the thread alone.
     Ok(rustix::process::setpriority_process(None, PREFERRED)?)
+}
+
+/// Lets the calling thread's pauses end when they are over, not up to 50 microseconds later, which is how long the kernel
+/// gathers timers by default (`PR_SET_TIMERSLACK`).
+pub fn wake_on_time() -> io::Result<()> {
+    Ok(rustix::thread::set_current_timer_slack(Some(NonZero::<u64>::MIN))?)
 }
 
 /// Keeps the calling thread on every `step`-th processor from number `first` on, of those that it may use. Where that

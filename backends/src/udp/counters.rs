@@ -53,7 +53,7 @@ counters! {
     dropped_strict_source,
     /// Dropped: larger than the path carries.
     dropped_too_big,
-    /// Dropped: the socket's or the device's queue was full.
+    /// Dropped: the socket's or the device's queue was full, or that of a paced peer.
     dropped_full,
     /// Dropped: the kernel refused it for another reason.
     dropped_refused,

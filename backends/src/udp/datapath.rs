@@ -1,8 +1,11 @@
-//! The threads that move packets. Each has a queue of the device and a socket of its own, and moves packets both ways
-//! between them; they share the forwarding table and the counters.
+//! The threads that move packets. Each worker has a queue of the device and a socket of its own, and moves packets both
+//! ways between them; they share the forwarding table and the counters. One more thread sends to the peers that take
+//! packets in short bursts only.
 
 mod inbound;
 mod outbound;
+mod outgoing;
+mod pacing;
 mod worker;
 
 use std::io;
@@ -19,6 +22,7 @@ use flan_kernel::udp_socket::{UdpModes, UdpOptions, UdpSocket};
 use flan_kernel::wait::Waker;
 use tracing::{debug, info};
 
+use self::pacing::Pacer;
 use self::worker::{Share, Worker};
 use super::counters::{Counters, Totals};
 use super::forwarding::ForwardingTable;
@@ -142,12 +146,16 @@ impl Datapath {
             gauge: Arc::new(Gauge::new(modes)),
             over: AtomicBool::new(false),
         });
+        let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
+        let (pacer, entrance) = Pacer::new(shared.clone(), sockets[0].clone());
         let mut datapath = Self { shared: shared.clone(), waker: waker.clone(), threads: Vec::new() };
         for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
             let share = Share { number, of: workers };
-            let worker = Worker::new(shared.clone(), share, queue, socket, waker.clone());
+            let worker = Worker::new(shared.clone(), share, queue, socket, waker.clone(), entrance.clone());
             datapath.spawn(&format!("flan-{number}"), move || worker.run())?;
         }
+        // Last: it ends with the workers, so there must be no way out of here between its start and the end of ours.
+        datapath.spawn("flan-pacer", move || pacer.run())?;
         Ok(datapath)
     }
 

@@ -7,6 +7,16 @@ use arc_swap::ArcSwap;
 use flan_subnet_lease::{Family, Lease};
 use ipnetwork::{IpNetwork, Ipv4Network};
 
+/// Whom a packet goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Peer {
+    /// Underlay address.
+    pub(super) address: Ipv4Addr,
+    /// Whether packets leave for it in short bursts with pauses: it is none of ours, so its socket has the system's
+    /// default buffer and is read datagram by datagram.
+    pub(super) paced: bool,
+}
+
 /// Peers' subnets, replaced as a whole when leases change. Clones share one table.
 #[derive(Clone, Default)]
 pub struct ForwardingTable(Arc<ArcSwap<Routes>>);
@@ -27,16 +37,16 @@ enum Index {
     /// Sorted by first address: the first and last address of each subnet, and its peer.
     #[default]
     Empty,
-    Sorted(Vec<(u32, u32, Ipv4Addr)>),
+    Sorted(Vec<(u32, u32, Peer)>),
     /// From the subnet that begins at `first`, one slot for each subnet of `host_bits`.
     Dense {
         first: u32,
         host_bits: u32,
-        peers: Vec<Option<Ipv4Addr>>,
+        peers: Vec<Option<Peer>>,
     },
 }
 
-/// Slots of a dense index at most: 16 MB.
+/// Slots of a dense index at most: 12 MB.
 const DENSE: usize = 1 << 21;
 
 impl ForwardingTable {
@@ -54,16 +64,16 @@ impl ForwardingTable {
 impl Routes {
     /// The table for these peers. Those without IPv4 are left out: the wire carries IPv4.
     pub fn new(peers: &[&Lease]) -> Self {
-        let mut routes: Vec<(Ipv4Network, Ipv4Addr)> = peers.iter().filter_map(|peer| route(peer)).collect();
+        let mut routes: Vec<(Ipv4Network, Peer)> = peers.iter().filter_map(|peer| route(peer)).collect();
         routes.sort_unstable();
-        let mut sources: Vec<Ipv4Addr> = routes.iter().map(|(_, peer)| *peer).collect();
+        let mut sources: Vec<Ipv4Addr> = routes.iter().map(|(_, peer)| peer.address).collect();
         sources.sort_unstable();
         sources.dedup();
         Self { index: Index::new(&routes), sources }
     }
 
     /// The peer behind an address.
-    pub fn peer(&self, destination: Ipv4Addr) -> Option<Ipv4Addr> {
+    pub(super) fn peer(&self, destination: Ipv4Addr) -> Option<Peer> {
         let address = destination.to_bits();
         match &self.index {
             Index::Empty => None,
@@ -86,14 +96,14 @@ impl Routes {
 }
 
 impl Index {
-    fn new(routes: &[(Ipv4Network, Ipv4Addr)]) -> Self {
+    fn new(routes: &[(Ipv4Network, Peer)]) -> Self {
         let (Some((first, _)), Some((last, _))) = (routes.first(), routes.last()) else { return Self::Empty };
         let host_bits = 32 - u32::from(first.prefix());
         let start = first.network().to_bits();
         let slots = (last.network().to_bits() - start).checked_shr(host_bits).unwrap_or(0) as usize + 1;
         let uniform = routes.iter().all(|(subnet, _)| subnet.prefix() == first.prefix());
         if !uniform || slots > DENSE || host_bits == 32 {
-            let range = |(subnet, peer): &(Ipv4Network, Ipv4Addr)| {
+            let range = |(subnet, peer): &(Ipv4Network, Peer)| {
                 (subnet.network().to_bits(), subnet.broadcast().to_bits(), *peer)
             };
             return Self::Sorted(routes.iter().map(range).collect());
@@ -106,9 +116,13 @@ impl Index {
     }
 }
 
-fn route(peer: &Lease) -> Option<(Ipv4Network, Ipv4Addr)> {
+fn route(peer: &Lease) -> Option<(Ipv4Network, Peer)> {
     match (peer.subnets.get(Family::V4)?, peer.attributes.public_ips.get(Family::V4)?) {
-        (IpNetwork::V4(subnet), IpAddr::V4(ip)) => Some((subnet, *ip)),
+        (IpNetwork::V4(subnet), IpAddr::V4(address)) => {
+            // Every fland that has a node id writes it into its lease, and no flanneld does.
+            let paced = peer.attributes.node.id.is_none();
+            Some((subnet, Peer { address: *address, paced }))
+        }
         _ => None,
     }
 }
@@ -135,13 +149,28 @@ mod tests {
         text.parse().unwrap()
     }
 
+    /// A peer without a node id in its lease.
+    fn theirs(address: &str) -> Peer {
+        Peer { address: ip(address), paced: true }
+    }
+
+    #[test]
+    fn a_peer_with_a_node_id_gets_its_packets_as_fast_as_they_come() {
+        let mut ours = lease("10.5.2.0/24", "192.168.64.12");
+        ours.attributes.node.id = Some("5f1c".into());
+        let flannels = lease("10.5.9.0/24", "192.168.64.19");
+        let routes = Routes::new(&[&ours, &flannels]);
+        assert_eq!(routes.peer(ip("10.5.2.1")), Some(Peer { address: ip("192.168.64.12"), paced: false }));
+        assert_eq!(routes.peer(ip("10.5.9.1")), Some(theirs("192.168.64.19")));
+    }
+
     #[test]
     fn a_packet_finds_its_peer_and_no_other() {
         let leases = [lease("10.5.2.0/24", "192.168.64.12"), lease("10.5.9.0/24", "192.168.64.19")];
         let routes = Routes::new(&leases.iter().collect::<Vec<_>>());
         assert!(matches!(routes.index, Index::Dense { .. }));
-        assert_eq!(routes.peer(ip("10.5.2.255")), Some(ip("192.168.64.12")));
-        assert_eq!(routes.peer(ip("10.5.9.0")), Some(ip("192.168.64.19")));
+        assert_eq!(routes.peer(ip("10.5.2.255")), Some(theirs("192.168.64.12")));
+        assert_eq!(routes.peer(ip("10.5.9.0")), Some(theirs("192.168.64.19")));
         for nobody in ["10.5.1.255", "10.5.3.0", "10.5.10.0", "0.0.0.0", "255.255.255.255"] {
             assert_eq!(routes.peer(ip(nobody)), None, "{nobody}");
         }
@@ -153,7 +182,7 @@ mod tests {
         let table = ForwardingTable::default();
         let reader = table.clone();
         table.replace(Routes::new(&[&lease("10.5.2.0/24", "192.168.64.12")]));
-        assert_eq!(reader.read().peer(ip("10.5.2.7")), Some(ip("192.168.64.12")));
+        assert_eq!(reader.read().peer(ip("10.5.2.7")), Some(theirs("192.168.64.12")));
         table.replace(Routes::default());
         assert_eq!(reader.read().peer(ip("10.5.2.7")), None);
     }

@@ -21,6 +21,9 @@ const DEVICE: &str = "flannel0";
 /// Pings answered in each phase of a story.
 const PHASE: usize = 100;
 
+/// Datagrams that leave at once for a peer that reads as flanneld does, at most.
+const BURST: u64 = 16;
+
 /// Requests that may go unanswered while the agent is away, of 100 a second.
 const MOST_LOST: usize = 100;
 
@@ -223,5 +226,31 @@ fn a_path_that_carries_less_than_the_interface_gets_large_packets_as_fragments()
             host.ip(&format!("route change 192.168.64.0/24 dev eth0 src {address} mtu 1300"))?;
         }
         exchange(&webs)
+    })
+}
+
+#[test]
+fn packets_leave_in_short_bursts_for_a_peer_without_a_node_id() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(NETWORK_OF_UDP)?;
+        let mut hosts = [lab.host("ours")?, lab.host("theirs")?];
+        hosts[0].start_agent_with(&STATUS_FLAGS)?;
+        // What tells it from a flanneld is not in its lease.
+        hosts[1].start_agent_with(&["--ip-masq", "--node-id", ""])?;
+        on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))?;
+        let webs = [hosts[0].run_container("web1", &[])?, hosts[1].run_container("web2", &[])?];
+        let target = webs[1].address()?;
+        wait::until("containers to reach each other", Duration::from_secs(15), || webs[0].ping(target))?;
+
+        let written = webs[0].write_body(64)?;
+        ensure!(webs[1].fetch_body(webs[0].address()?)? == written, "another body came");
+
+        let datapath = &hosts[0].status()?["datapath"];
+        let count = |name: &str| datapath[name].as_u64().with_context(|| format!("no {name}: {datapath}"));
+        let (packets, sends) = (count("sentPackets")?, count("sentBatches")?);
+        println!("{packets} packets in {sends} sends: {datapath}");
+        ensure!(packets > 40_000, "the body of 64 MiB did not pass this way: {datapath}");
+        ensure!(packets <= BURST * sends, "more than {BURST} packets a send: {datapath}");
+        Ok(())
     })
 }

@@ -142,7 +142,7 @@ fn inner_source(bytes: &[u8]) -> Option<Ipv4Addr> {
 
 /// Whether the peer at `outer` holds the subnet of `inner`.
 fn is_of(routes: &Routes, inner: Ipv4Addr, outer: Ipv4Addr) -> bool {
-    routes.peer(inner) == Some(outer)
+    routes.peer(inner).is_some_and(|peer| peer.address == outer)
 }
 
 fn put(queue: &TunQueue, mode: TunMode, write: &Write<'_>) -> io::Result<()> {

@@ -1,18 +1,16 @@
 //! From the device to the wire: read what waits, cut it into wire packets, send those in as few calls as possible.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::Ordering::Relaxed;
+use std::net::IpAddr;
 use std::time::Instant;
 
-use flan_kernel::udp_socket::{self, MAX_GSO_BYTES, MAX_SEGMENTS, Message};
-use tracing::warn;
-
+use super::outgoing::Outgoing;
+use super::pacing::Entrance;
 use super::worker::Port;
 use crate::udp::counters::add;
 use crate::udp::icmp::{self, Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
-use crate::udp::segmentation::{Refused, Segments, Split};
+use crate::udp::segmentation::{Refused, Segments};
 
 /// Bytes that are read before anything is sent: few enough to be still in the processor's cache, and enough that the
 /// tail of one large packet, which a single send does not take, leaves with the next.
@@ -24,6 +22,8 @@ const BUFFER: usize = VnetHeader::LEN + 65_536;
 pub(super) struct Outbound {
     slots: Vec<Slot>,
     limit: Limit,
+    /// Where packets for paced peers go.
+    paced: Entrance,
 }
 
 /// Room for one packet and its segments' headers.
@@ -35,9 +35,13 @@ struct Slot {
 
 impl Outbound {
     /// `batch` packets at most are read before anything is sent.
-    pub(super) fn new(batch: usize) -> Self {
+    pub(super) fn new(batch: usize, paced: Entrance) -> Self {
         let slot = || Slot { buffer: vec![0; BUFFER].into(), length: 0, segments: Segments::new() };
-        Self { slots: std::iter::repeat_with(slot).take(batch).collect(), limit: Limit::new(Instant::now()) }
+        Self {
+            slots: std::iter::repeat_with(slot).take(batch).collect(),
+            limit: Limit::new(Instant::now()),
+            paced,
+        }
     }
 
     /// Moves one batch, and says whether more may wait. An error means that the device is gone.
@@ -70,7 +74,7 @@ impl Outbound {
     }
 
     fn forward(&mut self, port: Port<'_>, count: usize) {
-        let Self { slots, limit } = self;
+        let Self { slots, limit, paced } = self;
         let shared = port.shared;
         let counters = &shared.gauge.counters;
         let mut tell = |packet: &[u8], reason| {
@@ -79,7 +83,7 @@ impl Outbound {
             }
         };
         let routes = shared.table.read();
-        let mut outgoing = Outgoing::new(port);
+        let mut outgoing = Outgoing::new(shared, port.socket);
         for slot in &mut slots[..count] {
             let packet = &mut slot.buffer[..slot.length];
             let inner = packet.get(VnetHeader::LEN..).unwrap_or_default();
@@ -99,7 +103,14 @@ impl Outbound {
                 continue;
             }
             match slot.segments.split(packet) {
-                Ok(split) => outgoing.add(peer, &split),
+                Ok(split) if peer.paced => {
+                    add(&counters.dropped_full, paced.leave(peer.address, &split));
+                }
+                Ok(split) => {
+                    for (headers, payload) in split.segments() {
+                        outgoing.add(peer.address, [IoSlice::new(headers), IoSlice::new(payload)]);
+                    }
+                }
                 Err(Refused::TtlExpired) => add(&counters.dropped_ttl, 1),
                 Err(_) => add(&counters.dropped_malformed, 1),
             }
@@ -111,157 +122,6 @@ impl Outbound {
 
 /// Where the time to live stands in an IPv4 header.
 const TTL_AT: usize = 8;
-
-/// Wire packets on their way, those to one peer and of one size together.
-struct Outgoing<'a> {
-    port: Port<'a>,
-    /// Whether the kernel takes several wire packets in one piece.
-    gso: bool,
-    /// Two for each wire packet: headers and payload.
-    slices: Vec<IoSlice<'a>>,
-    trains: Vec<Train>,
-}
-
-/// Wire packets that leave in one piece.
-struct Train {
-    peer: Ipv4Addr,
-    /// Bytes of each but the last.
-    size: usize,
-    /// Bytes of the last one so far.
-    last: usize,
-    bytes: usize,
-    /// Which of the slices.
-    first: usize,
-    count: usize,
-}
-
-impl<'a> Outgoing<'a> {
-    fn new(port: Port<'a>) -> Self {
-        let gso = port.shared.gauge.gso.load(Relaxed);
-        Self { port, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
-    }
-
-    fn add(&mut self, peer: Ipv4Addr, split: &Split<'a>) {
-        for (headers, payload) in split.segments() {
-            let size = headers.len() + payload.len();
-            let first = self.slices.len();
-            self.slices.extend([IoSlice::new(headers), IoSlice::new(payload)]);
-            match self.trains.last_mut().filter(|train| self.gso && train.takes(peer, size)) {
-                Some(train) => {
-                    train.bytes += size;
-                    train.count += 1;
-                    train.last = size;
-                }
-                None => self.trains.push(Train { peer, size, last: size, bytes: size, first, count: 1 }),
-            }
-        }
-    }
-
-    /// Sends everything; `too_big` is given each packet that the path does not carry.
-    fn send(&self, mut too_big: impl FnMut(&[u8])) {
-        let gso = &self.port.shared.gauge.gso;
-        let mut rest = &self.trains[..];
-        while let [first, after @ ..] = rest {
-            let several = first.count > 1;
-            if several && !gso.load(Relaxed) {
-                self.send_singly(first, &mut too_big);
-                rest = after;
-                continue;
-            }
-            match self.hand_over(rest) {
-                Ok(sent) => rest = &rest[sent..],
-                Err(error) if several && udp_socket::is_gso_refused(&error) => {
-                    warn!(%error, "the kernel refuses batches (UDP_SEGMENT); sending packets one by one from now on");
-                    gso.store(false, Relaxed);
-                }
-                // Alone they are cut into fragments where the path needs it.
-                Err(error) if several && udp_socket::is_too_big(&error) => {
-                    self.send_singly(first, &mut too_big);
-                    rest = after;
-                }
-                Err(error) => {
-                    self.lost(first, &error, &mut too_big);
-                    rest = after;
-                }
-            }
-        }
-    }
-
-    /// Sends each wire packet of a train by itself.
-    fn send_singly(&self, train: &Train, too_big: &mut impl FnMut(&[u8])) {
-        let singles: Vec<Train> = self.singles(train).collect();
-        let mut rest = &singles[..];
-        while let [first, after @ ..] = rest {
-            match self.hand_over(rest) {
-                Ok(sent) => rest = &rest[sent..],
-                Err(error) => {
-                    self.lost(first, &error, too_big);
-                    rest = after;
-                }
-            }
-        }
-    }
-
-    /// Gives the kernel as many trains as it takes, and says how many that is.
-    fn hand_over(&self, trains: &[Train]) -> io::Result<usize> {
-        let messages: Vec<Message<'_>> = trains.iter().map(|train| self.message(train)).collect();
-        let sent = self.port.socket.send_many(&messages)?;
-        self.count(&trains[..sent]);
-        Ok(sent)
-    }
-
-    fn message(&self, train: &Train) -> Message<'_> {
-        Message {
-            to: SocketAddr::new(train.peer.into(), self.port.shared.settings.port),
-            slices: &self.slices[train.first..train.first + 2 * train.count],
-            segment_size: u16::try_from(train.size).ok().filter(|_| train.count > 1),
-        }
-    }
-
-    fn singles(&self, train: &Train) -> impl Iterator<Item = Train> {
-        let (peer, first) = (train.peer, train.first);
-        (0..train.count).map(move |number| {
-            let first = first + 2 * number;
-            let size = self.slices[first].len() + self.slices[first + 1].len();
-            Train { peer, size, last: size, bytes: size, first, count: 1 }
-        })
-    }
-
-    fn count(&self, sent: &[Train]) {
-        let counters = &self.port.shared.gauge.counters;
-        add(&counters.sent_batches, 1);
-        add(&counters.sent_packets, sent.iter().map(|train| train.count).sum());
-        add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
-    }
-
-    fn lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
-        let counters = &self.port.shared.gauge.counters;
-        if udp_socket::is_too_big(error) {
-            add(&counters.dropped_too_big, train.count);
-            too_big(&gathered(&self.slices[train.first..train.first + 2]));
-        } else if udp_socket::is_full(error) {
-            add(&counters.dropped_full, train.count);
-        } else {
-            add(&counters.dropped_refused, train.count);
-        }
-    }
-}
-
-impl Train {
-    /// Whether one more wire packet of this size may follow: all but the last have one size.
-    fn takes(&self, peer: Ipv4Addr, size: usize) -> bool {
-        self.peer == peer
-            && self.last == self.size
-            && size <= self.size
-            && self.count < MAX_SEGMENTS
-            && self.bytes + size <= MAX_GSO_BYTES
-    }
-}
-
-/// The bytes of a wire packet in one piece.
-fn gathered(slices: &[IoSlice<'_>]) -> Vec<u8> {
-    slices.iter().flat_map(|slice| slice.iter().copied()).collect()
-}
 
 /// Gives the device an ICMP error for the sender of `packet`. Answers whether there was one to give.
 pub(super) fn send_icmp(port: Port<'_>, packet: &[u8], reason: Reason) -> bool {

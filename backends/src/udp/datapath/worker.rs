@@ -17,13 +17,14 @@ use tracing::{debug, warn};
 use super::Shared;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
+use super::pacing::Entrance;
 
 /// A queue of the device, a socket, and what is needed to move packets between them.
 pub(super) struct Worker {
     shared: Arc<Shared>,
     share: Share,
     queue: TunQueue,
-    socket: UdpSocket,
+    socket: Arc<UdpSocket>,
     waker: Waker,
     outbound: Outbound,
     inbound: Inbound,
@@ -49,11 +50,12 @@ impl Worker {
         shared: Arc<Shared>,
         share: Share,
         queue: TunQueue,
-        socket: UdpSocket,
+        socket: Arc<UdpSocket>,
         waker: Waker,
+        paced: Entrance,
     ) -> Self {
         let batch = shared.settings.batch();
-        let (outbound, inbound) = (Outbound::new(batch), Inbound::new(batch, shared.tun));
+        let (outbound, inbound) = (Outbound::new(batch, paced), Inbound::new(batch, shared.tun));
         Self { shared, share, queue, socket, waker, outbound, inbound }
     }
 

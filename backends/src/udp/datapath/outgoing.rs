@@ -1,0 +1,162 @@
+//! Wire packets become as few sends as the kernel allows.
+
+use std::io::{self, IoSlice};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering::Relaxed;
+
+use flan_kernel::udp_socket::{self, MAX_GSO_BYTES, MAX_SEGMENTS, Message, UdpSocket};
+use tracing::warn;
+
+use super::Shared;
+use crate::udp::counters::add;
+
+/// Wire packets on their way, those to one peer and of one size together.
+pub(super) struct Outgoing<'a> {
+    shared: &'a Shared,
+    socket: &'a UdpSocket,
+    /// Whether the kernel takes several wire packets in one piece.
+    gso: bool,
+    /// Two for each wire packet: headers and payload.
+    slices: Vec<IoSlice<'a>>,
+    trains: Vec<Train>,
+}
+
+/// Wire packets that leave in one piece.
+struct Train {
+    peer: Ipv4Addr,
+    /// Bytes of each but the last.
+    size: usize,
+    /// Bytes of the last one so far.
+    last: usize,
+    bytes: usize,
+    /// Which of the slices.
+    first: usize,
+    count: usize,
+}
+
+impl<'a> Outgoing<'a> {
+    pub(super) fn new(shared: &'a Shared, socket: &'a UdpSocket) -> Self {
+        let gso = shared.gauge.gso.load(Relaxed);
+        Self { shared, socket, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
+    }
+
+    /// Lets a wire packet leave with the next [`Outgoing::send`], behind those that were added before.
+    pub(super) fn add(&mut self, peer: Ipv4Addr, packet: [IoSlice<'a>; 2]) {
+        let size = packet[0].len() + packet[1].len();
+        let first = self.slices.len();
+        self.slices.extend(packet);
+        match self.trains.last_mut().filter(|train| self.gso && train.takes(peer, size)) {
+            Some(train) => {
+                train.bytes += size;
+                train.count += 1;
+                train.last = size;
+            }
+            None => self.trains.push(Train { peer, size, last: size, bytes: size, first, count: 1 }),
+        }
+    }
+
+    /// Sends everything; `too_big` is given each packet that the path does not carry.
+    pub(super) fn send(&self, mut too_big: impl FnMut(&[u8])) {
+        let gso = &self.shared.gauge.gso;
+        let mut rest = &self.trains[..];
+        while let [first, after @ ..] = rest {
+            let several = first.count > 1;
+            if several && !gso.load(Relaxed) {
+                self.send_singly(first, &mut too_big);
+                rest = after;
+                continue;
+            }
+            match self.hand_over(rest) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) if several && udp_socket::is_gso_refused(&error) => {
+                    warn!(%error, "the kernel refuses batches (UDP_SEGMENT); sending packets one by one from now on");
+                    gso.store(false, Relaxed);
+                }
+                // Alone they are cut into fragments where the path needs it.
+                Err(error) if several && udp_socket::is_too_big(&error) => {
+                    self.send_singly(first, &mut too_big);
+                    rest = after;
+                }
+                Err(error) => {
+                    self.lost(first, &error, &mut too_big);
+                    rest = after;
+                }
+            }
+        }
+    }
+
+    /// Sends each wire packet of a train by itself.
+    fn send_singly(&self, train: &Train, too_big: &mut impl FnMut(&[u8])) {
+        let singles: Vec<Train> = self.singles(train).collect();
+        let mut rest = &singles[..];
+        while let [first, after @ ..] = rest {
+            match self.hand_over(rest) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) => {
+                    self.lost(first, &error, too_big);
+                    rest = after;
+                }
+            }
+        }
+    }
+
+    /// Gives the kernel as many trains as it takes, and says how many that is.
+    fn hand_over(&self, trains: &[Train]) -> io::Result<usize> {
+        let messages: Vec<Message<'_>> = trains.iter().map(|train| self.message(train)).collect();
+        let sent = self.socket.send_many(&messages)?;
+        self.count(&trains[..sent]);
+        Ok(sent)
+    }
+
+    fn message(&self, train: &Train) -> Message<'_> {
+        Message {
+            to: SocketAddr::new(train.peer.into(), self.shared.settings.port),
+            slices: &self.slices[train.first..train.first + 2 * train.count],
+            segment_size: u16::try_from(train.size).ok().filter(|_| train.count > 1),
+        }
+    }
+
+    fn singles(&self, train: &Train) -> impl Iterator<Item = Train> {
+        let (peer, first) = (train.peer, train.first);
+        (0..train.count).map(move |number| {
+            let first = first + 2 * number;
+            let size = self.slices[first].len() + self.slices[first + 1].len();
+            Train { peer, size, last: size, bytes: size, first, count: 1 }
+        })
+    }
+
+    fn count(&self, sent: &[Train]) {
+        let counters = &self.shared.gauge.counters;
+        add(&counters.sent_batches, 1);
+        add(&counters.sent_packets, sent.iter().map(|train| train.count).sum());
+        add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
+    }
+
+    fn lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
+        let counters = &self.shared.gauge.counters;
+        if udp_socket::is_too_big(error) {
+            add(&counters.dropped_too_big, train.count);
+            too_big(&gathered(&self.slices[train.first..train.first + 2]));
+        } else if udp_socket::is_full(error) {
+            add(&counters.dropped_full, train.count);
+        } else {
+            add(&counters.dropped_refused, train.count);
+        }
+    }
+}
+
+impl Train {
+    /// Whether one more wire packet of this size may follow: all but the last have one size.
+    fn takes(&self, peer: Ipv4Addr, size: usize) -> bool {
+        self.peer == peer
+            && self.last == self.size
+            && size <= self.size
+            && self.count < MAX_SEGMENTS
+            && self.bytes + size <= MAX_GSO_BYTES
+    }
+}
+
+/// The bytes of a wire packet in one piece.
+fn gathered(slices: &[IoSlice<'_>]) -> Vec<u8> {
+    slices.iter().flat_map(|slice| slice.iter().copied()).collect()
+}
