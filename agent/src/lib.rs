@@ -11,6 +11,7 @@ pub mod interface;
 pub mod log;
 pub mod node;
 mod notify;
+pub mod only_agent;
 pub mod problem;
 pub mod reconcile;
 pub mod refused;

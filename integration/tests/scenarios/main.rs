@@ -13,6 +13,7 @@ mod embedded_store;
 mod flannel_hosts;
 mod kernel_repairs;
 mod lab_itself;
+mod leaving;
 mod membership;
 mod paper_peer;
 mod routed_hosts;

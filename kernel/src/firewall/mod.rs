@@ -1,10 +1,14 @@
 //! The packet filter rules that the agent needs: masquerading, and forwarding that Docker's policy would drop.
 
+mod flannel;
 mod iptables;
 mod nft;
+mod ours;
 mod program;
 
 use ipnetwork::IpNetwork;
+
+pub use ours::OwnRules;
 
 use crate::state::LinkName;
 

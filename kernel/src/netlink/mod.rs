@@ -6,6 +6,7 @@ mod devices;
 mod entry;
 mod holder;
 mod interfaces;
+mod kinds;
 mod link;
 mod lookup;
 mod message;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 
 pub use interfaces::{Interface, default_route, interfaces, route_to};
+pub use kinds::devices_of_our_kinds;
 
 use self::apply::{Hands, Round, TakenIds};
 use self::changes::Changes;
