@@ -46,34 +46,49 @@ pub fn set_up_kernel(host: &Host, env: &SubnetEnv) -> Result<String> {
     host.vtep_mac()
 }
 
-/// The rules that flanneld's iptables mode makes.
+/// What flanneld's iptables mode does at its start, whatever stands: its chains are emptied, then filled.
 pub fn add_rules(host: &Host, env: &SubnetEnv) -> Result<()> {
     let (network, subnet) = (env.network, env.base());
-    let in_chain = |table: &str, chain: &str, from: &str, comment: &str, rules: &[String]| -> Result<()> {
-        let run = |rule: &str| {
-            let words = rule.split(' ').map(|word| if word == "{}" { comment } else { word });
-            host.run("iptables", &["-w", "-t", table].into_iter().chain(words).collect::<Vec<_>>())
-        };
-        run(&format!("-N {chain}"))?;
-        run(&format!("-A {from} -m comment --comment {{}} -j {chain}"))?;
-        rules.iter().try_for_each(|rule| run(&format!("-A {chain} {rule}")).map(drop))
-    };
-    let accept = |direction| format!("{direction} {network} -m comment --comment {{}} -j ACCEPT");
-    let forward = [accept("-s"), accept("-d")];
-    in_chain("filter", "FLANNEL-FWD", "FORWARD", "flanneld forward", &forward)?;
+    let forward = ["-s", "-d"].map(|way| (format!("{way} {network}"), "ACCEPT"));
+    fill_chain(host, "filter", "FLANNEL-FWD", "FORWARD", "flanneld forward", &forward)?;
     if !env.ip_masq {
         return Ok(());
     }
-    let rule = |what: &str, then: &str| format!("{what} -m comment --comment {{}} -j {then}");
     let masquerade = [
-        rule("-m mark --mark 0x4000/0x4000", "RETURN"),
-        rule(&format!("-s {subnet} -d {network}"), "RETURN"),
-        rule(&format!("-s {network} -d {subnet}"), "RETURN"),
-        rule(&format!("! -s {network} -d {subnet}"), "RETURN"),
-        rule(&format!("-s {network} ! -d 224.0.0.0/4"), "MASQUERADE --random-fully"),
-        rule(&format!("! -s {network} -d {network}"), "MASQUERADE --random-fully"),
+        ("-m mark --mark 0x4000/0x4000".to_owned(), "RETURN"),
+        (format!("-s {subnet} -d {network}"), "RETURN"),
+        (format!("-s {network} -d {subnet}"), "RETURN"),
+        (format!("! -s {network} -d {subnet}"), "RETURN"),
+        (format!("-s {network} ! -d 224.0.0.0/4"), "MASQUERADE --random-fully"),
+        (format!("! -s {network} -d {network}"), "MASQUERADE --random-fully"),
     ];
-    in_chain("nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq", &masquerade)
+    fill_chain(host, "nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq", &masquerade)
+}
+
+fn fill_chain(
+    host: &Host,
+    table: &str,
+    chain: &str,
+    from: &str,
+    comment: &str,
+    rules: &[(String, &str)],
+) -> Result<()> {
+    let run = |words: &str| {
+        let words = words.split(' ').map(|word| if word == "COMMENT" { comment } else { word });
+        host.run("iptables", &["-w", "-t", table].into_iter().chain(words).collect::<Vec<_>>())
+    };
+    let comment = "-m comment --comment COMMENT";
+    if run(&format!("-N {chain}")).is_err() {
+        run(&format!("-F {chain}"))?;
+    }
+    let jump = format!("{from} {comment} -j {chain}");
+    if run(&format!("-C {jump}")).is_ok() {
+        run(&format!("-D {jump}"))?;
+    }
+    run(&format!("-A {jump}"))?;
+    rules.iter().try_for_each(|(packets, target)| {
+        run(&format!("-A {chain} {packets} {comment} -j {target}")).map(drop)
+    })
 }
 
 /// Adds a peer to a host that was [`set_up`]: neighbour, FDB entry and route, without a protocol of their own.

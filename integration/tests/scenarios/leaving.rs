@@ -67,16 +67,33 @@ fn ended_with(code: i32, outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
-/// The rules of iptables, those that flanneld could have made among them.
-fn iptables(host: &Host) -> Result<String> {
-    let tables = ["filter", "nat"].map(|table| host.run("iptables", &["-w", "-t", table, "-S"]));
-    tables.into_iter().collect()
+/// The rules of one table of iptables.
+fn iptables(host: &Host, table: &str) -> Result<String> {
+    host.run("iptables", &["-w", "-t", table, "-S"])
 }
 
 fn ensure_no_rules_of_ours(host: &Host) -> Result<()> {
     let tables = host.run("nft", &["list", "tables"])?;
-    ensure!(!tables.contains("inet flan"), "{tables}");
-    ensure!(!iptables(host)?.contains("FLAN-"), "{}", iptables(host)?);
+    ensure!(!tables.lines().any(|line| line == "table inet flan"), "{tables}");
+    let rules = iptables(host, "filter")?;
+    ensure!(!rules.contains("FLAN-"), "{rules}");
+    Ok(())
+}
+
+/// An error unless flannel's rules are in place of ours: those that flanneld fills its own chain with, and those that
+/// outlast the moment in which it does.
+fn has_flannels_rules(host: &Host, env: &SubnetEnv) -> Result<()> {
+    ensure_no_rules_of_ours(host)?;
+    let before = iptables(host, "nat")?;
+    let network = env.network;
+    let accept =
+        |way| format!(r#"-A FORWARD {way} {network} -m comment --comment "flanneld forward" -j ACCEPT"#);
+    let forward = iptables(host, "filter")?;
+    let rules: Vec<&str> = forward.lines().filter(|line| line.starts_with("-A")).collect();
+    assert_eq!(rules, [accept("-s"), accept("-d")]);
+    // As at flanneld's start, its chains are empty for a moment.
+    flannel::add_rules(host, env)?;
+    assert_eq!(iptables(host, "nat")?, before, "not what flanneld makes");
     Ok(())
 }
 
@@ -116,7 +133,6 @@ fn a_vxlan_host_is_handed_over_to_flannel_and_taken_back_without_losing_a_packet
         }
 
         // What a flanneld with the same subnet and peer would have made.
-        flannels.run("iptables", &["-w", "-P", "FORWARD", "DROP"])?;
         flannel::set_up_kernel(&flannels, &envs[0])?;
         flannel::add_peer(&flannels, &envs[1], &hosts[1].vtep_mac()?, hosts[1].address())?;
         let (ours, theirs) = (Holdings::of(hosts[0].netns())?, Holdings::of(flannels.netns())?);
@@ -124,15 +140,13 @@ fn a_vxlan_host_is_handed_over_to_flannel_and_taken_back_without_losing_a_packet
             assert_eq!(of_kind(&ours, kind), of_kind(&theirs, kind));
         }
         assert_eq!(routes(&hosts[0], "-4")?, routes(&flannels, "-4")?);
-        assert_eq!(iptables(&hosts[0])?, iptables(&flannels)?);
-        ensure_no_rules_of_ours(&hosts[0])?;
+        has_flannels_rules(&hosts[0], &envs[0])?;
         ensure!(hosts[0].ip("nexthop show")?.is_empty());
         assert_eq!((hosts[0].vtep_mac()?, hosts[0].subnet_env()?), (mac, file));
         assert_eq!(lab.store().subnet_keys()?, keys);
         let again = hand_over(&hosts[0], &[])?;
         ended_with(0, &again)?;
         ensure!(again.stdout.contains("nothing to do"), "{again:?}");
-
         hosts[0].start_agent()?;
         wait::until("everything to be ours again", LIMIT, || {
             Holdings::of(hosts[0].netns())?.ensure_as(&before)
@@ -160,11 +174,7 @@ fn a_host_on_host_gw_is_handed_over_to_flannel_and_taken_back_without_losing_a_p
         }
         let route = format!("{} via {} dev eth0", envs[1].base(), hosts[1].address());
         assert_eq!(routes(&hosts[0], "-4")?, [route]);
-        let flannels = lab.host("flannel")?;
-        flannels.run("iptables", &["-w", "-P", "FORWARD", "DROP"])?;
-        flannel::add_rules(&flannels, &envs[0])?;
-        assert_eq!(iptables(&hosts[0])?, iptables(&flannels)?);
-        ensure_no_rules_of_ours(&hosts[0])?;
+        has_flannels_rules(&hosts[0], &envs[0])?;
 
         hosts[0].start_agent()?;
         wait::until("everything to be ours again", LIMIT, || {
@@ -201,7 +211,8 @@ fn both_families_are_handed_over_without_losing_a_packet() -> Result<()> {
         let routes = routes(&hosts[0], "-6")?;
         ensure!(routes.contains(&route), "{route} is not among {routes:?}");
         let rules = hosts[0].run("ip6tables", &["-w", "-S"])?;
-        ensure!(rules.contains("-A FLANNEL-FWD -s fd00:5::/48") && !rules.contains("FLAN-"), "{rules}");
+        let accept = r#"-A FORWARD -s fd00:5::/48 -m comment --comment "flanneld forward" -j ACCEPT"#;
+        ensure!(rules.contains(accept) && !rules.contains("FLAN-"), "{rules}");
         ensure_no_rules_of_ours(&hosts[0])
     })
 }

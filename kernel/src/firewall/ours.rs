@@ -49,8 +49,8 @@ impl OwnRules {
         .map(drop)
     }
 
-    /// Puts the rules that flanneld makes to the same end beside ours, in flanneld's own chains, which it takes over when
-    /// it starts. Must be called in a tokio runtime.
+    /// Puts rules beside ours that do the same, are worded as flanneld's and last until flanneld has its own. Must be
+    /// called in a tokio runtime.
     ///
     /// # Errors
     /// When the packet filter refuses.
@@ -71,8 +71,8 @@ impl OwnRules {
     pub fn flannels(self) -> &'static str {
         match self {
             Self::Masquerade => "the iptables chain FLANNEL-POSTRTG",
-            Self::Forward { ipv6: false } => "the iptables chain FLANNEL-FWD",
-            Self::Forward { ipv6: true } => "the ip6tables chain FLANNEL-FWD",
+            Self::Forward { ipv6: false } => "flannel's rules at the end of iptables' FORWARD",
+            Self::Forward { ipv6: true } => "flannel's rules at the end of ip6tables' FORWARD",
         }
     }
 }
