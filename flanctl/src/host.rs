@@ -58,10 +58,10 @@ impl Host {
             let message = format!("cannot use {}: {reason}; mend it or delete it", subnet_file.display());
             Failure::new(Kind::Usage, message)
         })?;
-        let mut kernel = netlink::Linux::new().map_err(unread)?;
-        let names = netlink::devices_of_our_kinds().map_err(unread)?;
+        let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
+        let names = netlink::devices_of_our_kinds().map_err(|reason| unread(&reason))?;
         let links = names.into_iter().filter(|name| may_be_ours(*name)).collect();
-        let actual = kernel.snapshot(&Ownership { links }).await.map_err(unread)?;
+        let actual = kernel.snapshot(&Ownership { links }).await.map_err(|reason| unread(&reason))?;
         let holdings = Holdings::of(actual, env.as_ref().and_then(SubnetEnv::subnets).as_ref());
         let mut rules = Vec::new();
         for set in OwnRules::ALL {
@@ -109,7 +109,7 @@ impl Host {
     }
 }
 
-fn unread(reason: KernelError) -> Failure {
+fn unread(reason: &KernelError) -> Failure {
     Failure::new(Kind::Other, format!("cannot read the kernel's state: {reason}"))
 }
 

@@ -11,6 +11,7 @@ use flan_agent::node;
 use flan_agent::subnet_env::SubnetEnv;
 use flan_kernel::{State, netlink};
 use flan_subnet_lease::{Lease, NodeIdentity, Store};
+use ipnetwork::IpNetwork;
 
 use crate::failure::{Failure, Kind};
 use crate::host::{Host, HostArgs, Report};
@@ -155,7 +156,7 @@ async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<
 async fn addresses(args: &LeaveArgs) -> Result<BTreeSet<IpAddr>, Failure> {
     let interfaces = netlink::interfaces().await.map_err(|reason| Failure::new(Kind::Other, reason))?;
     let held = interfaces.iter().filter(|interface| !interface.loopback);
-    let held = held.flat_map(|interface| interface.addresses.iter().map(|address| address.ip()));
+    let held = held.flat_map(|interface| interface.addresses.iter().map(IpNetwork::ip));
     let given = args.public_ip.map(IpAddr::from).into_iter().chain(args.public_ipv6.map(IpAddr::from));
     Ok(held.chain(given).collect())
 }

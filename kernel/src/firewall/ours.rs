@@ -59,7 +59,7 @@ impl OwnRules {
             match self {
                 Self::Masquerade => flannel::masquerade(family).await?,
                 Self::Forward { ipv6 } if ipv6 == family.network.is_ipv6() => {
-                    flannel::forward(family).await?
+                    flannel::forward(family).await?;
                 }
                 Self::Forward { .. } => {}
             }
