@@ -46,7 +46,7 @@ pub(crate) struct Host {
 impl Host {
     /// Reads everything of ours on this host.
     pub(crate) async fn read(subnet_file: &Path) -> Result<Self, Failure> {
-        if !may_administer_the_network() {
+        if !netlink::may_change().map_err(|reason| unread(&reason))? {
             return Err(Failure::new(Kind::Usage, "this changes devices, routes and rules: run it as root"));
         }
         let only =
@@ -111,14 +111,4 @@ impl Host {
 
 fn unread(reason: &KernelError) -> Failure {
     Failure::new(Kind::Other, format!("cannot read the kernel's state: {reason}"))
-}
-
-/// Whether this process has `CAP_NET_ADMIN` (`capabilities(7)`, `proc_pid_status(5)`).
-fn may_administer_the_network() -> bool {
-    const CAP_NET_ADMIN: u64 = 12;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-        .is_some_and(|bits| bits & (1 << CAP_NET_ADMIN) != 0)
 }

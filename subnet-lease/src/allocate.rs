@@ -3,9 +3,10 @@
 use ipnetwork::IpNetwork;
 use rand::{Rng, RngExt};
 
-use crate::config::{NetworkConfig, SubnetPool};
+use crate::config::NetworkConfig;
 use crate::family::{Family, PerFamily};
 use crate::key::Subnets;
+use crate::subnet_pool::SubnetPool;
 
 /// No subnet is left in one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -92,7 +93,9 @@ mod tests {
 
     use super::*;
 
-    fn config(json: &str) -> NetworkConfig {
+    /// A config with these pools. The backend does not matter here.
+    fn config(pools: &str) -> NetworkConfig {
+        let json = format!(r#"{{{pools}, "Backend": {{"Type": "vxlan"}}}}"#);
         NetworkConfig::parse(json.as_bytes()).unwrap()
     }
 
@@ -102,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_free_wish_is_granted_and_a_taken_one_is_not() {
-        let config = config(r#"{"Network": "10.5.0.0/16"}"#);
+        let config = config(r#""Network": "10.5.0.0/16""#);
         let (wish, mut dice) = (subnets("10.5.52.0/24"), StdRng::seed_from_u64(1));
         assert_eq!(allocate(&config, &[], Some(&wish), &mut dice), Ok(wish));
         assert_ne!(allocate(&config, &[wish], Some(&wish), &mut dice), Ok(wish));
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_wish_that_the_config_does_not_admit_is_passed_over() {
-        let config = config(r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.8.0"}"#);
+        let config = config(r#""Network": "10.5.0.0/16", "SubnetMin": "10.5.8.0""#);
         for wish in ["10.6.1.0/24", "10.5.9.0/25", "10.5.7.0/24", "10.5.9.0/24,fd00::/64"] {
             let given = allocate(&config, &[], Some(&subnets(wish)), &mut StdRng::seed_from_u64(1)).unwrap();
             assert!(config.admits(&given), "{given} for {wish}");
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_last_free_subnet_is_found_and_then_none() {
-        let config = config(r#"{"Network": "10.5.0.0/26"}"#);
+        let config = config(r#""Network": "10.5.0.0/26""#);
         let taken = [subnets("10.5.0.16/28"), subnets("10.5.0.48/28")];
         let mut dice = StdRng::seed_from_u64(1);
         assert_eq!(allocate(&config, &taken, None, &mut dice), Ok(subnets("10.5.0.32/28")));
@@ -134,8 +137,7 @@ mod tests {
 
     #[test]
     fn each_family_gets_a_subnet() {
-        let config =
-            config(r#"{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48"}"#);
+        let config = config(r#""EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48""#);
         let given = allocate(&config, &[], None, &mut StdRng::seed_from_u64(1)).unwrap();
         assert!(config.admits(&given));
     }
@@ -146,7 +148,7 @@ mod tests {
         fn what_is_given_was_free_and_everything_free_can_be_given(
             taken in proptest::collection::vec((0u32..64, 26u8..=30), 0..12), seed: u64,
         ) {
-            let config = config(r#"{"Network": "10.5.0.0/24", "SubnetLen": 28, "SubnetMax": "10.5.0.224"}"#);
+            let config = config(r#""Network": "10.5.0.0/24", "SubnetLen": 28, "SubnetMax": "10.5.0.224""#);
             let taken: Vec<Subnets> = taken.into_iter().map(|(block, length)| {
                 let network = IpNetwork::new(Family::V4.address(0x0a05_0000 + u128::from(block) * 4), length).unwrap();
                 let base = IpNetwork::new(network.network(), length).unwrap();

@@ -507,7 +507,8 @@ mod tests {
     fn claim() -> Claim {
         let json = br#"{"PublicIP":"192.168.64.11","PublicIPv6":null,"BackendType":"vxlan","NodeID":"a"}"#;
         Claim {
-            config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16"}"#).unwrap(),
+            config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#)
+                .unwrap(),
             attributes: LeaseAttributes::from_json(json).unwrap(),
             previous: None,
             ttl: Duration::from_secs(86_400),

@@ -8,6 +8,7 @@ mod bad_leases;
 mod command_line;
 mod conflicts;
 mod docker_hosts;
+mod docker_of_forky;
 mod dual_stack;
 mod embedded_store;
 mod flannel_hosts;
