@@ -1,6 +1,7 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
+# Nothing here calls sudo for root, who may have none.
 
-.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install tools forky-root
+.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install uninstall tools forky-root
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -43,6 +44,7 @@ FUZZ_SECONDS ?= 30
 path_of = sed -n 's|.*"executable":"\([^"]*/$(1)\(-[0-9a-f]*\)\{0,1\}\)".*|\1|p' | tail -n 1
 
 help:
+	@echo 'As root, leave out sudo.'
 	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up, STORE=etcd takes etcd'
 	@echo 'sudo make demo-down   remove a demo that was left up'
 	@echo 'sudo make test        everything: lint, unit tests, systemd units, conformance, scenarios'
@@ -58,6 +60,7 @@ help:
 	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
 	@echo '     make release     fland and flanctl as they are installed'
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
+	@echo 'sudo make uninstall   removes what make install put there; before it: flanctl leave'
 	@echo 'sudo make forky-root  Docker and etcd of Debian forky, which the tests use: a minute, and kept in /var/cache/flan'
 	@echo '     make audit       licences, bans and sources of dependencies (cargo-deny)'
 
@@ -144,6 +147,16 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-store.service
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
+
+# A directory that others use as well is not empty, and stays.
+uninstall:
+	@! systemctl is-active --quiet fland fland-store 2>/dev/null || test -n '$(DESTDIR)' || { \
+		echo 'fland or fland-store runs; first: systemctl disable --now fland fland-store' >&2; exit 1; }
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,fland flanctl)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-store.service docker.service.d/flan.conf)
+	@rmdir $(DESTDIR)$(UNITDIR)/docker.service.d 2>/dev/null || true
+	@echo 'Devices, routes, rules and the lease of a host that has not left stay. To remove them: target/release/flanctl leave'
+	@echo 'Then: systemctl daemon-reload'
 
 audit:
 	@$(CARGO) deny --version >/dev/null 2>&1 || { echo 'make audit needs cargo-deny: cargo install --locked cargo-deny' >&2; exit 1; }

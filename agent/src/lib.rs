@@ -13,6 +13,7 @@ pub mod log;
 pub mod lookout;
 pub mod node;
 mod notify;
+pub mod only_agent;
 mod ports;
 pub mod problem;
 pub mod reconcile;

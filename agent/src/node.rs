@@ -12,12 +12,19 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// (`machine-id(5)`), so only a hash of it leaves the host.
 pub fn identity(args: &Args) -> NodeIdentity {
     let host = args.node_name.clone().or_else(|| Some(hostname::get().ok()?.to_string_lossy().into_owned()));
-    let id = args.node_id.clone().or_else(|| {
+    NodeIdentity { host: known(host), id: id(args.node_id.clone()) }
+}
+
+/// The machine's id, unless one is given.
+pub fn id(given: Option<String>) -> Option<Box<str>> {
+    known(given.or_else(|| {
         let machine = std::fs::read_to_string(MACHINE_ID).ok()?;
         Some(hash(machine.trim())).filter(|_| !machine.trim().is_empty())
-    });
-    let known = |text: Option<String>| text.filter(|text| !text.is_empty()).map(String::into_boxed_str);
-    NodeIdentity { host: known(host), id: known(id) }
+    }))
+}
+
+fn known(text: Option<String>) -> Option<Box<str>> {
+    text.filter(|text| !text.is_empty()).map(String::into_boxed_str)
 }
 
 fn hash(machine_id: &str) -> String {

@@ -4,7 +4,7 @@
 use flan_kernel::{Ownership, State};
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets};
 
-use crate::route::{self, Gateways, Via};
+use crate::route;
 use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
 
 /// Plans a route for each peer and family.
@@ -12,7 +12,6 @@ use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
 pub struct HostGw {
     families: Vec<Family>,
     underlay: Underlay,
-    gateways: Gateways,
 }
 
 impl HostGw {
@@ -20,15 +19,11 @@ impl HostGw {
     ///
     /// # Errors
     /// [`BackendError::NoAddress`] when it has not.
-    pub fn new(
-        families: impl Iterator<Item = Family>,
-        underlay: &Underlay,
-        gateways: Gateways,
-    ) -> Result<Self, BackendError> {
+    pub fn new(families: impl Iterator<Item = Family>, underlay: &Underlay) -> Result<Self, BackendError> {
         let families: Vec<Family> = families.collect();
         match families.iter().find(|family| underlay.addresses.get(**family).is_none()) {
             Some(&family) => Err(BackendError::NoAddress { link: underlay.link, family }),
-            None => Ok(Self { families, underlay: underlay.clone(), gateways }),
+            None => Ok(Self { families, underlay: underlay.clone() }),
         }
     }
 
@@ -62,8 +57,7 @@ impl Backend for HostGw {
             if !self.underlay.is_on_link(gateway) {
                 return Err(Unreachable::NotOnLink { gateway, link: self.underlay.link });
             }
-            let via = Via { gateway, link: self.underlay.link, onlink: false };
-            route::plan(subnet, via, self.gateways, &mut state);
+            route::plan_direct(subnet, gateway, self.underlay.link, &mut state);
         }
         Ok(state)
     }
@@ -89,28 +83,20 @@ mod tests {
 
     #[test]
     fn a_peer_on_the_link_is_the_gateway_to_its_subnet() {
-        let backend = HostGw::new(BOTH.into_iter(), &samples::underlay(), Gateways::Objects).unwrap();
+        let backend = HostGw::new(BOTH.into_iter(), &samples::underlay()).unwrap();
         let peer = samples::host_gw("10.5.2.0/24,fd00:5:0:2::/64", "192.168.64.12", Some("fd64::12"));
         assert_eq!(
             planned(&backend, &peer).unwrap(),
             [
-                "add nexthop id 3232251916 via 192.168.64.12 dev eth0",
-                "add route 10.5.2.0/24 nhid 3232251916 dev eth0",
+                "add route 10.5.2.0/24 via 192.168.64.12 dev eth0",
                 "add route fd00:5:0:2::/64 via fd64::12 dev eth0",
             ]
         );
     }
 
     #[test]
-    fn an_old_kernel_gets_the_gateway_inline() {
-        let backend = HostGw::new([Family::V4].into_iter(), &samples::underlay(), Gateways::Inline).unwrap();
-        let peer = samples::host_gw("10.5.2.0/24", "192.168.64.12", None);
-        assert_eq!(planned(&backend, &peer).unwrap(), ["add route 10.5.2.0/24 via 192.168.64.12 dev eth0"]);
-    }
-
-    #[test]
     fn a_peer_behind_a_router_is_refused_with_what_would_work() {
-        let backend = HostGw::new([Family::V4].into_iter(), &samples::underlay(), Gateways::Objects).unwrap();
+        let backend = HostGw::new([Family::V4].into_iter(), &samples::underlay()).unwrap();
         let peer = samples::host_gw("10.5.2.0/24", "192.168.65.12", None);
         assert_eq!(
             planned(&backend, &peer).unwrap_err(),

@@ -4,6 +4,7 @@
 //! itself; the agent's reconciler closes the gap between the plan and the kernel. One planner a file.
 
 mod alloc;
+mod holdings;
 mod host_gw;
 mod route;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use flan_subnet_lease::{BackendData, Family, Lease, LeaseAttributes, PerFamily, 
 use ipnetwork::IpNetwork;
 
 pub use alloc::Alloc;
+pub use holdings::{Holdings, may_be_ours};
 pub use host_gw::HostGw;
 pub use route::Gateways;
 pub use udp::Udp;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use flan_kernel::{LinkName, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State};
 use ipnetwork::IpNetwork;
 
-/// How a route names its gateway.
+/// How a route into an overlay device names its gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gateways {
     /// IPv4 routes name a next hop object, which the kernel finds by its id. IPv6 routes always have their gateway
@@ -22,6 +22,13 @@ pub(crate) struct Via {
     pub(crate) link: LinkName,
     /// No route of the host says that the gateway is on the link.
     pub(crate) onlink: bool,
+}
+
+/// Plans a route for `subnet` by way of a host on the link of the external interface. The gateway is inline on every
+/// kernel, so that flanneld, or a person, can replace and delete the route. The kernel then searches all gateways, but a
+/// link has few hosts: 1,000 routes take as long as with objects, 4,000 take 0.3 s.
+pub(crate) fn plan_direct(subnet: IpNetwork, gateway: IpAddr, link: LinkName, state: &mut State) {
+    plan(subnet, Via { gateway, link, onlink: false }, Gateways::Inline, state);
 }
 
 /// Plans a route for `subnet`.

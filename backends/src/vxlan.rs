@@ -98,8 +98,7 @@ impl Vxlan {
         let subnet = peer.subnets.get(family)?;
         let public_ip = *peer.attributes.public_ips.get(family)?;
         if self.config.direct_routing && self.underlay.is_on_link(public_ip) {
-            let via = Via { gateway: public_ip, link: self.underlay.link, onlink: false };
-            route::plan(subnet, via, self.gateways, state);
+            route::plan_direct(subnet, public_ip, self.underlay.link, state);
             return Some(());
         }
         let mac = peer.attributes.vxlan(family)?.vtep_mac;
@@ -155,6 +154,13 @@ fn device_name(family: Family, vni: u32) -> Option<LinkName> {
     }
     .parse()
     .ok()
+}
+
+/// The VNI of which `name` would be the device. One name, one VNI: `flannel.01` is none of ours.
+pub(crate) fn vni_of(name: LinkName) -> Option<u32> {
+    let text = name.as_str();
+    let vni = text.strip_prefix("flannel.").or_else(|| text.strip_prefix("flannel-v6."))?.parse().ok()?;
+    Family::ALL.into_iter().any(|family| device_name(family, vni) == Some(name)).then_some(vni)
 }
 
 /// Bytes that VXLAN adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14). RFC 7348.
@@ -257,10 +263,7 @@ mod tests {
         let backend = with(config.clone(), &[Family::V4], &State::default());
         assert_eq!(
             lines(&backend.peer(&h2()).unwrap()),
-            [
-                "add nexthop id 3232251916 via 192.168.64.12 dev eth0",
-                "add route 10.5.2.0/24 nhid 3232251916 dev eth0",
-            ]
+            ["add route 10.5.2.0/24 via 192.168.64.12 dev eth0"]
         );
         let elsewhere = Underlay { on_link: vec![], ..samples::underlay() };
         let backend = on(&elsewhere, config, &[Family::V4], &State::default()).unwrap();

@@ -9,6 +9,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent::store_args::StoreArgs;
 use flan_subnet_lease::{BackendConfig, Subnets};
 
+use crate::host::HostArgs;
+use crate::leave::LeaveArgs;
+
 /// Shows and changes who holds which subnet.
 #[derive(Debug, Parser)]
 #[command(name = "flanctl", version, after_help = AFTER_HELP)]
@@ -36,6 +39,12 @@ pub(crate) enum Command {
     /// The leases: who holds which subnet
     #[command(subcommand)]
     Subnets(SubnetsCommand),
+    /// Leave this host as flannel wants it, so that flanneld can be started in place of fland, which must be stopped.
+    /// Needs root. With vxlan, host-gw and alloc no packet is lost
+    HandOver(HostArgs),
+    /// Take this host out of the network: delete its lease and all that fland has made here. fland must be stopped.
+    /// Needs root
+    Leave(LeaveArgs),
     /// Wait until the agent on this host has leased a subnet and written its file
     Wait {
         /// The file that the agent writes

@@ -6,6 +6,9 @@ mod config;
 mod docker;
 mod env_file;
 mod failure;
+mod hand_over;
+mod host;
+mod leave;
 mod output;
 mod progress;
 mod store;
@@ -63,6 +66,11 @@ async fn run(args: args::Args) -> Result<(), Failure> {
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
+        Command::HandOver(args) => hand_over::run(&args).await,
+        Command::Leave(args) => {
+            let store = if args.keep_lease { None } else { Some(store()?) };
+            leave::run(store, &args).await
+        }
         Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
             let env = docker::wait(&subnet_file, timeout).await?;
             match docker_opts {

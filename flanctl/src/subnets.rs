@@ -219,7 +219,7 @@ fn same_host(entry: &Entry, subnets: &Subnets, public_ips: &PerFamily<IpAddr>) -
     }
 }
 
-fn confirmed(question: &str) -> Result<bool, Failure> {
+pub(crate) fn confirmed(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(Kind::Usage, "there is nobody to ask; give --yes"));
     }

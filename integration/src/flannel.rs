@@ -25,6 +25,15 @@ pub fn lease_value(public_ip: impl Display, mac: &str) -> String {
 /// Sets the host up with `env`'s subnet: device, forwarding, rules, subnet.env and a lease of its own etcd lease.
 /// Returns the device's MAC.
 pub fn set_up(host: &Host, store: &Store, env: &SubnetEnv) -> Result<String> {
+    let mac = set_up_kernel(host, env)?;
+    let value = lease_value(host.address(), &mac);
+    store.put_leased(&format!("subnets/{}", env.key()), &value, LEASE_SECONDS)?;
+    write_subnet_env(host, env)?;
+    Ok(mac)
+}
+
+/// The kernel's part of [`set_up`].
+pub fn set_up_kernel(host: &Host, env: &SubnetEnv) -> Result<String> {
     let public_ip = host.address();
     host.ip(&format!(
         "link add {DEVICE} type vxlan id 1 dev eth0 local {public_ip} dstport 8472 nolearning"
@@ -33,14 +42,53 @@ pub fn set_up(host: &Host, store: &Store, env: &SubnetEnv) -> Result<String> {
     host.ip(&format!("address add {}/32 dev {DEVICE}", env.base_address()))?;
     host.ip(&format!("link set {DEVICE} up"))?;
     host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
-    let network = env.network.to_string();
-    host.run("iptables", &["-w", "-A", "FORWARD", "-s", &network, "-j", "ACCEPT"])?;
-    host.run("iptables", &["-w", "-A", "FORWARD", "-d", &network, "-j", "ACCEPT"])?;
+    add_rules(host, env)?;
+    host.vtep_mac()
+}
 
-    let mac = host.vtep_mac()?;
-    store.put_leased(&format!("subnets/{}", env.key()), &lease_value(public_ip, &mac), LEASE_SECONDS)?;
-    write_subnet_env(host, env)?;
-    Ok(mac)
+/// What flanneld's iptables mode does at its start, whatever stands: its chains are emptied, then filled.
+pub fn add_rules(host: &Host, env: &SubnetEnv) -> Result<()> {
+    let (network, subnet) = (env.network, env.base());
+    let forward = ["-s", "-d"].map(|way| (format!("{way} {network}"), "ACCEPT"));
+    fill_chain(host, "filter", "FLANNEL-FWD", "FORWARD", "flanneld forward", &forward)?;
+    if !env.ip_masq {
+        return Ok(());
+    }
+    let masquerade = [
+        ("-m mark --mark 0x4000/0x4000".to_owned(), "RETURN"),
+        (format!("-s {subnet} -d {network}"), "RETURN"),
+        (format!("-s {network} -d {subnet}"), "RETURN"),
+        (format!("! -s {network} -d {subnet}"), "RETURN"),
+        (format!("-s {network} ! -d 224.0.0.0/4"), "MASQUERADE --random-fully"),
+        (format!("! -s {network} -d {network}"), "MASQUERADE --random-fully"),
+    ];
+    fill_chain(host, "nat", "FLANNEL-POSTRTG", "POSTROUTING", "flanneld masq", &masquerade)
+}
+
+fn fill_chain(
+    host: &Host,
+    table: &str,
+    chain: &str,
+    from: &str,
+    comment: &str,
+    rules: &[(String, &str)],
+) -> Result<()> {
+    let run = |words: &str| {
+        let words = words.split(' ').map(|word| if word == "COMMENT" { comment } else { word });
+        host.run("iptables", &["-w", "-t", table].into_iter().chain(words).collect::<Vec<_>>())
+    };
+    let comment = "-m comment --comment COMMENT";
+    if run(&format!("-N {chain}")).is_err() {
+        run(&format!("-F {chain}"))?;
+    }
+    let jump = format!("{from} {comment} -j {chain}");
+    if run(&format!("-C {jump}")).is_ok() {
+        run(&format!("-D {jump}"))?;
+    }
+    run(&format!("-A {jump}"))?;
+    rules.iter().try_for_each(|(packets, target)| {
+        run(&format!("-A {chain} {packets} {comment} -j {target}")).map(drop)
+    })
 }
 
 /// Adds a peer to a host that was [`set_up`]: neighbour, FDB entry and route, without a protocol of their own.

@@ -25,7 +25,7 @@ use futures::future::BoxFuture;
 
 pub use change::{Change, Fact, Object};
 pub use diff::{LinkChange, Operation, diff};
-pub use firewall::{FamilyRules, Firewall, FirewallError, Ruleset};
+pub use firewall::{FamilyRules, Firewall, FirewallError, OwnRules, Ruleset};
 pub use ledger::Ledger;
 pub use state::{
     Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId, Ownership,

@@ -68,7 +68,7 @@ pub(super) fn choose(
             let backend = Vxlan::new(vxlan.clone(), families, underlay, gateways, node_id, actual)?;
             Ok(Chosen { macs: backend.macs(), backend: Box::new(backend), datapath: None })
         }
-        BackendConfig::HostGw => Ok(without_device(Box::new(HostGw::new(families, underlay, gateways)?))),
+        BackendConfig::HostGw => Ok(without_device(Box::new(HostGw::new(families, underlay)?))),
         BackendConfig::Alloc => Ok(without_device(Box::new(Alloc::new(underlay)))),
         // `NetworkConfig::supported` lets no such config come this far.
         BackendConfig::Wireguard(_) => Err(BackendError::Unknown { backend: config.backend.name() }),

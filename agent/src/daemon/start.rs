@@ -1,7 +1,5 @@
 //! From the command line to the event loop: config, interface, backend, lease.
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +22,7 @@ use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::interface::{self, External, Held, InterfaceError};
 use crate::lookout::Lookout;
+use crate::only_agent::OnlyAgent;
 use crate::problem::Code;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
@@ -49,7 +48,8 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
     if let Some(settings) = &settings {
         embedded::ensure_reachable(settings, &args.store).map_err(refused)?;
     }
-    let _only = only_agent_here()?;
+    let _only = OnlyAgent::claim()?
+        .ok_or_else(|| refused("another fland runs on this host already; stop it first"))?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {
         let address = std::net::SocketAddr::new(args.healthz_ip, args.healthz_port);
@@ -179,16 +179,6 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
 /// All leases, if the store gives them at the first time of asking; who needs them asks again.
 async fn list(store: Store) -> Option<Listing> {
     store.list().await.inspect_err(|reason| debug!(%reason, "cannot list the leases yet")).ok()
-}
-
-/// Makes sure that this is the only agent of this network namespace: two would undo each other's work. The name is freed
-/// by the kernel when the process ends, however it does.
-fn only_agent_here() -> anyhow::Result<UnixDatagram> {
-    let name = SocketAddr::from_abstract_name(b"flan-agent")?;
-    UnixDatagram::bind_addr(&name).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => refused("another fland runs on this host already; stop it first"),
-        _ => error.into(),
-    })
 }
 
 /// The network config, as soon as there is one that this agent can work with.

@@ -145,7 +145,7 @@ impl Backend for Udp {
     }
 }
 
-fn device() -> LinkName {
+pub(crate) fn device() -> LinkName {
     DEVICE.parse().expect("a valid name, tested below")
 }
 

@@ -14,6 +14,7 @@ mod embedded_store;
 mod flannel_hosts;
 mod kernel_repairs;
 mod lab_itself;
+mod leaving;
 mod membership;
 mod obstacles;
 mod paper_peer;

@@ -77,6 +77,19 @@ impl Forwarding {
         Ok(true)
     }
 
+    /// Whether the chain or a jump to it is there.
+    pub(super) async fn stands(&self) -> Result<bool, FirewallError> {
+        if !program::exists(self.programs().0) {
+            return Ok(false);
+        }
+        match self.standing().await {
+            Ok(standing) => Ok(standing.chain || !standing.jumps.is_empty()),
+            // A host without that family may not even have its filter table.
+            Err(FirewallError::Refused { message, .. }) if message.contains("does not exist") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn programs(&self) -> (&'static str, &'static str) {
         if self.ipv6 { ("ip6tables", "ip6tables-restore") } else { ("iptables", "iptables-restore") }
     }

@@ -1,11 +1,15 @@
 //! The packet filter rules that the agent needs: masquerading, and forwarding that Docker's policy would drop.
 
+mod flannel;
 mod iptables;
 mod nft;
 pub mod others;
+mod ours;
 mod program;
 
 use ipnetwork::IpNetwork;
+
+pub use ours::OwnRules;
 
 use crate::state::LinkName;
 

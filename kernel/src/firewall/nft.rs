@@ -44,6 +44,11 @@ impl Masquerade {
     }
 }
 
+/// Whether there is such a table.
+pub(super) async fn stands() -> Result<bool, FirewallError> {
+    Ok(program::exists("nft") && listing().await?.is_some())
+}
+
 /// Deletes the table whether it exists or not, and in the same transaction as what follows.
 const REMOVE: &str = "add table inet flan\ndelete table inet flan\n";
 

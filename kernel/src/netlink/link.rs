@@ -1,5 +1,7 @@
 //! Operations on devices: each takes several steps, and the next one needs what the last one gave.
 
+use netlink_packet_route::link::InfoKind;
+
 use super::devices::Devices;
 use super::holder;
 use super::message;
@@ -172,7 +174,7 @@ fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: Kern
         return error;
     }
     let holder = socket.dump(
-        &message::dump_vxlans(),
+        &message::dump_links(InfoKind::Vxlan),
         || None,
         |holder, body| {
             let Some(message) = link_entry(body) else { return };

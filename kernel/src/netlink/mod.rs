@@ -7,6 +7,7 @@ mod devices;
 mod entry;
 mod holder;
 mod interfaces;
+mod kinds;
 mod link;
 mod lookup;
 mod message;
@@ -25,6 +26,7 @@ use futures::future::BoxFuture;
 pub use bridges::{Bridge, bridges};
 pub use holder::{Holder, port_holder};
 pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
+pub use kinds::devices_of_our_kinds;
 
 use self::apply::{Hands, Round, TakenIds};
 use self::changes::Changes;

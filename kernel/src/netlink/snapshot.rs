@@ -337,12 +337,32 @@ fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
     (vxlan, underlay)
 }
 
-/// `IFLA_TUN_VNET_HDR` (`linux/if_link.h`), a byte that is 1.
+/// Whether the device stays without a program: a TUN device that is told not to goes with the program that made it.
+pub(super) fn is_persistent(message: &LinkMessage) -> bool {
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let tun = infos.flatten().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Tun(data)) => Some(data),
+        _ => None,
+    });
+    tun.is_none_or(|data| data.iter().any(|info| is_on(info, IFLA_TUN_PERSIST)))
+}
+
 fn is_vnet_header_on(info: &InfoTun) -> bool {
-    const IFLA_TUN_VNET_HDR: u16 = 5;
+    is_on(info, IFLA_TUN_VNET_HDR)
+}
+
+/// Attributes of a TUN device (`linux/if_link.h`).
+const IFLA_TUN_VNET_HDR: u16 = 5;
+const IFLA_TUN_PERSIST: u16 = 6;
+
+/// Whether this is the attribute, and its byte is 1.
+fn is_on(info: &InfoTun, wanted: u16) -> bool {
     let InfoTun::Other(attribute) = info else { return false };
     let mut value = [0];
-    if attribute.kind() != IFLA_TUN_VNET_HDR || attribute.value_len() != value.len() {
+    if attribute.kind() != wanted || attribute.value_len() != value.len() {
         return false;
     }
     attribute.emit_value(&mut value);

@@ -1,3 +1,4 @@
+use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::*;
@@ -61,4 +62,17 @@ fn a_route_leads_where_its_object_does_even_if_the_kernel_does_not_say_so() {
     assert_eq!(led(target(8, Some(5))).target, target(8, Some(5)), "one that came since");
     assert!(is_into(&led(target(3, None)), &[(4, name("flannel.1"))].into()));
     assert!(!is_into(&led(target(8, None)), &[(4, name("flannel.1"))].into()));
+}
+
+#[test]
+fn a_tun_device_that_goes_with_its_program_is_told_from_one_that_stays() {
+    let tun = |persist| {
+        let attribute = DefaultNla::new(IFLA_TUN_PERSIST, vec![persist]);
+        let data = InfoData::Tun(vec![InfoTun::Other(attribute)]);
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Tun), LinkInfo::Data(data)])];
+        is_persistent(&message)
+    };
+    assert_eq!([tun(0), tun(1)], [false, true]);
 }

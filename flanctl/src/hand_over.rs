@@ -1,0 +1,55 @@
+//! `flanctl hand-over`: leaves this host as flannel wants it, so that flanneld can be started in place of fland.
+//!
+//! What flanneld takes over stays: the lease, the VXLAN devices with their MACs, addresses, neighbours and forwarding
+//! entries, and subnet.env. What it could not replace or delete becomes its own.
+
+use flan_kernel::{FamilyRules, LinkKind, OwnRules};
+
+use crate::failure::{Failure, Kind};
+use crate::host::{Host, HostArgs, Report};
+
+/// Hands the host over.
+pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
+    let mut host = Host::read(&args.subnet_file).await?;
+    let mut report = Report::new("HandOver", args.dry_run);
+    let families = families(&host);
+    for rules in host.standing_rules(&mut report) {
+        let what = format!("put {} in place of {rules}", rules.flannels());
+        report.step(what, replace(rules, &families, args)).await;
+    }
+    let desired = host.holdings.as_flannels();
+    let through_us = host.holdings.state.links.values().any(|link| matches!(link.kind, LinkKind::Tun { .. }));
+    host.bring_to(&desired, &mut report).await;
+    if through_us {
+        report
+            .next("start flanneld soon: with udp, no packet reaches another host before it runs".to_owned());
+    } else {
+        report.next("start flanneld: it takes over the lease, the device and the subnet file".to_owned());
+    }
+    if let Some(file) = Host::drop_in() {
+        report.next(format!(
+            "remove {file}, which starts fland with Docker, and give dockerd flannel's options; then: systemctl daemon-reload"
+        ));
+    }
+    report.finish(args.output, "nothing to do: this host is as flannel wants it")
+}
+
+/// Puts flanneld's rules, and takes ours away once they stand.
+async fn replace(rules: OwnRules, families: &[FamilyRules], args: &HostArgs) -> Result<(), Failure> {
+    if families.is_empty() {
+        let message = format!("{} does not say what this host's network is", args.subnet_file.display());
+        return Err(Failure::new(Kind::Other, message));
+    }
+    let refused = |reason| Failure::new(Kind::Other, reason);
+    rules.put_flannels(families).await.map_err(refused)?;
+    rules.remove().await.map_err(refused)
+}
+
+/// The networks that the subnet file names.
+fn families(host: &Host) -> Vec<FamilyRules> {
+    let Some(env) = &host.env else { return Vec::new() };
+    let networks = env.networks.iter();
+    networks
+        .filter_map(|(family, &network)| Some(FamilyRules { network, subnet: *env.bridges.get(family)? }))
+        .collect()
+}

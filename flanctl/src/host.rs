@@ -1,0 +1,114 @@
+//! This host as an agent has left it: what `hand-over` and `leave` work on. No agent can start as long as it is read
+//! and changed.
+
+mod report;
+
+use std::path::{Path, PathBuf};
+
+use flan_agent::only_agent::OnlyAgent;
+use flan_agent::subnet_env::SubnetEnv;
+use flan_backends::{Holdings, may_be_ours};
+use flan_kernel::{FirewallError, Kernel, KernelError, OwnRules, Ownership, State, diff, netlink};
+
+pub(crate) use report::Report;
+
+use crate::args::ReportForm;
+use crate::failure::{Failure, Kind};
+
+/// Where the drop-in of `make install` is, which starts fland with Docker.
+const DOCKER_DROP_IN: &str = "/etc/systemd/system/docker.service.d/flan.conf";
+
+/// What both commands take.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HostArgs {
+    /// The file that the agent wrote; it says which subnet is this host's
+    #[arg(long, value_name = "FILE", env = "FLAND_SUBNET_FILE", default_value = "/run/flannel/subnet.env")]
+    pub(crate) subnet_file: PathBuf,
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Form of the output
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
+}
+
+/// The host, read once.
+pub(crate) struct Host {
+    kernel: netlink::Linux,
+    /// What the subnet file says, if there is one.
+    pub(crate) env: Option<SubnetEnv>,
+    pub(crate) holdings: Holdings,
+    /// Each set of rules, and whether it stands.
+    rules: Vec<(OwnRules, Result<bool, FirewallError>)>,
+    _only: OnlyAgent,
+}
+
+impl Host {
+    /// Reads everything of ours on this host.
+    pub(crate) async fn read(subnet_file: &Path) -> Result<Self, Failure> {
+        if !netlink::may_change().map_err(|reason| unread(&reason))? {
+            return Err(Failure::new(Kind::Usage, "this changes devices, routes and rules: run it as root"));
+        }
+        let only =
+            OnlyAgent::claim().map_err(|error| Failure::new(Kind::Other, error))?.ok_or_else(|| {
+                let message = "fland runs on this host; stop it first, with: systemctl disable --now fland";
+                Failure::new(Kind::Refused, message)
+            })?;
+        let env = SubnetEnv::load(subnet_file).map_err(|reason| {
+            let message = format!("cannot use {}: {reason}; mend it or delete it", subnet_file.display());
+            Failure::new(Kind::Usage, message)
+        })?;
+        let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
+        let names = netlink::devices_of_our_kinds().map_err(|reason| unread(&reason))?;
+        let links = names.into_iter().filter(|name| may_be_ours(*name)).collect();
+        let actual = kernel.snapshot(&Ownership { links }).await.map_err(|reason| unread(&reason))?;
+        let holdings = Holdings::of(actual, env.as_ref().and_then(SubnetEnv::subnets).as_ref());
+        let mut rules = Vec::new();
+        for set in OwnRules::ALL {
+            rules.push((set, set.stand().await));
+        }
+        Ok(Self { kernel, env, holdings, rules, _only: only })
+    }
+
+    /// The sets of rules that stand. Those of which that cannot be told are steps that failed.
+    pub(crate) fn standing_rules(&self, report: &mut Report) -> Vec<OwnRules> {
+        let mut standing = Vec::new();
+        for (rules, stand) in &self.rules {
+            match stand {
+                Ok(true) => standing.push(*rules),
+                Ok(false) => {}
+                Err(reason) => {
+                    report.failed(format!("look for {rules}"), Failure::new(Kind::Other, reason));
+                }
+            }
+        }
+        standing
+    }
+
+    /// Makes the kernel hold `desired` in place of what it holds of ours.
+    pub(crate) async fn bring_to(&mut self, desired: &State, report: &mut Report) {
+        let operations = diff(desired, &self.holdings.state);
+        let refused = if report.is_dry_run() { Vec::new() } else { self.kernel.apply(&operations).await };
+        let mut refused = refused.into_iter().peekable();
+        for operation in operations {
+            match refused.next_if(|refusal| refusal.operation == operation) {
+                Some(refusal) => {
+                    report.failed(operation.to_string(), Failure::new(Kind::Other, refusal.reason));
+                }
+                None => report.went_well(operation.to_string()),
+            }
+        }
+        for link in &self.holdings.others {
+            report.left(format!("{link}: it does not belong to this host's subnet"));
+        }
+    }
+
+    /// Says how Docker's unit would bring fland back.
+    pub(crate) fn drop_in() -> Option<&'static str> {
+        Path::new(DOCKER_DROP_IN).exists().then_some(DOCKER_DROP_IN)
+    }
+}
+
+fn unread(reason: &KernelError) -> Failure {
+    Failure::new(Kind::Other, format!("cannot read the kernel's state: {reason}"))
+}

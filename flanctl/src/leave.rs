@@ -1,0 +1,162 @@
+//! `flanctl leave`: takes this host out of the network. Everything of ours goes, and nothing else.
+
+mod lease;
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use flan_agent::node;
+use flan_agent::subnet_env::SubnetEnv;
+use flan_kernel::{State, netlink};
+use flan_subnet_lease::{Lease, NodeIdentity, Store};
+use ipnetwork::IpNetwork;
+
+use crate::failure::{Failure, Kind};
+use crate::host::{Host, HostArgs, Report};
+use crate::subnets;
+use lease::Holder;
+
+/// The directory that the agent's unit makes for its files.
+const RUN_DIRECTORY: &str = "/run/flannel";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LeaveArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// Leave the lease in the store, so that this host gets the same subnet when it comes back in time
+    #[arg(long)]
+    pub(crate) keep_lease: bool,
+    /// The file with dockerd's options that flanctl wait wrote
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/docker_opts.env")]
+    docker_opts: PathBuf,
+    /// Identity of this machine, where the agent was given one
+    #[arg(long, value_name = "ID", env = "FLAND_NODE_ID")]
+    node_id: Option<String>,
+    /// IPv4 address that peers sent to, where it is on no interface of this host
+    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IP")]
+    public_ip: Option<Ipv4Addr>,
+    /// IPv6 address that peers sent to, where it is on no interface of this host
+    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IPV6")]
+    public_ipv6: Option<Ipv6Addr>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Leaves. Without a store, the lease stays.
+pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Failure> {
+    let mut host = Host::read(&args.host.subnet_file).await?;
+    let leases = match &store {
+        Some(store) => Some((store, own_leases(store, &host, args).await)),
+        None => None,
+    };
+    let planned = perform(&mut host, &leases, args, true).await;
+    if args.host.dry_run || planned.is_empty() {
+        return planned.finish(args.host.output, "nothing to do: nothing of fland's is on this host");
+    }
+    if !args.yes {
+        eprintln!("{}", planned.text());
+        let question = "Take this host out of the network? Its containers lose the other hosts. [y/N] ";
+        if !subnets::confirmed(question)? {
+            return Err(Failure::new(Kind::Refused, "nothing was changed"));
+        }
+    }
+    perform(&mut host, &leases, args, false).await.finish(args.host.output, "")
+}
+
+/// The leases of this host, and the store that they are in.
+type Leases<'a> = Option<(&'a Store, Result<Vec<Lease>, Failure>)>;
+
+/// Takes every step, or says which there are.
+async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run: bool) -> Report {
+    let mut report = Report::new("Leave", dry_run);
+    match leases {
+        Some((store, Ok(leases))) => {
+            for lease in leases {
+                let permanence = if lease.is_reservation() { "reservation" } else { "lease" };
+                let holder = lease.attributes.holder();
+                let what = format!("delete the {permanence} {} of {holder} from the store", lease.subnets);
+                report.step(what, delete_lease(store, lease)).await;
+            }
+        }
+        Some((_, Err(failure))) => {
+            let reason = format!("{failure}; with --keep-lease it stays until it expires");
+            report.failed(
+                "delete this host's lease from the store".to_owned(),
+                Failure::new(failure.kind, reason),
+            );
+        }
+        None => {}
+    }
+    for rules in host.standing_rules(&mut report) {
+        let work = async { rules.remove().await.map_err(|reason| Failure::new(Kind::Other, reason)) };
+        report.step(format!("delete {rules}"), work).await;
+    }
+    host.bring_to(&State::default(), &mut report).await;
+    delete_files(&mut report, args).await;
+    if let Some(env) = &host.env {
+        let bridges: Vec<String> = env.bridges.values().map(ToString::to_string).collect();
+        let drop_in = Host::drop_in().map(|file| format!("remove {file}, ")).unwrap_or_default();
+        report.next(format!(
+            "{drop_in}give Docker another subnet than {}, which may be another host's soon, and restart it: systemctl \
+             daemon-reload && systemctl restart docker",
+            bridges.join(" and ")
+        ));
+    }
+    report
+}
+
+/// The files go last, and stay when anything failed: the next try finds the rest by what they say.
+async fn delete_files(report: &mut Report, args: &LeaveArgs) {
+    for file in [&args.host.subnet_file, &args.docker_opts] {
+        if !file.exists() {
+            continue;
+        }
+        if report.has_failed() {
+            report.left(format!("{}: the next try finds what is left by it", file.display()));
+            continue;
+        }
+        report.step(format!("delete {}", file.display()), async { delete_file(file) }).await;
+    }
+    if !report.is_dry_run() {
+        // The unit's own; it stays where another program has files in it.
+        let _ = std::fs::remove_dir(RUN_DIRECTORY);
+    }
+}
+
+fn delete_file(file: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::new(Kind::Other, error)),
+        _ => Ok(()),
+    }
+}
+
+async fn delete_lease(store: &Store, lease: &Lease) -> Result<(), Failure> {
+    match store.delete(&lease.subnets.key(), lease.mod_revision).await? {
+        true => Ok(()),
+        false => {
+            Err(Failure::new(Kind::Refused, "somebody else wrote it at the same moment; look and try again"))
+        }
+    }
+}
+
+async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<Lease>, Failure> {
+    let listing = store.list().await?;
+    let holder = Holder {
+        node: NodeIdentity { host: None, id: node::id(args.node_id.clone()) },
+        addresses: addresses(args).await?,
+        previous: host.env.as_ref().and_then(SubnetEnv::subnets),
+    };
+    Ok(holder.leases(&listing))
+}
+
+/// Every address by which a lease may know this host.
+async fn addresses(args: &LeaveArgs) -> Result<BTreeSet<IpAddr>, Failure> {
+    let interfaces = netlink::interfaces().await.map_err(|reason| Failure::new(Kind::Other, reason))?;
+    let held = interfaces.iter().filter(|interface| !interface.loopback);
+    let held = held.flat_map(|interface| interface.addresses.iter().map(IpNetwork::ip));
+    let given = args.public_ip.map(IpAddr::from).into_iter().chain(args.public_ipv6.map(IpAddr::from));
+    Ok(held.chain(given).collect())
+}

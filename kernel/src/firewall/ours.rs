@@ -1,0 +1,88 @@
+//! The rules of ours that stand on a host, one set at a time, for those who take them away without knowing what an agent
+//! would want.
+
+use std::fmt;
+
+use super::flannel;
+use super::iptables::Forwarding;
+use super::nft::{self, Masquerade};
+use super::{FamilyRules, FirewallError, Ruleset};
+
+/// A set of rules that the agent makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnRules {
+    /// The nftables table `inet flan`.
+    Masquerade,
+    /// The chain `FLAN-FORWARD` of one address family, with every jump to it.
+    Forward {
+        /// Of `ip6tables`, not `iptables`.
+        ipv6: bool,
+    },
+}
+
+impl OwnRules {
+    /// All of them.
+    pub const ALL: [Self; 3] =
+        [Self::Masquerade, Self::Forward { ipv6: false }, Self::Forward { ipv6: true }];
+
+    /// Whether any of the set stands. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the packet filter cannot be read.
+    pub async fn stand(self) -> Result<bool, FirewallError> {
+        match self {
+            Self::Masquerade => nft::stands().await,
+            Self::Forward { ipv6 } => Forwarding::new(ipv6).stands().await,
+        }
+    }
+
+    /// Takes the set away. Nothing happens where it does not stand. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the packet filter refuses.
+    pub async fn remove(self) -> Result<(), FirewallError> {
+        let nothing = Ruleset::default();
+        match self {
+            Self::Masquerade => Masquerade::default().apply(&nothing).await,
+            Self::Forward { ipv6 } => Forwarding::new(ipv6).apply(&nothing).await,
+        }
+        .map(drop)
+    }
+
+    /// Puts rules beside ours that do the same, are worded as flanneld's and last until flanneld has its own. Must be
+    /// called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the packet filter refuses.
+    pub async fn put_flannels(self, families: &[FamilyRules]) -> Result<(), FirewallError> {
+        for family in families {
+            match self {
+                Self::Masquerade => flannel::masquerade(family).await?,
+                Self::Forward { ipv6 } if ipv6 == family.network.is_ipv6() => {
+                    flannel::forward(family).await?;
+                }
+                Self::Forward { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What [`put_flannels`](Self::put_flannels) puts.
+    pub fn flannels(self) -> &'static str {
+        match self {
+            Self::Masquerade => "the iptables chain FLANNEL-POSTRTG",
+            Self::Forward { ipv6: false } => "flannel's rules at the end of iptables' FORWARD",
+            Self::Forward { ipv6: true } => "flannel's rules at the end of ip6tables' FORWARD",
+        }
+    }
+}
+
+impl fmt::Display for OwnRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Masquerade => "the nftables table inet flan",
+            Self::Forward { ipv6: false } => "the iptables chain FLAN-FORWARD",
+            Self::Forward { ipv6: true } => "the ip6tables chain FLAN-FORWARD",
+        })
+    }
+}

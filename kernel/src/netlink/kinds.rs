@@ -1,0 +1,33 @@
+//! Devices by their kind, for those who do not know which names to ask for.
+
+use netlink_packet_route::link::InfoKind;
+
+use super::message;
+use super::questions::link_entry;
+use super::snapshot::{device, is_persistent, link_name};
+use super::socket::Socket;
+use crate::KernelError;
+use crate::state::LinkName;
+
+/// The names of all devices of the kinds that we make: VXLAN devices, and TUN devices that stay when their program ends.
+///
+/// # Errors
+/// If the netlink socket cannot be opened or does not answer.
+pub fn devices_of_our_kinds() -> Result<Vec<LinkName>, KernelError> {
+    let mut socket = Socket::open()?;
+    let mut names = Vec::new();
+    for kind in [InfoKind::Vxlan, InfoKind::Tun] {
+        let found = socket.dump(&message::dump_links(kind), Vec::new, |found, body| {
+            let Some(message) = link_entry(body) else { return };
+            // Another program's TUN device goes with that program.
+            if let Ok(name) = link_name(&message)
+                && device(name, &message).is_ok()
+                && is_persistent(&message)
+            {
+                found.push(name);
+            }
+        })?;
+        names.extend(found);
+    }
+    Ok(names)
+}
