@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write};
 
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 
 use super::entry::{RawRoute, RawTarget};
 use super::message;
@@ -63,7 +65,7 @@ pub fn port_holder(port: u16) -> Holder {
 /// Who has a UDP port, other than our own devices.
 pub(super) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(LinkName) -> bool) -> Holder {
     let device = socket.dump(
-        &message::dump_vxlans(),
+        &message::dump_links_of_kind(InfoKind::Vxlan),
         || None,
         |found, body| {
             let device = link_entry(body).and_then(|link| vxlan_on(&link, port));

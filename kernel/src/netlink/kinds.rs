@@ -17,7 +17,7 @@ pub fn devices_of_our_kinds() -> Result<Vec<LinkName>, KernelError> {
     let mut socket = Socket::open()?;
     let mut names = Vec::new();
     for kind in [InfoKind::Vxlan, InfoKind::Tun] {
-        let found = socket.dump(&message::dump_links(kind), Vec::new, |found, body| {
+        let found = socket.dump(&message::dump_links_of_kind(kind), Vec::new, |found, body| {
             let Some(message) = link_entry(body) else { return };
             // Another program's TUN device goes with that program.
             if let Ok(name) = link_name(&message)

@@ -174,7 +174,7 @@ fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: Kern
         return error;
     }
     let holder = socket.dump(
-        &message::dump_links(InfoKind::Vxlan),
+        &message::dump_links_of_kind(InfoKind::Vxlan),
         || None,
         |holder, body| {
             let Some(message) = link_entry(body) else { return };

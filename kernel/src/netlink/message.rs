@@ -216,7 +216,7 @@ pub(super) fn get_link_by_index(index: u32) -> Request {
 }
 
 /// Asks for all devices of a kind. Not every kernel filters: the answers may be of any kind.
-pub(super) fn dump_links(kind: InfoKind) -> Request {
+pub(super) fn dump_links_of_kind(kind: InfoKind) -> Request {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
     with_flags(without_counters(message), NLM_F_REQUEST | NLM_F_DUMP)
