@@ -74,7 +74,22 @@ pub struct Holding {
     /// Why it could not be renewed or taken back, while that lasts.
     pub problem: Option<String>,
     /// The other machine with our node id that was last heard of, because it claimed our lease or objected to our claim.
-    pub twin: Option<Twin>,
+    pub twin: Option<Sighting>,
+}
+
+/// When another machine with our node id was last heard of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// The machine.
+    pub twin: Twin,
+    /// When.
+    pub at: Instant,
+}
+
+impl Sighting {
+    fn now(twin: Twin) -> Self {
+        Self { twin, at: Instant::now() }
+    }
 }
 
 impl Holding {
@@ -123,7 +138,7 @@ pub struct Keeper {
     held: HeldLease,
     published: Published,
     /// Another machine with our node id.
-    twin: Option<Twin>,
+    twin: Option<Sighting>,
 }
 
 impl Keeper {
@@ -148,7 +163,7 @@ impl Keeper {
             match take(&store, &claim, listing.take(), Some(&mut contest), &waits).await {
                 Ok(Taken { held, listing, twin }) => {
                     let published = Published::new(&claim.attributes);
-                    let twin = twin.or(contest.twin());
+                    let twin = twin.or(contest.twin()).map(Sighting::now);
                     return (Self { store, claim, held, published, twin }, listing);
                 }
                 Err(KeeperError::LostRace(subnets)) => {
@@ -266,7 +281,7 @@ impl Keeper {
             }
             Finding::Claimed(twin, entry) => {
                 self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
-                self.twin = Some(twin);
+                self.twin = Some(Sighting::now(twin));
                 return Ok(Looked::Objected);
             }
             Finding::Altered(entry) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
     Change, Claim, Credentials, Family, Holding, HostNetwork, Keeper, LeaseAttributes, LeaseWatch,
-    NetworkConfig, OverlapPolicy, Store, StoreConfig, StoreError, WatchEvent,
+    NetworkConfig, OverlapPolicy, Reservation, Store, StoreConfig, StoreError, Subnets, WatchEvent,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -171,7 +171,7 @@ async fn a_lease_that_nobody_keeps_ends_with_its_key() {
 
 /// The address that another machine of our node id was heard of at.
 fn twin(holding: &Holding) -> Option<String> {
-    holding.twin.as_ref().map(ToString::to_string)
+    holding.twin.as_ref().map(|sighting| sighting.twin.to_string())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,4 +235,34 @@ async fn a_host_whose_networks_cover_all_that_is_free_waits_and_goes_on_when_one
     networks.send_replace(vec![network("10.5.1.0/24"), network("10.5.3.128/25")]);
     let keeper = within(acquired).await.unwrap();
     assert_eq!(keeper.held().subnets.to_string(), "10.5.2.0/24");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_is_remembered_and_moves_its_host_only_where_it_replaces_what_is_held() {
+    let site = Site::new().await;
+    let store = site.store();
+    let keeper = acquire(&site, 1, TTL).await;
+    let held = keeper.held().clone();
+    let mut seen = keep(&site, keeper, claim(1, TTL));
+    let free = ["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"].map(|subnet| subnet.parse::<Subnets>().unwrap());
+    let reserved = free.into_iter().find(|subnets| *subnets != held.subnets).unwrap();
+    let reservation = Reservation { subnets: reserved, public_ips: claim(1, TTL).attributes.public_ips };
+
+    let value = reservation.to_json();
+    assert!(store.reserve(&reservation, &value, 0, None).await.unwrap().is_some());
+    assert_eq!(store.reservation(&reserved).await.unwrap(), Some(reservation.clone()));
+    assert_eq!(store.reservations().await.unwrap(), std::slice::from_ref(&reservation));
+    // Its key is gone and comes back: there is nothing to move for, unless both happen at once.
+    let present = store.get(&held.subnets.key()).await.unwrap().unwrap();
+    assert_eq!(present.mod_revision, held.mod_revision);
+    let entry = store.get(&reserved.key()).await.unwrap().unwrap();
+    assert!(store.reserve(&reservation, &value, entry.mod_revision, Some(&present)).await.unwrap().is_some());
+    let moved = within(seen.wait_for(|holding| holding.lease.subnets == reserved)).await.unwrap().clone();
+    assert_eq!(moved.lease.etcd_lease, None, "it is a reservation still");
+    assert_eq!(store.get(&held.subnets.key()).await.unwrap(), None);
+
+    assert!(store.release(&reserved, moved.lease.mod_revision).await.unwrap());
+    assert_eq!(store.reservation(&reserved).await.unwrap(), None);
+    let back = within(seen.wait_for(|holding| holding.lease.etcd_lease.is_some())).await.unwrap().clone();
+    assert_eq!(back.lease.subnets, reserved, "what is deleted without a reservation is taken back");
 }

@@ -222,7 +222,12 @@ pub(super) fn dump_vxlans() -> Request {
     with_flags(without_counters(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
-/// Asks for the addresses of one device.
+/// Asks for all devices.
+pub(super) fn dump_links() -> Request {
+    with_flags(without_counters(LinkMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)
+}
+
+/// Asks for the addresses of one device, with index 0 for those of all.
 pub(super) fn dump_addresses(index: u32) -> Request {
     let mut message = AddressMessage::default();
     message.header.index = index;

@@ -9,6 +9,7 @@ mod interfaces;
 mod link;
 mod lookup;
 mod message;
+mod networks;
 mod next_hop;
 mod questions;
 mod snapshot;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 
 pub use interfaces::{Interface, default_route, interfaces, route_to};
+pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 
 use self::apply::{Hands, Round, TakenIds};
 use self::changes::Changes;
