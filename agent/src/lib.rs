@@ -7,6 +7,7 @@ pub mod args;
 pub mod daemon;
 pub mod embedded;
 pub mod embedded_args;
+pub mod host_networks;
 pub mod interface;
 pub mod log;
 pub mod node;

@@ -59,6 +59,8 @@ pub struct Heard {
     pub read: bool,
     /// The external interface may have changed.
     pub underlay: bool,
+    /// An address came to this host, or left it.
+    pub networks: bool,
     /// Everything has been read.
     pub has_read: bool,
 }
@@ -262,10 +264,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
     fn listen(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
-            let Heard { work, read, underlay, .. } = self.take_in(changes);
+            let Heard { work, read, underlay, networks, .. } = self.take_in(changes);
             self.noted.work |= work;
             self.noted.read |= read;
             self.noted.underlay |= underlay;
+            self.noted.networks |= networks;
         }
     }
 
@@ -281,7 +284,10 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                     // It may have been in the way of one of ours.
                     heard.work |= self.waiting.release_links();
                 }
-                Change::HostAddress(name) => heard.underlay |= self.underlay == Some(name),
+                Change::HostAddress(name) => {
+                    heard.networks = true;
+                    heard.underlay |= self.underlay == Some(name);
+                }
                 Change::DefaultRoute => heard.underlay = true,
                 Change::Unknown => (heard.read, heard.underlay) = (true, true),
             }

@@ -23,6 +23,7 @@ pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
 pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), Failure> {
     let json = read(file)?;
     let config = check(&json)?;
+    crate::host_networks::warn_of_collisions(&config).await;
     let seen = store.config().await?;
     if seen.as_ref().is_some_and(|seen| seen.json == json) {
         return output::print(&format!("{}/config already says so", store.prefix()));

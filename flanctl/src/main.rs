@@ -4,6 +4,7 @@ mod args;
 mod config;
 mod docker;
 mod failure;
+mod host_networks;
 mod output;
 mod progress;
 mod store;
@@ -50,8 +51,8 @@ async fn run(args: args::Args) -> Result<(), Failure> {
             SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,
             SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
             SubnetsCommand::Show { subnet, output } => subnets::show(&store()?, &subnet, output).await,
-            SubnetsCommand::Reserve { subnet, public_ip } => {
-                subnets::reserve(&store()?, &subnet, &public_ip).await
+            SubnetsCommand::Reserve { subnet, public_ip, now } => {
+                subnets::reserve(&store()?, &subnet, &public_ip, now).await
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },

@@ -249,14 +249,14 @@ async fn a_reservation_is_remembered_and_moves_its_host_only_where_it_replaces_w
     let reservation = Reservation { subnets: reserved, public_ips: claim(1, TTL).attributes.public_ips };
 
     let value = reservation.to_json();
-    assert!(store.reserve(&reservation, &value, 0, None).await.unwrap().is_some());
+    assert!(store.reserve(&reservation, &value, 0, &[]).await.unwrap().is_some());
     assert_eq!(store.reservation(&reserved).await.unwrap(), Some(reservation.clone()));
     assert_eq!(store.reservations().await.unwrap(), std::slice::from_ref(&reservation));
     // Its key is gone and comes back: there is nothing to move for, unless both happen at once.
     let present = store.get(&held.subnets.key()).await.unwrap().unwrap();
     assert_eq!(present.mod_revision, held.mod_revision);
     let entry = store.get(&reserved.key()).await.unwrap().unwrap();
-    assert!(store.reserve(&reservation, &value, entry.mod_revision, Some(&present)).await.unwrap().is_some());
+    assert!(store.reserve(&reservation, &value, entry.mod_revision, &[&present]).await.unwrap().is_some());
     let moved = within(seen.wait_for(|holding| holding.lease.subnets == reserved)).await.unwrap().clone();
     assert_eq!(moved.lease.etcd_lease, None, "it is a reservation still");
     assert_eq!(store.get(&held.subnets.key()).await.unwrap(), None);

@@ -5,6 +5,7 @@
 
 mod agent_restarts;
 mod bad_leases;
+mod clones;
 mod command_line;
 mod conflicts;
 mod docker_hosts;
@@ -14,7 +15,9 @@ mod flannel_hosts;
 mod kernel_repairs;
 mod lab_itself;
 mod membership;
+mod own_networks;
 mod paper_peer;
+mod reservations;
 mod routed_hosts;
 mod soak;
 mod stage;

@@ -67,9 +67,9 @@ impl Store {
         Ok(listing.entries.iter().filter_map(Reservation::from_entry).collect())
     }
 
-    /// Writes a lease without an etcd lease, and remembers that; in the same moment deletes `instead_of`, so that its
-    /// holder moves to what is reserved for it. All of that if the last writes of both still are those that the caller
-    /// saw; `seen` is 0 where there is no such lease. Answers the revision, or `None` when somebody else came first.
+    /// Writes a lease without an etcd lease, and remembers that; in the same moment deletes what the host holds
+    /// `instead`, so that it moves to what is reserved for it. All of that if the last writes still are those that the
+    /// caller saw; `seen` is 0 where there is no such lease. Answers the revision, or `None` when somebody else came first.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -78,19 +78,30 @@ impl Store {
         reservation: &Reservation,
         value: &[u8],
         seen: i64,
-        instead_of: Option<&Entry>,
+        instead: &[&Entry],
     ) -> Result<Option<i64>, StoreError> {
         let path = self.subnet_key(&reservation.subnets.key());
         let memory = self.reservation_key(&reservation.subnets);
         let mut provided = vec![unchanged(&path, seen)];
         let mut operations =
             vec![TxnOp::put(path, value, None), TxnOp::put(memory, reservation.to_json(), None)];
-        if let Some(entry) = instead_of {
+        for entry in instead {
             let other = self.subnet_key(&entry.key);
             provided.push(unchanged(&other, entry.mod_revision));
             operations.push(TxnOp::delete(other, None));
+            let remembered = Subnets::from_key(&entry.key).map(|subnets| self.reservation_key(&subnets));
+            operations.extend(remembered.map(|key| TxnOp::delete(key, None)));
         }
         self.commit_all(provided, operations).await
+    }
+
+    /// Remembers a reservation that stands already.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn remember(&self, reservation: &Reservation) -> Result<(), StoreError> {
+        let put = TxnOp::put(self.reservation_key(&reservation.subnets), reservation.to_json(), None);
+        self.commit_all(Vec::new(), vec![put]).await.map(drop)
     }
 
     /// Deletes a lease if its last write still is the one at `seen`, 0 for none, and what is remembered of a reservation.
