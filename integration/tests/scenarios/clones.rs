@@ -85,10 +85,10 @@ fn a_host_whose_address_changed_while_its_agent_was_down_keeps_its_subnet() -> R
         start(&mut host, "same")?;
         let (env, old) = (host.subnet_env()?, host.address());
         host.stop_agent()?;
-        host.ip(&format!("address add {NEW}/24 dev eth0"))?;
         host.ip(&format!("address del {old}/24 dev eth0"))?;
+        host.ip(&format!("address add {NEW}/24 dev eth0"))?;
         // With the address went the routes that hang on it.
-        host.ip(&format!("route replace default via {ROUTER}"))?;
+        host.ip(&format!("route add default via {ROUTER}"))?;
 
         let started = Instant::now();
         start(&mut host, "same")?;

@@ -23,7 +23,8 @@ fn host_on_the_last_free_subnet(lab: &Lab) -> Result<Host> {
         lab.store().put_leased(&format!("subnets/172.{second}.0.0-16"), &value, LEASE_SECONDS)?;
     }
     let host = lab.host("h1")?;
-    host.ip("link add eth1 type dummy")?;
+    host.ip("link add eth1 type veth peer name lan1")?;
+    host.ip("link set lan1 up")?;
     host.ip("link set eth1 up")?;
     host.ip("address add 172.26.0.5/16 dev eth1")?;
     Ok(host)

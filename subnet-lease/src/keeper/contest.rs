@@ -30,6 +30,12 @@ impl Contest {
         self.lost.as_ref().is_none_or(|(lost, _)| lost != subnets)
     }
 
+    /// As it is once the holder of these subnets has answered.
+    #[cfg(test)]
+    pub(super) fn lost(subnets: Subnets) -> Self {
+        Self { lost: Some((subnets, Twin::default())) }
+    }
+
     /// The machine that lives, and has our node id.
     pub(super) fn twin(self) -> Option<Twin> {
         self.lost.map(|(_, twin)| twin)

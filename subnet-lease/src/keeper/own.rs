@@ -3,6 +3,7 @@
 use tracing::warn;
 
 use super::Claim;
+use super::contest::Contest;
 use crate::lease::{Lease, NodeIdentity};
 use crate::store::{Entry, Listing};
 
@@ -20,8 +21,13 @@ pub(super) struct Own<'a> {
 /// Ours is what bears our address. At the start the previous subnet is ours as well if its lease bears our node id and an
 /// address that this host has on any interface, and may be ours if it bears another one: then the address of this host
 /// has changed, or the holder is a clone of it. A running host asks for no more than what bears its address, as two clones
-/// of one machine would take the subnet from each other for ever.
-pub(super) fn choose_own<'a>(listing: &'a Listing, claim: &Claim, starting: bool) -> Option<Own<'a>> {
+/// of one machine would take the subnet from each other for ever. At a start there is a `contest`, which knows what was
+/// asked for in vain.
+pub(super) fn choose_own<'a>(
+    listing: &'a Listing,
+    claim: &Claim,
+    contest: Option<&Contest>,
+) -> Option<Own<'a>> {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let mut own = Vec::new();
     for entry in &listing.entries {
@@ -34,9 +40,9 @@ pub(super) fn choose_own<'a>(listing: &'a Listing, claim: &Claim, starting: bool
         let is_previous = Some(lease.subnets) == claim.previous;
         let same_node = node.id.is_some() && attributes.node.id == node.id;
         let is_here = attributes.public_ips.values().any(|ip| claim.addresses.contains(ip));
-        if attributes.is_held_by(ips, node) || (starting && is_previous && same_node && is_here) {
+        if attributes.is_held_by(ips, node) || (contest.is_some() && is_previous && same_node && is_here) {
             own.push(Own { lease, entry, by_node: false });
-        } else if starting && is_previous && same_node {
+        } else if is_previous && same_node && contest.is_some_and(|contest| contest.is_open(&lease.subnets)) {
             own.push(Own { lease, entry, by_node: true });
         }
     }
@@ -65,7 +71,7 @@ mod tests {
     /// The subnets of the lease that is ours, and whether only the node id says so.
     fn chosen(entries: &[Entry], claim: &Claim) -> Option<String> {
         let listing = Listing { entries: entries.to_vec(), revision: 9, cluster_id: 1 };
-        choose_own(&listing, claim, true).map(|Own { lease, entry, by_node }| {
+        choose_own(&listing, claim, Some(&Contest::default())).map(|Own { lease, entry, by_node }| {
             assert_eq!(lease.subnets.key(), entry.key);
             format!("{}{}", lease.subnets, if by_node { " by its node id" } else { "" })
         })
@@ -113,10 +119,24 @@ mod tests {
         let stranger = [lease("10.5.3.0-24", "192.168.64.99", Some("b"), 5)];
         assert_eq!(chosen(&stranger, &claim), None);
         let listing = Listing { entries: leases.to_vec(), revision: 9, cluster_id: 1 };
-        assert!(choose_own(&listing, &claim, false).is_none(), "a running host takes nobody's subnet");
+        assert!(choose_own(&listing, &claim, None).is_none(), "a running host takes nobody's subnet");
         // The address is one of this host's: no clone can have it.
         let claim = Claim { addresses: ["192.168.64.99".parse().unwrap()].into(), ..claim };
         assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24"));
+    }
+
+    #[test]
+    fn a_clone_that_starts_again_finds_what_it_took_beside_what_it_may_not_have() {
+        let leases = [
+            lease("10.5.3.0-24", "192.168.64.99", Some("a"), 5),
+            lease("10.5.4.0-24", "192.168.64.11", Some("a"), 7),
+        ];
+        let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24 by its node id"));
+        let listing = Listing { entries: leases.to_vec(), revision: 9, cluster_id: 1 };
+        let contest = Contest::lost("10.5.3.0/24".parse().unwrap());
+        let own = choose_own(&listing, &claim, Some(&contest)).unwrap();
+        assert_eq!((own.lease.subnets.to_string().as_str(), own.by_node), ("10.5.4.0/24", false));
     }
 
     #[test]

@@ -35,12 +35,12 @@ pub(super) async fn take(
         Some(listing) => listing,
         None => store.list().await?,
     };
-    match (choose_own(&listing, claim, contest.is_some()), contest) {
+    match (choose_own(&listing, claim, contest.as_deref()), contest) {
         (Some(Own { lease, entry, by_node: false }), _) => {
             let held = adopt(store, claim, lease.subnets, entry).await?;
             return Ok(Taken { held, listing, twin: lease.attributes.claimant() });
         }
-        (Some(Own { lease, entry, by_node: true }), Some(contest)) if contest.is_open(&lease.subnets) => {
+        (Some(Own { lease, entry, by_node: true }), Some(contest)) => {
             let Some(entry) = contest.run(store, claim, &lease, entry, waits).await? else {
                 return Err(KeeperError::LostRace(lease.subnets));
             };
