@@ -1,6 +1,6 @@
 # The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
 
-.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install tools
+.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install tools forky-root
 .DEFAULT_GOAL := help
 
 # Root's PATH lacks these under `su`.
@@ -13,14 +13,18 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 PREFIX ?= /usr/local
 UNITDIR ?= /etc/systemd/system
 
-# What keeps the store: `etcd` or `embedded`, which is `fland store`. By default the demo takes what needs no package,
-# and the scenarios the real one.
+# What keeps the store: `etcd`, `etcd-forky`, which is a newer one, or `embedded`, which is `fland store`. By default the
+# demo takes what needs no package, and the scenarios the machine's etcd.
 STORE ?=
 
-# The two servers that the conformance suite compares: each is etcd, embedded or the URL of one that runs. And what its
-# random calls are: a seed that it printed sends them again.
+# The two servers that the conformance suite compares, `ONE,OTHER`: each is etcd, etcd-forky, embedded or the URL of one
+# that runs; by default the embedded store with either etcd. And what its random calls are: a seed that it printed sends
+# them again.
 CONFORMANCE_PAIR ?=
 CONFORMANCE_SEED ?=
+
+# Where the root of Debian forky is that the tests keep for their next run: /var/cache/flan/forky-ARCH if this is empty.
+FLAN_FORKY_ROOT ?=
 
 # Scenarios at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
@@ -45,8 +49,8 @@ help:
 	@echo '     make lint        format, clippy, rustdoc'
 	@echo '     make unit        the tests that need no root, etcd or network'
 	@echo '     make units       systemd-analyze verify'
-	@echo 'sudo make conformance the embedded store against real etcd, call by call'
-	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded takes the embedded store'
+	@echo 'sudo make conformance the embedded store against real etcd, of two versions, call by call'
+	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded or etcd-forky takes another store'
 	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
 	@echo 'sudo make bench-control  how fast one fland follows 100 to 50000 leases, and what it costs; ARGS=--help'
@@ -54,6 +58,7 @@ help:
 	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
 	@echo '     make release     fland and flanctl as they are installed'
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
+	@echo 'sudo make forky-root  Docker and etcd of Debian forky, which the tests use: a minute, and kept in /var/cache/flan'
 	@echo '     make audit       licences, bans and sources of dependencies (cargo-deny)'
 
 demo: WITHOUT_ETCD := $(if $(filter etcd,$(STORE)),,--without-etcd)
@@ -68,7 +73,7 @@ demo-down: tools
 	$(AS_ROOT) "$$demo" down
 
 # The random calls are the same each time here, and others each time that `make conformance` is run by itself.
-test: tools
+test: forky-root
 	@$(MAKE) --no-print-directory lint unit units
 	@$(MAKE) --no-print-directory conformance CONFORMANCE_SEED=$(or $(CONFORMANCE_SEED),906912)
 	@$(MAKE) --no-print-directory scenarios
@@ -85,19 +90,20 @@ unit:
 units: build
 	deploy/verify.sh
 
-conformance: build
+conformance: build forky-root
 	$(CARGO) test --locked -p flan-integration --test conformance --no-run
 	@conformance=$$($(CARGO) test -q --locked -p flan-integration --test conformance --no-run --message-format=json \
 		| $(call path_of,conformance)); \
-	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_CONFORMANCE_PAIR=$(CONFORMANCE_PAIR) \
-		FLAN_CONFORMANCE_SEED=$(CONFORMANCE_SEED) "$$conformance" --test-threads=$(SCENARIO_THREADS)
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) \
+		FLAN_CONFORMANCE_PAIR=$(CONFORMANCE_PAIR) FLAN_CONFORMANCE_SEED=$(CONFORMANCE_SEED) \
+		"$$conformance" --test-threads=$(SCENARIO_THREADS)
 
-scenarios: build
+scenarios: build forky-root
 	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
-	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 STORE=$(STORE) FLAN_DAMAGE_SEED=$(DAMAGE_SEED) \
-		"$$scenarios" --test-threads=$(SCENARIO_THREADS)
+	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) \
+		FLAN_DAMAGE_SEED=$(DAMAGE_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
 
 # Left out of the scenarios, for it takes minutes.
 soak: build
@@ -148,3 +154,7 @@ build: tools
 
 tools:
 	@integration/install-tools.sh $(WITHOUT_ETCD)
+
+# Docker and etcd of the next Debian, for conformance and scenarios. Kept: to get those that it has today, remove it.
+forky-root: tools
+	@$(AS_ROOT) env FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) integration/forky-root.sh >/dev/null

@@ -38,6 +38,9 @@ if lacks docker && apt-cache show docker-cli >/dev/null 2>&1; then want docker-c
 # Where the kernel has AppArmor, dockerd wants to load its profile.
 if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && lacks apparmor_parser; then want apparmor; fi
 if lacks systemd-analyze; then want systemd; fi
+# What forky-root.sh makes its root with.
+if lacks debootstrap; then want debootstrap; fi
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring
 # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
 if lacks iperf3; then want iperf3; fi
 if lacks ethtool; then want ethtool; fi

@@ -45,7 +45,7 @@ pub struct Args {
     pub embedded: EmbeddedArgs,
 
     /// External interface, by name or address; may be given more than once, the first that exists is taken. By
-    /// default the one with the default route
+    /// default the one that holds --public-ip or --public-ipv6, else the one with the best default route
     #[arg(
         long,
         value_name = "NAME|IP",
@@ -75,11 +75,12 @@ pub struct Args {
     )]
     pub iface_can_reach: Option<IpAddr>,
 
-    /// IPv4 address that peers send to, where it is not the interface's own (behind NAT)
+    /// IPv4 address that peers send to. Without --iface, the interface that holds it is taken; where none does, it is the
+    /// address outside of a NAT
     #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IP", help_heading = "External interface")]
     pub public_ip: Option<Ipv4Addr>,
 
-    /// IPv6 address that peers send to, where it is not the interface's own
+    /// IPv6 address that peers send to; as --public-ip
     #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IPV6", help_heading = "External interface")]
     pub public_ipv6: Option<Ipv6Addr>,
 

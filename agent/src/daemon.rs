@@ -211,6 +211,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if heard.networks {
             self.networks.read_soon();
         }
+        if heard.others {
+            self.underlay.others_changed(&self.leases.admission().config);
+        }
     }
 
     fn schedule(&mut self, after: Duration) {
@@ -378,7 +381,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         } else if outcome.applied > 0 {
             debug!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
         }
-        let problem = problem.or_else(|| self.reconciler.problem()).or_else(|| self.underlay.problem());
+        // Without the external interface much is refused, and only because of that.
+        let problem = problem.or_else(|| self.underlay.problem()).or_else(|| self.reconciler.problem());
         let peers = self.leases.peer_count();
         if let Some(own) = self.leases.admission().own.as_ref().filter(|_| self.ready) {
             let problem = problem.as_deref().map(|problem| format!("; {problem}")).unwrap_or_default();

@@ -16,6 +16,7 @@ pub mod problem;
 pub mod reconcile;
 pub mod refused;
 mod retention;
+mod rights;
 pub mod status;
 pub mod store_args;
 pub mod store_command;

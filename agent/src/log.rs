@@ -1,7 +1,11 @@
 //! What is logged, and how it looks.
 
+mod sparing;
+
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+use self::sparing::Sparing;
 
 /// How much is logged, and in which form.
 #[derive(Debug, Clone, Args)]
@@ -33,15 +37,22 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts to log to standard error. `RUST_LOG` wins over `-v`.
+/// Starts to log to standard error. `RUST_LOG` wins over `-v`. A warning that repeats within a minute is written once.
 pub fn start(args: &LogArgs) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(args.v)));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            builder
+                .json()
+                .flatten_event(true)
+                .map_event_format(|format| Sparing::new(format, args.log_format))
+                .init();
+        }
         LogFormat::Text => {
             let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            builder.with_ansi(terminal).with_target(false).init();
+            let builder = builder.with_ansi(terminal).with_target(false);
+            builder.map_event_format(|format| Sparing::new(format, args.log_format)).init();
         }
     }
 }

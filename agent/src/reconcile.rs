@@ -61,6 +61,8 @@ pub struct Heard {
     pub underlay: bool,
     /// An address came to this host, or left it.
     pub networks: bool,
+    /// An interface that is neither ours nor the external one as it was called until now has changed.
+    pub others: bool,
     /// Everything has been read.
     pub has_read: bool,
 }
@@ -104,11 +106,14 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         }
     }
 
-    /// Reads the kernel for the first time, and returns what it holds of ours.
+    /// Reads everything and waits for it, and returns what the kernel holds of ours: for the first time, or because what
+    /// was read before has other names now.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn first_reading(&mut self) -> Result<State, KernelError> {
+    pub async fn read_now(&mut self) -> Result<State, KernelError> {
+        // One that is being done began before.
+        self.reading = None;
         let actual = loop {
             self.listen();
             self.ledger.begin_reading();
@@ -264,10 +269,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
     fn listen(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
-            let Heard { work, read, underlay, networks, .. } = self.take_in(changes);
+            let Heard { work, read, underlay, others, networks, .. } = self.take_in(changes);
             self.noted.work |= work;
             self.noted.read |= read;
             self.noted.underlay |= underlay;
+            self.noted.others |= others;
             self.noted.networks |= networks;
         }
     }
@@ -279,14 +285,19 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                 Change::Fact(fact) => self.take_in_fact(&fact, &mut heard),
                 Change::Link(name) => {
                     let ours = self.ownership.links.contains(&name);
-                    heard.underlay |= self.underlay == Some(name);
-                    heard.read |= ours || self.underlay == Some(name);
+                    let underlay = self.underlay == Some(name);
+                    heard.underlay |= underlay;
+                    heard.others |= !ours && !underlay;
+                    heard.read |= ours || underlay;
                     // It may have been in the way of one of ours.
                     heard.work |= self.waiting.release_links();
                 }
                 Change::HostAddress(name) => {
                     heard.networks = true;
-                    heard.underlay |= self.underlay == Some(name);
+                    match self.underlay == Some(name) {
+                        true => heard.underlay = true,
+                        false => heard.others = true,
+                    }
                 }
                 Change::DefaultRoute => heard.underlay = true,
                 Change::Unknown => (heard.read, heard.underlay) = (true, true),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use etcd_client::proto::PbKeyValue;
 use prost::Message;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::keys::{NEVER, Record};
 use crate::leases::Stored;
+use crate::place::Place;
 use crate::refusal::Refusal;
 
 /// Changes of keys by revision and number in it: a `KeyValue` of etcd's `kv.proto`.
@@ -34,6 +36,7 @@ const CACHE_BYTES: usize = 4 << 20;
 /// The open file.
 pub(crate) struct File {
     path: PathBuf,
+    place: Place,
     /// `None` after a write has failed: redb then has to read everything anew.
     database: Option<Database>,
 }
@@ -75,14 +78,20 @@ pub(crate) struct Batch {
 impl File {
     /// Opens the file, or makes it, and notes that it was opened.
     pub(crate) fn open(path: &Path) -> Result<(Self, Content), redb::Error> {
+        let place = Place::prepare(path, make)?;
         let database = database(path)?;
-        if let Some(dir) = path.parent() {
-            // The file may be new.
-            std::fs::File::open(dir).and_then(|dir| dir.sync_all())?;
-        }
-        let identity = greet(&database)?;
+        let identity = count_start(&database)?;
         let content = read(&database, identity)?;
-        Ok((Self { path: path.to_owned(), database: Some(database) }, content))
+        Ok((Self { path: path.to_owned(), place, database: Some(database) }, content))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file, to be looked after.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Writes all of a batch or nothing. What was written survives the loss of power.
@@ -91,6 +100,8 @@ impl File {
         if written.is_err() {
             self.database = None;
         }
+        // Nothing is acknowledged that went into a file which nobody will find again.
+        self.place.check().map_err(Refusal::Gone)?;
         written.map_err(|reason| match &reason {
             redb::Error::Io(error) if is_for_want_of_space(error) => Refusal::NoSpace,
             reason => Refusal::Broken(format!("cannot write {}: {reason}", self.path.display())),
@@ -110,6 +121,7 @@ impl File {
 
     fn opened(&mut self) -> Result<&Database, redb::Error> {
         if self.database.is_none() {
+            self.place.check().map_err(io::Error::other)?;
             self.database = Some(database(&self.path)?);
         }
         self.database.as_ref().ok_or(redb::Error::DatabaseClosed)
@@ -145,27 +157,41 @@ impl File {
 }
 
 fn database(path: &Path) -> Result<Database, redb::Error> {
-    Ok(Database::builder().set_cache_size(CACHE_BYTES).create(path)?)
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).open(path)?)
 }
 
-/// Makes a new file ours, and counts the starts of one that is.
-fn greet(database: &Database) -> Result<Identity, redb::Error> {
+/// Makes an empty store of a new file.
+fn make(file: std::fs::File) -> Result<(), redb::Error> {
+    let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
-    let identity = {
+    {
         transaction.open_table(CHANGES)?;
         transaction.open_table(LEASES)?;
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        numbers.insert(FORMAT, THIS_FORMAT)?;
+        numbers.insert(REVISION, 1)?;
+        numbers.insert(CLUSTER, rand::random_range(1..i64::MAX))?;
+        numbers.insert(MEMBER, rand::random_range(1..i64::MAX))?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Notes another start of a store that this version can read.
+fn count_start(database: &Database) -> Result<Identity, redb::Error> {
+    let transaction = database.begin_write()?;
+    let identity = {
         let mut numbers = transaction.open_table(NUMBERS)?;
         let number = |numbers: &redb::Table<'_, &str, i64>, name| {
             numbers.get(name).map(|found| found.map(|found| found.value()))
         };
         match number(&numbers, FORMAT)? {
-            None => {
-                numbers.insert(FORMAT, THIS_FORMAT)?;
-                numbers.insert(REVISION, 1)?;
-                numbers.insert(CLUSTER, rand::random_range(1..i64::MAX))?;
-                numbers.insert(MEMBER, rand::random_range(1..i64::MAX))?;
-            }
             Some(THIS_FORMAT) => {}
+            None => {
+                return Err(redb::Error::Corrupted(
+                    "it is not one of flan's stores: name another directory".into(),
+                ));
+            }
             Some(other) => {
                 return Err(redb::Error::Corrupted(format!(
                     "its format is {other}, and this version reads {THIS_FORMAT}: use the version that wrote it"
@@ -210,7 +236,8 @@ fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error>
     Ok(Content { records, revision, compacted: number(COMPACTED)?.unwrap_or(NEVER), leases, identity })
 }
 
-fn is_for_want_of_space(error: &io::Error) -> bool {
+/// Whether there is no room on the disk, or for this user.
+pub(crate) fn is_for_want_of_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge

@@ -7,7 +7,9 @@ mod check;
 mod file;
 mod keys;
 mod leases;
+mod place;
 mod refusal;
+mod reserve;
 mod serve;
 mod service;
 mod settings;
@@ -26,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::serve::Listening;
+use crate::serve::{ConnectionLimit, Listening};
 use crate::service::Service;
 pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
 use crate::shared::Worker;
@@ -61,16 +63,13 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let cannot = |reason: String| StartError::File { path: path.clone(), reason };
     let (data_dir, count) = (settings.data_dir, threads::count_to_serve());
     let opened = tokio::task::spawn_blocking(move || open(&data_dir, count)).await;
-    let Opened { writer, workers, identity } = opened.map_err(|panic| cannot(panic.to_string()))??;
+    let Opened { writer, workers, identity, place } = opened.map_err(|panic| cannot(panic.to_string()))??;
 
     let (stop, stopped) = watch::channel(());
     let (failed, failures) = mpsc::channel(1);
     let threads = Threads { stopped, failed };
-    threads.spawn_blocking("store-writer", || {
-        writer.run();
-        "the store's writer has ended".to_owned()
-    })?;
-    let upkeep = upkeep::run(workers[0].shared.clone(), settings.retention);
+    threads.spawn_blocking("store-writer", || writer.run())?;
+    let upkeep = upkeep::run(workers[0].shared.clone(), place, settings.retention);
     {
         let state = workers[0].shared.state();
         let (keys, leases) = (state.key_count(), state.leases.ids().len());
@@ -94,15 +93,13 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             }
         })?;
     }
+    let limit = ConnectionLimit::of_this_process();
     threads.spawn("store", async move {
         let mut work = JoinSet::new();
         for listening in listening {
-            work.spawn(listening.accept(serving.clone()));
+            work.spawn(listening.accept(serving.clone(), limit.clone()));
         }
-        work.spawn(async {
-            upkeep.await;
-            "the store's upkeep has ended".to_owned()
-        });
+        work.spawn(upkeep);
         match work.join_next().await {
             Some(Ok(reason)) => reason,
             _ => "the store's thread has panicked".to_owned(),

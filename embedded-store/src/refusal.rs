@@ -20,6 +20,8 @@ pub(crate) enum Refusal {
     NoSpace,
     /// The file cannot be written for another reason.
     Broken(String),
+    /// The file is no longer where it was.
+    Gone(String),
     /// The store ends.
     Stopped,
 }
@@ -44,7 +46,7 @@ impl Refusal {
             Self::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
             Self::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
             Self::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
-            Self::Broken(reason) => (Code::Unavailable, reason),
+            Self::Broken(reason) | Self::Gone(reason) => (Code::Unavailable, reason),
             Self::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
         }
     }

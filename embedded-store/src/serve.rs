@@ -2,9 +2,11 @@
 
 mod connection;
 mod hpack;
+mod limit;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,7 +21,9 @@ use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tracing::warn;
 
-use self::connection::Connection;
+use self::connection::{Connection, FIRST_WORDS};
+pub(crate) use self::limit::ConnectionLimit;
+use self::limit::Slot;
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
@@ -32,6 +36,9 @@ pub(crate) const CONNECTIONS_WAITING: usize = 16;
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// A client without a sign of life is asked for one after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// A connection that may be served, and its place.
+pub(crate) type Admitted = (TcpStream, Slot);
 
 /// A socket that listens, and where.
 pub(crate) struct Listening {
@@ -55,10 +62,14 @@ impl Listening {
         Ok(Self { url: ListenUrl { address, ..url }, listener })
     }
 
-    /// Gives each connection to the next of those who serve; answers why no longer.
-    pub(crate) async fn accept(self, serving: Vec<mpsc::Sender<TcpStream>>) -> String {
+    /// Gives each connection to the next of those who serve, as far as `limit` allows; answers why no longer.
+    pub(crate) async fn accept(
+        self,
+        serving: Vec<mpsc::Sender<Admitted>>,
+        limit: Arc<ConnectionLimit>,
+    ) -> String {
         let reason = match tokio::net::TcpListener::from_std(self.listener) {
-            Ok(listener) => accept(&listener, &serving, self.url).await,
+            Ok(listener) => accept(&listener, &serving, &limit, self.url).await,
             Err(reason) => reason.to_string(),
         };
         format!("cannot go on serving {}: {reason}", self.url)
@@ -67,24 +78,32 @@ impl Listening {
 
 async fn accept(
     listener: &tokio::net::TcpListener,
-    serving: &[mpsc::Sender<TcpStream>],
+    serving: &[mpsc::Sender<Admitted>],
+    limit: &Arc<ConnectionLimit>,
     url: ListenUrl,
 ) -> String {
     let mut is_known = false;
+    let mut warn_once = |problem: Option<&dyn std::fmt::Display>| {
+        if let Some(reason) = problem.filter(|_| !is_known) {
+            warn!(%url, %reason, "cannot take connections; trying again and again");
+        }
+        is_known = problem.is_some();
+    };
     for next in serving.iter().cycle() {
-        let connection = loop {
+        let admitted = loop {
             match listener.accept().await.and_then(|(connection, _)| connection.into_std()) {
-                Ok(connection) => break connection,
+                Ok(connection) => match limit.admit() {
+                    Some(slot) => break (connection, slot),
+                    None => warn_once(Some(&format_args!("there are {} already", limit.most()))),
+                },
                 Err(reason) => {
-                    if !std::mem::replace(&mut is_known, true) {
-                        warn!(%url, %reason, "cannot take connections; trying again and again");
-                    }
+                    warn_once(Some(&reason));
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             }
         };
-        is_known = false;
-        if next.send(connection).await.is_err() {
+        warn_once(None);
+        if next.send(admitted).await.is_err() {
             break;
         }
     }
@@ -98,7 +117,7 @@ fn config(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
             .map_err(|reason| StartError::Setting(format!("cannot read {}: {reason}", path.display())))
     };
     let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
-    let config = ServerTlsConfig::new().identity(identity);
+    let config = ServerTlsConfig::new().identity(identity).timeout(FIRST_WORDS);
     Ok(match &files.client_authorities {
         Some(path) => config.client_ca_root(Certificate::from_pem(read(path)?)),
         None => config,
@@ -138,12 +157,12 @@ pub(crate) fn routes(service: Service) -> Routes {
 pub(crate) async fn serve(
     mut server: Server,
     routes: Routes,
-    connections: mpsc::Receiver<TcpStream>,
+    connections: mpsc::Receiver<Admitted>,
 ) -> String {
-    let incoming = ReceiverStream::new(connections).filter_map(|connection| {
+    let incoming = ReceiverStream::new(connections).filter_map(|(connection, slot)| {
         // One that is gone already is nobody's loss.
         let ready = connection.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(connection));
-        ready.ok().map(|tcp| Ok::<_, io::Error>(Connection::new(tcp)))
+        ready.ok().map(|tcp| Ok::<_, io::Error>(Connection::new(tcp, slot)))
     });
     match server.add_routes(routes).serve_with_incoming(incoming).await {
         Ok(()) => "nobody takes connections any longer".to_owned(),

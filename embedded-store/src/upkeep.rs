@@ -1,4 +1,5 @@
-//! What time brings: leases end, how long the others last is noted, old history is forgotten.
+//! What time brings: leases end, how long the others last is noted, old history is forgotten, and somebody takes the file
+//! away.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+use crate::place::Place;
 use crate::shared::Shared;
 use crate::writer::Request;
 
@@ -15,17 +17,25 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the file is told how long leases last, where it believes in so much more. A lease that is shorter is given its
 /// full time by each start.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// How often is looked whether the file is still there.
+const PLACE_INTERVAL: Duration = Duration::from_secs(2);
 /// Steps in which history is forgotten.
 const STEPS: u32 = 10;
 
-/// Looks after a store. Ends with the runtime.
-pub(crate) async fn run(shared: Arc<Shared>, retention: Duration) {
+/// Looks after a store, until it cannot go on; answers why.
+pub(crate) async fn run(shared: Arc<Shared>, place: Place, retention: Duration) -> String {
     let mut expiry = interval(EXPIRY_INTERVAL);
     let mut checkpoint = interval(CHECKPOINT_INTERVAL);
     let mut history = interval((retention / STEPS).max(Duration::from_millis(100)));
+    let mut presence = interval(PLACE_INTERVAL);
     let mut past = Past::default();
     loop {
         tokio::select! {
+            _ = presence.tick() => {
+                if let Err(reason) = place.check() {
+                    return reason;
+                }
+            }
             _ = expiry.tick() => {
                 end_leases(&shared).await;
                 if shared.failure().is_some() {

@@ -2,6 +2,9 @@
 //!
 //! Whatever waits is carried out together and written at once, so that many clients share the wait for the disk. What
 //! cannot be written is undone. Of the keys nobody has seen it; of a lease, who asks how long it lasts may have.
+//!
+//! On a full disk, what makes room is carried out in the room of the [`Reserve`]. Until that is held again, everything else
+//! is refused.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,12 +19,14 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::file::{Batch, File, Identity};
+use crate::place::Place;
 use crate::refusal::Refusal;
+use crate::reserve::Reserve;
 use crate::shared::{self, Answered, Held, Outcome, Reply, Worker};
 use crate::state::State;
 
 /// What only the writer may do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Request {
     Put(PbPutRequest),
     Delete(PbDeleteRequest),
@@ -66,8 +71,17 @@ pub(crate) struct Writer {
     superfluous: Vec<(i64, u32)>,
     /// The compaction that the file knows of.
     compacted: i64,
-    /// When the last write failed, and why.
-    failed: Option<(Instant, Refusal)>,
+    /// Why the last write failed.
+    failed: Option<Failed>,
+    reserve: Reserve,
+}
+
+/// A write that has failed.
+#[derive(Debug)]
+struct Failed {
+    refusal: Refusal,
+    /// Until then others are refused without a try.
+    until: Instant,
 }
 
 /// Requests that wait for the writer; others wait where they come from.
@@ -90,12 +104,19 @@ impl Writer {
         let (sender, queue) = mpsc::channel(MOST_WAITING);
         let (compacted, told) = (state.keys.compacted(), state.stored);
         let held = Arc::new(Held::new(state));
+        let reserve = Reserve::beside(file.path());
+        let is_full = !reserve.is_held();
         let (workers, senders) = (0..workers).map(|number| shared::worker(&held, &sender, number)).unzip();
-        (Self { held, file, queue, workers: senders, told, superfluous, compacted, failed: None }, workers)
+        let mut writer =
+            Self { held, file, queue, workers: senders, told, superfluous, compacted, failed: None, reserve };
+        if is_full {
+            writer.note(Some(Refusal::NoSpace));
+        }
+        (writer, workers)
     }
 
-    /// Writes until nobody is left who could ask.
-    pub(crate) fn run(mut self) {
+    /// Writes until nobody is left who could ask, or the file is gone; answers which.
+    pub(crate) fn run(mut self) -> String {
         while let Some(first) = self.queue.blocking_recv() {
             let mut together = Vec::new();
             let mut next = Some(first);
@@ -113,7 +134,11 @@ impl Writer {
             while !self.superfluous.is_empty() && self.queue.is_empty() && self.failed.is_none() {
                 self.carry_out(Vec::new());
             }
+            if let Some(Failed { refusal: Refusal::Gone(reason), .. }) = &self.failed {
+                return reason.clone();
+            }
         }
+        "the store's writer has ended".to_owned()
     }
 
     /// Forgets in memory at once; the file follows with what is written next.
@@ -152,38 +177,65 @@ impl Writer {
             let held = self.held.clone();
             let mut state = held.state_mut();
             for (request, reply) in requests {
-                let again = reads_only(&request);
+                if !self.reserve.is_held() && !request.makes_room() && !request.reads_only() {
+                    answers.push((Err(Refusal::NoSpace), None, reply));
+                    continue;
+                }
+                let again = (request.makes_room() || request.reads_only()).then(|| request.clone());
                 let answer = carry_out(&mut state, request, now);
                 answers.push((answer, again, reply));
             }
             self.batch(&state)
         };
         let is_nothing = self.failed.is_none()
+            && self.reserve.is_held()
             && batch.records.is_empty()
             && batch.leases.is_empty()
             && batch.superfluous.is_empty()
             && batch.compacted == self.compacted;
         let written = if is_nothing { Ok(()) } else { self.write(&batch) };
-        if written.is_ok() {
-            self.compacted = batch.compacted;
-            let mut state = self.held.state_mut();
-            state.stored = batch.revision;
-            state.leases.stored();
-        } else {
-            self.superfluous.splice(0..0, batch.superfluous);
-            self.held.state_mut().take_back();
+        match written {
+            Ok(()) => {
+                self.compacted = batch.compacted;
+                let mut state = self.held.state_mut();
+                state.stored = batch.revision;
+                state.leases.stored();
+                drop(state);
+                self.tell(answers.into_iter().map(|(answer, _, reply)| (answer, reply)));
+            }
+            Err(refusal) => {
+                self.superfluous.splice(0..0, batch.superfluous);
+                self.held.state_mut().take_back();
+                self.settle_refused(answers, &refusal);
+            }
         }
-        let held = self.held.clone();
-        let answers = answers.into_iter().map(|(answer, again, reply)| {
-            let answer = match (&written, again) {
-                (Ok(()), _) => answer,
-                (Err(_), Some(txn)) => held.state_mut().txn(&txn).map(Answer::Txn),
+    }
+
+    /// Answers what was carried out in vain. What only reads is read again, without what is undone now; what makes room is
+    /// carried out again, by itself and in the room of the reserve.
+    fn settle_refused(&mut self, answers: Vec<(Answered, Option<Request>, Reply)>, refusal: &Refusal) {
+        let has_reserve = *refusal == Refusal::NoSpace && self.reserve.is_held();
+        let mut make_room = Vec::new();
+        let mut refused = Vec::new();
+        for (_, again, reply) in answers {
+            match again {
+                Some(Request::Txn(txn)) if reads_only(&txn) => {
+                    refused.push((self.held.state_mut().txn(&txn).map(Answer::Txn), reply));
+                }
+                Some(request) if has_reserve => make_room.push((request, reply)),
                 // A refusal may have been for what another one did that is undone now.
-                (Err(refusal), None) => Err(refusal.clone()),
-            };
-            (answer, reply)
-        });
-        self.tell(answers);
+                _ => refused.push((Err(refusal.clone()), reply)),
+            }
+        }
+        self.tell(refused);
+        let must_forget = !self.superfluous.is_empty();
+        if has_reserve && (must_forget || !make_room.is_empty()) {
+            self.reserve.release();
+            if let Some(failed) = &mut self.failed {
+                failed.until = Instant::now();
+            }
+            self.carry_out(make_room);
+        }
     }
 
     /// What is not on disk.
@@ -202,36 +254,41 @@ impl Writer {
     }
 
     fn write(&mut self, batch: &Batch) -> Result<(), Refusal> {
-        if let Some((at, refusal)) = &self.failed
-            && at.elapsed() < TRY_AGAIN
+        if let Some(failed) = &self.failed
+            && Instant::now() < failed.until
         {
-            return Err(refusal.clone());
+            return Err(failed.refusal.clone());
         }
         let mut written = self.file.write(batch);
         if written.is_err() && !batch.records.is_empty() && self.file.revision() == Some(batch.revision) {
             // It has come to the file after all, but perhaps not to the disk.
             written = self.file.write(batch);
         }
-        match &written {
-            Ok(()) => {
-                if self.failed.take().is_some() {
-                    info!("the store can be written again");
-                }
-            }
-            Err(refusal) => {
-                let known = self.failed.as_ref().is_some_and(|(_, before)| before == refusal);
-                match refusal {
-                    _ if known => {}
-                    Refusal::NoSpace => error!(
-                        "no space is left for the store: writes are refused, reads and keepalives go on"
-                    ),
-                    refusal => error!(?refusal, "the store cannot be written: reads and keepalives go on"),
-                }
-                self.failed = Some((Instant::now(), refusal.clone()));
-            }
-        }
-        self.held.note_failure(written.clone().err());
+        let refusal = match &written {
+            // The reserve was needed, and there is no room for another one.
+            Ok(()) if !self.reserve.hold() => Some(Refusal::NoSpace),
+            Ok(()) => None,
+            Err(refusal) => Some(refusal.clone()),
+        };
+        self.note(refusal);
         written
+    }
+
+    /// Notes why nothing more can be written, or that all is well, and says so once.
+    fn note(&mut self, refusal: Option<Refusal>) {
+        let is_known = self.failed.as_ref().map(|failed| &failed.refusal) == refusal.as_ref();
+        match &refusal {
+            _ if is_known => {}
+            // The store ends with it, and says so.
+            Some(Refusal::Gone(_)) => {}
+            Some(Refusal::NoSpace) => error!(
+                "no space is left for the store: writes are refused; reads, keepalives and what makes room go on"
+            ),
+            Some(refusal) => error!(?refusal, "the store cannot be written: reads and keepalives go on"),
+            None => info!("the store can be written again"),
+        }
+        self.held.note_failure(refusal.clone());
+        self.failed = refusal.map(|refusal| Failed { refusal, until: Instant::now() + TRY_AGAIN });
     }
 }
 
@@ -240,16 +297,18 @@ pub(crate) struct Opened {
     pub(crate) writer: Writer,
     pub(crate) workers: Vec<Worker>,
     pub(crate) identity: Identity,
+    pub(crate) place: Place,
 }
 
 /// Opens the file in `path` and makes all that is needed to serve it by so many threads.
 pub(crate) fn open(path: &Path, workers: usize) -> Result<Opened, redb::Error> {
     let (file, content) = File::open(path)?;
+    let place = file.place().clone();
     let now = Instant::now();
     let (keys, superfluous) = crate::keys::Keys::load(content.records, content.revision, content.compacted);
     let leases = crate::leases::Leases::load(content.leases, now);
     let (writer, workers) = Writer::new(file, State::new(keys, leases), superfluous, workers);
-    Ok(Opened { writer, workers, identity: content.identity })
+    Ok(Opened { writer, workers, identity: content.identity, place })
 }
 
 fn carry_out(state: &mut State, request: Request, now: Instant) -> Answered {
@@ -274,17 +333,37 @@ fn carry_out(state: &mut State, request: Request, now: Instant) -> Answered {
     Ok(Answer::Done(state.keys.revision()))
 }
 
-/// A transaction that only reads, to read again if what was seen could not be written.
-fn reads_only(request: &Request) -> Option<PbTxnRequest> {
-    fn reads(txn: &PbTxnRequest) -> bool {
-        txn.success.iter().chain(&txn.failure).all(|operation| match &operation.request {
-            Some(PbTxnOpRequest::RequestTxn(inner)) => reads(inner),
-            Some(PbTxnOpRequest::RequestRange(_)) | None => true,
-            Some(PbTxnOpRequest::RequestPut(_) | PbTxnOpRequest::RequestDeleteRange(_)) => false,
-        })
+impl Request {
+    /// Whether it only reads.
+    fn reads_only(&self) -> bool {
+        matches!(self, Self::Txn(txn) if reads_only(txn))
     }
-    match request {
-        Request::Txn(txn) if reads(txn) => Some(txn.clone()),
-        _ => None,
+
+    /// Whether there is more room once it is carried out, at the latest after the next compaction.
+    fn makes_room(&self) -> bool {
+        match self {
+            Self::Put(_) | Self::Grant { .. } => false,
+            Self::Txn(txn) => {
+                !reads_only(txn)
+                    && all_operations(txn, &|operation| !matches!(operation, PbTxnOpRequest::RequestPut(_)))
+            }
+            Self::Delete(_) | Self::Revoke(_) | Self::Compact(_) | Self::Expire(_) | Self::Checkpoint(_) => {
+                true
+            }
+        }
     }
+}
+
+fn reads_only(txn: &PbTxnRequest) -> bool {
+    all_operations(txn, &|operation| matches!(operation, PbTxnOpRequest::RequestRange(_)))
+}
+
+/// Whether all that a transaction may do is of this kind.
+fn all_operations(txn: &PbTxnRequest, is_so: &dyn Fn(&PbTxnOpRequest) -> bool) -> bool {
+    txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref()).all(
+        |operation| match operation {
+            PbTxnOpRequest::RequestTxn(inner) => all_operations(inner, is_so),
+            operation => is_so(operation),
+        },
+    )
 }

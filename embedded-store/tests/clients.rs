@@ -211,3 +211,63 @@ async fn only_who_has_a_certificate_of_the_authority_is_served() {
     assert!(ask(url, with(stranger.give_out())).await.is_err(), "with another authority's");
     assert!(ask(&url.replacen("https", "http", 1), TlsOptions::new()).await.is_err(), "without TLS");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_file_is_taken_away_acknowledges_nothing_more_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    let mut client = client_of(&running).await;
+    client.put("before", "there", None).await.unwrap();
+    std::fs::remove_file(running.file()).unwrap();
+    let refusal = client.put("after", "gone", None).await.unwrap_err().to_string();
+    assert!(refusal.contains("deleted or moved"), "{refusal}");
+    let reason = tokio::time::timeout(LIMIT, running.failed()).await.unwrap();
+    assert!(reason.contains("deleted or moved"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_store_that_nobody_writes_notices_that_its_file_was_taken_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    std::fs::rename(running.file(), dir.path().join("elsewhere")).unwrap();
+    let reason = tokio::time::timeout(LIMIT, running.failed()).await.unwrap();
+    assert!(reason.contains("deleted or moved"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_empty_file_is_no_new_store() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("store")).unwrap();
+    std::fs::write(dir.path().join("store/store.redb"), "").unwrap();
+    let settings = Settings {
+        data_dir: dir.path().join("store"),
+        listen: vec!["http://127.0.0.1:0".parse().unwrap()],
+        tls: None,
+        insecure: false,
+        retention: Duration::from_secs(3600),
+    };
+    let refusal = flan_embedded_store::start(settings).await.unwrap_err().to_string();
+    assert!(refusal.contains("it is empty"), "{refusal}");
+}
+
+/// Until a client has said what it speaks it has ten seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_is_sent_away_and_who_says_something_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    let address = running.client_urls()[0].trim_start_matches("http://").to_owned();
+    let mut silent = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut half = tokio::net::TcpStream::connect(&address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut half, b"PRI * HTTP").await.unwrap();
+    let mut client = client_of(&running).await;
+    client.put("a", "served", None).await.unwrap();
+    let started = std::time::Instant::now();
+    for stream in [&mut silent, &mut half] {
+        let mut bytes = Vec::new();
+        let read = tokio::io::AsyncReadExt::read_to_end(stream, &mut bytes);
+        // Closed in one way or another.
+        let _ = tokio::time::timeout(Duration::from_secs(20), read).await.expect("to be closed");
+    }
+    assert!(started.elapsed() > Duration::from_secs(5), "a slow client has some seconds");
+    client.put("a", "still served", None).await.unwrap();
+}

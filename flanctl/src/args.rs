@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent::store_args::StoreArgs;
-use flan_subnet_lease::Subnets;
+use flan_subnet_lease::{BackendConfig, Subnets};
 
 /// Shows and changes who holds which subnet.
 #[derive(Debug, Parser)]
@@ -60,6 +61,9 @@ pub(crate) enum ConfigCommand {
     Set {
         /// A JSON file, or - for standard input
         file: PathBuf,
+        /// Backend to add where FILE names none; vxlan by default
+        #[arg(long, value_name = "TYPE", value_parser = PossibleValuesParser::new(BackendConfig::supported_names()))]
+        backend: Option<String>,
         /// Write it even where it strands leases that exist
         #[arg(long)]
         force: bool,
@@ -196,8 +200,8 @@ Exit codes:
   3  the store cannot be reached
   4  the store refuses these credentials
   5  there is no network config in the store
-  6  refused: it would strand leases, the subnet is taken or its holder is alive, a name is ambiguous, the other store is
-     not empty, or somebody else changed it meanwhile
+  6  refused: it would strand leases or change the backend unasked, the subnet is taken or its holder is alive, a name is
+     ambiguous, the other store is not empty, or somebody else changed it meanwhile
   7  there is no such lease
   8  timed out";
 

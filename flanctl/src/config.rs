@@ -1,15 +1,17 @@
 //! `flanctl config`: the network config, which all hosts share.
 
+mod draft;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
 use flan_subnet_lease::{
-    Admission, BackendConfig, Caution, LeaseSet, NetworkConfig, QuarantineReason, Store, StoredConfig,
-    Subnets, WatchEvent,
+    Admission, Caution, LeaseSet, NetworkConfig, QuarantineReason, Store, StoredConfig, Subnets, WatchEvent,
 };
 use tokio::time::Instant;
 
+use self::draft::{DEFAULT_BACKEND, Draft, backend_field, has_no_backend, unusable};
 use crate::failure::{Failure, Kind};
 use crate::output;
 
@@ -19,17 +21,25 @@ pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
     output::print(&String::from_utf8_lossy(&stored.json))
 }
 
-/// Checks a config and writes it, unless that would strand leases.
-pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), Failure> {
-    let json = read(file)?;
-    let config = check(&json)?;
-    crate::host_networks::warn_of_collisions(&config).await;
+/// Checks a config and writes it, with its backend, unless that would strand leases or change the backend unasked.
+pub(crate) async fn set(
+    store: &Store,
+    file: &Path,
+    backend: Option<&str>,
+    force: bool,
+) -> Result<(), Failure> {
+    let draft = Draft::new(&read(file)?, backend)?;
+    check(&draft.config)?;
+    crate::host_networks::warn_of_collisions(&draft.config).await;
     let seen = store.config().await?;
-    if seen.as_ref().is_some_and(|seen| seen.json == json) {
+    if seen.as_ref().is_some_and(|seen| seen.json == draft.json) {
         return output::print(&format!("{}/config already says so", store.prefix()));
     }
     let before = seen.as_ref().and_then(|seen| NetworkConfig::parse(&seen.json).ok());
-    let stranded = stranded(store, before, &config).await?;
+    if let Some(before) = &before {
+        draft.check_against(before)?;
+    }
+    let stranded = stranded(store, before, &draft.config).await?;
     if !stranded.is_empty() && !force {
         return Err(Failure::new(
             Kind::Refused,
@@ -41,11 +51,14 @@ pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), F
             ),
         ));
     }
-    if !store.put_config(&json, seen.as_ref()).await? {
+    if !store.put_config(&draft.json, seen.as_ref()).await? {
         let message = "somebody else wrote the network config at the same moment; nothing was written, look and try again";
         return Err(Failure::new(Kind::Refused, message));
     }
-    output::print(&format!("wrote {}/config: {}", store.prefix(), describe(&config)))?;
+    for change in &draft.changes {
+        output::print(change)?;
+    }
+    output::print(&format!("wrote {}/config: {}", store.prefix(), describe(&draft.config)))?;
     match seen {
         Some(_) => output::print("agents that run keep the old config until they are restarted"),
         None => Ok(()),
@@ -54,14 +67,20 @@ pub(crate) async fn set(store: &Store, file: &Path, force: bool) -> Result<(), F
 
 /// Checks a config.
 pub(crate) fn validate(file: &Path) -> Result<(), Failure> {
-    let config = check(&read(file)?)?;
-    output::print(&format!("valid: {}", describe(&config)))
+    let config = NetworkConfig::parse(&read(file)?).map_err(unusable)?;
+    check(&config)?;
+    output::print(&format!("valid: {}", describe(&config)))?;
+    if has_no_backend(&config) {
+        let field = backend_field(DEFAULT_BACKEND);
+        output::print(&format!("flanctl config set adds {field} to it, or another one with --backend"))?;
+    }
+    Ok(())
 }
 
 /// The config as the store holds it.
 pub(crate) async fn stored(store: &Store) -> Result<StoredConfig, Failure> {
     store.config().await?.ok_or_else(|| {
-        let place = format!("{}/config in etcd at {}", store.prefix(), store.endpoints());
+        let place = format!("{}/config in the store at {}", store.prefix(), store.endpoints());
         Failure::new(
             Kind::NoConfig,
             format!("there is no network config at {place}; write one with: flanctl config set FILE"),
@@ -113,24 +132,12 @@ fn read(file: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(Kind::Usage, format!("cannot read {}: {error}", file.display())))
 }
 
-fn check(json: &[u8]) -> Result<NetworkConfig, Failure> {
-    let config = NetworkConfig::parse(json).map_err(|error| Failure::new(Kind::Usage, error))?;
-    for field in &config.unknown_fields {
-        eprintln!("flanctl: warning: nobody knows the field {field}; it is ignored");
+/// Says what is doubtful about a config, and refuses what fland does not run.
+fn check(config: &NetworkConfig) -> Result<(), Failure> {
+    for warning in &config.warnings {
+        eprintln!("flanctl: warning: {warning}");
     }
-    match &config.backend {
-        BackendConfig::Vxlan(vxlan) if vxlan.direct_routing => {
-            eprintln!(
-                "flanctl: warning: fland does not support Backend.DirectRouting yet; every packet is encapsulated"
-            );
-        }
-        BackendConfig::Vxlan(_) | BackendConfig::Udp(_) => {}
-        other => eprintln!(
-            "flanctl: warning: fland does not run backend {} yet; vxlan and udp it does",
-            other.name()
-        ),
-    }
-    Ok(config)
+    config.supported().map_err(unusable)
 }
 
 /// A config in one line.

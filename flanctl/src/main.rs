@@ -40,7 +40,9 @@ async fn run(args: args::Args) -> Result<(), Failure> {
     match args.command {
         Command::Config(command) => match command {
             ConfigCommand::Get => config::get(&store()?).await,
-            ConfigCommand::Set { file, force } => config::set(&store()?, &file, force).await,
+            ConfigCommand::Set { file, backend, force } => {
+                config::set(&store()?, &file, backend.as_deref(), force).await
+            }
             ConfigCommand::Validate { file } => config::validate(&file),
         },
         Command::Store(command) => match command {

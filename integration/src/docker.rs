@@ -72,22 +72,25 @@ pub struct Container {
 
 #[derive(Debug, Clone)]
 struct Client {
+    /// The host, whose command line is of the same Docker.
+    place: Place,
     socket: PathBuf,
     config: PathBuf,
 }
 
 impl Docker {
-    /// Starts dockerd with what `env` says, waits until it answers, and gives it the image.
-    pub(crate) fn start(spec: DockerSpec<'_>, env: &SubnetEnv, bridge: Bridge) -> Result<Docker> {
+    /// Starts dockerd with these options, waits until it answers, and gives it the image.
+    pub(crate) fn start(spec: DockerSpec<'_>, options: &[String]) -> Result<Docker> {
         fs::create_dir_all(spec.dir).with_context(|| format!("cannot make {}", spec.dir.display()))?;
         // The machine's own configuration of dockerd is none of ours.
         let config = spec.dir.join("daemon.json");
         fs::write(&config, "{}\n").with_context(|| format!("cannot write {}", config.display()))?;
-        let command = dockerd_command(&spec, &config, env, bridge)?;
+        let command = dockerd_command(&spec, &config, options);
         let name = format!("dockerd on {}", spec.host);
         let mut process = Process::spawn(&name, &command, &spec.dir.join("dockerd.log"), spec.lifetime)?;
 
-        let client = Client { socket: spec.socket, config: spec.dir.join("client") };
+        let (place, config) = (spec.place.clone(), spec.dir.join("client"));
+        let client = Client { place, socket: spec.socket, config };
         wait::until(&format!("{name} to answer"), START_LIMIT, || {
             process.ensure_running()?;
             client.ping().with_context(|| process.last_lines())
@@ -185,7 +188,7 @@ impl Container {
         traffic::parse_source(&self.fetch(&format!("http://{}{SOURCE_PAGE}", server.into()))?)
     }
 
-    /// Commands here see the container's network and the machine's programs.
+    /// Commands here see the container's network and the host's programs.
     pub fn network_place(&self) -> Result<Place> {
         let pid = self.client.run(&["inspect", "--format", "{{.State.Pid}}", &self.name])?;
         Ok(self.dockerd.then(["nsenter", "--target", pid.trim(), "--net"]))
@@ -194,7 +197,7 @@ impl Container {
 
 impl Client {
     fn command(&self, args: &[&str]) -> Command {
-        let mut docker = Command::new("docker");
+        let mut docker = self.place.command("docker");
         docker.env("DOCKER_HOST", format!("unix://{}", self.socket.display()));
         docker
             .env("DOCKER_CONFIG", &self.config)
@@ -251,11 +254,7 @@ pub(crate) fn write_page(path: &Path, expression: &str) -> Result<()> {
     Ok(())
 }
 
-fn dockerd_command(spec: &DockerSpec<'_>, config: &Path, env: &SubnetEnv, bridge: Bridge) -> Result<Command> {
-    let bip = match bridge {
-        Bridge::WholeSubnet => env.subnet.to_string(),
-        Bridge::LowerHalf => env.lower_half(),
-    };
+fn dockerd_command(spec: &DockerSpec<'_>, config: &Path, options: &[String]) -> Command {
     let isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let mut command = spec.place.then(isolated).command("sh");
     // The shell is the first process of the namespace: it takes in the orphans, which dockerd would not.
@@ -270,21 +269,31 @@ fn dockerd_command(spec: &DockerSpec<'_>, config: &Path, env: &SubnetEnv, bridge
         "--host",
         "unix:///run/docker.sock",
     ]);
-    command.arg(format!("--bip={bip}")).arg(format!("--mtu={}", env.mtu));
-    command.arg(format!("--ip-masq={}", !env.ip_masq));
     // Work on every machine: no driver that its file system may not have, no cgroups by way of its systemd.
     command.args(["--storage-driver", "vfs", "--exec-opt", "native.cgroupdriver=cgroupfs"]);
     command.arg(format!("--cgroup-parent=/{}", spec.cgroup));
-    if dockerd_drops_direct_routing()? {
-        command.arg("--allow-direct-routing");
-    }
-    Ok(command)
+    command.args(options);
+    command
 }
 
-/// True for a dockerd that drops packets from other hosts to its containers unless told otherwise (28.2 and later
-/// have the option).
-fn dockerd_drops_direct_routing() -> Result<bool> {
-    let text = Place::default().run("dockerd", ["--version"])?;
+/// What dockerd is told on a host with this subnet.
+pub(crate) fn options_of(place: &Place, env: &SubnetEnv, bridge: Bridge) -> Result<Vec<String>> {
+    let bip = match bridge {
+        Bridge::WholeSubnet => env.subnet.to_string(),
+        Bridge::LowerHalf => env.lower_half(),
+    };
+    let mut options =
+        vec![format!("--bip={bip}"), format!("--mtu={}", env.mtu), format!("--ip-masq={}", !env.ip_masq)];
+    if drops_direct_routing(place)? {
+        options.push("--allow-direct-routing".to_owned());
+    }
+    Ok(options)
+}
+
+/// True where dockerd drops packets from other hosts to its containers unless told otherwise (28.2 and later have the
+/// option).
+fn drops_direct_routing(place: &Place) -> Result<bool> {
+    let text = place.run("dockerd", ["--version"])?;
     let version = text.split_whitespace().nth(2).with_context(|| format!("no version in {text:?}"))?;
     let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
     Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (28, 2))

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{self, Outcome, Place};
-use crate::docker::{Bridge, Container, Docker, DockerSpec};
+use crate::docker::{self, Bridge, Container, Docker, DockerSpec};
 use crate::end::End;
+use crate::forky;
 use crate::monitor::Monitor;
 use crate::netns::Netns;
 use crate::notify::Notifications;
@@ -31,6 +32,10 @@ pub const STATUS_PORT: &str = "8299";
 
 /// For [`Host::start_agent_with`]: the agent can be asked for its status.
 pub const STATUS_FLAGS: [&str; 5] = ["--ip-masq", "--healthz-ip", "127.0.0.1", "--healthz-port", STATUS_PORT];
+
+/// Where the drop-in of Docker's unit has `flanctl wait` write dockerd's options, and by which name.
+const DOCKER_OPTIONS: &str = "/run/flannel/docker_opts.env";
+const DOCKER_KEY: &str = "FLAN_DOCKER_OPTS";
 
 /// How long a peer may take to appear or to go.
 const PEERS_LIMIT: Duration = Duration::from_secs(15);
@@ -66,6 +71,8 @@ pub struct Host {
     etcd_prefix: String,
     /// Where the agent keeps the store itself, if it does.
     own_store: Option<PathBuf>,
+    /// Whether its external interface is named to the agent.
+    names_interface: bool,
     cgroup: String,
     image: PathBuf,
     lifetime: Lifetime,
@@ -89,6 +96,8 @@ pub(crate) struct HostSpec {
     pub(crate) etcd_prefix: String,
     pub(crate) cgroup: String,
     pub(crate) image: PathBuf,
+    /// The root of Debian forky whose programs it has; `None` for those of the machine.
+    pub(crate) forky_root: Option<&'static Path>,
     pub(crate) lifetime: Lifetime,
 }
 
@@ -104,6 +113,7 @@ impl Host {
             etcd_prefix,
             cgroup,
             image,
+            forky_root,
             lifetime,
         } = spec;
         let run = dir.join("run");
@@ -112,7 +122,14 @@ impl Host {
         let notifications = Notifications::listen(&run.join("notify"))?;
 
         let mut command = netns.place().then(["unshare", "--mount", "--uts"]).command("sh");
-        command.args(["-c", INIT, "sh", &name]).arg(&dir);
+        if let Some(root) = forky_root {
+            let binaries = tools::flan_binary("fland")?;
+            let (binaries, lab) = (binaries.parent(), dir.parent());
+            command.args(["-c", forky::ENTER, "sh", INIT]).arg(root);
+            command.args(binaries).args(lab).arg(&name).arg(&dir);
+        } else {
+            command.args(["-c", INIT, "sh", &name]).arg(&dir);
+        }
         let mut init = Process::spawn(&format!("host {name}"), &command, &dir.join("init.log"), lifetime)?;
         wait::until(&format!("host {name}"), Duration::from_secs(10), || {
             init.ensure_running()?;
@@ -131,6 +148,7 @@ impl Host {
             etcd_endpoints,
             etcd_prefix,
             own_store: None,
+            names_interface: true,
             cgroup,
             image,
             lifetime,
@@ -211,6 +229,11 @@ impl Host {
         self.etcd_endpoints.clone()
     }
 
+    /// From now on agents of this host find their external interface by themselves, or by flags of the story.
+    pub fn name_no_interface(&mut self) {
+        self.names_interface = false;
+    }
+
     /// `flanctl` with the store's address and these arguments, run on this host; any exit code is fine.
     pub fn flanctl(&self, args: &[&str]) -> Result<Outcome> {
         self.flanctl_with_input(args, "")
@@ -254,7 +277,10 @@ impl Host {
                 "--store-insecure",
             ]),
         };
-        fland.args(["--etcd-prefix", &self.etcd_prefix, "--iface", "eth0"]);
+        fland.args(["--etcd-prefix", &self.etcd_prefix]);
+        if self.names_interface {
+            fland.args(["--iface", "eth0"]);
+        }
         fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
         fland.args(flags);
         fland.env("NOTIFY_SOCKET", "/run/notify");
@@ -414,6 +440,24 @@ impl Host {
 
     /// Starts dockerd with values that no agent has written.
     pub fn start_docker_on(&mut self, env: &SubnetEnv, bridge: Bridge) -> Result<()> {
+        let options = docker::options_of(&self.place, env, bridge)?;
+        self.start_docker_with(&options)
+    }
+
+    /// What dockerd is started with by the drop-in of its unit: what `flanctl wait`, run on this host, makes of
+    /// subnet.env and of the dockerd that it finds.
+    pub fn docker_options(&self) -> Result<Vec<String>> {
+        let args =
+            ["wait", "--timeout", "20s", "--docker-opts", DOCKER_OPTIONS, "--docker-opts-key", DOCKER_KEY];
+        self.flanctl(&args)?.succeeded("flanctl wait --docker-opts")?;
+        let text = fs::read_to_string(self.dir.join(DOCKER_OPTIONS.trim_start_matches('/')))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(DOCKER_KEY)?.strip_prefix("=\""));
+        let options = line.with_context(|| format!("no {DOCKER_KEY} in {text:?}"))?.trim_end_matches('"');
+        Ok(options.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Starts dockerd with these options beside those that place it in the lab.
+    pub fn start_docker_with(&mut self, options: &[String]) -> Result<()> {
         ensure!(self.docker.is_none(), "dockerd runs on {} already", self.name);
         let spec = DockerSpec {
             host: &self.name,
@@ -424,7 +468,7 @@ impl Host {
             image: &self.image,
             lifetime: self.lifetime,
         };
-        self.docker = Some(Docker::start(spec, env, bridge)?);
+        self.docker = Some(Docker::start(spec, options)?);
         Ok(())
     }
 

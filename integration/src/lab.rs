@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::command::{self, Outcome};
 use crate::docker;
+use crate::forky;
 use crate::host::{Host, HostSpec};
 use crate::netns::{self, Netns};
 use crate::process::{LOG_HEAD, Lifetime, Process, last_lines};
@@ -61,7 +62,7 @@ pub struct LabOptions {
     /// A name of its own, of which there is one at a time on a machine; `None` for one made up.
     pub name: Option<&'static str>,
     /// What keeps the store; `None` for what [`STORE_VARIABLE`](crate::store::STORE_VARIABLE) says, and etcd where that
-    /// says nothing or there is more than one member.
+    /// says nothing, or a store of one member and there are more.
     pub store: Option<StoreKind>,
     /// Members of the store. Without any, some host of the lab keeps it.
     pub store_members: u8,
@@ -93,8 +94,10 @@ impl LabOptions {
                 bail!("{} members of {}, which has one", self.store_members, StoreKind::Embedded)
             }
             Some(kind) => Ok(kind),
-            None if self.store_members > 1 => Ok(StoreKind::Etcd),
-            None => StoreKind::from_environment(),
+            None => match StoreKind::from_environment()? {
+                StoreKind::Embedded if self.store_members > 1 => Ok(StoreKind::Etcd),
+                kind => Ok(kind),
+            },
         }
     }
 }
@@ -189,7 +192,12 @@ impl Lab {
     /// As [`Lab::host`], for an agent that keeps everything below another prefix of the store: several networks in one
     /// lab.
     pub fn host_at(&self, etcd_prefix: &str, name: &str) -> Result<Host> {
-        self.host_on(HOME, etcd_prefix, name)
+        self.host_on(HOME, etcd_prefix, name, None)
+    }
+
+    /// As [`Lab::host`], with the programs of Debian forky: its dockerd, its nft and iptables.
+    pub fn host_of_forky(&self, name: &str) -> Result<Host> {
+        self.host_on(HOME, PREFIX, name, Some(forky::root()?))
     }
 
     /// As [`Lab::host`], on a second segment: between it and everything else the underlay routes.
@@ -200,10 +208,16 @@ impl Lab {
             let place = self.underlay.place();
             place.run("sh", ["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
         }
-        self.host_on(BEYOND, PREFIX, name)
+        self.host_on(BEYOND, PREFIX, name, None)
     }
 
-    fn host_on(&self, segment: Segment, etcd_prefix: &str, name: &str) -> Result<Host> {
+    fn host_on(
+        &self,
+        segment: Segment,
+        etcd_prefix: &str,
+        name: &str,
+        forky_root: Option<&'static Path>,
+    ) -> Result<Host> {
         let number = self.next_host.fetch_add(1, Ordering::Relaxed);
         ensure!(number < 255, "the underlay has no address left");
         let address = segment.address(number);
@@ -223,9 +237,17 @@ impl Lab {
             etcd_prefix: etcd_prefix.to_owned(),
             cgroup: prefixed(&self.id),
             image: self.dir.join("image.tar"),
+            forky_root,
             lifetime: self.lifetime,
         })
         .with_context(|| format!("step: make host {name}"))
+    }
+
+    /// Gives a host one interface more on the segment that everything is on, as when a cable is plugged in, with this
+    /// address and no default route.
+    pub fn plug_in(&self, host: &Host, interface: &str, address: Ipv4Addr) -> Result<()> {
+        let port = format!("{}.{interface}", host.name());
+        plug_in(&self.underlay, host.netns(), (&port, interface), HOME, address)
     }
 
     /// The store.
@@ -525,12 +547,23 @@ fn make_segment(underlay: &Netns, segment: Segment) -> Result<()> {
 /// A namespace with eth0 on a segment of the underlay.
 fn attach(id: &str, underlay: &Netns, name: &str, segment: Segment, address: Ipv4Addr) -> Result<Netns> {
     let netns = Netns::create(&format!("{}-{name}", prefixed(id)))?;
-    underlay.ip(&format!("link add {name} type veth peer name eth0 netns {}", netns.name()))?;
-    underlay.ip(&format!("link set {name} master {} up", segment.bridge))?;
-    netns.ip(&format!("address add {address}/{PREFIX_LENGTH} dev eth0"))?;
-    netns.ip("link set eth0 up")?;
+    plug_in(underlay, &netns, (name, "eth0"), segment, address)?;
     netns.ip(&format!("route add default via {}", segment.router()))?;
     Ok(netns)
+}
+
+/// An interface with this address on a segment, by a cable with these ends: the port there, the interface here.
+fn plug_in(
+    underlay: &Netns,
+    netns: &Netns,
+    (port, interface): (&str, &str),
+    segment: Segment,
+    address: Ipv4Addr,
+) -> Result<()> {
+    underlay.ip(&format!("link add {port} type veth peer name {interface} netns {}", netns.name()))?;
+    underlay.ip(&format!("link set {port} master {} up", segment.bridge))?;
+    netns.ip(&format!("address add {address}/{PREFIX_LENGTH} dev {interface}"))?;
+    netns.ip(&format!("link set {interface} up")).map(drop)
 }
 
 /// On the segment that everything is on; 1 is the router.

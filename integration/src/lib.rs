@@ -23,6 +23,7 @@ pub mod cpu;
 pub mod docker;
 pub mod end;
 pub mod flannel;
+pub mod forky;
 pub mod holdings;
 pub mod host;
 pub mod inside;

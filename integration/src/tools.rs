@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::forky;
 use crate::store::StoreKind;
 
 /// Program, and the Debian package that has it.
@@ -58,6 +59,7 @@ pub fn check() -> Result<()> {
 pub fn check_for_store(kind: StoreKind) -> Result<()> {
     match kind {
         StoreKind::Etcd => check_programs(&ETCD_PROGRAMS),
+        StoreKind::EtcdOfForky => forky::root().map(drop),
         StoreKind::Embedded => flan_binary("fland").map(drop),
     }
 }

@@ -77,8 +77,12 @@ impl fmt::Display for TunMode {
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// `/dev/net/tun` is missing or may not be opened.
-    #[error("opening /dev/net/tun (is the module tun loaded, and is this root?): {0}")]
-    ControlDevice(#[source] io::Error),
+    #[error("opening /dev/net/tun ({advice}): {source}", advice = advice(.source))]
+    ControlDevice {
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused to make the device, or to add a queue to it. `EINVAL` and `EBUSY`: a device of that name
     /// exists, and is no TUN device or has one queue only.
     #[error(
@@ -122,6 +126,18 @@ pub enum TunError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What makes `/dev/net/tun` usable.
+fn advice(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "this process may not read and write it: run as root, or allow the device, as DeviceAllow=/dev/net/tun in a \
+             unit or --device /dev/net/tun for a container"
+        }
+        io::ErrorKind::NotFound => "it is missing: modprobe tun",
+        _ => "is the module tun loaded?",
+    }
 }
 
 /// Makes a persistent TUN device with many queues: without packet information, with virtio-net headers if `mode` has
@@ -228,7 +244,7 @@ fn attach(name: LinkName, mode: TunMode) -> Result<File, TunError> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
-        .map_err(TunError::ControlDevice)?;
+        .map_err(|source| TunError::ControlDevice { source })?;
     let mut request = interface_request(name, mode.device_flags());
     interface_ioctl(file.as_fd(), libc::TUNSETIFF, &mut request)
         .map_err(|source| TunError::Attach { name, source })?;
@@ -344,8 +360,9 @@ mod tests {
 
     #[test]
     fn an_error_says_what_the_kernel_answered() {
-        let error = TunError::ControlDevice(io::Error::from_raw_os_error(libc::EPERM));
+        let error = TunError::ControlDevice { source: io::Error::from_raw_os_error(libc::EPERM) };
         assert!(error.to_string().ends_with(": Operation not permitted (os error 1)"), "{error}");
+        assert!(error.to_string().contains("run as root"), "{error}");
     }
 
     #[test]

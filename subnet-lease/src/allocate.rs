@@ -3,9 +3,10 @@
 use ipnetwork::IpNetwork;
 use rand::{Rng, RngExt};
 
-use crate::config::{NetworkConfig, SubnetPool};
+use crate::config::NetworkConfig;
 use crate::family::{Family, PerFamily, encloses};
 use crate::key::Subnets;
+use crate::subnet_pool::SubnetPool;
 
 /// What there is to consider beside the config.
 #[derive(Debug, Clone, Copy, Default)]
@@ -156,7 +157,9 @@ mod tests {
 
     use super::*;
 
-    fn config(json: &str) -> NetworkConfig {
+    /// A config with these pools. The backend does not matter here.
+    fn config(pools: &str) -> NetworkConfig {
+        let json = format!(r#"{{{pools}, "Backend": {{"Type": "vxlan"}}}}"#);
         NetworkConfig::parse(json.as_bytes()).unwrap()
     }
 
@@ -181,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_free_wish_is_granted_and_a_taken_one_is_not() {
-        let config = config(r#"{"Network": "10.5.0.0/16"}"#);
+        let config = config(r#""Network": "10.5.0.0/16""#);
         let wish = Some("10.5.52.0/24");
         let granted = subnets("10.5.52.0/24");
         assert_eq!(choose(&config, &[], wish, 1), Ok(granted));
@@ -191,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_wish_that_the_config_does_not_admit_is_passed_over() {
-        let config = config(r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.8.0"}"#);
+        let config = config(r#""Network": "10.5.0.0/16", "SubnetMin": "10.5.8.0""#);
         for wish in ["10.6.1.0/24", "10.5.9.0/25", "10.5.7.0/24", "10.5.9.0/24,fd00::/64"] {
             let given = choose(&config, &[], Some(wish), 1).unwrap();
             assert!(config.admits(&given), "{given} for {wish}");
@@ -200,7 +203,7 @@ mod tests {
 
     #[test]
     fn the_last_free_subnet_is_found_and_then_none() {
-        let config = config(r#"{"Network": "10.5.0.0/26"}"#);
+        let config = config(r#""Network": "10.5.0.0/26""#);
         let taken = [subnets("10.5.0.16/28"), subnets("10.5.0.48/28")];
         assert_eq!(choose(&config, &taken, None, 1), Ok(subnets("10.5.0.32/28")));
         let taken = [subnets("10.5.0.16/28"), subnets("10.5.0.32/27")];
@@ -213,15 +216,14 @@ mod tests {
 
     #[test]
     fn each_family_gets_a_subnet() {
-        let config =
-            config(r#"{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48"}"#);
+        let config = config(r#""EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48""#);
         let given = choose(&config, &[], None, 1).unwrap();
         assert!(config.admits(&given));
     }
 
     /// 172.16.0.0/12 in subnets of /16, of which 172.26.0.0/16 alone is free, on a host with 172.26.0.5/16.
     fn only_the_hosts_own_is_free(overlap: OverlapPolicy) -> Result<Subnets, NoSubnet> {
-        let config = config(r#"{"Network": "172.16.0.0/12", "SubnetLen": 16, "Backend": {"Type": "vxlan"}}"#);
+        let config = config(r#""Network": "172.16.0.0/12", "SubnetLen": 16"#);
         let taken: Vec<Subnets> =
             (17..32).filter(|n| *n != 26).map(|n| subnets(&format!("172.{n}.0.0/16"))).collect();
         let avoid = networks(&["10.0.0.0/8", "172.26.0.5/16"]);
@@ -242,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_host_keeps_what_it_held_although_one_of_its_networks_has_it_now() {
-        let config = config(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#);
+        let config = config(r#""Network": "10.5.0.0/16""#);
         let (wish, avoid) = (subnets("10.5.52.0/24"), networks(&["10.5.52.0/24"]));
         let situation = Situation { avoid: &avoid, wish: Some(&wish), ..Situation::default() };
         assert_eq!(allocate(&config, &situation, &mut StdRng::seed_from_u64(1)), Ok(wish));
@@ -250,9 +252,7 @@ mod tests {
 
     #[test]
     fn a_network_that_encloses_the_overlay_cannot_be_avoided() {
-        let config = config(
-            r#"{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}"#,
-        );
+        let config = config(r#""EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48""#);
         for avoid in [["10.0.0.0/8", "fd00::/8"], ["10.5.0.0/16", "fd00:5::/48"]] {
             let avoid = networks(&avoid);
             let situation = Situation { avoid: &avoid, ..Situation::default() };
@@ -276,7 +276,7 @@ mod tests {
         fn what_is_given_was_free_and_everything_free_can_be_given(
             taken in blocks(), seed: u64,
         ) {
-            let config = config(r#"{"Network": "10.5.0.0/24", "SubnetLen": 28, "SubnetMax": "10.5.0.224"}"#);
+            let config = config(r#""Network": "10.5.0.0/24", "SubnetLen": 28, "SubnetMax": "10.5.0.224""#);
             let taken: Vec<Subnets> =
                 taken.into_iter().map(|v4| Subnets::new(PerFamily { v4: Some(v4), v6: None }).unwrap()).collect();
             let pool = config.pools.v4.unwrap();
@@ -298,7 +298,7 @@ mod tests {
             taken in blocks(), avoid in blocks(), warn: bool, seed: u64,
         ) {
             let config = config(
-                r#"{"Network": "10.5.0.0/24", "SubnetLen": 28, "SubnetMax": "10.5.0.224", "Backend": {"Type": "vxlan"}}"#,
+                r#""Network": "10.5.0.0/24", "SubnetLen": 28, "SubnetMax": "10.5.0.224""#,
             );
             let pool = config.pools.v4.unwrap();
             let taken: Vec<Subnets> =

@@ -2,10 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::config::{ConfigError, Fields, SubnetPool};
-use crate::family::PerFamily;
+use crate::config_error::{ConfigError, ConfigWarning};
+use crate::family::{Family, PerFamily};
+use crate::fields::Fields;
+use crate::subnet_pool::SubnetPool;
 
 /// How packets reach a peer, with the settings that all hosts share.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,37 +68,90 @@ pub struct WireguardConfig {
     pub listen_port_v6: u16,
 }
 
+/// What there is to know of a backend beside its settings.
+struct Kind {
+    name: &'static str,
+    /// The families that it carries in this version of fland; none where fland does not have the backend.
+    carries: &'static [Family],
+    parse: fn(&mut Fields, &PerFamily<SubnetPool>) -> Result<BackendConfig, ConfigError>,
+}
+
+static VXLAN: Kind = Kind {
+    name: "vxlan",
+    carries: &Family::ALL,
+    parse: |fields, pools| VxlanConfig::parse(fields, pools).map(BackendConfig::Vxlan),
+};
+static UDP: Kind = Kind {
+    name: "udp",
+    carries: &[Family::V4],
+    parse: |fields, _| UdpConfig::parse(fields).map(BackendConfig::Udp),
+};
+static HOST_GW: Kind =
+    Kind { name: "host-gw", carries: &Family::ALL, parse: |_, _| Ok(BackendConfig::HostGw) };
+static ALLOC: Kind = Kind { name: "alloc", carries: &Family::ALL, parse: |_, _| Ok(BackendConfig::Alloc) };
+static WIREGUARD: Kind = Kind {
+    name: "wireguard",
+    carries: &[],
+    parse: |fields, _| WireguardConfig::parse(fields).map(BackendConfig::Wireguard),
+};
+/// All backends whose settings can be read.
+static KINDS: [&Kind; 5] = [&VXLAN, &UDP, &HOST_GW, &ALLOC, &WIREGUARD];
+
 impl BackendConfig {
     /// The name by which configs and leases call this backend.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Vxlan(_) => "vxlan",
-            Self::Udp(_) => "udp",
-            Self::HostGw => "host-gw",
-            Self::Alloc => "alloc",
-            Self::Wireguard(_) => "wireguard",
-        }
+        self.kind().name
     }
 
-    /// Reads the `Backend` object; without one, or without a type in it, the backend is vxlan.
+    /// The names of the backends that this version of fland runs.
+    pub fn supported_names() -> impl Iterator<Item = &'static str> {
+        KINDS.iter().filter(|kind| !kind.carries.is_empty()).map(|kind| kind.name)
+    }
+
+    /// The names of those that carry this family.
+    pub(crate) fn names_that_carry(family: Family) -> impl Iterator<Item = &'static str> {
+        KINDS.iter().filter(move |kind| kind.carries.contains(&family)).map(|kind| kind.name)
+    }
+
+    /// The families that this version of fland carries with the backend; none where it does not have it.
+    pub(crate) fn carries(&self) -> &'static [Family] {
+        self.kind().carries
+    }
+
+    /// What a config without a `Backend` means to flannel.
+    pub(crate) fn of_flannel() -> Self {
+        Self::Udp(UdpConfig::default())
+    }
+
+    /// Reads the `Backend` object.
     pub(crate) fn parse(
-        object: Option<Map<String, Value>>,
+        mut fields: Fields,
         pools: &PerFamily<SubnetPool>,
-    ) -> Result<(Self, Vec<String>), ConfigError> {
-        let mut fields = Fields::new("Backend.", object.unwrap_or_default());
-        let kind = fields.take::<String>("Type")?.unwrap_or_else(|| "vxlan".to_owned());
-        let backend = match kind.to_ascii_lowercase().as_str() {
-            "vxlan" => Self::Vxlan(VxlanConfig::parse(&mut fields, pools)?),
-            "udp" => Self::Udp(UdpConfig::parse(&mut fields)?),
-            "host-gw" => Self::HostGw,
-            "alloc" => Self::Alloc,
-            "wireguard" => Self::Wireguard(WireguardConfig::parse(&mut fields)?),
-            _ => {
-                let problem = "is not a backend; one of vxlan, udp, host-gw, alloc, wireguard is";
-                return Err(ConfigError::invalid("Backend.Type", &format!("{kind:?}"), problem));
-            }
-        };
-        Ok((backend, fields.rest()))
+    ) -> Result<(Self, Vec<ConfigWarning>), ConfigError> {
+        let name: String = fields.take("Type")?.ok_or_else(|| ConfigError::Missing {
+            field: "Backend.Type",
+            hint: format!("fland has {}", listed(Self::supported_names())),
+        })?;
+        let kind = KINDS.iter().find(|kind| kind.name.eq_ignore_ascii_case(&name));
+        let kind = kind.ok_or_else(|| Self::unknown(&name))?;
+        let backend = (kind.parse)(&mut fields, pools)?;
+        Ok((backend, fields.finish()))
+    }
+
+    /// Why a backend of this name is refused, where fland does not have it.
+    pub(crate) fn unknown(name: &str) -> ConfigError {
+        let problem = format!("is not one that this fland has; {} are", listed(Self::supported_names()));
+        ConfigError::invalid("Backend.Type", &format!("{name:?}"), &problem)
+    }
+
+    fn kind(&self) -> &'static Kind {
+        match self {
+            Self::Vxlan(_) => &VXLAN,
+            Self::Udp(_) => &UDP,
+            Self::HostGw => &HOST_GW,
+            Self::Alloc => &ALLOC,
+            Self::Wireguard(_) => &WIREGUARD,
+        }
     }
 }
 
@@ -166,4 +221,13 @@ fn longest_vni(pools: &PerFamily<SubnetPool>) -> u32 {
 fn outer_mtu(pools: &PerFamily<SubnetPool>) -> RangeInclusive<u32> {
     let inner = if pools.v6.is_some() { 1280 } else { 576 };
     inner + 70..=65535
+}
+
+/// `vxlan, udp and alloc`.
+pub(crate) fn listed(names: impl Iterator<Item = &'static str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => names.concat(),
+    }
 }

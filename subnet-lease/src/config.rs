@@ -1,15 +1,13 @@
 //! The network config: what one network of hosts agrees on, valid by construction.
 
-use std::net::IpAddr;
-
 use ipnetwork::IpNetwork;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
 
-use crate::admission::is_host_address;
-use crate::backend_config::BackendConfig;
-use crate::family::{Family, PerFamily, bits, encloses, span};
+use crate::backend_config::{BackendConfig, listed};
+use crate::config_error::{ConfigError, ConfigWarning};
+use crate::family::{Family, PerFamily};
+use crate::fields::Fields;
 use crate::key::Subnets;
+use crate::subnet_pool::{SubnetPool, enabling_field};
 
 /// The network config, as it stands as JSON at `<prefix>/config` in the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,58 +16,30 @@ pub struct NetworkConfig {
     pub pools: PerFamily<SubnetPool>,
     /// How packets reach a peer.
     pub backend: BackendConfig,
-    /// Fields that nobody here knows, by their path. They are ignored, as flannel does; often they are misspelt.
-    pub unknown_fields: Vec<String>,
-}
-
-/// The part of a network that leases are taken from, in one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SubnetPool {
-    network: IpNetwork,
-    subnet_len: u8,
-    first: u128,
-    last: u128,
-}
-
-/// Why a network config cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// Not a JSON object.
-    #[error("the network config is not a JSON object: {0}")]
-    Syntax(#[source] serde_json::Error),
-    /// A field that must be there is not.
-    #[error("{field} is missing: {hint}")]
-    Missing {
-        /// The field.
-        field: &'static str,
-        /// What would work.
-        hint: &'static str,
-    },
-    /// A field has a value that cannot work.
-    #[error("{field} {value} {problem}")]
-    Invalid {
-        /// The field's path.
-        field: String,
-        /// Its value.
-        value: String,
-        /// What is wrong with it, and what would work.
-        problem: String,
-    },
+    /// What works, but perhaps not as the author expects.
+    pub warnings: Vec<ConfigWarning>,
 }
 
 impl NetworkConfig {
-    /// Reads and checks the JSON of a network config. Field names are matched without regard to case.
+    /// Reads and checks the JSON of a network config, as flannel does: field names are matched without regard to case,
+    /// and of a field that is there more than once the last one counts. Of backends, those that fland lacks are read as
+    /// well; see [`NetworkConfig::supported`].
     ///
     /// # Errors
     /// A [`ConfigError`] that names the first field that cannot work, its value and what would.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        let object: Map<String, Value> = serde_json::from_slice(json).map_err(ConfigError::Syntax)?;
-        let mut fields = Fields::new("", object);
+        if json.starts_with(&[0xff, 0xfe]) || json.starts_with(&[0xfe, 0xff]) {
+            return Err(ConfigError::Utf16);
+        }
+        let text = without_byte_order_mark(json);
+        let mut warnings = Vec::new();
+        if text.len() < json.len() {
+            warnings.push(ConfigWarning::ByteOrderMark);
+        }
+        let mut fields = Fields::read("", text).map_err(ConfigError::Syntax)?;
         let mut pools = PerFamily::default();
-        for (family, names, enabled) in [(Family::V4, &V4_FIELDS, true), (Family::V6, &V6_FIELDS, false)] {
-            let enabled = fields.take(names.enable)?.unwrap_or(enabled);
-            let pool = SubnetPool::parse(&mut fields, family, names, enabled)?;
-            if let Some(pool) = pool {
+        for (family, enabled) in [(Family::V4, true), (Family::V6, false)] {
+            if let Some(pool) = SubnetPool::parse(&mut fields, family, enabled)? {
                 pools.set(family, pool);
             }
         }
@@ -81,15 +51,48 @@ impl NetworkConfig {
             ));
         }
         let _: Option<bool> = fields.take("EnableNFTables")?; // flan's rules are always nftables
-        let (backend, unknown_in_backend) = BackendConfig::parse(fields.take("Backend")?, &pools)?;
-        let mut unknown_fields = fields.rest();
-        unknown_fields.extend(unknown_in_backend);
-        Ok(Self { pools, backend, unknown_fields })
+        let backend = fields.take_object("Backend", "Backend.", r#"{"Type": "vxlan"}"#)?;
+        let (backend, about_backend) = match backend {
+            Some(fields) => BackendConfig::parse(fields, &pools)?,
+            None => (BackendConfig::of_flannel(), vec![ConfigWarning::NoBackend]),
+        };
+        warnings.extend(about_backend);
+        warnings.extend(fields.finish());
+        Ok(Self { pools, backend, warnings })
+    }
+
+    /// Whether this version of fland runs such a network. The only place that decides it.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the field that it does not support, and what would work.
+    pub fn supported(&self) -> Result<(), ConfigError> {
+        let carried = self.backend.carries();
+        if carried.is_empty() {
+            return Err(BackendConfig::unknown(self.backend.name()));
+        }
+        let Some((family, _)) = self.pools.iter().find(|(family, _)| !carried.contains(family)) else {
+            return Ok(());
+        };
+        let implied = match self.warnings.contains(&ConfigWarning::NoBackend) {
+            true => "; without Backend in the network config the backend is udp",
+            false => "",
+        };
+        let problem = format!(
+            "does not work with backend {}, which does not carry {family}; {} carry it{implied}",
+            self.backend.name(),
+            listed(BackendConfig::names_that_carry(family)),
+        );
+        Err(ConfigError::invalid(enabling_field(family), "true", &problem))
+    }
+
+    /// Whether a host under `other` does the same as under this config, however they are written.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        (&self.pools, &self.backend) == (&other.pools, &other.backend)
     }
 
     /// The whole overlay network of each family in use.
     pub fn networks(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
-        self.pools.iter().map(|(family, pool)| (family, pool.network))
+        self.pools.iter().map(|(family, pool)| (family, pool.network()))
     }
 
     /// Whether a lease of these subnets could have been allocated under this config: the same families, each subnet
@@ -103,275 +106,9 @@ impl NetworkConfig {
     }
 }
 
-impl SubnetPool {
-    /// The whole overlay network.
-    pub fn network(&self) -> IpNetwork {
-        self.network
-    }
-
-    /// Prefix length of each subnet.
-    pub fn subnet_len(&self) -> u8 {
-        self.subnet_len
-    }
-
-    /// How many subnets there are to lease. Saturates at `u128::MAX`.
-    pub fn capacity(&self) -> u128 {
-        ((self.last - self.first) >> self.host_bits()).saturating_add(1)
-    }
-
-    /// The first subnet that is leased (`SubnetMin`).
-    pub fn min(&self) -> IpAddr {
-        self.family().address(self.first)
-    }
-
-    /// The last subnet that is leased (`SubnetMax`).
-    pub fn max(&self) -> IpAddr {
-        self.family().address(self.last)
-    }
-
-    /// Whether this subnet is one of the pool's.
-    pub fn admits(&self, subnet: &IpNetwork) -> bool {
-        let (base, _) = span(subnet);
-        encloses(&self.network, subnet)
-            && subnet.prefix() == self.subnet_len
-            && (self.first..=self.last).contains(&base)
-    }
-
-    /// The subnet at `index`, counted from the first that is leased; below [`SubnetPool::capacity`].
-    pub(crate) fn subnet(&self, index: u128) -> Option<IpNetwork> {
-        let base = self.first.checked_add(index.checked_shl(self.host_bits())?)?;
-        (base <= self.last).then(|| IpNetwork::new(self.family().address(base), self.subnet_len).ok())?
-    }
-
-    /// The indices of the pool's subnets that share an address with `subnet`.
-    pub(crate) fn indices(&self, subnet: &IpNetwork) -> Option<(u128, u128)> {
-        let (first, last) = span(subnet);
-        let end = self.last | host_mask(self.host_bits());
-        if subnet.is_ipv4() != self.network.is_ipv4() || last < self.first || first > end {
-            return None;
-        }
-        let index = |address: u128| (address.clamp(self.first, end) - self.first) >> self.host_bits();
-        Some((index(first), index(last)))
-    }
-
-    fn family(&self) -> Family {
-        Family::of(self.network.ip())
-    }
-
-    fn host_bits(&self) -> u32 {
-        u32::from(self.family().width() - self.subnet_len)
-    }
-
-    fn parse(
-        fields: &mut Fields,
-        family: Family,
-        names: &PoolFields,
-        enabled: bool,
-    ) -> Result<Option<Self>, ConfigError> {
-        let network = fields.take_parsed::<Cidr>(names.network, names.network_example)?;
-        let length = fields.take_in::<u8>(names.subnet_len, 0..=names.longest)?;
-        let min = fields.take_parsed::<IpAddr>(names.subnet_min, "an address")?;
-        let max = fields.take_parsed::<IpAddr>(names.subnet_max, "an address")?;
-        if !enabled {
-            return Ok(None);
-        }
-        let Cidr(network) = network.ok_or(ConfigError::Missing { field: names.network, hint: names.hint })?;
-        if Family::of(network.ip()) != family {
-            let problem = format!("is not an {family} network; {} would be", names.network_example);
-            return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
-        }
-        let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
-        let link_local = matches!(network.ip(), IpAddr::V4(ip) if ip.is_link_local());
-        if link_local || !is_host_address(network.network()) || !is_host_address(inner_end(&network)) {
-            let problem = format!("holds no addresses of hosts; {} would", names.network_example);
-            return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
-        }
-        let subnet_len = subnet_length(&network, length, names)?;
-        let host_bits = u32::from(family.width() - subnet_len);
-        let (base, end) = span(&network);
-        let bound = |field: &'static str, given: Option<IpAddr>, default: u128| match given {
-            None => Ok(default),
-            Some(address) if !network.contains(address) => {
-                let problem = format!("is outside {} {network}", names.network);
-                Err(ConfigError::invalid(field, &address.to_string(), &problem))
-            }
-            Some(address) if bits(address) & host_mask(host_bits) != 0 => {
-                let boundary = family.address(bits(address) & !host_mask(host_bits));
-                let problem = format!("is not on a boundary of /{subnet_len} subnets; {boundary} is");
-                Err(ConfigError::invalid(field, &address.to_string(), &problem))
-            }
-            Some(address) => Ok(bits(address)),
-        };
-        // The first subnet of the network is left out by default, as flannel does.
-        let first = bound(names.subnet_min, min, base + (1 << host_bits))?;
-        let last = bound(names.subnet_max, max, end & !host_mask(host_bits))?;
-        if first > last {
-            let (first, last) = (family.address(first).to_string(), family.address(last));
-            let problem = format!("is above {} {last}", names.subnet_max);
-            return Err(ConfigError::invalid(names.subnet_min, &first, &problem));
-        }
-        Ok(Some(Self { network, subnet_len, first, last }))
-    }
-}
-
-impl ConfigError {
-    pub(crate) fn invalid(field: &str, value: &str, problem: &str) -> Self {
-        Self::Invalid { field: field.to_owned(), value: value.to_owned(), problem: problem.to_owned() }
-    }
-}
-
-/// The fields of a JSON object, taken one by one by names in any case; what is left over is unknown.
-pub(crate) struct Fields {
-    path: &'static str,
-    left: Map<String, Value>,
-}
-
-impl Fields {
-    pub(crate) fn new(path: &'static str, left: Map<String, Value>) -> Self {
-        Self { path, left }
-    }
-
-    /// The field's value, if it is there and not null.
-    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.take_value(name) else { return Ok(None) };
-        serde_json::from_value(value.clone()).map(Some).map_err(|error| {
-            ConfigError::invalid(
-                &self.full(name),
-                &value.to_string(),
-                &format!("has the wrong type: {error}"),
-            )
-        })
-    }
-
-    /// The field's text, read as a `T`.
-    pub(crate) fn take_parsed<T: std::str::FromStr>(
-        &mut self,
-        name: &str,
-        expected: &str,
-    ) -> Result<Option<T>, ConfigError> {
-        let Some(text) = self.take::<String>(name)?.filter(|text| !text.is_empty()) else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| {
-            ConfigError::invalid(
-                &self.full(name),
-                &format!("{text:?}"),
-                &format!("cannot be read; expected {expected}"),
-            )
-        })
-    }
-
-    /// The field's number, which must lie in `range`.
-    pub(crate) fn take_in<T>(
-        &mut self,
-        name: &str,
-        range: std::ops::RangeInclusive<T>,
-    ) -> Result<Option<T>, ConfigError>
-    where
-        T: TryFrom<i64> + PartialOrd + std::fmt::Display,
-    {
-        let Some(value) = self.take_value(name) else { return Ok(None) };
-        let number = value.as_i64().and_then(|number| T::try_from(number).ok());
-        match number.filter(|number| range.contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                let problem = format!("is not a number from {} to {}", range.start(), range.end());
-                Err(ConfigError::invalid(&self.full(name), &value.to_string(), &problem))
-            }
-        }
-    }
-
-    /// The paths of all fields that nobody took.
-    pub(crate) fn rest(self) -> Vec<String> {
-        self.left.keys().map(|name| self.full(name)).collect()
-    }
-
-    fn take_value(&mut self, name: &str) -> Option<Value> {
-        let found = self.left.keys().find(|key| key.eq_ignore_ascii_case(name))?.clone();
-        self.left.remove(&found).filter(|value| !value.is_null())
-    }
-
-    fn full(&self, name: &str) -> String {
-        format!("{}{name}", self.path)
-    }
-}
-
-/// A network in the one form that flannel reads, `10.5.0.0/16`.
-struct Cidr(IpNetwork);
-
-impl std::str::FromStr for Cidr {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (address, length) = text.split_once('/').ok_or(())?;
-        let network = IpNetwork::new(address.parse().map_err(|_| ())?, length.parse().map_err(|_| ())?);
-        network.map(Self).map_err(|_| ())
-    }
-}
-
-/// The names that one family's fields have in the config, and its limits.
-struct PoolFields {
-    enable: &'static str,
-    network: &'static str,
-    network_example: &'static str,
-    hint: &'static str,
-    subnet_len: &'static str,
-    subnet_min: &'static str,
-    subnet_max: &'static str,
-    default_len: u8,
-    longest: u8,
-}
-
-const V4_FIELDS: PoolFields = PoolFields {
-    enable: "EnableIPv4",
-    network: "Network",
-    network_example: "10.5.0.0/16",
-    hint: "give the IPv4 network to take subnets from, such as 10.5.0.0/16, or set EnableIPv4 to false",
-    subnet_len: "SubnetLen",
-    subnet_min: "SubnetMin",
-    subnet_max: "SubnetMax",
-    default_len: 24,
-    longest: 30,
-};
-
-const V6_FIELDS: PoolFields = PoolFields {
-    enable: "EnableIPv6",
-    network: "IPv6Network",
-    network_example: "fd00:5::/48",
-    hint: "give the IPv6 network to take subnets from, such as fd00:5::/48, or set EnableIPv6 to false",
-    subnet_len: "IPv6SubnetLen",
-    subnet_min: "IPv6SubnetMin",
-    subnet_max: "IPv6SubnetMax",
-    default_len: 64,
-    longest: 126,
-};
-
-/// The length of the subnets: as asked, or 24 (64), or two more than the network's where that network is too small.
-/// There are always at least four subnets, none longer than /30 (/126).
-fn subnet_length(network: &IpNetwork, asked: Option<u8>, names: &PoolFields) -> Result<u8, ConfigError> {
-    let shortest = network.prefix().saturating_add(2);
-    if shortest > names.longest {
-        let problem = format!("is too small for four subnets; the smallest is a /{}", names.longest - 2);
-        return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
-    }
-    let length = asked.filter(|length| *length != 0).unwrap_or(names.default_len.max(shortest));
-    if !(shortest..=names.longest).contains(&length) {
-        let problem = format!(
-            "is not from {shortest} to {}, as {} is a /{}",
-            names.longest,
-            names.network,
-            network.prefix()
-        );
-        return Err(ConfigError::invalid(names.subnet_len, &length.to_string(), &problem));
-    }
-    Ok(length)
-}
-
-/// The last address but one: the very last of an IPv4 network may be the broadcast address of all.
-fn inner_end(network: &IpNetwork) -> IpAddr {
-    Family::of(network.ip()).address(span(network).1 - 1)
-}
-
-fn host_mask(host_bits: u32) -> u128 {
-    (1u128 << host_bits) - 1
+/// The JSON without the mark that some editors write before UTF-8.
+pub fn without_byte_order_mark(json: &[u8]) -> &[u8] {
+    json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)
 }
 
 #[cfg(test)]
@@ -379,10 +116,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::backend_config::VxlanConfig;
+    use crate::backend_config::{UdpConfig, VxlanConfig};
 
     fn parse(json: &str) -> Result<NetworkConfig, String> {
         NetworkConfig::parse(json.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    /// Of a config with these fields and a backend.
+    fn with_backend(fields: &str) -> Result<NetworkConfig, String> {
+        parse(&format!(r#"{{{fields}, "Backend": {{"Type": "vxlan"}}}}"#))
+    }
+
+    /// Of a config on a network that can be used.
+    fn with_network(fields: &str) -> Result<NetworkConfig, String> {
+        parse(&format!(r#"{{"Network": "10.5.0.0/16", {fields}}}"#))
+    }
+
+    fn warnings(config: &NetworkConfig) -> Vec<String> {
+        config.warnings.iter().map(ToString::to_string).collect()
     }
 
     fn v4(config: &NetworkConfig) -> (String, u8, String, String) {
@@ -391,12 +142,112 @@ mod tests {
     }
 
     #[test]
-    fn a_network_alone_gets_flannels_defaults() {
-        let config = parse(r#"{"Network": "10.5.0.0/16"}"#).unwrap();
+    fn a_network_and_a_backend_get_flannels_defaults() {
+        let config = parse(r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap();
         assert_eq!(v4(&config), ("10.5.0.0/16".into(), 24, "10.5.1.0".into(), "10.5.255.0".into()));
         assert_eq!(config.pools.v4.unwrap().capacity(), 255);
         assert_eq!(config.backend, BackendConfig::Vxlan(VxlanConfig::default()));
-        assert_eq!(config.pools.v6, None);
+        assert_eq!((config.pools.v6, config.warnings), (None, vec![]));
+    }
+
+    #[test]
+    fn a_config_without_backend_is_udp_and_says_so() {
+        let config = parse(r#"{"Network": "10.5.0.0/16"}"#).unwrap();
+        assert_eq!(config.backend, BackendConfig::Udp(UdpConfig::default()));
+        assert_eq!(
+            warnings(&config),
+            [concat!(
+                "the network config names no Backend: flannel takes udp then, and so does fland; write it out, as ",
+                r#""Backend": {"Type": "udp"}, or as "Backend": {"Type": "vxlan"} for vxlan"#
+            )]
+        );
+    }
+
+    #[test]
+    fn a_backend_that_says_nothing_is_refused() {
+        for (backend, message) in [
+            ("{}", "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
+            (r#"{"VNI": 7}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
+            (r#"{"Type": null}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
+            (
+                r#"{"Type": ""}"#,
+                "Backend.Type \"\" is not one that this fland has; vxlan, udp, host-gw and alloc are",
+            ),
+            ("null", r#"Backend null is not an object; {"Type": "vxlan"} is one"#),
+            (r#""vxlan""#, r#"Backend "vxlan" is not an object; {"Type": "vxlan"} is one"#),
+            (r#"["vxlan"]"#, r#"Backend ["vxlan"] is not an object; {"Type": "vxlan"} is one"#),
+        ] {
+            assert_eq!(with_network(&format!(r#""Backend": {backend}"#)).unwrap_err(), message);
+        }
+    }
+
+    #[test]
+    fn of_a_field_that_is_there_twice_the_last_one_counts_and_a_warning_says_so() {
+        let config = parse(
+            r#"{"Network": "10.5.0.0/16", "network": "10.6.0.0/16", "SubnetLen": 26, "SubnetLen": 25,
+                "Backend": {"Type": "udp"}, "BACKEND": {"Type": "vxlan", "VNI": 2, "vni": 7}}"#,
+        )
+        .unwrap();
+        assert_eq!(v4(&config), ("10.6.0.0/16".into(), 25, "10.6.0.128".into(), "10.6.255.128".into()));
+        assert_eq!(config.backend, BackendConfig::Vxlan(VxlanConfig { vni: 7, ..VxlanConfig::default() }));
+        let twice = |field: &str, names: &str| {
+            format!(
+                "the network config has the field {field} 2 times, as {names}; the last one counts, as with flannel"
+            )
+        };
+        assert_eq!(
+            warnings(&config),
+            [
+                twice("Backend.VNI", "VNI and vni"),
+                twice("Network", "Network and network"),
+                twice("SubnetLen", "SubnetLen and SubnetLen"),
+                twice("Backend", "Backend and BACKEND"),
+            ]
+        );
+        let error = with_network(r#""Backend": {"Type": "vxlan"}, "backend": null"#).unwrap_err();
+        assert!(error.starts_with("Backend null is not an object"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_and_told() {
+        let json = "\u{feff}{\"Network\": \"10.5.0.0/16\", \"Backend\": {\"Type\": \"vxlan\"}}";
+        let config = parse(json).unwrap();
+        assert!(config.agrees_with(&parse(json.trim_start_matches('\u{feff}')).unwrap()));
+        assert_eq!(
+            warnings(&config),
+            ["the network config begins with a byte order mark, which flanneld refuses and fland ignores; \
+                 flanctl config set writes the config without it"]
+        );
+        let utf16: Vec<u8> = json.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let error = NetworkConfig::parse(&utf16).unwrap_err().to_string();
+        assert_eq!(error, "the network config is UTF-16 text; save it as UTF-8");
+    }
+
+    #[test]
+    fn what_fland_runs_is_supported_and_the_rest_refused_by_name() {
+        let both = r#""EnableIPv6": true, "IPv6Network": "fd00:5::/48""#;
+        let on = |backend: &str| format!(r#""Backend": {{"Type": "{backend}"}}"#);
+        let judge = |fields: &str| {
+            with_network(fields).and_then(|config| config.supported().map_err(|error| error.to_string()))
+        };
+        for backend in ["vxlan", "host-gw", "alloc", "udp"] {
+            assert_eq!(judge(&on(backend)), Ok(()), "{backend}");
+        }
+        for backend in ["vxlan", "host-gw", "alloc"] {
+            assert_eq!(judge(&format!("{both}, {}", on(backend))), Ok(()), "{backend}");
+        }
+        assert_eq!(judge(r#""Backend": {"Type": "vxlan", "DirectRouting": true}"#), Ok(()));
+        let udp = "EnableIPv6 true does not work with backend udp, which does not carry IPv6; \
+                   vxlan, host-gw and alloc carry it";
+        assert_eq!(judge(&format!("{both}, {}", on("udp"))), Err(udp.to_owned()));
+        let implied = format!("{udp}; without Backend in the network config the backend is udp");
+        assert_eq!(judge(both), Err(implied));
+        for backend in ["wireguard", "ipip"] {
+            let refused = format!(
+                "Backend.Type {backend:?} is not one that this fland has; vxlan, udp, host-gw and alloc are"
+            );
+            assert_eq!(judge(&on(backend)), Err(refused));
+        }
     }
 
     #[test]
@@ -410,15 +261,16 @@ mod tests {
 
     #[test]
     fn a_network_smaller_than_22_bits_is_cut_in_four() {
-        let config = parse(r#"{"Network": "10.5.0.0/26"}"#).unwrap();
+        let config = with_backend(r#""Network": "10.5.0.0/26""#).unwrap();
         assert_eq!(v4(&config), ("10.5.0.0/26".into(), 28, "10.5.0.16".into(), "10.5.0.48".into()));
-        assert_eq!(v4(&parse(r#"{"Network": "10.5.0.0/28"}"#).unwrap()).1, 30);
+        assert_eq!(v4(&with_backend(r#""Network": "10.5.0.0/28""#).unwrap()).1, 30);
     }
 
     #[test]
     fn both_families_are_read() {
         let config =
-            parse(r#"{"EnableIPv6": true, "Network": "10.5.0.0/16", "IPv6Network": "fd00:5::/48"}"#).unwrap();
+            with_network(r#""EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}"#)
+                .unwrap();
         let v6 = config.pools.v6.unwrap();
         assert_eq!((v6.subnet_len(), v6.min().to_string()), (64, "fd00:5:0:1::".into()));
         assert_eq!(v6.max().to_string(), "fd00:5:0:ffff::");
@@ -427,7 +279,7 @@ mod tests {
     #[test]
     fn ipv6_alone_is_enough() {
         let config =
-            parse(r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "2000::/3"}"#).unwrap();
+            with_backend(r#""EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "2000::/3""#).unwrap();
         assert_eq!(config.pools.v4, None);
         assert_eq!(config.pools.v6.unwrap().capacity(), (1 << 61) - 1);
     }
@@ -436,58 +288,90 @@ mod tests {
     fn a_misspelt_field_is_told() {
         let config =
             parse(r#"{"Network": "10.5.0.0/16", "SubnetLenn": 26, "Backend": {"Type": "vxlan", "VIN": 2}}"#);
-        assert_eq!(config.unwrap().unknown_fields, ["SubnetLenn", "Backend.VIN"]);
+        let told = |field: &str| {
+            format!(
+                "the network config has the field {field}, which neither flannel nor fland knows; it is ignored"
+            )
+        };
+        assert_eq!(warnings(&config.unwrap()), [told("Backend.VIN"), told("SubnetLenn")]);
     }
 
     #[test]
     fn an_error_names_the_field_the_value_and_what_would_work() {
-        for (json, message) in [
+        for (fields, message) in [
             (
-                r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.4.0.0"}"#,
+                r#""Network": "10.5.0.0/16", "SubnetMin": "10.4.0.0""#,
                 "SubnetMin 10.4.0.0 is outside Network 10.5.0.0/16",
             ),
             (
-                r#"{"Network": "10.5.0.0/16", "SubnetMax": "10.5.9.1"}"#,
+                r#""Network": "10.5.0.0/16", "SubnetMax": "10.5.9.1""#,
                 "SubnetMax 10.5.9.1 is not on a boundary of /24 subnets; 10.5.9.0 is",
             ),
             (
-                r#"{"Network": "10.5.0.0/16", "SubnetMin": "10.5.9.0", "SubnetMax": "10.5.8.0"}"#,
+                r#""Network": "10.5.0.0/16", "SubnetMin": "10.5.9.0", "SubnetMax": "10.5.8.0""#,
                 "SubnetMin 10.5.9.0 is above SubnetMax 10.5.8.0",
             ),
             (
-                r#"{"Network": "10.5.0.0/16", "SubnetLen": 17}"#,
+                r#""Network": "10.5.0.0/16", "SubnetLen": 17"#,
                 "SubnetLen 17 is not from 18 to 30, as Network is a /16",
             ),
-            (r#"{"Network": "10.5.0.0/16", "SubnetLen": 300}"#, "SubnetLen 300 is not a number from 0 to 30"),
-            (r#"{"Network": "10.5.0.0"}"#, "Network \"10.5.0.0\" cannot be read; expected 10.5.0.0/16"),
+            (r#""Network": "10.5.0.0/16", "SubnetLen": 300"#, "SubnetLen 300 is not a number from 0 to 30"),
+            (r#""Network": "10.5.0.0""#, "Network \"10.5.0.0\" cannot be read; expected 10.5.0.0/16"),
             (
-                r#"{"Network": "127.0.0.0/16"}"#,
+                r#""Network": "127.0.0.0/16""#,
                 "Network 127.0.0.0/16 holds no addresses of hosts; 10.5.0.0/16 would",
             ),
             (
-                r#"{"Network": "10.5.0.0/29"}"#,
+                r#""Network": "10.5.0.0/29""#,
                 "Network 10.5.0.0/29 is too small for four subnets; the smallest is a /28",
             ),
-            (r#"{"Network": "10.5.0/16"}"#, "Network \"10.5.0/16\" cannot be read; expected 10.5.0.0/16"),
-            (r#"{"Network": "fd00::/48"}"#, "Network fd00::/48 is not an IPv4 network; 10.5.0.0/16 would be"),
+            (r#""Network": "10.5.0/16""#, "Network \"10.5.0/16\" cannot be read; expected 10.5.0.0/16"),
+            (r#""Network": "fd00::/48""#, "Network fd00::/48 is not an IPv4 network; 10.5.0.0/16 would be"),
             (
-                r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 16777216}}"#,
-                "Backend.VNI 16777216 is not a number from 1 to 9999999",
+                r#""Network": "10.5.0.0/16", "SubnetMin": """#,
+                "SubnetMin \"\" cannot be read; expected an address",
             ),
-            (
-                r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxln"}}"#,
-                "Backend.Type \"vxln\" is not a backend; one of vxlan, udp, host-gw, alloc, wireguard is",
-            ),
-            (r#"{"EnableIPv4": false}"#, "EnableIPv4 false leaves no family: set EnableIPv6 to true"),
-            (
-                "{}",
-                "Network is missing: give the IPv4 network to take subnets from, such as 10.5.0.0/16, or set EnableIPv4 to false",
-            ),
+            (r#""EnableIPv4": false"#, "EnableIPv4 false leaves no family: set EnableIPv6 to true"),
         ] {
-            assert_eq!(parse(json).unwrap_err(), message);
+            assert_eq!(with_backend(fields).unwrap_err(), message);
         }
+        let error = with_network(r#""Backend": {"Type": "vxlan", "VNI": 16777216}"#).unwrap_err();
+        assert_eq!(error, "Backend.VNI 16777216 is not a number from 1 to 9999999");
+        assert_eq!(
+            parse("{}").unwrap_err(),
+            "Network is missing: give the IPv4 network to take subnets from, such as 10.5.0.0/16, or set EnableIPv4 to false"
+        );
         assert!(parse("[1]").unwrap_err().starts_with("the network config is not a JSON object"));
     }
+
+    const NAMES: [&str; 12] = [
+        "Network",
+        "IPv6Network",
+        "EnableIPv4",
+        "EnableIPv6",
+        "SubnetLen",
+        "SubnetMin",
+        "Backend",
+        "Type",
+        "VNI",
+        "MTU",
+        "Port",
+        "",
+    ];
+    const VALUES: [&str; 12] = [
+        r#""10.5.0.0/16""#,
+        r#""fd00::/8""#,
+        r#""10.5.1.0""#,
+        r#""udp""#,
+        r#""VXLAN""#,
+        "true",
+        "null",
+        "24",
+        "-1",
+        "1e999",
+        "[]",
+        r#"{"Type": "vxlan", "type": null}"#,
+    ];
 
     proptest! {
         #[test]
@@ -495,11 +379,29 @@ mod tests {
             let _ = NetworkConfig::parse(&json);
         }
 
+        /// Objects of names that mean something, in any case and number, with values of all kinds.
+        #[test]
+        fn any_fields_are_read_without_panic(
+            fields in proptest::collection::vec((0..NAMES.len(), 0..VALUES.len(), any::<bool>()), 0..8),
+        ) {
+            let object = |fields: &[(usize, usize, bool)]| {
+                let fields = fields.iter().map(|(name, value, upper)| {
+                    let name = if *upper { NAMES[*name].to_uppercase() } else { NAMES[*name].to_owned() };
+                    format!("{name:?}: {}", VALUES[*value])
+                });
+                format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+            };
+            let (outer, inner) = fields.split_at(fields.len() / 2);
+            let _ = parse(&object(&fields)).map(|config| config.supported().is_ok());
+            let json = with_network(&format!(r#""Backend": {}, "x": {}"#, object(inner), object(outer)));
+            let _ = json.map(|config| config.supported().is_ok());
+        }
+
         #[test]
         fn every_subnet_of_a_pool_is_its_own_and_inside(bits in 0x0100_0000u32..0x7f00_0000, length in 8u8..=28, extra in 2u8..=14, pick: u32) {
-            let json = format!(r#"{{"Network": "{}/{length}", "SubnetLen": {}}}"#,
+            let fields = format!(r#""Network": "{}/{length}", "SubnetLen": {}"#,
                 Family::V4.address(bits.into()), (length + extra).min(30));
-            let pool = parse(&json).unwrap().pools.v4.unwrap();
+            let pool = with_backend(&fields).unwrap().pools.v4.unwrap();
             let index = u128::from(pick) % pool.capacity();
             let subnet = pool.subnet(index).unwrap();
             prop_assert!(pool.admits(&subnet));

@@ -410,7 +410,8 @@ mod tests {
     /// Host 10.5.1.0/24 of 10.5.0.0/16, at 192.168.64.11 with MAC 02:00:00:00:00:01.
     fn admission() -> Admission {
         Admission {
-            config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16"}"#).unwrap(),
+            config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#)
+                .unwrap(),
             own: Some(OwnLease {
                 subnets: "10.5.1.0/24".parse().unwrap(),
                 addresses: ["192.168.64.11", "203.0.113.11"].map(|ip| ip.parse().unwrap()).into(),
@@ -737,7 +738,8 @@ mod tests {
             let ip = format!("192.168.{}.{}", host >> 8, host & 255);
             entry(&key, &vxlan(&ip, "02:00:00:00:01:01"), i64::from(host))
         };
-        let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8"}"#).unwrap();
+        let config =
+            NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#).unwrap();
         let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
         let entries = (1..10_000).map(one_mac).collect();
         set.apply(WatchEvent::Listed(Listing { entries, revision: 100, cluster_id: 1 }), Instant::now());

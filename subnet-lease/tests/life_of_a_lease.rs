@@ -48,7 +48,8 @@ impl Site {
     }
 }
 
-const CONFIG: &[u8] = br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0"}"#;
+const CONFIG: &[u8] =
+    br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0","Backend":{"Type":"vxlan"}}"#;
 
 fn claim(host: u8, ttl: Duration) -> Claim {
     let mut attributes = LeaseAttributes::default();

@@ -11,7 +11,7 @@ const LIMIT: u64 = 450;
 
 #[test]
 fn fifty_thousand_leases_take_some_twenty_megabytes() {
-    let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8"}"#).unwrap();
+    let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#).unwrap();
     let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
     let now = Instant::now();
     set.apply(WatchEvent::Listed(Listing { revision: 1, ..Listing::default() }), now);

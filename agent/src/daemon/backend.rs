@@ -20,18 +20,11 @@ pub(super) struct Chosen {
 }
 
 /// What in the kernel is ours under this config.
-///
-/// # Errors
-/// For a backend that this agent does not have, by name.
-pub(super) fn ownership(config: &NetworkConfig) -> Result<Ownership, String> {
+pub(super) fn ownership(config: &NetworkConfig) -> Ownership {
     match &config.backend {
-        BackendConfig::Vxlan(vxlan) => Ok(Vxlan::ownership_of(vxlan)),
-        BackendConfig::Udp(_) => Ok(Udp::ownership()),
-        BackendConfig::HostGw | BackendConfig::Alloc => Ok(Ownership::default()),
-        other => Err(format!(
-            "Backend.Type {:?} is not one that this fland has; \"vxlan\", \"udp\", \"host-gw\" and \"alloc\" are",
-            other.name()
-        )),
+        BackendConfig::Vxlan(vxlan) => Vxlan::ownership_of(vxlan),
+        BackendConfig::Udp(_) => Udp::ownership(),
+        BackendConfig::HostGw | BackendConfig::Alloc | BackendConfig::Wireguard(_) => Ownership::default(),
     }
 }
 
@@ -62,7 +55,8 @@ pub(super) fn choose(
         }
         BackendConfig::HostGw => Ok(without_device(Box::new(HostGw::new(families, underlay, gateways)?))),
         BackendConfig::Alloc => Ok(without_device(Box::new(Alloc::new(underlay)))),
-        other => Err(BackendError::Unknown { backend: other.name() }),
+        // `NetworkConfig::supported` lets no such config come this far.
+        BackendConfig::Wireguard(_) => Err(BackendError::Unknown { backend: config.backend.name() }),
     }
 }
 
@@ -113,6 +107,11 @@ impl UdpRunner {
         })?;
         self.running = Some((*own, datapath));
         Ok(())
+    }
+
+    /// Whether the other one would do what this one does.
+    pub(super) fn does_the_same_as(&self, other: &Self) -> bool {
+        self.backend == other.backend
     }
 
     /// Whether there is a data path.

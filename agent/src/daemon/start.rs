@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use flan_backends::{Gateways, LeaseFields};
-use flan_kernel::{Ownership, Ruleset, State, firewall, netlink};
+use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
-    Admission, Caution, Claim, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing, NetworkConfig,
-    NodeIdentity, OwnLease, Store, Subnets,
+    Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
+    NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
 };
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::backend::{self, Chosen};
@@ -22,13 +23,14 @@ use super::underlay::UnderlayWatch;
 use super::{Daemon, Options, reservation};
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
-use crate::interface::{self, External, InterfaceError};
+use crate::interface::{self, External, Held, InterfaceError};
+use crate::problem::Code;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
 use crate::status::{self, EmbeddedStore, SharedStatus};
 use crate::store_args::StoreArgs;
 use crate::subnet_env::SubnetEnv;
-use crate::{node, notify};
+use crate::{node, notify, rights};
 
 /// How often the network config is looked at.
 const CONFIG_CHECK: Duration = Duration::from_secs(30);
@@ -43,6 +45,7 @@ const EVENTS: usize = 64;
 pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
     let settings = args.embedded.settings(&args.store).map_err(refused)?;
+    rights::check()?;
     let _only = only_agent_here()?;
     let status = SharedStatus::default();
     if args.healthz_port != 0 {
@@ -69,10 +72,10 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
 /// Joins this host to the others, and goes on until something makes that impossible.
 async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
     let store = Store::new(args.store.config()).map_err(refused)?;
-    let (config, ownership, json) = network_config(&store, &args.store, &status).await;
+    let config = network_config(&store, &args.store, &status).await;
     // The store is asked for the leases while the kernel is asked for what it holds.
     let listing = tokio::spawn(list(store.clone()));
-    let external = interface::find(&args, &config).await.map_err(|error| match error {
+    let (external, doubt) = interface::find(&args, &config).await.map_err(|error| match error {
         InterfaceError::Kernel(_) => anyhow::Error::new(error),
         error => refused(error),
     })?;
@@ -80,15 +83,16 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         interface = %external.underlay.link, mtu = external.underlay.mtu,
         addresses = ?external.underlay.addresses.values().collect::<Vec<_>>(), "external interface",
     );
+    status.report(Code::DoubtfulAddress, doubt);
 
     let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
     let gateways = match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
         true => Gateways::Objects,
         false => Gateways::Inline,
     };
-    let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), ownership);
+    let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), backend::ownership(&config));
     reconciler.set_underlay(external.underlay.link);
-    let actual = reconciler.first_reading().await.context("cannot read the kernel's state")?;
+    let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
     let node = node::identity(&args);
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
     let Chosen { backend, macs, datapath } =
@@ -138,7 +142,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let noticed = suspicion.clone();
     tokio::spawn(async move { keeper.hold(&noticed, published, &holding_sender).await });
     tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
-    tokio::spawn(watch_config(store.clone(), json, status.clone()));
+    tokio::spawn(watch_config(store.clone(), config.clone(), status.clone()));
     tokio::spawn(reservation::watch(
         store.clone(),
         args.store.clone(),
@@ -163,11 +167,14 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         underlay: UnderlayWatch {
             args,
             external,
+            held: Held::default(),
+            is_second_choice: false,
             gateways,
             seed,
             attributes,
             store,
-            due: None,
+            // What there was at the start is what later looks compare with.
+            due: Some(Instant::now()),
             problem: None,
         },
         reconciler,
@@ -206,21 +213,20 @@ fn only_agent_here() -> anyhow::Result<UnixDatagram> {
 }
 
 /// The network config, as soon as there is one that this agent can work with.
-async fn network_config(
-    store: &Store,
-    flags: &StoreArgs,
-    status: &SharedStatus,
-) -> (NetworkConfig, Ownership, Vec<u8>) {
-    let place = format!("{}/config in etcd at {}", store.prefix(), store.endpoints());
+async fn network_config(store: &Store, flags: &StoreArgs, status: &SharedStatus) -> NetworkConfig {
+    let place = format!("{}/config in the store at {}", store.prefix(), store.endpoints());
     let what = format!("the network config at {place}");
     waiting(status, &what);
     for failures in 1.. {
         let problem = match store.config().await {
             Ok(Some(stored)) => match usable(&stored.json) {
-                Ok((config, ownership)) => return (config, ownership, stored.json),
+                Ok(config) => {
+                    status.report(Code::DoubtfulConfig, doubts(&config));
+                    return config;
+                }
                 Err(reason) => {
-                    error!(reason, "cannot work with the network config at {place}");
-                    reason
+                    error!(%reason, "cannot work with the network config at {place}");
+                    reason.to_string()
                 }
             },
             Ok(None) => {
@@ -242,18 +248,19 @@ async fn network_config(
 }
 
 /// Tells when the network config is no longer the one that we run with. Ends with the process.
-async fn watch_config(store: Store, ours: Vec<u8>, status: SharedStatus) {
+async fn watch_config(store: Store, ours: NetworkConfig, status: SharedStatus) {
     let mut told = None;
     loop {
         tokio::time::sleep(CONFIG_CHECK).await;
         // A store that cannot be reached is told of by the watch on the leases.
         let Ok(now) = store.config().await else { continue };
-        let problem = match &now {
-            Some(now) if now.json == ours => None,
-            Some(_) => {
-                Some("the network config has changed; this agent runs with the old one until it is restarted")
+        let problem = match still_ours(now.as_ref().map(|now| now.json.as_slice()), &ours) {
+            // It may be written better than at our start.
+            Ok(now) => {
+                status.report(Code::DoubtfulConfig, doubts(&now));
+                None
             }
-            None => Some("the network config is gone from the store; this agent could not start again"),
+            Err(problem) => Some(problem),
         };
         if problem != told {
             match problem {
@@ -266,13 +273,27 @@ async fn watch_config(store: Store, ours: Vec<u8>, status: SharedStatus) {
     }
 }
 
-fn usable(json: &[u8]) -> Result<(NetworkConfig, Ownership), String> {
-    let config = NetworkConfig::parse(json).map_err(|error| error.to_string())?;
-    for field in &config.unknown_fields {
-        warn!(field, "the network config has a field that nobody knows; it is ignored");
-    }
-    let ownership = backend::ownership(&config)?;
-    Ok((config, ownership))
+/// The stored config, if it says what we run with, however it is written; or how it is another.
+fn still_ours(stored: Option<&[u8]>, ours: &NetworkConfig) -> Result<NetworkConfig, &'static str> {
+    let stored =
+        stored.ok_or("the network config is gone from the store; this agent could not start again")?;
+    NetworkConfig::parse(stored)
+        .ok()
+        .filter(|now| now.agrees_with(ours))
+        .ok_or("the network config has changed; this agent runs with the old one until it is restarted")
+}
+
+/// The config, if this agent can run it.
+fn usable(json: &[u8]) -> Result<NetworkConfig, ConfigError> {
+    let config = NetworkConfig::parse(json)?;
+    config.supported()?;
+    Ok(config)
+}
+
+/// All that is doubtful about the config, in one text.
+fn doubts(config: &NetworkConfig) -> Option<String> {
+    let texts: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    Some(texts.join(". Also, ")).filter(|text| !text.is_empty())
 }
 
 /// What peers need to know of us.
@@ -298,4 +319,43 @@ fn previous(args: &Args) -> Option<Subnets> {
 fn waiting(status: &SharedStatus, what: &str) {
     status.update(|status| status.waiting_for = Some(what.to_owned()));
     notify::waiting(&format!("waiting for {what}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TACIT: &[u8] = br#"{"Network":"10.5.0.0/16","SubnetLenn":24}"#;
+
+    #[test]
+    fn a_config_that_this_agent_does_not_run_is_refused_as_flanctl_refuses_it() {
+        let both = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",
+            "Backend":{"Type":"udp"}}"#;
+        let wireguard = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#;
+        for json in [both.as_slice(), wireguard] {
+            let judged = NetworkConfig::parse(json).unwrap().supported().unwrap_err();
+            assert_eq!(usable(json).unwrap_err().to_string(), judged.to_string());
+        }
+        assert_eq!(usable(TACIT).unwrap().backend.name(), "udp");
+    }
+
+    #[test]
+    fn all_doubts_are_one_problem_and_none_is_none() {
+        let doubts = doubts(&usable(TACIT).unwrap()).unwrap();
+        assert!(doubts.starts_with("the network config names no Backend: flannel takes udp"), "{doubts}");
+        assert!(doubts.contains(". Also, the network config has the field SubnetLenn"), "{doubts}");
+        let plain = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#;
+        assert_eq!(super::doubts(&usable(plain).unwrap()), None);
+    }
+
+    #[test]
+    fn a_config_that_is_written_better_has_not_changed() {
+        let ours = usable(TACIT).unwrap();
+        let better = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
+        assert_eq!(still_ours(Some(better), &ours).unwrap().warnings, []);
+        let other = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+        assert!(still_ours(Some(other), &ours).unwrap_err().contains("has changed"));
+        assert!(still_ours(Some(b"{"), &ours).unwrap_err().contains("has changed"));
+        assert!(still_ours(None, &ours).unwrap_err().contains("is gone"));
+    }
 }

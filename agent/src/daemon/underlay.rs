@@ -1,21 +1,22 @@
-//! The external interface as it changes: another address, another MTU, down and up again.
+//! The external interface as it changes: another address, MTU or name, gone and back again.
 
 use std::time::Duration;
 
 use flan_backends::Gateways;
-use flan_kernel::{Firewall, Kernel, LinkName};
-use flan_subnet_lease::{LeaseAttributes, OwnLease, Store};
+use flan_kernel::{Firewall, Kernel, LinkName, netlink};
+use flan_subnet_lease::{LeaseAttributes, NetworkConfig, OwnLease, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Daemon;
 use super::backend::{self, Chosen};
+use super::{Daemon, UNDERLAY_DEBOUNCE};
 use crate::args::Args;
-use crate::interface::{self, External};
+use crate::interface::{AGAIN, External, Held, Selection, Verdict, other_choice};
+use crate::problem::Code;
 
-/// How long after a look that led nowhere there is another.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Changes of other interfaces within this time are taken together: containers come and go all the time.
+const OTHERS_DEBOUNCE: Duration = Duration::from_secs(2);
 
 /// What is known of the external interface, and what is made from it.
 pub(super) struct UnderlayWatch {
@@ -23,6 +24,10 @@ pub(super) struct UnderlayWatch {
     pub(super) args: Args,
     /// As it was when the backend was chosen.
     pub(super) external: External,
+    /// What earlier looks found.
+    pub(super) held: Held,
+    /// Whether a start would choose another.
+    pub(super) is_second_choice: bool,
     /// How routes name their gateways on this kernel.
     pub(super) gateways: Gateways,
     /// Who we are, for a device's MAC.
@@ -45,6 +50,21 @@ impl UnderlayWatch {
     /// Looks at it after a while, in which more may change.
     pub(super) fn look_in(&mut self, after: Duration) {
         super::sooner(&mut self.due, after);
+    }
+
+    /// An interface has changed that is none of ours, nor the external one by its name.
+    pub(super) fn others_changed(&mut self, config: &NetworkConfig) {
+        let renamed = netlink::name_of(self.external.index).is_some_and(|name| name != self.link());
+        if renamed {
+            // At once: until we plan with the new name, nothing of ours that names it can be repaired.
+            self.look_in(Duration::ZERO);
+            return;
+        }
+        // Of a default route that goes with its interface, the kernel does not tell.
+        let may_matter = self.held.is_gone() || self.is_second_choice;
+        if may_matter || (Selection { args: &self.args, config }).looks_at_all_interfaces() {
+            self.look_in(OTHERS_DEBOUNCE);
+        }
     }
 
     /// When to look at it.
@@ -71,28 +91,61 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// lease and, with another MTU, the subnet file.
     pub(super) async fn look_at_underlay(&mut self) {
         self.underlay.due = None;
-        let config = self.leases.admission().config.clone();
-        let external = match interface::find(&self.underlay.args, &config).await {
-            Ok(external) => external,
-            Err(reason) => return self.underlay.is_in_trouble(&reason.to_string()),
+        let underlay = &mut self.underlay;
+        let selection = Selection { args: &underlay.args, config: &self.leases.admission().config };
+        let survey = match selection.survey().await {
+            Ok(survey) => survey,
+            Err(reason) => {
+                return underlay.is_in_trouble(&format!("cannot list network interfaces: {reason}"));
+            }
         };
-        if external == self.underlay.external {
-            self.underlay.problem = None;
-            return;
+        let chosen = selection.choose(&survey);
+        match underlay.held.look(&underlay.external, selection, &survey, &chosen, Instant::now()) {
+            Verdict::Keep => {
+                if underlay.problem.take().is_some() {
+                    info!(interface = %underlay.link(), "the external interface is as it was again");
+                }
+                let doubt = selection.doubt(&underlay.external, &survey);
+                self.status.report(Code::DoubtfulAddress, doubt);
+                let other = other_choice(&underlay.external, &chosen);
+                underlay.is_second_choice = other.is_some();
+                self.status.report(Code::OtherInterface, other);
+            }
+            Verdict::Adopt(external) => self.adopt(external).await,
+            Verdict::Wait { until, reason } => {
+                underlay.is_in_trouble(&reason);
+                underlay.look_in(until.saturating_duration_since(Instant::now()));
+            }
         }
+    }
+
+    async fn adopt(&mut self, external: External) {
         // What stands now names the MACs to keep.
         let chosen = backend::choose(
-            &config,
+            &self.leases.admission().config,
             &self.underlay.args.udp_without,
             &external.underlay,
             self.underlay.gateways,
             &self.underlay.seed,
             &self.host,
         );
-        match chosen {
-            Ok(chosen) => self.move_to(external, chosen),
-            Err(reason) => self.underlay.is_in_trouble(&reason.to_string()),
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
+            Err(reason) => return self.underlay.is_in_trouble(&reason.to_string()),
+        };
+        let before = &self.underlay.external;
+        // Of an interface that was renamed, everything stands already under the new name. Once that is known, the plan
+        // with the new name, which follows, changes nothing.
+        if before.index == external.index
+            && before.underlay.link != external.underlay.link
+            && let Err(reason) = self.reconciler.read_now().await
+        {
+            return self.underlay.is_in_trouble(&format!("cannot read the kernel's state: {reason}"));
         }
+        self.move_to(external, chosen);
+        // What there is now is what later looks compare with.
+        self.underlay.held.adopted();
+        self.underlay.look_in(UNDERLAY_DEBOUNCE);
     }
 
     fn move_to(&mut self, external: External, chosen: Chosen) {
@@ -108,7 +161,12 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             );
         }
         let Chosen { backend, macs, datapath } = chosen;
-        (self.backend, self.datapath) = (backend, datapath);
+        self.backend = backend;
+        self.datapath = match (self.datapath.take(), datapath) {
+            // It goes on with the packets that it has.
+            (Some(before), Some(now)) if before.does_the_same_as(&now) => Some(before),
+            (_, now) => now,
+        };
         if let Some(own) = &self.leases.admission().own {
             self.set_own(OwnLease { addresses: external.own_addresses(), macs, ..own.clone() });
         }

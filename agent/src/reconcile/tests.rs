@@ -37,7 +37,7 @@ async fn three_peers() -> (FakeKernel, Reconciler<FakeKernel, FakeFirewall>) {
     let kernel = FakeKernel::new();
     let ownership = Ownership { links: [device()].into() };
     let mut reconciler = Reconciler::new(kernel.clone(), FakeFirewall::new(), ownership);
-    reconciler.first_reading().await.unwrap();
+    reconciler.read_now().await.unwrap();
     reconciler.want(host());
     (2..5).for_each(|number| reconciler.want(peer(number)));
     (kernel, reconciler)
@@ -74,7 +74,7 @@ async fn nothing_is_done_before_the_kernel_was_read() {
     let mut reconciler =
         Reconciler::new(kernel.clone(), FakeFirewall::new(), Ownership { links: [device()].into() });
     kernel.fail_next_snapshot(KernelError::Errno(12));
-    assert!(reconciler.first_reading().await.is_err());
+    assert!(reconciler.read_now().await.is_err());
     reconciler.want(host());
     reconciler.work(Instant::now()).await;
     assert_eq!(kernel.take_applied(), []);

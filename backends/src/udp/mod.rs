@@ -37,7 +37,7 @@ const LEAST_MTU: u32 = 576;
 const DEVICE: &str = "flannel0";
 
 /// Plans the TUN device, its address and one route for the whole network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Udp {
     config: UdpConfig,
     network: IpNetwork,

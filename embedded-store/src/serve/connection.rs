@@ -4,17 +4,22 @@
 //! has a host and a port there (RFC 9113, 8.3.1); etcd does not look, and the library that serves us refuses the request.
 //! So such a name is replaced on its way. What is encrypted (there the same client names the host alone), or no HTTP/2, passes
 //! as it is.
+//!
+//! A connection that says nothing, or nothing more, is closed.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::hpack;
+use super::limit::Slot;
 
 /// What a client of HTTP/2 begins with (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -30,10 +35,20 @@ const LARGEST_FRAME: usize = 1 << 14;
 /// Bytes that are read at once.
 const READ: usize = 16 << 10;
 
+/// How long a client may take until it has said what it speaks.
+pub(super) const FIRST_WORDS: Duration = Duration::from_secs(10);
+/// How long a client may be silent later. One that lives answers the server's pings, which come more often.
+const SILENCE: Duration = Duration::from_secs(90);
+
 /// A connection.
 pub(crate) struct Connection {
     tcp: TcpStream,
     mender: Mender,
+    slot: Slot,
+    /// When something came last.
+    heard: Instant,
+    /// Until when the client may be silent, at the least.
+    patience: Pin<Box<Sleep>>,
 }
 
 /// Replaces what is wrong in the bytes of a client.
@@ -58,10 +73,45 @@ enum Expected {
 }
 
 impl Connection {
-    pub(crate) fn new(tcp: TcpStream) -> Self {
+    pub(crate) fn new(tcp: TcpStream, slot: Slot) -> Self {
         let mender =
             Mender { expected: Expected::Preface, pending: Vec::new(), mended: Vec::new(), handed_on: 0 };
-        Self { tcp, mender }
+        let heard = Instant::now();
+        Self { tcp, mender, slot, heard, patience: Box::pin(tokio::time::sleep_until(heard + FIRST_WORDS)) }
+    }
+
+    /// Whether the client has said what it speaks.
+    fn has_spoken(&self) -> bool {
+        self.mender.expected != Expected::Preface
+    }
+
+    fn poll_mended(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { tcp, mender, .. } = self;
+        while !mender.hand_on(buffer) && buffer.remaining() > 0 {
+            if mender.expected == Expected::Anything {
+                return Pin::new(tcp).poll_read(context, buffer);
+            }
+            let mut room = [MaybeUninit::uninit(); READ];
+            let mut came = ReadBuf::uninit(&mut room);
+            ready!(Pin::new(&mut *tcp).poll_read(context, &mut came))?;
+            match came.filled() {
+                [] => mender.end(),
+                bytes => mender.take(bytes),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready once the client has been silent for too long.
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.patience.as_mut().poll(context).is_ready() {
+            let until = self.heard + if self.has_spoken() { SILENCE } else { FIRST_WORDS };
+            if until <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.patience.as_mut().reset(until);
+        }
+        Poll::Pending
     }
 }
 
@@ -163,20 +213,19 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { tcp, mender } = &mut *self;
-        while !mender.hand_on(buffer) && buffer.remaining() > 0 {
-            if mender.expected == Expected::Anything {
-                return Pin::new(tcp).poll_read(context, buffer);
-            }
-            let mut room = [MaybeUninit::uninit(); READ];
-            let mut came = ReadBuf::uninit(&mut room);
-            ready!(Pin::new(&mut *tcp).poll_read(context, &mut came))?;
-            match came.filled() {
-                [] => mender.end(),
-                bytes => mender.take(bytes),
-            }
+        if !self.has_spoken() && self.slot.must_go(context) {
+            return Poll::Ready(Err(io::Error::other("made room for a client that has something to say")));
         }
-        Poll::Ready(Ok(()))
+        match self.poll_mended(context, buffer) {
+            Poll::Ready(read) => {
+                if self.has_spoken() {
+                    self.slot.has_spoken();
+                    self.heard = Instant::now();
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => self.poll_silence(context).map(|()| Err(io::ErrorKind::TimedOut.into())),
+        }
     }
 }
 

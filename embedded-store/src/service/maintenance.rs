@@ -15,7 +15,7 @@ use super::Service;
 use crate::file::File;
 use crate::refusal::{Refusal, not_served};
 
-/// The version of etcd whose answers ours are held against, and that we are not it.
+/// The oldest version of etcd whose answers ours are held against, and that we are not it.
 const VERSION: &str = concat!("3.4.0+flan.", env!("CARGO_PKG_VERSION"));
 /// `AlarmAction` and `AlarmType` in etcd's `rpc.proto`.
 const ASK: i32 = 0;
@@ -36,8 +36,8 @@ impl PbMaintenanceService for Service {
         let is_asked_for = request.alarm == 0 || request.alarm == NO_SPACE;
         let alarm = PbAlarmMember { member_id: self.identity.member, alarm: NO_SPACE };
         let alarms = if self.shared.is_full() && is_asked_for { vec![alarm] } else { Vec::new() };
-        // etcd sends none here either.
-        Ok(Response::new(PbAlarmResponse { header: None, alarms }))
+        // Of etcd, 3.5 sends this header; 3.4 sends none.
+        Ok(Response::new(PbAlarmResponse { header: self.header(), alarms }))
     }
 
     async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {

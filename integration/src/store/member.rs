@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{StoreKind, ensure_healthy};
 use crate::command::Place;
+use crate::forky;
 use crate::netns::Netns;
 use crate::process::{Lifetime, Process};
 use crate::tools;
@@ -76,7 +77,8 @@ impl Member {
     pub(super) fn spawn(&mut self, cluster: &[String]) -> Result<()> {
         ensure!(self.process.is_none(), "{} runs already", self.name);
         let command = match self.kind {
-            StoreKind::Etcd => self.etcd(cluster)?,
+            StoreKind::Etcd => self.etcd(self.place()?.command("etcd"), cluster),
+            StoreKind::EtcdOfForky => self.etcd(forky::command(&self.place()?, "etcd")?, cluster),
             StoreKind::Embedded => self.fland_store()?,
         };
         let log = self.dir.join("store.log");
@@ -114,8 +116,8 @@ impl Member {
         Ok(Path::new(&format!("/proc/{}/root", process.pid())).join(inside))
     }
 
-    fn etcd(&self, cluster: &[String]) -> Result<Command> {
-        let mut etcd = self.place()?.command("etcd");
+    /// With the arguments of this member.
+    fn etcd(&self, mut etcd: Command, cluster: &[String]) -> Command {
         let peer_url = format!("http://{}:2380", self.address);
         etcd.arg("--name").arg(&self.name);
         etcd.arg("--data-dir").arg(self.data_dir());
@@ -126,7 +128,7 @@ impl Member {
         etcd.arg("--initial-cluster").arg(cluster.join(","));
         // etcd 3.4 refuses to run on anything but amd64 unless told that this is meant.
         etcd.env("ETCD_UNSUPPORTED_ARCH", if cfg!(target_arch = "aarch64") { "arm64" } else { "" });
-        Ok(etcd)
+        etcd
     }
 
     fn fland_store(&self) -> Result<Command> {

@@ -76,6 +76,13 @@ impl Answer {
         self
     }
 
+    /// Of an answer that tells of alarms; any other stays as it is.
+    pub(crate) fn remove_header_of_alarms(&mut self) {
+        if let Answer::Alarms(answer) = self {
+            answer.header = None;
+        }
+    }
+
     /// All headers, the outermost first.
     fn headers(&mut self) -> Vec<&mut Option<PbResponseHeader>> {
         match self {

@@ -38,8 +38,8 @@ fn the_network_config_is_checked_before_it_is_written() -> Result<()> {
         for (config, named) in [
             ("{", "JSON"),
             (r#"{"Backend":{"Type":"vxlan"}}"#, "Network"),
-            (r#"{"Network":"10.5.0.0/16","SubnetLen":31}"#, "31"),
-            (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.4.0.0"}"#, "10.4.0.0"),
+            (r#"{"Network":"10.5.0.0/16","SubnetLen":31,"Backend":{"Type":"vxlan"}}"#, "31"),
+            (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.4.0.0","Backend":{"Type":"vxlan"}}"#, "10.4.0.0"),
             (r#"{"Network":"10.5.0.0/16","Backend":{"Type":"carrier-pigeon"}}"#, "carrier-pigeon"),
         ] {
             for verb in ["validate", "set"] {
@@ -62,6 +62,38 @@ fn the_network_config_is_checked_before_it_is_written() -> Result<()> {
         let stored: Value = serde_json::from_str(&lab.store().value("config")?.unwrap_or_default())?;
         ensure!(stored["Network"] == "10.5.0.0/16", "flannel reads {stored}");
         Ok(())
+    })
+}
+
+#[test]
+fn the_backend_is_written_out_and_never_changed_unasked() -> Result<()> {
+    const TACIT: &str = "\u{feff}{\"Network\":\"10.5.0.0/16\"}";
+    const UDP: &str = r#"{"Network":"10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
+    const VXLAN: &str = r#"{"Network":"10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    Lab::run(LabOptions::default(), |lab| {
+        let set = |flags: &[&str]| lab.flanctl_with_input(&[&["config", "set", "-"], flags].concat(), TACIT);
+        let stored = || Ok::<_, anyhow::Error>(lab.store().value("config")?.unwrap_or_default());
+        let added = set(&[])?;
+        ended_with(0, &added)?;
+        ensure!(added.stdout.contains(r#"added "Backend": {"Type": "vxlan"}"#), "{added:?}");
+        assert_eq!(stored()?, VXLAN);
+        ended_with(0, &set(&["--backend", "udp"])?)?;
+        assert_eq!(stored()?, UDP);
+
+        // As somebody wrote it without flanctl.
+        for runs_udp in [UDP, r#"{"Network":"10.5.0.0/16"}"#] {
+            lab.store().put("config", runs_udp)?;
+            let refused = set(&[])?;
+            one_line_about(REFUSED, &refused)?;
+            ensure!(refused.stderr.contains("--backend udp"), "no word of what would work: {refused:?}");
+            assert_eq!(stored()?, runs_udp);
+        }
+        ended_with(0, &set(&["--backend", "vxlan"])?)?;
+        assert_eq!(stored()?, VXLAN);
+        one_line_about(
+            UNUSABLE,
+            &lab.flanctl_with_input(&["config", "set", "-", "--backend", "udp"], NETWORK)?,
+        )
     })
 }
 

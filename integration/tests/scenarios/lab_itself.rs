@@ -12,7 +12,7 @@ use flan_integration::overlay::Overlay;
 use flan_integration::wait;
 use flan_integration::{Lab, LabOptions};
 
-use crate::stage::two_flannel_hosts;
+use crate::stage::{NETWORK, two_flannel_hosts};
 
 /// What of a lab is still on the machine: namespaces, files, cgroups, mounts, processes.
 fn traces(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -72,13 +72,13 @@ fn containers_talk_over_a_vxlan_made_by_hand_and_the_witnesses_see() -> Result<(
 #[test]
 fn etcd_of_three_members_survives_the_loss_of_one() -> Result<()> {
     Lab::run(LabOptions { store_members: 3, ..LabOptions::default() }, |lab| {
-        lab.store().put("config", "{}")?;
+        lab.store().put("config", r#"{"Network":"10.4.0.0/16","Backend":{"Type":"vxlan"}}"#)?;
         lab.store_mut().kill_member(0)?;
         wait::until("the two others to agree on a leader", Duration::from_secs(10), || {
-            lab.store().put("config", r#"{"Network":"10.5.0.0/16"}"#)
+            lab.store().put("config", NETWORK)
         })?;
         lab.store_mut().start_member(0)?;
-        assert_eq!(lab.store().value("config")?.as_deref(), Some(r#"{"Network":"10.5.0.0/16"}"#));
+        assert_eq!(lab.store().value("config")?.as_deref(), Some(NETWORK));
         lab.store().compact()
     })
 }

@@ -9,6 +9,7 @@ mod clones;
 mod command_line;
 mod conflicts;
 mod docker_hosts;
+mod docker_of_forky;
 mod dual_stack;
 mod embedded_store;
 mod flannel_hosts;

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::docker::Container;
+use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{NETWORK_OF_UDP, talk_both_ways, two_docker_hosts_of};
+use crate::stage::{NETWORK_OF_UDP, bare_hosts, talk_both_ways, two_docker_hosts_of};
 
 /// Each packet is read, sent, received and written alone.
 const PLAIN: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0",
@@ -84,6 +85,32 @@ fn exchange(webs: &[Container; 2]) -> Result<()> {
 /// One ping from the host itself.
 fn ping_once(host: &Host, target: Ipv4Addr) -> Result<()> {
     host.run("ping", &["-n", "-c", "1", "-W", "1", &target.to_string()]).map(drop)
+}
+
+#[test]
+fn hosts_of_a_config_without_backend_are_on_udp_and_say_so() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        // flanctl would add a backend.
+        lab.store().put("config", r#"{"Network":"10.5.0.0/16"}"#)?;
+        let mut hosts = bare_hosts(lab, 2)?;
+        on_all(&mut hosts, |host| host.start_agent_with(&STATUS_FLAGS))?;
+        for (from, to) in [(0, 1), (1, 0)] {
+            let target = hosts[to].subnet_env()?.base_address();
+            wait::until("hosts to reach each other", Duration::from_secs(15), || {
+                ping_once(&hosts[from], target)
+            })?;
+        }
+        for host in &hosts {
+            Standing::of(host)?;
+            let status = host.status()?;
+            assert_eq!(status["backend"], json!("udp"));
+            let problem = &status["problems"][0];
+            assert_eq!(problem["code"], json!("doubtful-config"));
+            let text = problem["text"].as_str().unwrap_or_default();
+            ensure!(text.contains("names no Backend: flannel takes udp"), "the status says {status}");
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! The host's own interfaces and routes, for choosing the one that carries the overlay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::StreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
 };
@@ -16,9 +16,11 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use tokio::time::timeout;
 
+use super::message;
 use super::snapshot::{link_name, without_family};
-use super::socket::socket_error;
+use super::socket::{Socket, breaks_socket, socket_error};
 use crate::KernelError;
+use crate::diff::LinkChange;
 use crate::state::LinkName;
 
 /// How long the kernel may take for an answer.
@@ -43,6 +45,13 @@ pub struct Interface {
     /// Its addresses with their prefix length: those of global scope first, and of these the lasting ones before
     /// temporary and deprecated ones; else in the kernel's order.
     pub addresses: Vec<IpNetwork>,
+    /// Those of them that the kernel does not use towards other hosts: of link or host scope, or held by another host of
+    /// the link as well (`ip address` shows `dadfailed`).
+    pub confined: BTreeSet<IpAddr>,
+    /// Whether other interfaces can be its ports.
+    pub bridge: bool,
+    /// The index of the interface that this one is a part of: of the bridge, bond or VRF (`master` in `ip link`).
+    pub master: Option<u32>,
 }
 
 /// All interfaces of the current network namespace, by index. Must be called in a tokio runtime.
@@ -71,17 +80,20 @@ pub async fn interfaces() -> Result<Vec<Interface>, KernelError> {
     for address in addresses {
         if let Some(interface) = interfaces.get_mut(&address.index) {
             interface.addresses.push(address.network);
+            if address.confined {
+                interface.confined.insert(address.network.ip());
+            }
         }
     }
     Ok(interfaces.into_values().collect())
 }
 
-/// The index of the interface that the default route of the main table with the lowest metric leads out of; `None`
-/// if there is no default route of that family. Must be called in a tokio runtime.
+/// The indices of the interfaces that default routes of the main table lead out of: that of the lowest metric first, and
+/// each interface once. Must be called in a tokio runtime.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.
-pub async fn default_route(ipv6: bool) -> Result<Option<u32>, KernelError> {
+pub async fn default_routes(ipv6: bool) -> Result<Vec<u32>, KernelError> {
     let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let mut request = RouteMessage::default();
     request.header.address_family = family;
@@ -91,8 +103,27 @@ pub async fn default_route(ipv6: bool) -> Result<Option<u32>, KernelError> {
         RouteNetlinkMessage::NewRoute(route) if route.header.address_family == family => default(&route),
         _ => None,
     });
-    // Of equal ones the kernel uses the first.
-    Ok(found.min_by_key(|(metric, _)| *metric).map(|(_, index)| index))
+    Ok(by_metric(found.collect()))
+}
+
+/// What the interface of that index is called now; `None` if there is none.
+pub fn name_of(index: u32) -> Option<LinkName> {
+    nix::net::if_::if_indextoname(index).ok()?.to_str().ok()?.parse().ok()
+}
+
+/// Whether this process may change what the kernel of its network namespace holds: asked of the kernel itself, since the
+/// capabilities of a process in a user namespace say nothing of a network namespace outside of it.
+///
+/// # Errors
+/// If the netlink socket cannot be opened or does not answer.
+pub fn may_change() -> Result<bool, KernelError> {
+    // There is no interface of this index. Who may change interfaces is told so, and who may not is told that.
+    let nothing = message::update_link(i32::MAX.unsigned_abs(), &LinkChange::default());
+    match Socket::open()?.change_one(nothing) {
+        Err(error) if error.errno() == Some(libc::EPERM) => Ok(false),
+        Err(error) if breaks_socket(&error) => Err(error),
+        _ => Ok(true),
+    }
 }
 
 /// The index of the interface by which a packet to `ip` would leave, and the source address that it would get.
@@ -161,18 +192,32 @@ async fn ask(
 }
 
 fn interface(link: &LinkMessage) -> Result<Interface, KernelError> {
-    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    Ok(Interface {
+    let mut interface = Interface {
         name: link_name(link)?,
         index: link.header.index,
-        mtu: mtu.unwrap_or_default(),
+        mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
         loopback: link.header.flags.contains(LinkFlags::Loopback),
         addresses: Vec::new(),
-    })
+        confined: BTreeSet::new(),
+        bridge: false,
+        master: None,
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Controller(index) => interface.master = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::LinkInfo(infos) => {
+                interface.bridge = infos.iter().any(|info| match info {
+                    LinkInfo::Kind(InfoKind::Bridge) => true,
+                    LinkInfo::Kind(InfoKind::Other(kind)) => kind == "openvswitch",
+                    _ => false,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(interface)
 }
 
 /// This host's end: on a point-to-point link `IFA_ADDRESS` is the other one's.
@@ -193,6 +238,8 @@ struct Ranked {
     network: IpNetwork,
     /// Lower comes first.
     rank: (u8, bool),
+    /// See [`Interface::confined`].
+    confined: bool,
 }
 
 fn ranked(address: &AddressMessage) -> Option<Ranked> {
@@ -207,29 +254,39 @@ fn ranked(address: &AddressMessage) -> Option<Ranked> {
         .unwrap_or(AddressFlags::from_bits_retain(header.flags.bits().into()));
     // For IPv6 the flag of secondary addresses means temporary ones; for IPv4, the second of a subnet.
     let passing = flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated);
+    let scope = u8::from(header.scope);
     Some(Ranked {
         index: header.index,
         network: IpNetwork::new(own_address(address)?, header.prefix_len).ok()?,
-        rank: (header.scope.into(), passing),
+        rank: (scope, passing),
+        confined: scope >= AddressScope::Link.into() || flags.contains(AddressFlags::Dadfailed),
     })
 }
 
-/// Metric and interface of a default route.
-fn default(route: &RouteMessage) -> Option<(u32, u32)> {
+/// The interfaces in the order in which the kernel would use them. Of equal metrics it uses the first.
+fn by_metric(mut routes: Vec<(u32, Vec<u32>)>) -> Vec<u32> {
+    routes.sort_by_key(|(metric, _)| *metric);
+    let mut seen = BTreeSet::new();
+    routes.into_iter().flat_map(|(_, hops)| hops).filter(|index| seen.insert(*index)).collect()
+}
+
+/// Metric and interfaces of a default route: of several next hops, those that work come first.
+fn default(route: &RouteMessage) -> Option<(u32, Vec<u32>)> {
     let header = &route.header;
     let mut table = u32::from(header.table);
-    let (mut metric, mut index) = (0, None);
+    let (mut metric, mut hops) = (0, Vec::new());
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
             RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Oif(oif) => index = Some(*oif),
-            RouteAttribute::MultiPath(hops) => {
-                let usable = |flags: RouteNextHopFlags| {
-                    !flags.intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown)
+            RouteAttribute::Oif(oif) => hops = vec![*oif],
+            RouteAttribute::MultiPath(several) => {
+                let fails = |flags: RouteNextHopFlags| {
+                    flags.intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown)
                 };
-                index =
-                    hops.iter().find(|hop| usable(hop.flags)).or(hops.first()).map(|hop| hop.interface_index);
+                let mut several: Vec<_> = several.iter().collect();
+                several.sort_by_key(|hop| fails(hop.flags));
+                hops = several.iter().map(|hop| hop.interface_index).collect();
             }
             _ => {}
         }
@@ -238,7 +295,7 @@ fn default(route: &RouteMessage) -> Option<(u32, u32)> {
         && header.kind == RouteType::Unicast
         && header.source_prefix_length == 0
         && table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    is_default.then_some((metric, index?))
+    (is_default && !hops.is_empty()).then_some((metric, hops))
 }
 
 fn way(route: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
@@ -259,7 +316,6 @@ fn way(route: &RouteMessage) -> Option<(u32, Option<IpAddr>)> {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::address::AddressScope;
     use netlink_packet_route::route::RouteNextHop;
 
     use super::*;
@@ -275,7 +331,7 @@ mod tests {
     #[test]
     fn a_default_route_is_unicast_and_in_the_main_table() {
         let attributes = vec![RouteAttribute::Priority(100), RouteAttribute::Oif(2)];
-        assert_eq!(default(&default_by(attributes.clone())), Some((100, 2)));
+        assert_eq!(default(&default_by(attributes.clone())), Some((100, vec![2])));
         let mut other = default_by(attributes.clone());
         other.header.destination_prefix_length = 8;
         assert_eq!(default(&other), None);
@@ -288,15 +344,26 @@ mod tests {
     }
 
     #[test]
-    fn of_a_default_route_with_several_next_hops_the_first_that_works_counts() {
+    fn of_a_default_route_with_several_next_hops_those_that_work_come_first() {
         let hop = |index, flags| {
             let mut hop = RouteNextHop::default();
             hop.interface_index = index;
             hop.flags = flags;
             hop
         };
-        let hops = vec![hop(2, RouteNextHopFlags::Linkdown), hop(3, RouteNextHopFlags::empty())];
-        assert_eq!(default(&default_by(vec![RouteAttribute::MultiPath(hops)])), Some((0, 3)));
+        let hops = vec![
+            hop(2, RouteNextHopFlags::Linkdown),
+            hop(3, RouteNextHopFlags::empty()),
+            hop(4, RouteNextHopFlags::empty()),
+        ];
+        let route = default_by(vec![RouteAttribute::MultiPath(hops)]);
+        assert_eq!(default(&route), Some((0, vec![3, 4, 2])));
+    }
+
+    #[test]
+    fn default_routes_come_by_metric_and_equal_ones_in_the_order_of_the_kernel() {
+        let routes = vec![(200, vec![5]), (100, vec![4, 2]), (100, vec![3]), (0, vec![2])];
+        assert_eq!(by_metric(routes), [2, 4, 3, 5]);
     }
 
     #[test]
@@ -327,5 +394,20 @@ mod tests {
             addresses.map(|address| address.network.to_string()),
             ["fd00::3/64", "fd00::2/64", "fe80::1/64"]
         );
+    }
+
+    #[test]
+    fn an_address_is_confined_by_its_scope_or_by_another_host_that_has_it() {
+        let confined = |scope, flags| {
+            let mut address = AddressMessage::default();
+            address.header.scope = scope;
+            address.attributes =
+                vec![AddressAttribute::Address([10, 0, 0, 1].into()), AddressAttribute::Flags(flags)];
+            ranked(&address).unwrap().confined
+        };
+        assert!(!confined(AddressScope::Universe, AddressFlags::Permanent));
+        assert!(confined(AddressScope::Universe, AddressFlags::Dadfailed));
+        assert!(confined(AddressScope::Link, AddressFlags::Permanent));
+        assert!(confined(AddressScope::Host, AddressFlags::Permanent));
     }
 }

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 
-pub use interfaces::{Interface, default_route, interfaces, route_to};
+pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
 pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 
 use self::apply::{Hands, Round, TakenIds};

@@ -203,10 +203,11 @@ enum Step {
     Look,
 }
 
-const V4: &str = r#"{"Network": "10.5.0.0/16"}"#;
-const BOTH: &str =
-    r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "IPv6SubnetLen": 64}"#;
-const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}"#;
+const V4: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "IPv6SubnetLen": 64,
+    "Backend": {"Type": "vxlan"}}"#;
+const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48",
+    "Backend": {"Type": "vxlan"}}"#;
 const UDP: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
 const V4_KEYS: [&str; 13] = [
     "10.5.1.0-24",

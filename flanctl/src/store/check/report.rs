@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn needs() -> Needs {
-        let json = br#"{"Network": "10.5.0.0/24", "SubnetLen": 28}"#.to_vec();
+        let json = br#"{"Network": "10.5.0.0/24", "SubnetLen": 28, "Backend": {"Type": "vxlan"}}"#.to_vec();
         Needs {
             config: Ok(Some(StoredConfig { json, mod_revision: 3 })),
             list: Ok(12),

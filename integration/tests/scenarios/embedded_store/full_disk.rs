@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use etcd_client::{AlarmAction, AlarmType, Client, Error};
+use etcd_client::{AlarmAction, AlarmType, Client, DeleteOptions, Error};
 use flan_integration::inside::Inside;
 use flan_integration::store::StoreData;
 use flan_integration::{Lab, LabOptions, wait};
@@ -57,6 +57,12 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
         ensure!(client.keep_alive(lease)? > 0, "the lease is lost");
         client.ensure_all_there(kept)?;
 
+        // What makes room goes on.
+        let deleted = client.delete_below("filling/").context("on the full disk")?;
+        ensure!(deleted == kept as i64, "{deleted} of {kept} deleted");
+        client.compact().context("on the full disk")?;
+        client.ensure_all_there(0)?;
+
         std::fs::remove_file(&ballast).with_context(|| format!("cannot remove {}", ballast.display()))?;
         wait::until("a write, and the end of the alarm", ROOM_LIMIT, || {
             client.put("after", b"1".to_vec())??;
@@ -64,7 +70,7 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
             Ok(())
         })?;
         ensure!(client.keep_alive(lease)? > 0, "the lease is lost");
-        client.ensure_all_there(kept)
+        client.ensure_all_there(0)
     })
 }
 
@@ -109,6 +115,25 @@ impl Subject {
     fn put(&self, key: &str, value: Vec<u8>) -> Result<Result<(), Error>> {
         let (mut client, key) = (self.client.clone(), key.to_owned());
         self.inside.run(LIMIT, async move { Ok(client.put(key, value, None).await.map(drop)) })
+    }
+
+    /// How many keys it deleted.
+    fn delete_below(&self, prefix: &'static str) -> Result<i64> {
+        let mut client = self.client.clone();
+        self.inside.run(LIMIT, async move {
+            let options = DeleteOptions::new().with_prefix();
+            Ok(client.delete(prefix, Some(options)).await?.deleted())
+        })
+    }
+
+    /// Forgets the history up to now.
+    fn compact(&self) -> Result<()> {
+        let mut client = self.client.clone();
+        self.inside.run(LIMIT, async move {
+            let revision = client.status().await?.header().context("a status without header")?.revision();
+            client.compact(revision, None).await?;
+            Ok(())
+        })
     }
 
     fn grant(&self) -> Result<i64> {

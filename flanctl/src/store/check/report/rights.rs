@@ -45,7 +45,8 @@ pub(crate) fn rights(config: &StoreConfig, needs: Option<&Needs>) -> Vec<Line> {
 }
 
 fn config_line(name: &str, json: Option<&[u8]>) -> Line {
-    match json.map(NetworkConfig::parse) {
+    let read = |json| NetworkConfig::parse(json).and_then(|config| config.supported().map(|()| config));
+    match json.map(read) {
         Some(Ok(config)) => Line::ok(name, describe(&config)),
         Some(Err(error)) => Line::failed(
             name,

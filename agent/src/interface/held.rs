@@ -1,0 +1,189 @@
+//! The external interface of a running agent, which keeps it. Peers and their connections depend on it: nothing that
+//! merely appears, such as another default route, moves a host that works.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flan_kernel::netlink::Interface;
+use flan_subnet_lease::PerFamily;
+use ipnetwork::IpNetwork;
+use tokio::time::Instant;
+
+use super::{External, InterfaceError, Selection, Standing, Survey};
+
+/// How long the interface, or its last usable address, may be gone before another is taken. Longer than a DHCP client, a
+/// driver or an administrator takes to bring it back.
+const GRACE: Duration = Duration::from_secs(30);
+/// The same for our address, where the interface had another usable one beside it all the time.
+const ADDRESS_GRACE: Duration = Duration::from_secs(3);
+/// How long after a look that led nowhere there is another.
+pub const AGAIN: Duration = Duration::from_secs(5);
+
+/// What is remembered of the external interface from one look to the next.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// The addresses that were on it when ours was.
+    seen: BTreeSet<IpAddr>,
+    gone_since: Option<Instant>,
+}
+
+/// What becomes of the external interface.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is as it was.
+    Keep,
+    /// From now on it is this: the same with another name, index, address or MTU, or another one because ours is gone.
+    Adopt(External),
+    /// It cannot be used as it is, and nothing takes its place yet. Look at this time at the latest.
+    Wait {
+        /// When to look again.
+        until: Instant,
+        /// What is wrong, and what will happen.
+        reason: String,
+    },
+}
+
+/// Ours, as it was found again.
+struct Again {
+    external: External,
+    /// The address that is gone and the one in its place, if that was there before.
+    replaced: Option<(IpAddr, IpAddr)>,
+    seen: BTreeSet<IpAddr>,
+}
+
+impl Held {
+    /// Compares what is there now with the external interface as it was, and with what a start would choose.
+    pub fn look(
+        &mut self,
+        was: &External,
+        selection: Selection<'_>,
+        survey: &Survey,
+        chosen: &Result<External, InterfaceError>,
+        now: Instant,
+    ) -> Verdict {
+        let name = was.underlay.link;
+        let Some(again) = self.find_again(was, selection, survey) else {
+            let until = *self.gone_since.get_or_insert(now) + GRACE;
+            let gone = what_is_gone(was, survey);
+            return match chosen {
+                _ if now < until => Verdict::Wait {
+                    until,
+                    reason: format!(
+                        "{gone}; unless it is back within {}, another interface or address takes its place",
+                        humantime::format_duration(GRACE)
+                    ),
+                },
+                Ok(other) => Verdict::Adopt(other.clone()),
+                Err(error) => Verdict::Wait {
+                    until: now + AGAIN,
+                    reason: format!("{gone}, and nothing takes its place: {error}"),
+                },
+            };
+        };
+        if let Some((before, other)) = again.replaced {
+            let until = *self.gone_since.get_or_insert(now) + ADDRESS_GRACE;
+            if now < until {
+                let limit = humantime::format_duration(ADDRESS_GRACE);
+                let reason = format!(
+                    "address {before} is gone from {name}; unless it is back within {limit}, {other} takes its place"
+                );
+                return Verdict::Wait { until, reason };
+            }
+        }
+        (self.gone_since, self.seen) = (None, again.seen);
+        if again.external == *was { Verdict::Keep } else { Verdict::Adopt(again.external) }
+    }
+
+    /// What was adopted stands: it is another from now on that can be gone.
+    pub fn adopted(&mut self) {
+        self.gone_since = None;
+    }
+
+    /// Whether ours is gone at the moment.
+    pub fn is_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
+
+    /// Ours by its index, even if it was renamed; or one that has its name, if it was made anew; or the one that has our
+    /// addresses now, as when the interface became a port of a bridge.
+    fn find_again(&self, was: &External, selection: Selection<'_>, survey: &Survey) -> Option<Again> {
+        let by_index = survey.at(was.index);
+        let same = by_index.or_else(|| survey.called(was.underlay.link));
+        let again = same.and_then(|interface| self.again(was, selection, interface));
+        again.or_else(|| {
+            let has_all = |interface: &&Interface| {
+                !interface.loopback && was.underlay.addresses.values().all(|ip| has(interface, *ip))
+            };
+            self.again(was, selection, survey.interfaces.iter().find(has_all)?)
+        })
+    }
+
+    /// What the external interface is if it is this one. `None` if that has no usable address.
+    fn again(&self, was: &External, selection: Selection<'_>, interface: &Interface) -> Option<Again> {
+        let (mut addresses, mut replaced) = (PerFamily::default(), None);
+        for (family, _) in selection.config.networks() {
+            let before = *was.underlay.addresses.get(family)?;
+            if has(interface, before) {
+                addresses.set(family, before);
+                continue;
+            }
+            if selection.is_named(before) {
+                return None;
+            }
+            let good = |ip: &IpAddr| selection.standing(*ip, interface) == Standing::Good;
+            let usable = selection.addresses(interface, family).filter(good);
+            // What has just come is what was given in place of ours.
+            let instead = usable.min_by_key(|ip| self.seen.contains(ip))?;
+            if self.seen.contains(&instead) {
+                replaced = replaced.or(Some((before, instead)));
+            }
+            addresses.set(family, instead);
+        }
+        let external = selection.on(interface, addresses).ok()?;
+        let seen = interface.addresses.iter().map(IpNetwork::ip).collect();
+        Some(Again { external, replaced, seen })
+    }
+}
+
+/// What a person must know if a start would not lead to what is in use.
+pub fn other_choice(is: &External, chosen: &Result<External, InterfaceError>) -> Option<String> {
+    let shown = |external: &External| {
+        let ips: Vec<String> = external.underlay.addresses.values().map(ToString::to_string).collect();
+        format!("{} ({})", external.underlay.link, ips.join(" "))
+    };
+    match chosen {
+        Ok(other) if (other.index, other.underlay.addresses) != (is.index, is.underlay.addresses) => {
+            Some(format!(
+                "{} would be chosen at a start; fland keeps {} while that has its address; restart fland to move, or name \
+             one with --iface",
+                shown(other),
+                shown(is)
+            ))
+        }
+        // A default route may be gone for a moment; what the flags name does not come back by itself.
+        Err(error @ InterfaceError::NoMatch { .. }) => {
+            Some(format!("fland keeps {}, and would not start again: {error}", shown(is)))
+        }
+        Ok(_) | Err(_) => None,
+    }
+}
+
+fn has(interface: &Interface, ip: IpAddr) -> bool {
+    interface.addresses.iter().any(|address| address.ip() == ip)
+}
+
+fn what_is_gone(was: &External, survey: &Survey) -> String {
+    let name = was.underlay.link;
+    match survey.at(was.index).or_else(|| survey.called(name)) {
+        None => format!("the external interface {name} is gone"),
+        Some(interface) => {
+            let gone = was.underlay.addresses.values().filter(|ip| !has(interface, **ip));
+            let gone: Vec<String> = gone.map(ToString::to_string).collect();
+            format!("address {} is gone from the external interface {}", gone.join(" and "), interface.name)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

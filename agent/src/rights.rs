@@ -1,0 +1,21 @@
+//! What the agent must be allowed to do, asked before it does anything that others see.
+
+use anyhow::Context;
+use flan_kernel::netlink;
+
+use crate::refused::refused;
+
+/// Makes sure that the kernel takes changes from this process. A host that cannot send packets to the others must not
+/// take a subnet from them.
+///
+/// # Errors
+/// [`RefusedSetting`](crate::refused::RefusedSetting) if it does not.
+pub(crate) fn check() -> anyhow::Result<()> {
+    if netlink::may_change().context("cannot speak to the kernel")? {
+        return Ok(());
+    }
+    Err(refused(
+        "fland may not change the network of this host: it needs CAP_NET_ADMIN. Run it as root (sudo fland ...), or by its \
+         systemd unit; a unit with User= needs AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW as well",
+    ))
+}

@@ -1,0 +1,143 @@
+//! Where the file is: never left half made, readable by its owner alone, and known to be gone when somebody takes it away.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+/// What may be done with the file: read and written by its owner.
+const FILE_MODE: u32 = 0o600;
+/// The rights of everybody but the owner.
+const OTHERS: u32 = 0o077;
+
+/// A file by its path, and by what tells it from another one that is put there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    /// The file at `path`. Where there is none, `make` makes it aside, so that the start of a store that is killed leaves
+    /// nothing that looks like one.
+    pub(crate) fn prepare<E: From<io::Error>>(
+        path: &Path,
+        make: impl FnOnce(fs::File) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        if !path.try_exists()? {
+            let aside = path.with_extension("new");
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(FILE_MODE)
+                .open(&aside)?;
+            make(file)?;
+            fs::rename(&aside, path)?;
+            fs::File::open(dir)?.sync_all()?;
+        }
+        let found = fs::metadata(path)?;
+        if found.len() == 0 {
+            return Err(io::Error::other(
+                "it is empty, so its leases are lost; restore it from a copy, or remove it to begin with an empty store",
+            )
+            .into());
+        }
+        keep_to_owner(path, &found);
+        if fs::metadata(dir)?.mode() & OTHERS != 0 {
+            let dir = dir.display();
+            warn!("others may look into {dir}, where the store is; chmod 700 {dir} keeps them out");
+        }
+        Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino() })
+    }
+
+    /// Whether the file is still the one at its path. What is written into one that was deleted is lost with this process.
+    ///
+    /// # Errors
+    /// What has become of it.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let path = self.path.display();
+        match fs::metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => Ok(()),
+            Ok(_) => Err(format!("somebody put another file in the place of {path}")),
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => {
+                Err(format!("somebody deleted or moved {path}"))
+            }
+            // A directory that cannot be read at this moment says nothing of the file.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Takes the file from everybody but its owner, whatever it was made with.
+fn keep_to_owner(path: &Path, found: &fs::Metadata) {
+    if found.mode() & OTHERS == 0 {
+        return;
+    }
+    let file = path.display();
+    match fs::set_permissions(path, Permissions::from_mode(FILE_MODE)) {
+        Ok(()) => info!(%file, "others could read the store's file; now only its owner can"),
+        Err(reason) => warn!(%file, %reason, "others can read the store's file"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn prepare(path: &Path) -> io::Result<Place> {
+        Place::prepare(path, |mut file| file.write_all(b"made"))
+    }
+
+    #[test]
+    fn a_new_file_is_its_owners_alone_and_an_old_one_becomes_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o777;
+        prepare(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        prepare(&path).unwrap();
+        assert_eq!((mode(), fs::read(&path).unwrap().as_slice()), (0o600, &b"made"[..]));
+    }
+
+    #[test]
+    fn a_start_that_was_killed_leaves_nothing_in_the_way_of_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let killed: io::Result<Place> = Place::prepare(&path, |_| Err(io::Error::other("killed")));
+        assert!(killed.is_err() && !path.exists());
+        assert!(prepare(&path).is_ok());
+    }
+
+    #[test]
+    fn an_empty_file_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        fs::write(&path, "").unwrap();
+        let reason = prepare(&path).unwrap_err().to_string();
+        assert!(reason.contains("it is empty") && reason.contains("remove it"), "{reason}");
+    }
+
+    #[test]
+    fn a_file_that_is_deleted_or_replaced_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let place = prepare(&path).unwrap();
+        assert_eq!(place.check(), Ok(()));
+        let elsewhere = dir.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        assert!(place.check().unwrap_err().contains("deleted or moved"));
+        fs::write(&path, "another").unwrap();
+        assert!(place.check().unwrap_err().contains("another file"));
+        fs::rename(&elsewhere, &path).unwrap();
+        assert_eq!(place.check(), Ok(()));
+    }
+}

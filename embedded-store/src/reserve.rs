@@ -1,0 +1,96 @@
+//! Room on the disk that is kept for what makes room. To delete takes some space as well; on a disk that is full, nobody
+//! could.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use tracing::warn;
+
+use crate::file::is_for_want_of_space;
+
+/// What is kept: a deletion writes some pages of each table, and the largest transaction deletes a few thousand keys.
+const BYTES: u64 = 4 << 20;
+
+/// A file that only takes room.
+#[derive(Debug)]
+pub(crate) struct Reserve {
+    path: PathBuf,
+    is_held: bool,
+}
+
+impl Reserve {
+    /// The reserve of the store at `store`, held if there is room for it.
+    pub(crate) fn beside(store: &Path) -> Self {
+        let mut reserve = Self { path: store.with_extension("reserve"), is_held: false };
+        reserve.hold();
+        reserve
+    }
+
+    /// Whether room is kept.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// Takes the room, where there is enough. Answers whether it is held now.
+    pub(crate) fn hold(&mut self) -> bool {
+        if self.is_held {
+            return true;
+        }
+        self.is_held = match self.allocate() {
+            Ok(()) => true,
+            Err(reason) if is_for_want_of_space(&reason) => {
+                self.remove();
+                false
+            }
+            Err(reason) => {
+                // The store is better off without than not writing at all.
+                let path = self.path.display();
+                warn!(%path, %reason, "cannot keep room for deletions on a full disk");
+                true
+            }
+        };
+        self.is_held
+    }
+
+    /// Gives the room away.
+    pub(crate) fn release(&mut self) {
+        self.is_held = false;
+        self.remove();
+    }
+
+    fn allocate(&self) -> io::Result<()> {
+        let file = File::options().write(true).create(true).truncate(false).open(&self.path)?;
+        match fallocate(&file, FallocateFlags::empty(), 0, BYTES) {
+            // A file system that cannot keep room.
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            allocated => Ok(allocated?),
+        }
+    }
+
+    fn remove(&self) {
+        // What cannot be removed now takes no more room than before.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn room_is_taken_given_away_and_taken_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store.redb");
+        let taken = || fs::metadata(dir.path().join("store.reserve")).map_or(0, |file| file.blocks() * 512);
+        let mut reserve = Reserve::beside(&store);
+        assert!(reserve.is_held() && taken() >= BYTES);
+        reserve.release();
+        assert!(!reserve.is_held() && taken() == 0);
+        assert!(reserve.hold() && taken() >= BYTES);
+        assert!(Reserve::beside(&store).is_held(), "one that is there already");
+    }
+}

@@ -1,0 +1,68 @@
+//! What a person is told of a network config: why it cannot be used, and what of it is doubtful.
+
+/// What in a network config works, but perhaps not as its author expects. Displayed as a sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigWarning {
+    /// The text begins with a byte order mark, as editors on Windows write one.
+    #[error(
+        "the network config begins with a byte order mark, which flanneld refuses and fland ignores; \
+         flanctl config set writes the config without it"
+    )]
+    ByteOrderMark,
+    /// There is no `Backend`, which means udp.
+    #[error(
+        "the network config names no Backend: flannel takes udp then, and so does fland; \
+         write it out, as \"Backend\": {{\"Type\": \"udp\"}}, or as \"Backend\": {{\"Type\": \"vxlan\"}} for vxlan"
+    )]
+    NoBackend,
+    /// A field is there more than once, in any case.
+    #[error(
+        "the network config has the field {field} {} times, as {}; the last one counts, as with flannel",
+        names.len(),
+        names.join(" and ")
+    )]
+    RepeatedField {
+        /// The field's path.
+        field: String,
+        /// Its names as they are written, in their order.
+        names: Vec<String>,
+    },
+    /// A field that nobody knows, by its path. It is ignored, as flannel does; often it is misspelt.
+    #[error("the network config has the field {0}, which neither flannel nor fland knows; it is ignored")]
+    UnknownField(String),
+}
+
+/// Why a network config cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Text in another encoding than UTF-8.
+    #[error("the network config is UTF-16 text; save it as UTF-8")]
+    Utf16,
+    /// Not a JSON object.
+    #[error("the network config is not a JSON object: {0}")]
+    Syntax(#[source] serde_json::Error),
+    /// A field that must be there is not.
+    #[error("{field} is missing: {hint}")]
+    Missing {
+        /// The field.
+        field: &'static str,
+        /// What would work.
+        hint: String,
+    },
+    /// A field has a value that cannot work.
+    #[error("{field} {value} {problem}")]
+    Invalid {
+        /// The field's path.
+        field: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it, and what would work.
+        problem: String,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn invalid(field: &str, value: &str, problem: &str) -> Self {
+        Self::Invalid { field: field.to_owned(), value: value.to_owned(), problem: problem.to_owned() }
+    }
+}
