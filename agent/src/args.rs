@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use flan_subnet_lease::OverlapPolicy;
 use regex::Regex;
 
 use crate::embedded_args::EmbeddedArgs;
@@ -117,6 +118,19 @@ pub struct Args {
     /// made from /etc/machine-id by default
     #[arg(long, value_name = "ID", env = "FLAND_NODE_ID", help_heading = "Lease")]
     pub node_id: Option<String>,
+
+    /// What to do where every free subnet overlaps another network of this host: refuse, and wait for another to
+    /// become free, or take one with a warning. A subnet that this host holds already is kept in any case
+    #[arg(
+        long,
+        value_name = "refuse|warn",
+        env = "FLAND_SUBNET_OVERLAP",
+        value_enum,
+        default_value_t = SubnetOverlap::Refuse,
+        hide_possible_values = true,
+        help_heading = "Lease"
+    )]
+    pub subnet_overlap: SubnetOverlap,
 
     /// Masquerade packets that leave the overlay network
     #[arg(
@@ -236,6 +250,24 @@ pub struct Args {
 pub enum Command {
     #[allow(missing_docs)]
     Store(StoreCommand),
+}
+
+/// What to do where every free subnet overlaps a network of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SubnetOverlap {
+    /// Wait for another.
+    Refuse,
+    /// Take one, and warn.
+    Warn,
+}
+
+impl From<SubnetOverlap> for OverlapPolicy {
+    fn from(wanted: SubnetOverlap) -> Self {
+        match wanted {
+            SubnetOverlap::Refuse => Self::Refuse,
+            SubnetOverlap::Warn => Self::Warn,
+        }
+    }
 }
 
 /// What makes the udp backend fast.

@@ -4,7 +4,10 @@
 //! is wanted, the other two what is known to be there; the reconciler closes the gap between the two.
 
 mod backend;
+mod clones;
+mod overlaps;
 mod peers;
+mod reservation;
 mod start;
 mod underlay;
 
@@ -17,7 +20,9 @@ use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
     Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
 };
-use flan_subnet_lease::{Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, WatchEvent};
+use flan_subnet_lease::{
+    Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, Sighting, WatchEvent,
+};
 use ipnetwork::IpNetwork;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -30,6 +35,7 @@ use crate::reconcile::{Heard, Outcome, Reconciler};
 use crate::status::SharedStatus;
 use crate::subnet_env::SubnetEnv;
 use backend::UdpRunner;
+use overlaps::NetworkWatch;
 use peers::Unreached;
 use underlay::UnderlayWatch;
 
@@ -50,6 +56,10 @@ struct Daemon<K, F> {
     suspicion: Arc<Notify>,
     /// Revision of the last write of our key that we know of.
     own_revision: i64,
+    /// This host's own networks, which subnets of the overlay may overlap.
+    networks: NetworkWatch,
+    /// Another machine with our node id.
+    twin: Option<Sighting>,
     /// Peers that this backend cannot reach from here.
     unreached: Unreached,
     status: SharedStatus,
@@ -102,6 +112,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let mut alive = notify::watchdog();
         resync.reset(); // the kernel was read a moment ago
         self.plan_host();
+        self.look_for_clones(Instant::now());
         loop {
             let due = self.next_due();
             tokio::select! {
@@ -123,12 +134,20 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     Err(_) => anyhow::bail!("the keeper of our lease ended by itself"),
                 },
                 heard = self.reconciler.hear() => self.kernel_told(heard),
-                _ = resync.tick() => self.reconciler.read(),
+                () = self.networks.next() => self.look_at_overlaps(),
+                _ = resync.tick() => self.resync(),
                 () = sleep_until(due) => self.time_passed().await,
                 _ = rules.tick(), if self.ready => self.check_rules().await,
                 _ = alive.tick() => notify::alive(),
             }
         }
+    }
+
+    /// Looks at all that nobody may have told of.
+    fn resync(&mut self) {
+        self.reconciler.read();
+        self.networks.read();
+        self.look_for_clones(Instant::now());
     }
 
     fn heard(&mut self, event: WatchEvent) {
@@ -161,7 +180,11 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     }
 
     fn holds(&mut self, holding: Holding) {
-        let Holding { lease, problem } = holding;
+        let Holding { lease, problem, twin } = holding;
+        if twin.is_some() && twin != self.twin {
+            self.twin = twin;
+            self.look_for_clones(Instant::now());
+        }
         self.own_revision = lease.mod_revision;
         self.status.update(|status| status.lease_problem = problem);
         let Some(own) = self.leases.admission().own.clone() else { return };
@@ -190,6 +213,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if heard.underlay {
             self.underlay.look_in(UNDERLAY_DEBOUNCE);
         }
+        if heard.networks {
+            self.networks.read_soon();
+        }
         if heard.others {
             self.underlay.others_changed(&self.leases.admission().config);
         }
@@ -208,6 +234,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             self.read_due,
             self.tidy_due,
             self.underlay.due(),
+            self.networks.due(),
             self.leases.missing_until(),
             self.reconciler.due_at(Instant::now()),
         ];
@@ -222,6 +249,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
         if self.underlay.due().is_some_and(|due| due <= now) {
             self.look_at_underlay().await;
+        }
+        if self.networks.due().is_some_and(|due| due <= now) {
+            self.networks.read();
         }
         if self.tidy_due.is_some_and(|due| due <= now) {
             self.tidy_due = None;
@@ -342,6 +372,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             status.unreachable = self.unreached.list();
             status.quarantined = self.leases.quarantined().map(Into::into).collect();
         });
+        self.look_at_overlaps();
     }
 
     /// Says what is wrong now, and comes back to what has to be tried again.

@@ -8,6 +8,7 @@ pub mod bridge;
 pub mod daemon;
 pub mod embedded;
 pub mod embedded_args;
+pub mod host_networks;
 pub mod interface;
 pub mod log;
 pub mod lookout;

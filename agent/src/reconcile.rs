@@ -59,6 +59,8 @@ pub struct Heard {
     pub read: bool,
     /// The external interface may have changed.
     pub underlay: bool,
+    /// An address came to this host, or left it.
+    pub networks: bool,
     /// An interface that is neither ours nor the external one as it was called until now has changed.
     pub others: bool,
     /// Devices or addresses of this host have changed, of whatever kind.
@@ -274,12 +276,13 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
     fn listen(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
-            let Heard { work, read, underlay, others, host, .. } = self.take_in(changes);
+            let Heard { work, read, underlay, networks, others, host, .. } = self.take_in(changes);
             self.noted.work |= work;
             self.noted.read |= read;
             self.noted.underlay |= underlay;
             self.noted.others |= others;
             self.noted.host |= host;
+            self.noted.networks |= networks;
         }
     }
 
@@ -300,6 +303,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                 }
                 Change::HostAddress(name) => {
                     heard.host = true;
+                    heard.networks = true;
                     match self.underlay == Some(name) {
                         true => heard.underlay = true,
                         false => heard.others = true,

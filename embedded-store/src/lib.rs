@@ -87,8 +87,13 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         let (sender, connections) = mpsc::channel(serve::CONNECTIONS_WAITING);
         serving.push(sender);
         threads.spawn("store-serve", async {
+            // Why there is nothing more to tell, the writer says itself.
+            let telling = async {
+                notifier.run().await;
+                std::future::pending::<String>().await
+            };
             tokio::select! {
-                () = notifier.run() => "the store's writer has ended".to_owned(),
+                reason = telling => reason,
                 reason = serve::serve(server, routes, connections) => reason,
             }
         })?;

@@ -1,6 +1,5 @@
 //! The command line of `flanctl`.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -150,23 +149,31 @@ pub(crate) enum SubnetsCommand {
     },
     /// Show one lease in full
     Show {
-        /// Such as 10.5.52.0/24, or the key of a lease that names no subnet
+        /// Such as 10.5.52.0/24, the name of the host that holds it, or the key of a lease that names no subnet
+        #[arg(value_name = "SUBNET|HOST")]
         subnet: String,
         /// Form of the output
         #[arg(short, long, value_enum, default_value_t = Form::Yaml)]
         output: Form,
     },
-    /// Keep a subnet for one host for ever. A lease that the host holds already becomes the reservation
+    /// Keep a subnet for one host for ever. A lease that the host holds already becomes the reservation. A host that
+    /// holds another subnet moves when fland starts there again, or at once with --now
     Reserve {
         /// Such as 10.5.52.0/24
         subnet: Subnets,
-        /// The host's underlay address; a second one, after a comma, for IPv6
-        #[arg(long, value_name = "IP", value_delimiter = ',', required = true)]
-        public_ip: Vec<IpAddr>,
+        /// The host's underlay address, with a second one, after a comma, for IPv6; or its name, where it holds a lease
+        #[arg(long, value_name = "IP|HOST", value_delimiter = ',', required = true)]
+        public_ip: Vec<String>,
+        /// Delete what the host holds in the same moment: its agent moves to the reservation at once, and its containers
+        /// are cut off until Docker is restarted there
+        #[arg(long)]
+        now: bool,
     },
-    /// Delete a lease or a reservation. An agent that is alive takes its lease back at once
+    /// Delete a lease or a reservation. An agent that is alive takes its lease back at once; then this says so and
+    /// exits with 6. Stop fland on that host first
     Release {
-        /// Such as 10.5.52.0/24, or the key of a lease that names no subnet
+        /// Such as 10.5.52.0/24, the name of the host that holds it, or the key of a lease that names no subnet
+        #[arg(value_name = "SUBNET|HOST")]
         subnet: String,
         /// Do not ask
         #[arg(short, long)]
@@ -209,8 +216,8 @@ Exit codes:
   3  the store cannot be reached
   4  the store refuses these credentials
   5  there is no network config in the store
-  6  refused: it would strand leases or change the backend unasked, the subnet is taken, the other store is not empty,
-     or somebody else changed it meanwhile
+  6  refused: it would strand leases or change the backend unasked, the subnet is taken or its holder is alive, a name is
+     ambiguous, the other store is not empty, or somebody else changed it meanwhile
   7  there is no such lease
   8  timed out";
 

@@ -30,6 +30,7 @@ pub(crate) async fn set(
 ) -> Result<(), Failure> {
     let draft = Draft::new(&read(file)?, backend)?;
     check(&draft.config)?;
+    crate::host_networks::warn_of_collisions(&draft.config).await;
     let seen = store.config().await?;
     if seen.as_ref().is_some_and(|seen| seen.json == draft.json) {
         return output::print(&format!("{}/config already says so", store.prefix()));

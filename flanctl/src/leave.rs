@@ -13,9 +13,10 @@ use flan_kernel::{State, netlink};
 use flan_subnet_lease::{Lease, NodeIdentity, Store};
 use ipnetwork::IpNetwork;
 
+use crate::confirm::confirmed;
 use crate::failure::{Failure, Kind};
 use crate::host::{Host, HostArgs, Report};
-use crate::subnets;
+
 use lease::Holder;
 
 /// The directory that the agent's unit makes for its files.
@@ -59,7 +60,7 @@ pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Fa
     if !args.yes {
         eprintln!("{}", planned.text());
         let question = "Take this host out of the network? Its containers lose the other hosts. [y/N] ";
-        if !subnets::confirmed(question)? {
+        if !confirmed(question)? {
             return Err(Failure::new(Kind::Refused, "nothing was changed"));
         }
     }

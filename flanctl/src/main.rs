@@ -3,11 +3,13 @@
 mod access;
 mod args;
 mod config;
+mod confirm;
 mod docker;
 mod env_file;
 mod failure;
 mod hand_over;
 mod host;
+mod host_networks;
 mod leave;
 mod output;
 mod progress;
@@ -61,8 +63,8 @@ async fn run(args: args::Args) -> Result<(), Failure> {
             SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,
             SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
             SubnetsCommand::Show { subnet, output } => subnets::show(&store()?, &subnet, output).await,
-            SubnetsCommand::Reserve { subnet, public_ip } => {
-                subnets::reserve(&store()?, &subnet, &public_ip).await
+            SubnetsCommand::Reserve { subnet, public_ip, now } => {
+                subnets::reserve(&store()?, &subnet, &public_ip, now).await
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },

@@ -2,12 +2,12 @@
 //!
 //! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
-use flan_subnet_lease::{BackendData, Lease, LeaseSet, PerFamily, Subnets};
+use flan_subnet_lease::{BackendData, Lease, LeaseSet, PerFamily, Reservation, Subnets};
 use serde::Serialize;
 
 use crate::failure::{Failure, Kind};
@@ -91,6 +91,8 @@ pub(crate) struct Subnet {
     pub(crate) expires_in_seconds: Option<u64>,
     /// Whether the lease never ends.
     pub(crate) reservation: bool,
+    /// Whether the lease was a reservation, and ends with its holder since a flanneld took it.
+    pub(crate) reservation_lost: bool,
     /// `active`: packets are sent to the holder. `reserved`: kept for a host that has not come yet. `bad`: kept from
     /// the kernel, for `reason`.
     pub(crate) state: State,
@@ -113,9 +115,18 @@ pub(crate) enum State {
 }
 
 impl SubnetList {
-    /// The leases as judged, without their times.
-    pub(crate) fn new(leases: &LeaseSet) -> Self {
-        let known = |lease: &Lease, state| Subnet::new(&lease.subnets.key(), Some(lease), state, None);
+    /// The leases as judged, without their times, beside what is remembered of reservations.
+    pub(crate) fn new(leases: &LeaseSet, remembered: &[Reservation]) -> Self {
+        let remembered: HashMap<Subnets, &Reservation> =
+            remembered.iter().map(|reservation| (reservation.subnets, reservation)).collect();
+        let is_lost = |lease: &Lease| {
+            let reservation = remembered.get(&lease.subnets);
+            reservation.is_some_and(|one| one.is_lost_in(&lease.attributes, lease.etcd_lease))
+        };
+        let known = |lease: &Lease, state| {
+            let item = Subnet::new(&lease.subnets.key(), Some(lease), state, None);
+            Subnet { reservation_lost: is_lost(lease), ..item }
+        };
         let mut items: Vec<Subnet> = leases.peers().map(|lease| known(lease, State::Active)).collect();
         items.extend(leases.unclaimed().map(|lease| known(lease, State::Reserved)));
         items.extend(
@@ -124,7 +135,7 @@ impl SubnetList {
                 .map(|bad| Subnet::new(bad.key, bad.lease, State::Bad, Some(bad.reason.to_string()))),
         );
         items.sort_by_cached_key(|item| place(&item.key));
-        tell_of_doubles(&mut items);
+        tell_of_doubts(&mut items);
         Self { api_version: API_VERSION, kind: "SubnetList", items }
     }
 
@@ -161,6 +172,7 @@ impl Subnet {
                 .unwrap_or_default(),
             expires_in_seconds: None,
             reservation: lease.is_some_and(Lease::is_reservation),
+            reservation_lost: false,
             state,
             reason,
             mod_revision: lease.map(|lease| lease.mod_revision),
@@ -169,9 +181,11 @@ impl Subnet {
     }
 }
 
+/// Says what is doubtful of leases that are not bad.
+///
 /// Of several leases with one address, packets reach the holder of one. Which one that is, only the holder knows: an
 /// older lease may be its own, left over, or a younger one an impostor's.
-fn tell_of_doubles(items: &mut [Subnet]) {
+fn tell_of_doubts(items: &mut [Subnet]) {
     let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let active = |item: &&Subnet| item.state == State::Active;
     for item in items.iter().filter(active) {
@@ -186,10 +200,60 @@ fn tell_of_doubles(items: &mut [Subnet]) {
                 "public address {ip} is also that of {other}; at most one of the two can be reached"
             ))
         });
-        item.reason = doubled;
+        let lost = item.reservation_lost.then(|| {
+            let (subnets, ips) = (item.subnets.join(","), item.public_ips.join(","));
+            format!(
+                "no longer reserved; make it so again: flanctl subnets reserve {subnets} --public-ip {ips}"
+            )
+        });
+        let doubts: Vec<String> = doubled.into_iter().chain(lost).collect();
+        item.reason = (!doubts.is_empty()).then(|| doubts.join("; "));
     }
 }
 
 fn strings<T: ToString>(values: &PerFamily<T>) -> Vec<String> {
     values.values().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use flan_subnet_lease::{Admission, Caution, Entry, Listing, NetworkConfig, WatchEvent};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_reservation_that_became_an_ordinary_lease_is_noted() {
+        let entry = |key: &str, ip: &str, etcd_lease| Entry {
+            key: key.to_owned(),
+            value: format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#).into_bytes(),
+            create_revision: 1,
+            mod_revision: 1,
+            etcd_lease,
+        };
+        let entries = vec![
+            entry("10.5.7.0-24", "192.168.64.7", Some(1)),
+            entry("10.5.8.0-24", "192.168.64.8", None),
+            entry("10.5.9.0-24", "192.168.64.9", Some(1)),
+        ];
+        let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+        let admission = Admission { config: NetworkConfig::parse(config).unwrap(), own: None };
+        let mut leases = LeaseSet::new(admission, Caution::default());
+        let listing = Listing { entries, revision: 9, cluster_id: 1 };
+        leases.apply(WatchEvent::Listed(listing), Instant::now());
+        let remembered = ["7", "8"].map(|n| Reservation {
+            subnets: format!("10.5.{n}.0/24").parse().unwrap(),
+            public_ips: PerFamily { v4: Some(format!("192.168.64.{n}").parse().unwrap()), v6: None },
+        });
+        let list = SubnetList::new(&leases, &remembered);
+        let lost: Vec<bool> = list.items.iter().map(|item| item.reservation_lost).collect();
+        assert_eq!(lost, [true, false, false]);
+        assert_eq!(
+            list.items[0].reason.as_deref(),
+            Some(
+                "no longer reserved; make it so again: flanctl subnets reserve 10.5.7.0/24 --public-ip 192.168.64.7"
+            )
+        );
+        assert_eq!((list.items[0].state, &list.items[1].reason), (State::Active, &None));
+    }
 }

@@ -31,6 +31,8 @@ pub struct OwnLease {
     pub addresses: BTreeSet<IpAddr>,
     /// MACs of our VXLAN devices.
     pub macs: PerFamily<MacAddr6>,
+    /// Our node id.
+    pub node_id: Option<Box<str>>,
 }
 
 /// What a lease is that is not bad.
@@ -75,20 +77,51 @@ pub enum QuarantineReason {
         subnet_len: u8,
     },
     /// The subnet shares addresses with ours.
-    #[error("overlaps our own subnet {0}")]
-    OverlapsOurs(Subnets),
+    #[error(
+        "it is that of {holder} and overlaps our own subnet {ours}; release one of the two with flanctl subnets release, \
+         and restart fland and Docker there"
+    )]
+    OverlapsOurs {
+        /// Our subnets.
+        ours: Subnets,
+        /// Whose the lease is.
+        holder: String,
+    },
     /// The subnet shares addresses with a lease that was there first.
-    #[error("overlaps the older lease {0}")]
-    Overlaps(Subnets),
+    #[error(
+        "overlaps the older lease {older}; release one of the two with flanctl subnets release, and restart fland and \
+         Docker on its host"
+    )]
+    Overlaps {
+        /// The lease that was there first.
+        older: Subnets,
+    },
     /// No address of the needed family.
     #[error("has no public {0} address")]
     NoPublicAddress(Family),
     /// An address that no packet can be sent to.
     #[error("public address {0} is not a usable host address")]
     UnusablePublicAddress(IpAddr),
+    /// A lease that bears our own address and node id, and is not the one that we hold.
+    #[error(
+        "it is a former lease of this host, which holds {held} now; it ends by itself, or at once with \
+         flanctl subnets release"
+    )]
+    OurFormerLease {
+        /// What we hold.
+        held: Subnets,
+    },
     /// Our own address.
-    #[error("public address {0} is our own")]
-    OurPublicAddress(IpAddr),
+    #[error(
+        "public address {ip} is our own, and the lease is that of {holder}: two machines have one address, or that machine \
+         is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release"
+    )]
+    OurPublicAddress {
+        /// The address.
+        ip: IpAddr,
+        /// Whose the lease is.
+        holder: String,
+    },
     /// An address inside the overlay network: its packets would be wrapped again and again.
     #[error("public address {0} lies inside Network {1}")]
     PublicAddressInOverlay(IpAddr, IpNetwork),
@@ -107,11 +140,26 @@ pub enum QuarantineReason {
     #[error("VTEP MAC {} is not a unicast address", .0.to_string().to_lowercase())]
     UnusableMac(MacAddr6),
     /// Our own MAC.
-    #[error("VTEP MAC {} is our own", .0.to_string().to_lowercase())]
-    OurMac(MacAddr6),
+    #[error(
+        "VTEP MAC {} is our own, and the lease is that of {holder}: one machine is a copy of the other; delete the VXLAN \
+         device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
+        .mac.to_string().to_lowercase()
+    )]
+    OurMac {
+        /// The MAC.
+        mac: MacAddr6,
+        /// Whose the lease is.
+        holder: String,
+    },
     /// The MAC of a peer that was there first: two hosts with one MAC cannot both be reached.
-    #[error("VTEP MAC {} is that of the older lease {older}", .mac.to_string().to_lowercase())]
+    #[error(
+        "VTEP MAC {} of {holder} is that of the older lease {older}: one machine is a copy of the other; delete the VXLAN \
+         device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
+        .mac.to_string().to_lowercase()
+    )]
     MacTaken {
+        /// Whose the lease is.
+        holder: String,
         /// The MAC.
         mac: MacAddr6,
         /// Who had it first.
@@ -136,7 +184,10 @@ impl Admission {
         if self.own.as_ref().is_some_and(|own| own.subnets == lease.subnets) {
             return Ok(Standing::Own);
         }
-        self.check_subnets(&lease.subnets)?;
+        self.check_subnets(lease)?;
+        if self.waits_for_us(lease) {
+            return Ok(Standing::Unclaimed);
+        }
         for (family, _) in self.config.networks() {
             self.check_public_ip(family, lease)?;
         }
@@ -151,7 +202,16 @@ impl Admission {
         Ok(Standing::Peer)
     }
 
-    fn check_subnets(&self, subnets: &Subnets) -> Result<(), QuarantineReason> {
+    /// Whether the lease is a reservation that this host moves to when its agent starts again.
+    fn waits_for_us(&self, lease: &Lease) -> bool {
+        let attributes = &lease.attributes;
+        let says_nothing = attributes.backend.is_none() && attributes.node.id.is_none();
+        let is_for_us = |own: &OwnLease| attributes.public_ips.values().any(|ip| own.addresses.contains(ip));
+        lease.is_reservation() && says_nothing && self.own.as_ref().is_some_and(is_for_us)
+    }
+
+    fn check_subnets(&self, lease: &Lease) -> Result<(), QuarantineReason> {
+        let subnets = &lease.subnets;
         for (family, subnet) in subnets.iter() {
             let Some(pool) = self.config.pools.get(family) else { continue };
             if !encloses(&pool.network(), &subnet) {
@@ -170,7 +230,10 @@ impl Admission {
             });
         }
         match &self.own {
-            Some(own) if own.subnets.overlaps(subnets) => Err(QuarantineReason::OverlapsOurs(own.subnets)),
+            Some(own) if own.subnets.overlaps(subnets) => Err(QuarantineReason::OverlapsOurs {
+                ours: own.subnets,
+                holder: lease.attributes.holder_and_node(),
+            }),
             _ => Ok(()),
         }
     }
@@ -180,8 +243,14 @@ impl Admission {
         if !is_host_address(ip) {
             return Err(QuarantineReason::UnusablePublicAddress(ip));
         }
-        if self.own.as_ref().is_some_and(|own| own.addresses.contains(&ip)) {
-            return Err(QuarantineReason::OurPublicAddress(ip));
+        if let Some(own) = self.own.as_ref().filter(|own| own.addresses.contains(&ip)) {
+            let node_id = &lease.attributes.node.id;
+            return Err(match node_id.is_some() && *node_id == own.node_id {
+                true => QuarantineReason::OurFormerLease { held: own.subnets },
+                false => {
+                    QuarantineReason::OurPublicAddress { ip, holder: lease.attributes.holder_and_node() }
+                }
+            });
         }
         match self.config.networks().find(|(_, network)| network.contains(ip)) {
             Some((_, network)) => Err(QuarantineReason::PublicAddressInOverlay(ip, network)),
@@ -208,7 +277,8 @@ impl Admission {
                 return Err(QuarantineReason::UnusableMac(data.vtep_mac));
             }
             if self.own.as_ref().is_some_and(|own| own.macs.values().any(|mac| *mac == data.vtep_mac)) {
-                return Err(QuarantineReason::OurMac(data.vtep_mac));
+                let holder = attributes.holder_and_node();
+                return Err(QuarantineReason::OurMac { mac: data.vtep_mac, holder });
             }
             if let Some(theirs) = data.vni.filter(|vni| *vni != vxlan.vni) {
                 return Err(QuarantineReason::WrongVni { theirs, ours: vxlan.vni });

@@ -114,6 +114,20 @@ impl LeaseAttributes {
         }
     }
 
+    /// Whether both say the same of the holder, whatever fields there are that only others know.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self { public_ips, backend, data, node, other: _ } = self;
+        (public_ips, backend, data, node) == (&other.public_ips, &other.backend, &other.data, &other.node)
+    }
+
+    /// The holder for people, with what tells its machine from others: `192.168.64.12 (h2), node id 7f3a`.
+    pub fn holder_and_node(&self) -> String {
+        match &self.node.id {
+            Some(id) => format!("{}, node id {id}", self.holder()),
+            None => self.holder(),
+        }
+    }
+
     /// Whether the holder is the host with these addresses and this identity: it shares an address, and where both
     /// sides know a node id, that as well.
     pub fn is_held_by(&self, public_ips: &PerFamily<IpAddr>, node: &NodeIdentity) -> bool {

@@ -13,10 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 use tracing::warn;
 
 use crate::admission::{Admission, QuarantineReason, Standing};
+use crate::family::Family;
 use crate::key::Subnets;
 use crate::lease::Lease;
 use crate::store::{Entry, Listing};
@@ -155,7 +157,7 @@ impl LeaseSet {
     }
 
     /// What became of the peers and of the bad leases since the last call. Applied to what [`LeaseSet::peers`] gave
-    /// then, it gives what it gives now, but for revisions.
+    /// then, it gives what it gives now, but for revisions and fields that only others know.
     pub fn take_changes(&mut self) -> Changes {
         let Self { touched, table, quarantine, .. } = self;
         let peer = |subnets: &Subnets| {
@@ -171,6 +173,21 @@ impl LeaseSet {
             .in_order()
             .filter(|slot| slot.state == State::Good(Standing::Peer))
             .map(|slot| &*slot.lease)
+    }
+
+    /// Leases of peers that share an address with this network, in the order of their subnets. Costs what there are of
+    /// them, whatever the number of peers.
+    pub fn peers_in(&self, network: &IpNetwork) -> Vec<&Lease> {
+        let family = Family::of(network.ip());
+        let mut found: Vec<Id> = Vec::new();
+        if let Some(pool) = self.admission.config.pools.get(family) {
+            self.table.overlapping(family, network, pool.subnet_len(), |id| found.push(id));
+        }
+        let peer = |id| self.table.get(id).filter(|slot| slot.state == State::Good(Standing::Peer));
+        let mut peers: Vec<&Lease> = found.into_iter().filter_map(peer).map(|slot| &*slot.lease).collect();
+        peers.sort_unstable_by_key(|lease| lease.subnets);
+        peers.dedup_by_key(|lease| lease.subnets);
+        peers
     }
 
     /// Number of peers.
@@ -399,6 +416,7 @@ mod tests {
                 subnets: "10.5.1.0/24".parse().unwrap(),
                 addresses: ["192.168.64.11", "203.0.113.11"].map(|ip| ip.parse().unwrap()).into(),
                 macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+                node_id: Some("a".into()),
             }),
         }
     }
@@ -469,8 +487,16 @@ mod tests {
             ("10.6.22.0-24", good(22), "10.6.22.0/24 is outside Network 10.5.0.0/16"),
             ("10.5.128.0-17", good(23), "10.5.128.0/17 is larger than this network's subnets of length /24"),
             ("fd00::-64", good(24), "the network uses IPv4, the lease IPv6"),
-            ("10.5.1.128-25", good(25), "overlaps our own subnet 10.5.1.0/24"),
-            ("10.5.2.128-25", good(26), "overlaps the older lease 10.5.2.0/24"),
+            (
+                "10.5.1.128-25",
+                good(25),
+                "it is that of 192.168.64.25 and overlaps our own subnet 10.5.1.0/24; release one of the two with flanctl subnets release, and restart fland and Docker there",
+            ),
+            (
+                "10.5.2.128-25",
+                good(26),
+                "overlaps the older lease 10.5.2.0/24; release one of the two with flanctl subnets release, and restart fland and Docker on its host",
+            ),
             ("10.5.27.0-24", vxlan("0.0.0.0", "02:00:00:00:01:1b"), "has no public IPv4 address"),
             (
                 "10.5.28.0-24",
@@ -485,17 +511,17 @@ mod tests {
             (
                 "10.5.30.0-24",
                 vxlan("192.168.64.11", "02:00:00:00:01:1e"),
-                "public address 192.168.64.11 is our own",
+                "public address 192.168.64.11 is our own, and the lease is that of 192.168.64.11: two machines have one address, or that machine is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release",
             ),
             (
                 "10.5.39.0-24",
                 vxlan("203.0.113.11", "02:00:00:00:01:27"),
-                "public address 203.0.113.11 is our own",
+                "public address 203.0.113.11 is our own, and the lease is that of 203.0.113.11: two machines have one address, or that machine is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release",
             ),
             (
                 "10.5.40.0-24",
                 vxlan("192.168.64.40", "02:00:00:00:01:0c"),
-                "VTEP MAC 02:00:00:00:01:0c is that of the older lease 10.5.2.0/24",
+                "VTEP MAC 02:00:00:00:01:0c of 192.168.64.40 is that of the older lease 10.5.2.0/24: one machine is a copy of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
             ),
             (
                 "10.5.31.0-24",
@@ -530,7 +556,7 @@ mod tests {
             (
                 "10.5.37.0-24",
                 vxlan("192.168.64.37", "02:00:00:00:00:01"),
-                "VTEP MAC 02:00:00:00:00:01 is our own",
+                "VTEP MAC 02:00:00:00:00:01 is our own, and the lease is that of 192.168.64.37: one machine is a copy of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
             ),
             ("10.5.38.0-24", good(38).replace("\"VNI\":1", "\"VNI\":2"), "VNI is 2, this network's is 1"),
         ];
@@ -568,6 +594,58 @@ mod tests {
         };
         let set = set(vec![reservation]);
         assert_eq!((set.peer_count(), set.unclaimed().count(), set.quarantined().count()), (0, 1, 0));
+    }
+
+    #[test]
+    fn another_lease_with_our_address_is_told_by_whose_it_is() {
+        let signed = |key: &str, node: &str| {
+            let ours = vxlan("192.168.64.11", "02:00:00:00:00:01");
+            let value = ours.replacen('{', &format!(r#"{{"HostName":"h1","NodeID":"{node}","#), 1);
+            entry(key, &value, 5)
+        };
+        let set = set(vec![signed("10.5.8.0-24", "a"), signed("10.5.9.0-24", "b")]);
+        let reasons: Vec<String> = set.quarantined().map(|bad| bad.reason.to_string()).collect();
+        assert_eq!(
+            reasons[0],
+            "it is a former lease of this host, which holds 10.5.1.0/24 now; it ends by itself, or at once with flanctl subnets release"
+        );
+        let named = "public address 192.168.64.11 is our own, and the lease is that of 192.168.64.11 (h1), node id b: ";
+        assert!(reasons[1].starts_with(named), "{reasons:?}");
+    }
+
+    #[test]
+    fn a_reservation_for_us_waits_for_our_next_start() {
+        let reservation = Entry {
+            etcd_lease: None,
+            ..entry("10.5.7.0-24", r#"{"PublicIP":"192.168.64.11","PublicIPv6":null}"#, 9)
+        };
+        let set = set(vec![reservation]);
+        assert_eq!((set.unclaimed().count(), set.quarantined().count()), (1, 0));
+    }
+
+    #[test]
+    fn a_claim_on_a_peers_lease_is_no_change() {
+        let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1)]);
+        set.take_changes();
+        let claimed = good(12).replacen('{', r#"{"Claim":{"PublicIP":"192.168.64.13"},"#, 1);
+        let put = |value: &str| Change::Put(Entry { mod_revision: 9, ..entry("10.5.2.0-24", value, 1) });
+        set.apply(WatchEvent::Changed(vec![put(&claimed)]), Instant::now());
+        assert!(set.take_changes().is_empty());
+        assert!(set.peers().next().unwrap().attributes.claimant().is_some());
+    }
+
+    #[test]
+    fn the_peers_that_share_addresses_with_a_network_are_found() {
+        let set = set((2..9).map(|n| entry(&format!("10.5.{n}.0-24"), &good(n), n.into())).collect());
+        let found = |network: &str| -> Vec<String> {
+            let peers = set.peers_in(&network.parse().unwrap());
+            peers.iter().map(|lease| lease.subnets.to_string()).collect()
+        };
+        assert_eq!(found("10.5.4.0/22"), ["10.5.4.0/24", "10.5.5.0/24", "10.5.6.0/24", "10.5.7.0/24"]);
+        assert_eq!(found("10.5.4.7/32"), ["10.5.4.0/24"]);
+        assert_eq!(found("10.5.1.0/24"), Vec::<String>::new(), "our own is no peer's");
+        assert_eq!(found("192.168.0.0/16"), Vec::<String>::new());
+        assert_eq!(found("fd00::/8"), Vec::<String>::new());
     }
 
     #[test]
@@ -669,6 +747,6 @@ mod tests {
         let oldest = Change::Delete { key: "10.4.1.0-24".to_owned() };
         set.apply(WatchEvent::Changed(vec![oldest]), Instant::now());
         assert_eq!(peers(&set), ["10.4.2.0/24"]);
-        assert!(set.quarantined().all(|bad| bad.reason.to_string().ends_with("older lease 10.4.2.0/24")));
+        assert!(set.quarantined().all(|bad| bad.reason.to_string().contains("older lease 10.4.2.0/24")));
     }
 }

@@ -13,6 +13,7 @@ mod config;
 mod config_error;
 mod family;
 mod fields;
+mod host_network;
 mod keeper;
 mod key;
 mod lease;
@@ -20,20 +21,25 @@ mod lease_set;
 mod store;
 mod store_config;
 mod subnet_pool;
+mod twin;
 mod watch;
 
 pub use admission::{Admission, OwnLease, QuarantineReason, is_host_address};
-pub use allocate::{Exhausted, allocate};
+pub use allocate::{NoSubnet, OverlapPolicy, Situation, allocate};
 pub use backend_config::{BackendConfig, UdpConfig, VxlanConfig, WireguardConfig};
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
 pub use family::{Family, PerFamily};
-pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError};
+pub use host_network::HostNetwork;
+pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
-pub use store::{Cause, Entry, Listing, MemberStatus, Snapshot, Store, StoreError, StoredConfig, Unanswered};
+pub use store::{
+    Cause, Entry, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
+};
 pub use store_config::{Credentials, StoreConfig};
 pub use subnet_pool::SubnetPool;
+pub use twin::Twin;
 pub use watch::{Change, LeaseWatch, WatchEvent};

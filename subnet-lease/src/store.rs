@@ -6,6 +6,7 @@
 mod error;
 mod etcd_lease;
 mod listing;
+mod reservations;
 mod status;
 mod stream;
 mod tls;
@@ -27,6 +28,7 @@ use listing::entry;
 
 pub use error::StoreError;
 pub use listing::{Entry, Listing, Snapshot};
+pub use reservations::Reservation;
 pub use status::MemberStatus;
 pub(crate) use stream::{Watch, WatchMessage};
 pub use unanswered::{Cause, Unanswered};
@@ -181,8 +183,16 @@ impl Store {
     }
 
     async fn commit(&self, key: &str, seen: i64, operation: TxnOp) -> Result<Option<i64>, StoreError> {
-        let transaction =
-            Txn::new().when([Compare::mod_revision(key, CompareOp::Equal, seen)]).and_then([operation]);
+        self.commit_all(vec![unchanged(key, seen)], vec![operation]).await
+    }
+
+    /// Carries out all operations in one revision, which is answered, if what they depend on holds.
+    async fn commit_all(
+        &self,
+        provided: Vec<Compare>,
+        operations: Vec<TxnOp>,
+    ) -> Result<Option<i64>, StoreError> {
+        let transaction = Txn::new().when(provided).and_then(operations);
         let response = self
             .call(|mut client: Client| {
                 let transaction = transaction.clone();
@@ -268,6 +278,11 @@ impl Store {
     fn lock(&self) -> std::sync::MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Whether the last write of a key still is the one at `seen`; 0 stands for "there is no such key".
+fn unchanged(key: &str, seen: i64) -> Compare {
+    Compare::mod_revision(key, CompareOp::Equal, seen)
 }
 
 struct Connection {

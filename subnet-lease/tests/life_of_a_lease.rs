@@ -1,12 +1,13 @@
 //! The life of leases against a store that speaks etcd's protocol, in this process.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
-    Change, Claim, Credentials, Family, Holding, Keeper, LeaseAttributes, LeaseWatch, NetworkConfig, Store,
-    StoreConfig, StoreError, WatchEvent,
+    Change, Claim, Credentials, Family, Holding, HostNetwork, Keeper, LeaseAttributes, LeaseWatch,
+    NetworkConfig, OverlapPolicy, Reservation, Store, StoreConfig, StoreError, Subnets, WatchEvent,
 };
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -57,6 +58,9 @@ fn claim(host: u8, ttl: Duration) -> Claim {
         config: NetworkConfig::parse(CONFIG).expect("a config"),
         attributes,
         previous: None,
+        addresses: BTreeSet::new(),
+        networks: watch::channel(Vec::new()).1,
+        overlap: OverlapPolicy::Refuse,
         ttl,
         renew_margin: None,
     }
@@ -65,6 +69,24 @@ fn claim(host: u8, ttl: Duration) -> Claim {
 async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
     let acquired = Keeper::acquire(site.store(), claim(host, ttl), None, |_| {});
     tokio::time::timeout(LIMIT, acquired).await.expect("in time").0
+}
+
+/// Keeps a lease as an agent does, which looks at its key whenever the watch tells of something.
+fn keep(site: &Site, keeper: Keeper, claim: Claim) -> watch::Receiver<Holding> {
+    let (holding, seen) = watch::channel(keeper.holding());
+    let (sender, mut events) = mpsc::channel(8);
+    tokio::spawn(LeaseWatch::new(site.store()).run(sender));
+    tokio::spawn(async move {
+        let (_attributes, published) = watch::channel(claim.attributes);
+        let suspicion = Notify::new();
+        let looks = async {
+            while events.recv().await.is_some() {
+                suspicion.notify_one();
+            }
+        };
+        tokio::join!(keeper.hold(&suspicion, published, &holding), looks);
+    });
+    seen
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
@@ -113,7 +135,7 @@ async fn a_keeper_takes_back_what_was_deleted_and_keeps_it_beyond_its_time() {
     let site = Site::new().await;
     let keeper = acquire(&site, 1, Duration::from_secs(2)).await;
     let held = keeper.held().clone();
-    let (holding, mut seen) = watch::channel(Holding { lease: held.clone(), problem: None });
+    let (holding, mut seen) = watch::channel(keeper.holding());
     let (_attributes, published) = watch::channel(claim(1, TTL).attributes);
     let suspicion = std::sync::Arc::new(Notify::new());
     let noticed = suspicion.clone();
@@ -146,4 +168,102 @@ async fn a_lease_that_nobody_keeps_ends_with_its_key() {
     };
     within(gone).await;
     assert!(matches!(store.keep_alive(etcd_lease).await, Err(StoreError::LeaseGone(_))));
+}
+
+/// The address that another machine of our node id was heard of at.
+fn twin(holding: &Holding) -> Option<String> {
+    holding.twin.as_ref().map(|sighting| sighting.twin.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_of_it() {
+    let site = Site::new().await;
+    let store = site.store();
+    let cloned = |host: u8, previous| {
+        let mut claim = Claim { previous, ..claim(host, TTL) };
+        claim.attributes.node.id = Some("same".into());
+        claim
+    };
+    let first = Keeper::acquire(store.clone(), cloned(1, None), None, |_| {}).await.0;
+    let held = first.held().clone();
+    let before = store.get(&held.subnets.key()).await.unwrap().unwrap();
+    let mut seen = keep(&site, first, cloned(1, None));
+
+    // Several of them at once, as from one image.
+    let clone = |host: u8| Keeper::acquire(store.clone(), cloned(host, Some(held.subnets)), None, |_| {});
+    let ((second, _), (third, _)) = within(async { tokio::join!(clone(2), clone(3)) }).await;
+    let mut all =
+        [held.subnets, second.held().subnets, third.held().subnets].map(|subnets| subnets.to_string());
+    all.sort();
+    assert_eq!(all, ["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"]);
+    for keeper in [&second, &third] {
+        assert!(
+            twin(&keeper.holding()).is_some_and(|twin| twin.starts_with("192.0.2.")),
+            "{:?}",
+            keeper.holding()
+        );
+    }
+    let heard = within(seen.wait_for(|holding| holding.twin.is_some())).await.unwrap().clone();
+    assert!(["192.0.2.2", "192.0.2.3"].contains(&twin(&heard).unwrap().as_str()), "{heard:?}");
+    assert_eq!(heard.lease.subnets, held.subnets);
+    let unclaimed = async {
+        loop {
+            let after = store.get(&held.subnets.key()).await.unwrap().unwrap();
+            if after.value == before.value {
+                break after;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let after = within(unclaimed).await;
+    assert_eq!((after.etcd_lease, after.create_revision), (before.etcd_lease, before.create_revision));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_networks_cover_all_that_is_free_waits_and_goes_on_when_one_goes() {
+    let site = Site::new().await;
+    let network =
+        |network: &str| HostNetwork { network: network.parse().unwrap(), place: "on eth1".to_owned() };
+    let (networks, known) = watch::channel(vec![network("10.5.0.0/17")]);
+    let (said, mut told) = mpsc::unbounded_channel();
+    let claim = Claim { networks: known, ..claim(1, TTL) };
+    let store = site.store();
+    let acquired = tokio::spawn(async move {
+        Keeper::acquire(store, claim, None, |reason| drop(said.send(reason.to_owned()))).await.0
+    });
+    let reason = within(told.recv()).await.unwrap();
+    assert!(reason.contains("10.5.0.0/17 on eth1") && reason.contains("--subnet-overlap warn"), "{reason}");
+    networks.send_replace(vec![network("10.5.1.0/24"), network("10.5.3.128/25")]);
+    let keeper = within(acquired).await.unwrap();
+    assert_eq!(keeper.held().subnets.to_string(), "10.5.2.0/24");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_is_remembered_and_moves_its_host_only_where_it_replaces_what_is_held() {
+    let site = Site::new().await;
+    let store = site.store();
+    let keeper = acquire(&site, 1, TTL).await;
+    let held = keeper.held().clone();
+    let mut seen = keep(&site, keeper, claim(1, TTL));
+    let free = ["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"].map(|subnet| subnet.parse::<Subnets>().unwrap());
+    let reserved = free.into_iter().find(|subnets| *subnets != held.subnets).unwrap();
+    let reservation = Reservation { subnets: reserved, public_ips: claim(1, TTL).attributes.public_ips };
+
+    let value = reservation.to_json();
+    assert!(store.reserve(&reservation, &value, 0, &[]).await.unwrap().is_some());
+    assert_eq!(store.reservation(&reserved).await.unwrap(), Some(reservation.clone()));
+    assert_eq!(store.reservations().await.unwrap(), std::slice::from_ref(&reservation));
+    // Its key is gone and comes back: there is nothing to move for, unless both happen at once.
+    let present = store.get(&held.subnets.key()).await.unwrap().unwrap();
+    assert_eq!(present.mod_revision, held.mod_revision);
+    let entry = store.get(&reserved.key()).await.unwrap().unwrap();
+    assert!(store.reserve(&reservation, &value, entry.mod_revision, &[&present]).await.unwrap().is_some());
+    let moved = within(seen.wait_for(|holding| holding.lease.subnets == reserved)).await.unwrap().clone();
+    assert_eq!(moved.lease.etcd_lease, None, "it is a reservation still");
+    assert_eq!(store.get(&held.subnets.key()).await.unwrap(), None);
+
+    assert!(store.release(&reserved, moved.lease.mod_revision).await.unwrap());
+    assert_eq!(store.reservation(&reserved).await.unwrap(), None);
+    let back = within(seen.wait_for(|holding| holding.lease.etcd_lease.is_some())).await.unwrap().clone();
+    assert_eq!(back.lease.subnets, reserved, "what is deleted without a reservation is taken back");
 }

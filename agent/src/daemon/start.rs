@@ -7,7 +7,7 @@ use anyhow::Context;
 use flan_backends::{Gateways, LeaseFields};
 use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
-    Admission, Caution, Claim, ConfigError, Holding, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
+    Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
     NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
 };
 use tokio::sync::{Notify, mpsc, watch};
@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::backend::{self, Chosen};
+use super::overlaps::NetworkWatch;
 use super::peers::Unreached;
 use super::underlay::UnderlayWatch;
-use super::{Daemon, Options};
+use super::{Daemon, Options, reservation};
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::interface::{self, External, Held, InterfaceError};
@@ -103,20 +104,34 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
             .map_err(refused)?;
     drop(actual);
 
-    let claim = claim(&args, &config, &external, node, backend.lease_fields(), renew_margin);
+    let previous = previous(&args);
+    let mut networks = NetworkWatch::start(previous).await;
+    let node_id = node.id.clone();
+    let claim = Claim {
+        config: config.clone(),
+        attributes: attributes(&external, node, backend.lease_fields()),
+        previous,
+        addresses: networks.addresses(),
+        networks: networks.subscribe(),
+        overlap: args.subnet_overlap.into(),
+        ttl: args.subnet_lease_ttl,
+        renew_margin,
+    };
     let (attributes, published) = watch::channel(claim.attributes.clone());
     waiting(&status, "a lease");
-    let previous = claim.previous;
     let listing = listing.await.ok().flatten();
-    let (keeper, listing) = Keeper::acquire(store.clone(), claim, listing, |reason| {
+    let acquired = Keeper::acquire(store.clone(), claim, listing, |reason| {
         waiting(&status, &format!("a lease: {reason}"));
-    })
-    .await;
+    });
+    let (keeper, listing) = tokio::select! {
+        acquired = acquired => acquired,
+        never = networks.keep_reading() => match never {},
+    };
     let held = keeper.held().clone();
     if let Some(before) = previous.filter(|before| *before != held.subnets) {
         warn!(%before, now = %held.subnets, "this host has another subnet than before: restart Docker, or containers stay cut off");
     }
-    let own = OwnLease { subnets: held.subnets, addresses: external.own_addresses(), macs };
+    let own = OwnLease { subnets: held.subnets, addresses: external.own_addresses(), macs, node_id };
     status.update(|status| {
         status.backend = backend.name();
         status.mtu = backend.mtu();
@@ -125,12 +140,21 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
 
     waiting(&status, "the list of leases");
     let suspicion = Arc::new(Notify::new());
-    let (holding_sender, holding) = watch::channel(Holding { lease: held.clone(), problem: None });
+    let (holding_sender, holding) = watch::channel(keeper.holding());
+    let twin = keeper.holding().twin;
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
     let noticed = suspicion.clone();
     tokio::spawn(async move { keeper.hold(&noticed, published, &holding_sender).await });
     tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
     tokio::spawn(watch_config(store.clone(), config.clone(), status.clone()));
+    tokio::spawn(reservation::watch(
+        store.clone(),
+        args.store.clone(),
+        holding.clone(),
+        attributes.subscribe(),
+        CONFIG_CHECK,
+        status.clone(),
+    ));
 
     let options = Options {
         subnet_file: args.subnet_file.clone(),
@@ -162,6 +186,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         leases: LeaseSet::new(Admission { config, own: Some(own) }, caution),
         suspicion,
         own_revision: held.mod_revision,
+        networks,
+        twin,
         unreached: Unreached::default(),
         lookout: Lookout::start(status.clone()),
         status,
@@ -265,24 +291,12 @@ fn doubts(config: &NetworkConfig) -> Option<String> {
     Some(texts.join(". Also, ")).filter(|text| !text.is_empty())
 }
 
-fn claim(
-    args: &Args,
-    config: &NetworkConfig,
-    external: &External,
-    node: NodeIdentity,
-    fields: LeaseFields,
-    renew_margin: Option<Duration>,
-) -> Claim {
+/// What peers need to know of us.
+fn attributes(external: &External, node: NodeIdentity, fields: LeaseFields) -> LeaseAttributes {
     let mut attributes =
         LeaseAttributes { public_ips: external.public_ips, node, ..LeaseAttributes::default() };
     fields.fill(&mut attributes);
-    Claim {
-        config: config.clone(),
-        attributes,
-        previous: previous(args),
-        ttl: args.subnet_lease_ttl,
-        renew_margin,
-    }
+    attributes
 }
 
 /// The subnets that the subnet file names.

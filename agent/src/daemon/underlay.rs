@@ -168,7 +168,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             (_, now) => now,
         };
         if let Some(own) = &self.leases.admission().own {
-            self.set_own(OwnLease { subnets: own.subnets, addresses: external.own_addresses(), macs });
+            self.set_own(OwnLease { addresses: external.own_addresses(), macs, ..own.clone() });
         }
         if external.underlay.addresses != self.underlay.external.underlay.addresses {
             self.underlay.store.reconnect();

@@ -44,11 +44,31 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
             format!("{}, then: {error}; what was written stays, --force goes on from there", so_far());
         Failure::new(Failure::from(error).kind, reason)
     })?;
+    if !args.dry_run {
+        copy_reservations(&from, &to).await?;
+    }
     let report = CopyReport::new(&from, &to, revision, args.dry_run, outcome);
     super::print(args.output, &report, || report.text())?;
     match report.changed_meanwhile() {
         0 => Ok(()),
         number => Err(outrun(&to, number)),
+    }
+}
+
+/// Copies what is remembered of reservations, as far as the credentials for both stores allow it.
+async fn copy_reservations(from: &Store, to: &Store) -> Result<(), Failure> {
+    let copied = async {
+        for reservation in from.reservations().await? {
+            to.remember(&reservation).await?;
+        }
+        Ok(())
+    };
+    match copied.await {
+        Err(error @ StoreError::Unauthorised { .. }) => {
+            eprintln!("flanctl: warning: what is remembered of reservations was not copied: {error}");
+            Ok(())
+        }
+        outcome => outcome.map_err(Failure::from),
     }
 }
 

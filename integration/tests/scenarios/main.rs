@@ -5,6 +5,7 @@
 
 mod agent_restarts;
 mod bad_leases;
+mod clones;
 mod command_line;
 mod conflicts;
 mod docker_hosts;
@@ -17,7 +18,9 @@ mod lab_itself;
 mod leaving;
 mod membership;
 mod obstacles;
+mod own_networks;
 mod paper_peer;
+mod reservations;
 mod routed_hosts;
 mod soak;
 mod stage;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use flan_integration::docker::Container;
 use flan_integration::end::End;
 use flan_integration::flannel;
 use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{Bridge, Host, Lab, wait};
+use serde_json::Value;
 
 /// The network config of most stories. Agents choose from below 10.5.100.0; what a story makes up itself lies above.
 pub(crate) const NETWORK: &str =
@@ -17,6 +18,9 @@ pub(crate) const NETWORK: &str =
 /// The same with the packets passing through the agents.
 pub(crate) const NETWORK_OF_UDP: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+
+/// How soon a problem is told of, or its end.
+const PROBLEM_LIMIT: Duration = Duration::from_secs(10);
 
 /// Hosts named h1, h2 and so on, without agents.
 pub(crate) fn bare_hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
@@ -122,4 +126,32 @@ pub(crate) fn two_flannel_hosts(lab: &Lab) -> Result<([Host; 2], [SubnetEnv; 2],
     flannel::add_peer(&hosts[1], &envs[0], &macs[0], hosts[0].address())?;
     on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))?;
     Ok((hosts, envs, macs))
+}
+
+/// Waits until the host's status tells of a problem of this kind whose text contains all of these.
+pub(crate) fn problem(host: &Host, code: &str, parts: &[&str]) -> Result<()> {
+    wait::until(&format!("the problem {code} that names {parts:?}"), PROBLEM_LIMIT, || {
+        let problems = problems(host)?;
+        let text = problems.iter().find(|one| one["code"] == code).map(|one| one["text"].to_string());
+        ensure!(
+            text.is_some_and(|text| parts.iter().all(|part| text.contains(part))),
+            "the problems of {} are {problems:?}",
+            host.name()
+        );
+        Ok(())
+    })
+}
+
+/// Waits until the host's status tells of no problem of this kind.
+pub(crate) fn no_problem(host: &Host, code: &str) -> Result<()> {
+    wait::until(&format!("no problem {code}"), PROBLEM_LIMIT, || {
+        let problems = problems(host)?;
+        ensure!(problems.iter().all(|one| one["code"] != code), "{problems:?}");
+        Ok(())
+    })
+}
+
+fn problems(host: &Host) -> Result<Vec<Value>> {
+    let status = host.status()?;
+    status["problems"].as_array().cloned().context("the status has no list of problems")
 }

@@ -11,6 +11,7 @@ mod kinds;
 mod link;
 mod lookup;
 mod message;
+mod networks;
 mod next_hop;
 mod questions;
 mod snapshot;
@@ -27,6 +28,7 @@ pub use bridges::{Bridge, bridges};
 pub use holder::{Holder, port_holder};
 pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
 pub use kinds::devices_of_our_kinds;
+pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 
 use self::apply::{Hands, Round, TakenIds};
 use self::changes::Changes;

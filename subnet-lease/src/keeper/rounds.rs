@@ -16,6 +16,9 @@ pub(super) enum Looked {
     Mended,
     /// Our key was written, as it is to say something else.
     Published,
+    /// Our key was written, as another machine claimed it. That is no dispute: an objection must come in time, however
+    /// often there is a claim.
+    Objected,
 }
 
 /// What the keeper does next.
@@ -42,15 +45,14 @@ pub(super) struct Rounds {
 
 impl Rounds {
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        let backoff = || Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         Self {
             interval,
             kept: now,
             look: None,
             not_before: now,
-            failures: backoff(),
+            failures: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             mended: None,
-            mendings: backoff(),
+            mendings: Backoff::new(FIRST_WAIT, LONGEST_DISPUTE),
         }
     }
 
@@ -109,6 +111,8 @@ impl Rounds {
     }
 }
 
+/// The longest wait before a key in dispute is mended, before jitter: less than what an objection has time for.
+const LONGEST_DISPUTE: Duration = Duration::from_secs(4);
 /// A key that is altered again within this time after it was mended is in dispute.
 const QUIET: Duration = Duration::from_secs(60);
 /// Keepalives go out three times in the life of a lease, and not later than `margin` before its end.
@@ -118,6 +122,7 @@ pub(super) fn keepalive_interval(ttl: Duration, margin: Option<Duration>) -> Dur
 
 #[cfg(test)]
 mod tests {
+    use super::super::contest::CLAIM_WAIT;
     use super::*;
 
     #[test]
@@ -170,6 +175,18 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_is_objected_to_at_once_however_often_it_comes() {
+        let mut now = Instant::now();
+        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
+        for _ in 0..12 {
+            rounds.suspect(now);
+            assert_eq!(rounds.due(), now);
+            rounds.done(Task::Look, Some(&Looked::Objected), now);
+            now += Duration::from_secs(5);
+        }
+    }
+
+    #[test]
     fn a_key_in_dispute_is_written_less_and_less_often() {
         let mut now = Instant::now();
         let mut rounds = Rounds::new(Duration::from_secs(3600), now);
@@ -181,7 +198,7 @@ mod tests {
             rounds.done(Task::Look, Some(&Looked::Mended), now);
         }
         assert_eq!(waits[0], Duration::ZERO);
-        assert!(waits[11] >= LONGEST_WAIT, "{waits:?}");
+        assert!(waits[11] >= LONGEST_DISPUTE && waits[11] < CLAIM_WAIT, "{waits:?}");
         rounds.suspect(now + QUIET);
         assert_eq!(rounds.due(), now + QUIET);
     }

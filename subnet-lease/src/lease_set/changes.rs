@@ -17,7 +17,8 @@ pub struct Changes {
 }
 
 /// What became of a peer. At least one of the two is there, and if both are, the subnets are the same and the
-/// attributes are not: a lease that was merely renewed is no change.
+/// attributes are not: a lease that was merely renewed is no change, nor is a field that only others know, such as the
+/// claim of another host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerChange {
     /// Its lease as it was; `None` for a new peer.
@@ -81,7 +82,8 @@ impl Touched {
         let peers = peers.into_iter().filter_map(|(subnets, before)| {
             let after = peer(&subnets);
             let same = match (&before, &after) {
-                (Some(before), Some(after)) => before.attributes == after.attributes,
+                // What only others know is nothing that packets depend on.
+                (Some(before), Some(after)) => before.attributes.says_the_same(&after.attributes),
                 (before, after) => before.is_none() && after.is_none(),
             };
             (!same).then_some(PeerChange { before, after })

@@ -84,7 +84,7 @@ impl Taken {
             let (_, last) = span(&subnet);
             let below = (family, [0; 16])..=(family, last.to_be_bytes());
             let older = table.get(*self.subnets.range(below).next_back()?.1)?.lease.subnets;
-            overlap(&older.get(family)?, &subnet).then_some(QuarantineReason::Overlaps(older))
+            overlap(&older.get(family)?, &subnet).then_some(QuarantineReason::Overlaps { older })
         })
     }
 
@@ -94,7 +94,8 @@ impl Taken {
             let older = &table.get(*self.macs.get(&(family, mac.into_array()))?)?.lease;
             // One host may hold two leases for a while; they lead to the same place.
             let same = older.attributes.public_ips.get(family) == lease.attributes.public_ips.get(family);
-            (!same).then_some(QuarantineReason::MacTaken { mac, older: older.subnets })
+            let holder = || lease.attributes.holder_and_node();
+            (!same).then(|| QuarantineReason::MacTaken { holder: holder(), mac, older: older.subnets })
         })
     }
 }

@@ -170,7 +170,13 @@ impl Table {
 
     /// Every lease with a subnet that shares an address with this one; subnets shorter than `shortest` are left out, as
     /// they are bad by themselves. Of two such subnets, one lies inside the other.
-    fn overlapping(&self, family: Family, subnet: &IpNetwork, shortest: u8, mut found: impl FnMut(Id)) {
+    pub(super) fn overlapping(
+        &self,
+        family: Family,
+        subnet: &IpNetwork,
+        shortest: u8,
+        mut found: impl FnMut(Id),
+    ) {
         let (first, last) = span(subnet);
         self.starting(family, first, last, |id, _| found(id));
         for length in shortest..subnet.prefix() {

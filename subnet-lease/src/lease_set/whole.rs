@@ -139,7 +139,7 @@ fn conflict(lease: &Lease, accepted: &[&Lease]) -> Option<QuarantineReason> {
             .filter(|other| other.subnets.get(family).is_some_and(|theirs| overlap(&theirs, &subnet)))
             .max_by_key(|other| start(other));
         if let Some(older) = overlapping {
-            return Some(QuarantineReason::Overlaps(older.subnets));
+            return Some(QuarantineReason::Overlaps { older: older.subnets });
         }
     }
     for (family, _) in lease.subnets.iter() {
@@ -150,7 +150,8 @@ fn conflict(lease: &Lease, accepted: &[&Lease]) -> Option<QuarantineReason> {
                 && other.attributes.vxlan(family).map(|data| data.vtep_mac) == Some(data.vtep_mac)
         });
         if let Some(older) = youngest.filter(|older| older.attributes.public_ips.get(family) != ip) {
-            return Some(QuarantineReason::MacTaken { mac: data.vtep_mac, older: older.subnets });
+            let (holder, mac) = (lease.attributes.holder_and_node(), data.vtep_mac);
+            return Some(QuarantineReason::MacTaken { holder, mac, older: older.subnets });
         }
     }
     None
@@ -310,6 +311,7 @@ fn admission(config: &str, own: usize) -> Admission {
             subnets: subnets.parse().unwrap(),
             addresses: [address("192.168.64.11"), address("fd64::11")].into(),
             macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            node_id: None,
         }),
     }
 }

@@ -79,9 +79,14 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`], among them a compaction between two pages.
     pub async fn list(&self) -> Result<Listing, StoreError> {
-        let prefix = self.subnets_prefix();
+        self.list_below(&self.subnets_prefix()).await
+    }
+
+    /// Every key below a prefix, which ends with `/`, at one revision, read page by page.
+    pub(super) async fn list_below(&self, prefix: &str) -> Result<Listing, StoreError> {
         let mut listing = Listing::default();
-        let mut page = Page { from: prefix.clone().into_bytes(), limit: FIRST_PAGE, revision: 0 };
+        let (from, end) = (prefix.as_bytes().to_vec(), prefix_end(prefix));
+        let mut page = Page { from, end, limit: FIRST_PAGE, revision: 0 };
         let mut response = self.page(&mut page).await?;
         if let Some(header) = response.header() {
             (listing.revision, listing.cluster_id) = (header.revision(), header.cluster_id());
@@ -91,7 +96,7 @@ impl Store {
             let more = response.more();
             let found = response.take_kvs();
             let Some(last) = found.last().filter(|_| more) else {
-                listing.entries.extend(found.into_iter().filter_map(|kv| entry(&prefix, kv)));
+                listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
                 return Ok(listing);
             };
             page.from = [last.key(), &[0]].concat();
@@ -100,7 +105,7 @@ impl Store {
             page.limit = i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, MOST_IN_PAGE);
             // The store gathers the next page while this one is taken apart.
             let (next, ()) = tokio::join!(biased; self.page(&mut page), async {
-                listing.entries.extend(found.into_iter().filter_map(|kv| entry(&prefix, kv)));
+                listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
             });
             response = next?;
         }
@@ -108,12 +113,11 @@ impl Store {
 
     /// One page of the list, of fewer keys where they are too large.
     async fn page(&self, page: &mut Page) -> Result<GetResponse, StoreError> {
-        let end = prefix_end(&self.subnets_prefix());
         loop {
             let response = self
                 .call(|mut client: Client| {
                     let options = GetOptions::new()
-                        .with_range(end.clone())
+                        .with_range(page.end.clone())
                         .with_limit(page.limit)
                         .with_revision(page.revision);
                     let from = page.from.clone();
@@ -136,6 +140,8 @@ impl Store {
 /// Which keys to ask for.
 struct Page {
     from: Vec<u8>,
+    /// The first key behind them.
+    end: Vec<u8>,
     limit: i64,
     /// 0 for the present.
     revision: i64,

@@ -1,0 +1,104 @@
+//! Another machine with our node id: it claimed our lease, or objected when we claimed its.
+
+use std::time::Duration;
+
+use flan_kernel::{Firewall, Kernel};
+use flan_subnet_lease::{Lease, OwnLease, Sighting};
+use tokio::time::Instant;
+
+use super::Daemon;
+use crate::problem::Code;
+
+/// How long a machine that was heard of and holds no lease is taken for one that will hold one.
+const GRACE: Duration = Duration::from_secs(120);
+
+impl<K: Kernel, F: Firewall> Daemon<K, F> {
+    /// Says whether another machine with our node id is still about.
+    pub(super) fn look_for_clones(&mut self, now: Instant) {
+        let Some(own) = &self.leases.admission().own else { return };
+        let wrong = self.twin.as_ref().and_then(|sighting| {
+            is_about(sighting, own, self.leases.readable(), now).then(|| {
+                format!(
+                    "another machine, {}, has the node id of this one: one is a clone of the other. This host holds {}; \
+                     set --node-id (FLAND_NODE_ID), or make another /etc/machine-id, on one of the two, and restart fland \
+                     there",
+                    sighting.twin, own.subnets
+                )
+            })
+        });
+        if wrong.is_none() {
+            self.twin = None;
+        }
+        self.status.report(Code::Clone, wrong);
+    }
+}
+
+/// Whether the machine still has our node id, as far as the leases tell: it holds one that bears it, and none that bears
+/// another.
+fn is_about<'a>(
+    sighting: &Sighting,
+    own: &OwnLease,
+    leases: impl Iterator<Item = &'a Lease>,
+    now: Instant,
+) -> bool {
+    let theirs = &sighting.twin.public_ips;
+    if theirs.values().any(|ip| own.addresses.contains(ip)) {
+        return false; // that was this host itself, before it was restarted
+    }
+    let mut held = leases
+        .filter(|lease| lease.attributes.public_ips.iter().any(|(family, ip)| theirs.get(family) == Some(ip)))
+        .filter_map(|lease| lease.attributes.node.id.as_ref())
+        .map(|id| Some(id) == own.node_id.as_ref())
+        .peekable();
+    match held.peek() {
+        None => now < sighting.at + GRACE,
+        Some(_) => held.all(|same| same),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flan_subnet_lease::{Entry, PerFamily, Twin};
+
+    use super::*;
+
+    fn lease(subnet: &str, ip: &str, node_id: &str) -> Lease {
+        let value = format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"NodeID":"{node_id}"}}"#);
+        Lease::from_entry(&Entry {
+            key: format!("{subnet}-24"),
+            value: value.into_bytes(),
+            create_revision: 1,
+            mod_revision: 1,
+            etcd_lease: Some(7),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_clone_is_about_until_its_lease_bears_another_node_id() {
+        let start = Instant::now();
+        let twin = Twin {
+            public_ips: PerFamily { v4: Some("192.168.64.12".parse().unwrap()), v6: None },
+            host: None,
+        };
+        let sighting = Sighting { twin, at: start };
+        let own = OwnLease {
+            subnets: "10.5.3.0/24".parse().unwrap(),
+            addresses: ["192.168.64.11".parse().unwrap()].into(),
+            macs: PerFamily::default(),
+            node_id: Some("a".into()),
+        };
+        let ours = lease("10.5.3.0", "192.168.64.11", "a");
+        let is_about =
+            |others: &[Lease], now| super::is_about(&sighting, &own, others.iter().chain([&ours]), now);
+        // It may have no subnet yet, or have been ended by whoever read the log.
+        assert!(is_about(&[], start) && !is_about(&[], start + GRACE));
+        let cloned = lease("10.5.4.0", "192.168.64.12", "a");
+        assert!(is_about(std::slice::from_ref(&cloned), start + 10 * GRACE));
+        // With a node id of its own it takes another subnet; the first one's lease ends by itself.
+        assert!(!is_about(&[cloned, lease("10.5.5.0", "192.168.64.12", "b")], start));
+        // The address was this host's own, before it changed.
+        let moved = OwnLease { addresses: ["192.168.64.12".parse().unwrap()].into(), ..own.clone() };
+        assert!(!super::is_about(&sighting, &moved, [].iter(), start));
+    }
+}

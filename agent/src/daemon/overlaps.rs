@@ -1,0 +1,258 @@
+//! Subnets of the overlay that share addresses with this host's own networks: ours, and the peers'.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flan_kernel::{Firewall, Kernel, KernelError};
+use flan_subnet_lease::{HostNetwork, LeaseSet, Subnets};
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::{Daemon, sooner};
+use crate::host_networks::{self, HostNetworks};
+use crate::problem::Code;
+
+/// Peers that a problem names.
+const SHOWN: usize = 3;
+/// How often the host's networks are read while the host waits for a lease.
+const WHILE_WAITING: Duration = Duration::from_secs(5);
+/// Changes of addresses within this time lead to one reading.
+const DEBOUNCE: Duration = Duration::from_secs(1);
+
+/// The host's networks as they change.
+pub(super) struct NetworkWatch {
+    read: HostNetworks,
+    reading: Option<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
+    due: Option<Instant>,
+    /// Our own subnets, or those that we held before: what containers have in them is not the host's.
+    own: Option<Subnets>,
+    /// Those that subnets must not overlap, for the keeper, who may need another subnet.
+    foreign: watch::Sender<Vec<HostNetwork>>,
+}
+
+impl NetworkWatch {
+    /// Reads them for the first time; a kernel that does not answer leaves them unknown.
+    pub(super) async fn start(own: Option<Subnets>) -> Self {
+        let mut watch = Self {
+            read: HostNetworks::default(),
+            reading: None,
+            due: None,
+            own,
+            foreign: watch::Sender::new(Vec::new()),
+        };
+        watch.read();
+        watch.next().await;
+        watch
+    }
+
+    /// Reads them again and again, for as long as nobody is told of changes.
+    pub(super) async fn keep_reading(&mut self) -> Infallible {
+        loop {
+            tokio::time::sleep(WHILE_WAITING).await;
+            self.read();
+            self.next().await;
+        }
+    }
+
+    /// All addresses of this host at the last reading.
+    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.read.addresses()
+    }
+
+    /// The networks that subnets must not overlap.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Vec<HostNetwork>> {
+        self.foreign.subscribe()
+    }
+
+    /// Begins to read them, unless that is being done.
+    pub(super) fn read(&mut self) {
+        self.due = None;
+        if self.reading.is_none() {
+            self.reading = Some(Box::pin(HostNetworks::read()));
+        }
+    }
+
+    /// Reads them in a moment, in which more may change.
+    pub(super) fn read_soon(&mut self) {
+        sooner(&mut self.due, DEBOUNCE);
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Waits until they have been read. Cancel-safe.
+    pub(super) async fn next(&mut self) {
+        let Some(reading) = &mut self.reading else { return std::future::pending().await };
+        let read = reading.await;
+        self.reading = None;
+        match read {
+            Ok(read) => self.read = read,
+            // The reconciler tells of a kernel that does not answer.
+            Err(reason) => {
+                debug!(%reason, "cannot read this host's networks; taking them for what they were");
+            }
+        }
+        self.sort_out();
+    }
+
+    /// Tells them from those of the containers.
+    fn sort_out(&self) {
+        let foreign = self.read.foreign(self.own.as_ref());
+        self.foreign.send_if_modified(|known| std::mem::replace(known, foreign.clone()) != foreign);
+    }
+}
+
+impl<K: Kernel, F: Firewall> Daemon<K, F> {
+    /// Says which subnets share addresses with this host's networks. Costs the same whatever the number of peers.
+    pub(super) fn look_at_overlaps(&mut self) {
+        let own = self.leases.admission().own.as_ref().map(|own| own.subnets);
+        if self.networks.own != own {
+            self.networks.own = own;
+            self.networks.sort_out();
+        }
+        let foreign = self.networks.foreign.borrow();
+        self.status.report(Code::SubnetOverlap, of_ours(&self.leases, &foreign));
+        self.status.report(Code::PeerOverlap, of_peers(&self.leases, &foreign));
+    }
+}
+
+/// What is wrong with our own subnet, and with networks that leave no subnet clear.
+fn of_ours(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
+    let admission = leases.admission();
+    let own = admission.own.as_ref()?;
+    let mut texts = Vec::new();
+    for host in foreign {
+        let overlay =
+            admission.config.networks().find(|(_, net)| host_networks::encloses(&host.network, net));
+        if let Some((_, overlay)) = overlay {
+            texts.push(host_networks::enclosing(host, &overlay));
+        } else if let Some((_, subnet)) =
+            own.subnets.iter().find(|(_, subnet)| host_networks::overlap(&host.network, subnet))
+        {
+            texts.push(format!(
+                "this host's subnet {subnet} overlaps its network {host}: one of the two cannot be reached from here; change \
+                 that network, or have another subnet leased: stop fland, run flanctl subnets release {subnet}, remove the \
+                 subnet file, and start fland and then Docker again"
+            ));
+        }
+    }
+    (!texts.is_empty()).then(|| texts.join("; "))
+}
+
+/// What is wrong with peers' subnets.
+fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
+    let (mut text, mut count) = (String::new(), 0);
+    let config = &leases.admission().config;
+    // One that encloses the overlay overlaps all peers, and is told of once.
+    let avoidable = |host: &&HostNetwork| {
+        !config.networks().any(|(_, overlay)| host_networks::encloses(&host.network, &overlay))
+    };
+    for host in foreign.iter().filter(avoidable) {
+        for peer in leases.peers_in(&host.network) {
+            count += 1;
+            if count <= SHOWN {
+                let between = if count == 1 { "" } else { ", " };
+                let _ = write!(
+                    text,
+                    "{between}subnet {} of {} overlaps {host}",
+                    peer.subnets,
+                    peer.attributes.holder()
+                );
+            }
+        }
+    }
+    if count > SHOWN {
+        let _ = write!(text, " and {} more", count - SHOWN);
+    }
+    let advice = "containers there or that network cannot be reached from here; change that network, or give the peer \
+                  another subnet with flanctl subnets reserve";
+    (count > 0).then(|| format!("a peer's subnet overlaps a network of this host: {text}; {advice}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use flan_subnet_lease::{
+        Admission, Caution, Entry, Listing, NetworkConfig, OwnLease, PerFamily, WatchEvent,
+    };
+
+    use super::*;
+
+    fn leases(peers: std::ops::Range<u32>) -> LeaseSet {
+        let config =
+            NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw"}}"#).unwrap();
+        let own = OwnLease {
+            subnets: "10.0.1.0/24".parse().unwrap(),
+            addresses: BTreeSet::new(),
+            macs: PerFamily::default(),
+            node_id: None,
+        };
+        let entry = |n: u32| {
+            Entry {
+            key: format!("10.{}.{}.0-24", n >> 8, n & 255),
+            value: format!(
+                r#"{{"PublicIP":"192.168.{}.{}","PublicIPv6":null,"BackendType":"host-gw","HostName":"h{n}"}}"#,
+                n >> 8,
+                n & 255
+            )
+            .into_bytes(),
+            create_revision: n.into(),
+            mod_revision: n.into(),
+            etcd_lease: Some(7),
+        }
+        };
+        let mut leases = LeaseSet::new(Admission { config, own: Some(own) }, Caution::default());
+        let listing = Listing { entries: peers.map(entry).collect(), revision: 1, cluster_id: 1 };
+        leases.apply(WatchEvent::Listed(listing), Instant::now());
+        leases
+    }
+
+    fn host(network: &str) -> HostNetwork {
+        HostNetwork { network: network.parse().unwrap(), place: "on eth1".to_owned() }
+    }
+
+    #[test]
+    fn our_own_subnet_in_a_network_of_the_host_is_named_with_the_device() {
+        let leases = leases(2..4);
+        assert_eq!(of_ours(&leases, &[host("10.0.7.0/24"), host("192.168.0.0/16")]), None);
+        let text = of_ours(&leases, &[host("10.0.1.128/25")]).unwrap();
+        assert!(
+            text.starts_with("this host's subnet 10.0.1.0/24 overlaps its network 10.0.1.128/25 on eth1: "),
+            "{text}"
+        );
+        let text = of_ours(&leases, &[host("10.0.0.0/8")]).unwrap();
+        assert!(text.contains("10.0.0.0/8 on eth1 encloses the overlay network 10.0.0.0/8"), "{text}");
+        assert_eq!(of_peers(&leases, &[host("10.0.0.0/8")]), None);
+    }
+
+    #[test]
+    fn of_peers_in_networks_of_the_host_the_first_are_named_and_all_are_counted() {
+        let leases = leases(2..300);
+        assert_eq!(of_peers(&leases, &[host("10.0.1.0/24"), host("192.168.0.0/16")]), None);
+        let text = of_peers(&leases, &[host("10.0.7.0/25")]).unwrap();
+        assert!(
+            text.contains("subnet 10.0.7.0/24 of 192.168.0.7 (h7) overlaps 10.0.7.0/25 on eth1; "),
+            "{text}"
+        );
+        let text = of_peers(&leases, &[host("10.0.16.0/20")]).unwrap();
+        assert!(text.contains("h18) overlaps 10.0.16.0/20 on eth1 and 13 more; "), "{text}");
+    }
+
+    /// However many peers there are, only those in the network are looked at: a walk over all would take many seconds.
+    #[test]
+    fn a_thousand_networks_beside_fifty_thousand_peers_are_judged_at_once() {
+        let leases = leases(2..50_000);
+        let networks: Vec<HostNetwork> = (0..1000u32)
+            .map(|n| host(&format!("10.{}.{}.0/24", 200 + (n >> 8), n & 255)))
+            .chain([host("10.0.9.0/24")])
+            .collect();
+        let started = std::time::Instant::now();
+        assert!(of_peers(&leases, &networks).is_some());
+        assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    }
+}

@@ -1,0 +1,78 @@
+//! Whether our lease is still the reservation that somebody made of it.
+
+use std::time::Duration;
+
+use flan_subnet_lease::{Holding, LeaseAttributes, Reservation, Store};
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::problem::Code;
+use crate::status::SharedStatus;
+use crate::store_args::StoreArgs;
+
+/// Compares our lease with what is remembered of a reservation, at once, then every `interval` and whenever our lease
+/// changes. Ends with the keeper of the lease.
+pub(super) async fn watch(
+    store: Store,
+    flags: StoreArgs,
+    mut holding: watch::Receiver<Holding>,
+    attributes: watch::Receiver<LeaseAttributes>,
+    interval: Duration,
+    status: SharedStatus,
+) {
+    loop {
+        let lease = holding.borrow_and_update().lease.clone();
+        match store.reservation(&lease.subnets).await {
+            Ok(found) => {
+                let ours = attributes.borrow().clone();
+                let lost = found.filter(|reservation| reservation.is_lost_in(&ours, lease.etcd_lease));
+                status.report(Code::ReservationLost, lost.map(|reservation| lost_text(&reservation, &flags)));
+            }
+            // A store that cannot be reached is told of by the watch on the leases, and one may do without the right to
+            // read these keys.
+            Err(reason) => debug!(%reason, "cannot read what is remembered of reservations"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            changed = holding.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn lost_text(reservation: &Reservation, flags: &StoreArgs) -> String {
+    let Reservation { subnets, public_ips } = reservation;
+    let ips: Vec<String> = public_ips.values().map(ToString::to_string).collect();
+    format!(
+        "the reservation of {subnets} for this host became an ordinary lease, as under flanneld: it ends when this host is \
+         away for as long as a lease lasts; make it a reservation again with: flanctl{} subnets reserve {subnets} \
+         --public-ip {}",
+        flags.as_typed(),
+        ips.join(",")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use flan_subnet_lease::PerFamily;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Sample {
+        #[command(flatten)]
+        store: StoreArgs,
+    }
+
+    #[test]
+    fn the_command_that_reserves_again_is_told_in_full() {
+        let reservation = Reservation {
+            subnets: "10.5.77.0/24".parse().unwrap(),
+            public_ips: PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: None },
+        };
+        let flags = Sample::parse_from(["fland", "--etcd-endpoints", "http://10.0.0.2:2379"]).store;
+        let text = lost_text(&reservation, &flags);
+        let command = "flanctl --etcd-endpoints http://10.0.0.2:2379 subnets reserve 10.5.77.0/24 --public-ip 192.168.64.11";
+        assert!(text.ends_with(command), "{text}");
+    }
+}

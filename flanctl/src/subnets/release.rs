@@ -1,0 +1,102 @@
+//! `flanctl subnets release`: deletes a lease, and says so only if it stays deleted.
+
+use std::time::Duration;
+
+use flan_subnet_lease::{Entry, Lease, LeaseAttributes, Store, StoreError, Subnets};
+use tokio::time::Instant;
+
+use super::{changed_meanwhile, named};
+use crate::confirm::confirmed;
+use crate::failure::{Failure, Kind};
+use crate::output::{self, printable};
+
+/// An agent that is alive takes its lease back within milliseconds; with tens of thousands of leases, within a second.
+const COMES_BACK: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Deletes a lease.
+pub(crate) async fn release(store: &Store, text: &str, yes: bool) -> Result<(), Failure> {
+    let key = key_of(store, text).await?;
+    let Some(entry) = store.get(&key).await? else { return forget(store, &key).await };
+    let question = match LeaseAttributes::from_json(&entry.value) {
+        Ok(attributes) => format!(", held by {}? Its containers lose the other hosts.", attributes.holder()),
+        Err(reason) => format!(", with an {reason}?"),
+    };
+    if !yes && !confirmed(&format!("Release {key}{question} [y/N] "))? {
+        return Err(Failure::new(Kind::Refused, "nothing was released"));
+    }
+    if !delete(store, &entry).await? {
+        return Err(changed_meanwhile(&key));
+    }
+    let shown = key.parse::<Subnets>().map_or_else(|_| printable(&key), |subnets| subnets.to_string());
+    if let Ok(before) = Lease::from_entry(&entry)
+        && super::is_claimed(&before)
+        && let Some(after) = back(store, &key).await?
+    {
+        return match after.attributes.is_held_by(&before.attributes.public_ips, &before.attributes.node) {
+            true => Err(Failure::new(Kind::Refused, taken_back(&shown, &before, &after))),
+            false => output::print(&format!("released {shown}; {} leased it", after.attributes.holder())),
+        };
+    }
+    output::print(&format!("released {shown}"))
+}
+
+async fn key_of(store: &Store, text: &str) -> Result<String, Failure> {
+    if let Ok(subnets) = text.parse::<Subnets>() {
+        return Ok(subnets.key());
+    }
+    let listing = store.list().await?;
+    let hosts: Vec<Option<Box<str>>> = listing
+        .entries
+        .iter()
+        .map(|entry| LeaseAttributes::from_json(&entry.value).ok().and_then(|said| said.node.host))
+        .collect();
+    let known = listing.entries.iter().zip(&hosts);
+    named::key(store, text, known.map(|(entry, host)| (entry.key.as_str(), host.as_deref())))
+}
+
+/// Without a lease there may still be what is remembered of a reservation.
+async fn forget(store: &Store, key: &str) -> Result<(), Failure> {
+    let Ok(subnets) = key.parse::<Subnets>() else { return Err(named::no_lease(store, key)) };
+    if super::remembered(store.reservation(&subnets).await)?.is_none() || !store.release(&subnets, 0).await? {
+        return Err(named::no_lease(store, key));
+    }
+    output::print(&format!("{subnets} had no lease any more; its reservation is forgotten"))
+}
+
+/// Deletes a lease as it was seen, and what is remembered of a reservation, where these credentials may do that.
+async fn delete(store: &Store, entry: &Entry) -> Result<bool, StoreError> {
+    if let Ok(subnets) = Subnets::from_key(&entry.key) {
+        match store.release(&subnets, entry.mod_revision).await {
+            Err(StoreError::Unauthorised { .. }) => {}
+            done => return done,
+        }
+    }
+    store.delete(&entry.key, entry.mod_revision).await
+}
+
+/// The lease under the same key, if one comes.
+async fn back(store: &Store, key: &str) -> Result<Option<Lease>, StoreError> {
+    let until = Instant::now() + COMES_BACK;
+    loop {
+        if let Some(entry) = store.get(key).await? {
+            return Ok(Lease::from_entry(&entry).ok());
+        }
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn taken_back(shown: &str, before: &Lease, after: &Lease) -> String {
+    let holder = after.attributes.holder();
+    let what = match before.is_reservation() {
+        true => format!(
+            "{shown} is no longer reserved, but the agent of {holder} is alive and holds it as an ordinary lease now"
+        ),
+        false => format!("{shown} is not free: the agent of {holder} is alive and took it back at once"),
+    };
+    format!("{what}; to free it, stop fland there first (systemctl stop fland), then release it again")
+}

@@ -1,0 +1,167 @@
+//! The networks that this host has addresses in or routes to, whoever made them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+
+use super::entry::{self, RawRoute, RawTarget};
+use super::message::{self, RouteFilter};
+use super::questions::link_entry;
+use super::snapshot::{link_name, without_family};
+use super::socket::Socket;
+use crate::KernelError;
+use crate::state::{LinkName, ROUTE_PROTOCOL};
+
+/// A network that this host has something to do with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNetwork {
+    /// The destination of a route, or an address of the host with the prefix length of its network.
+    pub network: IpNetwork,
+    /// The device that has the address or that the route leads to; `None` for a route to none or to several.
+    pub link: Option<LinkName>,
+    /// What kind of device that is.
+    pub device: DeviceKind,
+    /// How the network is known.
+    pub origin: Origin,
+}
+
+/// What a device is, as far as it tells containers' networks from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceKind {
+    /// A bridge.
+    Bridge,
+    /// One end of a pair, whose other end may be in a container.
+    Veth,
+    /// Anything else, also none.
+    Other,
+}
+
+/// How a network is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The host has an address in it.
+    Address,
+    /// There is a route to it in the main table.
+    Route {
+        /// The next hop.
+        gateway: Option<IpAddr>,
+    },
+}
+
+/// All networks that this host has addresses in, and all that the main table has routes to: without default routes, those
+/// that the kernel makes for addresses, and those with [`ROUTE_PROTOCOL`]. Reads everything once, beside whatever
+/// else is done. Must be called in a tokio runtime.
+///
+/// # Errors
+/// If the netlink socket cannot be opened or does not answer.
+pub async fn host_networks() -> Result<Vec<HostNetwork>, KernelError> {
+    // Opened here, in the network namespace of the caller: that of the thread that reads may be another.
+    let socket = Socket::open();
+    let read = move || read(&mut socket?);
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| KernelError::Message(format!("reading the host's networks: {error}")))?
+}
+
+/// Name and kind of each device, by index.
+type Devices = BTreeMap<u32, (LinkName, DeviceKind)>;
+
+fn read(socket: &mut Socket) -> Result<Vec<HostNetwork>, KernelError> {
+    let devices: Devices = socket.dump(&message::dump_links(), Devices::new, |found, body| {
+        found.extend(link_entry(body).and_then(|link| Some((link.header.index, named(&link)?))));
+    })?;
+    let mut networks = socket.dump(&message::dump_addresses(0), Vec::new, |found, body| {
+        found.extend(entry::address(body).map(|(index, network)| {
+            let (link, device) = device(&devices, Some(index));
+            HostNetwork { network, link, device, origin: Origin::Address }
+        }));
+    })?;
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let routes = socket.dump(&message::dump_routes(family, RouteFilter::All), Vec::new, |found, body| {
+            // There may be tens of thousands of our own.
+            let of_others = entry::route_protocol(body) != Some(ROUTE_PROTOCOL);
+            if of_others && body.first().copied() == Some(u8::from(family)) {
+                found.extend(RawRoute::read(body).and_then(|route| network_of(&route, &devices)));
+            }
+        });
+        networks.extend(without_family(routes)?);
+    }
+    Ok(networks)
+}
+
+fn named(link: &LinkMessage) -> Option<(LinkName, DeviceKind)> {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let kind = infos.flatten().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(DeviceKind::Bridge),
+        LinkInfo::Kind(InfoKind::Veth) => Some(DeviceKind::Veth),
+        _ => None,
+    });
+    Some((link_name(link).ok()?, kind.unwrap_or(DeviceKind::Other)))
+}
+
+/// What a route of somebody else says of the host's networks.
+fn network_of(route: &RawRoute, devices: &Devices) -> Option<HostNetwork> {
+    if route.is_default() || route.is_by_kernel() {
+        return None;
+    }
+    let (index, gateway) = match route.target {
+        RawTarget::Device { index, gateway, .. } => (Some(index), gateway),
+        RawTarget::NextHop { index, .. } => (index, None),
+        RawTarget::Blackhole | RawTarget::Several | RawTarget::Other(_) => (None, None),
+    };
+    let (link, device) = device(devices, index);
+    Some(HostNetwork { network: route.key.destination, link, device, origin: Origin::Route { gateway } })
+}
+
+/// Name and kind of a device, as far as it is known.
+fn device(devices: &Devices, index: Option<u32>) -> (Option<LinkName>, DeviceKind) {
+    match index.and_then(|index| devices.get(&index)) {
+        Some((name, kind)) => (Some(*name), *kind),
+        None => (None, DeviceKind::Other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::RouteKey;
+
+    fn route(destination: &str, protocol: u8, target: RawTarget) -> RawRoute {
+        RawRoute { key: RouteKey { destination: destination.parse().unwrap(), metric: 0 }, protocol, target }
+    }
+
+    #[test]
+    fn a_route_is_a_network_unless_it_is_a_default_one_or_the_kernels_own() {
+        let devices = Devices::from([(2, ("eth1".parse().unwrap(), DeviceKind::Other))]);
+        let gateway: Option<IpAddr> = Some("192.168.64.1".parse().unwrap());
+        let via = RawTarget::Device { index: 2, gateway, onlink: false };
+        let found = |destination, protocol| network_of(&route(destination, protocol, via), &devices);
+        assert_eq!(
+            found("10.5.3.0/24", libc::RTPROT_STATIC),
+            Some(HostNetwork {
+                network: "10.5.3.0/24".parse().unwrap(),
+                link: Some("eth1".parse().unwrap()),
+                device: DeviceKind::Other,
+                origin: Origin::Route { gateway },
+            })
+        );
+        assert_eq!(found("0.0.0.0/0", libc::RTPROT_STATIC), None);
+        assert_eq!(found("10.5.3.0/24", libc::RTPROT_KERNEL), None);
+        let blackhole = route("10.5.3.0/24", libc::RTPROT_STATIC, RawTarget::Blackhole);
+        assert_eq!(network_of(&blackhole, &devices).unwrap().link, None);
+    }
+
+    #[tokio::test]
+    async fn the_networks_of_this_host_are_read_without_any_right() {
+        let networks = host_networks().await.unwrap();
+        let loopback = networks.iter().find(|network| network.network.ip().is_loopback());
+        // A network namespace whose lo is down has none.
+        assert!(loopback.is_none_or(|lo| lo.link.is_some() && lo.origin == Origin::Address), "{networks:?}");
+    }
+}

@@ -1,0 +1,21 @@
+//! The host's own networks, which containers and the host itself shall go on reaching.
+
+use std::fmt;
+
+use ipnetwork::IpNetwork;
+
+/// A network that this host has an address in or a route to, and that has nothing to do with the overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNetwork {
+    /// The network, or an address of the host with the network's prefix length.
+    pub network: IpNetwork,
+    /// Where it is: `on eth1`, `via 192.168.64.1 dev eth0`.
+    pub place: String,
+}
+
+impl fmt::Display for HostNetwork {
+    /// `172.26.0.0/16 on eth1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} {}", self.network.network(), self.network.prefix(), self.place)
+    }
+}

@@ -1,0 +1,213 @@
+//! Asking the holder of a lease that bears our node id whether it lives, before its subnet is taken.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Claim, KeeperError};
+use crate::key::Subnets;
+use crate::lease::{Lease, LeaseAttributes};
+use crate::store::{Entry, Store};
+use crate::twin::Twin;
+
+/// How long the holder of a lease has for objecting to a claim. One that lives and sees the store objects within
+/// milliseconds; one whose connection broke needs a moment to find that out.
+pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(10);
+/// How often the claim is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What is known, at the start of a host, of a holder that bears its node id.
+#[derive(Debug, Default)]
+pub(super) struct Contest {
+    /// The lease whose holder lives: it is not asked again.
+    lost: Option<(Subnets, Twin)>,
+}
+
+impl Contest {
+    /// Whether the lease may still become ours.
+    pub(super) fn is_open(&self, subnets: &Subnets) -> bool {
+        self.lost.as_ref().is_none_or(|(lost, _)| lost != subnets)
+    }
+
+    /// As it is once the holder of these subnets has answered.
+    #[cfg(test)]
+    pub(super) fn lost(subnets: Subnets) -> Self {
+        Self { lost: Some((subnets, Twin::default())) }
+    }
+
+    /// The machine that lives, and has our node id.
+    pub(super) fn twin(self) -> Option<Twin> {
+        self.lost.map(|(_, twin)| twin)
+    }
+
+    /// Claims the lease, and waits for an objection. Answers the entry to take over, or `None` where all is to be looked at
+    /// again: the holder lives, or the lease is gone or another's by now.
+    ///
+    /// # Errors
+    /// When the store fails; then nothing is known of the holder.
+    pub(super) async fn run(
+        &mut self,
+        store: &Store,
+        claim: &Claim,
+        lease: &Lease,
+        entry: &Entry,
+        waits: &impl Fn(&str),
+    ) -> Result<Option<Entry>, KeeperError> {
+        let (subnets, holder) = (lease.subnets, lease.attributes.holder());
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let words = lease.attributes.claimed_by(&claim.attributes, at);
+        let key = subnets.key();
+        let written = store.put(&key, &words.to_json(), entry.etcd_lease, entry.mod_revision).await?;
+        let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
+        info!(
+            %subnets, %holder, wait = ?CLAIM_WAIT,
+            "the lease of our previous subnet bears our node id, but another address; it becomes ours if its holder does not object",
+        );
+        waits(&format!(
+            "a word of {holder}, who holds {subnets} with our node id; {} s at most",
+            CLAIM_WAIT.as_secs()
+        ));
+        let mut trial = Trial { words, mod_revision, until: Instant::now() + CLAIM_WAIT };
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match trial.judge(store.get(&key).await?, Instant::now()) {
+                Verdict::Wait => {}
+                Verdict::Silent(entry) => {
+                    info!(%subnets, %holder, "nobody objected: this host had that address before, and keeps its subnet");
+                    return Ok(Some(entry));
+                }
+                Verdict::Over => return Ok(None),
+                Verdict::Lives(twin) => {
+                    warn!(
+                        %subnets, %twin,
+                        "another machine with our node id lives and keeps this subnet: one is a clone of the other. \
+                         Taking another subnet; {REMEDY}, on one of the two",
+                    );
+                    self.lost = Some((subnets, twin));
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// How two machines are told apart again.
+const REMEDY: &str = "set --node-id (FLAND_NODE_ID), or make another /etc/machine-id, and restart fland";
+
+/// A claim that stands in the store. It knows neither the store nor the clock.
+#[derive(Debug)]
+struct Trial {
+    /// The lease with our claim.
+    words: LeaseAttributes,
+    /// The last write that says so.
+    mod_revision: i64,
+    /// Until then the holder may object.
+    until: Instant,
+}
+
+/// What is to be made of the lease.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is too early to say.
+    Wait,
+    /// The holder does not answer.
+    Silent(Entry),
+    /// The holder has written its own words again, or another machine with our node id claims the lease as well.
+    Lives(Twin),
+    /// It is gone, or is no longer a lease with our node id.
+    Over,
+}
+
+impl Trial {
+    fn judge(&mut self, found: Option<Entry>, now: Instant) -> Verdict {
+        let Some(entry) = found else { return Verdict::Over };
+        if entry.mod_revision != self.mod_revision {
+            let Ok(said) = LeaseAttributes::from_json(&entry.value) else { return Verdict::Over };
+            if said != self.words {
+                let same_node = said.node.id == self.words.node.id;
+                let twin = said.claimant().unwrap_or_else(|| Twin::of(&said));
+                return if same_node { Verdict::Lives(twin) } else { Verdict::Over };
+            }
+            // Written by another program, to the same effect: a reservation made of it, for instance.
+            self.mod_revision = entry.mod_revision;
+        }
+        if now < self.until { Verdict::Wait } else { Verdict::Silent(entry) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLDER: &str = r#"{"PublicIP":"192.168.64.11","PublicIPv6":null,"HostName":"h1","NodeID":"a"}"#;
+
+    fn words(json: &str) -> LeaseAttributes {
+        LeaseAttributes::from_json(json.as_bytes()).unwrap()
+    }
+
+    fn claimant(last: u8) -> LeaseAttributes {
+        words(&format!(r#"{{"PublicIP":"192.168.64.{last}","HostName":"h{last}","NodeID":"a"}}"#))
+    }
+
+    fn entry(words: &LeaseAttributes, mod_revision: i64) -> Entry {
+        let (key, value) = ("10.5.3.0-24".to_owned(), words.to_json());
+        Entry { key, value, create_revision: 1, mod_revision, etcd_lease: Some(7) }
+    }
+
+    fn trial(now: Instant) -> Trial {
+        Trial { words: words(HOLDER).claimed_by(&claimant(12), 1), mod_revision: 5, until: now + CLAIM_WAIT }
+    }
+
+    #[test]
+    fn a_claim_that_still_stands_after_the_wait_is_granted_and_not_before() {
+        let now = Instant::now();
+        let mut trial = trial(now);
+        let claimed = entry(&trial.words, 5);
+        let just_before = now + CLAIM_WAIT - Duration::from_millis(1);
+        assert_eq!(trial.judge(Some(claimed.clone()), just_before), Verdict::Wait);
+        assert_eq!(trial.judge(Some(claimed.clone()), now + CLAIM_WAIT), Verdict::Silent(claimed));
+    }
+
+    #[test]
+    fn a_holder_that_writes_its_own_words_again_lives() {
+        let now = Instant::now();
+        let Verdict::Lives(twin) = trial(now).judge(Some(entry(&words(HOLDER), 6)), now) else {
+            panic!("the holder has objected")
+        };
+        assert_eq!(twin.to_string(), "192.168.64.11 (h1)");
+        // Also where it moved meanwhile, and at the last moment.
+        let moved = words(&HOLDER.replace(".11", ".19"));
+        let verdict = trial(now).judge(Some(entry(&moved, 6)), now + 2 * CLAIM_WAIT);
+        assert!(matches!(verdict, Verdict::Lives(_)));
+    }
+
+    #[test]
+    fn of_two_that_claim_at_once_the_earlier_gives_way() {
+        let now = Instant::now();
+        let rival = words(HOLDER).claimed_by(&claimant(13), 1);
+        let Verdict::Lives(twin) = trial(now).judge(Some(entry(&rival, 6)), now) else {
+            panic!("another machine has our node id")
+        };
+        assert_eq!(twin.to_string(), "192.168.64.13 (h13)");
+        let mut later = Trial { words: rival.clone(), mod_revision: 6, until: now };
+        assert_eq!(later.judge(Some(entry(&rival, 6)), now), Verdict::Silent(entry(&rival, 6)));
+    }
+
+    #[test]
+    fn a_claim_that_somebody_writes_again_still_stands() {
+        let now = Instant::now();
+        let mut trial = trial(now);
+        let reserved = Entry { etcd_lease: None, ..entry(&trial.words, 6) };
+        assert_eq!(trial.judge(Some(reserved.clone()), now), Verdict::Wait);
+        assert_eq!(trial.judge(Some(reserved.clone()), now + CLAIM_WAIT), Verdict::Silent(reserved));
+    }
+
+    #[test]
+    fn a_lease_that_ends_or_goes_to_another_host_is_nobodys_twin() {
+        let now = Instant::now();
+        assert_eq!(trial(now).judge(None, now), Verdict::Over);
+        let stranger = words(r#"{"PublicIP":"192.168.64.20","NodeID":"b"}"#);
+        assert_eq!(trial(now).judge(Some(entry(&stranger, 9)), now), Verdict::Over);
+    }
+}

@@ -1,0 +1,53 @@
+//! Who holds the subnets of a network that has none left.
+
+use std::collections::BTreeMap;
+
+use crate::lease::Lease;
+use crate::store::Listing;
+
+/// Who holds how many subnets, the greediest first.
+pub(super) fn holders(listing: &Listing) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut unreadable = 0;
+    for entry in &listing.entries {
+        match Lease::from_entry(entry) {
+            Ok(lease) => *counts.entry(lease.attributes.holder()).or_default() += 1,
+            Err(_) => unreadable += 1,
+        }
+    }
+    if unreadable > 0 {
+        counts.insert("unreadable leases".to_owned(), unreadable);
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let rest = counts.len().saturating_sub(SHOWN);
+    let mut shown: Vec<String> =
+        counts.iter().take(SHOWN).map(|(who, count)| format!("{who}: {count}")).collect();
+    if rest > 0 {
+        shown.push(format!("{rest} more"));
+    }
+    shown.join(", ")
+}
+
+/// How many holders an error message names.
+const SHOWN: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{entry, lease};
+    use super::*;
+
+    #[test]
+    fn an_exhausted_network_names_who_holds_how_many() {
+        let entries = vec![
+            lease("10.5.2.0-24", "192.168.64.12", None, 1),
+            lease("10.5.3.0-24", "192.168.64.13", None, 2),
+            lease("10.5.4.0-24", "192.168.64.13", None, 3),
+            entry("x", "{", 4),
+        ];
+        assert_eq!(
+            holders(&Listing { entries, revision: 9, cluster_id: 1 }),
+            "192.168.64.13: 2, 192.168.64.12: 1, unreadable leases: 1"
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! Which of the leases are ours already.
+
+use tracing::warn;
+
+use super::Claim;
+use super::contest::Contest;
+use crate::lease::{Lease, NodeIdentity};
+use crate::store::{Entry, Listing};
+
+/// A lease that is ours already, or may be.
+#[derive(Debug)]
+pub(super) struct Own<'a> {
+    pub(super) lease: Lease,
+    pub(super) entry: &'a Entry,
+    /// Whether only the node id says so: it is ours if its holder does not live.
+    pub(super) by_node: bool,
+}
+
+/// The lease that is ours already: a reservation first, then the previous subnet if it is among them, else the oldest.
+///
+/// Ours is what bears our address. At the start the previous subnet is ours as well if its lease bears our node id and an
+/// address that this host has on any interface, and may be ours if it bears another one: then the address of this host
+/// has changed, or the holder is a clone of it. A running host asks for no more than what bears its address, as two clones
+/// of one machine would take the subnet from each other for ever. At a start there is a `contest`, which knows what was
+/// asked for in vain.
+pub(super) fn choose_own<'a>(
+    listing: &'a Listing,
+    claim: &Claim,
+    contest: Option<&Contest>,
+) -> Option<Own<'a>> {
+    let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
+    let mut own = Vec::new();
+    for entry in &listing.entries {
+        let Ok(lease) = Lease::from_entry(entry) else { continue };
+        warn_of_double(&lease, claim);
+        if !claim.config.admits(&lease.subnets) {
+            continue;
+        }
+        let attributes = &lease.attributes;
+        let is_previous = Some(lease.subnets) == claim.previous;
+        let same_node = node.id.is_some() && attributes.node.id == node.id;
+        let is_here = attributes.public_ips.values().any(|ip| claim.addresses.contains(ip));
+        if attributes.is_held_by(ips, node) || (contest.is_some() && is_previous && same_node && is_here) {
+            own.push(Own { lease, entry, by_node: false });
+        } else if is_previous && same_node && contest.is_some_and(|contest| contest.is_open(&lease.subnets)) {
+            own.push(Own { lease, entry, by_node: true });
+        }
+    }
+    own.into_iter().min_by_key(|Own { lease, .. }| {
+        (!lease.is_reservation(), Some(lease.subnets) != claim.previous, lease.create_revision)
+    })
+}
+
+/// Two machines with one address cannot both be reached.
+fn warn_of_double(lease: &Lease, claim: &Claim) {
+    let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
+    let attributes = &lease.attributes;
+    if attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node) {
+        warn!(
+            subnets = %lease.subnets, holder = %attributes.holder(),
+            "another machine holds a lease with our public address; peers can reach only one of us, unless that one is no more",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{claim, lease};
+    use super::*;
+
+    /// The subnets of the lease that is ours, and whether only the node id says so.
+    fn chosen(entries: &[Entry], claim: &Claim) -> Option<String> {
+        let listing = Listing { entries: entries.to_vec(), revision: 9, cluster_id: 1 };
+        choose_own(&listing, claim, Some(&Contest::default())).map(|Own { lease, entry, by_node }| {
+            assert_eq!(lease.subnets.key(), entry.key);
+            format!("{}{}", lease.subnets, if by_node { " by its node id" } else { "" })
+        })
+    }
+
+    #[test]
+    fn the_lease_with_our_address_is_ours_unless_another_node_signed_it() {
+        let leases = [
+            lease("10.5.2.0-24", "192.168.64.12", None, 1),
+            lease("10.5.3.0-24", "192.168.64.11", Some("b"), 2),
+            lease("10.5.4.0-24", "192.168.64.11", None, 3),
+        ];
+        assert_eq!(chosen(&leases, &claim()).as_deref(), Some("10.5.4.0/24"));
+    }
+
+    #[test]
+    fn of_several_own_leases_the_previous_subnet_wins_then_the_oldest() {
+        let leases =
+            [lease("10.5.3.0-24", "192.168.64.11", None, 5), lease("10.5.4.0-24", "192.168.64.11", None, 3)];
+        assert_eq!(chosen(&leases, &claim()).as_deref(), Some("10.5.4.0/24"));
+        let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24"));
+    }
+
+    #[test]
+    fn a_reservation_comes_before_what_is_held() {
+        let reserved = Entry { etcd_lease: None, ..lease("10.5.77.0-24", "192.168.64.11", None, 9) };
+        let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
+        let leases = [lease("10.5.3.0-24", "192.168.64.11", Some("a"), 5), reserved.clone()];
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.77.0/24"));
+        // Of two of them that which was held.
+        let held = Entry { etcd_lease: None, ..lease("10.5.3.0-24", "192.168.64.11", Some("a"), 10) };
+        assert_eq!(chosen(&[held, reserved], &claim).as_deref(), Some("10.5.3.0/24"));
+    }
+
+    #[test]
+    fn after_a_change_of_address_the_previous_subnet_may_be_ours_by_its_node_id() {
+        let leases = [
+            lease("10.5.3.0-24", "192.168.64.99", Some("a"), 5),
+            lease("10.5.4.0-24", "192.168.64.98", Some("a"), 3),
+        ];
+        assert_eq!(chosen(&leases, &claim()), None);
+        let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24 by its node id"));
+        let stranger = [lease("10.5.3.0-24", "192.168.64.99", Some("b"), 5)];
+        assert_eq!(chosen(&stranger, &claim), None);
+        let listing = Listing { entries: leases.to_vec(), revision: 9, cluster_id: 1 };
+        assert!(choose_own(&listing, &claim, None).is_none(), "a running host takes nobody's subnet");
+        // The address is one of this host's: no clone can have it.
+        let claim = Claim { addresses: ["192.168.64.99".parse().unwrap()].into(), ..claim };
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24"));
+    }
+
+    #[test]
+    fn a_clone_that_starts_again_finds_what_it_took_beside_what_it_may_not_have() {
+        let leases = [
+            lease("10.5.3.0-24", "192.168.64.99", Some("a"), 5),
+            lease("10.5.4.0-24", "192.168.64.11", Some("a"), 7),
+        ];
+        let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24 by its node id"));
+        let listing = Listing { entries: leases.to_vec(), revision: 9, cluster_id: 1 };
+        let contest = Contest::lost("10.5.3.0/24".parse().unwrap());
+        let own = choose_own(&listing, &claim, Some(&contest)).unwrap();
+        assert_eq!((own.lease.subnets.to_string().as_str(), own.by_node), ("10.5.4.0/24", false));
+    }
+
+    #[test]
+    fn an_own_lease_that_the_config_no_longer_admits_is_left() {
+        assert_eq!(chosen(&[lease("10.6.3.0-24", "192.168.64.11", None, 5)], &claim()), None);
+    }
+}

@@ -1,0 +1,195 @@
+//! Taking a lease: adopting one that is ours, or creating one.
+
+use ipnetwork::IpNetwork;
+use tracing::{debug, info};
+
+use super::contest::Contest;
+use super::holders::holders;
+use super::own::{Own, choose_own};
+use super::{Claim, HeldLease, KeeperError};
+use crate::allocate::{NoSubnet, Situation, allocate};
+use crate::key::Subnets;
+use crate::lease::LeaseAttributes;
+use crate::store::{Entry, Listing, Store, StoreError};
+use crate::twin::Twin;
+
+/// What an attempt came to.
+pub(super) struct Taken {
+    pub(super) held: HeldLease,
+    /// The list that decided, without what was written by this.
+    pub(super) listing: Listing,
+    /// Another machine with our node id, which has claimed the lease.
+    pub(super) twin: Option<Twin>,
+}
+
+/// One attempt: look at all leases, then adopt ours or create one. With a `contest`, at the start of a host, what only
+/// its node id says to be ours is asked for.
+pub(super) async fn take(
+    store: &Store,
+    claim: &Claim,
+    listing: Option<Listing>,
+    contest: Option<&mut Contest>,
+    waits: &impl Fn(&str),
+) -> Result<Taken, KeeperError> {
+    let listing = match listing {
+        Some(listing) => listing,
+        None => store.list().await?,
+    };
+    match (choose_own(&listing, claim, contest.as_deref()), contest) {
+        (Some(Own { lease, entry, by_node: false }), _) => {
+            let held = adopt(store, claim, lease.subnets, entry).await?;
+            return Ok(Taken { held, listing, twin: lease.attributes.claimant() });
+        }
+        (Some(Own { lease, entry, by_node: true }), Some(contest)) => {
+            let Some(entry) = contest.run(store, claim, &lease, entry, waits).await? else {
+                return Err(KeeperError::LostRace(lease.subnets));
+            };
+            let held = adopt(store, claim, lease.subnets, &entry).await?;
+            return Ok(Taken { held, listing, twin: None });
+        }
+        _ => {}
+    }
+    let subnets = choose_free(claim, &listing)?;
+    let held = put_with_new_lease(store, claim, subnets, &claim.attributes, 0).await?;
+    // That the key was free says all of a network with one family. With two, another host may have taken one of our
+    // subnets beside another one, under another key, in the same moment.
+    if claim.config.networks().count() > 1 && is_late(&held, &store.list().await?) {
+        store.delete(&subnets.key(), held.mod_revision).await?;
+        if let Some(etcd_lease) = held.etcd_lease {
+            store.revoke(etcd_lease).await?;
+        }
+        return Err(KeeperError::LostRace(subnets));
+    }
+    info!(%subnets, "leased");
+    Ok(Taken { held, listing, twin: None })
+}
+
+/// Subnets that nobody has, clear of this host's own networks if there are such.
+fn choose_free(claim: &Claim, listing: &Listing) -> Result<Subnets, KeeperError> {
+    // Unreadable values block their subnet as well: the key alone says what is taken.
+    let taken: Vec<Subnets> =
+        listing.entries.iter().filter_map(|entry| Subnets::from_key(&entry.key).ok()).collect();
+    let networks = claim.networks.borrow().clone();
+    let avoid: Vec<IpNetwork> = networks.iter().map(|own| own.network).collect();
+    let situation =
+        Situation { taken: &taken, avoid: &avoid, overlap: claim.overlap, wish: claim.previous.as_ref() };
+    allocate(&claim.config, &situation, &mut rand::rng()).map_err(|reason| {
+        let by: Vec<String> = match &reason {
+            NoSubnet::Exhausted { .. } => {
+                return KeeperError::Exhausted { exhausted: reason, holders: holders(listing) };
+            }
+            NoSubnet::Overlap { by, .. } => {
+                networks.iter().filter(|own| by.contains(&own.network)).map(ToString::to_string).collect()
+            }
+        };
+        KeeperError::Overlap { overlap: reason, by: by.join(", ") }
+    })
+}
+
+/// Whether another host took a part of what we have just taken before us, as a list from after that says. Of two, the
+/// later one sees the earlier.
+fn is_late(held: &HeldLease, listing: &Listing) -> bool {
+    listing.entries.iter().any(|entry| {
+        entry.create_revision < held.mod_revision
+            && Subnets::from_key(&entry.key).is_ok_and(|other| other.overlaps(&held.subnets))
+    })
+}
+
+/// Makes an entry that is ours say what we want, with as few writes as that takes: none after a mere restart.
+pub(super) async fn adopt(
+    store: &Store,
+    claim: &Claim,
+    subnets: Subnets,
+    entry: &Entry,
+) -> Result<HeldLease, KeeperError> {
+    let found = LeaseAttributes::from_json(&entry.value).unwrap_or_default();
+    // What others have added to our lease stays, but for claims on it.
+    let wanted = LeaseAttributes { other: found.clone().unclaimed().other, ..claim.attributes.clone() };
+    let seen = entry.mod_revision;
+    let Some(usable) = usable_lease(store, claim, entry).await? else {
+        let held = put_with_new_lease(store, claim, subnets, &wanted, seen).await?;
+        info!(%subnets, "took over our lease");
+        return Ok(held);
+    };
+    let etcd_lease = usable.etcd_lease;
+    let reservation = etcd_lease.is_none();
+    if found == wanted {
+        info!(%subnets, reservation, "holding our lease again");
+        return Ok(HeldLease { subnets, etcd_lease, mod_revision: seen });
+    }
+    let written = store.put(&subnets.key(), &wanted.to_json(), etcd_lease, seen).await?;
+    let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
+    info!(%subnets, reservation, "took over our lease");
+    Ok(HeldLease { subnets, etcd_lease, mod_revision })
+}
+
+/// An entry's etcd lease that can stay behind our key.
+struct UsableLease {
+    /// `None` for a reservation.
+    etcd_lease: Option<i64>,
+}
+
+/// The etcd lease of the entry, kept alive, if it lasts as long as ours shall; a reservation stays one.
+async fn usable_lease(
+    store: &Store,
+    claim: &Claim,
+    entry: &Entry,
+) -> Result<Option<UsableLease>, KeeperError> {
+    let Some(lease) = entry.etcd_lease else { return Ok(Some(UsableLease { etcd_lease: None })) };
+    let kept = match store.time_to_live(lease).await {
+        Ok((_, granted)) if granted == claim.ttl => store.keep_alive(lease).await,
+        Ok(_) => return Ok(None),
+        Err(error) => Err(error),
+    };
+    match kept {
+        Ok(()) => Ok(Some(UsableLease { etcd_lease: Some(lease) })),
+        Err(StoreError::LeaseGone(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes our key with an etcd lease of its own, and leaves no such lease behind when that fails.
+async fn put_with_new_lease(
+    store: &Store,
+    claim: &Claim,
+    subnets: Subnets,
+    attributes: &LeaseAttributes,
+    seen: i64,
+) -> Result<HeldLease, KeeperError> {
+    let etcd_lease = store.grant(claim.ttl).await?;
+    let outcome = match store.put(&subnets.key(), &attributes.to_json(), Some(etcd_lease), seen).await {
+        Ok(Some(mod_revision)) => {
+            return Ok(HeldLease { subnets, etcd_lease: Some(etcd_lease), mod_revision });
+        }
+        Ok(None) => KeeperError::LostRace(subnets),
+        Err(error) => error.into(),
+    };
+    if let Err(reason) = store.revoke(etcd_lease).await {
+        debug!(%reason, "an unused etcd lease stays until it expires");
+    }
+    Err(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_that_take_one_subnet_under_different_keys_the_later_is_late() {
+        let held = |key: &str, mod_revision| HeldLease {
+            subnets: Subnets::from_key(key).unwrap(),
+            etcd_lease: Some(7),
+            mod_revision,
+        };
+        let keys = [("10.5.90.0-24&fd00:5:0:1::-64", 5), ("10.5.90.0-24&fd00:5:0:2::-64", 6)];
+        let entry = |(key, revision): (&str, i64)| Entry {
+            key: key.to_owned(),
+            value: b"{}".to_vec(),
+            create_revision: revision,
+            mod_revision: revision,
+            etcd_lease: Some(7),
+        };
+        let listing = Listing { entries: keys.map(entry).into(), revision: 6, cluster_id: 1 };
+        assert_eq!(keys.map(|(key, revision)| is_late(&held(key, revision), &listing)), [false, true]);
+    }
+}
