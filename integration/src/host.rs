@@ -478,8 +478,11 @@ impl Host {
     pub fn stop_docker(&mut self) -> Result<()> {
         self.running_docker()?;
         self.docker = None;
-        // The next one would take any process of that number for this one.
-        fs::remove_file(self.dir.join("run/docker.pid")).context("dockerd's pid file")
+        // The next one would take any process of these numbers for this one and its containerd.
+        for file in ["run/docker.pid", "run/docker/containerd/containerd.pid"] {
+            fs::remove_file(self.dir.join(file)).with_context(|| format!("cannot remove {file}"))?;
+        }
+        Ok(())
     }
 
     /// dockerd's socket, by its path on the machine.

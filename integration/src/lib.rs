@@ -21,6 +21,8 @@ pub mod chance;
 pub mod command;
 pub mod cpu;
 pub mod docker;
+#[cfg(test)]
+mod docs;
 pub mod end;
 pub mod flannel;
 pub mod forky;

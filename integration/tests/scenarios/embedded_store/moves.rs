@@ -40,7 +40,7 @@ fn hosts_move_to_etcd_and_back_without_losing_a_packet_or_a_subnet() -> Result<(
         drop(etcd);
         wait_until_all_know_each_other(&hosts)?;
         ensure!(subnets_of(&hosts)? == subnets, "{:?} instead of {subnets:?}", subnets_of(&hosts)?);
-        ping.wait_for_answers(100)?;
+        ping.wait_for_answers(200)?;
         ping.stop()?.nothing_lost(200)
     })
 }
