@@ -14,11 +14,15 @@ pub(crate) fn taken(port: u16, holder: &Holder) -> String {
     )
 }
 
-/// Who has the port or the device without which a data path could not be started. `None` where that was not why.
-pub(crate) fn keeps_from_starting(error: &DatapathError) -> Option<String> {
+/// Who has the port or the device without which a data path could not be started. `None` where that was not why. `before`
+/// is what was told of the try before: somebody who has just let go is not replaced by nobody that we know.
+pub(crate) fn keeps_from_starting(error: &DatapathError, before: Option<String>) -> Option<String> {
     match error {
         DatapathError::Socket { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            Some(taken(address.port(), &netlink::port_holder(address.port())))
+            match (netlink::port_holder(address.port()), before) {
+                (Holder::Unknown, Some(before)) => Some(before),
+                (holder, _) => Some(taken(address.port(), &holder)),
+            }
         }
         DatapathError::Tun { device, source: TunError::Attach { .. } } => {
             let process = Process::with_tun(*device)?;
@@ -41,16 +45,25 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let source = UdpSocket::bind(address).unwrap_err();
-        let told = keeps_from_starting(&DatapathError::Socket { address, source }).unwrap();
+        let told = keeps_from_starting(&DatapathError::Socket { address, source }, None).unwrap();
         let (port, pid) = (address.port(), std::process::id());
         assert!(told.starts_with(&format!("UDP port {port} is taken by process {pid} (")), "{told}");
         assert!(told.contains("; stop it, or choose another Backend.Port"), "{told}");
     }
 
     #[test]
+    fn somebody_who_has_just_let_go_is_still_the_one_who_was_told_of() {
+        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let refused = || DatapathError::Socket { address, source: std::io::ErrorKind::AddrInUse.into() };
+        let before = Some("taken by process 77".to_owned());
+        assert_eq!(keeps_from_starting(&refused(), before.clone()), before);
+        assert!(keeps_from_starting(&refused(), None).is_some());
+    }
+
+    #[test]
     fn another_error_is_about_nobody() {
         let source = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
         let address = "192.0.2.1:8285".parse().unwrap();
-        assert_eq!(keeps_from_starting(&DatapathError::Socket { address, source }), None);
+        assert_eq!(keeps_from_starting(&DatapathError::Socket { address, source }, None), None);
     }
 }

@@ -114,13 +114,13 @@ impl UdpRunner {
             return Ok(());
         }
         self.running = None; // ends its threads, and frees the port
-        self.taken = None;
+        let before = self.taken.take();
         // The errors that the data path sends to senders on this host come from the device's own address.
         if let Err(reason) = sysctl::accept_local(self.backend.device()) {
             warn!(%reason, "senders will not be told when no peer has a destination");
         }
         let datapath = self.backend.start(own, &self.table).map_err(|reason| {
-            self.taken = ports::keeps_from_starting(&reason);
+            self.taken = ports::keeps_from_starting(&reason, before);
             // Who is in the way is a problem with a code of its own.
             if self.taken.is_none() {
                 warn!(%reason, "cannot start the data path");
