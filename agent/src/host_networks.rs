@@ -39,7 +39,11 @@ impl HostNetworks {
             let of_containers = known.link.is_some_and(is_of_overlay)
                 || own.is_some_and(|own| is_in(own, known))
                 || is_default(&known.network);
-            let network = HostNetwork { network: base(&known.network), place: place(known) };
+            let gateway = match known.origin {
+                Origin::Route { gateway } => gateway,
+                Origin::Address => None,
+            };
+            let network = HostNetwork { network: base(&known.network), place: place(known), gateway };
             // An address tells of its network first, and a route to it, which a network manager makes, the same again.
             let told = |before: &HostNetwork| before.network == network.network;
             if !of_containers && !foreign.iter().any(told) {

@@ -1,6 +1,7 @@
 //! The host's own networks, which containers and the host itself shall go on reaching.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
@@ -11,6 +12,8 @@ pub struct HostNetwork {
     pub network: IpNetwork,
     /// Where it is: `on eth1`, `via 192.168.64.1 dev eth0`.
     pub place: String,
+    /// The next hop of a route.
+    pub gateway: Option<IpAddr>,
 }
 
 impl fmt::Display for HostNetwork {

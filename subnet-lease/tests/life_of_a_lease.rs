@@ -222,8 +222,11 @@ async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_o
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_whose_networks_cover_all_that_is_free_waits_and_goes_on_when_one_goes() {
     let site = Site::new().await;
-    let network =
-        |network: &str| HostNetwork { network: network.parse().unwrap(), place: "on eth1".to_owned() };
+    let network = |network: &str| HostNetwork {
+        network: network.parse().unwrap(),
+        place: "on eth1".to_owned(),
+        gateway: None,
+    };
     let (networks, known) = watch::channel(vec![network("10.5.0.0/17")]);
     let (said, mut told) = mpsc::unbounded_channel();
     let claim = Claim { networks: known, ..claim(1, TTL) };

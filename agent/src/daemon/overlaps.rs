@@ -155,6 +155,13 @@ fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
     };
     for host in foreign.iter().filter(avoidable) {
         for peer in leases.peers_in(&host.network) {
+            // What a flanneld on host-gw has left leads where our own route will, which takes its place.
+            if host
+                .gateway
+                .is_some_and(|gateway| peer.attributes.public_ips.values().any(|ip| *ip == gateway))
+            {
+                continue;
+            }
             count += 1;
             if count <= SHOWN {
                 let between = if count == 1 { "" } else { ", " };
@@ -213,7 +220,7 @@ mod tests {
     }
 
     fn host(network: &str) -> HostNetwork {
-        HostNetwork { network: network.parse().unwrap(), place: "on eth1".to_owned() }
+        HostNetwork { network: network.parse().unwrap(), place: "on eth1".to_owned(), gateway: None }
     }
 
     #[test]
@@ -239,6 +246,10 @@ mod tests {
             text.contains("subnet 10.0.7.0/24 of 192.168.0.7 (h7) overlaps 10.0.7.0/25 on eth1; "),
             "{text}"
         );
+        let left_by_flannel =
+            |gateway: &str| HostNetwork { gateway: gateway.parse().ok(), ..host("10.0.7.0/24") };
+        assert_eq!(of_peers(&leases, &[left_by_flannel("192.168.0.7")]), None);
+        assert!(of_peers(&leases, &[left_by_flannel("192.168.0.8")]).is_some());
         let text = of_peers(&leases, &[host("10.0.16.0/20")]).unwrap();
         assert!(text.contains("h18) overlaps 10.0.16.0/20 on eth1 and 13 more; "), "{text}");
     }
