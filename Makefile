@@ -116,19 +116,19 @@ soak: build
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_SOAK_SECONDS=$(SOAK_SECONDS) FLAN_SOAK_SEED=$(SOAK_SEED) \
 		"$$scenarios" soak:: --ignored --nocapture
 
-bench: release
+bench: tools release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench
 	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench --message-format=json \
 		| $(call path_of,bench)); \
 	$(AS_ROOT) "$$bench" $(ARGS)
 
-bench-control: release
+bench-control: tools release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench-control
 	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench-control --message-format=json \
 		| $(call path_of,bench-control)); \
 	$(AS_ROOT) "$$bench" $(ARGS)
 
-bench-store: release
+bench-store: tools release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench-store
 	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench-store --message-format=json \
 		| $(call path_of,bench-store)); \
@@ -138,7 +138,9 @@ bench-store: release
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
-release: tools
+# What is installed needs no more than what builds it.
+release:
+	@integration/install-tools.sh --to-build
 	$(CARGO) build --release --locked --bins
 
 # Builds nothing: what is installed was built by an ordinary user.
@@ -150,12 +152,17 @@ install:
 
 # A directory that others use as well is not empty, and stays.
 uninstall:
-	@! systemctl is-active --quiet fland fland-store 2>/dev/null || test -n '$(DESTDIR)' || { \
-		echo 'fland or fland-store runs; first: systemctl disable --now fland fland-store' >&2; exit 1; }
+	@test -n '$(DESTDIR)' || for unit in fland fland-store; do \
+		case "$$(systemctl show --property ActiveState --value $$unit 2>/dev/null)" in \
+			''|inactive|failed) systemctl is-enabled --quiet $$unit 2>/dev/null || continue ;; \
+		esac; \
+		echo "$$unit runs or is enabled; first: systemctl disable --now $$unit" >&2; exit 1; \
+	done
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,fland flanctl)
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-store.service docker.service.d/flan.conf)
 	@rmdir $(DESTDIR)$(UNITDIR)/docker.service.d 2>/dev/null || true
-	@echo 'Devices, routes, rules and the lease of a host that has not left stay. To remove them: target/release/flanctl leave'
+	@echo 'On a host that has neither left nor been handed over to flannel, the lease, devices, routes and rules stay.'
+	@echo 'To remove them: target/release/flanctl leave'
 	@echo 'Then: systemctl daemon-reload'
 
 audit:

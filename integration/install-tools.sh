@@ -2,13 +2,17 @@
 # Installs, by apt, what building flan and running its demo, tests and bench need and this machine lacks.
 # Quick when all is there; starts no service; becomes root by sudo only if something is missing.
 #
-# --without-etcd: not for those who want neither etcd nor its command line
+# --without-etcd: neither etcd nor its command line
+# --to-build: only what building needs
 set -eu
 
+etcd=yes
+tests=yes
 case "${1:-}" in
-    '') etcd=yes ;;
+    '') ;;
     --without-etcd) etcd= ;;
-    *) echo "$0: $1 is no option; expected --without-etcd or nothing" >&2; exit 2 ;;
+    --to-build) tests= ;;
+    *) echo "$0: $1 is no option; expected --without-etcd, --to-build or nothing" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -23,29 +27,31 @@ if lacks cc; then want gcc; want libc6-dev; fi
 if lacks protoc; then want protobuf-compiler; fi
 # The well-known types that etcd's protocol imports; a package of its own.
 [ -e /usr/include/google/protobuf/descriptor.proto ] || want libprotobuf-dev
-if [ -n "$etcd" ] && lacks etcd; then want etcd-server; fi
-if [ -n "$etcd" ] && lacks etcdctl; then want etcd-client; fi
-if lacks ip || lacks bridge; then want iproute2; fi
-if lacks nft; then want nftables; fi
-if lacks iptables; then want iptables; fi
-if lacks ping; then want iputils-ping; fi
-# Containers hold nothing but busybox, so one that is linked dynamically will not do.
-if lacks busybox || head -c 4096 "$(command -v busybox)" | grep -aq /ld-linux; then want busybox-static; fi
-# Any Docker will do; a second one would fight with it over the same files.
-if lacks dockerd; then want docker.io; fi
-# From Debian 13 on the command line is a package of its own.
-if lacks docker && apt-cache show docker-cli >/dev/null 2>&1; then want docker-cli; fi
-# Where the kernel has AppArmor, dockerd wants to load its profile.
-if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && lacks apparmor_parser; then want apparmor; fi
-if lacks systemd-analyze; then want systemd; fi
-# What forky-root.sh makes its root with.
-if lacks debootstrap; then want debootstrap; fi
-[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring
-if lacks openssl; then want openssl; fi
-# The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
-if lacks iperf3; then want iperf3; fi
-if lacks ethtool; then want ethtool; fi
-if lacks strace; then want strace; fi
+if [ -n "$tests" ]; then
+    if [ -n "$etcd" ] && lacks etcd; then want etcd-server; fi
+    if [ -n "$etcd" ] && lacks etcdctl; then want etcd-client; fi
+    if lacks ip || lacks bridge; then want iproute2; fi
+    if lacks nft; then want nftables; fi
+    if lacks iptables; then want iptables; fi
+    if lacks ping; then want iputils-ping; fi
+    # Containers hold nothing but busybox, so one that is linked dynamically will not do.
+    if lacks busybox || head -c 4096 "$(command -v busybox)" | grep -aq /ld-linux; then want busybox-static; fi
+    # Any Docker will do; a second one would fight with it over the same files.
+    if lacks dockerd; then want docker.io; fi
+    # From Debian 13 on the command line is a package of its own.
+    if lacks docker && apt-cache show docker-cli >/dev/null 2>&1; then want docker-cli; fi
+    # Where the kernel has AppArmor, dockerd wants to load its profile.
+    if [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && lacks apparmor_parser; then want apparmor; fi
+    if lacks systemd-analyze; then want systemd; fi
+    # What forky-root.sh makes its root with.
+    if lacks debootstrap; then want debootstrap; fi
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring
+    if lacks openssl; then want openssl; fi
+    # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
+    if lacks iperf3; then want iperf3; fi
+    if lacks ethtool; then want ethtool; fi
+    if lacks strace; then want strace; fi
+fi
 
 [ -n "$packages" ] || exit 0
 

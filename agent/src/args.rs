@@ -185,8 +185,8 @@ pub struct Args {
     )]
     pub resync_interval: Duration,
 
-    /// Doubt a list of leases that lacks more than this part of the known peers, in percent, as after the store was wiped or
-    /// restored: keep packets flowing to the missing for --mass-loss-grace
+    /// Distrust a lease list that is missing more than this percentage of the known peers, as after the store was wiped or
+    /// restored: keep packets flowing to them for --mass-loss-grace
     #[arg(
         long,
         value_name = "PERCENT",
@@ -208,8 +208,7 @@ pub struct Args {
     )]
     pub mass_loss_grace: Duration,
 
-    /// What the udp backend shall not use on this host, whatever the network config says; it does without by itself
-    /// where the kernel refuses
+    /// Features to disable in the udp backend on this host. Features that the kernel lacks are disabled automatically
     #[arg(
         long,
         value_name = "MODE",
@@ -220,12 +219,12 @@ pub struct Args {
     )]
     pub udp_without: Vec<UdpMode>,
 
-    /// Address to answer GET /healthz and GET /status on
+    /// Address to answer GET /healthz and GET /status on; 0.0.0.0 for every IPv4 address of this host
     #[arg(
         long,
         value_name = "IP",
         env = "FLAND_HEALTHZ_IP",
-        default_value = "0.0.0.0",
+        default_value = "127.0.0.1",
         help_heading = "Observation"
     )]
     pub healthz_ip: IpAddr,
@@ -377,6 +376,12 @@ mod tests {
             (read(&["-v"]).unwrap().log.v, read(&["-v=5"]).unwrap().log.v, read(&["-v", "3"]).unwrap().log.v),
             (1, 5, 3)
         );
+    }
+
+    #[test]
+    fn the_status_is_for_this_host_alone_unless_told_otherwise() {
+        assert!(read(&["--healthz-port", "8471"]).unwrap().healthz_ip.is_loopback());
+        assert!(read(&["--healthz-ip", "0.0.0.0"]).unwrap().healthz_ip.is_unspecified());
     }
 
     #[test]

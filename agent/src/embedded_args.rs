@@ -49,8 +49,8 @@ pub struct EmbeddedArgs {
     )]
     pub store_key_file: Option<PathBuf>,
 
-    /// File with authorities: clients, this agent among them, must have a certificate of one. Without it the store
-    /// serves everybody who reaches it
+    /// CA file. Every client, including this agent, must present a certificate signed by one of these CAs. Without it, the
+    /// store serves everybody who reaches it
     #[arg(
         long,
         value_name = "FILE",

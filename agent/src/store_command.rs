@@ -41,7 +41,8 @@ pub struct StoreCommand {
     #[arg(long, value_name = "FILE", env = "FLAND_KEY_FILE", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
 
-    /// File with authorities: clients must have a certificate of one. Without it everybody is served
+    /// CA file. Every client must present a certificate signed by one of these CAs. Without it, the store serves everybody
+    /// who reaches it
     #[arg(long, value_name = "FILE", env = "FLAND_TRUSTED_CA_FILE", requires = "cert_file")]
     pub trusted_ca_file: Option<PathBuf>,
 

@@ -46,6 +46,8 @@ pub(crate) fn read() -> Result<(Args, Access), Failure> {
     let file = SettingsFile::open(first.env_file.as_deref())?;
     let told_by = match (&first.store.etcd_endpoints, &file.content) {
         (endpoints, _) if !endpoints.is_empty() => Place::Person,
+        // Both stores are named.
+        _ if matches!(first.command, Command::Store(StoreCommand::Copy(_))) => Place::Person,
         (_, Ok(content)) if endpoints_in(content).is_some() => Place::File,
         _ => Place::Nobody,
     };
@@ -85,7 +87,7 @@ fn is_for_another_store(args: &Args, file: &EnvFile) -> bool {
     };
     let has_tls = endpoints_in(file).is_some_and(|urls| urls.contains("https://"))
         || store_args::variable_in(|name| file.value(name), "FLAND_ETCD_CAFILE").is_some();
-    has_tls && !named.is_empty() && named.iter().all(|url| url.trim().starts_with("http://"))
+    has_tls && !named.is_empty() && named.iter().any(|url| url.trim().starts_with("http://"))
 }
 
 impl SettingsFile {
@@ -118,7 +120,9 @@ impl Access {
                 "; only the default {DEFAULT_ENDPOINT} was tried, as nothing says where the store is: give --etcd-endpoints, or set \
                  FLAND_ETCD_ENDPOINTS in {path}"
             ),
-            (Kind::Unreachable, Place::File, _) => format!("; {path} says that the store is there"),
+            (Kind::Unreachable, Place::File, _) => {
+                format!("; {path} says that the store is there: does it run?")
+            }
             (Kind::Unauthorised, _, Some(reason)) => {
                 format!(
                     "; {path}, which may have better ones, cannot be read ({reason}): run flanctl as root"

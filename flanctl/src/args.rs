@@ -18,8 +18,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 
-    /// File with settings of the agent, read as its unit reads them: what neither flags nor the environment say about the
-    /// store is taken from it. /etc/default/fland by default, if it is there
+    /// Settings file of the agent. Used for what neither a flag nor the environment sets. /etc/default/fland by default, if
+    /// it exists
     #[arg(long, value_name = "FILE", env = "FLAND_ENV_FILE", global = true, help_heading = "Store")]
     pub(crate) env_file: Option<PathBuf>,
 
@@ -32,14 +32,13 @@ pub(crate) enum Command {
     /// The network config, which all hosts share
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// The store behind it all: whether it serves, and how to move to another
+    /// The store: check it, or copy it to another
     #[command(subcommand)]
     Store(StoreCommand),
     /// The leases: who holds which subnet
     #[command(subcommand)]
     Subnets(SubnetsCommand),
-    /// Leave this host as flannel wants it, so that flanneld can be started in place of fland, which must be stopped.
-    /// Needs root. With vxlan, host-gw and alloc no packet is lost
+    /// Prepare this host for flanneld. Stop fland first. Needs root. On vxlan, host-gw and alloc no packet is lost
     HandOver(HostArgs),
     /// Take this host out of the network: delete its lease and all that fland has made here. fland must be stopped.
     /// Needs root
@@ -69,7 +68,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Print the network config as it stands in the store
+    /// Print the network config from the store
     Get,
     /// Check a network config and write it to the store. Agents take it at their next start
     Set {
@@ -78,7 +77,7 @@ pub(crate) enum ConfigCommand {
         /// Backend to add where FILE names none; vxlan by default
         #[arg(long, value_name = "TYPE", value_parser = PossibleValuesParser::new(BackendConfig::supported_names()))]
         backend: Option<String>,
-        /// Write it even where it strands leases that exist
+        /// Write the config even if it strands existing leases
         #[arg(long)]
         force: bool,
     },
@@ -143,7 +142,7 @@ pub(crate) enum SubnetsCommand {
         /// Form of the output
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
-        /// Go on printing the list whenever it changes
+        /// Print the list again after each change
         #[arg(long)]
         watch: bool,
     },
@@ -156,16 +155,16 @@ pub(crate) enum SubnetsCommand {
         #[arg(short, long, value_enum, default_value_t = Form::Yaml)]
         output: Form,
     },
-    /// Keep a subnet for one host for ever. A lease that the host holds already becomes the reservation. A host that
-    /// holds another subnet moves when fland starts there again, or at once with --now
+    /// Reserve a subnet for one host; a reservation never expires. If the host holds this subnet, its lease becomes the
+    /// reservation. If it holds another, it moves at the next start of fland there, or at once with --now
     Reserve {
         /// Such as 10.5.52.0/24
         subnet: Subnets,
         /// The host's underlay address, with a second one, after a comma, for IPv6; or its name, where it holds a lease
         #[arg(long, value_name = "IP|HOST", value_delimiter = ',', required = true)]
         public_ip: Vec<String>,
-        /// Delete what the host holds in the same moment: its agent moves to the reservation at once, and its containers
-        /// are cut off until Docker is restarted there
+        /// Move the host at once: delete its current lease in the same transaction. Its containers are cut off until you
+        /// restart Docker there
         #[arg(long)]
         now: bool,
     },
@@ -212,12 +211,11 @@ with underscores, else FLANNELD_ and the same; what is not there is read from /e
 Exit codes:
   0  done
   1  an error that has no code of its own
-  2  a command line, file or setting that cannot work
+  2  a command line, file or setting that cannot work; not root; nobody at the terminal to ask
   3  the store cannot be reached
   4  the store refuses these credentials
   5  there is no network config in the store
-  6  refused: it would strand leases or change the backend unasked, the subnet is taken or its holder is alive, a name is
-     ambiguous, the other store is not empty, or somebody else changed it meanwhile
+  6  refused, with the reason: fland runs, the subnet is taken, its holder is alive, ...
   7  there is no such lease
   8  timed out";
 

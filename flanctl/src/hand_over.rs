@@ -20,7 +20,9 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let desired = host.holdings.as_flannels();
     let through_us = host.holdings.state.links.values().any(|link| matches!(link.kind, LinkKind::Tun { .. }));
     host.bring_to(&desired, &mut report).await;
-    if through_us {
+    if report.has_failed() {
+        report.next("run flanctl hand-over again before flanneld is started".to_owned());
+    } else if through_us {
         report
             .next("start flanneld soon: with udp, no packet reaches another host before it runs".to_owned());
     } else {

@@ -16,6 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Kind};
 use crate::host::{Host, HostArgs, Report};
+use crate::subnets;
 
 use lease::Holder;
 
@@ -97,12 +98,14 @@ async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run
     }
     host.bring_to(&State::default(), &mut report).await;
     delete_files(&mut report, args).await;
+    if let Some(file) = Host::drop_in() {
+        report.next(format!("remove {file}, which starts fland with Docker; then: systemctl daemon-reload"));
+    }
     if let Some(env) = &host.env {
         let bridges: Vec<String> = env.bridges.values().map(ToString::to_string).collect();
-        let drop_in = Host::drop_in().map(|file| format!("remove {file}, ")).unwrap_or_default();
         report.next(format!(
-            "{drop_in}give Docker another subnet than {}, which may be another host's soon, and restart it: systemctl \
-             daemon-reload && systemctl restart docker",
+            "give Docker another subnet than {}, which may be another host's soon; it keeps that of docker0: systemctl stop \
+             docker docker.socket && ip link delete docker0 && systemctl start docker",
             bridges.join(" and ")
         ));
     }
@@ -135,7 +138,7 @@ fn delete_file(file: &Path) -> Result<(), Failure> {
 }
 
 async fn delete_lease(store: &Store, lease: &Lease) -> Result<(), Failure> {
-    match store.delete(&lease.subnets.key(), lease.mod_revision).await? {
+    match subnets::delete(store, &lease.subnets.key(), lease.mod_revision).await? {
         true => Ok(()),
         false => {
             Err(Failure::new(Kind::Refused, "somebody else wrote it at the same moment; look and try again"))

@@ -20,7 +20,7 @@ use crate::failure::{Failure, Kind};
 use crate::output::{self, SubnetList};
 use crate::table;
 
-pub(crate) use release::release;
+pub(crate) use release::{delete, release};
 pub(crate) use reserve::reserve;
 
 /// How many times are asked of the store at once.

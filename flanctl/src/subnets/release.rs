@@ -26,7 +26,7 @@ pub(crate) async fn release(store: &Store, text: &str, yes: bool) -> Result<(), 
     if !yes && !confirmed(&format!("Release {key}{question} [y/N] "))? {
         return Err(Failure::new(Kind::Refused, "nothing was released"));
     }
-    if !delete(store, &entry).await? {
+    if !delete(store, &entry.key, entry.mod_revision).await? {
         return Err(changed_meanwhile(&key));
     }
     let shown = key.parse::<Subnets>().map_or_else(|_| printable(&key), |subnets| subnets.to_string());
@@ -65,15 +65,16 @@ async fn forget(store: &Store, key: &str) -> Result<(), Failure> {
     output::print(&format!("{subnets} had no lease any more; its reservation is forgotten"))
 }
 
-/// Deletes a lease as it was seen, and what is remembered of a reservation, where these credentials may do that.
-async fn delete(store: &Store, entry: &Entry) -> Result<bool, StoreError> {
-    if let Ok(subnets) = Subnets::from_key(&entry.key) {
-        match store.release(&subnets, entry.mod_revision).await {
+/// Deletes a lease as it was last written at `seen`, and what is remembered of a reservation, where these credentials may
+/// do that. Answers whether it was still so.
+pub(crate) async fn delete(store: &Store, key: &str, seen: i64) -> Result<bool, StoreError> {
+    if let Ok(subnets) = Subnets::from_key(key) {
+        match store.release(&subnets, seen).await {
             Err(StoreError::Unauthorised { .. }) => {}
             done => return done,
         }
     }
-    store.delete(&entry.key, entry.mod_revision).await
+    store.delete(key, seen).await
 }
 
 /// The lease under the same key, if one comes.

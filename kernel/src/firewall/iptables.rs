@@ -85,7 +85,11 @@ impl Forwarding {
         match self.standing().await {
             Ok(standing) => Ok(standing.chain || !standing.jumps.is_empty()),
             // A host without that family may not even have its filter table.
-            Err(FirewallError::Refused { message, .. }) if message.contains("does not exist") => Ok(false),
+            Err(FirewallError::Refused { message, .. })
+                if ["does not exist", "not supported"].iter().any(|why| message.contains(why)) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
