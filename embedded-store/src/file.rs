@@ -108,6 +108,16 @@ impl File {
         })
     }
 
+    /// Gives room in the file that is not used back to the disk. Answers whether it could.
+    pub(crate) fn shrink(&mut self) -> bool {
+        let shrunk = self.opened().is_ok()
+            && self.database.as_mut().is_some_and(|database| database.compact().is_ok());
+        if !shrunk {
+            self.database = None;
+        }
+        shrunk
+    }
+
     /// The last revision that is on disk, where it can be told.
     pub(crate) fn revision(&mut self) -> Option<i64> {
         let transaction = self.opened().ok()?.begin_read().ok()?;

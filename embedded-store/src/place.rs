@@ -29,7 +29,12 @@ impl Place {
     ) -> Result<Self, E> {
         let dir = path.parent().unwrap_or(Path::new("."));
         if !path.try_exists()? {
-            let aside = path.with_extension("new");
+            if path.is_symlink() {
+                let reason = "it is a link to a file that is not there; is its disk mounted?";
+                return Err(io::Error::other(reason).into());
+            }
+            // Of a name of our own: another process may be about to do the same.
+            let aside = path.with_extension(format!("{}.new", std::process::id()));
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -37,8 +42,13 @@ impl Place {
                 .truncate(true)
                 .mode(FILE_MODE)
                 .open(&aside)?;
-            make(file)?;
-            fs::rename(&aside, path)?;
+            let made = make(file).and_then(|()| match fs::hard_link(&aside, path) {
+                // The other one was faster: its store is the one.
+                Err(reason) if reason.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => Ok(linked?),
+            });
+            fs::remove_file(&aside)?;
+            made?;
             fs::File::open(dir)?.sync_all()?;
         }
         let found = fs::metadata(path)?;
@@ -115,6 +125,28 @@ mod tests {
         let killed: io::Result<Place> = Place::prepare(&path, |_| Err(io::Error::other("killed")));
         assert!(killed.is_err() && !path.exists());
         assert!(prepare(&path).is_ok());
+    }
+
+    #[test]
+    fn a_link_to_a_disk_that_is_not_there_is_no_new_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        std::os::unix::fs::symlink(dir.path().join("not-mounted/store.redb"), &path).unwrap();
+        let reason = prepare(&path).unwrap_err().to_string();
+        assert!(reason.contains("is its disk mounted?") && path.is_symlink(), "{reason}");
+    }
+
+    #[test]
+    fn of_two_that_make_a_file_at_once_the_first_ones_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let slow: io::Result<Place> = Place::prepare(&path, |mut file| {
+            fs::write(&path, "first")?;
+            file.write_all(b"second")
+        });
+        slow.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -3,15 +3,17 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use tracing::warn;
 
 use crate::file::is_for_want_of_space;
 
-/// What is kept: a deletion writes some pages of each table, and the largest transaction deletes a few thousand keys.
-const BYTES: u64 = 4 << 20;
+/// What is kept, or as much as leaves as much again to others: a deletion writes some pages of each table, and the largest
+/// transaction deletes a few thousand keys.
+const SIZES: [u64; 3] = [4 << 20, 2 << 20, 1 << 20];
 
 /// A file that only takes room.
 #[derive(Debug)]
@@ -61,11 +63,20 @@ impl Reserve {
     }
 
     fn allocate(&self) -> io::Result<()> {
-        let file = File::options().write(true).create(true).truncate(false).open(&self.path)?;
-        match fallocate(&file, FallocateFlags::empty(), 0, BYTES) {
-            // A file system that cannot keep room.
-            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
-            allocated => Ok(allocated?),
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let disk = statvfs(dir)?;
+        // Of a file that is there already, its room is ours.
+        let held = fs::metadata(&self.path).map_or(0, |file| file.blocks() * 512);
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(held);
+        let size = SIZES.into_iter().find(|size| free >= 2 * size).ok_or(io::ErrorKind::StorageFull)?;
+        let file = File::options().write(true).create(true).truncate(true).open(&self.path)?;
+        loop {
+            return match fallocate(&file, FallocateFlags::empty(), 0, size) {
+                Err(rustix::io::Errno::INTR) => continue,
+                // A file system that cannot keep room.
+                Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+                allocated => Ok(allocated?),
+            };
         }
     }
 
@@ -77,8 +88,6 @@ impl Reserve {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
@@ -87,10 +96,10 @@ mod tests {
         let store = dir.path().join("store.redb");
         let taken = || fs::metadata(dir.path().join("store.reserve")).map_or(0, |file| file.blocks() * 512);
         let mut reserve = Reserve::beside(&store);
-        assert!(reserve.is_held() && taken() >= BYTES);
+        assert!(reserve.is_held() && taken() >= SIZES[2]);
         reserve.release();
         assert!(!reserve.is_held() && taken() == 0);
-        assert!(reserve.hold() && taken() >= BYTES);
+        assert!(reserve.hold() && taken() >= SIZES[2]);
         assert!(Reserve::beside(&store).is_held(), "one that is there already");
     }
 }

@@ -110,7 +110,7 @@ impl Writer {
         let mut writer =
             Self { held, file, queue, workers: senders, told, superfluous, compacted, failed: None, reserve };
         if is_full {
-            writer.note(Some(Refusal::NoSpace));
+            writer.note(Some(Refusal::NoSpace), Duration::ZERO);
         }
         (writer, workers)
     }
@@ -187,13 +187,15 @@ impl Writer {
             }
             self.batch(&state)
         };
-        let is_nothing = self.failed.is_none()
-            && self.reserve.is_held()
-            && batch.records.is_empty()
+        let is_empty = batch.records.is_empty()
             && batch.leases.is_empty()
             && batch.superfluous.is_empty()
             && batch.compacted == self.compacted;
-        let written = if is_nothing { Ok(()) } else { self.write(&batch) };
+        let is_well = self.failed.is_none() && self.reserve.is_held();
+        // While all is not well, what changes nothing is written as well, to find out whether it is again; but not for the
+        // sake of those who were refused already.
+        let all_refused = !answers.is_empty() && answers.iter().all(|(_, again, _)| again.is_none());
+        let written = if is_empty && (is_well || all_refused) { Ok(()) } else { self.write(&batch) };
         match written {
             Ok(()) => {
                 self.compacted = batch.compacted;
@@ -222,6 +224,8 @@ impl Writer {
                 Some(Request::Txn(txn)) if reads_only(&txn) => {
                     refused.push((self.held.state_mut().txn(&txn).map(Answer::Txn), reply));
                 }
+                // A look whether there is room is not worth the room.
+                Some(Request::Checkpoint(_)) => refused.push((Err(refusal.clone()), reply)),
                 Some(request) if has_reserve => make_room.push((request, reply)),
                 // A refusal may have been for what another one did that is undone now.
                 _ => refused.push((Err(refusal.clone()), reply)),
@@ -264,31 +268,43 @@ impl Writer {
             // It has come to the file after all, but perhaps not to the disk.
             written = self.file.write(batch);
         }
-        let refusal = match &written {
+        let (refusal, wait) = match &written {
             // The reserve was needed, and there is no room for another one.
-            Ok(()) if !self.reserve.hold() => Some(Refusal::NoSpace),
-            Ok(()) => None,
-            Err(refusal) => Some(refusal.clone()),
+            Ok(()) if !self.regain_reserve(batch) => (Some(Refusal::NoSpace), Duration::ZERO),
+            Ok(()) => (None, Duration::ZERO),
+            Err(refusal) => (Some(refusal.clone()), TRY_AGAIN),
         };
-        self.note(refusal);
+        self.note(refusal, wait);
         written
     }
 
-    /// Notes why nothing more can be written, or that all is well, and says so once.
-    fn note(&mut self, refusal: Option<Refusal>) {
+    /// Holds the reserve again, where there is room for it. What was removed from the file leaves room in it, which is given
+    /// back to the disk when no more is to be removed.
+    fn regain_reserve(&mut self, batch: &Batch) -> bool {
+        if self.reserve.hold() {
+            return true;
+        }
+        let is_smaller = !batch.superfluous.is_empty() && self.superfluous.is_empty();
+        is_smaller && self.file.shrink() && self.reserve.hold()
+    }
+
+    /// Notes why nothing more can be written, and for how long it is not tried, or that all is well; says so once.
+    fn note(&mut self, refusal: Option<Refusal>, wait: Duration) {
         let is_known = self.failed.as_ref().map(|failed| &failed.refusal) == refusal.as_ref();
         match &refusal {
             _ if is_known => {}
             // The store ends with it, and says so.
             Some(Refusal::Gone(_)) => {}
             Some(Refusal::NoSpace) => error!(
-                "no space is left for the store: writes are refused; reads, keepalives and what makes room go on"
+                file = %self.file.path().display(),
+                "no space is left for the store and its reserve beside it: writes are refused; reads, keepalives and what \
+                 makes room go on"
             ),
             Some(refusal) => error!(?refusal, "the store cannot be written: reads and keepalives go on"),
             None => info!("the store can be written again"),
         }
         self.held.note_failure(refusal.clone());
-        self.failed = refusal.map(|refusal| Failed { refusal, until: Instant::now() + TRY_AGAIN });
+        self.failed = refusal.map(|refusal| Failed { refusal, until: Instant::now() + wait });
     }
 }
 

@@ -35,7 +35,7 @@ const LARGEST_FRAME: usize = 1 << 14;
 /// Bytes that are read at once.
 const READ: usize = 16 << 10;
 
-/// How long a client may take until it has said what it speaks.
+/// How long a client may take until it has answered what we said first, which is what no client does by chance.
 pub(super) const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// How long a client may be silent later. One that lives answers the server's pings, which come more often.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -45,6 +45,9 @@ pub(crate) struct Connection {
     tcp: TcpStream,
     mender: Mender,
     slot: Slot,
+    /// Whether we have said something. What a client says without waiting for that proves nothing.
+    has_answered: bool,
+    has_spoken: bool,
     /// When something came last.
     heard: Instant,
     /// Until when the client may be silent, at the least.
@@ -77,12 +80,8 @@ impl Connection {
         let mender =
             Mender { expected: Expected::Preface, pending: Vec::new(), mended: Vec::new(), handed_on: 0 };
         let heard = Instant::now();
-        Self { tcp, mender, slot, heard, patience: Box::pin(tokio::time::sleep_until(heard + FIRST_WORDS)) }
-    }
-
-    /// Whether the client has said what it speaks.
-    fn has_spoken(&self) -> bool {
-        self.mender.expected != Expected::Preface
+        let patience = Box::pin(tokio::time::sleep_until(heard + FIRST_WORDS));
+        Self { tcp, mender, slot, has_answered: false, has_spoken: false, heard, patience }
     }
 
     fn poll_mended(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -105,7 +104,7 @@ impl Connection {
     /// Ready once the client has been silent for too long.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
         while self.patience.as_mut().poll(context).is_ready() {
-            let until = self.heard + if self.has_spoken() { SILENCE } else { FIRST_WORDS };
+            let until = self.heard + if self.has_spoken { SILENCE } else { FIRST_WORDS };
             if until <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -213,13 +212,16 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.has_spoken() && self.slot.must_go(context) {
+        if !self.has_spoken && self.slot.must_go(context) {
             return Poll::Ready(Err(io::Error::other("made room for a client that has something to say")));
         }
         match self.poll_mended(context, buffer) {
             Poll::Ready(read) => {
-                if self.has_spoken() {
+                if self.has_answered && !self.has_spoken {
+                    self.has_spoken = true;
                     self.slot.has_spoken();
+                }
+                if self.has_spoken {
                     self.heard = Instant::now();
                 }
                 Poll::Ready(read)
@@ -235,6 +237,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.has_answered = true;
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
 
@@ -243,6 +246,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.has_answered = true;
         Pin::new(&mut self.tcp).poll_write_vectored(context, slices)
     }
 

@@ -9,7 +9,7 @@ use futures::task::AtomicWaker;
 use rustix::process::{Resource, getrlimit};
 
 /// Descriptors that are left for everything else in this process: the file, sockets of the kernel, programs that are run.
-const KEPT_FREE: u64 = 40;
+const KEPT_FREE: u64 = 48;
 /// Connections that there may be however few descriptors there are.
 const LEAST: usize = 8;
 /// Connections that there may be however many descriptors there are. Each takes memory, too.
@@ -87,7 +87,7 @@ impl ConnectionLimit {
 }
 
 impl Slot {
-    /// The connection has said something that makes sense.
+    /// The connection is that of a client which listens and answers.
     pub(crate) fn has_spoken(&self) {
         self.seat.has_spoken.store(true, Ordering::Relaxed);
     }

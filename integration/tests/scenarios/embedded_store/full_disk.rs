@@ -20,6 +20,9 @@ const DISK: u32 = 24;
 const MOST_WRITES: usize = 1024;
 const WRITE_BYTES: usize = 64 * 1024;
 
+/// Keys that are deleted one after the other, without a pause.
+const SPARE: [&str; 3] = ["spare/1", "spare/2", "spare/3"];
+
 /// How etcd says it.
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -37,6 +40,9 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
         let lease = client.grant()?;
         for number in 0..10 {
             client.put(&format!("before/{number}"), b"kept".to_vec())??;
+        }
+        for key in SPARE {
+            client.put(key, b"not needed".to_vec())??;
         }
         let ballast = lab.store().data_dir(0)?.join("ballast");
         fill(&ballast)?;
@@ -58,6 +64,9 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
         client.ensure_all_there(kept)?;
 
         // What makes room goes on.
+        for key in SPARE {
+            ensure!(client.delete_below(key).context("on the full disk")? == 1, "{key} is not deleted");
+        }
         let deleted = client.delete_below("filling/").context("on the full disk")?;
         ensure!(deleted == kept as i64, "{deleted} of {kept} deleted");
         client.compact().context("on the full disk")?;
