@@ -24,7 +24,7 @@ STORE ?=
 CONFORMANCE_PAIR ?=
 CONFORMANCE_SEED ?=
 
-# Where the root of Debian forky is that the tests keep for their next run: /var/cache/flan/forky-ARCH if this is empty.
+# Where the root of Debian forky is that the tests keep for their next run: in /var/cache/flan if this is empty.
 FLAN_FORKY_ROOT ?=
 
 # Scenarios at a time. They wait more than they compute.
@@ -93,7 +93,7 @@ unit:
 units: build
 	deploy/verify.sh
 
-conformance: build forky-root
+conformance: build
 	$(CARGO) test --locked -p flan-integration --test conformance --no-run
 	@conformance=$$($(CARGO) test -q --locked -p flan-integration --test conformance --no-run --message-format=json \
 		| $(call path_of,conformance)); \
@@ -101,7 +101,7 @@ conformance: build forky-root
 		FLAN_CONFORMANCE_PAIR=$(CONFORMANCE_PAIR) FLAN_CONFORMANCE_SEED=$(CONFORMANCE_SEED) \
 		"$$conformance" --test-threads=$(SCENARIO_THREADS)
 
-scenarios: build forky-root
+scenarios: build
 	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
@@ -175,6 +175,7 @@ build: tools
 tools:
 	@integration/install-tools.sh $(WITHOUT_ETCD)
 
-# Docker and etcd of the next Debian, for conformance and scenarios. Kept: to get those that it has today, remove it.
+# Docker and etcd of the next Debian. The tests that need them make them too, which takes a minute; `make test` does so
+# before anything else. Kept: to get those that it has today, remove the directory.
 forky-root: tools
 	@$(AS_ROOT) env FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) integration/forky-root.sh >/dev/null

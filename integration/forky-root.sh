@@ -2,8 +2,9 @@
 # Makes a root directory of Debian forky with its Docker and its etcd, and keeps it for later runs. The scenarios start
 # dockerd from it, the conformance suite etcd. Prints the directory's path; quick when it is there.
 #
-# FLAN_FORKY_ROOT names another directory than /var/cache/flan/forky-ARCH. Nobody writes into it once it is made; to get
-# what forky has by then, remove it and run this again.
+# The directory is /var/cache/flan/forky-ARCH-CHECKSUM, with the checksum of the list of packages, so that trees with
+# different lists do not take each other's root away. FLAN_FORKY_ROOT names another. Nobody writes into it once it is
+# made; to get what forky has by then, remove it and run this again.
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -12,7 +13,9 @@ release=forky
 packages=docker.io,docker-cli,iptables,nftables,iproute2,etcd-server,etcd-client
 
 arch=$(dpkg --print-architecture)
-root=${FLAN_FORKY_ROOT:-/var/cache/flan/$release-$arch}
+checksum=$(printf %s "$packages" | cksum | cut -d ' ' -f 1)
+# Without a slash at its end and without links: names beside it are made by adding to it.
+root=$(realpath -m "${FLAN_FORKY_ROOT:-/var/cache/flan/$release-$arch-$checksum}")
 # In the root, written last: what it was asked to hold. Below it, for a person, the versions that it got.
 stamp=.flan-root
 wanted="$release $arch $packages"
@@ -29,7 +32,7 @@ for program in debootstrap flock unshare; do
 done
 
 mkdir -p "$(dirname "$root")"
-exec 9>"$root.lock"
+exec 9>"$root.flan-lock"
 if ! flock -n 9; then
     echo "Waiting for another run that makes $root" >&2
     flock 9
@@ -41,8 +44,9 @@ if [ -e "$root" ] && [ ! -e "$root/$stamp" ]; then
     fail "$root was not made by this script; name a directory that does not exist in FLAN_FORKY_ROOT"
 fi
 
-# What it becomes until it is complete, and what an earlier run did not complete.
-new=$root.new
+# What becomes the root once it is complete. What an earlier run did not complete is deleted: nobody but this script
+# gives a directory that name.
+new=$root.flan-new
 rm -rf --one-file-system "$new"
 
 # The machine's own mirror, if it is a Debian.

@@ -216,10 +216,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if heard.networks {
             self.networks.read_soon();
         }
-        if heard.others {
-            self.underlay.others_changed(&self.leases.admission().config);
-        }
         if heard.host {
+            self.underlay.others_changed(&self.leases.admission().config);
             self.lookout.host_changed();
         }
     }

@@ -1,54 +1,73 @@
 //! The host's own networks, told from those that exist for its containers on the overlay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use flan_kernel::netlink::{self, DeviceKind, HostNetwork as Known, Origin};
 use flan_kernel::{KernelError, LinkName};
-use flan_subnet_lease::{Family, HostNetwork, NetworkConfig, Subnets};
+use flan_subnet_lease::{Family, HostNetwork, NetworkConfig, Subnets, encloses, overlap};
 use ipnetwork::IpNetwork;
 
 /// What this host has to do with other networks than the overlay.
 #[derive(Debug, Clone, Default)]
 pub struct HostNetworks {
-    /// Everything that was read.
+    /// All addresses of this host.
+    addresses: BTreeSet<IpAddr>,
+    /// Its networks, as far as they were asked for.
     known: Vec<Known>,
 }
 
 impl HostNetworks {
-    /// Reads them. Must be called in a tokio runtime.
+    /// Reads all of them. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When the kernel does not answer.
     pub async fn read() -> Result<Self, KernelError> {
-        Ok(Self { known: netlink::host_networks().await? })
+        Ok(Self::of(netlink::host_networks(|_| true).await?, |_| true))
+    }
+
+    /// The same, of networks only those that share addresses with one of these: a router has many that have nothing to do
+    /// with the overlay.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn read_overlapping(overlays: Vec<IpNetwork>) -> Result<Self, KernelError> {
+        let meets = move |network: &IpNetwork| overlays.iter().any(|overlay| overlap(overlay, network));
+        Ok(Self::of(netlink::host_networks(meets.clone()).await?, meets))
+    }
+
+    /// From what was read of them, the networks that `keeps` accepts.
+    fn of(mut known: Vec<Known>, keeps: impl Fn(&IpNetwork) -> bool) -> Self {
+        let is_address = |known: &&Known| known.origin == Origin::Address;
+        let addresses = known.iter().filter(is_address).map(|known| known.network.ip()).collect();
+        known.retain(|known| keeps(&known.network));
+        Self { addresses, known }
     }
 
     /// All addresses of this host.
-    pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let is_address = |known: &&Known| known.origin == Origin::Address;
-        self.known.iter().filter(is_address).map(|known| known.network.ip()).collect()
+    pub fn addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.addresses
     }
 
     /// The networks that have nothing to do with the overlay, each once. Left out are flannel's and our devices, docker0 and
-    /// cni0, the bridge that holds `own`, whatever a bridge or a pair of virtual devices has inside `own`, and routes
-    /// that stand for default ones.
-    pub fn foreign(&self, own: Option<&Subnets>) -> Vec<HostNetwork> {
-        let mut foreign: Vec<HostNetwork> = Vec::new();
+    /// cni0, the bridge that holds `own`, whatever a bridge or a device of a container has inside `own` unless that device is
+    /// the external interface, and routes that stand for default ones.
+    pub fn foreign(&self, own: Option<&Subnets>, external: Option<LinkName>) -> Vec<HostNetwork> {
+        let (mut foreign, mut told) = (Vec::new(), HashSet::new());
         for known in &self.known {
             let of_containers = known.link.is_some_and(is_of_overlay)
-                || own.is_some_and(|own| is_in(own, known))
+                || own.is_some_and(|own| is_in(own, external, known))
                 || is_default(&known.network);
+            let network = base(&known.network);
+            // An address tells of its network first, and a route to it, which a network manager makes, the same again.
+            if of_containers || !told.insert(network) {
+                continue;
+            }
             let gateway = match known.origin {
                 Origin::Route { gateway } => gateway,
                 Origin::Address => None,
             };
-            let network = HostNetwork { network: base(&known.network), place: place(known), gateway };
-            // An address tells of its network first, and a route to it, which a network manager makes, the same again.
-            let told = |before: &HostNetwork| before.network == network.network;
-            if !of_containers && !foreign.iter().any(told) {
-                foreign.push(network);
-            }
+            foreign.push(HostNetwork { network, place: place(known), gateway });
         }
         foreign
     }
@@ -58,7 +77,7 @@ impl HostNetworks {
 pub fn collisions(config: &NetworkConfig, networks: &HostNetworks) -> Vec<String> {
     let mut texts = Vec::new();
     for (_, overlay) in config.networks() {
-        for host in networks.foreign(None) {
+        for host in networks.foreign(None, None) {
             if encloses(&host.network, &overlay) {
                 texts.push(enclosing(&host, &overlay));
             } else if encloses(&overlay, &host.network) {
@@ -80,16 +99,6 @@ pub fn enclosing(host: &HostNetwork, overlay: &IpNetwork) -> String {
     )
 }
 
-/// Whether `outer` holds every address of `inner`.
-pub fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
-    outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
-}
-
-/// Whether two networks share an address: then one of them lies in the other.
-pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
-    encloses(a, b) || encloses(b, a)
-}
-
 /// Devices that carry the overlay on this host or, made by other programs, hold its subnet: `flannel.1`, `flannel0`,
 /// `flannel-v6.1`, `docker0`, `cni0`.
 fn is_of_overlay(link: LinkName) -> bool {
@@ -101,16 +110,20 @@ fn is_of_overlay(link: LinkName) -> bool {
 }
 
 /// Whether it exists for containers in our own subnet.
-fn is_in(own: &Subnets, known: &Known) -> bool {
+fn is_in(own: &Subnets, external: Option<LinkName>, known: &Known) -> bool {
     let network = &known.network;
+    // On a host that is a container itself, the external interface is a device of the same kind.
+    let is_external = external.is_some() && known.link == external;
+    let gateway = matches!(known.origin, Origin::Route { gateway: Some(_) });
     own.iter().any(|(_, subnet)| {
         let at_first = Some(network.ip()) == subnet.iter().nth(1);
         match known.device {
             DeviceKind::Bridge if at_first => encloses(&subnet, network),
-            DeviceKind::Bridge | DeviceKind::Veth => {
+            DeviceKind::Bridge => encloses(&subnet, network) && network.prefix() > subnet.prefix(),
+            DeviceKind::Guest if !is_external && !gateway => {
                 encloses(&subnet, network) && network.prefix() > subnet.prefix()
             }
-            DeviceKind::Other => false,
+            DeviceKind::Guest | DeviceKind::Other => false,
         }
     })
 }
@@ -150,7 +163,9 @@ mod tests {
 
     fn foreign(known: Vec<Known>, own: &str) -> Vec<String> {
         let own = own.parse::<Subnets>().ok();
-        HostNetworks { known }.foreign(own.as_ref()).iter().map(ToString::to_string).collect()
+        let external = "eth0".parse().ok();
+        let networks = HostNetworks::of(known, |_| true);
+        networks.foreign(own.as_ref(), external).iter().map(ToString::to_string).collect()
     }
 
     const ADDRESS: Origin = Origin::Address;
@@ -160,16 +175,20 @@ mod tests {
     fn networks_of_containers_and_of_the_overlay_are_not_the_hosts() {
         let gateway = Some("192.168.64.9".parse().unwrap());
         let all = vec![
-            known("192.168.64.11/24", "eth0", DeviceKind::Veth, ADDRESS),
-            known("192.168.64.0/24", "eth0", DeviceKind::Veth, ROUTE),
+            known("192.168.64.11/24", "eth0", DeviceKind::Guest, ADDRESS),
+            known("192.168.64.0/24", "eth0", DeviceKind::Guest, ROUTE),
             known("10.5.3.0/32", "flannel.1", DeviceKind::Other, ADDRESS),
             known("10.5.0.0/16", "flannel0", DeviceKind::Other, ROUTE),
             known("172.17.0.1/16", "docker0", DeviceKind::Bridge, ADDRESS),
             known("172.18.0.1/16", "br-7c3f", DeviceKind::Bridge, ADDRESS),
             known("10.5.3.1/24", "kube-bridge", DeviceKind::Bridge, ADDRESS),
-            known("10.5.3.7/32", "veth1", DeviceKind::Veth, ROUTE),
-            known("10.5.7.0/24", "eth0", DeviceKind::Veth, Origin::Route { gateway }),
+            known("10.5.3.7/32", "veth1", DeviceKind::Guest, ROUTE),
+            known("10.5.7.0/24", "eth0", DeviceKind::Guest, Origin::Route { gateway }),
             known("10.5.8.0/24", "", DeviceKind::Other, ROUTE),
+            known("10.5.3.8/32", "tap1", DeviceKind::Guest, ROUTE),
+            known("10.5.3.64/26", "macvlan1", DeviceKind::Guest, ADDRESS),
+            known("10.5.3.128/26", "eth0", DeviceKind::Guest, ROUTE),
+            known("10.5.3.192/26", "veth2", DeviceKind::Guest, Origin::Route { gateway }),
             known("128.0.0.0/1", "tun0", DeviceKind::Other, ROUTE),
         ];
         let kept = [
@@ -177,8 +196,33 @@ mod tests {
             "172.18.0.0/16 on br-7c3f",
             "10.5.7.0/24 by the route via 192.168.64.9 dev eth0",
             "10.5.8.0/24 by a route",
+            "10.5.3.128/26 by the route dev eth0",
+            "10.5.3.192/26 by the route via 192.168.64.9 dev veth2",
         ];
         assert_eq!(foreign(all, "10.5.3.0/24"), kept);
+    }
+
+    #[test]
+    fn of_networks_that_nobody_asked_for_the_addresses_are_known() {
+        let all = vec![
+            known("192.168.64.11/24", "eth0", DeviceKind::Other, ADDRESS),
+            known("10.5.7.3/24", "eth1", DeviceKind::Other, ADDRESS),
+            known("10.0.0.0/8", "eth2", DeviceKind::Other, ROUTE),
+        ];
+        let overlay = "10.5.0.0/16".parse().unwrap();
+        let networks = HostNetworks::of(all, |network| overlap(&overlay, network));
+        assert!(networks.addresses().contains(&"192.168.64.11".parse().unwrap()));
+        let foreign: Vec<String> = networks.foreign(None, None).iter().map(ToString::to_string).collect();
+        assert_eq!(foreign, ["10.5.7.0/24 on eth1", "10.0.0.0/8 by the route dev eth2"]);
+    }
+
+    #[tokio::test]
+    async fn all_addresses_are_read_also_where_no_network_is_asked_for() {
+        let (all, none) =
+            (HostNetworks::read().await.unwrap(), HostNetworks::read_overlapping(Vec::new()).await);
+        let none = none.unwrap();
+        assert_eq!(none.addresses(), all.addresses());
+        assert_eq!(none.foreign(None, None), []);
     }
 
     #[test]
@@ -203,7 +247,7 @@ mod tests {
             NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap();
         let on = |networks: &[&str]| {
             let known = networks.iter().map(|network| known(network, "eth1", DeviceKind::Other, ADDRESS));
-            collisions(&config, &HostNetworks { known: known.collect() })
+            collisions(&config, &HostNetworks::of(known.collect(), |_| true))
         };
         assert_eq!(on(&["192.168.64.11/24", "10.6.0.1/16"]), Vec::<String>::new());
         let texts = on(&["10.5.7.3/24", "10.0.0.3/8"]);

@@ -72,7 +72,7 @@ async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Noti
         let Ok(news) = ours.has_changed() else { return };
         let Some(wanted) = ours.borrow_and_update().clone() else { continue };
         let host_changed = changed.notified().now_or_never().is_some();
-        let mut look = news || view.in_doubt;
+        let mut look = news || view.is_to_be_sure(Instant::now());
         look |= (host_changed || view.bridges.is_none()) && view.read_bridges().await;
         look |= view.reading.is_due(Glance::now(), view.in_doubt, Instant::now()) && view.read_rules().await;
         if look {
@@ -104,6 +104,11 @@ struct Found {
 }
 
 impl View {
+    /// Whether what was seen once can be looked at a second time: only a new reading can tell whether it is still there.
+    fn is_to_be_sure(&self, now: Instant) -> bool {
+        self.in_doubt && !self.reading.rests(now)
+    }
+
     /// Answers whether there is something new.
     async fn read_bridges(&mut self) -> bool {
         let read = tokio::task::spawn_blocking(netlink::bridges).await;
@@ -171,11 +176,15 @@ struct Reading {
 impl Reading {
     fn is_due(&self, glance: Glance, in_doubt: bool, now: Instant) -> bool {
         let Some(read_at) = self.read_at else { return true };
-        if self.rests_until.is_some_and(|until| now < until) {
+        if self.rests(now) {
             return false;
         }
         let nobody_tells = glance.legacy || glance.changes.is_none();
         in_doubt || glance != self.glance || (nobody_tells && now >= read_at + UNTOLD)
+    }
+
+    fn rests(&self, now: Instant) -> bool {
+        self.rests_until.is_some_and(|until| now < until)
     }
 
     fn is_done(&mut self, before: Glance, started: Instant, now: Instant, succeeded: bool) {
@@ -227,6 +236,17 @@ mod tests {
         reading.is_done(told(8), start, start, false);
         assert!(!reading.is_due(told(9), false, after(59, start)));
         assert!(reading.is_due(told(9), false, after(60, start)));
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_once_is_not_looked_at_again_before_a_new_reading() {
+        let start = Instant::now();
+        let mut view = View { in_doubt: true, ..View::default() };
+        view.reading.is_done(told(7), start, after(1, start), true);
+        assert!(!view.is_to_be_sure(after(50, start)));
+        assert!(view.is_to_be_sure(after(51, start)));
+        view.in_doubt = false;
+        assert!(!view.is_to_be_sure(after(51, start)));
     }
 
     #[test]

@@ -14,15 +14,21 @@ pub(crate) fn taken(port: u16, holder: &Holder) -> String {
     )
 }
 
+/// The same after a try before of which `before` was told: somebody who has just let go is not replaced by nobody that we
+/// know.
+pub(crate) fn still_taken(port: u16, holder: &Holder, before: Option<String>) -> String {
+    match (holder, before) {
+        (Holder::Unknown, Some(before)) => before,
+        (holder, _) => taken(port, holder),
+    }
+}
+
 /// Who has the port or the device without which a data path could not be started. `None` where that was not why. `before`
-/// is what was told of the try before: somebody who has just let go is not replaced by nobody that we know.
+/// is what was told of the try before.
 pub(crate) fn keeps_from_starting(error: &DatapathError, before: Option<String>) -> Option<String> {
     match error {
         DatapathError::Socket { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            match (netlink::port_holder(address.port()), before) {
-                (Holder::Unknown, Some(before)) => Some(before),
-                (holder, _) => Some(taken(address.port(), &holder)),
-            }
+            Some(still_taken(address.port(), &netlink::port_holder(address.port()), before))
         }
         DatapathError::Tun { device, source: TunError::Attach { .. } } => {
             let process = Process::with_tun(*device)?;

@@ -8,6 +8,7 @@ mod burst;
 mod waiting;
 
 use std::collections::BTreeSet;
+use std::ops::BitOrAssign;
 use std::time::Duration;
 
 use flan_kernel::{
@@ -61,12 +62,23 @@ pub struct Heard {
     pub underlay: bool,
     /// An address came to this host, or left it.
     pub networks: bool,
-    /// An interface that is neither ours nor the external one as it was called until now has changed.
-    pub others: bool,
     /// Devices or addresses of this host have changed, of whatever kind.
     pub host: bool,
     /// Everything has been read.
     pub has_read: bool,
+}
+
+impl BitOrAssign for Heard {
+    fn bitor_assign(&mut self, more: Self) {
+        // Field by field, so that the compiler names one that is forgotten.
+        let Self { work, read, underlay, networks, host, has_read } = more;
+        self.work |= work;
+        self.read |= read;
+        self.underlay |= underlay;
+        self.networks |= networks;
+        self.host |= host;
+        self.has_read |= has_read;
+    }
 }
 
 /// What one round did.
@@ -276,13 +288,8 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     /// Takes in what the kernel has told already, without waiting. What it means is seen when it is next heard.
     fn listen(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
-            let Heard { work, read, underlay, networks, others, host, .. } = self.take_in(changes);
-            self.noted.work |= work;
-            self.noted.read |= read;
-            self.noted.underlay |= underlay;
-            self.noted.others |= others;
-            self.noted.host |= host;
-            self.noted.networks |= networks;
+            let heard = self.take_in(changes);
+            self.noted |= heard;
         }
     }
 
@@ -295,7 +302,6 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                     let ours = self.ownership.links.contains(&name);
                     let underlay = self.underlay == Some(name);
                     heard.underlay |= underlay;
-                    heard.others |= !ours && !underlay;
                     heard.host = true;
                     heard.read |= ours || underlay;
                     // It may have been in the way of one of ours.
@@ -304,13 +310,13 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                 Change::HostAddress(name) => {
                     heard.host = true;
                     heard.networks = true;
-                    match self.underlay == Some(name) {
-                        true => heard.underlay = true,
-                        false => heard.others = true,
-                    }
+                    heard.underlay |= self.underlay == Some(name);
                 }
                 Change::DefaultRoute => heard.underlay = true,
-                Change::Unknown => (heard.read, heard.underlay, heard.host) = (true, true, true),
+                Change::Unknown => {
+                    heard |=
+                        Heard { read: true, underlay: true, networks: true, host: true, ..Heard::default() }
+                }
             }
         }
         heard

@@ -46,7 +46,7 @@ exec sh -c "$script" sh "$@"
 pub fn root() -> Result<&'static Path> {
     // Asked once, also where it failed: the next test would only wait as long for the same.
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let found = FOUND.get_or_init(|| ask(&mut script()).map_err(|error| format!("{error:#}")));
+    let found = FOUND.get_or_init(|| ask(&mut Command::new(path())).map_err(|error| format!("{error:#}")));
     found.as_deref().map_err(|error| anyhow!("no root of Debian forky: {error}"))
 }
 
@@ -69,8 +69,9 @@ fn loader_in(libraries: &Path) -> Result<PathBuf> {
     Ok(loader.path())
 }
 
-fn script() -> Command {
-    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("forky-root.sh"))
+/// The script that makes the root.
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("forky-root.sh")
 }
 
 /// Runs the script for as long as it takes. What it tells goes where our own errors go.
@@ -137,16 +138,24 @@ mod tests {
             self.dir.join("root")
         }
 
-        fn run(&self) -> Output {
+        /// The script with those programs, which is to make its root there.
+        fn script(&self, script: &Path, root: &str) -> Command {
             let path = format!("{}:{}", self.dir.join("bin").display(), env::var("PATH").unwrap());
-            let mut script = script();
-            script.env("PATH", path).env("STAGE", &self.dir).env("FLAN_FORKY_ROOT", self.root());
-            script.output().unwrap()
+            let mut script = Command::new(script);
+            script.env("PATH", path).env("STAGE", &self.dir).env("FLAN_FORKY_ROOT", root);
+            script
+        }
+
+        fn run(&self) -> Output {
+            self.script(&path(), self.root().to_str().unwrap()).output().unwrap()
         }
 
         /// Runs the script, which must name the root.
         fn make(&self) {
-            let output = self.run();
+            self.check_made(self.run());
+        }
+
+        fn check_made(&self, output: Output) {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{said}");
             assert_eq!(output.stdout, format!("{}\n", self.root().display()).into_bytes(), "{said}");
@@ -200,7 +209,7 @@ mod tests {
         stage.fail("E: no such mirror");
         assert!(!stage.root().exists());
         fs::remove_file(stage.dir.join("fails")).unwrap();
-        fs::write(stage.dir.join("root.new/left"), "").unwrap();
+        fs::write(stage.dir.join("root.flan-new/left"), "").unwrap();
         stage.make();
         assert!(!stage.root().join("left").exists());
     }
@@ -212,6 +221,55 @@ mod tests {
         fs::write(stage.root().join("letter"), "").unwrap();
         stage.fail("was not made by this script");
         assert!(stage.root().join("letter").exists());
+    }
+
+    #[test]
+    fn nothing_beside_the_root_is_touched_that_has_another_name() {
+        let stage = Stage::set();
+        fs::create_dir(stage.dir.join("root.new")).unwrap();
+        for theirs in ["root.new/letter", "root.lock", "root.log"] {
+            fs::write(stage.dir.join(theirs), "theirs").unwrap();
+        }
+        stage.make();
+        for theirs in ["root.new/letter", "root.lock", "root.log"] {
+            assert_eq!(fs::read_to_string(stage.dir.join(theirs)).unwrap(), "theirs", "{theirs}");
+        }
+    }
+
+    #[test]
+    fn a_slash_at_the_end_of_the_path_changes_nothing() {
+        let stage = Stage::set();
+        let root = format!("{}/./root//", stage.dir.display());
+        stage.check_made(stage.script(&path(), &root).output().unwrap());
+        // Made anew, it is made beside the old one again, and not in it.
+        fs::write(stage.root().join(".flan-root"), "forky amd64 docker.io\n").unwrap();
+        stage.check_made(stage.script(&path(), &root).output().unwrap());
+        let mut made: Vec<_> =
+            fs::read_dir(stage.root()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        made.sort();
+        assert_eq!(made, [".flan-root", "var"]);
+    }
+
+    #[test]
+    fn trees_that_want_different_packages_have_different_roots() {
+        let stage = Stage::set();
+        // Without root it says where it would make it, and makes nothing.
+        stage.write_program("id", "echo 1000");
+        stage.write_program("dpkg", "echo some-arch");
+        let where_with = |script: &Path| {
+            let output = stage.script(script, "").output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            let (_, after) = said.split_once("there is no ").unwrap();
+            let root = after.split(' ').next().unwrap().to_owned();
+            assert!(root.starts_with("/var/cache/flan/forky-some-arch-"), "{said}");
+            root
+        };
+        let others = stage.dir.join("bin/forky-root.sh");
+        fs::write(&others, fs::read_to_string(path()).unwrap().replace("docker.io,", "docker.io,curl,"))
+            .unwrap();
+        fs::set_permissions(&others, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(where_with(&path()), where_with(&path()));
+        assert_ne!(where_with(&path()), where_with(&others));
     }
 
     #[test]

@@ -54,18 +54,30 @@ impl Process {
         })
     }
 
+    /// The first of this name. Everybody may know what a process is called.
+    pub fn called(name: &str) -> Option<Self> {
+        let mut pids = pids();
+        pids.find_map(|pid| Some(Self { pid, name: name_of(pid)? }).filter(|process| process.name == name))
+    }
+
     /// The first with an open descriptor that `is_it` accepts, by its path in `/proc/PID/fd`.
     fn first(is_it: impl Fn(&Path) -> bool) -> Option<Self> {
-        let mut pids: Vec<u32> = entries(Path::new("/proc"))
-            .filter_map(|process| process.file_name()?.to_str()?.parse().ok())
-            .collect();
-        pids.sort_unstable();
-        let pid = pids
-            .into_iter()
+        let pid = pids()
             .find(|pid| entries(&PathBuf::from(format!("/proc/{pid}/fd"))).any(|entry| is_it(&entry)))?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(Self { pid, name: name.trim().to_owned() })
+        Some(Self { pid, name: name_of(pid).unwrap_or_default() })
     }
+}
+
+/// All processes, the oldest first as a rule.
+fn pids() -> impl Iterator<Item = u32> {
+    let pids = entries(Path::new("/proc"));
+    let mut pids: Vec<u32> = pids.filter_map(|process| process.file_name()?.to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids.into_iter()
+}
+
+fn name_of(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned())
 }
 
 /// None where there is no such directory any more.
@@ -92,6 +104,13 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+
+    #[test]
+    fn a_process_is_found_by_its_name() {
+        let own = name_of(std::process::id()).unwrap();
+        assert_eq!(Process::called(&own).map(|process| process.name), Some(own));
+        assert_eq!(Process::called("no process is so called"), None);
+    }
 
     #[test]
     fn a_table_names_the_sockets_on_a_port() {

@@ -130,7 +130,7 @@ pub(crate) fn span(network: &IpNetwork) -> (u128, u128) {
 }
 
 /// Whether two networks share an address.
-pub(crate) fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
+pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.is_ipv4() == b.is_ipv4() && {
         let ((a_first, a_last), (b_first, b_last)) = (span(a), span(b));
         a_first <= b_last && b_first <= a_last
@@ -138,6 +138,6 @@ pub(crate) fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
 }
 
 /// Whether `outer` holds every address of `inner`.
-pub(crate) fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
+pub fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }

@@ -144,7 +144,7 @@ pub struct Keeper {
 impl Keeper {
     /// Takes a lease: the one with our public address, else the previous subnet, else a random free one. Tries
     /// without end, and tells `waits` why while it must wait. Where the previous subnet is leased to another address with
-    /// our node id, its holder gets ten seconds to object.
+    /// our node id, its holder gets half a minute to object.
     ///
     /// `listing` is a list of the leases that is there already, if there is one; should it turn out to be out of date,
     /// another is made. The one that decided comes back, without what was written by this: [`LeaseWatch::behind`] goes

@@ -30,7 +30,7 @@ pub use backend_config::{BackendConfig, UdpConfig, VxlanConfig, WireguardConfig}
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
-pub use family::{Family, PerFamily};
+pub use family::{Family, PerFamily, encloses, overlap};
 pub use host_network::HostNetwork;
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
 pub use key::{InvalidKey, Subnets};

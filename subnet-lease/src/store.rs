@@ -52,7 +52,7 @@ pub struct StoredConfig {
 }
 
 /// How long one request may take on one endpoint.
-const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long a connection may take to open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life is asked for one after this, and given up when none comes in the same time.

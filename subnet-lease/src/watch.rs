@@ -137,13 +137,13 @@ impl LeaseWatch {
 }
 
 /// A watch without a word for this long is asked for a sign of life.
-const SILENCE: Duration = Duration::from_secs(10);
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 /// How long the sign of life may take.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 /// A watch that lasted this long was a good one: the next failure is the first again.
 const GOOD: Duration = Duration::from_secs(5);
 /// The first wait after a failure, before jitter, and the longest.
-const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+pub(crate) const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// What to do next. It knows neither the store nor the clock.
 struct Machine {

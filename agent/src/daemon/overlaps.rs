@@ -6,9 +6,10 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use flan_kernel::{Firewall, Kernel, KernelError};
-use flan_subnet_lease::{HostNetwork, LeaseSet, Subnets};
+use flan_kernel::{Firewall, Kernel, KernelError, LinkName};
+use flan_subnet_lease::{HostNetwork, LeaseSet, NetworkConfig, Subnets, encloses, overlap};
 use futures::future::BoxFuture;
+use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
@@ -17,7 +18,7 @@ use super::{Daemon, sooner};
 use crate::host_networks::{self, HostNetworks};
 use crate::problem::Code;
 
-/// Peers that a problem names.
+/// Networks or peers that a problem names.
 const SHOWN: usize = 3;
 /// How often the host's networks are read while the host waits for a lease.
 const WHILE_WAITING: Duration = Duration::from_secs(5);
@@ -26,23 +27,29 @@ const DEBOUNCE: Duration = Duration::from_secs(1);
 
 /// The host's networks as they change.
 pub(super) struct NetworkWatch {
+    /// The overlay networks: only what overlaps them is of interest.
+    overlays: Vec<IpNetwork>,
     read: HostNetworks,
     reading: Option<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
     due: Option<Instant>,
     /// Our own subnets, or those that we held before: what containers have in them is not the host's.
     own: Option<Subnets>,
+    /// The external interface, which is none of a container.
+    external: LinkName,
     /// Those that subnets must not overlap, for the keeper, who may need another subnet.
     foreign: watch::Sender<Vec<HostNetwork>>,
 }
 
 impl NetworkWatch {
     /// Reads them for the first time; a kernel that does not answer leaves them unknown.
-    pub(super) async fn start(own: Option<Subnets>) -> Self {
+    pub(super) async fn start(config: &NetworkConfig, own: Option<Subnets>, external: LinkName) -> Self {
         let mut watch = Self {
+            overlays: config.networks().map(|(_, overlay)| overlay).collect(),
             read: HostNetworks::default(),
             reading: None,
             due: None,
             own,
+            external,
             foreign: watch::Sender::new(Vec::new()),
         };
         watch.read();
@@ -61,7 +68,7 @@ impl NetworkWatch {
 
     /// All addresses of this host at the last reading.
     pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.read.addresses()
+        self.read.addresses().clone()
     }
 
     /// The networks that subnets must not overlap.
@@ -69,11 +76,13 @@ impl NetworkWatch {
         self.foreign.subscribe()
     }
 
-    /// Begins to read them, unless that is being done.
+    /// Begins to read them. While that is being done, they are read once more in a moment: the reading that began before
+    /// may miss what has changed since.
     pub(super) fn read(&mut self) {
         self.due = None;
-        if self.reading.is_none() {
-            self.reading = Some(Box::pin(HostNetworks::read()));
+        match self.reading {
+            None => self.reading = Some(Box::pin(HostNetworks::read_overlapping(self.overlays.clone()))),
+            Some(_) => self.read_soon(),
         }
     }
 
@@ -103,7 +112,7 @@ impl NetworkWatch {
 
     /// Tells them from those of the containers.
     fn sort_out(&self) {
-        let foreign = self.read.foreign(self.own.as_ref());
+        let foreign = self.read.foreign(self.own.as_ref(), Some(self.external));
         self.foreign.send_if_modified(|known| std::mem::replace(known, foreign.clone()) != foreign);
     }
 }
@@ -112,8 +121,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Says which subnets share addresses with this host's networks. Costs the same whatever the number of peers.
     pub(super) fn look_at_overlaps(&mut self) {
         let own = self.leases.admission().own.as_ref().map(|own| own.subnets);
-        if self.networks.own != own {
-            self.networks.own = own;
+        let external = self.underlay.link();
+        if (self.networks.own, self.networks.external) != (own, external) {
+            (self.networks.own, self.networks.external) = (own, external);
             self.networks.sort_out();
         }
         let foreign = self.networks.foreign.borrow();
@@ -128,12 +138,14 @@ fn of_ours(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
     let own = admission.own.as_ref()?;
     let mut texts = Vec::new();
     for host in foreign {
-        let overlay =
-            admission.config.networks().find(|(_, net)| host_networks::encloses(&host.network, net));
+        if texts.len() > SHOWN {
+            break;
+        }
+        let overlay = admission.config.networks().find(|(_, net)| encloses(&host.network, net));
         if let Some((_, overlay)) = overlay {
             texts.push(host_networks::enclosing(host, &overlay));
         } else if let Some((_, subnet)) =
-            own.subnets.iter().find(|(_, subnet)| host_networks::overlap(&host.network, subnet))
+            own.subnets.iter().find(|(_, subnet)| overlap(&host.network, subnet))
         {
             texts.push(format!(
                 "this host's subnet {subnet} overlaps its network {host}: one of the two cannot be reached from here; change \
@@ -141,6 +153,10 @@ fn of_ours(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
                  subnet file, and start fland and then Docker again"
             ));
         }
+    }
+    if texts.len() > SHOWN {
+        texts.truncate(SHOWN);
+        texts.push("and others".to_owned());
     }
     (!texts.is_empty()).then(|| texts.join("; "))
 }
@@ -150,10 +166,9 @@ fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
     let (mut text, mut count) = (String::new(), 0);
     let config = &leases.admission().config;
     // One that encloses the overlay overlaps all peers, and is told of once.
-    let avoidable = |host: &&HostNetwork| {
-        !config.networks().any(|(_, overlay)| host_networks::encloses(&host.network, &overlay))
-    };
-    for host in foreign.iter().filter(avoidable) {
+    let avoidable =
+        |host: &&HostNetwork| !config.networks().any(|(_, overlay)| encloses(&host.network, &overlay));
+    'networks: for host in foreign.iter().filter(avoidable) {
         for peer in leases.peers_in(&host.network) {
             // What a flanneld on host-gw has left leads where our own route will, which takes its place.
             if host
@@ -162,20 +177,20 @@ fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
             {
                 continue;
             }
-            count += 1;
-            if count <= SHOWN {
-                let between = if count == 1 { "" } else { ", " };
-                let _ = write!(
-                    text,
-                    "{between}subnet {} of {} overlaps {host}",
-                    peer.subnets,
-                    peer.attributes.holder()
-                );
+            if count == SHOWN {
+                // Without their number: with it, each peer that joins or leaves would make a new warning.
+                text.push_str(" and others");
+                break 'networks;
             }
+            count += 1;
+            let between = if count == 1 { "" } else { ", " };
+            let _ = write!(
+                text,
+                "{between}subnet {} of {} overlaps {host}",
+                peer.subnets,
+                peer.attributes.holder()
+            );
         }
-    }
-    if count > SHOWN {
-        let _ = write!(text, " and {} more", count - SHOWN);
     }
     let advice = "containers there or that network cannot be reached from here; change that network, or give the peer \
                   another subnet with flanctl subnets reserve";
@@ -219,6 +234,19 @@ mod tests {
         leases
     }
 
+    #[tokio::test]
+    async fn a_change_during_a_reading_leads_to_another_one() {
+        let config = leases(2..3).admission().config.clone();
+        let mut watch = NetworkWatch::start(&config, None, "eth0".parse().unwrap()).await;
+        watch.read();
+        assert_eq!(watch.due(), None);
+        watch.read();
+        assert!(watch.due().is_some());
+        watch.next().await;
+        watch.read();
+        assert_eq!(watch.due(), None);
+    }
+
     fn host(network: &str) -> HostNetwork {
         HostNetwork { network: network.parse().unwrap(), place: "on eth1".to_owned(), gateway: None }
     }
@@ -232,13 +260,17 @@ mod tests {
             text.starts_with("this host's subnet 10.0.1.0/24 overlaps its network 10.0.1.128/25 on eth1: "),
             "{text}"
         );
+        let many: Vec<HostNetwork> = (0..9).map(|n| host(&format!("10.0.1.{n}/32"))).collect();
+        let text = of_ours(&leases, &many).unwrap();
+        assert!(text.contains("10.0.1.2/32 on eth1") && !text.contains("10.0.1.3/32"), "{text}");
+        assert!(text.ends_with("; and others"), "{text}");
         let text = of_ours(&leases, &[host("10.0.0.0/8")]).unwrap();
         assert!(text.contains("10.0.0.0/8 on eth1 encloses the overlay network 10.0.0.0/8"), "{text}");
         assert_eq!(of_peers(&leases, &[host("10.0.0.0/8")]), None);
     }
 
     #[test]
-    fn of_peers_in_networks_of_the_host_the_first_are_named_and_all_are_counted() {
+    fn of_peers_in_networks_of_the_host_the_first_are_named() {
         let leases = leases(2..300);
         assert_eq!(of_peers(&leases, &[host("10.0.1.0/24"), host("192.168.0.0/16")]), None);
         let text = of_peers(&leases, &[host("10.0.7.0/25")]).unwrap();
@@ -251,6 +283,6 @@ mod tests {
         assert_eq!(of_peers(&leases, &[left_by_flannel("192.168.0.7")]), None);
         assert!(of_peers(&leases, &[left_by_flannel("192.168.0.8")]).is_some());
         let text = of_peers(&leases, &[host("10.0.16.0/20")]).unwrap();
-        assert!(text.contains("h18) overlaps 10.0.16.0/20 on eth1 and 13 more; "), "{text}");
+        assert!(text.contains("h18) overlaps 10.0.16.0/20 on eth1 and others; "), "{text}");
     }
 }

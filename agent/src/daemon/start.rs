@@ -105,7 +105,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     drop(actual);
 
     let previous = previous(&args);
-    let mut networks = NetworkWatch::start(previous).await;
+    let mut networks = NetworkWatch::start(&config, previous, external.underlay.link).await;
     let node_id = node.id.clone();
     let claim = Claim {
         config: config.clone(),

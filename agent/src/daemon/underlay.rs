@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flan_backends::Gateways;
-use flan_kernel::{Firewall, Kernel, LinkName, netlink};
+use flan_kernel::{Firewall, Kernel, KernelError, LinkName, netlink};
 use flan_subnet_lease::{LeaseAttributes, NetworkConfig, OwnLease, Store};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -52,7 +52,7 @@ impl UnderlayWatch {
         super::sooner(&mut self.due, after);
     }
 
-    /// An interface has changed that is none of ours, nor the external one by its name.
+    /// Interfaces have changed, perhaps other ones than the external one as it is called here.
     pub(super) fn others_changed(&mut self, config: &NetworkConfig) {
         let renamed = netlink::name_of(self.external.index).is_some_and(|name| name != self.link());
         if renamed {
@@ -95,6 +95,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let selection = Selection { args: &underlay.args, config: &self.leases.admission().config };
         let survey = match selection.survey().await {
             Ok(survey) => survey,
+            // Other programs change interfaces so fast that all of them cannot be read between. Nothing is wrong with ours.
+            Err(KernelError::Interrupted) => return underlay.look_in(AGAIN),
             Err(reason) => {
                 return underlay.is_in_trouble(&format!("cannot list network interfaces: {reason}"));
             }

@@ -25,7 +25,11 @@ pub const AGAIN: Duration = Duration::from_secs(5);
 pub struct Held {
     /// The addresses that were on it when ours was.
     seen: BTreeSet<IpAddr>,
+    /// Since when nothing usable is there.
     gone_since: Option<Instant>,
+    /// Since when only an address that was there before could take the place of ours. It has a time of its own: an
+    /// interface that comes back gets its addresses one after another.
+    replaced_since: Option<Instant>,
 }
 
 /// What becomes of the external interface.
@@ -64,9 +68,10 @@ impl Held {
     ) -> Verdict {
         let name = was.underlay.link;
         let Some(again) = self.find_again(was, selection, survey) else {
+            self.replaced_since = None;
             let until = *self.gone_since.get_or_insert(now) + GRACE;
             let gone = what_is_gone(was, survey);
-            return match chosen {
+            return match in_its_place(was, selection, survey, chosen) {
                 _ if now < until => Verdict::Wait {
                     until,
                     reason: format!(
@@ -74,7 +79,7 @@ impl Held {
                         humantime::format_duration(GRACE)
                     ),
                 },
-                Ok(other) => Verdict::Adopt(other.clone()),
+                Ok(other) => Verdict::Adopt(other),
                 Err(error) => Verdict::Wait {
                     until: now + AGAIN,
                     reason: format!("{gone}, and nothing takes its place: {error}"),
@@ -82,7 +87,8 @@ impl Held {
             };
         };
         if let Some((before, other)) = again.replaced {
-            let until = *self.gone_since.get_or_insert(now) + ADDRESS_GRACE;
+            self.gone_since = None;
+            let until = *self.replaced_since.get_or_insert(now) + ADDRESS_GRACE;
             if now < until {
                 let limit = humantime::format_duration(ADDRESS_GRACE);
                 let reason = format!(
@@ -91,18 +97,18 @@ impl Held {
                 return Verdict::Wait { until, reason };
             }
         }
-        (self.gone_since, self.seen) = (None, again.seen);
+        (self.gone_since, self.replaced_since, self.seen) = (None, None, again.seen);
         if again.external == *was { Verdict::Keep } else { Verdict::Adopt(again.external) }
     }
 
     /// What was adopted stands: it is another from now on that can be gone.
     pub fn adopted(&mut self) {
-        self.gone_since = None;
+        (self.gone_since, self.replaced_since) = (None, None);
     }
 
-    /// Whether ours is gone at the moment.
+    /// Whether ours, or its address, is gone at the moment.
     pub fn is_gone(&self) -> bool {
-        self.gone_since.is_some()
+        self.gone_since.is_some() || self.replaced_since.is_some()
     }
 
     /// Ours by its index, even if it was renamed; or one that has its name, if it was made anew; or the one that has our
@@ -166,6 +172,32 @@ pub fn other_choice(is: &External, chosen: &Result<External, InterfaceError>) ->
             Some(format!("fland keeps {}, and would not start again: {error}", shown(is)))
         }
         Ok(_) | Err(_) => None,
+    }
+}
+
+/// What a start would choose instead of ours. While one of our addresses is still on our interface, its family works there:
+/// then no other interface takes the place of ours, and that address stays.
+fn in_its_place(
+    was: &External,
+    selection: Selection<'_>,
+    survey: &Survey,
+    chosen: &Result<External, InterfaceError>,
+) -> Result<External, String> {
+    let other = chosen.as_ref().map_err(ToString::to_string)?;
+    let Some(interface) = survey.at(was.index).or_else(|| survey.called(was.underlay.link)) else {
+        return Ok(other.clone());
+    };
+    let here = was.underlay.addresses.values().filter(|ip| has(interface, **ip)).copied();
+    let here: PerFamily<IpAddr> = here.collect();
+    match here.values().next() {
+        None => Ok(other.clone()),
+        Some(_) if other.index == interface.index => {
+            selection.on(interface, here).map_err(|error| error.to_string())
+        }
+        Some(ip) => Err(format!(
+            "fland does not move to {} while {} still has {ip}",
+            other.underlay.link, interface.name
+        )),
     }
 }
 

@@ -155,6 +155,22 @@ async fn a_reading_finds_what_nobody_told() {
     assert_eq!(reconciler.repairs().link, 1);
 }
 
+#[test]
+fn what_is_heard_twice_is_heard_of_both() {
+    let mut heard = Heard { work: true, networks: true, ..Heard::default() };
+    heard |= Heard { host: true, underlay: true, ..Heard::default() };
+    heard |= Heard { read: true, has_read: true, ..Heard::default() };
+    let all = Heard { work: true, read: true, underlay: true, networks: true, host: true, has_read: true };
+    assert_eq!(heard, all);
+}
+
+#[tokio::test]
+async fn a_notification_that_was_lost_may_have_told_of_anything() {
+    let (_, mut reconciler) = three_peers().await;
+    let heard = reconciler.take_in(vec![Change::Unknown]);
+    assert_eq!(heard, Heard { read: true, underlay: true, networks: true, host: true, ..Heard::default() });
+}
+
 #[tokio::test]
 async fn a_repair_that_is_undone_again_and_again_is_not_fought_for() {
     let (kernel, mut reconciler) = three_peers().await;

@@ -50,12 +50,12 @@ impl Waiting {
     /// The kernel refused an operation: it is tried again after 0.25 s, doubled each time up to 30 s.
     pub(super) fn failed(&mut self, refusal: &FailedOperation, now: Instant) {
         let object = refusal.operation.object();
-        let times = match self.waits.get(&object) {
-            Some(Wait { why: Why::Refused { times, .. }, .. }) => times + 1,
-            _ => 1,
+        let (times, before) = match self.waits.remove(&object) {
+            Some(Wait { why: Why::Refused { times, port_taken, .. }, .. }) => (times + 1, port_taken),
+            _ => (1, None),
         };
         let port_taken = match &refusal.reason {
-            KernelError::PortTaken { port, holder } => Some(ports::taken(*port, holder)),
+            KernelError::PortTaken { port, holder } => Some(ports::still_taken(*port, holder, before)),
             _ => None,
         };
         let why = Why::Refused { times, what: refusal.to_string(), port_taken };
@@ -130,7 +130,27 @@ fn retry_after(times: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use flan_kernel::netlink::Holder;
+
     use super::*;
+
+    #[test]
+    fn a_holder_that_is_no_longer_found_is_still_the_one_who_is_told_of() {
+        let name = "flannel.1".parse().unwrap();
+        let refused = |holder: &Holder| FailedOperation {
+            operation: Operation::DeleteLink { name },
+            reason: KernelError::PortTaken { port: 8472, holder: holder.clone() },
+        };
+        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        let device = Holder::Vxlan { name: "vx9".parse().unwrap(), external: true };
+        for holder in [&device, &Holder::Unknown] {
+            waiting.failed(&refused(holder), now);
+            assert_eq!(waiting.port_taken(), Some(ports::taken(8472, &device)));
+        }
+        waiting.succeeded(&Object::Link(name));
+        waiting.failed(&refused(&Holder::Unknown), now);
+        assert_eq!(waiting.port_taken(), Some(ports::taken(8472, &Holder::Unknown)));
+    }
 
     #[test]
     fn retries_slow_down_to_half_a_minute() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flan_subnet_lease::{Entry, Lease, LeaseAttributes, Store, StoreError, Subnets};
+use flan_subnet_lease::{Lease, LeaseAttributes, Store, StoreError, Subnets};
 use tokio::time::Instant;
 
 use super::{changed_meanwhile, named};

@@ -163,11 +163,13 @@ impl Traffic {
     /// The outer packets of other hosts.
     fn arriving(&self) -> Vec<Packet> {
         let Some(outer) = &self.outer else { return Vec::new() };
+        // A rule that names the overlay network means what the outer packets carry.
+        let overlay: Vec<_> = self.families.iter().map(|family| addresses(family.network)).collect();
         let packet = |&ip: &IpAddr| Packet {
             ipv6: ip.is_ipv6(),
             enters: Device::Named(outer.link),
             leaves: Device::None,
-            source: Sender::Like(ip),
+            source: Sender::Like { own: ip, overlay: overlay.clone() },
             destination: ip..=ip,
             udp_port: Some(outer.port),
             for_this_host: true,

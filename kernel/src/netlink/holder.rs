@@ -1,6 +1,8 @@
 //! Who holds what we want, in the words of `ip(8)`.
 
 use std::fmt::{self, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -27,7 +29,9 @@ pub enum Holder {
     },
     /// A process.
     Process(Process),
-    /// Neither; as the socket of a tunnel device of another kind, or of a process that is not shown to us.
+    /// A process that we may not look into, and that is known to take such ports.
+    Suspect(Process),
+    /// Nobody that we know; as the socket of a tunnel device of another kind, or of a process that is not shown to us.
     Unknown,
 }
 
@@ -36,7 +40,7 @@ impl Holder {
     pub fn remedy(&self) -> String {
         match self {
             Self::Vxlan { name, .. } => format!("delete it (ip link del {name})"),
-            Self::Process(_) => "stop it".to_owned(),
+            Self::Process(_) | Self::Suspect(_) => "stop it".to_owned(),
             Self::Unknown => "find it (ss -ulnp, ip -d link) and stop it".to_owned(),
         }
     }
@@ -48,6 +52,7 @@ impl fmt::Display for Holder {
             Self::Vxlan { name, external: true } => write!(f, "VXLAN device {name} in external mode"),
             Self::Vxlan { name, external: false } => write!(f, "VXLAN device {name}"),
             Self::Process(process) => process.fmt(f),
+            Self::Suspect(process) => write!(f, "probably {process}"),
             Self::Unknown => f.write_str("another tunnel device or a process that is not shown here"),
         }
     }
@@ -58,7 +63,7 @@ pub fn port_holder(port: u16) -> Holder {
     // Without a socket there are still the processes.
     match Socket::open() {
         Ok(mut socket) => holder_of_port(&mut socket, port, |_| false),
-        Err(_) => Process::on_udp_port(port).map_or(Holder::Unknown, Holder::Process),
+        Err(_) => process_on(port),
     }
 }
 
@@ -75,7 +80,39 @@ pub(super) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(Li
     if let Ok(Some((name, external))) = device {
         return Holder::Vxlan { name, external };
     }
-    Process::on_udp_port(port).map_or(Holder::Unknown, Holder::Process)
+    process_on(port)
+}
+
+/// The agent of flannel has our ports and, as root's with more rights than our unit has, is not to be looked into.
+const FLANNELD: &str = "flanneld";
+
+/// How long a process that was found is taken for the holder of its port, or nobody for nobody.
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+/// The port that was last looked for among the processes, when, and who had it.
+type Looked = Option<(u16, Instant, Holder)>;
+
+/// The process that has a UDP port. A search through all processes takes long on a host with many, and whoever wants the
+/// port asks at each try to get it.
+fn process_on(port: u16) -> Holder {
+    static LAST: Mutex<Looked> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let search = || match Process::on_udp_port(port) {
+        Some(process) => Holder::Process(process),
+        None => Process::called(FLANNELD).map_or(Holder::Unknown, Holder::Suspect),
+    };
+    remembered(&mut last, port, Instant::now(), search)
+}
+
+fn remembered(last: &mut Looked, port: u16, now: Instant, search: impl FnOnce() -> Holder) -> Holder {
+    match last {
+        Some((looked_for, at, holder)) if *looked_for == port && now < *at + REMEMBERED => holder.clone(),
+        _ => {
+            let holder = search();
+            *last = Some((port, now, holder.clone()));
+            holder
+        }
+    }
 }
 
 /// The name of a VXLAN device that is up on this port, and whether it is in external mode.
@@ -191,6 +228,19 @@ mod tests {
         let holder = Holder::Vxlan { name, external: true };
         assert_eq!(holder.to_string(), "VXLAN device vx9 in external mode");
         assert_eq!(holder.remedy(), "delete it (ip link del vx9)");
+    }
+
+    #[test]
+    fn processes_are_not_searched_again_for_the_same_port_within_ten_seconds() {
+        let (mut last, start) = (None, Instant::now());
+        let process = |pid| Holder::Process(Process { pid, name: "named".to_owned() });
+        let mut found = |port, seconds, pid| {
+            remembered(&mut last, port, start + Duration::from_secs(seconds), || process(pid))
+        };
+        assert_eq!(found(8472, 0, 1), process(1));
+        assert_eq!(found(8472, 9, 2), process(1));
+        assert_eq!(found(8472, 10, 3), process(3));
+        assert_eq!(found(8285, 11, 4), process(4));
     }
 
     fn name(index: u32) -> Option<LinkName> {

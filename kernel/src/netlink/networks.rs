@@ -33,8 +33,9 @@ pub struct HostNetwork {
 pub enum DeviceKind {
     /// A bridge.
     Bridge,
-    /// One end of a pair, whose other end may be in a container.
-    Veth,
+    /// Made for a container or a virtual machine: one end of a pair, whose other end may be in it, a TAP device or one that
+    /// shares another's link.
+    Guest,
     /// Anything else, also none.
     Other,
 }
@@ -52,15 +53,18 @@ pub enum Origin {
 }
 
 /// All networks that this host has addresses in, and all that the main table has routes to: without default routes, those
-/// that the kernel makes for addresses, and those with [`ROUTE_PROTOCOL`]. Reads everything once, beside whatever
-/// else is done. Must be called in a tokio runtime.
+/// that the kernel makes for addresses, and those with [`ROUTE_PROTOCOL`]. Of routes, only those whose destination `keeps`
+/// accepts: a router may have a million. Reads everything once, beside whatever else is done. Must be called in a
+/// tokio runtime.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.
-pub async fn host_networks() -> Result<Vec<HostNetwork>, KernelError> {
+pub async fn host_networks(
+    keeps: impl Fn(&IpNetwork) -> bool + Send + 'static,
+) -> Result<Vec<HostNetwork>, KernelError> {
     // Opened here, in the network namespace of the caller: that of the thread that reads may be another.
     let socket = Socket::open();
-    let read = move || read(&mut socket?);
+    let read = move || read(&mut socket?, keeps);
     tokio::task::spawn_blocking(read)
         .await
         .map_err(|error| KernelError::Message(format!("reading the host's networks: {error}")))?
@@ -69,7 +73,7 @@ pub async fn host_networks() -> Result<Vec<HostNetwork>, KernelError> {
 /// Name and kind of each device, by index.
 type Devices = BTreeMap<u32, (LinkName, DeviceKind)>;
 
-fn read(socket: &mut Socket) -> Result<Vec<HostNetwork>, KernelError> {
+fn read(socket: &mut Socket, keeps: impl Fn(&IpNetwork) -> bool) -> Result<Vec<HostNetwork>, KernelError> {
     let devices: Devices = socket.dump(&message::dump_links(), Devices::new, |found, body| {
         found.extend(link_entry(body).and_then(|link| Some((link.header.index, named(&link)?))));
     })?;
@@ -84,7 +88,8 @@ fn read(socket: &mut Socket) -> Result<Vec<HostNetwork>, KernelError> {
             // There may be tens of thousands of our own.
             let of_others = entry::route_protocol(body) != Some(ROUTE_PROTOCOL);
             if of_others && body.first().copied() == Some(u8::from(family)) {
-                found.extend(RawRoute::read(body).and_then(|route| network_of(&route, &devices)));
+                let route = RawRoute::read(body).filter(|route| keeps(&route.key.destination));
+                found.extend(route.and_then(|route| network_of(&route, &devices)));
             }
         });
         networks.extend(without_family(routes)?);
@@ -99,13 +104,26 @@ fn named(link: &LinkMessage) -> Option<(LinkName, DeviceKind)> {
     });
     let kind = infos.flatten().find_map(|info| match info {
         LinkInfo::Kind(InfoKind::Bridge) => Some(DeviceKind::Bridge),
-        LinkInfo::Kind(InfoKind::Veth) => Some(DeviceKind::Veth),
+        LinkInfo::Kind(kind) if is_for_guests(kind) => Some(DeviceKind::Guest),
         _ => None,
     });
     Some((link_name(link).ok()?, kind.unwrap_or(DeviceKind::Other)))
 }
 
-/// What a route of somebody else says of the host's networks.
+fn is_for_guests(kind: &InfoKind) -> bool {
+    matches!(
+        kind,
+        InfoKind::Veth
+            | InfoKind::Netkit
+            | InfoKind::Tun
+            | InfoKind::MacVlan
+            | InfoKind::MacVtap
+            | InfoKind::IpVlan
+            | InfoKind::IpVtap
+    )
+}
+
+/// What a route of somebody else says of the host's networks. One that only refuses or drops packets leads to none.
 fn network_of(route: &RawRoute, devices: &Devices) -> Option<HostNetwork> {
     if route.is_default() || route.is_by_kernel() {
         return None;
@@ -113,7 +131,9 @@ fn network_of(route: &RawRoute, devices: &Devices) -> Option<HostNetwork> {
     let (index, gateway) = match route.target {
         RawTarget::Device { index, gateway, .. } => (Some(index), gateway),
         RawTarget::NextHop { index, .. } => (index, None),
-        RawTarget::Blackhole | RawTarget::Several | RawTarget::Other(_) => (None, None),
+        RawTarget::Blackhole
+        | RawTarget::Other(libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT | libc::RTN_THROW) => return None,
+        RawTarget::Several | RawTarget::Other(_) => (None, None),
     };
     let (link, device) = device(devices, index);
     Some(HostNetwork { network: route.key.destination, link, device, origin: Origin::Route { gateway } })
@@ -153,13 +173,21 @@ mod tests {
         );
         assert_eq!(found("0.0.0.0/0", libc::RTPROT_STATIC), None);
         assert_eq!(found("10.5.3.0/24", libc::RTPROT_KERNEL), None);
-        let blackhole = route("10.5.3.0/24", libc::RTPROT_STATIC, RawTarget::Blackhole);
-        assert_eq!(network_of(&blackhole, &devices).unwrap().link, None);
+        let several = route("10.5.3.0/24", libc::RTPROT_STATIC, RawTarget::Several);
+        assert_eq!(network_of(&several, &devices).unwrap().link, None);
+        for target in [
+            RawTarget::Blackhole,
+            RawTarget::Other(libc::RTN_UNREACHABLE),
+            RawTarget::Other(libc::RTN_PROHIBIT),
+            RawTarget::Other(libc::RTN_THROW),
+        ] {
+            assert_eq!(network_of(&route("10.5.3.0/24", libc::RTPROT_STATIC, target), &devices), None);
+        }
     }
 
     #[tokio::test]
     async fn the_networks_of_this_host_are_read_without_any_right() {
-        let networks = host_networks().await.unwrap();
+        let networks = host_networks(|_| true).await.unwrap();
         let loopback = networks.iter().find(|network| network.network.ip().is_loopback());
         // A network namespace whose lo is down has none.
         assert!(loopback.is_none_or(|lo| lo.link.is_some() && lo.origin == Origin::Address), "{networks:?}");

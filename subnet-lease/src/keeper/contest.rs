@@ -8,12 +8,18 @@ use tracing::{info, warn};
 use super::{Claim, KeeperError};
 use crate::key::Subnets;
 use crate::lease::{Lease, LeaseAttributes};
-use crate::store::{Entry, Store};
+use crate::store::{Entry, REQUEST_LIMIT, Store};
 use crate::twin::Twin;
+use crate::watch::{ANSWER, SILENCE, WAITS};
 
 /// How long the holder of a lease has for objecting to a claim. One that lives and sees the store objects within
-/// milliseconds; one whose connection broke needs a moment to find that out.
-pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(10);
+/// milliseconds. One whose connection broke without a word sees the claim after 30 s at the latest: its watch is silent for
+/// 10 s, the sign of life fails after 5 s, the next list comes up to 10 s later (`watch.rs`), and may take 5 s (`store.rs`).
+pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(30);
+const _: () = assert!(
+    CLAIM_WAIT.as_secs()
+        >= SILENCE.as_secs() + ANSWER.as_secs() + WAITS.1.as_secs() + REQUEST_LIMIT.as_secs()
+);
 /// How often the claim is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(500);
 

@@ -1,5 +1,7 @@
 //! Taking a lease: adopting one that is ours, or creating one.
 
+use std::collections::HashSet;
+
 use ipnetwork::IpNetwork;
 use tracing::{debug, info};
 
@@ -79,11 +81,25 @@ fn choose_free(claim: &Claim, listing: &Listing) -> Result<Subnets, KeeperError>
                 return KeeperError::Exhausted { exhausted: reason, holders: holders(listing) };
             }
             NoSubnet::Overlap { by, .. } => {
-                networks.iter().filter(|own| by.contains(&own.network)).map(ToString::to_string).collect()
+                let by: HashSet<&IpNetwork> = by.iter().collect();
+                let of_it = networks.iter().filter(|own| by.contains(&own.network));
+                of_it.take(SHOWN + 1).map(ToString::to_string).collect()
             }
         };
-        KeeperError::Overlap { overlap: reason, by: by.join(", ") }
+        KeeperError::Overlap { overlap: reason, by: first(by) }
     })
+}
+
+/// The host's networks that an error names: a router may have thousands.
+const SHOWN: usize = 3;
+
+/// The first of these, and whether there are others.
+fn first(mut texts: Vec<String>) -> String {
+    if texts.len() > SHOWN {
+        texts.truncate(SHOWN);
+        return format!("{} and others", texts.join(", "));
+    }
+    texts.join(", ")
 }
 
 /// Whether another host took a part of what we have just taken before us, as a list from after that says. Of two, the
@@ -173,6 +189,14 @@ async fn put_with_new_lease(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_networks_of_the_host_the_first_are_named() {
+        let named = |count: u8| first((0..count).map(|n| format!("10.{n}.0.0/16 on eth{n}")).collect());
+        let three = "10.0.0.0/16 on eth0, 10.1.0.0/16 on eth1, 10.2.0.0/16 on eth2";
+        assert_eq!(named(3), three);
+        assert_eq!(named(4), format!("{three} and others"));
+    }
 
     #[test]
     fn of_two_that_take_one_subnet_under_different_keys_the_later_is_late() {

@@ -201,6 +201,24 @@ fn an_address_that_was_there_all_the_time_waits_a_little_for_ours_to_come_back()
 }
 
 #[test]
+fn an_interface_that_comes_back_without_our_address_waits_a_little_for_it() {
+    let mut story = Story::with(&[], CONFIG, &["192.168.64.11/24", "192.168.64.99/24"]);
+    let before = std::mem::take(&mut story.host.interfaces);
+    assert!(story.waits_for().starts_with("the external interface eth0 is gone"));
+    story.host.interfaces = before;
+    story.addresses_are(&["192.168.64.99/24"]);
+    let reason = story.after(Duration::from_secs(5)).waits_for();
+    assert!(
+        reason.starts_with("address 192.168.64.11 is gone from eth0; unless it is back within 3s"),
+        "{reason}"
+    );
+    assert!(story.held.is_gone());
+    assert_eq!(story.after(ADDRESS_GRACE - Duration::from_millis(1)).adopted(), None);
+    assert_eq!(story.after(Duration::from_millis(1)).adopted().unwrap(), "eth0 192.168.64.99");
+    assert!(!story.held.is_gone());
+}
+
+#[test]
 fn an_additional_address_that_comes_first_moves_nobody_and_is_named() {
     let mut story = Story::new();
     story.addresses_are(&["192.168.64.5/24", "192.168.64.11/24"]);
@@ -272,6 +290,23 @@ fn without_a_usable_address_of_each_family_ours_is_gone() {
     assert!(story.waits_for().starts_with("address fd64::11 is gone from the external interface eth0"));
     story.addresses_are(&both);
     assert_eq!(story.after(GRACE / 2).look(), Verdict::Keep);
+}
+
+#[test]
+fn the_loss_of_one_family_does_not_move_the_other_to_another_interface() {
+    let both = ["192.168.64.11/24", "fd64::11/64"];
+    let mut story = Story::with(&[], BOTH, &both);
+    story.addresses_are(&both[..1]);
+    story.host.interfaces.push(interface("eth1", 3, &["192.168.65.11/24", "fd65::11/64"]));
+    story.host.default_routes = vec![3, 2];
+    story.look();
+    let reason = story.after(GRACE).waits_for();
+    assert!(reason.ends_with("fland does not move to eth1 while eth0 still has 192.168.64.11"), "{reason}");
+    story.addresses_are(&both);
+    assert_eq!(story.look(), Verdict::Keep);
+    story.addresses_are(&["fe80::11/64"]);
+    story.look();
+    assert_eq!(story.after(GRACE).adopted().unwrap(), "eth1 192.168.65.11");
 }
 
 #[test]

@@ -8,11 +8,13 @@
 //!
 //! One thread sends for all workers, so that the packets of one flow stay in order whichever worker reads them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::IoSlice;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use flan_kernel::scheduling;
@@ -30,7 +32,10 @@ const BURST: usize = 16;
 /// Datagrams that wait for one peer at most, as many as in the queue of flanneld's device (`txqueuelen` of a TUN).
 const LANE: usize = 500;
 
-/// Datagrams that wait for this thread to look at them. It looks after each pause.
+/// Datagrams that wait for all peers together at most: 25 MB of 1,472 bytes each, however many peers are slow at once.
+const ALL_LANES: usize = 16_384;
+
+/// Datagrams that wait for this thread to look at them. It looks before each burst, and whenever it waits.
 const HANDED_OVER: usize = 1024;
 
 /// After a burst, its peer is left alone for this many times as long as sending it took. What a datagram costs here is
@@ -78,31 +83,33 @@ impl Pacer {
         (Self { handed_over, lanes: Lanes::default(), shared, socket }, Entrance(entrance))
     }
 
-    /// Runs until every [`Entrance`] is dropped. At ordinary priority, other than the workers: what these peers can
-    /// take is bounded by the processor time of an ordinary process.
+    /// Runs until the data path is over; what waits then is lost. At ordinary priority, other than the workers: what
+    /// these peers can take is bounded by the processor time of an ordinary process.
     pub(super) fn run(mut self) {
         if let Err(reason) = scheduling::wake_on_time() {
             debug!(%reason, "pauses between bursts are longer than needed");
         }
-        loop {
-            while let Ok(packet) = self.handed_over.try_recv() {
-                self.take(packet);
-            }
+        // One that waits for a packet learns of the end from the workers, whose entrances are dropped with them.
+        while !self.shared.over.load(Relaxed) {
+            let mut without_room = self.lanes.fill(&self.handed_over, Instant::now());
             let now = Instant::now();
-            match self.lanes.next(now) {
-                Some((peer, ready)) if ready <= now => self.send(peer),
-                Some((_, ready)) => std::thread::sleep(ready - now),
-                None => match self.handed_over.recv() {
-                    Ok(packet) => self.take(packet),
-                    Err(_) => return,
-                },
+            let received = match self.lanes.next(now) {
+                Some((peer, ready)) if ready <= now => {
+                    self.send(peer);
+                    Err(RecvTimeoutError::Timeout)
+                }
+                // A packet for a peer that does not rest must not wait for one that does.
+                Some((_, ready)) => self.handed_over.recv_timeout(ready - now),
+                None => self.handed_over.recv().map_err(RecvTimeoutError::from),
+            };
+            match received {
+                Ok(packet) => without_room += usize::from(!self.lanes.add(packet, Instant::now())),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
-        }
-    }
-
-    fn take(&mut self, packet: Packet) {
-        if !self.lanes.add(packet) {
-            add(&self.shared.gauge.counters.dropped_full, 1);
+            if without_room > 0 {
+                add(&self.shared.gauge.counters.dropped_full, without_room);
+            }
         }
     }
 
@@ -126,67 +133,110 @@ fn pause(datagrams: usize, took: Duration) -> Duration {
     (took * PAUSE_FACTOR).min(LONGEST_PAUSE).max(least)
 }
 
-/// What waits, a lane for each peer.
+/// What waits, a lane for each peer that something waits for or that rests.
 #[derive(Default)]
-struct Lanes(HashMap<Ipv4Addr, Lane>);
+struct Lanes {
+    by_peer: HashMap<Ipv4Addr, Lane>,
+    /// Each lane once, by when its next burst may leave.
+    turns: BTreeSet<(Instant, Ipv4Addr)>,
+    /// Datagrams in all lanes.
+    waiting: usize,
+}
 
-#[derive(Default)]
 struct Lane {
     waiting: VecDeque<Vec<u8>>,
-    /// When the next burst may leave; `None` if none has left yet.
-    ready: Option<Instant>,
+    /// When the next burst may leave.
+    ready: Instant,
 }
 
 impl Lanes {
+    /// Takes what was handed over, but no more at a time than finds room there: workers that hand over as fast as this
+    /// takes must not keep it from sending. Says how many datagrams found no room here.
+    fn fill(&mut self, handed_over: &Receiver<Packet>, now: Instant) -> usize {
+        let taken = handed_over.try_iter().take(HANDED_OVER);
+        taken.map(|packet| self.add(packet, now)).filter(|room| !room).count()
+    }
+
     /// Lets a datagram wait for its turn. False if too many do already.
-    fn add(&mut self, packet: Packet) -> bool {
-        let waiting = &mut self.0.entry(packet.peer).or_default().waiting;
-        let room = waiting.len() < LANE;
+    fn add(&mut self, packet: Packet, now: Instant) -> bool {
+        if self.waiting >= ALL_LANES {
+            return false;
+        }
+        let lane = match self.by_peer.entry(packet.peer) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(place) => {
+                self.turns.insert((now, packet.peer));
+                place.insert(Lane { waiting: VecDeque::new(), ready: now })
+            }
+        };
+        let room = lane.waiting.len() < LANE;
         if room {
-            waiting.push_back(packet.bytes);
+            lane.waiting.push_back(packet.bytes);
+            self.waiting += 1;
         }
         room
     }
 
-    /// The peer whose turn is next, and when: in the past for one that may be sent to at once. `None` if nothing waits.
+    /// The peer whose turn is next, and when: in the past for one that may be sent to at once. Nothing may wait for one
+    /// that rests yet. `None` if nothing waits and nobody rests.
     fn next(&mut self, now: Instant) -> Option<(Ipv4Addr, Instant)> {
-        self.0.retain(|_, lane| !lane.waiting.is_empty() || lane.ready.is_some_and(|ready| ready > now));
-        let waiting = self.0.iter().filter(|(_, lane)| !lane.waiting.is_empty());
-        waiting.map(|(peer, lane)| (*peer, lane.ready.unwrap_or(now))).min_by_key(|(_, ready)| *ready)
+        loop {
+            let &(ready, peer) = self.turns.first()?;
+            let is_empty = self.by_peer.get(&peer).is_none_or(|lane| lane.waiting.is_empty());
+            if ready > now || !is_empty {
+                return Some((peer, ready));
+            }
+            self.turns.pop_first();
+            self.by_peer.remove(&peer);
+        }
     }
 
     /// Takes the next burst for a peer.
     fn burst(&mut self, peer: Ipv4Addr) -> Vec<Vec<u8>> {
-        let Some(lane) = self.0.get_mut(&peer) else { return Vec::new() };
-        lane.waiting.drain(..lane.waiting.len().min(BURST)).collect()
+        let Some(lane) = self.by_peer.get_mut(&peer) else { return Vec::new() };
+        let burst: Vec<_> = lane.waiting.drain(..lane.waiting.len().min(BURST)).collect();
+        self.waiting -= burst.len();
+        burst
     }
 
     /// Leaves a peer alone until then.
     fn rest(&mut self, peer: Ipv4Addr, until: Instant) {
-        self.0.entry(peer).or_default().ready = Some(until);
+        let Some(lane) = self.by_peer.get_mut(&peer) else { return };
+        self.turns.remove(&(lane.ready, peer));
+        lane.ready = until;
+        self.turns.insert((until, peer));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use flan_kernel::tun::TunMode;
+    use flan_kernel::udp_socket::UdpOptions;
+
+    use super::super::{Gauge, Modes, Settings};
     use super::*;
+    use crate::udp::forwarding::ForwardingTable;
 
     const ONE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 11);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 12);
 
-    fn lanes(packets: &[(Ipv4Addr, usize)]) -> Lanes {
+    fn packet(peer: Ipv4Addr, number: usize) -> Packet {
+        Packet { peer, bytes: vec![number as u8] }
+    }
+
+    fn lanes(now: Instant, packets: &[(Ipv4Addr, usize)]) -> Lanes {
         let mut lanes = Lanes::default();
-        for (peer, count) in packets {
-            for number in 0..*count {
-                assert!(lanes.add(Packet { peer: *peer, bytes: vec![number as u8] }));
-            }
+        for &(peer, count) in packets {
+            assert!((0..count).all(|number| lanes.add(packet(peer, number), now)));
         }
         lanes
     }
 
     #[test]
     fn what_waits_for_a_peer_leaves_in_bursts_and_in_order() {
-        let mut lanes = lanes(&[(ONE, BURST + 2)]);
+        let mut lanes = lanes(Instant::now(), &[(ONE, BURST + 2)]);
         let mut left = lanes.burst(ONE);
         assert_eq!(left.len(), BURST);
         left.extend(lanes.burst(ONE));
@@ -204,42 +254,128 @@ mod tests {
     #[test]
     fn a_peer_that_rests_keeps_nobody_else_waiting() {
         let now = Instant::now();
-        let mut lanes = lanes(&[(ONE, 2 * BURST), (OTHER, 1)]);
+        let mut lanes = lanes(now, &[(ONE, 2 * BURST), (OTHER, 1)]);
+        assert_eq!(lanes.next(now), Some((ONE, now)));
         lanes.burst(ONE);
         lanes.rest(ONE, now + Duration::from_micros(80));
         assert_eq!(lanes.next(now), Some((OTHER, now)));
         lanes.burst(OTHER);
         lanes.rest(OTHER, now + Duration::from_micros(5));
-        assert_eq!(lanes.next(now), Some((ONE, now + Duration::from_micros(80))));
+        assert_eq!(lanes.next(now + Duration::from_micros(5)), Some((ONE, now + Duration::from_micros(80))));
     }
 
     #[test]
     fn a_peer_rests_even_if_nothing_waits_for_it_in_between() {
         let now = Instant::now();
         let (soon, later) = (now + Duration::from_micros(10), now + Duration::from_micros(80));
-        let mut lanes = lanes(&[(ONE, 1)]);
+        let mut lanes = lanes(now, &[(ONE, 1)]);
         lanes.burst(ONE);
         lanes.rest(ONE, later);
-        assert_eq!(lanes.next(soon), None);
-        lanes.add(Packet { peer: ONE, bytes: vec![1] });
+        assert_eq!(lanes.next(soon), Some((ONE, later)));
+        lanes.add(packet(ONE, 1), soon);
         assert_eq!(lanes.next(soon), Some((ONE, later)));
     }
 
     #[test]
     fn nothing_is_kept_of_a_peer_that_nothing_was_sent_to_lately() {
         let now = Instant::now();
-        let mut lanes = lanes(&[(ONE, 1)]);
+        let mut lanes = lanes(now, &[(ONE, 1)]);
         lanes.burst(ONE);
         lanes.rest(ONE, now);
         assert_eq!(lanes.next(now), None);
-        assert!(lanes.0.is_empty());
+        assert!(lanes.by_peer.is_empty() && lanes.turns.is_empty());
     }
 
     #[test]
     fn a_lane_that_is_full_takes_no_more_and_others_do() {
-        let mut lanes = lanes(&[(ONE, LANE)]);
-        assert!(!lanes.add(Packet { peer: ONE, bytes: vec![0] }));
-        assert!(lanes.add(Packet { peer: OTHER, bytes: vec![0] }));
+        let now = Instant::now();
+        let mut lanes = lanes(now, &[(ONE, LANE)]);
+        assert!(!lanes.add(packet(ONE, 0), now));
+        assert!(lanes.add(packet(OTHER, 0), now));
+    }
+
+    #[test]
+    fn many_slow_peers_together_keep_no_more_than_the_bound() {
+        let now = Instant::now();
+        let mut lanes = Lanes::default();
+        let peers = (0..5_000).map(|number| Ipv4Addr::from_bits(ONE.to_bits() + number));
+        let room =
+            peers.flat_map(|peer| [peer; LANE]).filter(|peer| lanes.add(packet(*peer, 0), now)).count();
+        assert_eq!(room, ALL_LANES);
+        // What is sent makes room for others.
+        assert!(!lanes.add(packet(OTHER, 0), now));
+        let (peer, _) = lanes.next(now).unwrap();
+        assert_eq!(lanes.burst(peer).len(), BURST);
+        assert!((0..BURST).all(|number| lanes.add(packet(peer, number), now)));
+        assert!(!lanes.add(packet(peer, 0), now));
+    }
+
+    #[test]
+    fn who_hands_over_without_end_keeps_nobody_from_sending() {
+        let now = Instant::now();
+        let (entrance, handed_over) = std::sync::mpsc::channel();
+        for number in 0..3 * HANDED_OVER {
+            entrance.send(packet(ONE, number)).unwrap();
+        }
+        let mut lanes = Lanes::default();
+        assert_eq!(lanes.fill(&handed_over, now), HANDED_OVER - LANE);
+        assert_eq!(lanes.waiting, LANE);
+        assert_eq!(handed_over.try_iter().count(), 2 * HANDED_OVER);
+    }
+
+    /// The thread's end of a data path without workers, which sends from and to this machine.
+    fn pacer() -> (Pacer, Entrance) {
+        let local = Ipv4Addr::LOCALHOST;
+        let options = UdpOptions { gso: false, gro: false, shared: false, buffer_bytes: 1 << 16 };
+        let (socket, udp) = UdpSocket::bind((local, 0).into(), options).unwrap();
+        let tun = TunMode::default();
+        let settings = Settings {
+            device: "flannel0".parse().unwrap(),
+            tun,
+            gso: false,
+            gro: false,
+            local,
+            port: 9, // discard
+            address: local,
+            mtu: 1472,
+            strict_source: false,
+        };
+        let gauge = Arc::new(Gauge::new(Modes { tun, udp, merge: false }));
+        let (table, over) = (ForwardingTable::default(), AtomicBool::new(false));
+        Pacer::new(Arc::new(Shared { settings, table, tun, gauge, over }), Arc::new(socket))
+    }
+
+    #[test]
+    fn the_thread_ends_with_the_data_path_though_much_waits() {
+        let (mut pacer, _entrance) = pacer();
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert!(pacer.lanes.add(packet(ONE, 0), later));
+        let shared = pacer.shared.clone();
+        shared.over.store(true, Relaxed);
+        pacer.run();
+        assert_eq!(shared.gauge.totals().sent_packets, 0);
+    }
+
+    #[test]
+    fn a_peer_that_rests_delays_no_packet_for_another() {
+        let (mut pacer, entrance) = pacer();
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert!(pacer.lanes.add(packet(ONE, 0), later));
+        let shared = pacer.shared.clone();
+        let thread = std::thread::spawn(move || pacer.run());
+        entrance.0.send(packet(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let limit = Instant::now() + Duration::from_secs(10);
+        let left = || {
+            let totals = shared.gauge.totals();
+            totals.sent_packets + totals.dropped_refused
+        };
+        while left() == 0 {
+            assert!(Instant::now() < limit, "nothing was sent, though its peer does not rest");
+            std::thread::yield_now();
+        }
+        // As when the last worker ends.
+        drop(entrance);
+        thread.join().unwrap();
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Chains of anybody's packet filter as plain values, and what becomes of a packet that enters one.
 //!
 //! Not every match can be decided from outside: a mark, a rate, an ipset. Where a test cannot be decided, a rule that
-//! names something of ours is taken for the decision of somebody who knows of us, and any other is passed over.
+//! names something of ours is taken for the decision of somebody who knows of us, and any other is passed over. Where
+//! only the sender's address is open, because a firewall lists its peers one by one, an accept is taken to be for our
+//! peers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -91,6 +93,8 @@ pub(super) enum What {
     /// The device that it leaves by.
     Out(Vec<Pattern>),
     Source(Vec<Addresses>),
+    /// Sources that cannot be seen from here, as those in an ipset.
+    SomeSources,
     Destination(Vec<Addresses>),
     Ipv6(bool),
     /// Names or numbers as listed.
@@ -174,8 +178,8 @@ pub(super) enum Device {
 pub(super) enum Sender {
     /// Any of these.
     Within(Addresses),
-    /// Hosts that are mostly in one network with this address.
-    Like(IpAddr),
+    /// Hosts that are mostly in one network with `own`, but have other addresses, and none of the `overlay` networks.
+    Like { own: IpAddr, overlay: Vec<Addresses> },
 }
 
 /// What becomes of a packet in a base chain.
@@ -190,9 +194,42 @@ pub(super) enum Fate {
 /// Whether a test holds, and whether it names something of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Answer {
-    /// `None` where it cannot be decided.
-    holds: Option<bool>,
+    holds: Holds,
     ours: bool,
+}
+
+/// In this order: of several tests that all must hold, the greatest is the answer, and of several of which one is
+/// enough, the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holds {
+    Yes,
+    /// For some senders, as far as can be seen; nothing else is open.
+    ForSomeSenders,
+    /// It cannot be decided.
+    Unknown,
+    No,
+}
+
+impl From<bool> for Holds {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
+
+impl From<Option<bool>> for Holds {
+    fn from(holds: Option<bool>) -> Self {
+        holds.map_or(Self::Unknown, Self::from)
+    }
+}
+
+impl Holds {
+    fn negated(self) -> Self {
+        match self {
+            Self::Yes => Self::No,
+            Self::No => Self::Yes,
+            open => open,
+        }
+    }
 }
 
 /// Jumps within jumps: the kernel allows 16.
@@ -213,12 +250,14 @@ impl Table {
         let mut doubtful = false;
         for rule in &chain.rules {
             let Answer { holds, ours } = all(&rule.tests, packet);
-            if holds == Some(false) {
+            if holds == Holds::No {
                 continue;
             }
-            let surely = holds == Some(true);
+            let surely = holds == Holds::Yes;
+            // Who lets in hosts by their addresses means the peers.
+            let lets_pass = surely || ours || holds == Holds::ForSomeSenders;
             let fate = match &rule.verdict {
-                Verdict::Accept => (surely || ours).then_some(Fate::Passes),
+                Verdict::Accept => lets_pass.then_some(Fate::Passes),
                 Verdict::Drop => surely.then_some(Fate::Dropped),
                 Verdict::Reject => surely.then_some(Fate::Rejected),
                 Verdict::Masquerade => surely.then_some(Fate::Masqueraded),
@@ -232,7 +271,7 @@ impl Table {
                     if surely && fate.is_none() && matches!(rule.verdict, Verdict::Goto(_)) {
                         return None;
                     }
-                    fate.filter(|fate| surely || (ours && *fate == Fate::Passes))
+                    fate.filter(|fate| surely || (lets_pass && *fate == Fate::Passes))
                 }
             };
             match fate {
@@ -247,12 +286,8 @@ impl Table {
 
 fn all(tests: &[Test], packet: &Packet) -> Answer {
     let answers = tests.iter().map(|test| test.answer(packet));
-    answers.fold(Answer { holds: Some(true), ours: false }, |sum, answer| Answer {
-        holds: match (sum.holds, answer.holds) {
-            (Some(false), _) | (_, Some(false)) => Some(false),
-            (Some(true), Some(true)) => Some(true),
-            _ => None,
-        },
+    answers.fold(Answer { holds: Holds::Yes, ours: false }, |sum, answer| Answer {
+        holds: sum.holds.max(answer.holds),
         ours: sum.ours | answer.ours,
     })
 }
@@ -260,19 +295,26 @@ fn all(tests: &[Test], packet: &Packet) -> Answer {
 impl Test {
     fn answer(&self, packet: &Packet) -> Answer {
         let Answer { holds, ours } = self.what.answer(packet);
-        Answer { holds: holds.map(|holds| holds != self.negated), ours: ours && !self.negated }
+        Answer { holds: if self.negated { holds.negated() } else { holds }, ours: ours && !self.negated }
     }
 }
 
 impl What {
     fn answer(&self, packet: &Packet) -> Answer {
-        let plain = |holds| Answer { holds, ours: false };
+        let plain = |holds: Option<bool>| Answer { holds: holds.into(), ours: false };
         match self {
             Self::In(patterns) => device(packet.enters, packet.leaves, patterns),
             Self::Out(patterns) => device(packet.leaves, packet.enters, patterns),
             Self::Source(ranges) => match &packet.source {
                 Sender::Within(addresses) => within(addresses, ranges),
-                Sender::Like(ip) => plain(ranges.iter().any(|range| range.contains(ip)).then_some(true)),
+                Sender::Like { own, overlay } => Answer { holds: peers(*own, overlay, ranges), ours: false },
+            },
+            Self::SomeSources => Answer {
+                holds: match packet.source {
+                    Sender::Within(_) => Holds::Unknown,
+                    Sender::Like { .. } => Holds::ForSomeSenders,
+                },
+                ours: false,
             },
             Self::Destination(ranges) => within(&packet.destination, ranges),
             Self::Ipv6(ipv6) => plain(Some(packet.ipv6 == *ipv6)),
@@ -283,7 +325,7 @@ impl What {
             ),
             Self::DestinationPort(ranges) => {
                 let holds = packet.udp_port.map(|port| ranges.iter().any(|range| range.contains(&port)));
-                Answer { holds, ours: holds == Some(true) }
+                Answer { holds: holds.into(), ours: holds == Some(true) }
             }
             // Connections begin with a packet of no known state.
             Self::State(states) => plain(Some(states.iter().any(|state| state == "new"))),
@@ -297,31 +339,27 @@ impl What {
 
 fn one_of(groups: &[Vec<Test>], packet: &Packet) -> Answer {
     let answers = groups.iter().map(|tests| all(tests, packet));
-    answers.fold(Answer { holds: Some(false), ours: false }, |sum, answer| Answer {
-        holds: match (sum.holds, answer.holds) {
-            (Some(true), _) | (_, Some(true)) => Some(true),
-            (Some(false), Some(false)) => Some(false),
-            _ => None,
-        },
-        ours: sum.ours | (answer.ours && answer.holds != Some(false)),
+    answers.fold(Answer { holds: Holds::No, ours: false }, |sum, answer| Answer {
+        holds: sum.holds.min(answer.holds),
+        ours: sum.ours | (answer.ours && answer.holds != Holds::No),
     })
 }
 
 fn device(device: Device, other: Device, patterns: &[Pattern]) -> Answer {
     let matching = |name: LinkName| patterns.iter().find(|pattern| pattern.matches(name.as_str()));
     match device {
-        Device::None => Answer { holds: Some(false), ours: false },
-        Device::Named(name) => Answer { holds: Some(matching(name).is_some()), ours: false },
+        Device::None => Answer { holds: Holds::No, ours: false },
+        Device::Named(name) => Answer { holds: matching(name).is_some().into(), ours: false },
         Device::Ours(name) => {
             let found = matching(name);
-            Answer { holds: Some(found.is_some()), ours: found.is_some_and(|found| !found.text.is_empty()) }
+            Answer { holds: found.is_some().into(), ours: found.is_some_and(|found| !found.text.is_empty()) }
         }
         Device::SomeBridge => {
             let is_other = |pattern: &Pattern| {
                 pattern.text == "lo"
                     || matches!(other, Device::Named(name) | Device::Ours(name) if pattern.text == name.as_str())
             };
-            let holds = if patterns.iter().all(is_other) { Some(false) } else { None };
+            let holds = if patterns.iter().all(is_other) { Holds::No } else { Holds::Unknown };
             Answer { holds, ours: false }
         }
     }
@@ -335,13 +373,29 @@ fn within(addresses: &Addresses, ranges: &[Addresses]) -> Answer {
         (first, _) => first.is_unspecified(),
     };
     if let Some(around) = ranges.iter().find(|range| range.contains(first) && range.contains(last)) {
-        return Answer { holds: Some(true), ours: !is_everything(around) };
+        return Answer { holds: Holds::Yes, ours: !is_everything(around) };
     }
     let meets = |range: &Addresses| {
         range.start().is_ipv4() == first.is_ipv4() && range.start() <= last && first <= range.end()
     };
     // One container or one peer is not all of them: Docker lets pass what is for a published port.
-    Answer { holds: if ranges.iter().any(meets) { None } else { Some(false) }, ours: false }
+    Answer { holds: if ranges.iter().any(meets) { Holds::Unknown } else { Holds::No }, ours: false }
+}
+
+/// Whether peers of a host with the address `own` send from `ranges`.
+fn peers(own: IpAddr, overlay: &[Addresses], ranges: &[Addresses]) -> Holds {
+    // Our own address alone says nothing of the peers: it is what a rule against forged senders names.
+    if ranges.iter().any(|range| range.contains(&own) && range.start() != range.end()) {
+        return Holds::Yes;
+    }
+    let never_peers = |range: &Addresses| {
+        let within = |around: &Addresses| around.contains(range.start()) && around.contains(range.end());
+        range.start().is_ipv4() != own.is_ipv4()
+            || range.start().is_loopback()
+            || range.contains(&own)
+            || overlay.iter().any(within)
+    };
+    if ranges.iter().all(never_peers) { Holds::No } else { Holds::ForSomeSenders }
 }
 
 #[cfg(test)]
@@ -416,6 +470,25 @@ mod tests {
         assert!(!drops(vec![What::Destination(network("10.5.52.7/32"))]), "one container only");
     }
 
+    /// Which of the peers that reach this host at 192.168.64.11 the sources are.
+    fn from(ranges: &[&str]) -> Holds {
+        let overlay = vec![addresses("10.5.0.0/16".parse().unwrap())];
+        let source = Sender::Like { own: "192.168.64.11".parse().unwrap(), overlay };
+        let ranges = ranges.iter().flat_map(|text| network(text)).collect();
+        What::Source(ranges).answer(&Packet { source, ..packet() }).holds
+    }
+
+    #[test]
+    fn peers_are_in_one_network_with_this_host_or_listed_one_by_one() {
+        assert_eq!(from(&["0.0.0.0/0"]), Holds::Yes);
+        assert_eq!(from(&["192.168.64.0/24"]), Holds::Yes);
+        assert_eq!(from(&["192.168.88.4/32", "192.168.88.5/32"]), Holds::ForSomeSenders);
+        assert_eq!(from(&["192.168.64.11/32", "192.168.64.12/32"]), Holds::ForSomeSenders);
+        assert_eq!(from(&["192.168.64.11/32"]), Holds::No, "only this host has that");
+        assert_eq!(from(&["127.0.0.0/8", "10.5.0.0/16", "10.5.52.0/24", "fd00::/8"]), Holds::No);
+        assert_eq!(from(&[]), Holds::No);
+    }
+
     #[test]
     fn jumps_come_back_and_gotos_do_not() {
         let jump = |verdict: fn(String) -> Verdict| rule(vec![], verdict("sub".into()));
@@ -444,25 +517,25 @@ mod tests {
     #[test]
     fn negation_turns_what_is_known_and_names_nothing() {
         let not = |what| Test::unless(what, true).answer(&packet());
-        assert_eq!(not(enters("flannel.1")), Answer { holds: Some(false), ours: false });
-        assert_eq!(not(enters("eth0")), Answer { holds: Some(true), ours: false });
-        assert_eq!(not(What::Unknown).holds, None);
+        assert_eq!(not(enters("flannel.1")), Answer { holds: Holds::No, ours: false });
+        assert_eq!(not(enters("eth0")), Answer { holds: Holds::Yes, ours: false });
+        assert_eq!(not(What::Unknown).holds, Holds::Unknown);
     }
 
     #[test]
     fn an_unknown_bridge_is_neither_loopback_nor_the_device_on_the_other_side() {
         let leaves = |text| What::Out(vec![Pattern::new(text, '+')]).answer(&packet()).holds;
-        assert_eq!(leaves("lo"), Some(false));
-        assert_eq!(leaves("flannel.1"), Some(false));
-        assert_eq!(leaves("docker0"), None);
+        assert_eq!(leaves("lo"), Holds::No);
+        assert_eq!(leaves("flannel.1"), Holds::No);
+        assert_eq!(leaves("docker0"), Holds::Unknown);
     }
 
     #[test]
     fn one_of_several_groups_is_enough() {
         let group = |what| vec![Test::new(what)];
         let answer = |groups| What::OneOf(groups).answer(&packet()).holds;
-        assert_eq!(answer(vec![group(What::Never), group(enters("flannel.1"))]), Some(true));
-        assert_eq!(answer(vec![group(What::Never), group(What::Unknown)]), None);
-        assert_eq!(answer(vec![group(What::Never)]), Some(false));
+        assert_eq!(answer(vec![group(What::Never), group(enters("flannel.1"))]), Holds::Yes);
+        assert_eq!(answer(vec![group(What::Never), group(What::Unknown)]), Holds::Unknown);
+        assert_eq!(answer(vec![group(What::Never)]), Holds::No);
     }
 }

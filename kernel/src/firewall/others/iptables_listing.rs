@@ -6,7 +6,9 @@ use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 
-use super::chains::{Base, Chain, Hook, Owner, Pattern, Rule, Table, Test, Verdict, What, addresses};
+use super::chains::{
+    Addresses, Base, Chain, Hook, Owner, Pattern, Rule, Table, Test, Verdict, What, addresses,
+};
 
 /// One table as `program` lists it.
 pub(super) fn parse(program: &'static str, ipv6: bool, listing: &str) -> Table {
@@ -58,8 +60,19 @@ fn words(line: &str) -> Vec<String> {
 }
 
 /// Matches that say nothing without their options, which follow.
-const SILENT: [&str; 9] =
-    ["comment", "conntrack", "state", "tcp", "udp", "multiport", "addrtype", "icmp", "icmp6"];
+const SILENT: [&str; 11] = [
+    "comment",
+    "conntrack",
+    "state",
+    "tcp",
+    "udp",
+    "multiport",
+    "addrtype",
+    "icmp",
+    "icmp6",
+    "iprange",
+    "set",
+];
 
 /// `None` for a rule that decides nothing, such as one that logs.
 fn rule(words: &[String]) -> Option<Rule> {
@@ -116,6 +129,9 @@ fn what(option: &str, values: &[&str]) -> What {
 }
 
 fn known(option: &str, values: &[&str]) -> Option<What> {
+    if let ("--match-set", [_, "src"]) = (option, values) {
+        return Some(What::SomeSources);
+    }
     let [value] = values else { return None };
     let list = || value.split(',');
     Some(match option {
@@ -123,6 +139,8 @@ fn known(option: &str, values: &[&str]) -> Option<What> {
         "-o" => What::Out(vec![Pattern::new(value, '+')]),
         "-s" => What::Source(vec![addresses(network(value)?)]),
         "-d" => What::Destination(vec![addresses(network(value)?)]),
+        "--src-range" => What::Source(vec![range(value)?]),
+        "--dst-range" => What::Destination(vec![range(value)?]),
         "-p" => What::Protocol(vec![(*value).to_owned()]),
         "--dport" | "--dports" => What::DestinationPort(list().map(ports).collect::<Option<_>>()?),
         "--ctstate" | "--state" => What::State(list().map(str::to_lowercase).collect()),
@@ -134,6 +152,11 @@ fn known(option: &str, values: &[&str]) -> Option<What> {
 
 fn network(text: &str) -> Option<IpNetwork> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNetwork::from))
+}
+
+fn range(text: &str) -> Option<Addresses> {
+    let (first, last) = text.split_once('-')?;
+    Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
 fn ports(text: &str) -> Option<RangeInclusive<u16>> {
@@ -180,8 +203,14 @@ mod tests {
         assert_eq!(tests("-m conntrack --ctstate RELATED,ESTABLISHED"), [Test::new(states)]);
         assert_eq!(tests("-m addrtype --dst-type LOCAL"), [Test::new(What::ForThisHost)]);
         assert_eq!(tests("-d 224.0.0.251/32").len(), 1);
+        assert_eq!(tests("-m set --match-set x src"), [Test::new(What::SomeSources)]);
+        let range = "192.168.88.4".parse().unwrap()..="192.168.88.5".parse().unwrap();
+        assert_eq!(
+            tests("-m iprange --src-range 192.168.88.4-192.168.88.5"),
+            [Test::new(What::Source(vec![range]))]
+        );
         for unknown in
-            ["-m set --match-set x src", "-m socket", "-m limit --limit 3/min", "-m mark --mark 0x1"]
+            ["-m set --match-set x dst", "-m socket", "-m limit --limit 3/min", "-m mark --mark 0x1"]
         {
             assert!(tests(unknown).contains(&Test::new(What::Unknown)), "{unknown}");
         }

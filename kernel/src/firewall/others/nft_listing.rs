@@ -96,7 +96,9 @@ fn add_rule<'a>(tables: &mut BTreeMap<Home<'a>, Table>, object: &'a Value, sets:
                     tests.push(Test::new(What::Unknown));
                 }
             }
-            "limit" | "quota" | "ct count" => tests.push(Test::new(What::Unknown)),
+            "limit" | "quota" | "ct count" | "meter" => tests.push(Test::new(What::Unknown)),
+            // They put the packet's address into a set, with a statement for each, which may be a rate.
+            "set" | "map" if value.get("stmt").is_some() => tests.push(Test::new(What::Unknown)),
             _ => {
                 if let Some(verdict) = verdict(kind, value) {
                     rules.push(Rule { tests, verdict });
@@ -283,7 +285,7 @@ fn of_payload(protocol: &str, field: &str, values: &[&Value]) -> (Vec<Test>, Wha
     };
     let ranges = || values.iter().map(|value| network(value)).collect::<Option<Vec<_>>>();
     let what = match (protocol, field) {
-        ("ip" | "ip6", "saddr") => ranges().map(What::Source),
+        ("ip" | "ip6", "saddr") => Some(ranges().map_or(What::SomeSources, What::Source)),
         ("ip" | "ip6", "daddr") => ranges().map(What::Destination),
         ("ip", "protocol") | ("ip6", "nexthdr") => {
             values.iter().map(|value| word(value)).collect::<Option<Vec<_>>>().map(What::Protocol)
@@ -393,11 +395,25 @@ mod tests {
             r#"{"xt":{"type":"match","name":"multiport"}}"#,
             r#"{"xt":null}"#,
             r#"{"limit":{"rate":3,"burst":5,"per":"second"}}"#,
+            r#"{"ct count":{"val":5,"inv":true}}"#,
+            r#"{"set":{"op":"add","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@s","stmt":[{"limit":{"rate":10,"burst":5,"per":"second","inv":true}}]}}"#,
             r#"{"match":{"op":"==","left":{"&":[{"meta":{"key":"mark"}},1]},"right":1}}"#,
             r#"{"match":{"op":">","left":{"meta":{"key":"length"}},"right":1000}}"#,
         ] {
             assert_eq!(one(unknown), [Test::new(What::Unknown)], "{unknown}");
         }
+    }
+
+    #[test]
+    fn a_drop_above_a_rate_for_each_sender_is_undecided() {
+        // meta l4proto udp meter flood { ip saddr limit rate over 100/second } drop
+        let flood = r#"{"match":{"op":"==","left":{"meta":{"key":"l4proto"}},"right":"udp"}},{"meter":{"key":{"payload":
+            {"protocol":"ip","field":"saddr"}},"stmt":{"limit":{"rate":100,"burst":5,"per":"second","inv":true}},
+            "size":65535,"name":"flood"}},{"drop":null}"#;
+        let tests = vec![Test::new(What::Protocol(vec!["udp".into()])), Test::new(What::Unknown)];
+        assert_eq!(rules(&[flood], ""), [Rule { tests, verdict: Verdict::Drop }]);
+        let noted = r#"{"set":{"op":"add","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@s"}}"#;
+        assert_eq!(one(noted), [], "a set without a rate lets everything on");
     }
 
     #[test]

@@ -51,7 +51,8 @@ pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
                 && let Some(program) = nft_variant(ipv6)
                 && let Some(table) = listed(program, ipv6, name).await
             {
-                tables[index] = table;
+                leave_to(&table, &mut tables[index]);
+                tables.push(table);
             }
             if legacy_tables(ipv6).iter().any(|table| table == name)
                 && let Some(program) = legacy_variant(ipv6)
@@ -65,6 +66,16 @@ pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
 
 fn is(table: &Table, (family, name): (&str, &str)) -> bool {
     matches!(&table.owner, Owner::Nft { family: f, table: t } if f == family && t == name)
+}
+
+/// Lets the base chains that iptables lists be judged as it lists them. The same nft table may hold base chains that it
+/// does not list, such as those of `/etc/nftables.conf` beside Docker's: these are judged as nft lists them.
+pub(super) fn leave_to(by_iptables: &Table, by_nft: &mut Table) {
+    for (name, chain) in &mut by_nft.chains {
+        if by_iptables.chains.contains_key(name) {
+            chain.base = None;
+        }
+    }
 }
 
 /// One table as a program of the `iptables` family lists it; `None` if it refuses, as it does for what `nft` has made.

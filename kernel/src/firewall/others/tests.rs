@@ -102,6 +102,79 @@ fn dockers_own_nftables_drop_what_comes_to_its_bridge() {
     assert_eq!(nft(DOCKER_BRIDGES).obstacles(&elsewhere), []);
 }
 
+/// Debian's `/etc/nftables.conf` with a table that iptables-nft has put Docker's chains into.
+const SHARED_TABLE: &str = r#"{"nftables":[{"table":{"family":"ip","name":"filter","handle":1}},
+    {"chain":{"family":"ip","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"drop"}},
+    {"chain":{"family":"ip","table":"filter","name":"FORWARD","handle":3,"type":"filter","hook":"forward","prio":0,"policy":"drop"}},
+    {"chain":{"family":"ip","table":"filter","name":"DOCKER","handle":5}},
+    {"rule":{"family":"ip","table":"filter","chain":"input","handle":4,"expr":[
+        {"match":{"op":"in","left":{"ct":{"key":"state"}},"right":"established"}},{"accept":null}]}},
+    {"rule":{"family":"ip","table":"filter","chain":"FORWARD","handle":6,"expr":[
+        {"counter":{"packets":0,"bytes":0}},{"jump":{"target":"DOCKER"}}]}}]}"#;
+
+#[test]
+fn chains_beside_those_of_iptables_in_one_table_are_judged_too() {
+    // What iptables-nft lists of it, which leaves out `input`.
+    let listing = "-P INPUT ACCEPT\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N DOCKER\n-A FORWARD -j DOCKER\n";
+    let by_iptables = iptables_listing::parse("iptables", false, listing);
+    let OtherRules(mut tables) = nft(SHARED_TABLE);
+    reading::leave_to(&by_iptables, &mut tables[0]);
+    tables.push(by_iptables);
+    let found = told(&OtherRules(tables));
+    assert_eq!(found.len(), 2, "{found:?}");
+    let drops_input =
+        "nftables chain ip filter input (priority 0) drops what other hosts send to UDP port 8472";
+    assert!(found[0].starts_with(drops_input), "{found:?}");
+    assert!(found[1].starts_with("chain FORWARD of iptables drops what this host forwards"), "{found:?}");
+}
+
+/// A chain at the input hook with one rule about a source, in nft's words for its right side.
+fn input(policy: &str, source: &str, decision: &str) -> OtherRules {
+    nft(&format!(
+        r#"{{"nftables":[
+            {{"set":{{"family":"inet","table":"mine","name":"cluster","type":"ipv4_addr","handle":3,
+                "elem":["192.168.64.12","192.168.64.13"]}}}},
+            {{"chain":{{"family":"inet","table":"mine","name":"i","type":"filter","hook":"input","prio":0,"policy":"{policy}"}}}},
+            {{"rule":{{"family":"inet","table":"mine","chain":"i","expr":[{{"match":{{"op":"==",
+                "left":{{"payload":{{"protocol":"ip","field":"saddr"}}}},"right":{source}}}}},{{"{decision}":null}}]}}}}]}}"#
+    ))
+}
+
+#[test]
+fn a_firewall_that_lets_in_hosts_by_their_addresses_is_no_obstacle() {
+    for source in [r#"{"set":["192.168.88.4","192.168.88.5"]}"#, r#""@cluster""#] {
+        assert_eq!(told(&input("drop", source, "accept")), [""; 0], "{source}");
+    }
+    let dropping = |rule: &str| told(&iptables(&format!("-P INPUT DROP\n-N peers\n{rule}\n"))).len();
+    assert_eq!(dropping("-A INPUT -s 10.0.0.2/32 -j ACCEPT"), 0);
+    assert_eq!(dropping("-A INPUT -m set --match-set cluster src -j ACCEPT"), 0);
+    assert_eq!(dropping("-A INPUT -s 10.0.0.2/32 -j peers\n-A peers -p udp -j ACCEPT"), 0);
+    // None of these lets a datagram of a peer in.
+    assert_eq!(dropping("-A INPUT -s 10.0.0.2/32 -p tcp -j ACCEPT"), 1);
+    assert_eq!(dropping("-A INPUT -s 127.0.0.0/8 -j ACCEPT"), 1);
+    assert_eq!(dropping("-A INPUT -s 10.5.0.0/16 -j ACCEPT"), 1);
+    assert_eq!(dropping("-A INPUT -s 192.168.64.11/32 -j ACCEPT"), 1);
+}
+
+#[test]
+fn the_trusted_overlay_network_opens_no_port() {
+    let other_port = FIREWALLD_CURED.replace("8472", "8473");
+    let found = told(&nft(&other_port));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("nftables chain inet firewalld filter_INPUT (priority 10) rejects"));
+}
+
+#[test]
+fn a_drop_of_one_forged_or_banned_address_is_no_drop_of_the_peers() {
+    assert_eq!(told(&input("accept", r#""192.168.64.11""#, "drop")), [""; 0]);
+    assert_eq!(told(&input("accept", r#""@cluster""#, "drop")), [""; 0]);
+    let accepting = |rule: &str| told(&iptables(&format!("-P INPUT ACCEPT\n{rule}\n"))).len();
+    assert_eq!(accepting("-A INPUT -s 192.168.64.11/32 -i eth0 -j DROP"), 0);
+    assert_eq!(accepting("-A INPUT -m set --match-set banned src -j DROP"), 0);
+    assert_eq!(accepting("-A INPUT -s 192.168.64.0/24 -j DROP"), 1);
+    assert_eq!(accepting("-A INPUT ! -s 192.168.64.11/32 -j DROP"), 1);
+}
+
 #[test]
 fn who_masquerades_is_found_with_each_of_dockers_backends() {
     assert_eq!(nft(DOCKER_BRIDGES).masquerading(&traffic()), [name("docker0")]);
