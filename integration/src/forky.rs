@@ -152,10 +152,10 @@ mod tests {
 
         /// Runs the script, which must name the root.
         fn make(&self) {
-            self.check_made(self.run());
+            self.check_made(&self.run());
         }
 
-        fn check_made(&self, output: Output) {
+        fn check_made(&self, output: &Output) {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{said}");
             assert_eq!(output.stdout, format!("{}\n", self.root().display()).into_bytes(), "{said}");
@@ -240,10 +240,10 @@ mod tests {
     fn a_slash_at_the_end_of_the_path_changes_nothing() {
         let stage = Stage::set();
         let root = format!("{}/./root//", stage.dir.display());
-        stage.check_made(stage.script(&path(), &root).output().unwrap());
+        stage.check_made(&stage.script(&path(), &root).output().unwrap());
         // Made anew, it is made beside the old one again, and not in it.
         fs::write(stage.root().join(".flan-root"), "forky amd64 docker.io\n").unwrap();
-        stage.check_made(stage.script(&path(), &root).output().unwrap());
+        stage.check_made(&stage.script(&path(), &root).output().unwrap());
         let mut made: Vec<_> =
             fs::read_dir(stage.root()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         made.sort();
