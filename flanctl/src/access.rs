@@ -198,7 +198,7 @@ mod tests {
         let comment = access(Place::Nobody, forbidden()).comment(Kind::Unreachable);
         assert!(comment.contains("permission denied") && comment.contains("as root"), "{comment}");
         let comment = access(Place::File, Ok(EnvFile::default())).comment(Kind::Unreachable);
-        assert_eq!(comment, "; /etc/default/fland says that the store is there");
+        assert_eq!(comment, "; /etc/default/fland says that the store is there: does it run?");
         assert_eq!(access(Place::Person, forbidden()).comment(Kind::Unreachable), "");
         assert_eq!(access(Place::Nobody, forbidden()).comment(Kind::NoConfig), "");
         assert!(access(Place::Person, forbidden()).comment(Kind::Unauthorised).contains("as root"));
