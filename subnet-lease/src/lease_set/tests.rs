@@ -1,0 +1,340 @@
+
+use super::*;
+use crate::admission::OwnLease;
+use crate::config::NetworkConfig;
+use crate::family::PerFamily;
+
+/// Host 10.5.1.0/24 of 10.5.0.0/16, at 192.168.64.11 with MAC 02:00:00:00:00:01.
+fn admission() -> Admission {
+    Admission {
+        config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap(),
+        own: Some(OwnLease {
+            subnets: "10.5.1.0/24".parse().unwrap(),
+            addresses: ["192.168.64.11", "203.0.113.11"].map(|ip| ip.parse().unwrap()).into(),
+            macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            node_id: Some("a".into()),
+        }),
+    }
+}
+
+fn vxlan(ip: &str, mac: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    )
+}
+
+fn good(last: u8) -> String {
+    vxlan(&format!("192.168.64.{last}"), &format!("02:00:00:00:01:{last:02x}"))
+}
+
+fn entry(key: &str, value: &str, create_revision: i64) -> Entry {
+    Entry {
+        key: key.to_owned(),
+        value: value.as_bytes().to_vec(),
+        create_revision,
+        mod_revision: create_revision,
+        etcd_lease: Some(7),
+    }
+}
+
+fn empty() -> LeaseSet {
+    LeaseSet::new(admission(), Caution::default())
+}
+
+fn set(entries: Vec<Entry>) -> LeaseSet {
+    let mut set = empty();
+    set.replace(Listing { entries, revision: 100, cluster_id: 1 }, Instant::now());
+    set
+}
+
+fn peers(set: &LeaseSet) -> Vec<String> {
+    set.peers().map(|lease| lease.subnets.to_string()).collect()
+}
+
+#[test]
+fn good_peers_stand_beside_our_own_lease() {
+    let set = set(vec![
+        entry("10.5.1.0-24", &good(11), 1),
+        entry("10.5.2.0-24", &good(12), 2),
+        entry("10.5.3.0-24", &good(13), 3),
+    ]);
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+    assert_eq!(set.quarantined().count(), 0);
+}
+
+#[test]
+fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
+    let cases = [
+        (
+            "garbage",
+            good(20),
+            r#"unreadable key: "garbage" names no subnet, such as 10.5.52.0/24 or, in a key, 10.5.52.0-24&fd00:5:0:34::-64"#,
+        ),
+        (
+            "10.5.20.1-24",
+            good(20),
+            "unreadable key: 10.5.20.1/24 is not on a subnet boundary; 10.5.20.0/24 would be",
+        ),
+        ("10.5.21.0-24", "{".to_owned(), "unreadable value: EOF while parsing an object at line 1 column 1"),
+        ("10.6.22.0-24", good(22), "10.6.22.0/24 is outside Network 10.5.0.0/16"),
+        ("10.5.128.0-17", good(23), "10.5.128.0/17 is larger than this network's subnets of length /24"),
+        ("fd00::-64", good(24), "the network uses IPv4, the lease IPv6"),
+        (
+            "10.5.1.128-25",
+            good(25),
+            "it is that of 192.168.64.25 and overlaps our own subnet 10.5.1.0/24; release one of the two with flanctl subnets release, and restart fland and Docker there",
+        ),
+        (
+            "10.5.2.128-25",
+            good(26),
+            "overlaps the older lease 10.5.2.0/24; release one of the two with flanctl subnets release, and restart fland and Docker on its host",
+        ),
+        ("10.5.27.0-24", vxlan("0.0.0.0", "02:00:00:00:01:1b"), "has no public IPv4 address"),
+        (
+            "10.5.28.0-24",
+            vxlan("127.0.0.1", "02:00:00:00:01:1c"),
+            "public address 127.0.0.1 is not a usable host address",
+        ),
+        (
+            "10.5.29.0-24",
+            vxlan("224.0.0.5", "02:00:00:00:01:1d"),
+            "public address 224.0.0.5 is not a usable host address",
+        ),
+        (
+            "10.5.30.0-24",
+            vxlan("192.168.64.11", "02:00:00:00:01:1e"),
+            "public address 192.168.64.11 is our own, and the lease is that of 192.168.64.11: two machines have one address, or that machine is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release",
+        ),
+        (
+            "10.5.39.0-24",
+            vxlan("203.0.113.11", "02:00:00:00:01:27"),
+            "public address 203.0.113.11 is our own, and the lease is that of 203.0.113.11: two machines have one address, or that machine is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release",
+        ),
+        (
+            "10.5.40.0-24",
+            vxlan("192.168.64.40", "02:00:00:00:01:0c"),
+            "VTEP MAC 02:00:00:00:01:0c of 192.168.64.40 is that of the older lease 10.5.2.0/24: one machine is a copy of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
+        ),
+        (
+            "10.5.31.0-24",
+            vxlan("10.5.2.7", "02:00:00:00:01:1f"),
+            "public address 10.5.2.7 lies inside Network 10.5.0.0/16",
+        ),
+        (
+            "10.5.32.0-24",
+            r#"{"PublicIP":"192.168.64.32","PublicIPv6":null}"#.to_owned(),
+            "backend is none, this network's is vxlan",
+        ),
+        (
+            "10.5.33.0-24",
+            r#"{"PublicIP":"192.168.64.33","BackendType":"host-gw"}"#.to_owned(),
+            "backend is host-gw, this network's is vxlan",
+        ),
+        (
+            "10.5.34.0-24",
+            r#"{"PublicIP":"192.168.64.34","BackendType":"vxlan"}"#.to_owned(),
+            "has no readable IPv4 VTEP data",
+        ),
+        (
+            "10.5.35.0-24",
+            vxlan("192.168.64.35", "00:00:00:00:00:00"),
+            "VTEP MAC 00:00:00:00:00:00 is not a unicast address",
+        ),
+        (
+            "10.5.36.0-24",
+            vxlan("192.168.64.36", "01:00:5e:00:00:01"),
+            "VTEP MAC 01:00:5e:00:00:01 is not a unicast address",
+        ),
+        (
+            "10.5.37.0-24",
+            vxlan("192.168.64.37", "02:00:00:00:00:01"),
+            "VTEP MAC 02:00:00:00:00:01 is our own, and the lease is that of 192.168.64.37: one machine is a copy of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
+        ),
+        ("10.5.38.0-24", good(38).replace("\"VNI\":1", "\"VNI\":2"), "VNI is 2, this network's is 1"),
+    ];
+    let mut entries: Vec<Entry> =
+        cases.iter().zip(50..).map(|((key, value, _), revision)| entry(key, value, revision)).collect();
+    entries.push(entry("10.5.2.0-24", &good(12), 2));
+    entries.push(entry("10.5.99.0-24", &good(99), 99));
+    let set = set(entries);
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.99.0/24"]);
+    for (key, _, reason) in &cases {
+        let found = set.quarantined().find(|bad| bad.key == *key).map(|bad| bad.reason.to_string());
+        assert_eq!(found.as_deref(), Some(*reason), "{key}");
+    }
+    assert_eq!(set.quarantined().count(), cases.len());
+}
+
+#[test]
+fn one_host_may_hold_two_leases_with_one_mac() {
+    let set = set(vec![entry("10.5.2.0-24", &good(12), 2), entry("10.5.3.0-24", &good(12), 3)]);
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+}
+
+#[test]
+fn a_bad_lease_takes_no_place_from_a_younger_good_one() {
+    let bad = entry("10.5.2.0-25", &vxlan("127.0.0.1", "02:00:00:00:01:0b"), 1);
+    let set = set(vec![bad, entry("10.5.2.0-24", &good(12), 2)]);
+    assert_eq!(peers(&set), ["10.5.2.0/24"]);
+}
+
+#[test]
+fn a_reservation_without_a_backend_waits_for_its_host() {
+    let reservation = Entry {
+        etcd_lease: None,
+        ..entry("10.5.2.0-24", r#"{"PublicIP":"192.168.64.12","PublicIPv6":null}"#, 1)
+    };
+    let set = set(vec![reservation]);
+    assert_eq!((set.peer_count(), set.unclaimed().count(), set.quarantined().count()), (0, 1, 0));
+}
+
+#[test]
+fn another_lease_with_our_address_is_told_by_whose_it_is() {
+    let signed = |key: &str, node: &str| {
+        let ours = vxlan("192.168.64.11", "02:00:00:00:00:01");
+        let value = ours.replacen('{', &format!(r#"{{"HostName":"h1","NodeID":"{node}","#), 1);
+        entry(key, &value, 5)
+    };
+    let set = set(vec![signed("10.5.8.0-24", "a"), signed("10.5.9.0-24", "b")]);
+    let reasons: Vec<String> = set.quarantined().map(|bad| bad.reason.to_string()).collect();
+    assert_eq!(
+        reasons[0],
+        "it is a former lease of this host, which holds 10.5.1.0/24 now; it ends by itself, or at once with flanctl subnets release"
+    );
+    let named =
+        "public address 192.168.64.11 is our own, and the lease is that of 192.168.64.11 (h1), node id b: ";
+    assert!(reasons[1].starts_with(named), "{reasons:?}");
+}
+
+#[test]
+fn a_reservation_for_us_waits_for_our_next_start() {
+    let reservation = Entry {
+        etcd_lease: None,
+        ..entry("10.5.7.0-24", r#"{"PublicIP":"192.168.64.11","PublicIPv6":null}"#, 9)
+    };
+    let set = set(vec![reservation]);
+    assert_eq!((set.unclaimed().count(), set.quarantined().count()), (1, 0));
+}
+
+#[test]
+fn a_claim_on_a_peers_lease_is_no_change() {
+    let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1)]);
+    set.take_changes();
+    let claimed = good(12).replacen('{', r#"{"Claim":{"PublicIP":"192.168.64.13"},"#, 1);
+    let put = |value: &str| Change::Put(Entry { mod_revision: 9, ..entry("10.5.2.0-24", value, 1) });
+    set.apply(WatchEvent::Changed(vec![put(&claimed)]), Instant::now());
+    assert!(set.take_changes().is_empty());
+    assert!(set.peers().next().unwrap().attributes.claimant().is_some());
+}
+
+#[test]
+fn the_peers_that_share_addresses_with_a_network_are_found() {
+    let set = set((2..9).map(|n| entry(&format!("10.5.{n}.0-24"), &good(n), n.into())).collect());
+    let found = |network: &str| -> Vec<String> {
+        let peers = set.peers_in(&network.parse().unwrap());
+        peers.iter().map(|lease| lease.subnets.to_string()).collect()
+    };
+    assert_eq!(found("10.5.4.0/22"), ["10.5.4.0/24", "10.5.5.0/24", "10.5.6.0/24", "10.5.7.0/24"]);
+    assert_eq!(found("10.5.4.7/32"), ["10.5.4.0/24"]);
+    assert_eq!(found("10.5.1.0/24"), Vec::<String>::new(), "our own is no peer's");
+    assert_eq!(found("192.168.0.0/16"), Vec::<String>::new());
+    assert_eq!(found("fd00::/8"), Vec::<String>::new());
+}
+
+#[test]
+fn a_listing_replaces_and_a_change_updates() {
+    let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.3.0-24", &good(13), 2)]);
+    set.apply(
+        WatchEvent::Changed(vec![
+            Change::Put(entry("10.5.2.0-24", &good(42), 1)),
+            Change::Delete { key: "10.5.3.0-24".to_owned() },
+            Change::Put(entry("10.5.4.0-24", &good(14), 3)),
+        ]),
+        Instant::now(),
+    );
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.4.0/24"]);
+    let moved = set.peers().next().unwrap().attributes.public_ips.v4;
+    assert_eq!(moved, Some("192.168.64.42".parse().unwrap()));
+    set.replace(Listing { entries: vec![], revision: 101, cluster_id: 1 }, Instant::now());
+    assert!(set.is_empty() && set.is_complete());
+}
+
+fn listing(keys: &[u8], revision: i64, cluster_id: u64) -> Listing {
+    let entries = keys.iter().map(|key| entry(&format!("10.5.{key}.0-24"), &good(*key), i64::from(*key)));
+    Listing { entries: entries.collect(), revision, cluster_id }
+}
+
+#[test]
+fn a_list_that_lacks_a_few_leases_is_believed() {
+    let (mut set, now) = (empty(), Instant::now());
+    set.replace(listing(&[2, 3, 4, 5], 100, 1), now);
+    set.replace(listing(&[2, 3], 101, 1), now);
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+    assert_eq!(set.missing_until(), None);
+}
+
+#[test]
+fn a_list_that_lacks_most_leases_is_believed_after_the_grace_period() {
+    let (mut set, now) = (empty(), Instant::now());
+    set.replace(listing(&[2, 3, 4], 100, 1), now);
+    set.replace(listing(&[4], 101, 1), now);
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24", "10.5.4.0/24"]);
+    let until = set.missing_until().unwrap();
+    set.expire(until - Duration::from_secs(1));
+    assert_eq!(peers(&set).len(), 3);
+    set.expire(until);
+    assert_eq!(peers(&set), ["10.5.4.0/24"]);
+}
+
+#[test]
+fn any_lease_that_another_cluster_or_an_earlier_time_lacks_is_held_until_its_host_is_back() {
+    for after in [listing(&[2, 3, 4], 5, 1), listing(&[2, 3, 4], 101, 2)] {
+        let (mut set, now) = (empty(), Instant::now());
+        set.replace(listing(&[2, 3, 4, 5], 100, 1), now);
+        set.replace(after, now);
+        assert_eq!(peers(&set).len(), 4);
+        set.apply(WatchEvent::Changed(vec![Change::Put(entry("10.5.5.0-24", &good(5), 6))]), now);
+        assert_eq!((peers(&set).len(), set.missing_until()), (4, None));
+    }
+}
+
+#[test]
+fn what_the_store_holds_wins_over_what_it_lost() {
+    let (mut set, now) = (empty(), Instant::now());
+    set.replace(listing(&[2], 100, 1), now);
+    set.replace(listing(&[], 1, 2), now);
+    let half = Change::Put(entry("10.5.2.0-25", &good(9), 7));
+    set.apply(WatchEvent::Changed(vec![half]), now);
+    assert_eq!(peers(&set), ["10.5.2.0/25"]);
+}
+
+#[test]
+fn a_renewal_is_no_change_and_what_comes_and_goes_between_two_looks_is_none() {
+    let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.1.0-24", &good(11), 2)]);
+    assert_eq!(set.take_changes().peers.len(), 1);
+    let renewed = Entry { mod_revision: 9, etcd_lease: Some(8), ..entry("10.5.2.0-24", &good(12), 1) };
+    let guest = entry("10.5.3.0-24", &good(13), 10);
+    set.apply(WatchEvent::Changed(vec![Change::Put(renewed), Change::Put(guest)]), Instant::now());
+    set.apply(WatchEvent::Changed(vec![Change::Delete { key: "10.5.3.0-24".to_owned() }]), Instant::now());
+    assert!(set.take_changes().is_empty());
+    assert_eq!(set.peers().next().unwrap().mod_revision, 9);
+}
+
+/// A walk over all of them for each of them would take minutes.
+#[test]
+fn thousands_of_leases_in_one_conflict_are_judged_in_one_walk() {
+    let one_mac = |host: u32| {
+        let key = format!("10.{}.{}.0-24", 4 + (host >> 8), host & 255);
+        let ip = format!("192.168.{}.{}", host >> 8, host & 255);
+        entry(&key, &vxlan(&ip, "02:00:00:00:01:01"), i64::from(host))
+    };
+    let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#).unwrap();
+    let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
+    let entries = (1..10_000).map(one_mac).collect();
+    set.apply(WatchEvent::Listed(Listing { entries, revision: 100, cluster_id: 1 }), Instant::now());
+    assert_eq!((peers(&set), set.quarantined().count()), (vec!["10.4.1.0/24".to_owned()], 9_998));
+    let oldest = Change::Delete { key: "10.4.1.0-24".to_owned() };
+    set.apply(WatchEvent::Changed(vec![oldest]), Instant::now());
+    assert_eq!(peers(&set), ["10.4.2.0/24"]);
+    assert!(set.quarantined().all(|bad| bad.reason.to_string().contains("older lease 10.4.2.0/24")));
+}
