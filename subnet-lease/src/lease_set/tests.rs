@@ -1,4 +1,3 @@
-
 use super::*;
 use crate::admission::OwnLease;
 use crate::config::NetworkConfig;
