@@ -146,6 +146,20 @@ pub struct Args {
     )]
     pub ip_masq: bool,
 
+    /// Take packets of the overlay only from the addresses of current peers; needs nftables in the kernel
+    #[arg(
+        long,
+        env = "FLAND_SOURCE_CHECK",
+        default_value = "true",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        action = ArgAction::Set,
+        value_parser = BoolishValueParser::new(),
+        help_heading = "Packets"
+    )]
+    pub source_check: bool,
+
     /// Keep a rule first in the iptables FORWARD chain that accepts the overlay network; Docker drops it otherwise
     #[arg(
         long,

@@ -29,6 +29,8 @@ pub enum Code {
     ReservationLost,
     /// Another machine claims our lease.
     Clone,
+    /// Packets of the overlay are taken from anybody, as the kernel cannot check who sends.
+    UncheckedSenders,
     /// The network config works, but not as its author may expect.
     DoubtfulConfig,
 }

@@ -454,6 +454,8 @@ fn object(fact: &Fact) -> Object {
         Fact::Fdb(key, _) => Object::Fdb(key),
         Fact::NextHop(key, _) => Object::NextHop(key),
         Fact::Route(key, _) => Object::Route(key),
+        Fact::Source(key, _) => Object::Source(key),
+        Fact::Check(key, _) => Object::Check(key),
     }
 }
 

@@ -101,7 +101,7 @@ mod tests {
     use flan_subnet_lease::{Family, UdpConfig, VxlanConfig};
 
     use super::*;
-    use crate::{Backend, Gateways, Udp, Vxlan, samples};
+    use crate::{Abilities, Backend, Udp, Vxlan, samples};
 
     const PEER: &str = r#"{"PublicIP":"192.168.64.12","PublicIPv6":"fd64::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:62"}}"#;
 
@@ -114,8 +114,9 @@ mod tests {
     }
 
     fn vxlan(config: VxlanConfig) -> Vxlan {
-        let families = Family::ALL.into_iter();
-        Vxlan::new(config, families, &samples::underlay(), Gateways::Objects, "n", &State::default()).unwrap()
+        let pools = samples::pools(&Family::ALL);
+        let abilities = Abilities { checks_senders: false, ..samples::ABLE };
+        Vxlan::new(config, &pools, &samples::underlay(), abilities, "n", &State::default()).unwrap()
     }
 
     fn with(mut one: State, other: State) -> State {
@@ -140,7 +141,7 @@ mod tests {
 
     fn on_udp() -> State {
         let networks = [(Family::V4, "10.5.0.0/16".parse().unwrap())].into_iter();
-        let udp = Udp::new(UdpConfig::default(), networks, &samples::underlay()).unwrap();
+        let udp = Udp::new(UdpConfig::default(), networks, &samples::underlay(), false).unwrap();
         udp.host(&"10.5.1.0/24".parse().unwrap())
     }
 

@@ -1,35 +1,37 @@
 //! The host-gw backend: packets go to the peer as they are, with its underlay address as the gateway. So the peer must
 //! be on the link: a router between the two would not know where the packet belongs.
 
-use flan_kernel::{Ownership, State};
-use flan_subnet_lease::{Family, Lease, PerFamily, Subnets};
+use flan_kernel::{Plain, State};
+use flan_subnet_lease::{HostGwConfig, Lease, PerFamily, SubnetPool, Subnets};
 
 use crate::route;
+use crate::senders::Senders;
 use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
 
 /// Plans a route for each peer and family.
 #[derive(Debug, Clone)]
 pub struct HostGw {
-    families: Vec<Family>,
+    pools: PerFamily<SubnetPool>,
     underlay: Underlay,
+    senders: Senders,
 }
 
 impl HostGw {
-    /// Decides on nothing but that `underlay` has an address of each of `families`.
+    /// Decides on nothing but that `underlay` has an address of each family of `pools`.
     ///
     /// # Errors
-    /// [`BackendError::NoAddress`] when it has not.
-    pub fn new(families: impl Iterator<Item = Family>, underlay: &Underlay) -> Result<Self, BackendError> {
-        let families: Vec<Family> = families.collect();
-        match families.iter().find(|family| underlay.addresses.get(**family).is_none()) {
-            Some(&family) => Err(BackendError::NoAddress { link: underlay.link, family }),
-            None => Ok(Self { families, underlay: underlay.clone() }),
+    /// [`BackendError`] when it has not, or when senders cannot be checked as the config wants.
+    pub fn new(
+        config: &HostGwConfig,
+        pools: &PerFamily<SubnetPool>,
+        underlay: &Underlay,
+        checks_senders: bool,
+    ) -> Result<Self, BackendError> {
+        let senders = Senders::of("host-gw", config.strict_source, checks_senders)?;
+        match pools.iter().find(|(family, _)| underlay.addresses.get(*family).is_none()) {
+            Some((family, _)) => Err(BackendError::NoAddress { link: underlay.link, family }),
+            None => Ok(Self { pools: *pools, underlay: underlay.clone(), senders }),
         }
-    }
-
-    /// What in the kernel belongs to a host-gw backend: no device, only routes with our protocol number.
-    pub fn ownership() -> Ownership {
-        Ownership::default()
     }
 }
 
@@ -42,13 +44,20 @@ impl Backend for HostGw {
         LeaseFields { backend: Some(self.name()), data: PerFamily::default() }
     }
 
-    fn host(&self, _own: &Subnets) -> State {
-        State::default()
+    fn host(&self, own: &Subnets) -> State {
+        let mut state = State::default();
+        for (family, pool) in self.pools.iter() {
+            let plain = Plain { link: self.underlay.link, network: pool.network() };
+            if let Some(own) = own.get(family) {
+                self.senders.check_plain(plain, pool, own, &mut state);
+            }
+        }
+        state
     }
 
     fn peer(&self, peer: &Lease) -> Result<State, Unreachable> {
         let mut state = State::default();
-        for &family in &self.families {
+        for (family, pool) in self.pools.iter() {
             let (Some(subnet), Some(&gateway)) =
                 (peer.subnets.get(family), peer.attributes.public_ips.get(family))
             else {
@@ -57,6 +66,7 @@ impl Backend for HostGw {
             if !self.underlay.is_on_link(gateway) {
                 return Err(Unreachable::NotOnLink { gateway, link: self.underlay.link });
             }
+            self.senders.let_in_plain(subnet, pool, &mut state);
             route::plan_direct(subnet, gateway, self.underlay.link, &mut state);
         }
         Ok(state)
@@ -70,11 +80,15 @@ impl Backend for HostGw {
 #[cfg(test)]
 mod tests {
     use flan_kernel::diff;
+    use flan_subnet_lease::Family;
 
     use super::*;
     use crate::samples;
 
-    const BOTH: [Family; 2] = Family::ALL;
+    fn host_gw(families: &[Family], strict_source: bool) -> HostGw {
+        let config = HostGwConfig { strict_source };
+        HostGw::new(&config, &samples::pools(families), &samples::underlay(), true).unwrap()
+    }
 
     fn planned(backend: &HostGw, peer: &Lease) -> Result<Vec<String>, String> {
         let state = backend.peer(peer).map_err(|reason| reason.to_string())?;
@@ -83,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_peer_on_the_link_is_the_gateway_to_its_subnet() {
-        let backend = HostGw::new(BOTH.into_iter(), &samples::underlay()).unwrap();
+        let backend = host_gw(&Family::ALL, false);
         let peer = samples::host_gw("10.5.2.0/24,fd00:5:0:2::/64", "192.168.64.12", Some("fd64::12"));
         assert_eq!(
             planned(&backend, &peer).unwrap(),
@@ -95,8 +109,22 @@ mod tests {
     }
 
     #[test]
+    fn with_strict_source_packets_come_from_a_peers_subnet_and_go_to_ours() {
+        let backend = host_gw(&[Family::V4], true);
+        let host = backend.host(&"10.5.1.0/24".parse().unwrap());
+        let checks: Vec<String> = host.checks.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            checks,
+            ["plain-source eth0 10.5.0.0/16 /24", "plain-destination eth0 10.5.0.0/16 10.5.1.0/24"]
+        );
+        let peer = samples::host_gw("10.5.2.0/24", "192.168.64.12", None);
+        assert_eq!(planned(&backend, &peer).unwrap()[0], "let in subnet 10.5.2.0");
+        assert!(host_gw(&[Family::V4], false).host(&"10.5.1.0/24".parse().unwrap()).checks.is_empty());
+    }
+
+    #[test]
     fn a_peer_behind_a_router_is_refused_with_what_would_work() {
-        let backend = HostGw::new([Family::V4].into_iter(), &samples::underlay()).unwrap();
+        let backend = host_gw(&[Family::V4], false);
         let peer = samples::host_gw("10.5.2.0/24", "192.168.65.12", None);
         assert_eq!(
             planned(&backend, &peer).unwrap_err(),

@@ -9,6 +9,7 @@ mod host_gw;
 mod route;
 #[cfg(test)]
 mod samples;
+mod senders;
 pub mod udp;
 mod vxlan;
 
@@ -65,6 +66,15 @@ impl LeaseFields {
     }
 }
 
+/// What this host's kernel has and its settings allow, beyond what every host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// How routes name their gateways.
+    pub gateways: Gateways,
+    /// Whether the kernel can be told whose packets it shall take: it has nftables, and nobody has switched that off.
+    pub checks_senders: bool,
+}
+
 /// The device and addresses that carry the outer packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Underlay {
@@ -110,6 +120,15 @@ pub enum Unreachable {
 /// Why a backend cannot work on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
+    /// The config asks for `StrictSource`, and senders are not checked here.
+    #[error(
+        "the network config sets Backend.StrictSource for {backend}, and this host checks no senders: start fland with \
+         --source-check on a kernel with nftables, or take StrictSource out of the config"
+    )]
+    UncheckedSource {
+        /// The backend.
+        backend: &'static str,
+    },
     /// The external interface lacks an address of a family in use.
     #[error("external interface {link} has no {family} address, and the network uses {family}")]
     NoAddress {

@@ -1,8 +1,8 @@
 //! Values that the planners' tests share.
 
-use flan_subnet_lease::{Lease, LeaseAttributes, PerFamily};
+use flan_subnet_lease::{Family, Lease, LeaseAttributes, NetworkConfig, PerFamily, SubnetPool};
 
-use crate::Underlay;
+use crate::{Abilities, Gateways, Underlay};
 
 /// eth0 with 192.168.64.11/24 and fd64::11/64.
 pub(crate) fn underlay() -> Underlay {
@@ -10,6 +10,20 @@ pub(crate) fn underlay() -> Underlay {
         PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: Some("fd64::11".parse().unwrap()) };
     let on_link = ["192.168.64.0/24", "fd64::/64"].map(|network| network.parse().unwrap()).into();
     Underlay { link: "eth0".parse().unwrap(), mtu: 1500, addresses, on_link }
+}
+
+/// What a host of today has.
+pub(crate) const ABLE: Abilities = Abilities { gateways: Gateways::Objects, checks_senders: true };
+
+/// The pools of 10.5.0.0/16 with /24 and fd00:5::/48 with /64, those of these families.
+pub(crate) fn pools(families: &[Family]) -> PerFamily<SubnetPool> {
+    let both = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+    let both = NetworkConfig::parse(both).unwrap().pools;
+    let mut pools = PerFamily::default();
+    for (family, pool) in both.iter().filter(|(family, _)| families.contains(family)) {
+        pools.set(family, *pool);
+    }
+    pools
 }
 
 /// A lease with this value.

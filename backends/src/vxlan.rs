@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 
-use flan_kernel::{Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, State};
-use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, VxlanConfig, VxlanData};
+use flan_kernel::{Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, Plain, State, Wire};
+use flan_subnet_lease::{Family, Lease, PerFamily, SubnetPool, Subnets, VxlanConfig, VxlanData};
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
 use crate::route::{self, Gateways, Via};
-use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
+use crate::senders::Senders;
+use crate::{Abilities, Backend, BackendError, LeaseFields, Underlay, Unreachable};
 
 /// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route. With
 /// `DirectRouting` a peer on the link gets a plain route alone.
@@ -20,11 +21,13 @@ pub struct Vxlan {
     underlay: Underlay,
     devices: PerFamily<Device>,
     gateways: Gateways,
+    senders: Senders,
 }
 
 /// The device of one family.
 #[derive(Debug, Clone, Copy)]
 struct Device {
+    pool: SubnetPool,
     name: LinkName,
     mac: MacAddr6,
     mtu: u32,
@@ -32,21 +35,23 @@ struct Device {
 }
 
 impl Vxlan {
-    /// Decides on the devices for `families`. A device that is there, as `actual` says, keeps its MAC; a new one gets
+    /// Decides on the devices for the families of `pools`. A device that is there, as `actual` says, keeps its MAC; a new one gets
     /// one that `node_id`, its address and the VNI determine, so that not even a reboot has to be told to the peers.
     ///
     /// # Errors
-    /// [`BackendError`] when the external interface cannot carry this.
+    /// [`BackendError`] when the external interface cannot carry this, or senders cannot be checked as the config wants.
     pub fn new(
         config: VxlanConfig,
-        families: impl Iterator<Item = Family>,
+        pools: &PerFamily<SubnetPool>,
         underlay: &Underlay,
-        gateways: Gateways,
+        abilities: Abilities,
         node_id: &str,
         actual: &State,
     ) -> Result<Self, BackendError> {
+        let Abilities { gateways, checks_senders } = abilities;
+        let senders = Senders::of("vxlan", config.strict_source, checks_senders)?;
         let mut devices = PerFamily::default();
-        for family in families {
+        for (family, &pool) in pools.iter() {
             let local = *underlay
                 .addresses
                 .get(family)
@@ -56,15 +61,17 @@ impl Vxlan {
                 Some(Link { mac: Some(mac), .. }) if is_usable(*mac) => *mac,
                 _ => stable_mac(node_id, local, config.vni),
             };
-            devices.set(family, Device { name, mac, mtu: inner_mtu(&config, underlay, family)?, local });
+            let mtu = inner_mtu(&config, underlay, family)?;
+            devices.set(family, Device { pool, name, mac, mtu, local });
         }
-        Ok(Self { config, underlay: underlay.clone(), devices, gateways })
+        Ok(Self { config, underlay: underlay.clone(), devices, gateways, senders })
     }
 
     /// What in the kernel belongs to a vxlan backend with this VNI, from its first start on and after a restart.
     pub fn ownership_of(config: &VxlanConfig) -> Ownership {
         Ownership {
             links: Family::ALL.into_iter().filter_map(|family| device_name(family, config.vni)).collect(),
+            senders: false,
         }
     }
 
@@ -91,13 +98,23 @@ impl Vxlan {
         if let Some(subnet) = own.get(family) {
             let address = IpNetwork::from(subnet.ip());
             state.addresses.insert(Address { link: device.name, address });
+            let VxlanConfig { port, vni, .. } = self.config;
+            let wire = Wire { ipv6: device.local.is_ipv6(), port, vni: Some(vni) };
+            self.senders.check_vxlan(wire, &device.pool, subnet, state);
+            if self.config.direct_routing {
+                let plain = Plain { link: self.underlay.link, network: device.pool.network() };
+                self.senders.check_plain(plain, &device.pool, subnet, state);
+            }
         }
     }
 
     fn plan_peer(&self, family: Family, device: &Device, peer: &Lease, state: &mut State) -> Option<()> {
         let subnet = peer.subnets.get(family)?;
         let public_ip = *peer.attributes.public_ips.get(family)?;
+        // One on the link may still wrap what it sends.
+        self.senders.let_in(public_ip, subnet, &device.pool, state);
         if self.config.direct_routing && self.underlay.is_on_link(public_ip) {
+            self.senders.let_in_plain(subnet, &device.pool, state);
             route::plan_direct(subnet, public_ip, self.underlay.link, state);
             return Some(());
         }
@@ -220,7 +237,7 @@ mod tests {
         families: &[Family],
         actual: &State,
     ) -> Result<Vxlan, BackendError> {
-        Vxlan::new(config, families.iter().copied(), underlay, Gateways::Objects, NODE, actual)
+        Vxlan::new(config, &samples::pools(families), underlay, samples::ABLE, NODE, actual)
     }
 
     fn h2() -> Lease {
@@ -240,7 +257,10 @@ mod tests {
     fn a_host_has_a_device_with_the_base_address_of_its_subnet() {
         let host = vxlan(&[Family::V4], &State::default()).host(&own());
         assert_eq!(host.links[&"flannel.1".parse().unwrap()].mtu, 1450);
-        assert_eq!(lines(&host)[1..], ["add address 10.5.1.0/32 dev flannel.1"]);
+        assert_eq!(
+            lines(&host)[1..],
+            ["add address 10.5.1.0/32 dev flannel.1", "add check peers ip udp 8472 vni 1"]
+        );
     }
 
     #[test]
@@ -249,6 +269,7 @@ mod tests {
         assert_eq!(
             lines(&peer),
             [
+                "let in peer 192.168.64.12",
                 "set neighbour 10.5.2.0 dev flannel.1 lladdr 02:00:00:00:00:02",
                 "set fdb 02:00:00:00:00:02 dev flannel.1 dst 192.168.64.12",
                 "add nexthop id 168100352 via 10.5.2.0 dev flannel.1 onlink",
@@ -263,11 +284,38 @@ mod tests {
         let backend = with(config.clone(), &[Family::V4], &State::default());
         assert_eq!(
             lines(&backend.peer(&h2()).unwrap()),
-            ["add route 10.5.2.0/24 via 192.168.64.12 dev eth0"]
+            ["let in peer 192.168.64.12", "add route 10.5.2.0/24 via 192.168.64.12 dev eth0"]
         );
         let elsewhere = Underlay { on_link: vec![], ..samples::underlay() };
         let backend = on(&elsewhere, config, &[Family::V4], &State::default()).unwrap();
-        assert_eq!(lines(&backend.peer(&h2()).unwrap()).len(), 4);
+        assert_eq!(lines(&backend.peer(&h2()).unwrap()).len(), 5);
+    }
+
+    #[test]
+    fn with_strict_source_what_a_peer_sends_comes_from_its_subnet_and_goes_to_ours() {
+        let config = VxlanConfig { strict_source: true, ..VxlanConfig::default() };
+        let backend = with(config.clone(), &Family::ALL, &State::default());
+        let host = backend.host(&"10.5.1.0/24,fd00:5:0:1::/64".parse().unwrap());
+        let checks: Vec<String> = host.checks.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            checks,
+            [
+                "carries ip udp 8472 vni 1",
+                "carries ip6 udp 8472 vni 1",
+                "inner-source ip udp 8472 vni 1 /24",
+                "inner-source ip6 udp 8472 vni 1 /64",
+                "inner-destination ip udp 8472 vni 1 10.5.1.0/24",
+                "inner-destination ip6 udp 8472 vni 1 fd00:5:0:1::/64",
+            ]
+        );
+        let peer = backend.peer(&samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
+        let sources: Vec<String> = peer.sources.iter().map(ToString::to_string).collect();
+        assert_eq!(sources, ["peer 192.168.64.12 subnet 10.5.2.0", "peer fd64::12 subnet fd00:5:0:2::"]);
+        // One on the link may send either way.
+        let direct = VxlanConfig { direct_routing: true, ..config };
+        let backend = with(direct, &[Family::V4], &State::default());
+        assert_eq!(backend.peer(&h2()).unwrap().sources.len(), 2);
+        assert_eq!(backend.host(&own()).checks.len(), 5);
     }
 
     #[test]

@@ -14,7 +14,10 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     let mut report = Report::new("HandOver", args.dry_run);
     let families = families(&host);
     for rules in host.standing_rules(&mut report) {
-        let what = format!("put {} in place of {rules}", rules.flannels());
+        let what = match rules.flannels() {
+            Some(flannels) => format!("put {flannels} in place of {rules}"),
+            None => format!("delete {rules}"),
+        };
         report.step(what, replace(rules, &families, args)).await;
     }
     let desired = host.holdings.as_flannels();
@@ -38,7 +41,7 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
 
 /// Puts flanneld's rules, and takes ours away once they stand.
 async fn replace(rules: OwnRules, families: &[FamilyRules], args: &HostArgs) -> Result<(), Failure> {
-    if families.is_empty() {
+    if families.is_empty() && rules.flannels().is_some() {
         let message = format!("{} does not say what this host's network is", args.subnet_file.display());
         return Err(Failure::new(Kind::Other, message));
     }

@@ -99,6 +99,7 @@ fn backend_json(backend: &BackendConfig) -> Value {
         BackendConfig::Wireguard(wireguard) => json!({
             "Type": name, "ListenPort": wireguard.listen_port, "ListenPortV6": wireguard.listen_port_v6,
         }),
-        BackendConfig::HostGw | BackendConfig::Alloc => json!({ "Type": name }),
+        BackendConfig::HostGw(host_gw) => json!({ "Type": name, "StrictSource": host_gw.strict_source }),
+        BackendConfig::Alloc => json!({ "Type": name }),
     }
 }

@@ -12,6 +12,8 @@ use crate::subnet_env::SubnetEnv;
 /// One end of a path.
 #[derive(Debug)]
 pub struct End {
+    /// Where it is.
+    pub netns: Netns,
     /// Where programs run.
     pub place: Place,
     /// Its IPv4 address; unspecified without one.
@@ -45,6 +47,6 @@ impl End {
         host.ip(&format!("link set container master docker0 mtu {mtu} up"))?;
         host.ip(&format!("link set docker0 mtu {mtu} up"))?;
         netns.ip(&format!("link set eth0 mtu {mtu} up"))?;
-        Ok(End { place: netns.place(), address: Ipv4Addr::UNSPECIFIED, mtu })
+        Ok(End { place: netns.place(), netns, address: Ipv4Addr::UNSPECIFIED, mtu })
     }
 }

@@ -25,6 +25,7 @@ pub mod docker;
 mod docs;
 pub mod end;
 pub mod flannel;
+pub mod forgery;
 pub mod forky;
 pub mod holdings;
 pub mod host;

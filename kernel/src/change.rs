@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use macaddr::MacAddr6;
 
+use crate::source::{Check, Source};
 use crate::state::{Address, FdbEntry, LinkName, Neighbour, NextHop, NextHopId, Route, RouteKey};
 
 /// One notification. Those of our own operations are among them, before [`Kernel::apply`](crate::Kernel::apply) comes
@@ -35,6 +36,10 @@ pub enum Fact {
     NextHop(NextHopId, Option<NextHop>),
     /// A route in the main table.
     Route(RouteKey, Option<Route>),
+    /// A sender that is let in.
+    Source(Source, bool),
+    /// A rule that measures senders.
+    Check(Check, bool),
 }
 
 /// The name of anything that the kernel holds, whatever is there.
@@ -52,4 +57,8 @@ pub enum Object {
     NextHop(NextHopId),
     /// A route.
     Route(RouteKey),
+    /// A sender.
+    Source(Source),
+    /// A rule that measures senders.
+    Check(Check),
 }

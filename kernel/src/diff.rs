@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use macaddr::MacAddr6;
 
 use crate::change::Object;
+use crate::source::{Check, Source};
 use crate::state::{
     Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId, ROUTE_PROTOCOL, Route,
     RouteKey, RouteTarget, State, Vxlan,
@@ -104,6 +105,14 @@ pub enum Operation {
         /// Where it leads now.
         route: Route,
     },
+    /// Lets a sender in; one that is let in already is as good.
+    AddSource(Source),
+    /// Lets a sender in no longer.
+    DeleteSource(Source),
+    /// Begins to measure senders.
+    AddCheck(Check),
+    /// Measures them no longer.
+    DeleteCheck(Check),
 }
 
 impl Operation {
@@ -125,6 +134,8 @@ impl Operation {
             Self::AddRoute { key, .. } | Self::ReplaceRoute { key, .. } | Self::DeleteRoute { key, .. } => {
                 Object::Route(key)
             }
+            Self::AddSource(source) | Self::DeleteSource(source) => Object::Source(source),
+            Self::AddCheck(check) | Self::DeleteCheck(check) => Object::Check(check),
         }
     }
 
@@ -142,7 +153,11 @@ impl Operation {
             | Self::CreateLink { .. }
             | Self::ReplaceLink { .. }
             | Self::UpdateLink { .. }
-            | Self::DeleteLink { .. } => None,
+            | Self::DeleteLink { .. }
+            | Self::AddSource(_)
+            | Self::DeleteSource(_)
+            | Self::AddCheck(_)
+            | Self::DeleteCheck(_) => None,
         }
     }
 }
@@ -160,21 +175,26 @@ pub struct LinkChange {
 }
 
 /// The operations that lead from `actual` to `desired`, in an order that never leaves a gap: first everything that is
-/// added or changed (links, addresses, neighbours, forwarding entries, next hops, then routes, so that no route leads to
-/// a next hop that cannot be resolved), then everything that is deleted, the other way round.
+/// added or changed (links, addresses, senders, neighbours, forwarding entries, next hops, then routes, so that no route
+/// leads to a next hop that cannot be resolved; checks last, when every sender is known), then everything that is deleted,
+/// the other way round.
 ///
 /// What goes down with a device is neither deleted by itself nor taken for present: the routes of a device that is
 /// down, everything on a device that is replaced, and the neighbours of a device whose MAC changes are added anew.
 pub fn diff(desired: &State, actual: &State) -> Vec<Operation> {
     // What is wanted of a new host; grown step by step, it would be copied as often.
-    let most = desired.neighbours.len() + desired.fdb.len() + desired.next_hops.len() + desired.routes.len();
+    let State { neighbours, fdb, next_hops, routes, sources, .. } = desired;
+    let most = neighbours.len() + fdb.len() + next_hops.len() + routes.len() + sources.len();
     let mut operations = Vec::with_capacity(most);
     let lost = add_links(desired, actual, &mut operations);
     add_addresses(desired, actual, &lost, &mut operations);
+    operations.extend(desired.sources.difference(&actual.sources).copied().map(Operation::AddSource));
     add_neighbours(desired, actual, &lost, &mut operations);
     add_fdb(desired, actual, &lost, &mut operations);
     add_next_hops(desired, actual, &lost, &mut operations);
     add_routes(desired, actual, &lost, &mut operations);
+    operations.extend(desired.checks.difference(&actual.checks).copied().map(Operation::AddCheck));
+    operations.extend(actual.checks.difference(&desired.checks).copied().map(Operation::DeleteCheck));
     delete(desired, actual, &lost, &mut operations);
     operations
 }
@@ -374,6 +394,7 @@ fn delete(desired: &State, actual: &State, lost: &Lost, operations: &mut Vec<Ope
             .filter(|address| !lost.address(address) && !leaves(&address.link))
             .map(|address| Operation::DeleteAddress(*address)),
     );
+    operations.extend(actual.sources.difference(&desired.sources).copied().map(Operation::DeleteSource));
     operations.extend(lost.in_the_end.iter().map(|&name| Operation::DeleteLink { name }));
 }
 
@@ -407,6 +428,10 @@ impl fmt::Display for Operation {
             Self::AddRoute { key, route } => write!(f, "add route {key} {route}"),
             Self::ReplaceRoute { key, route } => write!(f, "replace route {key} {route}"),
             Self::DeleteRoute { key, route } => write!(f, "delete route {key} {route}"),
+            Self::AddSource(source) => write!(f, "let in {source}"),
+            Self::DeleteSource(source) => write!(f, "let in no longer {source}"),
+            Self::AddCheck(check) => write!(f, "add check {check}"),
+            Self::DeleteCheck(check) => write!(f, "delete check {check}"),
         }
     }
 }
@@ -420,6 +445,8 @@ impl fmt::Display for Object {
             Self::Fdb(entry) => write!(f, "fdb {entry}"),
             Self::NextHop(id) => write!(f, "nexthop {id}"),
             Self::Route(key) => write!(f, "route {key}"),
+            Self::Source(source) => write!(f, "sender {source}"),
+            Self::Check(check) => write!(f, "check {check}"),
         }
     }
 }

@@ -214,6 +214,10 @@ fn owned(state: &State, ownership: &Ownership) -> State {
     seen.routes.retain(|_, route| {
         route.protocol == ROUTE_PROTOCOL || route.target.link().is_some_and(|link| ours(&link))
     });
+    if !ownership.senders {
+        seen.sources.clear();
+        seen.checks.clear();
+    }
     seen
 }
 
@@ -298,6 +302,14 @@ impl Inner {
                     .is_some_and(|standing| is_the_same(standing, &self.inline(route)));
                 there.then(|| self.state.routes.remove(&key)).map(|_| Fact::Route(key, None))
             }
+            Operation::AddSource(source) => {
+                state.sources.insert(source).then_some(Fact::Source(source, true))
+            }
+            Operation::DeleteSource(source) => {
+                state.sources.remove(&source).then_some(Fact::Source(source, false))
+            }
+            Operation::AddCheck(check) => state.checks.insert(check).then_some(Fact::Check(check, true)),
+            Operation::DeleteCheck(check) => state.checks.remove(&check).then_some(Fact::Check(check, false)),
             Operation::CreateLink { .. }
             | Operation::ReplaceLink { .. }
             | Operation::UpdateLink { .. }
@@ -351,6 +363,12 @@ impl Inner {
         }
         for (key, route) in differences(&before.routes, &after.routes) {
             self.tell_fact(Fact::Route(key, route));
+        }
+        for source in before.sources.symmetric_difference(&after.sources) {
+            self.tell_fact(Fact::Source(*source, after.sources.contains(source)));
+        }
+        for check in before.checks.symmetric_difference(&after.checks) {
+            self.tell_fact(Fact::Check(*check, after.checks.contains(check)));
         }
     }
 
@@ -704,7 +722,7 @@ mod tests {
     async fn a_snapshot_sees_what_is_ours_and_can_fail() {
         let mut kernel = FakeKernel::new();
         kernel.apply(&[create(), address(), route("eth0")]).await;
-        let ours = Ownership { links: [name("flannel.1")].into() };
+        let ours = Ownership { links: [name("flannel.1")].into(), senders: false };
         assert_eq!(kernel.snapshot(&ours).await.unwrap(), kernel.state());
         let seen = kernel.snapshot(&Ownership::default()).await.unwrap();
         assert_eq!((seen.links.len(), seen.addresses.len(), seen.routes.len()), (0, 0, 1));

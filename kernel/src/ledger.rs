@@ -13,6 +13,7 @@ use macaddr::MacAddr6;
 use self::table::Table;
 use crate::change::{Fact, Object};
 use crate::diff::{LinkChange, Operation, diff};
+use crate::source::{Check, Source};
 use crate::state::{
     Address, FdbEntry, Link, LinkName, Neighbour, NextHop, NextHopId, Route, RouteKey, State,
 };
@@ -26,29 +27,35 @@ pub struct Ledger {
     fdb: Table<FdbEntry, IpAddr>,
     next_hops: Table<NextHopId, NextHop>,
     routes: Table<RouteKey, Route>,
+    sources: Table<Source, ()>,
+    checks: Table<Check, ()>,
 }
 
 impl Ledger {
     /// Wants everything in `more`. What is wanted several times must be given up as often.
     pub fn want(&mut self, more: State) {
-        let State { links, addresses, neighbours, fdb, next_hops, routes } = more;
+        let State { links, addresses, neighbours, fdb, next_hops, routes, sources, checks } = more;
         self.links.want(links);
         self.addresses.want(addresses.into_iter().map(|address| (address, ())));
         self.neighbours.want(neighbours);
         self.fdb.want(fdb);
         self.next_hops.want(next_hops);
         self.routes.want(routes);
+        self.sources.want(sources.into_iter().map(|source| (source, ())));
+        self.checks.want(checks.into_iter().map(|check| (check, ())));
     }
 
     /// Gives up everything in `less`, which was wanted before.
     pub fn give_up(&mut self, less: &State) {
-        let State { links, addresses, neighbours, fdb, next_hops, routes } = less;
+        let State { links, addresses, neighbours, fdb, next_hops, routes, sources, checks } = less;
         self.links.give_up(links.keys());
         self.addresses.give_up(addresses);
         self.neighbours.give_up(neighbours.keys());
         self.fdb.give_up(fdb.keys());
         self.next_hops.give_up(next_hops.keys());
         self.routes.give_up(routes.keys());
+        self.sources.give_up(sources);
+        self.checks.give_up(checks);
     }
 
     /// Wants nothing any more.
@@ -59,6 +66,8 @@ impl Ledger {
         self.fdb.give_up_all();
         self.next_hops.give_up_all();
         self.routes.give_up_all();
+        self.sources.give_up_all();
+        self.checks.give_up_all();
     }
 
     /// Takes in what the kernel tells of one object, in the order in which it tells. Answers the object if that is news:
@@ -74,6 +83,12 @@ impl Ledger {
                 self.next_hops.observe(key, next_hop).then_some(Object::NextHop(key))
             }
             Fact::Route(key, route) => self.routes.observe(key, route).then_some(Object::Route(key)),
+            Fact::Source(key, there) => {
+                self.sources.observe(key, there.then_some(())).then_some(Object::Source(key))
+            }
+            Fact::Check(key, there) => {
+                self.checks.observe(key, there.then_some(())).then_some(Object::Check(key))
+            }
         }
     }
 
@@ -85,6 +100,8 @@ impl Ledger {
         self.fdb.begin_reading();
         self.next_hops.begin_reading();
         self.routes.begin_reading();
+        self.sources.begin_reading();
+        self.checks.begin_reading();
     }
 
     /// Takes in all that the kernel holds of ours, as it was read since [`begin_reading`](Self::begin_reading); what was
@@ -98,6 +115,10 @@ impl Ledger {
         news.extend(self.fdb.reset(actual.fdb).into_iter().map(Object::Fdb));
         news.extend(self.next_hops.reset(actual.next_hops).into_iter().map(Object::NextHop));
         news.extend(self.routes.reset(actual.routes).into_iter().map(Object::Route));
+        let sources = actual.sources.into_iter().map(|source| (source, ())).collect();
+        news.extend(self.sources.reset(sources).into_iter().map(Object::Source));
+        let checks = actual.checks.into_iter().map(|check| (check, ())).collect();
+        news.extend(self.checks.reset(checks).into_iter().map(Object::Check));
         news
     }
 
@@ -111,8 +132,18 @@ impl Ledger {
         let (fdb, held_fdb) = self.fdb.sides(whole);
         let (next_hops, held_next_hops) = self.next_hops.sides(whole);
         let (routes, held_routes) = self.routes.sides(whole);
-        let wanted =
-            State { links, addresses: addresses.into_keys().collect(), neighbours, fdb, next_hops, routes };
+        let (sources, held_sources) = self.sources.sides(false);
+        let (checks, held_checks) = self.checks.sides(false);
+        let wanted = State {
+            links,
+            addresses: addresses.into_keys().collect(),
+            neighbours,
+            fdb,
+            next_hops,
+            routes,
+            sources: sources.into_keys().collect(),
+            checks: checks.into_keys().collect(),
+        };
         let held = State {
             links: held_links,
             addresses: held_addresses.into_keys().collect(),
@@ -120,6 +151,8 @@ impl Ledger {
             fdb: held_fdb,
             next_hops: held_next_hops,
             routes: held_routes,
+            sources: held_sources.into_keys().collect(),
+            checks: held_checks.into_keys().collect(),
         };
         diff(&wanted, &held)
     }
@@ -150,6 +183,10 @@ impl Ledger {
             DeleteNextHop(id) => self.next_hops.observe(id, None),
             AddRoute { key, route } | ReplaceRoute { key, route } => self.routes.observe(key, Some(route)),
             DeleteRoute { key, .. } => self.routes.observe(key, None),
+            AddSource(source) => self.sources.observe(source, Some(())),
+            DeleteSource(source) => self.sources.observe(source, None),
+            AddCheck(check) => self.checks.observe(check, Some(())),
+            DeleteCheck(check) => self.checks.observe(check, None),
         };
     }
 
@@ -161,6 +198,8 @@ impl Ledger {
         self.fdb.compact();
         self.next_hops.compact();
         self.routes.compact();
+        self.sources.compact();
+        self.checks.compact();
     }
 
     /// Whether the kernel holds what is wanted of `object`, as far as is known.
@@ -172,6 +211,8 @@ impl Ledger {
             Object::Fdb(key) => !self.fdb.differs(key),
             Object::NextHop(key) => !self.next_hops.differs(key),
             Object::Route(key) => !self.routes.differs(key),
+            Object::Source(key) => !self.sources.differs(key),
+            Object::Check(key) => !self.checks.differs(key),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod netlink;
 pub mod process;
 pub mod scheduling;
+mod source;
 mod state;
 pub mod sysctl;
 pub mod tun;
@@ -27,6 +28,7 @@ pub use change::{Change, Fact, Object};
 pub use diff::{LinkChange, Operation, diff};
 pub use firewall::{FamilyRules, Firewall, FirewallError, OwnRules, Ruleset};
 pub use ledger::Ledger;
+pub use source::{Check, Plain, Source, Wire};
 pub use state::{
     Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId, Ownership,
     ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State, Vxlan,

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 
+use crate::source::{Check, Source};
+
 /// `rtm_protocol` of every route that we make (`rtnetlink(7)`): how a restarted agent knows its own routes.
 ///
 /// Not assigned in iproute2's `rt_protos`; `ip route` shows it as `proto 102`.
@@ -30,6 +32,10 @@ pub struct State {
     pub next_hops: BTreeMap<NextHopId, NextHop>,
     /// Routes in the main table.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// Who may send us packets of the overlay.
+    pub sources: BTreeSet<Source>,
+    /// What measures senders by these.
+    pub checks: BTreeSet<Check>,
 }
 
 /// A device that we make.
@@ -189,6 +195,8 @@ impl RouteTarget {
 pub struct Ownership {
     /// Device names.
     pub links: BTreeSet<LinkName>,
+    /// Whether the nftables table `inet flan-peers` is looked at, which holds [`State::sources`] and [`State::checks`].
+    pub senders: bool,
 }
 
 /// The name of a network device: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..`

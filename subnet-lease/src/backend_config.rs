@@ -17,7 +17,7 @@ pub enum BackendConfig {
     /// One inner packet in each UDP datagram.
     Udp(UdpConfig),
     /// Routes by way of the peer's own address.
-    HostGw,
+    HostGw(HostGwConfig),
     /// Leases alone; somebody else forwards.
     Alloc,
     /// flannel's WireGuard.
@@ -40,6 +40,17 @@ pub struct VxlanConfig {
     pub learning: bool,
     /// Bytes of the outer packets; the external interface's MTU by default.
     pub mtu: Option<u32>,
+    /// Take an inner packet only from the peer whose subnet holds its source, and for this host's subnet; off by
+    /// default, as flannel takes it from anybody. flannel ignores it.
+    pub strict_source: bool,
+}
+
+/// Settings of the host-gw backend. flannel knows none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostGwConfig {
+    /// Take a packet of the overlay network only if a peer's subnet holds its source, and for this host's subnet; off by
+    /// default.
+    pub strict_source: bool,
 }
 
 /// Settings of the udp backend. flannel knows the port alone and ignores the rest.
@@ -47,8 +58,8 @@ pub struct VxlanConfig {
 pub struct UdpConfig {
     /// UDP port that every host listens on; 8285 by default.
     pub port: u16,
-    /// Take an inner packet only from the peer whose subnet holds its source; off by default, as flannel takes it
-    /// from anybody.
+    /// Take an inner packet only from the peer whose subnet holds its source, and for this host's subnet; off by
+    /// default, as flannel takes it from anybody.
     pub strict_source: bool,
     /// Exchange packets larger than the MTU with the device (virtio-net headers); on by default, where the kernel
     /// has it.
@@ -86,8 +97,11 @@ static UDP: Kind = Kind {
     carries: &[Family::V4],
     parse: |fields, _| UdpConfig::parse(fields).map(BackendConfig::Udp),
 };
-static HOST_GW: Kind =
-    Kind { name: "host-gw", carries: &Family::ALL, parse: |_, _| Ok(BackendConfig::HostGw) };
+static HOST_GW: Kind = Kind {
+    name: "host-gw",
+    carries: &Family::ALL,
+    parse: |fields, _| HostGwConfig::parse(fields).map(BackendConfig::HostGw),
+};
 static ALLOC: Kind = Kind { name: "alloc", carries: &Family::ALL, parse: |_, _| Ok(BackendConfig::Alloc) };
 static WIREGUARD: Kind = Kind {
     name: "wireguard",
@@ -148,7 +162,7 @@ impl BackendConfig {
         match self {
             Self::Vxlan(_) => &VXLAN,
             Self::Udp(_) => &UDP,
-            Self::HostGw => &HOST_GW,
+            Self::HostGw(_) => &HOST_GW,
             Self::Alloc => &ALLOC,
             Self::Wireguard(_) => &WIREGUARD,
         }
@@ -165,13 +179,28 @@ impl VxlanConfig {
             direct_routing: fields.take("DirectRouting")?.unwrap_or(default.direct_routing),
             learning: fields.take("Learning")?.unwrap_or(default.learning),
             mtu: fields.take_in("MTU", outer_mtu(pools))?,
+            strict_source: fields.take("StrictSource")?.unwrap_or(default.strict_source),
         })
     }
 }
 
 impl Default for VxlanConfig {
     fn default() -> Self {
-        Self { vni: 1, port: 8472, gbp: false, direct_routing: false, learning: false, mtu: None }
+        Self {
+            vni: 1,
+            port: 8472,
+            gbp: false,
+            direct_routing: false,
+            learning: false,
+            mtu: None,
+            strict_source: false,
+        }
+    }
+}
+
+impl HostGwConfig {
+    fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
+        Ok(Self { strict_source: fields.take("StrictSource")?.unwrap_or_default() })
     }
 }
 

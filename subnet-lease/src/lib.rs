@@ -26,7 +26,7 @@ mod watch;
 
 pub use admission::{Admission, OwnLease, QuarantineReason, is_host_address};
 pub use allocate::{NoSubnet, OverlapPolicy, Situation, allocate};
-pub use backend_config::{BackendConfig, UdpConfig, VxlanConfig, WireguardConfig};
+pub use backend_config::{BackendConfig, HostGwConfig, UdpConfig, VxlanConfig, WireguardConfig};
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};

@@ -1,7 +1,7 @@
 //! Which backend the network config asks for, and the data path that one of them runs.
 
 use flan_backends::udp::{Datapath, ForwardingTable, Routes};
-use flan_backends::{Alloc, Backend, BackendError, Gateways, HostGw, Udp, Underlay, Vxlan};
+use flan_backends::{Abilities, Alloc, Backend, BackendError, HostGw, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State, sysctl};
 use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, PerFamily, Subnets, UdpConfig};
 use macaddr::MacAddr6;
@@ -20,13 +20,14 @@ pub(super) struct Chosen {
     pub(super) datapath: Option<UdpRunner>,
 }
 
-/// What in the kernel is ours under this config.
-pub(super) fn ownership(config: &NetworkConfig) -> Ownership {
-    match &config.backend {
+/// What in the kernel is ours under this config, on a kernel with nftables or without.
+pub(super) fn ownership(config: &NetworkConfig, nftables: bool) -> Ownership {
+    let ownership = match &config.backend {
         BackendConfig::Vxlan(vxlan) => Vxlan::ownership_of(vxlan),
         BackendConfig::Udp(_) => Udp::ownership(),
-        BackendConfig::HostGw | BackendConfig::Alloc | BackendConfig::Wireguard(_) => Ownership::default(),
-    }
+        BackendConfig::HostGw(_) | BackendConfig::Alloc | BackendConfig::Wireguard(_) => Ownership::default(),
+    };
+    Ownership { senders: nftables, ..ownership }
 }
 
 /// The UDP port that packets of other hosts arrive at, where they are wrapped in UDP.
@@ -51,24 +52,26 @@ pub(super) fn choose(
     config: &NetworkConfig,
     udp_without: &[UdpMode],
     underlay: &Underlay,
-    gateways: Gateways,
+    abilities: Abilities,
     node_id: &str,
     actual: &State,
 ) -> Result<Chosen, BackendError> {
-    let families = config.networks().map(|(family, _)| family);
     let without_device = |backend| Chosen { backend, macs: PerFamily::default(), datapath: None };
     match &config.backend {
         BackendConfig::Udp(udp) => {
             let udp = without(udp.clone(), udp_without);
-            let backend = Udp::new(udp, config.networks(), underlay)?;
+            let backend = Udp::new(udp, config.networks(), underlay, abilities.checks_senders)?;
             let datapath = Some(UdpRunner::new(backend.clone()));
             Ok(Chosen { backend: Box::new(backend), macs: PerFamily::default(), datapath })
         }
         BackendConfig::Vxlan(vxlan) => {
-            let backend = Vxlan::new(vxlan.clone(), families, underlay, gateways, node_id, actual)?;
+            let backend = Vxlan::new(vxlan.clone(), &config.pools, underlay, abilities, node_id, actual)?;
             Ok(Chosen { macs: backend.macs(), backend: Box::new(backend), datapath: None })
         }
-        BackendConfig::HostGw => Ok(without_device(Box::new(HostGw::new(families, underlay)?))),
+        BackendConfig::HostGw(host_gw) => {
+            let backend = HostGw::new(host_gw, &config.pools, underlay, abilities.checks_senders)?;
+            Ok(without_device(Box::new(backend)))
+        }
         BackendConfig::Alloc => Ok(without_device(Box::new(Alloc::new(underlay)))),
         // `NetworkConfig::supported` lets no such config come this far.
         BackendConfig::Wireguard(_) => Err(BackendError::Unknown { backend: config.backend.name() }),

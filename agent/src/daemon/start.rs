@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use flan_backends::{Gateways, LeaseFields};
+use flan_backends::{Abilities, Gateways, LeaseFields};
 use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
     Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
@@ -34,6 +34,9 @@ use crate::{node, notify, rights};
 
 /// How often the network config is looked at.
 const CONFIG_CHECK: Duration = Duration::from_secs(30);
+/// Why anybody can send.
+const UNCHECKED: &str = "this kernel has no nftables (CONFIG_NF_TABLES), so packets of the overlay are taken from whoever sends \
+                         them: let only the other hosts reach its port, or start fland with --source-check=false";
 /// Lease events that may wait for the event loop; the watch pauses when there are more.
 const EVENTS: usize = 64;
 
@@ -90,17 +93,25 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     status.report(Code::DoubtfulAddress, doubt);
 
     let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
-    let gateways = match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
-        true => Gateways::Objects,
-        false => Gateways::Inline,
+    let nftables = netlink::has_nftables();
+    let abilities = Abilities {
+        gateways: match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
+            true => Gateways::Objects,
+            false => Gateways::Inline,
+        },
+        checks_senders: args.source_check && nftables,
     };
-    let mut reconciler = Reconciler::new(kernel, firewall::Linux::new(), backend::ownership(&config));
+    if args.source_check && backend::udp_port(&config).is_some() {
+        status.report(Code::UncheckedSenders, (!nftables).then(|| UNCHECKED.to_owned()));
+    }
+    let mut reconciler =
+        Reconciler::new(kernel, firewall::Linux::new(), backend::ownership(&config, nftables));
     reconciler.set_underlay(external.underlay.link);
     let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
     let node = node::identity(&args);
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
     let Chosen { backend, macs, datapath } =
-        backend::choose(&config, &args.udp_without, &external.underlay, gateways, &seed, &actual)
+        backend::choose(&config, &args.udp_without, &external.underlay, abilities, &seed, &actual)
             .map_err(refused)?;
     drop(actual);
 
@@ -173,7 +184,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
             external,
             held: Held::default(),
             is_second_choice: false,
-            gateways,
+            abilities,
             seed,
             attributes,
             store,

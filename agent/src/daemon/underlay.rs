@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flan_backends::Gateways;
+use flan_backends::Abilities;
 use flan_kernel::{Firewall, Kernel, KernelError, LinkName, netlink};
 use flan_subnet_lease::{LeaseAttributes, NetworkConfig, OwnLease, Store};
 use tokio::sync::watch;
@@ -28,8 +28,8 @@ pub(super) struct UnderlayWatch {
     pub(super) held: Held,
     /// Whether a start would choose another.
     pub(super) is_second_choice: bool,
-    /// How routes name their gateways on this kernel.
-    pub(super) gateways: Gateways,
+    /// What this host's kernel has.
+    pub(super) abilities: Abilities,
     /// Who we are, for a device's MAC.
     pub(super) seed: String,
     /// What peers need to know of us; the keeper publishes it.
@@ -127,7 +127,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             &self.leases.admission().config,
             &self.underlay.args.udp_without,
             &external.underlay,
-            self.underlay.gateways,
+            self.underlay.abilities,
             &self.underlay.seed,
             &self.host,
         );

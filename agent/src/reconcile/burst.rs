@@ -25,6 +25,8 @@ pub struct Repairs {
     pub next_hop: u64,
     /// Routes.
     pub route: u64,
+    /// Senders that are let in.
+    pub sender: u64,
     /// Packet filter rules.
     pub rules: u64,
 }
@@ -165,6 +167,8 @@ impl Repairs {
             Object::Fdb(_) => &mut self.fdb,
             Object::NextHop(_) => &mut self.next_hop,
             Object::Route(_) => &mut self.route,
+            Object::Source(_) => &mut self.sender,
+            Object::Check(_) => &mut self.rules,
         }
     }
 }
@@ -179,6 +183,7 @@ impl fmt::Display for Repairs {
             (self.fdb, "forwarding entry", "forwarding entries"),
             (self.next_hop, "next hop", "next hops"),
             (self.route, "route", "routes"),
+            (self.sender, "sender", "senders"),
             (self.rules, "set of rules", "sets of rules"),
         ];
         let parts: Vec<String> = kinds

@@ -36,7 +36,7 @@ fn peer(number: u8) -> State {
 /// A kernel, and a reconciler that wants three peers of it.
 async fn three_peers() -> (FakeKernel, Reconciler<FakeKernel, FakeFirewall>) {
     let kernel = FakeKernel::new();
-    let ownership = Ownership { links: [device()].into() };
+    let ownership = Ownership { links: [device()].into(), senders: true };
     let mut reconciler = Reconciler::new(kernel.clone(), FakeFirewall::new(), ownership);
     reconciler.read_now().await.unwrap();
     reconciler.want(host());
@@ -72,8 +72,11 @@ async fn a_second_round_finds_nothing_to_do() {
 #[tokio::test]
 async fn nothing_is_done_before_the_kernel_was_read() {
     let kernel = FakeKernel::new();
-    let mut reconciler =
-        Reconciler::new(kernel.clone(), FakeFirewall::new(), Ownership { links: [device()].into() });
+    let mut reconciler = Reconciler::new(
+        kernel.clone(),
+        FakeFirewall::new(),
+        Ownership { links: [device()].into(), senders: true },
+    );
     kernel.fail_next_snapshot(KernelError::Errno(12));
     assert!(reconciler.read_now().await.is_err());
     reconciler.want(host());

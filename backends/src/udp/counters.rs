@@ -49,7 +49,8 @@ counters! {
     dropped_malformed,
     /// Dropped: the datagram did not come from a peer.
     dropped_foreign_source,
-    /// Dropped: the inner source is not in the subnet of the peer that sent it (`StrictSource`).
+    /// Dropped: the inner source is not in the subnet of the peer that sent it, or the inner destination is not in ours
+    /// (`StrictSource`).
     dropped_strict_source,
     /// Dropped: larger than the path carries.
     dropped_too_big,

@@ -20,6 +20,7 @@ use flan_kernel::LinkName;
 use flan_kernel::tun::{TunError, TunMode, TunQueue};
 use flan_kernel::udp_socket::{UdpModes, UdpOptions, UdpSocket};
 use flan_kernel::wait::Waker;
+use ipnetwork::Ipv4Network;
 use tracing::{debug, info};
 
 use self::pacing::Pacer;
@@ -47,7 +48,8 @@ pub(super) struct Settings {
     pub(super) address: Ipv4Addr,
     /// Bytes of the largest inner packet.
     pub(super) mtu: u32,
-    pub(super) strict_source: bool,
+    /// This host's subnet, if packets must go there and come from that of the peer that sent them.
+    pub(super) strict: Option<Ipv4Network>,
 }
 
 impl Settings {

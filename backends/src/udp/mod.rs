@@ -18,7 +18,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use flan_kernel::tun::TunMode;
 use flan_kernel::{
-    Address, Link, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State,
+    Address, Check, Link, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget,
+    Source, State, Wire,
 };
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, UdpConfig};
 use ipnetwork::IpNetwork;
@@ -44,6 +45,8 @@ pub struct Udp {
     local: Ipv4Addr,
     device: LinkName,
     mtu: u32,
+    /// The kernel drops what comes from others than peers, before the data path has to.
+    checks_senders: bool,
 }
 
 impl Udp {
@@ -56,6 +59,7 @@ impl Udp {
         config: UdpConfig,
         mut networks: impl Iterator<Item = (Family, IpNetwork)>,
         underlay: &Underlay,
+        checks_senders: bool,
     ) -> Result<Self, BackendError> {
         let (Some((Family::V4, network)), None) = (networks.next(), networks.next()) else {
             return Err(BackendError::Ipv4Only { backend: "udp" });
@@ -66,12 +70,13 @@ impl Udp {
         if underlay.mtu < least {
             return Err(BackendError::MtuTooSmall { link: underlay.link, mtu: underlay.mtu, least });
         }
-        Ok(Self { config, network, local, device: device(), mtu: underlay.mtu - OVERHEAD })
+        let mtu = underlay.mtu - OVERHEAD;
+        Ok(Self { config, network, local, device: device(), mtu, checks_senders })
     }
 
     /// What in the kernel belongs to a udp backend, from its first start on and after a restart.
     pub fn ownership() -> Ownership {
-        Ownership { links: [device()].into() }
+        Ownership { links: [device()].into(), senders: false }
     }
 
     /// Starts the threads that move packets between the device and the wire. The device must stand.
@@ -79,9 +84,9 @@ impl Udp {
     /// # Errors
     /// [`DatapathError`] when the device or the port cannot be opened.
     pub fn start(&self, own: &Subnets, table: &ForwardingTable) -> Result<Datapath, DatapathError> {
-        let own = match own.get(Family::V4) {
-            Some(IpNetwork::V4(subnet)) => subnet.network(),
-            _ => Ipv4Addr::UNSPECIFIED,
+        let subnet = match own.get(Family::V4) {
+            Some(IpNetwork::V4(subnet)) => Some(subnet),
+            _ => None,
         };
         Datapath::start(
             datapath::Settings {
@@ -91,9 +96,9 @@ impl Udp {
                 gro: self.config.gro,
                 local: self.local,
                 port: self.config.port,
-                address: own,
+                address: subnet.map_or(Ipv4Addr::UNSPECIFIED, |subnet| subnet.network()),
                 mtu: self.mtu,
-                strict_source: self.config.strict_source,
+                strict: subnet.filter(|_| self.config.strict_source),
             },
             table.clone(),
         )
@@ -132,12 +137,19 @@ impl Backend for Udp {
             RouteKey { destination: self.network, metric: 0 },
             Route { target: RouteTarget::Link(self.device), protocol: ROUTE_PROTOCOL },
         );
+        if self.checks_senders {
+            state.checks.insert(Check::Peers(Wire { ipv6: false, port: self.config.port, vni: None }));
+        }
         state
     }
 
-    fn peer(&self, _peer: &Lease) -> Result<State, Unreachable> {
+    fn peer(&self, peer: &Lease) -> Result<State, Unreachable> {
         // The one route of the host leads to all of them; the data path knows each.
-        Ok(State::default())
+        let mut state = State::default();
+        if let Some(&address) = peer.attributes.public_ips.get(Family::V4).filter(|_| self.checks_senders) {
+            state.sources.insert(Source::Peer(address));
+        }
+        Ok(state)
     }
 
     fn mtu(&self) -> u32 {
@@ -162,7 +174,8 @@ mod tests {
 
     #[test]
     fn the_whole_network_leads_into_the_device() {
-        let backend = Udp::new(UdpConfig::default(), [network()].into_iter(), &samples::underlay()).unwrap();
+        let backend =
+            Udp::new(UdpConfig::default(), [network()].into_iter(), &samples::underlay(), true).unwrap();
         let plan = backend.host(&"10.5.1.0/24".parse().unwrap());
         let lines: Vec<String> = diff(&plan, &State::default()).iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -171,15 +184,28 @@ mod tests {
                 "create link flannel0 type tun vnet_hdr on mtu 1472 up",
                 "add address 10.5.1.0/32 dev flannel0",
                 "add route 10.5.0.0/16 dev flannel0",
+                "add check peers ip udp 8285",
             ]
         );
     }
 
     #[test]
+    fn a_peers_address_is_let_in_where_senders_are_checked() {
+        let peer = samples::lease("10.5.2.0/24", r#"{"PublicIP":"192.168.64.12"}"#);
+        let planned = |checks| {
+            let networks = [network()].into_iter();
+            let backend = Udp::new(UdpConfig::default(), networks, &samples::underlay(), checks).unwrap();
+            backend.peer(&peer).unwrap().sources
+        };
+        assert_eq!(planned(true), [Source::Peer("192.168.64.12".parse().unwrap())].into());
+        assert!(planned(false).is_empty());
+    }
+
+    #[test]
     fn a_network_with_ipv6_is_refused() {
         let v6 = (Family::V6, "fd00:5::/48".parse().unwrap());
-        let error =
-            Udp::new(UdpConfig::default(), [network(), v6].into_iter(), &samples::underlay()).unwrap_err();
+        let error = Udp::new(UdpConfig::default(), [network(), v6].into_iter(), &samples::underlay(), true)
+            .unwrap_err();
         assert_eq!(error.to_string(), "backend udp carries IPv4 alone, and the network uses IPv6");
     }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fake::FakeKernel;
+use crate::source::Wire;
 use crate::{Kernel, Ownership};
 
 fn name(text: &str) -> LinkName {
@@ -43,6 +44,7 @@ fn joined() -> State {
             Route { target: RouteTarget::NextHop { id: ID, link: device }, protocol: ROUTE_PROTOCOL },
         )]
         .into(),
+        ..State::default()
     }
 }
 
@@ -239,8 +241,17 @@ mod any {
         let protocol = prop::sample::select(vec![ROUTE_PROTOCOL, ROUTE_PROTOCOL, 4]);
         let next_hops = prop::collection::btree_map(1..4u32, (ip(), device(), any::<bool>()), 0..4);
         let routes = prop::collection::btree_map((ip(), 0..2u32), (target(), protocol), 0..6);
-        (links, addresses, neighbours, fdb, next_hops, routes).prop_map(
-            move |(links, addresses, neighbours, fdb, next_hops, routes)| {
+        let source = prop_oneof![
+            ip().prop_map(Source::Peer),
+            (ip(), ip()).prop_map(|(peer, subnet)| Source::Inner { peer, subnet }),
+            ip().prop_map(Source::Plain),
+        ];
+        let sources = prop::collection::btree_set(source, 0..4);
+        let wire = (any::<bool>(), prop::option::of(1..3u32));
+        let wire = wire.prop_map(|(ipv6, vni)| Wire { ipv6, port: 8472, vni });
+        let checks = prop::collection::btree_set(wire.prop_map(Check::Peers), 0..3);
+        (links, addresses, neighbours, fdb, next_hops, routes, sources, checks).prop_map(
+            move |(links, addresses, neighbours, fdb, next_hops, routes, sources, checks)| {
                 let exists = |device: &LinkName| links.contains_key(device);
                 let ours = |device: &LinkName| LINKS.map(name).contains(device);
                 let is_up = |device: &LinkName| links.get(device).is_some_and(|link| link.up);
@@ -287,6 +298,8 @@ mod any {
                         .collect(),
                     next_hops,
                     links,
+                    sources,
+                    checks,
                 }
             },
         )
@@ -303,6 +316,8 @@ fn deletes(operation: &Operation) -> bool {
             | DeleteFdb(_)
             | DeleteNextHop(_)
             | DeleteRoute { .. }
+            | DeleteSource(_)
+            | DeleteCheck(_)
     )
 }
 
@@ -317,7 +332,7 @@ proptest! {
         runtime.block_on(async {
             let failed = kernel.apply(&operations).await;
             prop_assert!(failed.is_empty(), "{failed:#?}");
-            let after = kernel.snapshot(&Ownership { links: any::names() }).await.unwrap();
+            let after = kernel.snapshot(&Ownership { links: any::names(), senders: true }).await.unwrap();
             prop_assert_eq!(&after, &desired, "after {:#?}", lines(&operations));
             Ok(())
         })?;
@@ -332,6 +347,17 @@ proptest! {
     fn nothing_is_deleted_before_the_last_addition(desired in any::state(true), actual in any::state(false)) {
         let operations = diff(&desired, &actual);
         prop_assert!(operations.is_sorted_by_key(deletes), "{:#?}", lines(&operations));
+    }
+
+    #[test]
+    fn nobody_is_measured_before_every_sender_is_known(desired in any::state(true), actual in any::state(false)) {
+        let operations = diff(&desired, &actual);
+        let first = operations.iter().position(|operation| matches!(operation, Operation::AddCheck(_)));
+        let last = operations.iter().rposition(|operation| matches!(operation, Operation::AddSource(_)));
+        prop_assert!(first.is_none_or(|first| last < Some(first)), "{:#?}", lines(&operations));
+        let first = operations.iter().position(|operation| matches!(operation, Operation::DeleteSource(_)));
+        let last = operations.iter().rposition(|operation| matches!(operation, Operation::DeleteCheck(_)));
+        prop_assert!(first.is_none_or(|first| last < Some(first)), "{:#?}", lines(&operations));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 
 pub use ours::OwnRules;
 
+use crate::KernelError;
 use crate::state::LinkName;
 
 /// The packet filter. Adapters: [`Linux`] and [`FakeFirewall`](crate::fake::FakeFirewall).
@@ -53,6 +54,9 @@ pub enum FirewallError {
         /// Why.
         source: std::io::Error,
     },
+    /// The kernel refused what we asked.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     /// A program that we ran refused what we asked.
     #[error("{command}: {message}")]
     Refused {

@@ -7,12 +7,15 @@ use super::flannel;
 use super::iptables::Forwarding;
 use super::nft::{self, Masquerade};
 use super::{FamilyRules, FirewallError, Ruleset};
+use crate::netlink;
 
 /// A set of rules that the agent makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnRules {
     /// The nftables table `inet flan`.
     Masquerade,
+    /// The nftables table `inet flan-peers`.
+    Senders,
     /// The chain `FLAN-FORWARD` of one address family, with every jump to it.
     Forward {
         /// Of `ip6tables`, not `iptables`.
@@ -22,8 +25,8 @@ pub enum OwnRules {
 
 impl OwnRules {
     /// All of them.
-    pub const ALL: [Self; 3] =
-        [Self::Masquerade, Self::Forward { ipv6: false }, Self::Forward { ipv6: true }];
+    pub const ALL: [Self; 4] =
+        [Self::Senders, Self::Masquerade, Self::Forward { ipv6: false }, Self::Forward { ipv6: true }];
 
     /// Whether any of the set stands. Must be called in a tokio runtime.
     ///
@@ -32,6 +35,7 @@ impl OwnRules {
     pub async fn stand(self) -> Result<bool, FirewallError> {
         match self {
             Self::Masquerade => nft::stands().await,
+            Self::Senders => netlink::has_senders().map_err(FirewallError::Kernel),
             Self::Forward { ipv6 } => Forwarding::new(ipv6).stands().await,
         }
     }
@@ -44,6 +48,7 @@ impl OwnRules {
         let nothing = Ruleset::default();
         match self {
             Self::Masquerade => Masquerade::default().apply(&nothing).await,
+            Self::Senders => netlink::delete_senders().map_err(FirewallError::Kernel),
             Self::Forward { ipv6 } => Forwarding::new(ipv6).apply(&nothing).await,
         }
         .map(drop)
@@ -61,18 +66,20 @@ impl OwnRules {
                 Self::Forward { ipv6 } if ipv6 == family.network.is_ipv6() => {
                     flannel::forward(family).await?;
                 }
-                Self::Forward { .. } => {}
+                Self::Forward { .. } | Self::Senders => {}
             }
         }
         Ok(())
     }
 
     /// What [`put_flannels`](Self::put_flannels) puts.
-    pub fn flannels(self) -> &'static str {
+    pub fn flannels(self) -> Option<&'static str> {
         match self {
-            Self::Masquerade => "the iptables chain FLANNEL-POSTRTG",
-            Self::Forward { ipv6: false } => "flannel's rules at the end of iptables' FORWARD",
-            Self::Forward { ipv6: true } => "flannel's rules at the end of ip6tables' FORWARD",
+            Self::Masquerade => Some("the iptables chain FLANNEL-POSTRTG"),
+            // It takes packets from anybody.
+            Self::Senders => None,
+            Self::Forward { ipv6: false } => Some("flannel's rules at the end of iptables' FORWARD"),
+            Self::Forward { ipv6: true } => Some("flannel's rules at the end of ip6tables' FORWARD"),
         }
     }
 }
@@ -81,6 +88,7 @@ impl fmt::Display for OwnRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Masquerade => "the nftables table inet flan",
+            Self::Senders => "the nftables table inet flan-peers",
             Self::Forward { ipv6: false } => "the iptables chain FLAN-FORWARD",
             Self::Forward { ipv6: true } => "the ip6tables chain FLAN-FORWARD",
         })

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use super::entry::{self, NeighbourTable, RawNeighbour, RawRoute, RawTarget};
 use super::lookup::Lookup;
 use super::next_hop::{self, Shown};
+use super::nft;
 use super::socket::{self, socket_error};
 use super::wire::{Frame, Frames};
 use crate::KernelError;
@@ -37,45 +39,37 @@ const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 /// Most notifications that are read in one go, so that a flood of them leaves time for other things.
 const MOST_AT_ONCE: usize = 16 * 1024;
 
-/// A socket that hears what changes, and what it has heard. Changes that nobody has asked for yet wait.
+/// Sockets that hear what changes, and what they have heard. Changes that nobody has asked for yet wait.
 #[derive(Debug)]
 pub(super) struct Changes {
-    /// `None` after it broke, until it is time for another.
-    socket: Option<netlink_sys::Socket>,
-    reopen_at: Instant,
+    ears: Vec<Ear>,
     buffer: Vec<u8>,
     heard: Vec<Change>,
 }
 
+/// A socket for what one part of the kernel tells.
+#[derive(Debug)]
+struct Ear {
+    open: fn() -> io::Result<netlink_sys::Socket>,
+    /// `None` after it broke, until it is time for another.
+    socket: Option<netlink_sys::Socket>,
+    reopen_at: Instant,
+}
+
 impl Changes {
-    /// Opens the socket in the current network namespace. Must be called in a tokio runtime.
+    /// Opens the sockets in the current network namespace. Must be called in a tokio runtime.
     pub(super) fn listen() -> Result<Self, KernelError> {
-        Ok(Self {
-            socket: Some(open().map_err(socket_error)?),
-            reopen_at: Instant::now(),
-            buffer: Vec::with_capacity(socket::RECEIVE_BYTES),
-            heard: Vec::new(),
-        })
+        let mut ears = vec![Ear::open(open_for_routes).map_err(socket_error)?];
+        if nft::is_there() {
+            ears.push(Ear::open(open_for_nftables).map_err(socket_error)?);
+        }
+        Ok(Self { ears, buffer: Vec::with_capacity(socket::RECEIVE_BYTES), heard: Vec::new() })
     }
 
     /// Reads what lies ready, without waiting.
     pub(super) fn hear(&mut self, lookup: &mut Lookup<'_>) {
-        let Some(socket) = &self.socket else { return };
-        for _ in 0..MOST_AT_ONCE {
-            match socket::receive(socket, &mut self.buffer) {
-                Ok(()) => read(&self.buffer, lookup, &mut self.heard),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    lookup.devices().forget_names();
-                    self.heard.push(Change::Unknown);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the netlink socket for changes broke");
-                    self.socket = None;
-                    self.reopen_at = Instant::now() + REOPEN;
-                    return;
-                }
-            }
+        for ear in &mut self.ears {
+            ear.hear(&mut self.buffer, lookup, &mut self.heard);
         }
     }
 
@@ -86,33 +80,63 @@ impl Changes {
 
     /// Waits until there may be something to hear. Cancel-safe.
     pub(super) async fn wait(&mut self) {
+        let ears = self.ears.iter_mut().map(|ear| Box::pin(ear.wait()));
+        let (reopened, _, _) = futures::future::select_all(ears).await;
+        if reopened {
+            // What happened meanwhile, nobody knows.
+            self.heard.push(Change::Unknown);
+        }
+    }
+}
+
+impl Ear {
+    fn open(open: fn() -> io::Result<netlink_sys::Socket>) -> io::Result<Self> {
+        Ok(Self { open, socket: Some(open()?), reopen_at: Instant::now() })
+    }
+
+    fn hear(&mut self, buffer: &mut Vec<u8>, lookup: &mut Lookup<'_>, heard: &mut Vec<Change>) {
+        let Some(socket) = &self.socket else { return };
+        for _ in 0..MOST_AT_ONCE {
+            match socket::receive(socket, buffer) {
+                Ok(()) => read(buffer, lookup, heard),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    lookup.devices().forget_names();
+                    heard.push(Change::Unknown);
+                }
+                Err(error) => return self.broke(&error),
+            }
+        }
+    }
+
+    /// Answers whether it was opened anew. Cancel-safe.
+    async fn wait(&mut self) -> bool {
         if let Some(socket) = &self.socket {
             if let Err(error) = readable(socket.as_fd()).await {
-                tracing::warn!(%error, "the netlink socket for changes broke");
-                self.socket = None;
-                self.reopen_at = Instant::now() + REOPEN;
+                self.broke(&error);
             }
-            return;
+            return false;
         }
         tokio::time::sleep_until(self.reopen_at).await;
-        match open() {
-            Ok(socket) => {
-                self.socket = Some(socket);
-                // What happened meanwhile, nobody knows.
-                self.heard.push(Change::Unknown);
-            }
+        match (self.open)() {
+            Ok(socket) => self.socket = Some(socket),
             Err(error) => {
                 tracing::warn!(%error, "no changes are heard of");
                 self.reopen_at = Instant::now() + REOPEN;
             }
         }
+        self.socket.is_some()
+    }
+
+    fn broke(&mut self, error: &io::Error) {
+        tracing::warn!(%error, "the netlink socket for changes broke");
+        self.socket = None;
+        self.reopen_at = Instant::now() + REOPEN;
     }
 }
 
-fn open() -> io::Result<netlink_sys::Socket> {
-    let socket = socket::open()?;
-    socket.set_non_blocking(true)?;
-    socket::raise_receive_buffer(&socket, QUEUE_BYTES);
+fn open_for_routes() -> io::Result<netlink_sys::Socket> {
+    let socket = open(NETLINK_ROUTE)?;
     for group in GROUPS {
         match socket.add_membership(group) {
             // A kernel without next hop objects has no such group.
@@ -122,6 +146,19 @@ fn open() -> io::Result<netlink_sys::Socket> {
             joined => joined?,
         }
     }
+    Ok(socket)
+}
+
+fn open_for_nftables() -> io::Result<netlink_sys::Socket> {
+    let socket = open(NETLINK_NETFILTER)?;
+    socket.add_membership(nft::GROUP)?;
+    Ok(socket)
+}
+
+fn open(protocol: isize) -> io::Result<netlink_sys::Socket> {
+    let socket = socket::open(protocol)?;
+    socket.set_non_blocking(true)?;
+    socket::raise_receive_buffer(&socket, QUEUE_BYTES);
     Ok(socket)
 }
 
@@ -158,7 +195,7 @@ fn read_one(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change
         next_hop::NEW | next_hop::DELETE => {
             changes.extend(next_hop_object(frame, lookup).map(Change::Fact));
         }
-        _ => {}
+        _ => changes.extend(nft::changes(frame)),
     }
 }
 

@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_device_that_was_renamed_is_known_by_its_index_and_kind() {
         let mut devices = Devices::default();
-        devices.set_ours(&Ownership { links: [name("flannel.1")].into() });
+        devices.set_ours(&Ownership { links: [name("flannel.1")].into(), senders: false });
         devices.stands(name("flannel.1"), 4, vxlan(1));
         assert_eq!(devices.name_is(4, name("mine")), Some(name("flannel.1")));
         assert_eq!(devices.name_is(4, name("mine")), None);

@@ -22,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::next_hop;
+use super::{next_hop, nft};
 use crate::diff::{LinkChange, Operation};
 use crate::state::{Address, Link, LinkName, NextHop, NextHopId, Route, RouteKey, RouteTarget, Vxlan};
 
@@ -33,6 +33,8 @@ pub(super) enum Request {
     Route(NetlinkMessage<RouteNetlinkMessage>),
     /// About next hop objects.
     NextHop(next_hop::Request),
+    /// About nftables.
+    Nft(nft::Request),
 }
 
 impl Request {
@@ -47,6 +49,7 @@ impl Request {
                 message.emit(&mut buffer[start..]);
             }
             Self::NextHop(request) => request.emit(sequence, buffer),
+            Self::Nft(request) => request.emit(sequence, buffer),
         }
     }
 
@@ -55,6 +58,7 @@ impl Request {
         match self {
             Self::Route(message) => message.buffer_len(),
             Self::NextHop(_) => next_hop::Request::MOST_BYTES,
+            Self::Nft(request) => request.bytes(),
         }
     }
 }
@@ -87,8 +91,8 @@ pub(super) fn is_so_already(operation: &Operation, errno: i32) -> bool {
 }
 
 /// An operation on an address, a neighbour, a forwarding entry, a next hop or a route as a message. `None` if `index` does not
-/// know the device, or the operation is about a device itself: those take several messages, see [`create_link`] and
-/// its neighbours.
+/// know the device, or the operation is about a device itself, which takes several messages, see [`create_link`] and its
+/// neighbours, or about nftables.
 pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u32>) -> Option<Request> {
     let (inner, flags) = match operation {
         Operation::AddAddress(address) => (
@@ -150,7 +154,11 @@ pub(super) fn change(operation: &Operation, index: impl Fn(LinkName) -> Option<u
         Operation::CreateLink { .. }
         | Operation::ReplaceLink { .. }
         | Operation::UpdateLink { .. }
-        | Operation::DeleteLink { .. } => return None,
+        | Operation::DeleteLink { .. }
+        | Operation::AddSource(_)
+        | Operation::DeleteSource(_)
+        | Operation::AddCheck(_)
+        | Operation::DeleteCheck(_) => return None,
     };
     Some(with_flags(inner, flags))
 }

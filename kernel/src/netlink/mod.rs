@@ -13,6 +13,7 @@ mod lookup;
 mod message;
 mod networks;
 mod next_hop;
+mod nft;
 mod questions;
 mod snapshot;
 mod socket;
@@ -101,11 +102,12 @@ impl Kernel for Linux {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).set_ours(ownership);
         // Opened here, in the network namespace of the caller: that of the thread that reads may be another.
         let socket = Socket::open();
+        let nft = ownership.senders.then(nft::socket).transpose();
         let devices = Arc::clone(&self.devices);
         let ownership = ownership.clone();
         Box::pin(async move {
-            let mut socket = socket?;
-            let read = move || snapshot::snapshot(&mut socket, &ownership, &devices);
+            let (mut socket, mut nft) = (socket?, nft?);
+            let read = move || snapshot::snapshot(&mut socket, &ownership, &devices, &mut nft);
             tokio::task::spawn_blocking(read)
                 .await
                 .map_err(|error| KernelError::Message(format!("reading the kernel's tables: {error}")))?
@@ -115,13 +117,17 @@ impl Kernel for Linux {
     async fn apply(&mut self, operations: &[Operation]) -> Vec<FailedOperation> {
         let routes = operations.iter().filter(|operation| is_about_route(operation)).count();
         let _generous = (routes > MANY_ROUTES).then(FibSyncMem::raise);
-        let mut round = Round::new(operations);
+        let (senders, others): (Vec<Operation>, Vec<Operation>) =
+            operations.iter().cloned().partition(nft::is_about);
+        let mut failed = nft::apply(&senders);
+        let mut round = Round::new(&others);
         if let Err(reason) = self.carry_out(&mut round).await {
             self.socket = None;
             round.give_up(&reason);
             self.hear();
         }
-        round.into_failed()
+        failed.extend(round.into_failed());
+        failed
     }
 
     async fn changes(&mut self) -> Vec<Change> {
@@ -134,6 +140,27 @@ impl Kernel for Linux {
             self.changes.wait().await;
         }
     }
+}
+
+/// Whether the kernel has nftables, in which it can be told who may send us packets of the overlay.
+pub fn has_nftables() -> bool {
+    nft::is_there()
+}
+
+/// Deletes the table of those who may send us packets of the overlay. Answers whether there was one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn delete_senders() -> Result<bool, KernelError> {
+    nft::delete_table()
+}
+
+/// Whether there is that table.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn has_senders() -> Result<bool, KernelError> {
+    nft::has_table()
 }
 
 /// Whether the kernel of the current network namespace knows next hop objects (5.3 and later).

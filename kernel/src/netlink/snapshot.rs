@@ -16,6 +16,7 @@ use super::devices::Devices;
 use super::entry::{self, RawNeighbour, RawRoute, RawTarget};
 use super::message::{self, RouteFilter};
 use super::next_hop::Shown;
+use super::nft;
 use super::socket::Socket;
 use crate::KernelError;
 use crate::state::{
@@ -26,7 +27,7 @@ use crate::state::{
 /// How often everything is read anew because a device went away between two tables.
 const ATTEMPTS: usize = 5;
 
-/// What is ours. The names of our devices are noted in `devices`.
+/// What is ours; who may send to us if there is a socket to ask. The names of our devices are noted in `devices`.
 ///
 /// # Errors
 /// [`KernelError::Interrupted`] if a table changed each time that it was read.
@@ -34,11 +35,18 @@ pub(super) fn snapshot(
     socket: &mut Socket,
     ownership: &Ownership,
     devices: &Mutex<Devices>,
+    nft: &mut Option<Socket>,
 ) -> Result<State, KernelError> {
     for _ in 0..ATTEMPTS {
         match attempt(socket, ownership, devices) {
             Err(error) if error.errno() == Some(libc::ENODEV) => {}
-            result => return result,
+            Err(error) => return Err(error),
+            Ok(mut state) => {
+                if let Some(nft) = nft {
+                    nft::read(nft, &mut state)?;
+                }
+                return Ok(state);
+            }
         }
     }
     Err(KernelError::Interrupted)

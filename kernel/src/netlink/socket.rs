@@ -11,6 +11,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::message::Request;
+use super::nft;
 use super::wire::{self, Frame, Frames};
 use crate::KernelError;
 
@@ -57,7 +58,12 @@ pub(super) struct Broken {
 impl Socket {
     /// Opens one in the current network namespace.
     pub(super) fn open() -> Result<Self, KernelError> {
-        let inner = open().map_err(socket_error)?;
+        Self::open_for(NETLINK_ROUTE)
+    }
+
+    /// Opens one for this part of the kernel (`NETLINK_*`).
+    pub(super) fn open_for(protocol: isize) -> Result<Self, KernelError> {
+        let inner = open(protocol).map_err(socket_error)?;
         let limit = TimeVal::new(LIMIT.as_secs().cast_signed(), 0);
         setsockopt(&inner, sockopt::ReceiveTimeout, &limit).map_err(socket_error)?;
         let room = raise_receive_buffer(&inner, ANSWER_BYTES);
@@ -98,6 +104,44 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Sends changes of nftables, of which the kernel carries out all, or none if it refuses one. Answers which were
+    /// refused, by place.
+    pub(super) fn transact(
+        &mut self,
+        changes: Vec<nft::Request>,
+    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
+        let (begin, count) = (self.sequence, changes.len() as u32);
+        self.sequence = begin.wrapping_add(count + 2);
+        let mut bytes = Vec::with_capacity(changes.iter().map(nft::Request::bytes).sum::<usize>() + 64);
+        nft::Request::bracket(true).emit(begin, &mut bytes);
+        for (change, number) in changes.into_iter().zip(1..) {
+            // The kernel answers to each that fails, and to the last in any case.
+            let flags = if number == count { NLM_F_ACK } else { 0 };
+            change.with_flags(flags).emit(begin.wrapping_add(number), &mut bytes);
+        }
+        nft::Request::bracket(false).emit(begin.wrapping_add(count + 1), &mut bytes);
+        self.send(&bytes)?;
+        let mut refusals = Vec::new();
+        loop {
+            for frame in Frames(self.receive()?) {
+                let frame = frame.map_err(message_error)?;
+                let number = frame.sequence.wrapping_sub(begin);
+                if frame.kind != wire::ERROR || number > count {
+                    continue;
+                }
+                match (number.checked_sub(1), wire::refusal(&frame).map_err(message_error)?) {
+                    (Some(place), Some(refusal)) => refusals.push((place as usize, refusal.into())),
+                    // The transaction as a whole.
+                    (None, Some(refusal)) => return Err(refusal.into()),
+                    (_, None) => {}
+                }
+                if number == count {
+                    return Ok(refusals);
+                }
+            }
+        }
     }
 
     /// Sends one change.
@@ -291,8 +335,8 @@ impl Batch {
 }
 
 /// Opens a socket with what every one of ours has.
-pub(super) fn open() -> io::Result<netlink_sys::Socket> {
-    let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+pub(super) fn open(protocol: isize) -> io::Result<netlink_sys::Socket> {
+    let mut socket = netlink_sys::Socket::new(protocol)?;
     socket.bind_auto()?;
     // An error answer without the request in it is smaller, and more of them fit in the receive buffer.
     if let Err(error) = socket.set_cap_ack(true) {

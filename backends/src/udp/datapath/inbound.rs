@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use flan_kernel::tun::{TunMode, TunQueue, is_gone};
 use flan_kernel::udp_socket::{self, ReceiveBatch};
+use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use super::outbound::send_icmp;
@@ -73,7 +74,9 @@ impl Inbound {
                     add(&counters.dropped_malformed, 1);
                     continue;
                 };
-                if shared.settings.strict_source && !is_of(&routes, inner, *source.ip()) {
+                let is_refused =
+                    |own: Ipv4Network| !is_of(&routes, inner, *source.ip()) || !goes_to(packet, own);
+                if shared.settings.strict.is_some_and(is_refused) {
                     add(&counters.dropped_strict_source, 1);
                     continue;
                 }
@@ -137,6 +140,14 @@ fn inner_source(bytes: &[u8]) -> Option<Ipv4Addr> {
     match Ip::parse(bytes)?.source() {
         IpAddr::V4(source) => Some(source),
         IpAddr::V6(_) => None,
+    }
+}
+
+/// Whether the IPv4 packet that `bytes` begin with goes to `network`.
+fn goes_to(bytes: &[u8], network: Ipv4Network) -> bool {
+    match Ip::parse(bytes).map(|ip| ip.destination()) {
+        Some(IpAddr::V4(destination)) => network.contains(destination),
+        _ => false,
     }
 }
 

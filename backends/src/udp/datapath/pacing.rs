@@ -338,7 +338,7 @@ mod tests {
             port: 9, // discard
             address: local,
             mtu: 1472,
-            strict_source: false,
+            strict: None,
         };
         let gauge = Arc::new(Gauge::new(Modes { tun, udp, merge: false }));
         let (table, over) = (ForwardingTable::default(), AtomicBool::new(false));

@@ -48,6 +48,7 @@ impl Pair {
         let end = |number: usize| match ends {
             Ends::Containers => End::behind_bridge(&hosts[number], &subnets[number]),
             Ends::Hosts => Ok(End {
+                netns: hosts[number].netns().clone(),
                 place: hosts[number].netns().place(),
                 address: match row {
                     Row::Underlay => hosts[number].address(),

@@ -1,6 +1,6 @@
 //! Reading what `nft -j list ruleset` lists (`libnftables-json(5)`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -16,11 +16,7 @@ use super::chains::{
 /// # Errors
 /// When it is no JSON of that form.
 pub(super) fn parse(listing: &str) -> Result<Vec<Table>, serde_json::Error> {
-    #[derive(serde::Deserialize)]
-    struct Listing {
-        nftables: Vec<Value>,
-    }
-    let objects = serde_json::from_str::<Listing>(listing)?.nftables;
+    let objects = objects(listing)?;
     // Sets may be listed after the rules that name them.
     let sets: Sets<'_> = objects
         .iter()
@@ -36,6 +32,24 @@ pub(super) fn parse(listing: &str) -> Result<Vec<Table>, serde_json::Error> {
         }
     }
     Ok(tables.into_values().collect())
+}
+
+/// Family and name of each of those tables that has sets or maps.
+///
+/// # Errors
+/// When it is no JSON of that form.
+pub(super) fn tables_with_sets(listing: &str) -> Result<BTreeSet<(String, String)>, serde_json::Error> {
+    let objects = objects(listing)?;
+    let sets = objects.iter().filter_map(|object| object.get("set").or_else(|| object.get("map")));
+    Ok(sets.filter_map(home).map(|(family, table)| (family.to_owned(), table.to_owned())).collect())
+}
+
+fn objects(listing: &str) -> Result<Vec<Value>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Listing {
+        nftables: Vec<Value>,
+    }
+    serde_json::from_str::<Listing>(listing).map(|listing| listing.nftables)
 }
 
 /// Family and name of a table.

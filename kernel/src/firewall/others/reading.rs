@@ -28,20 +28,15 @@ impl Glance {
     }
 }
 
-/// Our own table.
-const OURS: (&str, &str) = ("inet", "flan");
+/// Our own tables.
+const OURS: [(&str, &str); 2] = [("inet", "flan"), ("inet", "flan-peers")];
 
 /// The tables of everybody else.
 pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
     let mut tables = Vec::new();
     if program::exists("nft") {
-        let arguments = ["-j", "list", "ruleset"];
-        let listing = program::run("nft", &arguments, "").await?;
-        let found = nft_listing::parse(&listing).map_err(|error| FirewallError::Refused {
-            command: format!("nft {}", arguments.join(" ")),
-            message: format!("answers in a form that is not known: {error}"),
-        })?;
-        tables.extend(found.into_iter().filter(|table| !is(table, OURS)));
+        let ours = |table: &Table| OURS.into_iter().any(|name| is(table, name));
+        tables.extend(nft_tables().await?.into_iter().filter(|table| !ours(table)));
     }
     for ipv6 in [false, true] {
         let family = if ipv6 { "ip6" } else { "ip" };
@@ -62,6 +57,34 @@ pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
         }
     }
     Ok(tables)
+}
+
+/// All tables as `nft` lists them.
+async fn nft_tables() -> Result<Vec<Table>, FirewallError> {
+    // Our own sets may be long: without what is in them first, and with it only where others have sets.
+    let Ok(brief) = program::run("nft", &["-t", "-j", "list", "ruleset"], "").await else {
+        // An nft before 0.9.3 cannot be brief.
+        return listed_by_nft(&["-j", "list", "ruleset"]).await;
+    };
+    let with_sets = nft_listing::tables_with_sets(&brief).map_err(|error| unknown_form(&error))?;
+    let mut tables = nft_listing::parse(&brief).map_err(|error| unknown_form(&error))?;
+    let ours = |(family, name): &&(String, String)| OURS.contains(&(family.as_str(), name.as_str()));
+    for (family, name) in with_sets.iter().filter(|home| !ours(home)) {
+        // One that is gone by now is as good as not there.
+        let Ok(listed) = listed_by_nft(&["-j", "list", "table", family, name]).await else { continue };
+        tables.retain(|table| !is(table, (family, name)));
+        tables.extend(listed);
+    }
+    Ok(tables)
+}
+
+async fn listed_by_nft(arguments: &[&str]) -> Result<Vec<Table>, FirewallError> {
+    nft_listing::parse(&program::run("nft", arguments, "").await?).map_err(|error| unknown_form(&error))
+}
+
+fn unknown_form(error: &serde_json::Error) -> FirewallError {
+    let message = format!("answers in a form that is not known: {error}");
+    FirewallError::Refused { command: "nft -j list".to_owned(), message }
 }
 
 fn is(table: &Table, (family, name): (&str, &str)) -> bool {

@@ -18,7 +18,7 @@ fn name(text: &str) -> LinkName {
 /// flannel.1 has index 4, eth0 index 3.
 fn devices() -> Mutex<Devices> {
     let mut devices = Devices::default();
-    devices.set_ours(&Ownership { links: [name("flannel.1")].into() });
+    devices.set_ours(&Ownership { links: [name("flannel.1")].into(), senders: false });
     devices.name_is(4, name("flannel.1"));
     devices.name_is(3, name("eth0"));
     Mutex::new(devices)
@@ -230,11 +230,12 @@ async fn without_news_there_is_nothing_to_hear_and_waiting_can_be_given_up() {
     changes.hear(&mut Lookup::new(&devices(), None));
     changes.take();
     let _ = changes.wait().now_or_never();
-    changes.socket = None;
-    changes.reopen_at = Instant::now();
+    changes.ears.truncate(1);
+    changes.ears[0].socket = None;
+    changes.ears[0].reopen_at = Instant::now();
     changes.wait().await;
     assert_eq!(changes.take(), [Change::Unknown], "what happened meanwhile, nobody knows");
-    assert!(changes.socket.is_some());
+    assert!(changes.ears[0].socket.is_some());
 }
 
 proptest! {

@@ -1,0 +1,221 @@
+//! Our rules as nftables carries them out: what is loaded into registers, compared, and dropped.
+
+use std::net::IpAddr;
+
+use super::message::{NFTA_LIST_ELEM, Writer};
+use super::{INNER, PEERS, PLAIN, Set};
+use crate::source::{Check, Plain, Wire};
+
+/// The first register of four bytes (`NFT_REG32_00`).
+const REGISTER: u32 = 8;
+
+/// Bytes of a VXLAN datagram up to the parts of it that are looked at, from its UDP header on: 8 bytes of UDP, 8 of
+/// VXLAN (RFC 7348), 14 of Ethernet.
+const VNI: u32 = 12;
+const ETHERTYPE: u32 = 28;
+const INNER_HEADER: u32 = 30;
+
+/// Where an IP header has its addresses.
+fn source_offset(ipv6: bool) -> u32 {
+    if ipv6 { 8 } else { 12 }
+}
+
+fn destination_offset(ipv6: bool) -> u32 {
+    source_offset(ipv6) + width(ipv6)
+}
+
+fn width(ipv6: bool) -> u32 {
+    if ipv6 { 16 } else { 4 }
+}
+
+/// The expressions of a check: what ends in a drop. `None` for one that is not ours.
+pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
+    let mut rule = Expressions::default();
+    match check {
+        Check::Peers(wire) => {
+            rule.is_on(wire);
+            rule.load(Base::Network, source_offset(wire.ipv6), width(wire.ipv6), 0);
+            rule.is_not_in(PEERS[usize::from(wire.ipv6)]);
+        }
+        Check::Carries(wire) => {
+            let ethertype: u16 = if wire.ipv6 { 0x86dd } else { 0x0800 };
+            rule.is_on(wire);
+            rule.load(Base::Transport, ETHERTYPE, 2, 0);
+            rule.differs(&ethertype.to_be_bytes());
+        }
+        Check::InnerSource(wire, prefix) => {
+            let width = width(wire.ipv6);
+            rule.is_on(wire);
+            rule.load(Base::Network, source_offset(wire.ipv6), width, 0);
+            rule.load(Base::Transport, INNER_HEADER + source_offset(wire.ipv6), width, width / 4);
+            rule.mask(width / 4, wire.ipv6, *prefix);
+            rule.is_not_in(INNER[usize::from(wire.ipv6)]);
+        }
+        Check::InnerDestination(wire, own) => {
+            rule.is_on(wire);
+            rule.load(Base::Transport, INNER_HEADER + destination_offset(wire.ipv6), width(wire.ipv6), 0);
+            rule.mask(0, wire.ipv6, own.prefix());
+            rule.differs(&octets(own.network()));
+        }
+        Check::PlainSource(plain, prefix) => {
+            let ipv6 = plain.network.is_ipv6();
+            rule.comes_plain(plain);
+            rule.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
+            rule.mask(0, ipv6, *prefix);
+            rule.is_not_in(PLAIN[usize::from(ipv6)]);
+        }
+        Check::PlainDestination(plain, own) => {
+            let ipv6 = plain.network.is_ipv6();
+            rule.comes_plain(plain);
+            rule.load(Base::Network, destination_offset(ipv6), width(ipv6), 0);
+            rule.mask(0, ipv6, own.prefix());
+            rule.differs(&octets(own.network()));
+        }
+        Check::Unknown(_) => return None,
+    }
+    rule.count();
+    rule.drop();
+    Some(rule.0.into_bytes())
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// From where an offset counts (`enum nft_payload_bases`).
+#[derive(Debug, Clone, Copy)]
+enum Base {
+    Network = 1,
+    Transport = 2,
+}
+
+/// What is known of a packet beside its bytes (`enum nft_meta_keys`).
+#[derive(Debug, Clone, Copy)]
+enum Meta {
+    InterfaceName = 6,
+    Family = 15,
+    Protocol = 16,
+}
+
+/// Expressions, one after the other. The packet goes on to the next rule at the first comparison that fails.
+#[derive(Debug, Default)]
+struct Expressions(Writer);
+
+impl Expressions {
+    /// Datagrams of a wire.
+    fn is_on(&mut self, wire: &Wire) {
+        self.meta(Meta::Protocol);
+        self.equals(&[libc::IPPROTO_UDP as u8]);
+        // UDP's header has the source port before it.
+        self.load(Base::Transport, 2, 2, 0);
+        self.equals(&wire.port.to_be_bytes());
+        self.is_of_family(wire.ipv6);
+        if let Some(vni) = wire.vni {
+            self.load(Base::Transport, VNI, 3, 0);
+            self.equals(&vni.to_be_bytes()[1..]);
+        }
+    }
+
+    /// Packets that come from the overlay network by a device.
+    fn comes_plain(&mut self, plain: &Plain) {
+        let mut name = [0; 16];
+        name[..plain.link.as_str().len()].copy_from_slice(plain.link.as_str().as_bytes());
+        let ipv6 = plain.network.is_ipv6();
+        self.meta(Meta::InterfaceName);
+        self.equals(&name);
+        self.is_of_family(ipv6);
+        self.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
+        self.mask(0, ipv6, plain.network.prefix());
+        self.equals(&octets(plain.network.network()));
+    }
+
+    fn is_of_family(&mut self, ipv6: bool) {
+        self.meta(Meta::Family);
+        self.equals(&[if ipv6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 } as u8]);
+    }
+
+    fn meta(&mut self, key: Meta) {
+        self.push("meta", |meta| {
+            meta.number(2, key as u32);
+            meta.number(1, REGISTER);
+        });
+    }
+
+    /// Loads bytes of the packet into the registers from one on.
+    fn load(&mut self, base: Base, offset: u32, length: u32, register: u32) {
+        self.push("payload", |payload| {
+            payload.number(1, REGISTER + register);
+            payload.number(2, base as u32);
+            payload.number(3, offset);
+            payload.number(4, length);
+        });
+    }
+
+    /// Makes an address in the registers from one on that of its network.
+    fn mask(&mut self, register: u32, ipv6: bool, prefix: u8) {
+        let bytes = usize::from(prefix) / 8;
+        let mut mask = vec![0; width(ipv6) as usize];
+        mask[..bytes].fill(0xff);
+        if let Some(byte) = mask.get_mut(bytes) {
+            *byte = !(0xff_u8 >> (prefix % 8));
+        }
+        let nothing = vec![0; mask.len()];
+        self.push("bitwise", |bitwise| {
+            bitwise.number(1, REGISTER + register);
+            bitwise.number(2, REGISTER + register);
+            bitwise.number(3, width(ipv6));
+            bitwise.data(4, &mask);
+            bitwise.data(5, &nothing);
+        });
+    }
+
+    fn equals(&mut self, value: &[u8]) {
+        self.compare(0, value);
+    }
+
+    fn differs(&mut self, value: &[u8]) {
+        self.compare(1, value);
+    }
+
+    /// With `NFT_CMP_EQ` or `NFT_CMP_NEQ`.
+    fn compare(&mut self, how: u32, value: &[u8]) {
+        self.push("cmp", |compare| {
+            compare.number(1, REGISTER);
+            compare.number(2, how);
+            compare.data(3, value);
+        });
+    }
+
+    fn is_not_in(&mut self, set: Set) {
+        /// `NFT_LOOKUP_F_INV`.
+        const INVERTED: u32 = 1;
+        self.push("lookup", |lookup| {
+            lookup.text(1, set.name);
+            lookup.number(2, REGISTER);
+            lookup.number(5, INVERTED);
+        });
+    }
+
+    fn count(&mut self) {
+        self.push("counter", |_| {});
+    }
+
+    fn drop(&mut self) {
+        /// `NFT_REG_VERDICT`, `NF_DROP`.
+        const VERDICT: u32 = 0;
+        self.push("immediate", |immediate| {
+            immediate.number(1, VERDICT);
+            immediate.nested(2, |data| data.nested(2, |verdict| verdict.number(1, libc::NF_DROP as u32)));
+        });
+    }
+
+    fn push(&mut self, name: &str, write: impl FnOnce(&mut Writer)) {
+        self.0.nested(NFTA_LIST_ELEM, |expression| {
+            expression.text(1, name);
+            expression.nested(2, write);
+        });
+    }
+}

@@ -1,0 +1,328 @@
+//! Messages about nftables (`linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`).
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
+
+use super::{Chain, Set};
+use crate::netlink::message;
+use crate::netlink::wire::{Attributes, Frame, HEADER_BYTES};
+use crate::source::Check;
+
+const TABLE: &str = "flan-peers";
+
+/// `NFPROTO_INET`: rules for both families.
+const FAMILY: u8 = 1;
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u8 = 10;
+/// Bytes of a `struct nfgenmsg`.
+const FIXED_BYTES: usize = 4;
+
+const NEW_TABLE: u8 = 0;
+const GET_TABLE: u8 = 1;
+const DELETE_TABLE: u8 = 2;
+const NEW_CHAIN: u8 = 3;
+const DELETE_CHAIN: u8 = 5;
+const NEW_RULE: u8 = 6;
+const GET_RULE: u8 = 7;
+const DELETE_RULE: u8 = 8;
+const NEW_SET: u8 = 9;
+const DELETE_SET: u8 = 11;
+const NEW_ELEMENT: u8 = 12;
+const GET_ELEMENT: u8 = 13;
+const DELETE_ELEMENT: u8 = 14;
+const GET_GENERATION: u8 = 16;
+
+/// The first attribute of every message names the table.
+const NFTA_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_HOOK_NUMBER: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_KEY_TYPE: u16 = 4;
+const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_ELEMENTS_SET: u16 = 2;
+const NFTA_ELEMENTS: u16 = 3;
+const NFTA_ELEMENT_KEY: u16 = 1;
+pub(super) const NFTA_LIST_ELEM: u16 = 1;
+pub(super) const NFTA_DATA_VALUE: u16 = 1;
+
+/// `NFTNL_UDATA_RULE_COMMENT`: how libnftnl marks the comment among what the kernel keeps for it.
+const COMMENT: u8 = 0;
+
+/// A request about nftables, that is not numbered yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::netlink) struct Request {
+    kind: u16,
+    flags: u16,
+    body: Vec<u8>,
+}
+
+/// A request in the words of this module.
+pub(super) type Message = Request;
+
+impl Request {
+    fn new(kind: u8, flags: u16, write: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer(vec![FAMILY, 0, 0, 0]);
+        write(&mut writer);
+        Self { kind: u16::from_be_bytes([SUBSYSTEM, kind]), flags: NLM_F_REQUEST | flags, body: writer.0 }
+    }
+
+    /// What stands before or behind all changes of a transaction.
+    pub(in crate::netlink) fn bracket(begin: bool) -> Self {
+        /// `NFNL_MSG_BATCH_BEGIN`.
+        const BEGIN: u16 = 0x10;
+        let kind = if begin { BEGIN } else { BEGIN + 1 };
+        Self { kind, flags: NLM_F_REQUEST, body: vec![0, 0, 0, SUBSYSTEM] }
+    }
+
+    pub(in crate::netlink) fn with_flags(mut self, flags: u16) -> Self {
+        self.flags |= flags;
+        self
+    }
+
+    /// Writes the message to the end of `buffer`.
+    pub(in crate::netlink) fn emit(&self, sequence: u32, buffer: &mut Vec<u8>) {
+        buffer.extend((self.bytes() as u32).to_ne_bytes());
+        buffer.extend(self.kind.to_ne_bytes());
+        buffer.extend(self.flags.to_ne_bytes());
+        buffer.extend(sequence.to_ne_bytes());
+        // The kernel knows from whom it is.
+        buffer.extend([0; 4]);
+        buffer.extend(&self.body);
+    }
+
+    pub(in crate::netlink) fn bytes(&self) -> usize {
+        HEADER_BYTES + self.body.len()
+    }
+}
+
+impl From<Request> for message::Request {
+    fn from(request: Request) -> Self {
+        Self::Nft(request)
+    }
+}
+
+/// Writes attributes. Numbers are in network order, as nftables has them.
+#[derive(Debug, Default)]
+pub(super) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
+        self.0.extend((value.len() as u16 + 4).to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    pub(super) fn number(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
+    pub(super) fn text(&mut self, kind: u16, value: &str) {
+        self.bytes(kind, &[value.as_bytes(), &[0]].concat());
+    }
+
+    pub(super) fn nested(&mut self, kind: u16, write: impl FnOnce(&mut Self)) {
+        let mut inner = Self::default();
+        write(&mut inner);
+        self.bytes(kind | libc::NLA_F_NESTED as u16, &inner.0);
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    /// A value to compare with, or to look for.
+    pub(super) fn data(&mut self, kind: u16, value: &[u8]) {
+        self.nested(kind, |data| data.bytes(NFTA_DATA_VALUE, value));
+    }
+}
+
+/// Asks how often nftables were changed: for those who want to know whether there is anybody to answer.
+pub(super) fn generation() -> Message {
+    Request::new(GET_GENERATION, 0, |_| {})
+}
+
+pub(super) fn get_table() -> Message {
+    Request::new(GET_TABLE, 0, |table| table.text(NFTA_TABLE, TABLE))
+}
+
+pub(super) fn delete_table() -> Message {
+    Request::new(DELETE_TABLE, 0, |table| table.text(NFTA_TABLE, TABLE))
+}
+
+/// What makes the table with its sets, wherever they are not there.
+pub(super) fn table_with_sets() -> Vec<Message> {
+    let table = Request::new(NEW_TABLE, NLM_F_CREATE, |table| table.text(NFTA_TABLE, TABLE));
+    let sets = Set::all().zip(1..).map(|(set, id)| new_set(set, id));
+    std::iter::once(table).chain(sets).collect()
+}
+
+fn new_set(set: Set, id: u32) -> Message {
+    // What `nft` shows it as: `ipv4_addr`, `ipv6_addr`, or one behind the other.
+    const TYPE_BITS: u32 = 6;
+    let address = if set.ipv6 { 8 } else { 7 };
+    let shown = (1..set.addresses).fold(address, |shown, _| (shown << TYPE_BITS) | address);
+    Request::new(NEW_SET, NLM_F_CREATE, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_SET_NAME, set.name);
+        writer.number(NFTA_SET_KEY_TYPE, shown);
+        writer.number(NFTA_SET_KEY_LEN, set.width() as u32 * u32::from(set.addresses));
+        writer.number(NFTA_SET_ID, id);
+    })
+}
+
+/// Makes a chain, where it is not there.
+pub(super) fn new_chain(chain: Chain) -> Message {
+    Request::new(NEW_CHAIN, NLM_F_CREATE, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_CHAIN_NAME, chain.name);
+        writer.nested(NFTA_CHAIN_HOOK, |hook| {
+            hook.number(NFTA_HOOK_NUMBER, chain.hook);
+            hook.number(NFTA_HOOK_PRIORITY, chain.priority.cast_unsigned());
+        });
+        writer.text(NFTA_CHAIN_TYPE, "filter");
+    })
+}
+
+pub(super) fn add_element(set: Set, key: &[u8]) -> Message {
+    element(NEW_ELEMENT, NLM_F_CREATE, set, key)
+}
+
+pub(super) fn delete_element(set: Set, key: &[u8]) -> Message {
+    element(DELETE_ELEMENT, 0, set, key)
+}
+
+fn element(kind: u8, flags: u16, set: Set, key: &[u8]) -> Message {
+    Request::new(kind, flags, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_ELEMENTS_SET, set.name);
+        writer.nested(NFTA_ELEMENTS, |list| {
+            list.nested(NFTA_LIST_ELEM, |element| element.data(NFTA_ELEMENT_KEY, key));
+        });
+    })
+}
+
+pub(super) fn dump_elements(set: Set) -> Message {
+    Request::new(GET_ELEMENT, NLM_F_DUMP, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_ELEMENTS_SET, set.name);
+    })
+}
+
+/// Adds a rule of these expressions, with its comment.
+pub(super) fn add_rule(chain: Chain, comment: &str, expressions: &[u8]) -> Message {
+    Request::new(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_RULE_CHAIN, chain.name);
+        writer.bytes(NFTA_RULE_EXPRESSIONS | libc::NLA_F_NESTED as u16, expressions);
+        let text = [comment.as_bytes(), &[0]].concat();
+        writer.bytes(NFTA_RULE_USERDATA, &[&[COMMENT, text.len() as u8], text.as_slice()].concat());
+    })
+}
+
+pub(super) fn delete_rule(chain: Chain, handle: u64) -> Message {
+    Request::new(DELETE_RULE, 0, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_RULE_CHAIN, chain.name);
+        writer.bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes());
+    })
+}
+
+pub(super) fn dump_rules(chain: Chain) -> Message {
+    Request::new(GET_RULE, NLM_F_DUMP, |writer| {
+        writer.text(NFTA_TABLE, TABLE);
+        writer.text(NFTA_RULE_CHAIN, chain.name);
+    })
+}
+
+/// A rule as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) handle: u64,
+    comment: Option<String>,
+}
+
+impl Rule {
+    pub(super) fn check(&self) -> Check {
+        let check = self.comment.as_ref().and_then(|comment| comment.parse().ok());
+        check.unwrap_or(Check::Unknown(self.handle))
+    }
+}
+
+/// What a notification tells of our table.
+pub(super) enum Answer<'a, K> {
+    /// Elements came to a set, or left it.
+    Elements { set: &'a [u8], stand: bool, keys: K },
+    /// A rule came, or went.
+    Rule { rule: Rule, stands: bool },
+    /// The table went, or a part of it.
+    Gone,
+}
+
+/// Reads a notification. `None` for one about something else.
+pub(super) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<'a, impl Iterator<Item = &'a [u8]> + use<'a>>> {
+    let [SUBSYSTEM, kind] = frame.kind.to_be_bytes() else { return None };
+    if !is_ours(frame.body) {
+        return None;
+    }
+    match kind {
+        NEW_ELEMENT | DELETE_ELEMENT => Some(Answer::Elements {
+            set: unterminated(attributes(frame.body).find(NFTA_ELEMENTS_SET)?),
+            stand: kind == NEW_ELEMENT,
+            keys: elements(frame.body),
+        }),
+        NEW_RULE | DELETE_RULE => {
+            rule(frame.body).map(|rule| Answer::Rule { rule, stands: kind == NEW_RULE })
+        }
+        DELETE_TABLE | DELETE_CHAIN | DELETE_SET => Some(Answer::Gone),
+        _ => None,
+    }
+}
+
+/// The keys in a message about elements.
+pub(super) fn elements(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let list = attributes(body).find(NFTA_ELEMENTS).unwrap_or_default();
+    Attributes(list).filter_map(|(_, element)| {
+        let key = Attributes(element).find(NFTA_ELEMENT_KEY)?;
+        Attributes(key).find(NFTA_DATA_VALUE)
+    })
+}
+
+/// The rule in a message about one.
+pub(super) fn rule(body: &[u8]) -> Option<Rule> {
+    let handle = attributes(body).find(NFTA_RULE_HANDLE)?;
+    let comment = attributes(body).find(NFTA_RULE_USERDATA).and_then(comment);
+    Some(Rule { handle: u64::from_be_bytes(handle.try_into().ok()?), comment })
+}
+
+/// The comment in what the kernel keeps for libnftnl: a type and a length, a byte each, before every value.
+fn comment(mut kept: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = kept {
+        let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT {
+            return String::from_utf8(unterminated(value).to_vec()).ok();
+        }
+        kept = rest;
+    }
+    None
+}
+
+fn is_ours(body: &[u8]) -> bool {
+    let table = attributes(body).find(NFTA_TABLE).map(unterminated);
+    body.first() == Some(&FAMILY) && table == Some(TABLE.as_bytes())
+}
+
+fn attributes(body: &[u8]) -> Attributes<'_> {
+    Attributes::behind(body, FIXED_BYTES)
+}
+
+fn unterminated(text: &[u8]) -> &[u8] {
+    text.strip_suffix(&[0]).unwrap_or(text)
+}

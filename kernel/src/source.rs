@@ -1,0 +1,201 @@
+//! Where packets of the overlay may come from: what the kernel measures them by, and how.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::ParseIntError;
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+
+use crate::state::LinkName;
+
+/// One sender that is let in, by the [`Check`]s that ask for senders of its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Datagrams from this address.
+    Peer(IpAddr),
+    /// Packets of one subnet in datagrams from one address.
+    Inner {
+        /// The address that the datagrams come from.
+        peer: IpAddr,
+        /// The first address of the subnet.
+        subnet: IpAddr,
+    },
+    /// Packets of this subnet as they are, by its first address.
+    Plain(IpAddr),
+}
+
+impl Source {
+    /// Whether its addresses are of IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        match self {
+            Self::Peer(address) | Self::Inner { peer: address, .. } | Self::Plain(address) => {
+                address.is_ipv6()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(peer) => write!(f, "peer {peer}"),
+            Self::Inner { peer, subnet } => write!(f, "peer {peer} subnet {subnet}"),
+            Self::Plain(subnet) => write!(f, "subnet {subnet}"),
+        }
+    }
+}
+
+/// One rule that drops what comes from elsewhere. All of them are measured: no rule lets in what another one drops.
+///
+/// As text it is the comment by which the rule is recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Check {
+    /// Datagrams come from a [`Source::Peer`].
+    Peers(Wire),
+    /// VXLAN datagrams carry packets of the family that they are sent with.
+    Carries(Wire),
+    /// VXLAN datagrams carry packets that a [`Source::Inner`] sends; each holds a subnet with a prefix of this length.
+    InnerSource(Wire, u8),
+    /// VXLAN datagrams carry packets for this subnet.
+    InnerDestination(Wire, IpNetwork),
+    /// Packets of the overlay network that come as they are: they are sent by a [`Source::Plain`]; each holds a subnet
+    /// with a prefix of this length.
+    PlainSource(Plain, u8),
+    /// Packets of the overlay network that come as they are: they are sent to this subnet.
+    PlainDestination(Plain, IpNetwork),
+    /// A rule among ours that is none of ours, by its handle.
+    Unknown(u64),
+}
+
+/// Datagrams that carry packets of the overlay network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Wire {
+    /// They are sent with IPv6.
+    pub ipv6: bool,
+    /// The UDP port that they arrive at.
+    pub port: u16,
+    /// For VXLAN, the network identifier: those of other networks are not looked at.
+    pub vni: Option<u32>,
+}
+
+/// Packets of the overlay network that come by a device as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Plain {
+    /// The device.
+    pub link: LinkName,
+    /// The overlay network.
+    pub network: IpNetwork,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peers(wire) => write!(f, "peers {wire}"),
+            Self::Carries(wire) => write!(f, "carries {wire}"),
+            Self::InnerSource(wire, prefix) => write!(f, "inner-source {wire} /{prefix}"),
+            Self::InnerDestination(wire, subnet) => write!(f, "inner-destination {wire} {subnet}"),
+            Self::PlainSource(plain, prefix) => write!(f, "plain-source {plain} /{prefix}"),
+            Self::PlainDestination(plain, subnet) => write!(f, "plain-destination {plain} {subnet}"),
+            Self::Unknown(handle) => write!(f, "handle {handle}"),
+        }
+    }
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ipv6, port, vni } = self;
+        write!(f, "{} udp {port}", if *ipv6 { "ip6" } else { "ip" })?;
+        vni.map_or(Ok(()), |vni| write!(f, " vni {vni}"))
+    }
+}
+
+impl fmt::Display for Plain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.link, self.network)
+    }
+}
+
+/// A text that is no check's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the comment of a rule of ours")]
+pub struct NoCheck(String);
+
+impl FromStr for Check {
+    type Err = NoCheck;
+
+    fn from_str(text: &str) -> Result<Self, NoCheck> {
+        let words: Vec<&str> = text.split(' ').collect();
+        parse(&words).ok_or_else(|| NoCheck(text.to_owned()))
+    }
+}
+
+fn parse(words: &[&str]) -> Option<Check> {
+    let prefix = |word: &&str| word.strip_prefix('/')?.parse().ok();
+    match words {
+        ["peers", wire @ ..] => Some(Check::Peers(parse_wire(wire)?)),
+        ["carries", wire @ ..] => Some(Check::Carries(parse_wire(wire)?)),
+        ["inner-source", wire @ .., length] => Some(Check::InnerSource(parse_wire(wire)?, prefix(length)?)),
+        ["inner-destination", wire @ .., subnet] => {
+            Some(Check::InnerDestination(parse_wire(wire)?, subnet.parse().ok()?))
+        }
+        ["plain-source", link, network, length] => {
+            Some(Check::PlainSource(parse_plain(link, network)?, prefix(length)?))
+        }
+        ["plain-destination", link, network, subnet] => {
+            Some(Check::PlainDestination(parse_plain(link, network)?, subnet.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
+fn parse_wire(words: &[&str]) -> Option<Wire> {
+    let (family, port, vni) = match words {
+        [family, "udp", port] => (family, port, None),
+        [family, "udp", port, "vni", vni] => (family, port, Some(*vni)),
+        _ => return None,
+    };
+    let ipv6 = match *family {
+        "ip" => false,
+        "ip6" => true,
+        _ => return None,
+    };
+    let vni: Result<Option<u32>, ParseIntError> = vni.map(str::parse).transpose();
+    Some(Wire { ipv6, port: port.parse().ok()?, vni: vni.ok()? })
+}
+
+fn parse_plain(link: &str, network: &str) -> Option<Plain> {
+    Some(Plain { link: link.parse().ok()?, network: network.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_is_recognised_by_its_text() {
+        let wire = Wire { ipv6: false, port: 8472, vni: Some(1) };
+        let plain = Plain { link: "eth0".parse().unwrap(), network: "10.5.0.0/16".parse().unwrap() };
+        let subnet = "10.5.1.0/24".parse().unwrap();
+        for (check, text) in [
+            (Check::Peers(wire), "peers ip udp 8472 vni 1"),
+            (Check::Peers(Wire { vni: None, port: 8285, ..wire }), "peers ip udp 8285"),
+            (Check::Carries(Wire { ipv6: true, ..wire }), "carries ip6 udp 8472 vni 1"),
+            (Check::InnerSource(wire, 24), "inner-source ip udp 8472 vni 1 /24"),
+            (Check::InnerDestination(wire, subnet), "inner-destination ip udp 8472 vni 1 10.5.1.0/24"),
+            (Check::PlainSource(plain, 24), "plain-source eth0 10.5.0.0/16 /24"),
+            (Check::PlainDestination(plain, subnet), "plain-destination eth0 10.5.0.0/16 10.5.1.0/24"),
+        ] {
+            assert_eq!(check.to_string(), text);
+            assert_eq!(text.parse(), Ok(check));
+        }
+    }
+
+    #[test]
+    fn other_texts_are_no_check() {
+        for text in ["", "peers", "peers ip udp x", "peers ip8 udp 1", "handle 7", "inner-source ip udp 1 24"]
+        {
+            assert_eq!(text.parse::<Check>(), Err(NoCheck(text.to_owned())), "{text}");
+        }
+    }
+}
