@@ -1,28 +1,35 @@
 //! One agent in a network namespace: two would undo each other's work.
 
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
 
-/// The abstract name that says so. The kernel frees it when the process ends, however it does.
-const NAME: &[u8] = b"flan-agent";
+/// Where only root can make files, so that nobody else can keep an agent from starting.
+const DIRECTORY: &str = "/run";
 
 /// Keeps agents from starting in this network namespace, for as long as it lives.
 #[derive(Debug)]
 pub struct OnlyAgent {
-    _socket: UnixDatagram,
+    // The kernel unlocks it when the process ends, however it does. The file stays: without it, two could lock two.
+    _file: File,
 }
 
 impl OnlyAgent {
     /// Takes the place of the only agent; `None` if it is taken.
     ///
     /// # Errors
-    /// If the kernel refuses the socket for another reason.
+    /// If there can be no file for it, with its name.
     pub fn claim() -> io::Result<Option<Self>> {
-        match UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(NAME)?) {
-            Ok(socket) => Ok(Some(Self { _socket: socket })),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-            Err(error) => Err(error),
+        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+        let path = PathBuf::from(DIRECTORY).join(format!("fland-{namespace}.lock"));
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.map_err(named)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(named(error)),
         }
     }
 }
