@@ -127,8 +127,15 @@ fn authentication_is_switched_off_and_on_again_under_agents_that_have_a_user() -
         another_joins(lab, &mut hosts)?;
         problem(&hosts[2], CODE, &["etcdctl auth enable", "everybody who reaches it"])?;
 
-        // Every connection ends, and each new one is told that nobody is asked for a user.
+        // Each agent connects anew, asks for a token, and is told that nobody is asked for a user.
         lab.store_mut().kill_member(0)?;
+        for host in &hosts {
+            wait::until("the store to be missed", RENEWAL, || {
+                let missed = host.log_lines(&["lost sight of the leases", "cannot reach the store"])?;
+                ensure!(!missed.is_empty());
+                Ok(())
+            })?;
+        }
         lab.store_mut().start_member(0)?;
         a_lease_is_seen(lab, &hosts, "switched off, and connected anew", Duration::from_secs(10))?;
         all_are_renewed(lab, &hosts)?;

@@ -8,7 +8,7 @@ use super::error::asks_nobody;
 
 impl Store {
     /// Whether we have a user and the store asks nobody who they are, because authentication is switched off there. As
-    /// the last connection found it: while one lasts, nobody is told that it was switched off.
+    /// the last login found it: a token that we have is not refused when authentication is switched off, only ignored.
     pub fn user_ignored(&self) -> watch::Receiver<bool> {
         self.user_ignored.subscribe()
     }
