@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
-use flan_embedded_store::{ListenUrl, Settings, TlsFiles};
+use flan_embedded_store::{Settings, TlsFiles};
 
 use crate::retention;
 use crate::store_args::StoreArgs;
+use crate::urls::{self, Urls};
 
 /// The store that this agent brings along.
 #[derive(Debug, Clone, Args)]
@@ -25,11 +26,10 @@ pub struct EmbeddedArgs {
         long,
         value_name = "URLS",
         env = "FLAND_STORE_LISTEN",
-        value_delimiter = ',',
         default_value = "http://127.0.0.1:2379",
         requires = "embedded_store"
     )]
-    pub store_listen: Vec<ListenUrl>,
+    pub store_listen: Vec<Urls>,
 
     /// File with the store's certificate, for https://
     #[arg(
@@ -89,7 +89,8 @@ impl EmbeddedArgs {
     /// What the store is started with; `None` when this agent carries none.
     ///
     /// # Errors
-    /// When `store` names other endpoints: of two stores nobody could tell which one counts.
+    /// When `store` names other endpoints: of two stores nobody could tell which one counts. When a URL is none to listen
+    /// on.
     pub fn settings(&self, store: &StoreArgs) -> Result<Option<Settings>, String> {
         let Some(data_dir) = self.embedded_store.clone() else { return Ok(None) };
         if !store.etcd_endpoints.is_empty() {
@@ -97,12 +98,12 @@ impl EmbeddedArgs {
                 "--embedded-store {} brings the store along, and --etcd-endpoints {} (or the variable \
                  FLAND_ETCD_ENDPOINTS or FLANNELD_ETCD_ENDPOINTS) names another; leave one of the two out",
                 data_dir.display(),
-                store.etcd_endpoints.join(",")
+                store.given_endpoints()
             ));
         }
         Ok(Some(Settings {
             data_dir,
-            listen: self.store_listen.clone(),
+            listen: urls::listen(&self.store_listen, "--store-listen", "--store-trusted-ca-file")?,
             tls: tls(&self.store_cert_file, &self.store_key_file, &self.store_trusted_ca_file),
             insecure: self.store_insecure,
             retention: self.auto_compaction_retention,

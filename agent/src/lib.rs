@@ -25,3 +25,4 @@ pub mod status;
 pub mod store_args;
 pub mod store_command;
 pub mod subnet_env;
+pub mod urls;

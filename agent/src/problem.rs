@@ -33,6 +33,8 @@ pub enum Code {
     UncheckedSenders,
     /// The network config works, but not as its author may expect.
     DoubtfulConfig,
+    /// Authentication is switched off in the store, and we have a user for it.
+    AuthenticationOff,
 }
 
 /// One problem.

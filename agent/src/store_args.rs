@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use flan_subnet_lease::{Credentials, StoreConfig};
+use clap::error::{ContextKind, ContextValue};
+use flan_subnet_lease::{Credentials, Password, StoreConfig, StoreError, without_user};
+
+use crate::urls::{self, Urls, UserSettings};
 
 /// How to reach the store: etcd, or a host that carries it. Names and meanings are flannel's.
 #[derive(Debug, Clone, Args)]
@@ -13,8 +16,8 @@ pub struct StoreArgs {
     /// URLs of the etcd members, or of the host that carries the store, separated by commas; https:// for TLS.
     /// http://127.0.0.1:2379 by default
     // Empty when nobody has given any, which is not the same as when somebody has given the default.
-    #[arg(long, value_name = "URLS", env = "FLAND_ETCD_ENDPOINTS", value_delimiter = ',', global = true)]
-    pub etcd_endpoints: Vec<String>,
+    #[arg(long, value_name = "URLS", env = "FLAND_ETCD_ENDPOINTS", global = true)]
+    pub etcd_endpoints: Vec<Urls>,
 
     /// What all keys in the store begin with
     #[arg(
@@ -44,27 +47,41 @@ pub struct StoreArgs {
 
     /// Password in the store; better given in the environment, where `ps` does not show it
     #[arg(long, value_name = "PASSWORD", env = "FLAND_ETCD_PASSWORD", hide_env_values = true, global = true)]
-    pub etcd_password: Option<String>,
+    pub etcd_password: Option<Password>,
 }
 
 /// Where the store is when nobody says where.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
 /// What its keys begin with when nobody says what.
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
+/// What takes the user that no URL may name.
+pub const USER_SETTINGS: UserSettings = ["--etcd-username", "FLAND_ETCD_PASSWORD"];
 
 impl StoreArgs {
     /// The settings as the store takes them.
-    pub fn config(&self) -> StoreConfig {
-        let default = vec![DEFAULT_ENDPOINT.to_owned()];
-        let endpoints = if self.etcd_endpoints.is_empty() { &default } else { &self.etcd_endpoints };
+    ///
+    /// # Errors
+    /// [`StoreError::Setting`] for an endpoint that is none.
+    pub fn config(&self) -> Result<StoreConfig, StoreError> {
+        self.config_with(USER_SETTINGS)
+    }
+
+    /// The same where other settings than those of the agent take the user.
+    ///
+    /// # Errors
+    /// [`StoreError::Setting`] for an endpoint that is none.
+    pub fn config_with(&self, user_settings: UserSettings) -> Result<StoreConfig, StoreError> {
+        let default = [Urls::from(DEFAULT_ENDPOINT.to_owned())];
+        let endpoints = if self.etcd_endpoints.is_empty() { &default } else { &self.etcd_endpoints[..] };
         let user = match (&self.etcd_username, &self.etcd_password) {
             (None, None) => None,
             (name, password) => {
-                Some((name.clone().unwrap_or_default(), password.clone().unwrap_or_default()))
+                let no_password = || String::new().into();
+                Some((name.clone().unwrap_or_default(), password.clone().unwrap_or_else(no_password)))
             }
         };
-        StoreConfig {
-            endpoints: endpoints.iter().map(|url| url.trim().trim_end_matches('/').to_owned()).collect(),
+        Ok(StoreConfig {
+            endpoints: urls::endpoints(endpoints, user_settings)?,
             prefix: format!("/{}", self.etcd_prefix.trim_matches('/')),
             credentials: Credentials {
                 ca_file: self.etcd_cafile.clone(),
@@ -72,14 +89,19 @@ impl StoreArgs {
                 key_file: self.etcd_keyfile.clone(),
                 user,
             },
-        }
+        })
+    }
+
+    /// The endpoints that somebody gave, for messages; empty when nobody gave any.
+    pub fn given_endpoints(&self) -> String {
+        self.etcd_endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// The flags by which another program reaches the same store, as a person types them: those that differ from the
     /// defaults, each with a space before it. Never the password.
     pub fn as_typed(&self) -> String {
         let file = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
-        let endpoints = Some(self.etcd_endpoints.join(",")).filter(|endpoints| !endpoints.is_empty());
+        let endpoints = Some(self.given_endpoints()).filter(|endpoints| !endpoints.is_empty());
         let prefix = Some(self.etcd_prefix.clone()).filter(|prefix| prefix != DEFAULT_PREFIX);
         [
             ("--etcd-endpoints", endpoints),
@@ -127,7 +149,25 @@ fn read_beside<T: clap::Parser>(
     let mut command = with_environment(T::command(), &variable, &file);
     command.build(); // adds --help and --version to the flags
     let arguments = as_clap_reads_them(&command, arguments);
-    T::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    let matches = command.try_get_matches_from_mut(arguments).map_err(|error| discreet(error, &command))?;
+    T::from_arg_matches(&matches)
+}
+
+/// The same without the users of URLs: one may stand where none is taken.
+fn discreet(error: clap::Error, command: &clap::Command) -> clap::Error {
+    let given = |value: &ContextValue| match value {
+        ContextValue::String(text) => Some(without_user(text)).filter(|shown| shown != text),
+        _ => None,
+    };
+    if !error.context().any(|(_, value)| given(value).is_some()) {
+        return error;
+    }
+    // What is behind the error, and its advice, may repeat what was given.
+    let mut discreet = clap::Error::new(error.kind()).with_cmd(command);
+    for (kind, value) in error.context().filter(|(kind, _)| *kind != ContextKind::Suggested) {
+        discreet.insert(kind, given(value).map_or_else(|| value.clone(), ContextValue::String));
+    }
+    discreet
 }
 
 /// What a place that has variables says for `FLAND_X`, itself or by `FLANNELD_X`. An empty value is as good as none.
@@ -146,13 +186,14 @@ fn with_environment(
         let Some(ours) = arg.get_env().map(|name| name.to_string_lossy().into_owned()) else { return arg };
         let arg = match variable(&ours) {
             Some(value) if value.is_empty() => arg.env(None::<&str>),
+            Some(value) if without_user(&value) != value => arg.hide_env_values(true),
             _ => arg,
         };
         // FLAND_X of the environment is clap's.
         let Some(value) = variable_in(variable, &ours).or_else(|| variable_in(file, &ours)) else {
             return arg;
         };
-        let secret = arg.is_hide_env_values_set();
+        let secret = arg.is_hide_env_values_set() || without_user(&value) != value;
         let values: Vec<String> = match arg.get_value_delimiter() {
             Some(delimiter) => value.split(delimiter).map(str::to_owned).collect(),
             None => vec![value],
@@ -199,7 +240,7 @@ mod tests {
             environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
         let sample: Sample = super::read(arguments.iter().map(OsString::from), variable).unwrap();
-        sample.store.config()
+        sample.store.config().unwrap()
     }
 
     #[test]
@@ -229,8 +270,8 @@ mod tests {
         let environment = place(&[("FLANNELD_ETCD_ENDPOINTS", "http://10.0.0.1:2379")]);
         let arguments = ["flanctl", "--etcd-prefix=/flag"].map(OsString::from).into_iter();
         let sample: Sample = read_beside(arguments, environment, file).unwrap();
-        let config = sample.store.config();
-        assert_eq!((config.prefix.as_str(), config.endpoints[0].as_str()), ("/flag", "http://10.0.0.1:2379"));
+        let config = sample.store.config().unwrap();
+        assert_eq!((config.prefix.as_str(), &*config.endpoints[0]), ("/flag", "http://10.0.0.1:2379"));
         assert_eq!(config.credentials.ca_file, Some("file.pem".into()));
     }
 
@@ -259,6 +300,15 @@ mod tests {
         let help =
             with_environment(Sample::command(), &environment, &|_| None).render_long_help().to_string();
         assert!(help.contains("etcd-password") && !help.contains("s3cret"), "{help}");
+    }
+
+    #[test]
+    fn no_output_of_the_flags_shows_a_password() {
+        let urls = "http://u:s3cret@10.0.0.2:2379";
+        let arguments = ["fland", "--etcd-password=s3cret", "--etcd-endpoints", urls].map(OsString::from);
+        let sample: Sample = super::read(arguments.into_iter(), |_| None).unwrap();
+        let shown = format!("{:?} {}", sample.store, sample.store.as_typed());
+        assert!(shown.contains("http://***@10.0.0.2:2379") && !shown.contains("s3cret"), "{shown}");
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Args};
-use flan_embedded_store::{ListenUrl, Settings};
+use flan_embedded_store::Settings;
 
 use crate::embedded::Embedded;
 use crate::embedded_args::tls;
 use crate::log::LogArgs;
+use crate::refused::refused;
+use crate::urls::{self, Urls};
 use crate::{notify, retention};
 
 /// Run the store alone, without an agent: what etcd is to the agents, on one local file
@@ -28,10 +30,9 @@ pub struct StoreCommand {
         long,
         value_name = "URLS",
         env = "FLAND_LISTEN_CLIENT_URLS",
-        value_delimiter = ',',
         default_value = "http://127.0.0.1:2379"
     )]
-    pub listen_client_urls: Vec<ListenUrl>,
+    pub listen_client_urls: Vec<Urls>,
 
     /// File with our certificate, for https://
     #[arg(long, value_name = "FILE", env = "FLAND_CERT_FILE", requires = "key_file")]
@@ -76,14 +77,17 @@ pub struct StoreCommand {
 
 impl StoreCommand {
     /// What the store is started with.
-    pub fn settings(&self) -> Settings {
-        Settings {
+    ///
+    /// # Errors
+    /// What is no URL to listen on, and what would be.
+    pub fn settings(&self) -> Result<Settings, String> {
+        Ok(Settings {
             data_dir: self.data_dir.clone(),
-            listen: self.listen_client_urls.clone(),
+            listen: urls::listen(&self.listen_client_urls, "--listen-client-urls", "--trusted-ca-file")?,
             tls: tls(&self.cert_file, &self.key_file, &self.trusted_ca_file),
             insecure: self.store_insecure,
             retention: self.auto_compaction_retention,
-        }
+        })
     }
 }
 
@@ -92,7 +96,7 @@ impl StoreCommand {
 /// # Errors
 /// [`RefusedSetting`](crate::refused::RefusedSetting), or why the store did not start or cannot go on.
 pub async fn run(command: &StoreCommand) -> anyhow::Result<()> {
-    let mut store = Embedded::start(command.settings()).await?;
+    let mut store = Embedded::start(command.settings().map_err(refused)?).await?;
     notify::ready();
     notify::working(&format!("serving {}", store.urls().join(" ")));
     Err(store.failed().await)
@@ -109,7 +113,7 @@ mod tests {
         let arguments = ["fland", "store"].iter().chain(arguments).map(Into::into);
         let args: Args = store_args::read(arguments, |_| None).map_err(|error| error.to_string())?;
         match args.command {
-            Some(Command::Store(command)) => Ok(command.settings()),
+            Some(Command::Store(command)) => command.settings(),
             None => Err("no command was read".to_owned()),
         }
     }

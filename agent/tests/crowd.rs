@@ -56,7 +56,7 @@ async fn a_crowd_that_says_nothing_keeps_nobody_from_the_store() {
     crowd.iter_mut().step_by(2).for_each(|stream| stream.write_all(b"G").unwrap_or_default());
 
     let config = StoreConfig {
-        endpoints: vec![url.clone()],
+        endpoints: vec![url.parse().unwrap()],
         prefix: "/coreos.com/network".to_owned(),
         credentials: Credentials::default(),
     };

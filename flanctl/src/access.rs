@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use flan_agent::store_args::DEFAULT_ENDPOINT;
+use flan_agent::urls::Urls;
 use flan_agent::{embedded, store_args};
+use flan_subnet_lease::{Store, StoreConfig};
 
 use crate::args::{Args, Command, StoreCommand};
 use crate::env_file::EnvFile;
@@ -58,9 +60,22 @@ pub(crate) fn read() -> Result<(Args, Access), Failure> {
         if is_for_another && CREDENTIALS.contains(&bare) { None } else { content.value(name) }
     });
     if args.store.etcd_endpoints.is_empty() {
-        args.store.etcd_endpoints = endpoints_in(content).into_iter().collect();
+        args.store.etcd_endpoints = endpoints_in(content).map(Urls::from).into_iter().collect();
     }
     Ok((args, Access { file, told_by }))
+}
+
+/// The store with these settings. Says once on standard error when it asks nobody who they are although there is a user.
+pub(crate) fn open(config: StoreConfig) -> Result<Store, Failure> {
+    let store = Store::new(config)?;
+    let (mut ignored, text) = (store.user_ignored(), store.user_ignored_text());
+    // Ends with the store, or when all is done.
+    tokio::spawn(async move {
+        if ignored.wait_for(|ignored| *ignored).await.is_ok() {
+            eprintln!("flanctl: warning: {text}");
+        }
+    });
+    Ok(store)
 }
 
 /// Where a file says that the store is: in these words, or by saying that this host carries it.
@@ -87,7 +102,7 @@ fn is_for_another_store(args: &Args, file: &EnvFile) -> bool {
     };
     let has_tls = endpoints_in(file).is_some_and(|urls| urls.contains("https://"))
         || store_args::variable_in(|name| file.value(name), "FLAND_ETCD_CAFILE").is_some();
-    has_tls && !named.is_empty() && named.iter().any(|url| url.trim().starts_with("http://"))
+    has_tls && named.iter().flat_map(Urls::each).any(|url| url.starts_with("http://"))
 }
 
 impl SettingsFile {

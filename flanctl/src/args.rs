@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent::store_args::StoreArgs;
-use flan_subnet_lease::{BackendConfig, Subnets};
+use flan_agent::urls::Urls;
+use flan_subnet_lease::{BackendConfig, Password, Subnets};
 
 use crate::host::HostArgs;
 use crate::leave::LeaveArgs;
@@ -104,11 +105,11 @@ pub(crate) enum StoreCommand {
 #[derive(Debug, clap::Args)]
 pub(crate) struct CopyArgs {
     /// URLs of the store to copy from, separated by commas; the credentials of --etcd-... are for this one
-    #[arg(long, value_name = "URLS", value_delimiter = ',', required = true)]
-    pub(crate) from: Vec<String>,
+    #[arg(long, value_name = "URLS", required = true)]
+    pub(crate) from: Vec<Urls>,
     /// URLs of the store to copy to, separated by commas; the credentials of --to-... are for this one
-    #[arg(long, value_name = "URLS", value_delimiter = ',', required = true)]
-    pub(crate) to: Vec<String>,
+    #[arg(long, value_name = "URLS", required = true)]
+    pub(crate) to: Vec<Urls>,
     /// File with the authorities that sign the certificates of --to; the system's by default
     #[arg(long, value_name = "FILE", env = "FLAND_TO_CAFILE")]
     pub(crate) to_cafile: Option<PathBuf>,
@@ -123,7 +124,7 @@ pub(crate) struct CopyArgs {
     pub(crate) to_username: Option<String>,
     /// Password in --to; better given in the environment, where `ps` does not show it
     #[arg(long, value_name = "PASSWORD", env = "FLAND_TO_PASSWORD", hide_env_values = true)]
-    pub(crate) to_password: Option<String>,
+    pub(crate) to_password: Option<Password>,
     /// Copy into a store that is not empty: overwrite what both have, leave what only --to has
     #[arg(long)]
     pub(crate) force: bool,
@@ -221,10 +222,25 @@ Exit codes:
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
+
+    use super::Args;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        super::Args::command().debug_assert();
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_output_of_the_flags_shows_a_password() {
+        let urls = "http://u:s3cret@10.0.0.2:2379";
+        let command = ["flanctl", "store", "copy", "--from", urls, "--to", urls, "--etcd-endpoints", urls];
+        let passwords = ["--etcd-password=s3cret", "--to-password=s3cret"];
+        let args = Args::try_parse_from([&command[..], &passwords].concat()).unwrap();
+        let shown = format!("{args:?}");
+        assert!(
+            shown.matches("http://***@10.0.0.2:2379").count() == 3 && !shown.contains("s3cret"),
+            "{shown}"
+        );
     }
 }

@@ -2,12 +2,20 @@
 //! `src/basic/env-file.c`, version 254).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::path::Path;
 
 /// The variables of a file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct EnvFile(HashMap<String, String>);
+
+impl fmt::Debug for EnvFile {
+    /// Their names: a value may be a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 impl EnvFile {
     pub(crate) fn read(path: &Path) -> io::Result<Self> {
@@ -166,5 +174,12 @@ mod tests {
         assert_eq!(value("A=1\nA="), "");
         assert_eq!(read("export A=1\n9=2\nnothing\n=3\nB"), []);
         assert_eq!(read("A=1\r\n"), [("A".to_owned(), "1".to_owned())]);
+    }
+    #[test]
+    fn no_output_shows_a_value() {
+        assert_eq!(
+            format!("{:?}", EnvFile::parse("FLAND_ETCD_PASSWORD=s3cret")),
+            "{\"FLAND_ETCD_PASSWORD\"}"
+        );
     }
 }

@@ -11,6 +11,7 @@ mod backend_data;
 mod backoff;
 mod config;
 mod config_error;
+mod endpoint;
 mod family;
 mod fields;
 mod host_network;
@@ -30,6 +31,7 @@ pub use backend_config::{BackendConfig, HostGwConfig, UdpConfig, VxlanConfig, Wi
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
+pub use endpoint::{Endpoint, InvalidEndpoint, split_urls, without_user};
 pub use family::{Family, PerFamily, encloses, overlap};
 pub use host_network::HostNetwork;
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
@@ -39,7 +41,7 @@ pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Qu
 pub use store::{
     Cause, Entry, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };
-pub use store_config::{Credentials, StoreConfig};
+pub use store_config::{Credentials, Password, StoreConfig};
 pub use subnet_pool::SubnetPool;
 pub use twin::Twin;
 pub use watch::{Change, LeaseWatch, WatchEvent};

@@ -11,6 +11,7 @@ mod status;
 mod stream;
 mod tls;
 mod unanswered;
+mod user;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,7 @@ use etcd_client::{
 use tokio::sync::watch;
 use tracing::warn;
 
+use crate::endpoint::Endpoint;
 use crate::store_config::StoreConfig;
 use error::{Failure, failure};
 use listing::entry;
@@ -40,6 +42,8 @@ pub struct Store {
     connection: Arc<Mutex<Connection>>,
     /// Changes when all connections are to be given up.
     given_up: Arc<watch::Sender<()>>,
+    /// Whether the last connection found that our user counts for nothing.
+    user_ignored: Arc<watch::Sender<bool>>,
 }
 
 /// The network config as the store holds it.
@@ -73,6 +77,7 @@ impl Store {
             config: Arc::new(config),
             connection: Arc::new(Mutex::new(Connection { next, client: None })),
             given_up: Arc::new(watch::Sender::new(())),
+            user_ignored: Arc::new(watch::Sender::new(false)),
         })
     }
 
@@ -83,7 +88,7 @@ impl Store {
 
     /// All endpoints, for messages.
     pub fn endpoints(&self) -> String {
-        self.config.endpoints.join(",")
+        self.config.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// Gives up all connections, as they come from an address that this host no longer has: nothing would answer on
@@ -202,15 +207,18 @@ impl Store {
         Ok(response.header().filter(|_| response.succeeded()).map(etcd_client::ResponseHeader::revision))
     }
 
-    /// Runs one request, on one endpoint after the other until one answers.
+    /// Runs one request, on one endpoint after the other until one answers. A token that does not count any more is
+    /// replaced once: authentication may have been switched on, or a user changed, since we had it.
     async fn call<T, R>(&self, request: impl Fn(Client) -> R) -> Result<T, StoreError>
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut unanswered = Vec::new();
+        let mut may_renew = self.config.credentials.user.is_some();
         while unanswered.len() < self.config.endpoints.len() {
             let mut given_up = self.given_up.subscribe();
             let (index, client) = self.client();
+            let was_open = client.is_some();
             let endpoint = &self.config.endpoints[index];
             let attempt = async {
                 let client = match client {
@@ -225,10 +233,12 @@ impl Store {
             };
             match outcome {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(Failure::Answered(error))) => {
-                    // A new connection asks for a new token, should ours have expired.
-                    if matches!(error, StoreError::Unauthorised { .. }) {
-                        self.drop_client(index);
+                Ok(Err(Failure::Answered(error))) => return Err(error),
+                Ok(Err(Failure::Token(error))) => {
+                    // A new connection asks for a new token. If this was one, another would fare no better.
+                    self.drop_client(index);
+                    if was_open && std::mem::take(&mut may_renew) {
+                        continue;
                     }
                     return Err(error);
                 }
@@ -261,9 +271,10 @@ impl Store {
     async fn dial(&self, index: usize) -> Result<Client, Failure> {
         let endpoint = &self.config.endpoints[index];
         let options = self.config.options(endpoint).map_err(Failure::Answered)?;
-        let client = Client::connect([endpoint], Some(options))
+        let mut client = Client::connect([&**endpoint], Some(options))
             .await
             .map_err(|error| self.failure(endpoint, &error))?;
+        self.log_in(&mut client).await.map_err(|error| self.failure(endpoint, &error))?;
         let mut connection = self.lock();
         if connection.next == index {
             connection.client = Some(client.clone());
@@ -292,16 +303,13 @@ struct Connection {
 }
 
 impl StoreConfig {
-    fn options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
+    fn options(&self, endpoint: &Endpoint) -> Result<ConnectOptions, StoreError> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_LIMIT)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        if let Some((name, password)) = &self.credentials.user {
-            options = options.with_user(name, password);
-        }
-        if endpoint.starts_with("https://") {
+        if endpoint.is_tls() {
             let now = SystemTime::now();
             let mut tls = match self.credentials.authorities(now)? {
                 Some(authorities) => TlsOptions::new().ca_certificate(Certificate::from_pem(authorities.pem)),
@@ -325,7 +333,7 @@ mod tests {
     async fn a_store_that_is_not_there_is_named_with_the_reason() {
         // Port 9 of loopback: nobody listens on discard any more.
         let store = Store::new(StoreConfig {
-            endpoints: vec!["http://127.0.0.1:9".to_owned()],
+            endpoints: vec!["http://127.0.0.1:9".parse().unwrap()],
             prefix: "/coreos.com/network".to_owned(),
             credentials: Credentials::default(),
         })

@@ -40,7 +40,7 @@ impl Site {
 
     fn store(&self) -> Store {
         Store::new(StoreConfig {
-            endpoints: vec![self.running.client_urls()[0].clone()],
+            endpoints: vec![self.running.client_urls()[0].parse().expect("a URL")],
             prefix: "/coreos.com/network".to_owned(),
             credentials: Credentials::default(),
         })

@@ -94,7 +94,7 @@ fn credentials(authority: &Authority, identity: Option<[PathBuf; 2]>) -> Credent
 /// What became of the first request to this URL.
 async fn asked(url: &str, credentials: Credentials) -> Result<(), Unanswered> {
     let store = Store::new(StoreConfig {
-        endpoints: vec![url.to_owned()],
+        endpoints: vec![url.parse().unwrap()],
         prefix: "/coreos.com/network".to_owned(),
         credentials,
     });

@@ -30,6 +30,7 @@ use crate::refused::refused;
 use crate::status::{self, EmbeddedStore, SharedStatus};
 use crate::store_args::StoreArgs;
 use crate::subnet_env::SubnetEnv;
+use crate::urls::Urls;
 use crate::{node, notify, rights};
 
 /// How often the network config is looked at.
@@ -47,6 +48,7 @@ const EVENTS: usize = 64;
 /// [`RefusedSetting`](crate::refused::RefusedSetting), or what made it impossible to go on.
 pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
+    args.store.config().map_err(refused)?;
     let settings = args.embedded.settings(&args.store).map_err(refused)?;
     rights::check()?;
     if let Some(settings) = &settings {
@@ -63,7 +65,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
     }
     let Some(settings) = settings else { return join(args, renew_margin, status).await };
     let mut embedded = Embedded::start(settings).await?;
-    args.store.etcd_endpoints.extend(embedded::local_url(embedded.urls()));
+    args.store.etcd_endpoints.extend(embedded::local_url(embedded.urls()).map(Urls::from));
     status.update(|status| {
         let (data_dir, listen) = (embedded.data_dir().to_owned(), embedded.urls().to_vec());
         status.embedded_store = Some(EmbeddedStore { data_dir, listen });
@@ -78,7 +80,8 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
 
 /// Joins this host to the others, and goes on until something makes that impossible.
 async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
-    let store = Store::new(args.store.config()).map_err(refused)?;
+    let store = Store::new(args.store.config().map_err(refused)?).map_err(refused)?;
+    tokio::spawn(watch_user(store.clone(), status.clone()));
     let config = network_config(&store, &args.store, &status).await;
     // The store is asked for the leases while the kernel is asked for what it holds.
     let listing = tokio::spawn(list(store.clone()));
@@ -275,6 +278,18 @@ async fn watch_config(store: Store, ours: NetworkConfig, status: SharedStatus) {
             }
             told = problem;
             status.update(|status| status.config_problem = problem.map(str::to_owned));
+        }
+    }
+}
+
+/// Tells while the store has no use for our user. Ends with the process.
+async fn watch_user(store: Store, status: SharedStatus) {
+    let mut ignored = store.user_ignored();
+    loop {
+        let is_ignored = *ignored.borrow_and_update();
+        status.report(Code::AuthenticationOff, is_ignored.then(|| store.user_ignored_text()));
+        if ignored.changed().await.is_err() {
+            return;
         }
     }
 }

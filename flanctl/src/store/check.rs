@@ -4,7 +4,7 @@ mod report;
 
 use std::time::Duration;
 
-use flan_subnet_lease::{MemberStatus, Store, StoreConfig, StoreError, StoredConfig, Unanswered};
+use flan_subnet_lease::{Endpoint, MemberStatus, Store, StoreConfig, StoreError, StoredConfig, Unanswered};
 use futures::future::join_all;
 use tokio::time::Instant;
 
@@ -26,10 +26,10 @@ const TRIAL: Duration = Duration::from_secs(60);
 /// Asks every endpoint, then the store as a whole.
 pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), Failure> {
     Store::new(config.clone())?; // what cannot work is refused before anybody is asked
-    let endpoints = config.endpoints.join(", ");
+    let endpoints = config.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let members = config.endpoints.iter().map(|endpoint| Member::ask(&config, endpoint));
     let members = told(|| format!("waiting for {endpoints}"), join_all(members)).await;
-    let answering: Vec<String> =
+    let answering: Vec<Endpoint> =
         members.iter().filter(|member| member.serves()).map(|member| member.endpoint.clone()).collect();
     let needs = match answering.is_empty() {
         true => None,
@@ -55,16 +55,16 @@ pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), F
 
 /// What one endpoint answered.
 pub(crate) struct Member {
-    pub(crate) endpoint: String,
+    pub(crate) endpoint: Endpoint,
     pub(crate) status: Result<MemberStatus, StoreError>,
     /// How long the median of some reads took; `None` where there was no sense in asking.
     pub(crate) read: Option<Result<Duration, StoreError>>,
 }
 
 impl Member {
-    async fn ask(config: &StoreConfig, endpoint: &str) -> Self {
+    async fn ask(config: &StoreConfig, endpoint: &Endpoint) -> Self {
         let deadline = Instant::now() + MEMBER_LIMIT;
-        let endpoint = endpoint.to_owned();
+        let endpoint = endpoint.clone();
         let alone = StoreConfig { endpoints: vec![endpoint.clone()], ..config.clone() };
         let store = match Store::new(alone) {
             Ok(store) => store,
@@ -97,6 +97,8 @@ pub(crate) struct Needs {
     pub(crate) watch: Result<(), StoreError>,
     pub(crate) etcd_lease: Result<(), StoreError>,
     pub(crate) write: Result<(), StoreError>,
+    /// Whether it asks nobody who they are although we have a user.
+    pub(crate) user_ignored: bool,
 }
 
 impl Needs {
@@ -109,7 +111,8 @@ impl Needs {
             limited(store, deadline, try_etcd_lease(store)),
             limited(store, deadline, store.may_write()),
         );
-        Self { config, list, watch, etcd_lease, write }
+        let user_ignored = *store.user_ignored().borrow();
+        Self { config, list, watch, etcd_lease, write, user_ignored }
     }
 }
 

@@ -7,8 +7,10 @@ mod report;
 use std::cell::Cell;
 
 use flan_agent::store_args::StoreArgs;
-use flan_subnet_lease::{Store, StoreConfig, StoreError};
+use flan_agent::urls::UserSettings;
+use flan_subnet_lease::{Endpoint, Store, StoreConfig, StoreError};
 
+use crate::access;
 use crate::args::CopyArgs;
 use crate::failure::{Failure, Kind};
 use crate::output;
@@ -17,11 +19,14 @@ use job::Job;
 use plan::Occupied;
 use report::CopyReport;
 
+/// What takes the user of --to.
+const USER_SETTINGS: UserSettings = ["--to-username", "FLAND_TO_PASSWORD"];
+
 /// Copies the network config and all leases.
 pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Failure> {
-    let (from, to) = stores(shared, args);
+    let (from, to) = stores(shared, args)?;
     refuse_the_same(&from, &to)?;
-    let (from, to) = (Store::new(from)?, Store::new(to)?);
+    let (from, to) = (access::open(from)?, access::open(to)?);
     let reading = || format!("reading the stores at {} and {}", from.endpoints(), to.endpoints());
     let (source, target) =
         told(reading, async { futures::try_join!(from.snapshot(), to.snapshot()) }).await?;
@@ -73,10 +78,10 @@ async fn copy_reservations(from: &Store, to: &Store) -> Result<(), Failure> {
 }
 
 /// How to reach both. The shared credentials belong to the source: no store is shown those of another one unasked.
-fn stores(shared: &StoreArgs, args: &CopyArgs) -> (StoreConfig, StoreConfig) {
-    let mut from = StoreArgs { etcd_endpoints: args.from.clone(), ..shared.clone() }.config();
+fn stores(shared: &StoreArgs, args: &CopyArgs) -> Result<(StoreConfig, StoreConfig), StoreError> {
+    let mut from = StoreArgs { etcd_endpoints: args.from.clone(), ..shared.clone() }.config()?;
     // The environment may give them for the agent's etcd, which need not be the store to copy from.
-    if from.endpoints.iter().all(|endpoint| endpoint.starts_with("http://")) {
+    if !from.endpoints.iter().any(Endpoint::is_tls) {
         let credentials = &mut from.credentials;
         (credentials.ca_file, credentials.cert_file, credentials.key_file) = (None, None, None);
     }
@@ -89,7 +94,7 @@ fn stores(shared: &StoreArgs, args: &CopyArgs) -> (StoreConfig, StoreConfig) {
         etcd_username: args.to_username.clone(),
         etcd_password: args.to_password.clone(),
     };
-    (from, to.config())
+    Ok((from, to.config_with(USER_SETTINGS)?))
 }
 
 fn refuse_the_same(from: &StoreConfig, to: &StoreConfig) -> Result<(), Failure> {
@@ -151,7 +156,7 @@ mod tests {
     fn read(arguments: &[&str]) -> (StoreConfig, StoreConfig) {
         let args = Args::try_parse_from([&["flanctl", "store", "copy"], arguments].concat()).unwrap();
         match args.command {
-            Command::Store(StoreCommand::Copy(copy)) => stores(&args.store, &copy),
+            Command::Store(StoreCommand::Copy(copy)) => stores(&args.store, &copy).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -169,7 +174,7 @@ mod tests {
         assert_eq!(from.endpoints, ["https://a:2379", "https://b:2379"]);
         assert_eq!((from.prefix.as_str(), to.prefix.as_str()), ("/net", "/net"));
         assert_eq!(from.credentials.ca_file, Some("ca.pem".into()));
-        assert_eq!(from.credentials.user, Some(("u".to_owned(), "p".to_owned())));
+        assert_eq!(from.credentials.user, Some(("u".to_owned(), "p".to_owned().into())));
         assert_eq!(to.endpoints, ["http://c:2379"]);
         assert_eq!((to.credentials.ca_file, to.credentials.user), (None, None));
     }

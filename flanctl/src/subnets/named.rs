@@ -108,7 +108,7 @@ mod tests {
 
     fn key_of(text: &str, known: &[(&str, &str)]) -> Result<String, String> {
         let store = Store::new(StoreConfig {
-            endpoints: vec!["http://127.0.0.1:9".to_owned()],
+            endpoints: vec!["http://127.0.0.1:9".parse().unwrap()],
             prefix: "/coreos.com/network".to_owned(),
             credentials: Credentials::default(),
         })

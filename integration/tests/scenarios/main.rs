@@ -26,6 +26,7 @@ mod routed_hosts;
 mod soak;
 mod stage;
 mod store_outages;
+mod store_users;
 mod systemd_units;
 mod tls_manual;
 mod udp_backend;

@@ -52,6 +52,8 @@ pub(super) enum Failure {
     Unanswered(Unanswered),
     /// This is the answer, and any other endpoint's would be the same.
     Answered(StoreError),
+    /// What we showed of who we are does not count, or no longer; a new token may.
+    Token(StoreError),
 }
 
 /// How the client words it that an answer is not one of gRPC.
@@ -72,7 +74,9 @@ pub(super) fn failure(endpoint: &str, error: &etcd_client::Error, credentials: &
     // The codes of gRPC: 3 invalid argument, 7 permission denied, 9 failed precondition, 12 unimplemented,
     // 16 unauthenticated; 1 cancelled, 2 unknown, 4 deadline exceeded, 13 internal (a connection that ended), 14 unavailable.
     match status.code() as i32 {
-        7 | 16 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
+        16 => Failure::Token(StoreError::Unauthorised { endpoint, reason }),
+        3 if lacks_token(&reason) => Failure::Token(StoreError::Unauthorised { endpoint, reason }),
+        7 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
         3 | 9 if is_about_us(&reason) => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
         // An HTTP server that is no etcd says the same by its 404.
         12 if reason.contains(NO_GRPC) => nobody(),
@@ -92,9 +96,21 @@ pub(super) fn refused_watch(endpoint: String, reason: &str) -> StoreError {
     }
 }
 
+/// Whether the store asks nobody who they are: authentication is switched off there. As etcd's own clients do, one goes
+/// on without a token.
+pub(super) fn asks_nobody(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status)
+        if status.code() as i32 == 9 && status.message().contains("authentication is not enabled"))
+}
+
+/// Whether a request came without a token, or with one that is older than some user or role.
+fn lacks_token(reason: &str) -> bool {
+    ["user name is empty", "auth store is old"].iter().any(|words| reason.contains(words))
+}
+
 /// Whether a request failed for who we are, by the words of etcd where its code says less.
 fn is_about_us(reason: &str) -> bool {
-    ["user name is empty", "authentication", "auth store is old"].iter().any(|words| reason.contains(words))
+    lacks_token(reason) || reason.contains("authentication")
 }
 
 fn each(endpoints: &[Unanswered]) -> String {

@@ -39,6 +39,7 @@ impl CheckReport {
         let endpoints: Vec<Endpoint> = members.iter().map(|member| Endpoint::new(member, members)).collect();
         let mut checks = vec![alarms(members)];
         checks.extend(one_cluster(members));
+        checks.extend(needs.filter(|needs| needs.user_ignored).map(|_| user_ignored()));
         checks.extend(rights(config, needs));
         let prefix = config.prefix.clone();
         let kind = "StoreCheck";
@@ -85,6 +86,12 @@ fn alarms(members: &[Member]) -> Line {
     Line::failed(name, raised.join(", "), remedy)
 }
 
+/// A store that asks nobody who they are.
+fn user_ignored() -> Line {
+    let detail = "authentication is switched off: everybody who reaches the store can change the leases";
+    Line::warning("user", detail, "etcdctl auth enable, or give no --etcd-username")
+}
+
 /// Endpoints of different clusters: each agent would see the leases of one of them.
 fn one_cluster(members: &[Member]) -> Option<Line> {
     let mut clusters: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
@@ -116,7 +123,7 @@ mod tests {
     const B: &str = "http://b:2379";
 
     fn config() -> StoreConfig {
-        let endpoints = vec![A.to_owned(), B.to_owned()];
+        let endpoints = vec![A.parse().unwrap(), B.parse().unwrap()];
         StoreConfig { endpoints, prefix: "/net".to_owned(), credentials: Credentials::default() }
     }
 
@@ -134,7 +141,7 @@ mod tests {
 
     fn member(endpoint: &str, status: MemberStatus) -> Member {
         let read = Some(Ok(Duration::from_micros(410)));
-        Member { endpoint: endpoint.to_owned(), status: Ok(status), read }
+        Member { endpoint: endpoint.parse().unwrap(), status: Ok(status), read }
     }
 
     fn dead(endpoint: &str) -> Member {
@@ -143,7 +150,7 @@ mod tests {
     }
 
     fn unreached(unanswered: Unanswered) -> Member {
-        let endpoint = unanswered.endpoint.clone();
+        let endpoint = unanswered.endpoint.parse().unwrap();
         Member { endpoint, status: Err(StoreError::Unreachable(vec![unanswered])), read: None }
     }
 
@@ -155,6 +162,7 @@ mod tests {
             watch: Ok(()),
             etcd_lease: Ok(()),
             write: Ok(()),
+            user_ignored: false,
         }
     }
 
@@ -284,6 +292,15 @@ mod tests {
         assert!(text.contains("FAILED    alarms           NOSPACE\n"), "{text}");
         assert!(text.contains("20.0 KiB, etcdserver: slow, reads"), "{text}");
         assert_eq!(report.failed(), 1);
+    }
+
+    #[test]
+    fn a_user_that_the_store_does_not_ask_for_is_a_warning() {
+        let needs = Needs { user_ignored: true, ..needs() };
+        let report = report(&[member(A, status(10))], Some(&needs));
+        let text = report.text();
+        assert!(text.contains("warning   user             authentication is switched off: "), "{text}");
+        assert!(text.contains("-> etcdctl auth enable") && report.ok, "{text}");
     }
 
     #[test]

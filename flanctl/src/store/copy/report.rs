@@ -181,7 +181,7 @@ mod tests {
     const DAY: Option<Duration> = Some(Duration::from_secs(86_400));
 
     fn store(endpoint: &str) -> Store {
-        let (endpoints, prefix) = (vec![endpoint.to_owned()], "/coreos.com/network".to_owned());
+        let (endpoints, prefix) = (vec![endpoint.parse().unwrap()], "/coreos.com/network".to_owned());
         Store::new(StoreConfig { endpoints, prefix, credentials: Credentials::default() }).unwrap()
     }
 

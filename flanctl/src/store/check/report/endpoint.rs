@@ -43,7 +43,7 @@ impl Endpoint {
 }
 
 fn endpoint_line(member: &Member, members: &[Member]) -> Line {
-    let name = member.endpoint.clone();
+    let name = member.endpoint.to_string();
     // This is an answer: agents do not ask another endpoint after it.
     if let (Err(error @ StoreError::Unauthorised { .. }), None) = (&member.status, &member.read) {
         return Line::failed(name, brief(error), remedy(error, ADMINISTRATOR));

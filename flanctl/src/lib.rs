@@ -1,0 +1,89 @@
+//! `flanctl`: what a person types to see and change who holds which subnet.
+
+mod access;
+mod args;
+mod config;
+mod confirm;
+mod docker;
+mod env_file;
+mod failure;
+mod hand_over;
+mod host;
+mod host_networks;
+mod leave;
+mod output;
+mod progress;
+mod store;
+mod subnets;
+mod table;
+
+use std::process::ExitCode;
+
+use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
+
+use crate::failure::{Failure, Kind};
+
+/// Does what the command line says. Ends the process where that cannot be read.
+pub fn run() -> ExitCode {
+    let (args, access) = match access::read() {
+        Ok(read) => read,
+        Err(failure) => return failed(&failure, ""),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(carry_out(args)),
+        Err(error) => Err(Failure::new(Kind::Other, error)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failed(&failure, &access.comment(failure.kind)),
+    }
+}
+
+/// The command line, for who wants to know its flags.
+pub fn command() -> clap::Command {
+    <args::Args as clap::CommandFactory>::command()
+}
+
+fn failed(failure: &Failure, comment: &str) -> ExitCode {
+    eprintln!("flanctl: {failure}{comment}");
+    ExitCode::from(failure.kind.code())
+}
+
+async fn carry_out(args: args::Args) -> Result<(), Failure> {
+    let store = || access::open(args.store.config()?);
+    match args.command {
+        Command::Config(command) => match command {
+            ConfigCommand::Get => config::get(&store()?).await,
+            ConfigCommand::Set { file, backend, force } => {
+                config::set(&store()?, &file, backend.as_deref(), force).await
+            }
+            ConfigCommand::Validate { file } => config::validate(&file),
+        },
+        Command::Store(command) => match command {
+            StoreCommand::Check { output } => store::check(args.store.config()?, output).await,
+            StoreCommand::Copy(copy) => store::copy(&args.store, &copy).await,
+        },
+        Command::Subnets(command) => match command {
+            SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,
+            SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
+            SubnetsCommand::Show { subnet, output } => subnets::show(&store()?, &subnet, output).await,
+            SubnetsCommand::Reserve { subnet, public_ip, now } => {
+                subnets::reserve(&store()?, &subnet, &public_ip, now).await
+            }
+            SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
+        },
+        Command::HandOver(args) => hand_over::run(&args).await,
+        Command::Leave(args) => {
+            let store = if args.keep_lease { None } else { Some(store()?) };
+            leave::run(store, &args).await
+        }
+        Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
+            let env = docker::wait(&subnet_file, timeout).await?;
+            match docker_opts {
+                Some(file) => docker::write_options(&env, &file, &docker_opts_key).await,
+                None => Ok(()),
+            }
+        }
+    }
+}
