@@ -21,6 +21,9 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
+    /// Bytes of a network config at most; the longest sensible one has some 500.
+    pub const MOST_BYTES: usize = 65_536;
+
     /// Reads and checks the JSON of a network config, as flannel does: field names are matched without regard to case,
     /// and of a field that is there more than once the last one counts. Of backends, those that fland lacks are read as
     /// well; see [`NetworkConfig::supported`].
@@ -28,6 +31,9 @@ impl NetworkConfig {
     /// # Errors
     /// A [`ConfigError`] that names the first field that cannot work, its value and what would.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        if json.len() > Self::MOST_BYTES {
+            return Err(ConfigError::TooLarge { bytes: json.len() });
+        }
         if json.starts_with(&[0xff, 0xfe]) || json.starts_with(&[0xfe, 0xff]) {
             return Err(ConfigError::Utf16);
         }
