@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn failed(failure: &Failure, comment: &str) -> ExitCode {
-    eprintln!("flanctl: {failure}{comment}");
+    eprintln!("flanctl: {}{comment}", output::printable_lines(&failure.to_string()));
     ExitCode::from(failure.kind.code())
 }
 
