@@ -13,6 +13,7 @@ mod docker_of_forky;
 mod dual_stack;
 mod embedded_store;
 mod flannel_hosts;
+mod junk;
 mod kernel_repairs;
 mod lab_itself;
 mod leaving;
