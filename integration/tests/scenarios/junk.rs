@@ -65,6 +65,20 @@ fn story(kind: StoreKind) -> Result<()> {
             let took = writer.followed(&hosts)?;
             findings.at_most(&format!("a lease while large {what} go"), took, FOLLOWED_WITHIN);
         }
+        // A host that stands still meanwhile gets all of it at once, as one behind a slow line does.
+        signal(&hosts[0], "-STOP")?;
+        writer.while_junk_comes(false, || Ok(()))?;
+        writer.delete("subnets/junk")?;
+        signal(&hosts[0], "-CONT")?;
+        findings.at_most("a lease after standing still", writer.followed(&hosts)?, FOLLOWED_WITHIN);
+        // One's own lease turns to junk.
+        let own = hosts[0].subnet_env()?.key();
+        writer.put(format!("subnets/{own}").as_bytes(), vec![b'A'; MEGABYTE])?;
+        wait::until("h1 to write its lease again", FOLLOWED_WITHIN, || {
+            let value = lab.store().value(&format!("subnets/{own}"))?.unwrap_or_default();
+            ensure!(value.contains("192.168.64.11"), "it has {} bytes", value.len());
+            Ok(())
+        })?;
         findings.grown("after the large junk", &hosts, &before)?;
 
         // Names that steer a terminal, beside many plain ones.
@@ -372,6 +386,11 @@ fn below_prefix(key: &[u8]) -> Vec<u8> {
 
 fn resident(hosts: &[Host]) -> Result<Vec<u64>> {
     hosts.iter().map(|host| Ok(host.agent_vitals()?.resident_kib)).collect()
+}
+
+fn signal(host: &Host, signal: &str) -> Result<()> {
+    let pid = host.agent_pid().context("no agent")?.to_string();
+    host.run("kill", &[signal, &pid]).map(drop)
 }
 
 fn cpu(host: &Host) -> Result<f64> {
