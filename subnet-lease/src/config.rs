@@ -157,6 +157,20 @@ mod tests {
     }
 
     #[test]
+    fn of_a_config_that_is_junk_little_is_said() {
+        let long = |bytes: usize| parse(&format!(r#"{{"Network": "{}"}}"#, "A".repeat(bytes))).unwrap_err();
+        assert_eq!(long(1 << 20), "the network config has 1048591 bytes; fland reads at most 65536");
+        assert!(long(60_000).contains("A... (60002 bytes) cannot be read") && long(60_000).len() < 500);
+        let text = format!(r#""{}""#, "A".repeat(60_000));
+        assert!(parse(&text).unwrap_err().len() < 500, "a text is no object");
+        let fields: String = (0..2000).map(|number| format!(r#""f{number}\u001b": 1, "#)).collect();
+        let warnings = warnings(&with_backend(&format!(r#"{fields}"Network": "10.5.0.0/16""#)).unwrap());
+        assert!(warnings.len() <= 21, "{} warnings", warnings.len());
+        assert!(warnings.last().unwrap().contains("more fields"), "{warnings:?}");
+        assert!(warnings.iter().all(|warning| !warning.contains('\u{1b}')), "{warnings:?}");
+    }
+
+    #[test]
     fn a_config_without_backend_is_udp_and_says_so() {
         let config = parse(r#"{"Network": "10.5.0.0/16"}"#).unwrap();
         assert_eq!(config.backend, BackendConfig::Udp(UdpConfig::default()));
