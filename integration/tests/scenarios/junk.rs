@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use etcd_client::{Client, DeleteOptions, Txn, TxnOp};
 use flan_integration::flannel::lease_value;
+use flan_integration::host::STATUS_FLAGS;
 use flan_integration::inside::Inside;
 use flan_integration::store::{PREFIX, StoreKind};
 use flan_integration::{Host, Lab, LabOptions, vitals, wait};
@@ -57,55 +58,11 @@ fn story(kind: StoreKind) -> Result<()> {
         let before = resident(&hosts)?;
         let mut findings = Findings::default();
 
-        // Keys of a megabyte, and values; a lease while they come, and one while they go.
-        for (what, by_key) in [("keys", true), ("values", false)] {
-            let took = writer.while_junk_comes(by_key, || writer.followed(&hosts))?;
-            findings.at_most(&format!("a lease while large {what} come"), took, FOLLOWED_WITHIN);
-            writer.delete("subnets/junk")?;
-            let took = writer.followed(&hosts)?;
-            findings.at_most(&format!("a lease while large {what} go"), took, FOLLOWED_WITHIN);
-        }
-        // A host that stands still meanwhile gets all of it at once, as one behind a slow line does.
-        signal(&hosts[0], "-STOP")?;
-        writer.while_junk_comes(false, || Ok(()))?;
-        writer.delete("subnets/junk")?;
-        signal(&hosts[0], "-CONT")?;
-        findings.at_most("a lease after standing still", writer.followed(&hosts)?, FOLLOWED_WITHIN);
-        // One's own lease turns to junk.
-        let own = hosts[0].subnet_env()?.key();
-        writer.put(format!("subnets/{own}").as_bytes(), vec![b'A'; MEGABYTE])?;
-        wait::until("h1 to write its lease again", FOLLOWED_WITHIN, || {
-            let value = lab.store().value(&format!("subnets/{own}"))?.unwrap_or_default();
-            ensure!(value.contains("192.168.64.11"), "it has {} bytes", value.len());
-            Ok(())
-        })?;
+        large_junk_comes_and_goes(lab, &hosts, &writer, &mut findings)?;
         findings.grown("after the large junk", &hosts, &before)?;
-
-        // Names that steer a terminal, beside many plain ones.
-        for name in STEERING {
-            writer.put(&[b"subnets/", name].concat(), b"{".to_vec())?;
-        }
-        let lease = lease_value("192.168.64.240", "02:00:00:00:02:40");
-        let lease = lease.replacen('{', r#"{"HostName":"\u001b[2J\u009b31m\nERROR","NodeID":"\u0007","#, 1);
-        writer.put(STEERING_LEASE.as_bytes(), lease.into_bytes())?;
-        writer.put_bad()?;
-        findings.at_most("a lease after bad ones in masses", writer.followed(&hosts)?, FOLLOWED_WITHIN);
-
-        let used = cpu(&hosts[0])?;
-        let took = writer.in_a_hurry(|| writer.followed(&hosts))?;
-        findings.at_most("a lease while a bad one is rewritten in a hurry", took, FOLLOWED_WITHIN);
-        println!("CPU while it is: {:.1} s in {HURRY:?}", cpu(&hosts[0])? - used);
+        bad_leases_come_in_masses(&hosts, &writer, &mut findings)?;
         findings.grown("with all bad leases", &hosts, &before)?;
-
-        // Large ones beside, to stay; also where nobody looks for leases.
-        writer.while_junk_comes(true, || Ok(()))?;
-        writer.put(b"reservations/junk", vec![b'A'; MEGABYTE])?;
-        writer.put(b"reservations/10.5.7.0-24", vec![b'A'; MEGABYTE])?;
-        hosts[0].kill_agent()?;
-        let start = Instant::now();
-        hosts[0].start_agent_with(&flan_integration::host::STATUS_FLAGS)?;
-        findings.at_most("a start with all of it", start.elapsed(), STARTED_WITHIN);
-        findings.at_most("a lease after that", writer.followed(&hosts)?, FOLLOWED_WITHIN);
+        a_host_starts_with_all_of_it(&mut hosts, &writer, &mut findings)?;
         findings.grown("with all of it, after a start", &hosts[..1], &before)?;
 
         for host in &hosts {
@@ -115,12 +72,7 @@ fn story(kind: StoreKind) -> Result<()> {
         findings.command_line(lab, &writer)?;
         findings.config(lab, &writer)?;
 
-        writer.delete("subnets/junk")?;
-        writer.delete("subnets/bad")?;
-        writer.delete(STEERING_LEASE)?;
-        for number in 0..writer.leases.get() {
-            writer.delete(&format!("subnets/10.5.2{number:02}.0-24"))?;
-        }
+        writer.delete_everything()?;
         wait_until_all_know_each_other(&hosts)?;
         for host in &mut hosts {
             host.ensure_agent_runs()?;
@@ -129,6 +81,67 @@ fn story(kind: StoreKind) -> Result<()> {
         }
         findings.verdict()
     })
+}
+
+fn large_junk_comes_and_goes(
+    lab: &Lab,
+    hosts: &[Host],
+    writer: &Writer,
+    findings: &mut Findings,
+) -> Result<()> {
+    // Keys of a megabyte, and values; a lease while they come, and one while they go.
+    for (what, by_key) in [("keys", true), ("values", false)] {
+        let took = writer.while_junk_comes(by_key, || writer.followed(hosts))?;
+        findings.at_most(&format!("a lease while large {what} come"), took, FOLLOWED_WITHIN);
+        writer.delete("subnets/junk")?;
+        let took = writer.followed(hosts)?;
+        findings.at_most(&format!("a lease while large {what} go"), took, FOLLOWED_WITHIN);
+    }
+    // A host that stands still meanwhile gets all of it at once, as one behind a slow line does.
+    signal(&hosts[0], "-STOP")?;
+    writer.while_junk_comes(false, || Ok(()))?;
+    writer.delete("subnets/junk")?;
+    signal(&hosts[0], "-CONT")?;
+    findings.at_most("a lease after standing still", writer.followed(hosts)?, FOLLOWED_WITHIN);
+    // One's own lease turns to junk.
+    let own = format!("subnets/{}", hosts[0].subnet_env()?.key());
+    writer.put(own.as_bytes(), vec![b'A'; MEGABYTE])?;
+    wait::until("h1 to write its lease again", FOLLOWED_WITHIN, || {
+        let value = lab.store().value(&own)?.unwrap_or_default();
+        ensure!(value.contains(&hosts[0].address().to_string()), "it has {} bytes", value.len());
+        Ok(())
+    })
+}
+
+fn bad_leases_come_in_masses(hosts: &[Host], writer: &Writer, findings: &mut Findings) -> Result<()> {
+    // Names that steer a terminal, beside many plain ones.
+    for name in STEERING {
+        writer.put(&[b"subnets/", name].concat(), b"{".to_vec())?;
+    }
+    let lease = lease_value("192.168.64.240", "02:00:00:00:02:40");
+    let lease = lease.replacen('{', r#"{"HostName":"\u001b[2J\u009b31m\nERROR","NodeID":"\u0007","#, 1);
+    writer.put(STEERING_LEASE.as_bytes(), lease.into_bytes())?;
+    writer.put_bad()?;
+    findings.at_most("a lease after bad ones in masses", writer.followed(hosts)?, FOLLOWED_WITHIN);
+
+    let used = cpu(&hosts[0])?;
+    let took = writer.in_a_hurry(|| writer.followed(hosts))?;
+    findings.at_most("a lease while a bad one is rewritten in a hurry", took, FOLLOWED_WITHIN);
+    println!("CPU while it is: {:.1} s in {HURRY:?}", cpu(&hosts[0])? - used);
+    Ok(())
+}
+
+/// The bad leases, and large keys beside; junk also where nobody looks for leases.
+fn a_host_starts_with_all_of_it(hosts: &mut [Host], writer: &Writer, findings: &mut Findings) -> Result<()> {
+    writer.while_junk_comes(true, || Ok(()))?;
+    writer.put(b"reservations/junk", vec![b'A'; MEGABYTE])?;
+    writer.put(b"reservations/10.5.7.0-24", vec![b'A'; MEGABYTE])?;
+    hosts[0].kill_agent()?;
+    let start = Instant::now();
+    hosts[0].start_agent_with(&STATUS_FLAGS)?;
+    findings.at_most("a start with all of it", start.elapsed(), STARTED_WITHIN);
+    findings.at_most("a lease after that", writer.followed(hosts)?, FOLLOWED_WITHIN);
+    Ok(())
 }
 
 /// Who writes the junk, and a lease beside it.
@@ -158,6 +171,14 @@ impl Writer {
         let (mut client, key) = (self.client.clone(), below_prefix(beginning.as_bytes()));
         let all = DeleteOptions::new().with_prefix();
         self.inside.run(LIMIT, async move { Ok(client.delete(key, Some(all)).await.map(drop)?) })
+    }
+
+    /// All that this one has put below the leases.
+    fn delete_everything(&self) -> Result<()> {
+        for beginning in ["subnets/junk", "subnets/bad", STEERING_LEASE] {
+            self.delete(beginning)?;
+        }
+        (0..self.leases.get()).try_for_each(|number| self.delete(&format!("subnets/10.5.2{number:02}.0-24")))
     }
 
     /// Puts a lease, and says how long it takes until all these hosts have it in their kernels.
