@@ -36,7 +36,7 @@ use crate::status::SharedStatus;
 use crate::subnet_env::SubnetEnv;
 use backend::UdpRunner;
 use overlaps::NetworkWatch;
-use peers::Unreached;
+use peers::{Teller, Unreached};
 use underlay::UnderlayWatch;
 
 pub use start::run;
@@ -62,6 +62,7 @@ struct Daemon<K, F> {
     twin: Option<Sighting>,
     /// Peers that this backend cannot reach from here.
     unreached: Unreached,
+    teller: Teller,
     status: SharedStatus,
     /// Sees what other programs do to our packets.
     lookout: Lookout,
@@ -234,6 +235,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             self.underlay.due(),
             self.networks.due(),
             self.leases.missing_until(),
+            self.teller.due(),
+            self.unreached.due(),
             self.reconciler.due_at(Instant::now()),
         ];
         dues.into_iter().flatten().min()
@@ -257,6 +260,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             memory::give_back();
         }
         self.reconciler.tell(now);
+        self.teller.sum_up(&self.leases, now);
+        self.unreached.sum_up(now);
         self.round().await;
     }
 
@@ -335,7 +340,15 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if changes.is_empty() {
             return;
         }
-        peers::tell(&changes);
+        self.teller.tell(&changes, Instant::now());
+        if !changes.quarantine.is_empty() {
+            // What stands in a bad lease may have been large.
+            sooner(&mut self.tidy_due, TIDY_DELAY);
+        }
+        if changes.peers.is_empty() {
+            self.show_lists();
+            return;
+        }
         for change in &changes.peers {
             if let Some(before) = &change.before {
                 self.unreached.forget(before);
@@ -353,7 +366,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Wants for every peer what the backend plans, when nothing is wanted for any.
     fn plan_all_peers(&mut self) {
         self.unreached.clear();
-        peers::tell(&self.leases.take_changes());
+        self.teller.tell(&self.leases.take_changes(), Instant::now());
         for peer in self.leases.peers() {
             want_peer(&*self.backend, &mut self.reconciler, &mut self.unreached, peer);
         }
@@ -365,12 +378,18 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if let Some(datapath) = &self.datapath {
             datapath.feed(&self.leases.peers().collect::<Vec<_>>());
         }
+        self.show_lists();
+        self.look_at_overlaps();
+    }
+
+    /// What the status says of peers and bad leases.
+    fn show_lists(&self) {
         self.status.update(|status| {
             status.peers = self.leases.peer_count() - self.unreached.count();
-            status.unreachable = self.unreached.list();
-            status.quarantined = self.leases.quarantined().map(Into::into).collect();
+            (status.unreachable, status.unreachable_count) = (self.unreached.some(), self.unreached.count());
+            status.quarantined = peers::some_quarantined(&self.leases);
+            status.quarantined_count = self.leases.quarantined_count();
         });
-        self.look_at_overlaps();
     }
 
     /// Says what is wrong now, and comes back to what has to be tried again.
@@ -469,7 +488,7 @@ fn want_peer<K: Kernel, F: Firewall>(
 ) {
     match backend.peer(peer) {
         Ok(planned) => reconciler.want(planned),
-        Err(reason) => unreached.note(peer, &reason),
+        Err(reason) => unreached.note(peer, &reason, Instant::now()),
     }
 }
 

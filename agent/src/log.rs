@@ -1,10 +1,12 @@
 //! What is logged, and how it looks.
 
+mod guard;
 mod sparing;
 
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use self::guard::Guard;
 use self::sparing::Sparing;
 
 /// How much is logged, and in which form.
@@ -40,7 +42,10 @@ pub enum LogFormat {
 /// Starts to log to standard error. `RUST_LOG` wins over `-v`. A warning that repeats within a minute is written once.
 pub fn start(args: &LogArgs) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(args.v)));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let terminal = args.log_format == LogFormat::Text && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || Guard::new(std::io::stderr(), terminal));
     match args.log_format {
         LogFormat::Json => {
             builder
@@ -50,7 +55,6 @@ pub fn start(args: &LogArgs) {
                 .init();
         }
         LogFormat::Text => {
-            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
             let builder = builder.with_ansi(terminal).with_target(false);
             builder.map_event_format(|format| Sparing::new(format, args.log_format)).init();
         }

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use flan_backends::udp::{Gauge, Modes, Totals};
-use flan_subnet_lease::Quarantined;
+use flan_subnet_lease::{Quarantined, shown};
 use serde::{Serialize, Serializer};
 use tokio::net::TcpListener;
 
@@ -18,6 +18,9 @@ use crate::reconcile::Repairs;
 
 /// The form of this document; it changes when a field changes its meaning or goes.
 pub const API_VERSION: &str = "flan/v1";
+
+/// Entries of each list whose length the store decides.
+pub const SHOWN_IN_LISTS: usize = 100;
 
 /// The agent's state in short.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -39,10 +42,14 @@ pub struct Status {
     pub mtu: u32,
     /// Number of peers that packets are sent to.
     pub peers: usize,
-    /// Peers with a good lease that this backend cannot reach from this host.
+    /// Peers with a good lease that this backend cannot reach from this host: the first [`SHOWN_IN_LISTS`].
     pub unreachable: Vec<UnreachablePeer>,
-    /// Leases that are kept from the kernel.
+    /// How many there are.
+    pub unreachable_count: usize,
+    /// Leases that are kept from the kernel: the first [`SHOWN_IN_LISTS`].
     pub quarantined: Vec<QuarantinedLease>,
+    /// How many there are.
+    pub quarantined_count: usize,
     /// How often something of ours was put right that another program had changed.
     pub repairs: Repairs,
     /// The store, where this host carries it.
@@ -96,7 +103,7 @@ pub struct EmbeddedStore {
 /// A bad lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct QuarantinedLease {
-    /// The last part of its key.
+    /// The last part of its key, printable; of a long one the beginning.
     pub key: String,
     /// What is wrong with it.
     pub reason: String,
@@ -104,7 +111,7 @@ pub struct QuarantinedLease {
 
 impl From<Quarantined<'_>> for QuarantinedLease {
     fn from(bad: Quarantined<'_>) -> Self {
-        Self { key: bad.key.to_owned(), reason: bad.reason.to_string() }
+        Self { key: shown(bad.key).into_owned(), reason: bad.reason.to_string() }
     }
 }
 

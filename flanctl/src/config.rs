@@ -18,7 +18,7 @@ use crate::output;
 /// Prints the config.
 pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
     let stored = stored(store).await?;
-    output::print(&String::from_utf8_lossy(&stored.json))
+    output::print_verbatim(&String::from_utf8_lossy(&stored.json))
 }
 
 /// Checks a config and writes it, with its backend, unless that would strand leases or change the backend unasked.
@@ -47,7 +47,7 @@ pub(crate) async fn set(
                 "this config strands {} that hosts hold: {}; their containers would lose the other hosts. \
                  Nothing was written; --force writes it all the same",
                 output::count(stranded.len(), "lease"),
-                stranded.join(", "),
+                output::some(&stranded),
             ),
         ));
     }

@@ -46,7 +46,7 @@ pub fn command() -> clap::Command {
 }
 
 fn failed(failure: &Failure, comment: &str) -> ExitCode {
-    eprintln!("flanctl: {failure}{comment}");
+    eprintln!("flanctl: {}{comment}", output::printable_lines(&failure.to_string()));
     ExitCode::from(failure.kind.code())
 }
 

@@ -3,20 +3,43 @@
 //! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
-use flan_subnet_lease::{BackendData, Lease, LeaseSet, PerFamily, Reservation, Subnets};
+use flan_subnet_lease::{
+    BackendData, Lease, LeaseSet, PerFamily, Reservation, Subnets, cut, printable, shown,
+};
 use serde::Serialize;
 
 use crate::failure::{Failure, Kind};
 
+/// Bytes of a backend's data that programs are shown as they are.
+const MOST_BACKEND_DATA: usize = 1024;
 /// How many keys a message names.
 const SHOWN: usize = 5;
 
-/// Prints lines. A reader that has seen enough and closed the pipe is no failure: the process ends, as others do.
+/// Prints lines for people. Texts in them are written by anybody who may write to the store: none steers the terminal.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    write(&printable_lines(text))
+}
+
+/// Prints text as it stands in the store, but for what would steer a terminal, where one is there.
+pub(crate) fn print_verbatim(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().is_terminal() {
+        true => print(&text.replace("\r\n", "\n")),
+        false => write(text),
+    }
+}
+
+/// The text printable, in the same lines and columns.
+pub(crate) fn printable_lines(text: &str) -> String {
+    let line = |line: &str| line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A reader that has seen enough and closed the pipe is no failure: the process ends, as others do.
+fn write(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.map_err(|error| Failure::new(Kind::Other, format!("cannot print: {error}"))),
@@ -25,17 +48,29 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints a document as JSON.
 pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
-    print(&serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?)
+    let json = serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?;
+    write(&without_controls(json))
+}
+
+/// The same JSON with the control characters escaped that JSON allows in texts, and terminals obey: U+007F to U+009F.
+fn without_controls(json: String) -> String {
+    let steers = |c: char| c.is_control() && c != '\n';
+    if !json.contains(steers) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len() + 64);
+    for c in json.chars() {
+        match steers(c) {
+            true => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// Prints a document as YAML.
 pub(crate) fn print_yaml(document: &impl Serialize) -> Result<(), Failure> {
-    print(&serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?)
-}
-
-/// Leases are written by anybody who may write to the store: nothing in them shall steer the terminal.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    write(&serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?)
 }
 
 /// A number of things, in words.
@@ -45,7 +80,7 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
 
 /// The first of some keys, and how many more there are.
 pub(crate) fn some<T: AsRef<str>>(keys: &[T]) -> String {
-    let shown = keys.iter().take(SHOWN).map(|key| printable(key.as_ref())).collect::<Vec<_>>().join(", ");
+    let shown = keys.iter().take(SHOWN).map(|key| shown(key.as_ref())).collect::<Vec<_>>().join(", ");
     match keys.len().saturating_sub(SHOWN) {
         0 => shown,
         rest => format!("{shown} and {rest} more"),
@@ -163,12 +198,12 @@ impl Subnet {
         Self {
             key: key.to_owned(),
             subnets: subnets.as_ref().map(texts).unwrap_or_default(),
-            host: attributes.and_then(|one| one.node.host.as_deref().map(str::to_owned)),
-            node_id: attributes.and_then(|one| one.node.id.as_deref().map(str::to_owned)),
+            host: attributes.and_then(|one| one.node.host.as_deref().map(of_bounded_size)),
+            node_id: attributes.and_then(|one| one.node.id.as_deref().map(of_bounded_size)),
             public_ips: attributes.map(|one| strings(&one.public_ips)).unwrap_or_default(),
-            backend: attributes.and_then(|one| one.backend.as_deref().map(str::to_owned)),
+            backend: attributes.and_then(|one| one.backend.as_deref().map(of_bounded_size)),
             backend_data: attributes
-                .map(|one| one.data.values().map(BackendData::to_value).collect())
+                .map(|one| one.data.values().map(value_of_bounded_size).collect())
                 .unwrap_or_default(),
             expires_in_seconds: None,
             reservation: lease.is_some_and(Lease::is_reservation),
@@ -179,6 +214,17 @@ impl Subnet {
             etcd_lease: lease.and_then(|lease| lease.etcd_lease),
         }
     }
+}
+
+fn of_bounded_size(text: &str) -> String {
+    cut(text).into_owned()
+}
+
+/// What a backend wrote; of much of it the beginning, as a text.
+fn value_of_bounded_size(data: &BackendData) -> serde_json::Value {
+    let value = data.to_value();
+    let text = value.to_string();
+    if text.len() > MOST_BACKEND_DATA { of_bounded_size(&text).into() } else { value }
 }
 
 /// Says what is doubtful of leases that are not bad.
@@ -255,5 +301,35 @@ mod tests {
             )
         );
         assert_eq!((list.items[0].state, &list.items[1].reason), (State::Active, &None));
+    }
+
+    #[test]
+    fn no_text_of_a_lease_steers_the_terminal_in_any_form() {
+        assert_eq!(printable_lines("a\tb\u{1b}[2J\nc\r"), "a\tb\\u{1b}[2J\nc\\r");
+        let json = serde_json::to_string_pretty(&["\u{1b}\u{9b}\u{7f}\n"]).unwrap();
+        let safe = without_controls(json.clone());
+        assert_eq!(safe, "[\n  \"\\u001b\\u009b\\u007f\\n\"\n]");
+        let read = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
+        assert_eq!(read(&safe), read(&json));
+        let yaml = serde_yaml_ng::to_string(&["\u{1b}\u{9b}\u{7f}"]).unwrap();
+        assert!(!yaml.chars().any(|c| c.is_control() && c != '\n'), "{yaml:?}");
+    }
+
+    #[test]
+    fn long_texts_of_a_lease_are_cut_for_programs_too() {
+        let long = "A".repeat(2000);
+        let value = format!(
+            r#"{{"PublicIP":"192.168.64.7","BackendType":"host-gw","BackendData":"{long}","HostName":"{long}","NodeID":"{long}"}}"#
+        );
+        let (key, value) = ("10.5.7.0-24".to_owned(), value.into_bytes());
+        let entry = Entry { key, value, create_revision: 1, mod_revision: 1, etcd_lease: Some(1) };
+        let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#;
+        let admission = Admission { config: NetworkConfig::parse(config).unwrap(), own: None };
+        let mut leases = LeaseSet::new(admission, Caution::default());
+        let listing = Listing { entries: vec![entry], revision: 9, cluster_id: 1 };
+        leases.apply(WatchEvent::Listed(listing), Instant::now());
+        let json = serde_json::to_string(&SubnetList::new(&leases, &[])).unwrap();
+        assert_eq!(json.matches("AAA... (200").count(), 3, "{json}");
+        assert!(json.len() < 1500, "{} bytes", json.len());
     }
 }

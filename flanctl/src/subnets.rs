@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flan_subnet_lease::{
-    Admission, Caution, Lease, LeaseSet, LeaseWatch, NetworkConfig, Store, StoreError, WatchEvent,
+    Admission, Caution, Lease, LeaseSet, LeaseWatch, NetworkConfig, Store, StoreError, WatchEvent, printable,
 };
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -63,7 +63,7 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
 /// Takes in an event. Answers whether it says anything of the leases.
 fn take(leases: &mut LeaseSet, event: WatchEvent) -> bool {
     if let WatchEvent::Interrupted { reason } = event {
-        eprintln!("flanctl: lost sight of the leases, trying again: {reason}");
+        eprintln!("flanctl: lost sight of the leases, trying again: {}", printable(&reason));
         return false;
     }
     leases.apply(event, Instant::now());

@@ -5,7 +5,9 @@ use std::time::Duration;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 
-use crate::output::{State, Subnet, SubnetList, printable};
+use flan_subnet_lease::{printable, shown};
+
+use crate::output::{State, Subnet, SubnetList};
 
 /// The leases, one a line; `wide` adds what is seldom needed.
 pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
@@ -18,7 +20,7 @@ pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
     table.set_header(header);
     for item in &list.items {
         let mut row = vec![
-            if item.subnets.is_empty() { item.key.clone() } else { item.subnets.join(",") },
+            if item.subnets.is_empty() { shown(&item.key).into_owned() } else { item.subnets.join(",") },
             or_dash(item.host.as_deref()),
             or_dash(Some(item.public_ips.join(",").as_str())),
             or_dash(item.backend.as_deref()),
@@ -41,7 +43,7 @@ pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
 }
 
 fn or_dash(text: Option<&str>) -> String {
-    text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
+    shown(text.filter(|text| !text.is_empty()).unwrap_or("-")).into_owned()
 }
 
 fn expiry(item: &Subnet) -> String {
@@ -77,12 +79,6 @@ fn short(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_would_steer_the_terminal_is_shown_as_text() {
-        assert_eq!(printable("h1\u{1b}[2J\n"), "h1\\u{1b}[2J\\n");
-        assert_eq!(printable("höst"), "höst");
-    }
 
     #[test]
     fn durations_are_short() {

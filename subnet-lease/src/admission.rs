@@ -12,6 +12,7 @@ use crate::config::NetworkConfig;
 use crate::family::{Family, PerFamily, encloses};
 use crate::key::Subnets;
 use crate::lease::{InvalidLease, Lease};
+use crate::shown::shown;
 
 /// What a lease is measured by.
 #[derive(Debug, Clone)]
@@ -266,7 +267,7 @@ impl Admission {
             BackendConfig::Udp(_) | BackendConfig::Alloc => return Ok(()),
             backend if theirs == Some(backend.name()) => {}
             backend => {
-                let theirs = theirs.unwrap_or("none").to_owned();
+                let theirs = shown(theirs.unwrap_or("none")).into_owned();
                 return Err(QuarantineReason::WrongBackend { theirs, ours: backend.name() });
             }
         }

@@ -21,6 +21,9 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
+    /// Bytes of a network config at most; the longest sensible one has some 500.
+    pub const MOST_BYTES: usize = 65_536;
+
     /// Reads and checks the JSON of a network config, as flannel does: field names are matched without regard to case,
     /// and of a field that is there more than once the last one counts. Of backends, those that fland lacks are read as
     /// well; see [`NetworkConfig::supported`].
@@ -28,6 +31,9 @@ impl NetworkConfig {
     /// # Errors
     /// A [`ConfigError`] that names the first field that cannot work, its value and what would.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        if json.len() > Self::MOST_BYTES {
+            return Err(ConfigError::TooLarge { bytes: json.len() });
+        }
         if json.starts_with(&[0xff, 0xfe]) || json.starts_with(&[0xfe, 0xff]) {
             return Err(ConfigError::Utf16);
         }
@@ -148,6 +154,20 @@ mod tests {
         assert_eq!(config.pools.v4.unwrap().capacity(), 255);
         assert_eq!(config.backend, BackendConfig::Vxlan(VxlanConfig::default()));
         assert_eq!((config.pools.v6, config.warnings), (None, vec![]));
+    }
+
+    #[test]
+    fn of_a_config_that_is_junk_little_is_said() {
+        let long = |bytes: usize| parse(&format!(r#"{{"Network": "{}"}}"#, "A".repeat(bytes))).unwrap_err();
+        assert_eq!(long(1 << 20), "the network config has 1048591 bytes; fland reads at most 65536");
+        assert!(long(60_000).contains("A... (60002 bytes) cannot be read") && long(60_000).len() < 500);
+        let text = format!(r#""{}""#, "A".repeat(60_000));
+        assert!(parse(&text).unwrap_err().len() < 500, "a text is no object");
+        let fields: String = (0..2000).map(|number| format!(r#""f{number}\u001b": 1, "#)).collect();
+        let warnings = warnings(&with_backend(&format!(r#"{fields}"Network": "10.5.0.0/16""#)).unwrap());
+        assert!(warnings.len() <= 21, "{} warnings", warnings.len());
+        assert!(warnings.last().unwrap().contains("more fields"), "{warnings:?}");
+        assert!(warnings.iter().all(|warning| !warning.contains('\u{1b}')), "{warnings:?}");
     }
 
     #[test]

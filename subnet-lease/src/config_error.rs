@@ -1,4 +1,8 @@
-//! What a person is told of a network config: why it cannot be used, and what of it is doubtful.
+//! What a person is told of a network config: why it cannot be used, and what of it is doubtful. Texts of the config are
+//! cut and made printable.
+
+use crate::config::NetworkConfig;
+use crate::shown::shown;
 
 /// What in a network config works, but perhaps not as its author expects. Displayed as a sentence for a person.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +23,7 @@ pub enum ConfigWarning {
     #[error(
         "the network config has the field {field} {} times, as {}; the last one counts, as with flannel",
         names.len(),
-        names.join(" and ")
+        names.iter().take(SHOWN_NAMES).map(|name| shown(name)).collect::<Vec<_>>().join(" and ")
     )]
     RepeatedField {
         /// The field's path.
@@ -28,9 +32,15 @@ pub enum ConfigWarning {
         names: Vec<String>,
     },
     /// A field that nobody knows, by its path. It is ignored, as flannel does; often it is misspelt.
-    #[error("the network config has the field {0}, which neither flannel nor fland knows; it is ignored")]
+    #[error("the network config has the field {}, which neither flannel nor fland knows; it is ignored", shown(.0))]
     UnknownField(String),
+    /// More fields that nobody knows than are named.
+    #[error("the network config has more fields that neither flannel nor fland knows")]
+    MoreUnknownFields,
 }
+
+/// Spellings of one repeated field that are named.
+const SHOWN_NAMES: usize = 5;
 
 /// Why a network config cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +48,14 @@ pub enum ConfigError {
     /// Text in another encoding than UTF-8.
     #[error("the network config is UTF-16 text; save it as UTF-8")]
     Utf16,
+    /// More bytes than any network config has.
+    #[error("the network config has {bytes} bytes; fland reads at most {}", NetworkConfig::MOST_BYTES)]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// Not a JSON object.
-    #[error("the network config is not a JSON object: {0}")]
+    #[error("the network config is not a JSON object: {}", shown(&.0.to_string()))]
     Syntax(#[source] serde_json::Error),
     /// A field that must be there is not.
     #[error("{field} is missing: {hint}")]
@@ -63,6 +79,10 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(crate) fn invalid(field: &str, value: &str, problem: &str) -> Self {
-        Self::Invalid { field: field.to_owned(), value: value.to_owned(), problem: problem.to_owned() }
+        Self::Invalid {
+            field: field.to_owned(),
+            value: shown(value).into_owned(),
+            problem: problem.to_owned(),
+        }
     }
 }

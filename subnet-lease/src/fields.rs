@@ -8,6 +8,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::config_error::{ConfigError, ConfigWarning};
+use crate::shown::shown;
+
+/// Doubts of one object that are told of.
+const MOST_WARNINGS: usize = 20;
 
 /// The fields that nobody took yet. What is left over at the end is unknown.
 pub(crate) struct Fields {
@@ -75,7 +79,7 @@ impl Fields {
         let Some(json) = self.take_all(name).pop() else { return Ok(None) };
         Self::read(path, json.get().as_bytes()).map(Some).map_err(|error| {
             let problem = match json.get().starts_with('{') {
-                true => format!("cannot be read: {error}"),
+                true => format!("cannot be read: {}", shown(&error.to_string())),
                 false => format!("is not an object; {example} is one"),
             };
             ConfigError::invalid(&self.full(name), json.get(), &problem)
@@ -86,10 +90,15 @@ impl Fields {
     pub(crate) fn finish(self) -> Vec<ConfigWarning> {
         let mut warnings = self.warnings;
         for (name, _) in self.left {
-            let unknown = ConfigWarning::UnknownField(format!("{}{}", self.path, name.escape_debug()));
-            if !warnings.contains(&unknown) {
-                warnings.push(unknown);
+            let unknown = ConfigWarning::UnknownField(format!("{}{name}", self.path));
+            if warnings.contains(&unknown) {
+                continue;
             }
+            if warnings.len() >= MOST_WARNINGS {
+                warnings.push(ConfigWarning::MoreUnknownFields);
+                break;
+            }
+            warnings.push(unknown);
         }
         warnings
     }
@@ -115,13 +124,17 @@ impl Fields {
 
     fn value(&self, name: &str, json: &RawValue) -> Result<Value, ConfigError> {
         serde_json::from_str(json.get()).map_err(|error| {
-            ConfigError::invalid(&self.full(name), json.get(), &format!("cannot be read: {error}"))
+            ConfigError::invalid(
+                &self.full(name),
+                json.get(),
+                &format!("cannot be read: {}", shown(&error.to_string())),
+            )
         })
     }
 
     fn typed<T: DeserializeOwned>(&self, name: &str, value: &Value) -> Result<T, ConfigError> {
         T::deserialize(value).map_err(|error| {
-            let problem = format!("has the wrong type: {error}");
+            let problem = format!("has the wrong type: {}", shown(&error.to_string()));
             ConfigError::invalid(&self.full(name), &value.to_string(), &problem)
         })
     }

@@ -26,6 +26,7 @@ use crate::config::NetworkConfig;
 use crate::host_network::HostNetwork;
 use crate::key::Subnets;
 use crate::lease::LeaseAttributes;
+use crate::shown::shown_bytes;
 use crate::store::{Entry, Listing, Store, StoreError};
 use crate::twin::Twin;
 use contest::Contest;
@@ -285,7 +286,7 @@ impl Keeper {
                 return Ok(Looked::Objected);
             }
             Finding::Altered(entry) => {
-                let value = String::from_utf8_lossy(&entry.value);
+                let value = shown_bytes(&entry.value);
                 warn!(%subnets, %value, "somebody altered our lease; writing it again");
                 // A write without an etcd lease makes a reservation only where it leaves our words as they are.
                 let entry = Entry { etcd_lease: entry.etcd_lease.or(self.held.etcd_lease), ..entry };

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnetwork::IpNetwork;
 
 use crate::family::{Family, PerFamily, overlap};
+use crate::shown::cut;
 
 /// The subnets of one lease: one for each family in use, at least one, each at its base address.
 ///
@@ -24,13 +25,13 @@ pub struct Subnets {
 /// A text that names no subnets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
-    /// Not in the form of a key.
+    /// Not in the form of a key; the text, if it is long only its beginning.
     #[error("{0:?} names no subnet, such as 10.5.52.0/24 or, in a key, 10.5.52.0-24&fd00:5:0:34::-64")]
     Syntax(String),
     /// A key that nobody would write: it names the same subnet as another key.
     #[error("{key:?} is not in the one form that names {subnets}, which is {:?}", subnets.key())]
     Form {
-        /// The key.
+        /// The key, if it is long only its beginning.
         key: String,
         /// What it names.
         subnets: Subnets,
@@ -77,7 +78,7 @@ impl Subnets {
     pub fn from_key(key: &str) -> Result<Self, InvalidKey> {
         let subnets = Self::parse(key, '&', '-')?;
         if !subnets.joined("&", "-").reads(key) {
-            return Err(InvalidKey::Form { key: key.to_owned(), subnets });
+            return Err(InvalidKey::Form { key: cut(key).into_owned(), subnets });
         }
         Ok(subnets)
     }
@@ -107,7 +108,7 @@ impl Subnets {
     }
 
     fn parse(text: &str, between: char, before_length: char) -> Result<Self, InvalidKey> {
-        let syntax = || InvalidKey::Syntax(text.to_owned());
+        let syntax = || InvalidKey::Syntax(cut(text).into_owned());
         let mut subnets = PerFamily::default();
         for part in text.split(between) {
             let (address, length) = part.rsplit_once(before_length).ok_or_else(syntax)?;

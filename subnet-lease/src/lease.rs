@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::backend_data::{BackendData, VxlanData};
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
+use crate::shown::shown;
 use crate::store::Entry;
 
 /// One lease as the store holds it.
@@ -87,12 +88,21 @@ impl Lease {
 }
 
 impl LeaseAttributes {
+    /// Bytes of the value of a lease at most. flannel and flan write some 200; what is larger is no lease.
+    pub const MOST_BYTES: usize = 8192;
+
     /// Reads the value of a lease.
     ///
     /// # Errors
     /// [`InvalidLease::Value`] with the reader's reason.
     pub fn from_json(json: &[u8]) -> Result<Self, InvalidLease> {
-        serde_json::from_slice(json).map_err(|error| InvalidLease::Value(error.to_string()))
+        if json.len() > Self::MOST_BYTES {
+            let reason = format!("it is larger than a lease, which has at most {} bytes", Self::MOST_BYTES);
+            return Err(InvalidLease::Value(reason));
+        }
+        // The reader may repeat a text of the value.
+        serde_json::from_slice(json)
+            .map_err(|error| InvalidLease::Value(shown(&error.to_string()).into_owned()))
     }
 
     /// The value of a lease, with the fields in flannel's order.
@@ -105,11 +115,11 @@ impl LeaseAttributes {
         self.data.get(family)?.vxlan()
     }
 
-    /// The holder for people: `192.168.64.12 (h2)`.
+    /// The holder for people, printable and not too long: `192.168.64.12 (h2)`.
     pub fn holder(&self) -> String {
         let ips = self.public_ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",");
         match &self.node.host {
-            Some(host) => format!("{ips} ({host})"),
+            Some(host) => format!("{ips} ({})", shown(host)),
             None => ips,
         }
     }
@@ -123,7 +133,7 @@ impl LeaseAttributes {
     /// The holder for people, with what tells its machine from others: `192.168.64.12 (h2), node id 7f3a`.
     pub fn holder_and_node(&self) -> String {
         match &self.node.id {
-            Some(id) => format!("{}, node id {id}", self.holder()),
+            Some(id) => format!("{}, node id {}", self.holder(), shown(id)),
             None => self.holder(),
         }
     }

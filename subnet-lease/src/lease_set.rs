@@ -211,6 +211,11 @@ impl LeaseSet {
         })
     }
 
+    /// Number of leases that are kept from the kernel.
+    pub fn quarantined_count(&self) -> usize {
+        self.quarantine.len()
+    }
+
     /// All leases that can be read, good and bad, in the order of their subnets.
     pub fn readable(&self) -> impl Iterator<Item = &Lease> {
         self.table.in_order().filter(|slot| !slot.missing).map(|slot| &*slot.lease)
@@ -269,7 +274,10 @@ impl LeaseSet {
     /// Takes in one lease, and leaves the judgement on it to the group.
     fn put(&mut self, entry: &Entry, group: &mut Group) {
         let lease = match Lease::from_entry(entry) {
-            Ok(lease) => lease,
+            Ok(mut lease) => {
+                lease.attributes.other = None; // nobody asks here what only others know, and it may be much
+                lease
+            }
             Err(error) => {
                 self.delete(&entry.key, group);
                 self.unreadable += 1;

@@ -57,6 +57,8 @@ pub struct StoredConfig {
 
 /// How long one request may take on one endpoint.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of one message, where the store decides: as many as etcd's own clients take.
+const ANY_SIZE: usize = i32::MAX as usize;
 /// How long a connection may take to open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life is asked for one after this, and given up when none comes in the same time.
@@ -125,8 +127,9 @@ impl Store {
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let path = self.subnet_key(key);
         let mut response = self
-            .call(|mut client: Client| {
-                let path = path.clone();
+            .call(|client: Client| {
+                let (path, mut client) =
+                    (path.clone(), client.kv_client().max_decoding_message_size(ANY_SIZE));
                 async move { client.get(path, None).await }
             })
             .await?;
@@ -164,8 +167,9 @@ impl Store {
     async fn config_at(&self, revision: i64) -> Result<Option<StoredConfig>, StoreError> {
         let key = self.config_key();
         let response = self
-            .call(|mut client: Client| {
+            .call(|client: Client| {
                 let (key, options) = (key.clone(), GetOptions::new().with_revision(revision));
+                let mut client = client.kv_client().max_decoding_message_size(ANY_SIZE);
                 async move { client.get(key, Some(options)).await }
             })
             .await?;

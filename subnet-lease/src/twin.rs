@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::family::PerFamily;
 use crate::lease::{LeaseAttributes, NodeIdentity};
+use crate::shown::shown;
 
 /// Another machine with our node id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,12 +69,14 @@ impl fmt::Display for Twin {
     /// `192.168.64.12 (h2)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.public_ips.is_empty() {
-            return f.write_str(self.host.as_deref().unwrap_or("a host that does not say its address"));
+            return f.write_str(
+                &self.host.as_deref().map_or("a host that does not say its address".into(), shown),
+            );
         }
         for (at, ip) in self.public_ips.values().enumerate() {
             write!(f, "{}{ip}", if at == 0 { "" } else { "," })?;
         }
-        self.host.as_ref().map_or(Ok(()), |host| write!(f, " ({host})"))
+        self.host.as_ref().map_or(Ok(()), |host| write!(f, " ({})", shown(host)))
     }
 }
 

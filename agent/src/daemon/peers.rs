@@ -1,85 +1,151 @@
 //! Telling what became of each peer and each bad lease, and remembering the peers that cannot be reached from here.
 
+mod ration;
+
 use std::collections::BTreeMap;
 
 use flan_backends::Unreachable;
-use flan_subnet_lease::{Changes, Lease, PeerChange, Subnets};
+use flan_subnet_lease::{Changes, Lease, LeaseSet, PeerChange, Subnets, shown};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::status::UnreachablePeer;
+use self::ration::Ration;
+use crate::status::{QuarantinedLease, SHOWN_IN_LISTS, UnreachablePeer};
 
-/// Peers that are told of one by one; of more, only the numbers.
-const SHOWN: usize = 5;
+/// Peers that are told of one by one; of more at once, only the numbers.
+const AT_ONCE: usize = 5;
 
-/// Logs what has changed.
-pub(super) fn tell(changes: &Changes) {
-    type Kind = (&'static str, fn(&PeerChange) -> bool);
-    let kinds: [Kind; 3] = [
-        ("joined", |change| change.before.is_none()),
-        ("left", |change| change.after.is_none()),
-        ("changed", |change| change.before.is_some() && change.after.is_some()),
-    ];
-    for (what, is_one) in kinds {
-        let count = changes.peers.iter().filter(|change| is_one(change)).count();
-        if count > SHOWN {
-            info!(peers = count, "peers {what}");
-            continue;
+/// Tells the log, and no more than it should have.
+#[derive(Debug, Default)]
+pub(super) struct Teller {
+    peers: [Ration; KINDS.len()],
+    bad: Ration,
+    mended: Ration,
+}
+
+/// What may become of a peer, and how that is told from the rest.
+type Kind = (&'static str, fn(&PeerChange) -> bool);
+const KINDS: [Kind; 3] = [
+    ("joined", |change| change.before.is_none()),
+    ("left", |change| change.after.is_none()),
+    ("changed", |change| change.before.is_some() && change.after.is_some()),
+];
+
+impl Teller {
+    /// Logs what has changed.
+    pub(super) fn tell(&mut self, changes: &Changes, now: Instant) {
+        for ((what, is_one), ration) in KINDS.into_iter().zip(&mut self.peers) {
+            let count = changes.peers.iter().filter(|change| is_one(change)).count();
+            if count > AT_ONCE {
+                if ration.admits(count, now) {
+                    info!(peers = count, "peers {what}");
+                }
+                continue;
+            }
+            for lease in changes
+                .peers
+                .iter()
+                .filter(|change| is_one(change))
+                .filter_map(|change| change.after.as_ref().or(change.before.as_ref()))
+            {
+                if !ration.admits(1, now) {
+                    continue;
+                }
+                let public_ips: Vec<String> =
+                    lease.attributes.public_ips.values().map(ToString::to_string).collect();
+                let host = lease.attributes.node.host.as_deref().map(shown).unwrap_or_default();
+                info!(subnets = %lease.subnets, public_ip = public_ips.join(","), %host, "peer {what}");
+            }
         }
-        for lease in changes
-            .peers
-            .iter()
-            .filter(|change| is_one(change))
-            .filter_map(|change| change.after.as_ref().or(change.before.as_ref()))
-        {
-            let public_ips: Vec<String> =
-                lease.attributes.public_ips.values().map(ToString::to_string).collect();
-            let host = lease.attributes.node.host.as_deref().unwrap_or_default();
-            info!(subnets = %lease.subnets, public_ip = public_ips.join(","), host, "peer {what}");
+        for change in &changes.quarantine {
+            match &change.after {
+                Some(reason) if self.bad.admits(1, now) => {
+                    warn!(key = %shown(&change.key), %reason, "bad lease: no packets are sent to its holder");
+                }
+                None if self.mended.admits(1, now) => {
+                    info!(key = %shown(&change.key), "bad lease is gone or mended");
+                }
+                _ => {}
+            }
         }
     }
-    for change in &changes.quarantine {
-        match &change.after {
-            Some(reason) => {
-                warn!(key = %change.key, %reason, "bad lease: no packets are sent to its holder");
+
+    /// When there is something to sum up.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let rations = self.peers.iter().chain([&self.bad, &self.mended]);
+        rations.filter_map(Ration::due).min()
+    }
+
+    /// Sums up what got no line of its own, if it is time.
+    pub(super) fn sum_up(&mut self, leases: &LeaseSet, now: Instant) {
+        for ((what, _), ration) in KINDS.into_iter().zip(&mut self.peers) {
+            if let Some(more) = ration.more(now) {
+                info!(peers = more, "more peers {what} than get a line each");
             }
-            None => info!(key = %change.key, "bad lease is gone or mended"),
+        }
+        let quarantined = leases.quarantined_count();
+        if let Some(changes) = self.bad.more(now) {
+            warn!(changes, quarantined, "more bad leases than get a line each; flanctl subnets ls shows all");
+        }
+        if let Some(changes) = self.mended.more(now) {
+            info!(changes, quarantined, "more bad leases are gone or mended");
         }
     }
 }
 
+/// The first of the bad leases.
+pub(super) fn some_quarantined(leases: &LeaseSet) -> Vec<QuarantinedLease> {
+    leases.quarantined().take(SHOWN_IN_LISTS).map(Into::into).collect()
+}
+
 /// Peers with a good lease that this backend cannot reach from this host.
 #[derive(Debug, Default)]
-pub(super) struct Unreached(BTreeMap<Subnets, UnreachablePeer>);
+pub(super) struct Unreached {
+    peers: BTreeMap<Subnets, UnreachablePeer>,
+    ration: Ration,
+}
 
 impl Unreached {
     /// One more, unless it is known already; it is logged once.
-    pub(super) fn note(&mut self, peer: &Lease, reason: &Unreachable) {
+    pub(super) fn note(&mut self, peer: &Lease, reason: &Unreachable, now: Instant) {
         let entry = UnreachablePeer {
             subnets: peer.subnets.to_string(),
             holder: peer.attributes.holder(),
             reason: reason.to_string(),
         };
-        if self.0.get(&peer.subnets) != Some(&entry) {
+        if self.peers.get(&peer.subnets) != Some(&entry) && self.ration.admits(1, now) {
             warn!(subnets = %entry.subnets, holder = %entry.holder, %reason, "cannot reach this peer");
         }
-        self.0.insert(peer.subnets, entry);
+        self.peers.insert(peer.subnets, entry);
     }
 
     /// The peer has gone, or is about to be planned anew.
     pub(super) fn forget(&mut self, peer: &Lease) {
-        self.0.remove(&peer.subnets);
+        self.peers.remove(&peer.subnets);
     }
 
     /// None any more.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.peers.clear();
     }
 
     pub(super) fn count(&self) -> usize {
-        self.0.len()
+        self.peers.len()
     }
 
-    pub(super) fn list(&self) -> Vec<UnreachablePeer> {
-        self.0.values().cloned().collect()
+    /// The first of them.
+    pub(super) fn some(&self) -> Vec<UnreachablePeer> {
+        self.peers.values().take(SHOWN_IN_LISTS).cloned().collect()
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.ration.due()
+    }
+
+    /// Sums up what got no line of its own, if it is time.
+    pub(super) fn sum_up(&mut self, now: Instant) {
+        if let Some(changes) = self.ration.more(now) {
+            warn!(changes, unreachable = self.count(), "cannot reach more peers than get a line each");
+        }
     }
 }

@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::backend::{self, Chosen};
 use super::overlaps::NetworkWatch;
-use super::peers::Unreached;
+use super::peers::{Teller, Unreached};
 use super::underlay::UnderlayWatch;
 use super::{Daemon, Options, reservation};
 use crate::args::Args;
@@ -203,6 +203,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         networks,
         twin,
         unreached: Unreached::default(),
+        teller: Teller::default(),
         lookout: Lookout::start(status.clone()),
         status,
         rules: Ruleset::default(),

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use flan_subnet_lease::{Lease, Listing, PerFamily, Store, Subnets};
+use flan_subnet_lease::{Lease, Listing, PerFamily, Store, Subnets, printable, shown};
 
 use crate::failure::{Failure, Kind};
-use crate::output::printable;
+use crate::output;
 
 /// The key of the lease that a person means: a subnet, a key as it stands, or the name of the host that holds it.
 pub(super) fn key<'a>(
@@ -18,7 +18,7 @@ pub(super) fn key<'a>(
     }
     let mut held = Vec::new();
     for (key, host) in known {
-        if key == text {
+        if is_called(key, text) {
             return Ok(key.to_owned());
         }
         if host.is_some_and(|host| is_called(host, text)) {
@@ -29,8 +29,11 @@ pub(super) fn key<'a>(
         [key] => Ok(key.to_owned()),
         [] => Err(no_lease(store, text)),
         _ => {
-            let message =
-                format!("{} holds several leases: {}; name one of them", printable(text), held.join(", "));
+            let message = format!(
+                "{} holds several leases: {}; name one of them",
+                printable(text),
+                output::some(&held)
+            );
             Err(Failure::new(Kind::Refused, message))
         }
     }
@@ -84,9 +87,9 @@ pub(super) fn no_lease(store: &Store, key: &str) -> Failure {
     Failure::new(Kind::NotFound, message)
 }
 
-/// Whether a host has this name, also where that is typed as it is shown.
+/// Whether a host or key has this name, also where that is typed as it is shown.
 fn is_called(host: &str, name: &str) -> bool {
-    host == name || printable(host) == name
+    host == name || shown(host) == name
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use flan_subnet_lease::{Lease, LeaseAttributes, Store, StoreError, Subnets};
+use flan_subnet_lease::{Lease, LeaseAttributes, Store, StoreError, Subnets, shown};
 use tokio::time::Instant;
 
 use super::{changed_meanwhile, named};
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Kind};
-use crate::output::{self, printable};
+use crate::output;
 
 /// An agent that is alive takes its lease back within milliseconds; with tens of thousands of leases, within a second.
 const COMES_BACK: Duration = Duration::from_secs(2);
@@ -18,18 +18,22 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Deletes a lease.
 pub(crate) async fn release(store: &Store, text: &str, yes: bool) -> Result<(), Failure> {
     let key = key_of(store, text).await?;
+    if key.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(Failure::new(Kind::Refused, not_whole(store, &key)));
+    }
     let Some(entry) = store.get(&key).await? else { return forget(store, &key).await };
     let question = match LeaseAttributes::from_json(&entry.value) {
         Ok(attributes) => format!(", held by {}? Its containers lose the other hosts.", attributes.holder()),
         Err(reason) => format!(", with an {reason}?"),
     };
-    if !yes && !confirmed(&format!("Release {key}{question} [y/N] "))? {
+    if !yes && !confirmed(&format!("Release {}{question} [y/N] ", shown(&key)))? {
         return Err(Failure::new(Kind::Refused, "nothing was released"));
     }
     if !delete(store, &entry.key, entry.mod_revision).await? {
         return Err(changed_meanwhile(&key));
     }
-    let shown = key.parse::<Subnets>().map_or_else(|_| printable(&key), |subnets| subnets.to_string());
+    let shown =
+        key.parse::<Subnets>().map_or_else(|_| shown(&key).into_owned(), |subnets| subnets.to_string());
     if let Ok(before) = Lease::from_entry(&entry)
         && super::is_claimed(&before)
         && let Some(after) = back(store, &key).await?
@@ -89,6 +93,15 @@ async fn back(store: &Store, key: &str) -> Result<Option<Lease>, StoreError> {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn not_whole(store: &Store, key: &str) -> String {
+    format!(
+        "the key {} is not text, or too long, so flanctl does not know it whole; delete what stands between two keys with: \
+         etcdctl del {prefix}/subnets/FIRST {prefix}/subnets/BEHIND_THE_LAST",
+        shown(key),
+        prefix = store.prefix()
+    )
 }
 
 fn taken_back(shown: &str, before: &Lease, after: &Lease) -> String {

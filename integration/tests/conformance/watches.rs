@@ -223,6 +223,16 @@ const CASES: &[Case] = &[
         ensure!(pieces.events(&[same_id], last)?.in_pieces, "it came in one piece");
         Ok(())
     }),
+    ("large keys that go at once", |pair| {
+        let large = |name: &str| [b"watch/t/", name.as_bytes(), &vec![b'k'; 900 * 1024]].concat();
+        pair.all_done(["1", "2", "3"].map(|name| PbPutRequest { key: large(name), ..put("", "1") }))?;
+        let (mut whole, id) = watch(pair, "watch/t/", WatchOptions::new())?;
+        let (mut pieces, same_id) = watch(pair, "watch/t/", WatchOptions::new().with_fragment())?;
+        let last = pair.done(delete_between("watch/t/", "watch/t0"))?.revision();
+        ensure!(!whole.events(&[id], last)?.in_pieces);
+        ensure!(pieces.events(&[same_id], last)?.in_pieces, "it came in one piece");
+        Ok(())
+    }),
     ("more than a thousand revisions to catch up with", |pair| {
         let first = pair.revision()? + 1;
         for number in 0..1100 {

@@ -14,6 +14,7 @@ mod dual_stack;
 mod embedded_store;
 mod flannel_hosts;
 mod forged_senders;
+mod junk;
 mod kernel_repairs;
 mod lab_itself;
 mod leaving;

@@ -30,9 +30,13 @@ pub(super) fn choose_own<'a>(
 ) -> Option<Own<'a>> {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let mut own = Vec::new();
+    let mut doubles = 0;
     for entry in &listing.entries {
         let Ok(lease) = Lease::from_entry(entry) else { continue };
-        warn_of_double(&lease, claim);
+        if is_double(&lease, claim) {
+            doubles += 1;
+            warn_of_double(&lease, doubles);
+        }
         if !claim.config.admits(&lease.subnets) {
             continue;
         }
@@ -46,18 +50,29 @@ pub(super) fn choose_own<'a>(
             own.push(Own { lease, entry, by_node: true });
         }
     }
+    if doubles > SHOWN_DOUBLES {
+        warn!(leases = doubles - SHOWN_DOUBLES, "more leases of other machines with our public address");
+    }
     own.into_iter().min_by_key(|Own { lease, .. }| {
         (!lease.is_reservation(), Some(lease.subnets) != claim.previous, lease.create_revision)
     })
 }
 
-/// Two machines with one address cannot both be reached.
-fn warn_of_double(lease: &Lease, claim: &Claim) {
+/// Leases with our address that are told of one by one.
+const SHOWN_DOUBLES: usize = 5;
+
+/// Whether the lease is that of another machine with our address.
+fn is_double(lease: &Lease, claim: &Claim) -> bool {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let attributes = &lease.attributes;
-    if attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node) {
+    attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node)
+}
+
+/// Two machines with one address cannot both be reached.
+fn warn_of_double(lease: &Lease, number: usize) {
+    if number <= SHOWN_DOUBLES {
         warn!(
-            subnets = %lease.subnets, holder = %attributes.holder(),
+            subnets = %lease.subnets, holder = %lease.attributes.holder(),
             "another machine holds a lease with our public address; peers can reach only one of us, unless that one is no more",
         );
     }

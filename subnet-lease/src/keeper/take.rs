@@ -119,8 +119,7 @@ pub(super) async fn adopt(
     entry: &Entry,
 ) -> Result<HeldLease, KeeperError> {
     let found = LeaseAttributes::from_json(&entry.value).unwrap_or_default();
-    // What others have added to our lease stays, but for claims on it.
-    let wanted = LeaseAttributes { other: found.clone().unclaimed().other, ..claim.attributes.clone() };
+    let wanted = beside(&claim.attributes, found.clone());
     let seen = entry.mod_revision;
     let Some(usable) = usable_lease(store, claim, entry).await? else {
         let held = put_with_new_lease(store, claim, subnets, &wanted, seen).await?;
@@ -137,6 +136,16 @@ pub(super) async fn adopt(
     let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
     info!(%subnets, reservation, "took over our lease");
     Ok(HeldLease { subnets, etcd_lease, mod_revision })
+}
+
+/// What we say, with what others have added to our lease; without claims on it, and without all of that if it made the lease
+/// too large for anybody to read.
+fn beside(ours: &LeaseAttributes, found: LeaseAttributes) -> LeaseAttributes {
+    let wanted = LeaseAttributes { other: found.unclaimed().other, ..ours.clone() };
+    match wanted.to_json().len() > LeaseAttributes::MOST_BYTES {
+        true => ours.clone(),
+        false => wanted,
+    }
 }
 
 /// An entry's etcd lease that can stay behind our key.
@@ -196,6 +205,17 @@ mod tests {
         let three = "10.0.0.0/16 on eth0, 10.1.0.0/16 on eth1, 10.2.0.0/16 on eth2";
         assert_eq!(named(3), three);
         assert_eq!(named(4), format!("{three} and others"));
+    }
+
+    #[test]
+    fn what_others_have_added_stays_unless_it_makes_our_lease_unreadable() {
+        let ours = super::super::testing::claim().attributes;
+        let added = |bytes: usize| {
+            let json = format!(r#"{{"PublicIP":"192.168.64.11","Rack":"{}"}}"#, "x".repeat(bytes));
+            beside(&ours, LeaseAttributes::from_json(json.as_bytes()).unwrap())
+        };
+        assert!(added(100).other.is_some() && added(100).says_the_same(&ours));
+        assert_eq!(added(LeaseAttributes::MOST_BYTES - 60), ours);
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! All leases at one revision, read page by page.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
 
-use super::{Store, StoreError, StoredConfig};
+use super::{ANY_SIZE, Store, StoreError, StoredConfig};
+use crate::lease::LeaseAttributes;
 
-/// One key below `<prefix>/subnets/`.
+/// One key below `<prefix>/subnets/`. Anybody may have written it: etcd takes keys and values of up to 1.5 MB, and what
+/// no lease can be is not kept whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The last part of the key.
+    /// The last part of the key. One that is no text, or has more than 256 bytes, is stood for by its beginning with a
+    /// U+FFFD in it, its size and a number that tells it from others.
     pub key: String,
-    /// The value.
+    /// The value; of one with more than [`LeaseAttributes::MOST_BYTES`], only that many bytes and one.
     pub value: Vec<u8>,
     /// Store revision at which the key was created.
     pub create_revision: i64,
@@ -39,8 +44,10 @@ pub struct Snapshot {
     pub leases: Listing,
 }
 
-/// Keys in the first page of a list: about 300 KB, far below the decoding limit of 4 MB.
+/// Keys in the first page of a list: about 300 KB.
 const FIRST_PAGE: i64 = 1000;
+/// A page of several keys that has more bytes than this is not read, but asked for again with fewer keys.
+const MOST_BYTES_IN_PAGE: usize = 4 << 20;
 /// Bytes of keys and values that the later pages are to have, by the size of those in the page before. Each page makes
 /// etcd count all keys behind it, so there should be few.
 const PAGE_BYTES: usize = 1 << 20;
@@ -86,7 +93,7 @@ impl Store {
     pub(super) async fn list_below(&self, prefix: &str) -> Result<Listing, StoreError> {
         let mut listing = Listing::default();
         let (from, end) = (prefix.as_bytes().to_vec(), prefix_end(prefix));
-        let mut page = Page { from, end, limit: FIRST_PAGE, revision: 0 };
+        let mut page = Page { from, end, limit: FIRST_PAGE, most: MOST_IN_PAGE, revision: 0 };
         let mut response = self.page(&mut page).await?;
         if let Some(header) = response.header() {
             (listing.revision, listing.cluster_id) = (header.revision(), header.cluster_id());
@@ -100,9 +107,7 @@ impl Store {
                 return Ok(listing);
             };
             page.from = [last.key(), &[0]].concat();
-            let bytes: usize = found.iter().map(|kv| kv.key().len() + kv.value().len()).sum();
-            let fitting = PAGE_BYTES.saturating_mul(found.len()) / bytes.max(1);
-            page.limit = i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, MOST_IN_PAGE);
+            page.was_read(found.len(), found.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
             // The store gathers the next page while this one is taken apart.
             let (next, ()) = tokio::join!(biased; self.page(&mut page), async {
                 listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
@@ -115,21 +120,23 @@ impl Store {
     async fn page(&self, page: &mut Page) -> Result<GetResponse, StoreError> {
         loop {
             let response = self
-                .call(|mut client: Client| {
+                .call(|client: Client| {
                     let options = GetOptions::new()
                         .with_range(page.end.clone())
                         .with_limit(page.limit)
                         .with_revision(page.revision);
                     let from = page.from.clone();
+                    let most_bytes = page.most_bytes();
+                    let mut client = client.kv_client().max_decoding_message_size(most_bytes);
                     async move { client.get(from, Some(options)).await }
                 })
                 .await;
             match response {
-                // Values that no agent wrote may be as large as etcd allows, 1.5 MB; one of them always fits.
+                // Values that no agent wrote may be as large as etcd allows.
                 Err(StoreError::Refused { reason, .. })
                     if page.limit > 1 && reason.contains("message length too large") =>
                 {
-                    page.limit = (page.limit / 8).max(1);
+                    page.was_too_large();
                 }
                 response => return response,
             }
@@ -143,16 +150,66 @@ struct Page {
     /// The first key behind them.
     end: Vec<u8>,
     limit: i64,
+    /// What the limit may be next.
+    most: i64,
     /// 0 for the present.
     revision: i64,
+}
+
+impl Page {
+    /// Bytes that it may have. One key is taken whatever its size.
+    fn most_bytes(&self) -> usize {
+        if self.limit > 1 { MOST_BYTES_IN_PAGE } else { ANY_SIZE }
+    }
+
+    /// The next one has as many keys as fit, if they are as large as those that were read.
+    fn was_read(&mut self, keys: usize, bytes: usize) {
+        let fitting = PAGE_BYTES.saturating_mul(keys) / bytes.max(1);
+        self.limit = i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, self.most);
+        self.most = self.most.saturating_mul(2).min(MOST_IN_PAGE);
+    }
+
+    /// The next try has fewer keys. From there the pages grow step by step: where one key is large, others are, and a page
+    /// that is too large costs the store as much as one that is not.
+    fn was_too_large(&mut self) {
+        self.limit = (self.limit / 8).max(1);
+        self.most = self.limit * 2;
+    }
 }
 
 pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
     let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
     let etcd_lease = Some(kv.lease()).filter(|lease| *lease != 0);
     let (key, value) = kv.into_key_value();
-    let key = String::from_utf8_lossy(key.strip_prefix(prefix.as_bytes())?).into_owned();
+    let (key, value) = (name(key.strip_prefix(prefix.as_bytes())?), bounded(value));
     Some(Entry { key, value, create_revision, mod_revision, etcd_lease })
+}
+
+/// A value, of which no more is kept than a lease can have, and one byte that tells.
+fn bounded(mut value: Vec<u8>) -> Vec<u8> {
+    if value.len() > LeaseAttributes::MOST_BYTES {
+        value.truncate(LeaseAttributes::MOST_BYTES + 1);
+        value.shrink_to_fit();
+    }
+    value
+}
+
+/// Bytes of a key that is kept whole. The longest that names subnets has 62.
+const MOST_IN_KEY: usize = 256;
+/// Bytes that are kept of any other.
+const HEAD_OF_KEY: usize = 64;
+
+/// A key as text, a different one for each key. What is no key of a lease has a U+FFFD in it and is not kept whole.
+fn name(key: &[u8]) -> String {
+    match std::str::from_utf8(key) {
+        Ok(text) if text.len() <= MOST_IN_KEY => text.to_owned(),
+        _ => {
+            let mut number = DefaultHasher::new();
+            key.hash(&mut number);
+            let head = String::from_utf8_lossy(&key[..key.len().min(HEAD_OF_KEY)]);
+            format!("{head}\u{fffd}... ({} bytes, number {:016x})", key.len(), number.finish())
+        }
+    }
 }
 
 /// The first key after all keys with the prefix, which ends with `/`.
@@ -162,4 +219,66 @@ fn prefix_end(prefix: &str) -> Vec<u8> {
         *last += 1;
     }
     end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lists keys of these sizes in bytes. Answers how many pages were read, and how many were too large.
+    fn list(sizes: &[usize]) -> (usize, usize) {
+        let mut page = Page { from: vec![], end: vec![], limit: FIRST_PAGE, most: MOST_IN_PAGE, revision: 0 };
+        let (mut at, mut read, mut too_large) = (0, 0, 0);
+        while at < sizes.len() {
+            let end = sizes.len().min(at + usize::try_from(page.limit).unwrap());
+            let bytes: usize = sizes[at..end].iter().sum();
+            if bytes > page.most_bytes() {
+                page.was_too_large();
+                too_large += 1;
+                continue;
+            }
+            page.was_read(end - at, bytes);
+            (at, read) = (end, read + 1);
+        }
+        (read, too_large)
+    }
+
+    #[test]
+    fn pages_get_by_whatever_stands_between_the_leases() {
+        let (lease, megabyte) = (300, 1_048_576);
+        assert_eq!(list(&[lease; 50_000]), (16, 0));
+        // One by one, after few tries that were too large.
+        let before: Vec<usize> = [[lease; 2_000].as_slice(), &[megabyte; 60], &[lease; 2_000]].concat();
+        let (read, too_large) = list(&before);
+        assert!(read < 90 && too_large < 10, "{read} pages, {too_large} too large");
+        let between: Vec<usize> = [[lease; 100].as_slice(), &[megabyte]].concat().repeat(60);
+        let (read, too_large) = list(&between);
+        assert!(read < 200 && too_large < 40, "{read} pages, {too_large} too large");
+        // Of an etcd that was told to take more.
+        assert_eq!(list(&[40 * megabyte; 3]).0, 3);
+    }
+
+    #[test]
+    fn of_a_megabyte_that_can_be_no_lease_little_is_kept() {
+        // A lease to anybody who reads all of it, and to anybody who reads its beginning.
+        let padded = [br#"{"PublicIP":"192.168.64.11"}"#.as_slice(), &vec![b' '; 1 << 20]].concat();
+        let kept = bounded(padded);
+        assert!(kept.capacity() <= LeaseAttributes::MOST_BYTES + 1, "{}", kept.capacity());
+        let error = LeaseAttributes::from_json(&kept).unwrap_err().to_string();
+        assert_eq!(error, "unreadable value: it is larger than a lease, which has at most 8192 bytes");
+    }
+
+    #[test]
+    fn a_key_of_a_megabyte_and_one_that_is_no_text_are_told_from_others_like_them() {
+        let key = |last: u8| name(&[vec![b'A'; 1 << 20], vec![last]].concat());
+        assert!(key(b'1').starts_with("AAAA") && key(b'1').len() < 150, "{}", key(b'1'));
+        assert!(key(b'1').contains("A\u{fffd}... (1048577 bytes, number "), "{}", key(b'1'));
+        assert_ne!(key(b'1'), key(b'2'));
+        assert_eq!(key(b'1'), key(b'1'));
+        assert_ne!(name(b"\xff"), name(b"\xfe"));
+        // What can be typed is itself.
+        for whole in ["10.5.3.0-24", "h1\u{1b}[2J\n", &"k".repeat(MOST_IN_KEY)] {
+            assert_eq!(name(whole.as_bytes()), whole);
+        }
+    }
 }

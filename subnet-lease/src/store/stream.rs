@@ -5,7 +5,7 @@ use tokio::sync::watch;
 
 use super::listing::entry;
 use super::unanswered::innermost;
-use super::{Store, StoreError};
+use super::{ANY_SIZE, Store, StoreError};
 use crate::watch::Change;
 
 /// Why a watch ended that we gave up.
@@ -20,8 +20,11 @@ impl Store {
         let given_up = self.given_up.subscribe();
         let prefix = self.subnets_prefix();
         let stream = self
-            .call(|mut client: Client| {
-                let options = WatchOptions::new().with_prefix().with_start_revision(revision);
+            .call(|client: Client| {
+                // etcd puts up to 1000 revisions of 1.5 MB each into the response to a watch that is behind, unless it
+                // may send a response in pieces. Then a piece has one event, or not much more than 1.5 MB.
+                let options = WatchOptions::new().with_prefix().with_start_revision(revision).with_fragment();
+                let mut client = client.watch_client().max_decoding_message_size(ANY_SIZE);
                 let prefix = prefix.clone();
                 async move { client.watch(prefix, Some(options)).await }
             })

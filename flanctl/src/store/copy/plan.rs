@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use flan_subnet_lease::{Entry, Snapshot};
+use flan_subnet_lease::{Entry, LeaseAttributes, Snapshot};
 
 use crate::output;
 
@@ -80,7 +80,11 @@ pub(crate) fn plan(source: Snapshot, target: &Snapshot, force: bool) -> Result<P
     let mut shared: BTreeMap<i64, Group> = BTreeMap::new();
     for entry in source.leases.entries {
         if entry.key.contains(char::REPLACEMENT_CHARACTER) {
-            plan.skipped.push((entry.key, "its key is not text"));
+            plan.skipped.push((entry.key, "its key is not text, or too long"));
+            continue;
+        }
+        if entry.value.len() > LeaseAttributes::MOST_BYTES {
+            plan.skipped.push((entry.key, "it is too large for a lease"));
             continue;
         }
         let there = standing.get(entry.key.as_str());
@@ -260,7 +264,18 @@ mod tests {
         let source = store(None, vec![entry("10.5.\u{fffd}", "a", None, 3)]);
         assert_eq!(
             told(&plan(source, &empty(), false).unwrap()),
-            ["skip 10.5.\u{fffd}: its key is not text"]
+            ["skip 10.5.\u{fffd}: its key is not text, or too long"]
+        );
+    }
+
+    #[test]
+    fn a_value_that_is_no_lease_for_its_size_is_skipped_as_it_is_not_here_whole() {
+        let value = "x".repeat(LeaseAttributes::MOST_BYTES + 1);
+        let source =
+            store(None, vec![entry("10.5.1.0-24", &value, None, 3), entry("10.5.2.0-24", "b", None, 4)]);
+        assert_eq!(
+            told(&plan(source, &empty(), false).unwrap()),
+            ["for ever: 10.5.2.0-24@0", "skip 10.5.1.0-24: it is too large for a lease"]
         );
     }
 }

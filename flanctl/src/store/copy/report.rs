@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
-use flan_subnet_lease::Store;
+use flan_subnet_lease::{Store, shown};
 use serde::Serialize;
 
-use crate::output::{count, place, printable, some};
+use crate::output::{count, place, some};
+
+/// Leases that were skipped and have a line each.
+const SHOWN_SKIPPED: usize = 50;
 
 /// What a copy came to, before it is told.
 #[derive(Debug)]
@@ -136,13 +139,13 @@ impl CopyReport {
         let left_alone: Vec<&str> = self.left_alone.iter().map(String::as_str).collect();
         tell(&would("leave", "left"), &left_alone, &format!(" that only {} has", self.to));
         tell("did not write", &self.named(Fate::ChangedMeanwhile), " that somebody else wrote meanwhile");
-        for item in self.items.iter().filter(|item| item.outcome == Fate::Skipped) {
-            let verb = would("skip", "skipped");
-            lines.push(format!(
-                "{verb} {}: {}",
-                printable(&item.key),
-                item.reason.unwrap_or("unknown reason")
-            ));
+        let verb = would("skip", "skipped");
+        let skipped = || self.items.iter().filter(|item| item.outcome == Fate::Skipped);
+        for item in skipped().take(SHOWN_SKIPPED) {
+            lines.push(format!("{verb} {}: {}", shown(&item.key), item.reason.unwrap_or("unknown reason")));
+        }
+        if let Some(more) = skipped().count().checked_sub(SHOWN_SKIPPED).filter(|more| *more > 0) {
+            lines.push(format!("{verb} {more} more"));
         }
         lines.join("\n")
     }

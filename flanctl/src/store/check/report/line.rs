@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::output::printable;
+use flan_subnet_lease::printable;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -1,0 +1,68 @@
+//! What may stand in a log line, whoever wrote the texts in it: no control character reaches a terminal or the log, and one
+//! event is one line.
+
+use std::io::{self, Write};
+
+/// Writes log lines, in each of which control characters are escaped as in JSON.
+pub(super) struct Guard<W> {
+    inner: W,
+    /// Whether the lines are coloured. In the texts themselves the formatter has escaped what begins a colour.
+    coloured: bool,
+}
+
+impl<W> Guard<W> {
+    pub(super) fn new(inner: W, coloured: bool) -> Self {
+        Self { inner, coloured }
+    }
+
+    fn is_harmless(&self, c: char) -> bool {
+        !c.is_control() || (c == '\u{1b}' && self.coloured)
+    }
+}
+
+impl<W: Write> Write for Guard<W> {
+    /// Takes one whole line, as the formatter writes it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let (text, end) = match line {
+            [text @ .., b'\n'] => (text, "\n"),
+            text => (text, ""),
+        };
+        let text = String::from_utf8_lossy(text);
+        if text.chars().all(|c| self.is_harmless(c)) {
+            self.inner.write_all(line)?;
+            return Ok(line.len());
+        }
+        let mut escaped = String::with_capacity(text.len() + 64);
+        for c in text.chars() {
+            match self.is_harmless(c) {
+                true => escaped.push(c),
+                false => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            }
+        }
+        escaped.push_str(end);
+        self.inner.write_all(escaped.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(line: &str, coloured: bool) -> String {
+        let mut log = Vec::new();
+        Guard::new(&mut log, coloured).write_all(line.as_bytes()).unwrap();
+        String::from_utf8(log).unwrap()
+    }
+
+    #[test]
+    fn no_text_ends_a_line_or_steers_a_terminal() {
+        assert_eq!(written("a\nb\u{1b}[2J\u{9b}\u{7f}\n", false), "a\\u000ab\\u001b[2J\\u009b\\u007f\n");
+        assert_eq!(written("höst ready\n", false), "höst ready\n");
+        assert_eq!(written("\u{1b}[32mINFO\u{1b}[0m a\rb\n", true), "\u{1b}[32mINFO\u{1b}[0m a\\u000db\n");
+    }
+}

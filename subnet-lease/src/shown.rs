@@ -1,0 +1,93 @@
+//! Text that others wrote, as people are shown it: cut to a length, and without what would steer a terminal or begin a
+//! line of its own. Whoever may write to the store could otherwise write the log, or into a terminal.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Bytes of one text that are shown; a name of a host has at most 253.
+const SHOWN: usize = 256;
+
+/// The text, printable; of a long one the beginning and its size: `AAAA... (1048576 bytes)`.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    match cut(text) {
+        Cow::Borrowed(whole) => printable(whole),
+        Cow::Owned(cut) => printable(&cut).into_owned().into(),
+    }
+}
+
+/// As [`shown`], of bytes that may be no text.
+pub fn shown_bytes(bytes: &[u8]) -> String {
+    // A little more than is shown, as a character may be cut in two, and no more: there may be a megabyte.
+    let head = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
+    match bytes.len() > SHOWN {
+        true => with_size(&printable(&head), bytes.len()),
+        false => shown(&head).into_owned(),
+    }
+}
+
+/// The text with what a terminal would obey, and what cannot be seen, written as an escape: `\u{1b}`, `\n`.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    // Quotes and backslashes are escaped by `escape_debug` as well, and do no harm.
+    let harmless = |c: char| matches!(c, ' '..='~') || c.escape_debug().len() == 1;
+    if text.chars().all(harmless) {
+        return text.into();
+    }
+    let escaped = |c: char| match harmless(c) {
+        true => c.to_string(),
+        false => c.escape_debug().to_string(),
+    };
+    text.chars().map(escaped).collect::<String>().into()
+}
+
+/// The text as it is, not made printable; of a long one the beginning and its size.
+pub fn cut(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN {
+        return text.into();
+    }
+    let end = (0..=SHOWN).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    with_size(&text[..end], text.len()).into()
+}
+
+fn with_size(head: &str, bytes: usize) -> String {
+    let mut text = head.to_owned();
+    let _ = write!(text, "... ({bytes} bytes)");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_megabyte_is_cut_and_its_size_is_told() {
+        let megabyte = "A".repeat(1 << 20);
+        let expected = format!("{}... (1048576 bytes)", "A".repeat(SHOWN));
+        assert_eq!(shown(&megabyte), expected);
+        assert_eq!(shown_bytes(megabyte.as_bytes()), expected);
+        assert_eq!(shown(&"A".repeat(SHOWN)), "A".repeat(SHOWN));
+        // A character that lies across the end is left out whole.
+        assert!(shown(&format!("{}ö", "A".repeat(SHOWN - 1))).ends_with("A... (257 bytes)"));
+    }
+
+    #[test]
+    fn what_would_steer_the_terminal_is_shown_as_text() {
+        assert_eq!(shown("h1\u{1b}[2J\r\n\u{9b}31m\u{7f}"), "h1\\u{1b}[2J\\r\\n\\u{9b}31m\\u{7f}");
+        assert_eq!(shown("a\u{202e}b"), "a\\u{202e}b", "right to left");
+        assert_eq!(shown(r#"höst "x" \ y"#), r#"höst "x" \ y"#);
+        assert_eq!(shown_bytes(b"\xff\x1b"), "\u{fffd}\\u{1b}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_shown_is_short_and_steers_nothing(bytes: Vec<u8>, times in 1..400usize) {
+            let bytes = bytes.repeat(times);
+            let text = String::from_utf8_lossy(&bytes);
+            for shown in [shown(&text).into_owned(), shown_bytes(&bytes)] {
+                prop_assert!(!shown.chars().any(char::is_control), "{shown:?}");
+                prop_assert!(shown.len() <= 10 * SHOWN + 30, "{} bytes", shown.len());
+            }
+        }
+    }
+}
