@@ -24,11 +24,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flan_connections::ConnectionLimit;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::serve::{ConnectionLimit, Listening};
+use crate::serve::Listening;
 use crate::service::Service;
 pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
 use crate::shared::Worker;
@@ -98,7 +99,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             }
         })?;
     }
-    let limit = ConnectionLimit::of_this_process();
+    let limit = ConnectionLimit::of_clients();
     threads.spawn("store", async move {
         let mut work = JoinSet::new();
         for listening in listening {

@@ -2,7 +2,6 @@
 
 mod connection;
 mod hpack;
-mod limit;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,6 +12,7 @@ use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use flan_connections::{ConnectionLimit, Slot};
 use flan_tls_files::{Authorities, BadFile, Holder};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -23,8 +23,6 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tracing::warn;
 
 use self::connection::{Connection, FIRST_WORDS};
-pub(crate) use self::limit::ConnectionLimit;
-use self::limit::Slot;
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
@@ -93,7 +91,7 @@ async fn accept(
     for next in serving.iter().cycle() {
         let admitted = loop {
             match listener.accept().await.and_then(|(connection, _)| connection.into_std()) {
-                Ok(connection) => match limit.admit() {
+                Ok(connection) => match limit.admit().await {
                     Some(slot) => break (connection, slot),
                     None => warn_once(Some(&format_args!("there are {} already", limit.most()))),
                 },

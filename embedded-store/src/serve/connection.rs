@@ -13,13 +13,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use flan_connections::Slot;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::hpack;
-use super::limit::Slot;
 
 /// What a client of HTTP/2 begins with (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -212,7 +212,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.has_spoken && self.slot.must_go(context) {
+        if !self.has_spoken && self.slot.poll_must_go(context).is_ready() {
             return Poll::Ready(Err(io::Error::other("made room for a client that has something to say")));
         }
         match self.poll_mended(context, buffer) {
