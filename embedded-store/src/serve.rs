@@ -33,6 +33,8 @@ const BACKLOG: u32 = 1024;
 pub(crate) const CONNECTIONS_WAITING: usize = 16;
 /// When no connection can be taken, as there are too many files open, for one, it is tried again after this.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+/// Requests of a connection that are under way at once. Each costs memory, and a watch is one, of any number of keys.
+const STREAMS: u32 = 1024;
 /// A client without a sign of life is asked for one after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -135,7 +137,7 @@ pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<Server, StartError> {
     let server = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .max_concurrent_streams(u32::MAX);
+        .max_concurrent_streams(STREAMS);
     match tls {
         Some(files) => server.tls_config(config(files)?).map_err(|reason| {
             StartError::Setting(format!("the certificate and its key cannot be used: {}", causes(&reason)))
