@@ -108,3 +108,47 @@ impl From<Operation> for Message {
         Self::default().field(kind, message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::proto::{PbKeyValue, PbResponseOp, PbTxnOpResponse};
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn a_transaction_answers_with_what_each_operation_does_also_of_those_in_it() {
+        let header = |revision| Some(PbResponseHeader { revision, ..PbResponseHeader::default() });
+        let kv = PbKeyValue { key: b"k".to_vec(), value: b"v".to_vec(), version: 1, ..PbKeyValue::default() };
+        let record = Arc::new(Record { kv: kv.clone(), number: 0 });
+        let put = |before| Put { header: header(5), before };
+        let delete = Delete { header: header(6), deleted: 2, before: vec![record.clone(); 2] };
+        let range = Range { header: header(0), records: vec![record.clone()], count: 1, ..Range::default() };
+        let inner = Txn {
+            header: header(0),
+            succeeded: false,
+            responses: vec![Operation::Put(put(Some(record))), Operation::Put(put(None))],
+        };
+        let responses = vec![Operation::Range(range), Operation::Txn(inner), Operation::Delete(delete)];
+        let mut message = Message::from(Txn { header: header(7), succeeded: true, responses });
+
+        let operation = |response| PbResponseOp { response: Some(response) };
+        let put =
+            |prev_kv| operation(PbTxnOpResponse::ResponsePut(PbPutResponse { header: header(5), prev_kv }));
+        let inner = PbTxnResponse {
+            header: header(0),
+            succeeded: false,
+            responses: vec![put(Some(kv.clone())), put(None)],
+        };
+        let range = PbRangeResponse { header: header(0), kvs: vec![kv.clone()], more: false, count: 1 };
+        let delete = PbDeleteResponse { header: header(6), deleted: 2, prev_kvs: vec![kv; 2] };
+        let responses = vec![
+            operation(PbTxnOpResponse::ResponseRange(range)),
+            operation(PbTxnOpResponse::ResponseTxn(inner)),
+            operation(PbTxnOpResponse::ResponseDeleteRange(delete)),
+        ];
+        let expected = PbTxnResponse { header: header(7), succeeded: true, responses };
+        assert_eq!(message.length(), expected.encoded_len());
+        assert_eq!(message.next().unwrap(), expected.encode_to_vec());
+    }
+}

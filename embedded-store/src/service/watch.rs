@@ -171,7 +171,10 @@ impl Session {
             }
             Ok(cursor) => {
                 let number = if asked == 0 { self.free_id() } else { asked };
-                self.is_behind |= cursor.is_behind(&self.service.shared.state());
+                let is_behind = cursor.is_behind(&self.service.shared.state());
+                self.is_behind |= is_behind;
+                // A round that is under way may have passed its number.
+                self.round.is_behind |= is_behind;
                 self.cursors.insert(number, cursor);
                 self.ready.push_back(PbWatchResponse { watch_id: number, created: true, ..self.response() });
                 return;
