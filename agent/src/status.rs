@@ -1,5 +1,7 @@
 //! What the agent says of itself: `GET /status` in full, `GET /healthz` in short.
 
+mod port;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::SystemTime;
@@ -9,6 +11,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use flan_backends::udp::{Gauge, Modes, Totals};
+use flan_connections::ConnectionLimit;
 use flan_subnet_lease::{Quarantined, shown};
 use serde::{Serialize, Serializer};
 use tokio::net::TcpListener;
@@ -171,9 +174,12 @@ impl SharedStatus {
 /// When the address cannot be listened on.
 pub async fn serve(address: SocketAddr, status: SharedStatus) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
-    let router = Router::new().route("/healthz", get(healthz)).route("/status", get(full)).with_state(status);
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(port::serve(listener, router(status), ConnectionLimit::of_monitors()));
     Ok(())
+}
+
+fn router(status: SharedStatus) -> Router {
+    Router::new().route("/healthz", get(healthz)).route("/status", get(full)).with_state(status)
 }
 
 async fn healthz(State(status): State<SharedStatus>) -> (StatusCode, String) {

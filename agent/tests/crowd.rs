@@ -3,9 +3,10 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod stores;
+
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use flan_subnet_lease::{Credentials, Store, StoreConfig};
@@ -15,41 +16,10 @@ const DESCRIPTORS: usize = 64;
 /// Who says nothing.
 const CROWD: usize = 200;
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A store, and its URL.
-fn store(data_dir: &std::path::Path) -> (Running, String) {
-    let script = format!("ulimit -n {DESCRIPTORS} && exec \"$0\" \"$@\"");
-    let mut command = Command::new("sh");
-    command.args(["-c", &script, env!("CARGO_BIN_EXE_fland"), "store"]);
-    command.args(["--listen-client-urls=http://127.0.0.1:0", "--log-format=json"]);
-    command.env("FLAND_DATA_DIR", data_dir).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut running = Running(command.spawn().unwrap());
-    let said = BufReader::new(running.0.stderr.take().unwrap());
-    let mut lines = said.lines();
-    let url = lines.by_ref().find_map(|line| url_in(&line.unwrap())).expect("to be told where it serves");
-    // Whoever writes into a pipe that nobody reads stops some day.
-    std::thread::spawn(move || lines.for_each(drop));
-    (running, url)
-}
-
-fn url_in(line: &str) -> Option<String> {
-    let start = line.contains("serving the store").then(|| line.find("http://127.0.0.1:"))??;
-    let url = &line[start..];
-    Some(url.split(|c: char| !c.is_ascii_alphanumeric() && !":/.".contains(c)).next()?.to_owned())
-}
-
 #[tokio::test]
 async fn a_crowd_that_says_nothing_keeps_nobody_from_the_store() {
     let dir = tempfile::tempdir().unwrap();
-    let (_running, url) = store(&dir.path().join("data"));
+    let (_running, url) = stores::store(&dir.path().join("data"), DESCRIPTORS);
     let address = url.trim_start_matches("http://");
     let mut crowd: Vec<TcpStream> = (0..CROWD).map(|_| TcpStream::connect(address).unwrap()).collect();
     // One byte is as little as nothing.

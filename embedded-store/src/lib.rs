@@ -3,10 +3,13 @@
 //! For labs and small sites, and for tests. There is one copy of the data, and who moves to a real etcd copies the keys
 //! and changes one flag.
 
+mod answer;
 mod check;
 mod file;
+mod in_flight;
 mod keys;
 mod leases;
+mod message;
 mod place;
 mod refusal;
 mod reserve;
@@ -24,11 +27,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use flan_connections::ConnectionLimit;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::serve::{ConnectionLimit, Listening};
+use crate::in_flight::InFlight;
+use crate::serve::Listening;
 use crate::service::Service;
 pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
 use crate::shared::Worker;
@@ -69,7 +74,8 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let (failed, failures) = mpsc::channel(1);
     let threads = Threads { stopped, failed };
     threads.spawn_blocking("store-writer", || writer.run())?;
-    let upkeep = upkeep::run(workers[0].shared.clone(), place, settings.retention);
+    let in_flight = InFlight::of_a_store();
+    let upkeep = upkeep::run(workers[0].shared.clone(), in_flight.clone(), place, settings.retention);
     {
         let state = workers[0].shared.state();
         let (keys, leases) = (state.key_count(), state.leases.ids().len());
@@ -82,6 +88,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             identity,
             client_urls: Arc::new(client_urls.clone()),
             file: Arc::new(path.clone()),
+            in_flight: in_flight.clone(),
         };
         let (server, routes) = (server.clone(), serve::routes(service));
         let (sender, connections) = mpsc::channel(serve::CONNECTIONS_WAITING);
@@ -98,7 +105,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             }
         })?;
     }
-    let limit = ConnectionLimit::of_this_process();
+    let limit = ConnectionLimit::of_clients();
     threads.spawn("store", async move {
         let mut work = JoinSet::new();
         for listening in listening {

@@ -18,6 +18,10 @@ pub(crate) enum Refusal {
     LeaseExists,
     LeaseTtlTooLarge,
     NoSpace,
+    /// Answers that nobody takes have all the room.
+    TooManyRequests,
+    /// An answer is larger than gRPC lets clients take.
+    AnswerTooLarge,
     /// The file cannot be written for another reason.
     Broken(String),
     /// The file is no longer where it was.
@@ -46,6 +50,10 @@ impl Refusal {
             Self::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists"),
             Self::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL"),
             Self::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            Self::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+            Self::AnswerTooLarge => {
+                (Code::ResourceExhausted, "grpc: trying to send message larger than max (2147483647)")
+            }
             Self::Broken(reason) | Self::Gone(reason) => (Code::Unavailable, reason),
             Self::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
         }

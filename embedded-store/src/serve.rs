@@ -2,7 +2,6 @@
 
 mod connection;
 mod hpack;
-mod limit;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,6 +12,7 @@ use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use flan_connections::{ConnectionLimit, Slot};
 use flan_tls_files::{Authorities, BadFile, Holder};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -23,8 +23,6 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tracing::warn;
 
 use self::connection::{Connection, FIRST_WORDS};
-pub(crate) use self::limit::ConnectionLimit;
-use self::limit::Slot;
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
@@ -35,6 +33,8 @@ const BACKLOG: u32 = 1024;
 pub(crate) const CONNECTIONS_WAITING: usize = 16;
 /// When no connection can be taken, as there are too many files open, for one, it is tried again after this.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+/// Requests of a connection that are under way at once. Each costs memory, and a watch is one, of any number of keys.
+const STREAMS: u32 = 1024;
 /// A client without a sign of life is asked for one after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
@@ -93,7 +93,7 @@ async fn accept(
     for next in serving.iter().cycle() {
         let admitted = loop {
             match listener.accept().await.and_then(|(connection, _)| connection.into_std()) {
-                Ok(connection) => match limit.admit() {
+                Ok(connection) => match limit.admit().await {
                     Some(slot) => break (connection, slot),
                     None => warn_once(Some(&format_args!("there are {} already", limit.most()))),
                 },
@@ -137,7 +137,7 @@ pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<Server, StartError> {
     let server = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .max_concurrent_streams(u32::MAX);
+        .max_concurrent_streams(STREAMS);
     match tls {
         Some(files) => server.tls_config(config(files)?).map_err(|reason| {
             StartError::Setting(format!("the certificate and its key cannot be used: {}", causes(&reason)))

@@ -1,5 +1,6 @@
 //! The gRPC services of etcd, as far as they are served.
 
+mod body;
 mod kv;
 mod lease;
 mod maintenance;
@@ -8,12 +9,17 @@ mod watch;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::middleware::map_response;
 use etcd_client::proto::{
     PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbWatchServer,
 };
 use tonic::service::Routes;
+use tonic::{Request, Response, Status};
 
 use crate::file::Identity;
+use crate::in_flight::{Client, InFlight, Turn};
+use crate::message::Message;
+use crate::refusal::Refusal;
 use crate::shared::Shared;
 
 /// What every service works with. Clones are the same store.
@@ -23,21 +29,46 @@ pub(crate) struct Service {
     pub(crate) identity: Identity,
     pub(crate) client_urls: Arc<Vec<String>>,
     pub(crate) file: Arc<PathBuf>,
+    pub(crate) in_flight: Arc<InFlight>,
 }
 
 /// The largest request that is served (`--max-request-bytes`).
 const LARGEST_REQUEST: usize = 3 << 19;
+/// The largest answer that clients take (gRPC's `math.MaxInt32`).
+const LARGEST_ANSWER: usize = i32::MAX as usize;
 /// What is read of a larger one, to refuse it in words.
 const LARGEST_READ: usize = LARGEST_REQUEST + (512 << 10);
 
 impl Service {
     /// Everything that is answered, by its path.
     pub(crate) fn routes(self) -> Routes {
-        Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(LARGEST_READ))
+        let services = Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(LARGEST_READ))
             .add_service(PbWatchServer::new(self.clone()))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbClusterServer::new(self.clone()))
-            .add_service(PbMaintenanceServer::new(self))
+            .add_service(PbMaintenanceServer::new(self));
+        services.into_axum_router().layer(map_response(body::put_in)).into()
+    }
+
+    /// Waits until the client of a request may have so many ranges read; of what is no range, any number may be.
+    async fn turn<T>(&self, request: &Request<T>, ranges: usize) -> Result<Turn, Refusal> {
+        match ranges {
+            0 => Ok(Turn::default()),
+            ranges => self.in_flight.turn(request.extensions().get::<Client>().cloned(), ranges).await,
+        }
+    }
+
+    /// An answer that is made as the client takes it.
+    async fn answer<T: Default>(
+        &self,
+        turn: Turn,
+        message: impl Into<Message>,
+    ) -> Result<Response<T>, Status> {
+        let message = message.into();
+        if message.length() > LARGEST_ANSWER {
+            return Err(Refusal::AnswerTooLarge.into());
+        }
+        Ok(body::response(self.in_flight.admit(turn, message.framed()).await?))
     }
 
     fn header(&self) -> Option<PbResponseHeader> {

@@ -3,13 +3,13 @@
 
 mod txn;
 
-use etcd_client::proto::{
-    PbDeleteRequest, PbDeleteResponse, PbKeyValue, PbPutRequest, PbPutResponse, PbRangeRequest,
-    PbRangeResponse, PbResponseHeader,
-};
+use std::sync::Arc;
+
+use etcd_client::proto::{PbDeleteRequest, PbKeyValue, PbPutRequest, PbRangeRequest, PbResponseHeader};
 use tokio::time::Instant;
 
-use crate::keys::{Keys, Span};
+use crate::answer::{Delete, Put, Range};
+use crate::keys::{Keys, Record, Span};
 use crate::leases::Leases;
 use crate::refusal::Refusal;
 
@@ -34,7 +34,7 @@ impl State {
     }
 
     /// What a range holds, as far as it is on disk.
-    pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Refusal> {
+    pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<Range, Refusal> {
         self.range_at(request, self.stored)
     }
 
@@ -43,7 +43,7 @@ impl State {
         self.keys.range(Span::new(&[0], &[0]), self.stored).count()
     }
 
-    pub(crate) fn put(&mut self, request: PbPutRequest) -> Result<PbPutResponse, Refusal> {
+    pub(crate) fn put(&mut self, request: PbPutRequest) -> Result<Put, Refusal> {
         self.check_lease(&request)?;
         self.check_kept(&request)?;
         let response = self.put_in_step(request);
@@ -51,7 +51,7 @@ impl State {
         Ok(response)
     }
 
-    pub(crate) fn delete(&mut self, request: &PbDeleteRequest) -> PbDeleteResponse {
+    pub(crate) fn delete(&mut self, request: &PbDeleteRequest) -> Delete {
         let response = self.delete_in_step(request);
         self.keys.end_step();
         response
@@ -109,35 +109,31 @@ impl State {
         }
     }
 
-    fn put_in_step(&mut self, request: PbPutRequest) -> PbPutResponse {
+    fn put_in_step(&mut self, request: PbPutRequest) -> Put {
         let before = self.keys.find(&request.key, self.keys.revision_in_step()).cloned();
-        let before = before.as_ref().map(|record| &record.kv);
-        let held_by = before.map_or(0, |before| before.lease);
-        let value = match before.filter(|_| request.ignore_value) {
-            Some(before) => before.value.clone(),
+        let held_by = before.as_ref().map_or(0, |before| before.kv.lease);
+        let value = match before.as_ref().filter(|_| request.ignore_value) {
+            Some(before) => before.kv.value.clone(),
             None => request.value,
         };
         let lease = if request.ignore_lease { held_by } else { request.lease };
-        let prev_kv = before.filter(|_| request.prev_kv).cloned();
+        let before = before.filter(|_| request.prev_kv);
         self.leases.move_key(&request.key, held_by, lease);
         self.keys.put(request.key, value, lease);
-        PbPutResponse { header: header(self.keys.revision_in_step()), prev_kv }
+        Put { header: header(self.keys.revision_in_step()), before }
     }
 
-    fn delete_in_step(&mut self, request: &PbDeleteRequest) -> PbDeleteResponse {
+    fn delete_in_step(&mut self, request: &PbDeleteRequest) -> Delete {
         let span = Span::new(&request.key, &request.range_end);
         let found: Vec<_> = self.keys.range(span, self.keys.revision_in_step()).cloned().collect();
         for record in &found {
             self.leases.move_key(&record.kv.key, record.kv.lease, 0);
             self.keys.delete(record.kv.key.clone());
         }
-        PbDeleteResponse {
+        Delete {
             header: header(self.keys.revision_in_step()),
             deleted: count(found.len()),
-            prev_kvs: match request.prev_kv {
-                true => found.into_iter().map(|record| record.kv.clone()).collect(),
-                false => Vec::new(),
-            },
+            before: if request.prev_kv { found } else { Vec::new() },
         }
     }
 
@@ -152,11 +148,11 @@ impl State {
         Ok(())
     }
 
-    fn range_at(&self, request: &PbRangeRequest, current: i64) -> Result<PbRangeResponse, Refusal> {
+    fn range_at(&self, request: &PbRangeRequest, current: i64) -> Result<Range, Refusal> {
         self.check_range(request, current)?;
         let revision = if request.revision > 0 { request.revision } else { current };
         let mut found = self.keys.range(Span::new(&request.key, &request.range_end), revision);
-        let mut response = PbRangeResponse { header: header(current), ..PbRangeResponse::default() };
+        let mut response = Range { header: header(current), ..Range::default() };
         if request.count_only {
             response.count = count(found.count());
             return Ok(response);
@@ -164,17 +160,14 @@ impl State {
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         // Those that are looked at: an order by something else than the key, with no direction, is one of the first keys.
         let most = if is_of_the_first(request) { limit.saturating_add(1) } else { usize::MAX };
-        let mut kvs: Vec<&PbKeyValue> = found.by_ref().take(most).map(|record| &record.kv).collect();
-        response.count = count(kvs.len() + found.count());
-        kvs.retain(|kv| is_within(request, kv));
-        sort(request, &mut kvs);
-        response.more = kvs.len() > limit;
-        kvs.truncate(limit);
-        let copy = |kv: &PbKeyValue| match request.keys_only {
-            true => PbKeyValue { value: Vec::new(), key: kv.key.clone(), ..*kv },
-            false => kv.clone(),
-        };
-        response.kvs = kvs.into_iter().map(copy).collect();
+        let mut records: Vec<&Arc<Record>> = found.by_ref().take(most).collect();
+        response.count = count(records.len() + found.count());
+        records.retain(|record| is_within(request, &record.kv));
+        sort(request, &mut records);
+        response.more = records.len() > limit;
+        records.truncate(limit);
+        response.keys_only = request.keys_only;
+        response.records = records.into_iter().cloned().collect();
         Ok(response)
     }
 }
@@ -217,18 +210,19 @@ fn is_within(request: &PbRangeRequest, kv: &PbKeyValue) -> bool {
 }
 
 /// Equal ones stay in the order of their keys, whatever the direction.
-fn sort(request: &PbRangeRequest, kvs: &mut [&PbKeyValue]) {
-    let by = |one: &PbKeyValue, other: &PbKeyValue| match request.sort_target {
+fn sort(request: &PbRangeRequest, records: &mut [&Arc<Record>]) {
+    let of = |one: &PbKeyValue, other: &PbKeyValue| match request.sort_target {
         sorting::BY_VERSION => one.version.cmp(&other.version),
         sorting::BY_CREATION => one.create_revision.cmp(&other.create_revision),
         sorting::BY_CHANGE => one.mod_revision.cmp(&other.mod_revision),
         sorting::BY_VALUE => one.value.cmp(&other.value),
         _ => one.key.cmp(&other.key),
     };
+    let by = |one: &Record, other: &Record| of(&one.kv, &other.kv);
     match request.sort_order {
-        sorting::DESCENDING => kvs.sort_by(|one, other| by(other, one)),
+        sorting::DESCENDING => records.sort_by(|one, other| by(other, one)),
         sorting::UNSORTED if request.sort_target == sorting::BY_KEY => {}
-        _ => kvs.sort_by(|one, other| by(one, other)),
+        _ => records.sort_by(|one, other| by(one, other)),
     }
 }
 

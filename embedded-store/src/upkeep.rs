@@ -1,5 +1,5 @@
-//! What time brings: leases end, how long the others last is noted, old history is forgotten, and somebody takes the file
-//! away.
+//! What time brings: leases end, how long the others last is noted, old history is forgotten, answers are not taken, and
+//! somebody takes the file away.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+use crate::in_flight::InFlight;
 use crate::place::Place;
 use crate::shared::Shared;
 use crate::writer::Request;
@@ -23,7 +24,12 @@ const PLACE_INTERVAL: Duration = Duration::from_secs(2);
 const STEPS: u32 = 10;
 
 /// Looks after a store, until it cannot go on; answers why.
-pub(crate) async fn run(shared: Arc<Shared>, place: Place, retention: Duration) -> String {
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    in_flight: Arc<InFlight>,
+    place: Place,
+    retention: Duration,
+) -> String {
     let mut expiry = interval(EXPIRY_INTERVAL);
     let mut checkpoint = interval(CHECKPOINT_INTERVAL);
     let mut history = interval((retention / STEPS).max(Duration::from_millis(100)));
@@ -32,6 +38,7 @@ pub(crate) async fn run(shared: Arc<Shared>, place: Place, retention: Duration) 
     loop {
         tokio::select! {
             _ = presence.tick() => {
+                in_flight.end_stuck();
                 if let Err(reason) = place.check() {
                     return reason;
                 }

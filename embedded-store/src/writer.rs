@@ -10,14 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::proto::{
-    PbDeleteRequest, PbDeleteResponse, PbPutRequest, PbPutResponse, PbTxnOpRequest, PbTxnRequest,
-    PbTxnResponse,
-};
+use etcd_client::proto::{PbDeleteRequest, PbPutRequest, PbTxnOpRequest, PbTxnRequest};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{error, info};
 
+use crate::answer;
 use crate::file::{Batch, File, Identity};
 use crate::place::Place;
 use crate::refusal::Refusal;
@@ -46,9 +44,9 @@ pub(crate) enum Request {
 /// What became of a request.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    Put(PbPutResponse),
-    Delete(PbDeleteResponse),
-    Txn(PbTxnResponse),
+    Put(answer::Put),
+    Delete(answer::Delete),
+    Txn(answer::Txn),
     /// Id and seconds of the lease, and the revision.
     Granted {
         id: i64,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, TlsOptions, Txn, TxnOp,
+    WatchOptions,
 };
 use flan_embedded_store::{Running, Settings, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -147,6 +148,44 @@ async fn many_who_watch_while_many_write_and_one_compacts_are_told_of_each_write
         tokio::time::timeout(LIMIT, each).await.expect("all is told in time").unwrap();
     }
     compact.abort();
+}
+
+/// More than are told something at once, half of them from a revision on that is past.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_thousands_of_watches_in_one_stream_is_told_once_before_progress_is() {
+    const WATCHES: i64 = 3000;
+    let dir = tempfile::tempdir().unwrap();
+    let running = store(dir.path(), "http://127.0.0.1:0", None).await;
+    let mut client = client_of(&running).await;
+    client.put("key", "first", None).await.unwrap();
+    let (mut ask, mut told) = client.watch("key", None).await.unwrap().split();
+    let asking = tokio::spawn(async move {
+        for number in 1..WATCHES {
+            let past = (number % 2 == 0).then(|| WatchOptions::new().with_start_revision(2));
+            ask.watch("key", past).await.unwrap();
+        }
+        client.put("key", "second", None).await.unwrap();
+        ask.request_progress().await.unwrap();
+        (client, ask)
+    });
+    let mut events = std::collections::BTreeMap::<i64, Vec<i64>>::new();
+    let everything = async {
+        loop {
+            let response = told.message().await.unwrap().expect("the watch goes on");
+            if response.watch_id() == -1 {
+                return response.header().unwrap().revision();
+            }
+            let revisions = response.events().iter().map(|event| event.kv().unwrap().mod_revision());
+            events.entry(response.watch_id()).or_default().extend(revisions);
+        }
+    };
+    let progress = tokio::time::timeout(LIMIT, everything).await.expect("all is told in time");
+    let _connected = asking.await.unwrap();
+    assert_eq!((progress, events.len() as i64), (3, WATCHES));
+    for (number, revisions) in &events {
+        let is_of_the_past = number % 2 == 0 && *number > 0;
+        assert_eq!(revisions, if is_of_the_past { &[2, 3][..] } else { &[3] }, "watch {number}");
+    }
 }
 
 /// An authority, and what it gives out.

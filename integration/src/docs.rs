@@ -5,8 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The crates whose tests the manual names.
-const CRATES: [&str; 8] =
-    ["agent", "backends", "embedded-store", "flanctl", "integration", "kernel", "subnet-lease", "tls-files"];
+const CRATES: [&str; 9] = [
+    "agent",
+    "backends",
+    "connections",
+    "embedded-store",
+    "flanctl",
+    "integration",
+    "kernel",
+    "subnet-lease",
+    "tls-files",
+];
 
 fn tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

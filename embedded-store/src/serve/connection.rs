@@ -13,13 +13,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use flan_connections::Slot;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use super::hpack;
-use super::limit::Slot;
+use crate::in_flight::Client;
 
 /// What a client of HTTP/2 begins with (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -45,6 +46,7 @@ pub(crate) struct Connection {
     tcp: TcpStream,
     mender: Mender,
     slot: Slot,
+    client: Client,
     /// Whether we have said something. What a client says without waiting for that proves nothing.
     has_answered: bool,
     has_spoken: bool,
@@ -81,7 +83,8 @@ impl Connection {
             Mender { expected: Expected::Preface, pending: Vec::new(), mended: Vec::new(), handed_on: 0 };
         let heard = Instant::now();
         let patience = Box::pin(tokio::time::sleep_until(heard + FIRST_WORDS));
-        Self { tcp, mender, slot, has_answered: false, has_spoken: false, heard, patience }
+        let client = Client::default();
+        Self { tcp, mender, slot, client, has_answered: false, has_spoken: false, heard, patience }
     }
 
     fn poll_mended(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -212,7 +215,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.has_spoken && self.slot.must_go(context) {
+        if !self.has_spoken && self.slot.poll_must_go(context).is_ready() {
             return Poll::Ready(Err(io::Error::other("made room for a client that has something to say")));
         }
         match self.poll_mended(context, buffer) {
@@ -264,10 +267,10 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Client;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.tcp.connect_info()
+    fn connect_info(&self) -> Client {
+        self.client.clone()
     }
 }
 

@@ -2,13 +2,15 @@
 
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbKvService, PbPutRequest,
-    PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse, PbTxnRequest, PbTxnResponse,
+    PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse, PbTxnOpRequest, PbTxnRequest,
+    PbTxnRequestOp, PbTxnResponse,
 };
 use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{LARGEST_REQUEST, Service};
 use crate::check;
+use crate::in_flight::Turn;
 use crate::refusal::{Refusal, not_served};
 use crate::writer::{Answer, Request as Write};
 
@@ -17,11 +19,11 @@ impl PbKvService for Service {
     type RangeStreamStream = tokio_stream::Empty<Result<PbRangeStreamResponse, Status>>;
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
-        let request = request.into_inner();
-        check::range(&request)?;
-        let mut response = self.shared.state().range(&request)?;
-        self.sign(&mut response.header);
-        Ok(Response::new(response))
+        check::range(request.get_ref())?;
+        let turn = self.turn(&request, usize::from(tells_of_many(request.get_ref()))).await?;
+        let mut range = self.shared.state().range(request.get_ref())?;
+        self.sign(&mut range.header);
+        self.answer(turn, range).await
     }
 
     async fn range_stream(
@@ -32,13 +34,12 @@ impl PbKvService for Service {
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
-        let request = request.into_inner();
-        fits(&request)?;
-        check::put(&request)?;
-        match self.shared.write(Write::Put(request)).await? {
-            Answer::Put(mut response) => {
-                self.sign(&mut response.header);
-                Ok(Response::new(response))
+        fits(request.get_ref())?;
+        check::put(request.get_ref())?;
+        match self.shared.write(Write::Put(request.into_inner())).await? {
+            Answer::Put(mut put) => {
+                self.sign(&mut put.header);
+                self.answer(Turn::default(), put).await
             }
             other => Err(unexpected(&other)),
         }
@@ -48,25 +49,25 @@ impl PbKvService for Service {
         &self,
         request: Request<PbDeleteRequest>,
     ) -> Result<Response<PbDeleteResponse>, Status> {
-        let request = request.into_inner();
-        check::delete(&request)?;
-        match self.shared.write(Write::Delete(request)).await? {
-            Answer::Delete(mut response) => {
-                self.sign(&mut response.header);
-                Ok(Response::new(response))
+        check::delete(request.get_ref())?;
+        let turn = self.turn(&request, usize::from(request.get_ref().prev_kv)).await?;
+        match self.shared.write(Write::Delete(request.into_inner())).await? {
+            Answer::Delete(mut delete) => {
+                self.sign(&mut delete.header);
+                self.answer(turn, delete).await
             }
             other => Err(unexpected(&other)),
         }
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
-        let request = request.into_inner();
-        fits(&request)?;
-        check::txn(&request)?;
-        match self.shared.write(Write::Txn(request)).await? {
-            Answer::Txn(mut response) => {
-                self.sign(&mut response.header);
-                Ok(Response::new(response))
+        fits(request.get_ref())?;
+        check::txn(request.get_ref())?;
+        let turn = self.turn(&request, ranges(request.get_ref())).await?;
+        match self.shared.write(Write::Txn(request.into_inner())).await? {
+            Answer::Txn(mut txn) => {
+                self.sign(&mut txn.header);
+                self.answer(turn, txn).await
             }
             other => Err(unexpected(&other)),
         }
@@ -83,6 +84,22 @@ impl PbKvService for Service {
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// Whether a range may be one of many keys.
+fn tells_of_many(request: &PbRangeRequest) -> bool {
+    !request.range_end.is_empty() && !request.count_only
+}
+
+/// How many of a transaction's operations may tell of many keys.
+fn ranges(request: &PbTxnRequest) -> usize {
+    let of = |operation: &PbTxnRequestOp| match &operation.request {
+        Some(PbTxnOpRequest::RequestRange(range)) => usize::from(tells_of_many(range)),
+        Some(PbTxnOpRequest::RequestDeleteRange(deletion)) => usize::from(deletion.prev_kv),
+        Some(PbTxnOpRequest::RequestTxn(inner)) => ranges(inner),
+        Some(PbTxnOpRequest::RequestPut(_)) | None => 0,
+    };
+    request.success.iter().chain(&request.failure).map(of).sum()
 }
 
 fn fits(request: &impl Message) -> Result<(), Refusal> {

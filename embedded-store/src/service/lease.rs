@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Service;
 use super::kv::unexpected;
+use crate::message::Message;
 use crate::writer::{Answer, Request as Write};
 
 impl Service {
@@ -82,10 +83,10 @@ impl PbLeaseService for Service {
         &self,
         request: Request<PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
+        let turn = self.turn(&request, usize::from(request.get_ref().keys)).await?;
         let PbLeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let header = self.header();
-        let state = self.shared.state();
-        let response = match state.leases.look(id, Instant::now()) {
+        let response = match self.shared.state().leases.look(id, Instant::now()) {
             Some((ttl, granted_ttl, kept)) => PbLeaseTimeToLiveResponse {
                 header,
                 id,
@@ -95,15 +96,17 @@ impl PbLeaseService for Service {
             },
             None => PbLeaseTimeToLiveResponse { header, id, ttl: -1, ..PbLeaseTimeToLiveResponse::default() },
         };
-        Ok(Response::new(response))
+        self.answer(turn, Message::default().fields(&response)).await
     }
 
     async fn lease_leases(
         &self,
-        _: Request<PbLeaseLeasesRequest>,
+        request: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
+        let turn = self.turn(&request, 1).await?;
         let ids = self.shared.state().leases.ids();
         let leases = ids.into_iter().map(|id| PbLeaseStatus { id }).collect();
-        Ok(Response::new(PbLeaseLeasesResponse { header: self.header(), leases }))
+        let response = PbLeaseLeasesResponse { header: self.header(), leases };
+        self.answer(turn, Message::default().fields(&response)).await
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService};
 use futures::{FutureExt, stream};
+use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::{Stream, StreamExt};
@@ -19,6 +20,10 @@ use super::Service;
 
 /// How often a watch that asked for it is told that nothing has happened.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+/// Watches that are told something at once: whoever writes waits for that.
+const MOST_AT_ONCE: usize = 1024;
+/// Bytes of responses that lie ready, at most, with one more response: a client that reads nothing has no more of them.
+const READY_BYTES: usize = 1 << 20;
 /// What stands in for the number of a watch where none is meant.
 const NO_WATCH: i64 = -1;
 
@@ -50,10 +55,26 @@ struct Session {
     ready: VecDeque<PbWatchResponse>,
     /// Whether some watch may have more to be told of.
     is_behind: bool,
+    round: Round,
     /// The revision up to which all of them were told, where none is behind.
     told: i64,
     stored: watch::Receiver<i64>,
     progress: Interval,
+    /// How often the client has asked up to where it was told, and has no answer.
+    asked_for_progress: usize,
+    /// Whether it is time to say so to watches that asked for it.
+    is_progress_due: bool,
+}
+
+/// A round of all watches, each of which is told something.
+#[derive(Debug, Default)]
+struct Round {
+    /// The watch that is next, where the round is not through.
+    next: Option<i64>,
+    /// The last revision on disk when it began.
+    stored: i64,
+    /// Whether some watch has more to be told of than went into one response.
+    is_behind: bool,
 }
 
 impl Session {
@@ -68,8 +89,11 @@ impl Session {
             next_id: 0,
             ready: VecDeque::new(),
             is_behind: false,
+            round: Round::default(),
             told: 0,
             progress,
+            asked_for_progress: 0,
+            is_progress_due: false,
         }
     }
 
@@ -87,6 +111,16 @@ impl Session {
                 self.is_behind = self.go_on();
                 continue;
             }
+            if self.asked_for_progress > 0 {
+                self.asked_for_progress -= 1;
+                // It says that everything up to its revision was told.
+                let header = self.service.header_at(self.told);
+                return Some(PbWatchResponse { header, watch_id: NO_WATCH, ..PbWatchResponse::default() });
+            }
+            if std::mem::take(&mut self.is_progress_due) {
+                self.tell_progress();
+                continue;
+            }
             tokio::select! {
                 biased;
                 changed = self.stored.changed() => {
@@ -97,7 +131,10 @@ impl Session {
                     Some(Ok(request)) => self.answer(request),
                     _ => return None,
                 },
-                _ = self.progress.tick() => self.tell_progress(),
+                _ = self.progress.tick() => {
+                    self.is_progress_due = true;
+                    self.is_behind = true;
+                }
             }
         }
     }
@@ -119,14 +156,8 @@ impl Session {
             }
             Some(PbWatchRequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
             Some(PbWatchRequestUnion::ProgressRequest(_)) => {
-                while self.go_on() {}
-                // It says that everything up to its revision was told.
-                let header = self.service.header_at(self.told);
-                self.ready.push_back(PbWatchResponse {
-                    header,
-                    watch_id: NO_WATCH,
-                    ..PbWatchResponse::default()
-                });
+                self.asked_for_progress += 1;
+                self.is_behind = true;
             }
             None => {}
         }
@@ -140,8 +171,11 @@ impl Session {
             }
             Ok(cursor) => {
                 let number = if asked == 0 { self.free_id() } else { asked };
+                let is_behind = cursor.is_behind(&self.service.shared.state());
+                self.is_behind |= is_behind;
+                // A round that is under way may have passed its number.
+                self.round.is_behind |= is_behind;
                 self.cursors.insert(number, cursor);
-                self.is_behind = true;
                 self.ready.push_back(PbWatchResponse { watch_id: number, created: true, ..self.response() });
                 return;
             }
@@ -171,13 +205,21 @@ impl Session {
         self.next_id - 1
     }
 
-    /// Tells each watch what has happened since it was told last, as much as goes into one response. Answers whether some
-    /// have more to be told of.
+    /// Tells each watch what has happened since it was told last, as much as goes into one response; the next of them later,
+    /// when many bytes are ready or many watches were looked at. Answers whether some may have more to be told of.
     fn go_on(&mut self) -> bool {
         let state = self.service.shared.state();
-        self.told = state.stored;
-        let (mut is_behind, mut ended) = (false, Vec::new());
-        for (number, cursor) in &mut self.cursors {
+        let round = &mut self.round;
+        let first = round.next.take().unwrap_or_else(|| {
+            *round = Round { stored: state.stored, ..Round::default() };
+            i64::MIN
+        });
+        let (mut bytes, mut ended) = (0, Vec::new());
+        for (looked_at, (number, cursor)) in self.cursors.range_mut(first..).enumerate() {
+            if bytes >= READY_BYTES || looked_at == MOST_AT_ONCE {
+                round.next = Some(*number);
+                break;
+            }
             let response = match cursor.next(&state) {
                 Next::Nothing => continue,
                 Next::Events { revision, events, fragment } => PbWatchResponse {
@@ -198,18 +240,22 @@ impl Session {
                     }
                 }
             };
-            is_behind |= !response.canceled && cursor.is_behind(&state);
+            round.is_behind |= !response.canceled && cursor.is_behind(&state);
+            bytes += response.encoded_len();
             self.ready.push_back(response);
         }
         drop(state);
         for number in ended {
             self.cursors.remove(&number);
         }
+        let is_behind = self.round.next.is_some() || self.round.is_behind;
+        if !is_behind {
+            self.told = self.round.stored;
+        }
         is_behind
     }
 
     fn tell_progress(&mut self) {
-        while self.go_on() {}
         let header = self.service.header_at(self.told);
         for (number, cursor) in &mut self.cursors {
             if cursor.is_to_be_told() {

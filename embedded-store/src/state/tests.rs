@@ -24,8 +24,8 @@ fn all() -> PbRangeRequest {
     PbRangeRequest { key: vec![0], range_end: vec![0], ..PbRangeRequest::default() }
 }
 
-fn keys_of(response: &PbRangeResponse) -> Vec<&str> {
-    response.kvs.iter().map(|kv| std::str::from_utf8(&kv.key).unwrap()).collect()
+fn keys_of(response: &Range) -> Vec<&str> {
+    response.records.iter().map(|record| std::str::from_utf8(&record.kv.key).unwrap()).collect()
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_page_says_whether_there_is_more_and_how_many_there_are() {
     let page = state.range(&PbRangeRequest { limit: 3, ..all() }).unwrap();
     assert_eq!((page.more, page.count), (false, 3));
     let counted = state.range(&PbRangeRequest { count_only: true, ..all() }).unwrap();
-    assert_eq!((counted.kvs.len(), counted.count), (0, 3));
+    assert_eq!((counted.records.len(), counted.count), (0, 3));
     let last = PbRangeRequest { sort_order: sorting::DESCENDING, limit: 1, ..all() };
     assert_eq!(keys_of(&state.range(&last).unwrap()), ["c"]);
 }
@@ -66,7 +66,7 @@ fn a_time_that_nobody_knows_is_refused() {
     let at = |revision| PbRangeRequest { revision, ..all() };
     assert_eq!(state.range(&at(2)).unwrap_err(), Refusal::Compacted);
     assert_eq!(state.range(&at(5)).unwrap_err(), Refusal::FutureRevision);
-    assert_eq!(state.range(&at(3)).unwrap().kvs[0].value, b"2");
+    assert_eq!(state.range(&at(3)).unwrap().records[0].kv.value, b"2");
     assert_eq!(state.compact(3), Err(Refusal::Compacted));
     assert_eq!(state.compact(5), Err(Refusal::FutureRevision));
 }

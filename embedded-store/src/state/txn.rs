@@ -1,11 +1,11 @@
 //! Transactions: all comparisons first, of the nested ones too, then the branches that they chose, as one revision.
 
 use etcd_client::proto::{
-    PbCompare, PbKeyValue, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest,
-    PbTxnRequestOp, PbTxnResponse,
+    PbCompare, PbKeyValue, PbTargetUnion, PbTxnOpRequest, PbTxnRequest, PbTxnRequestOp,
 };
 
 use super::{State, header};
+use crate::answer::{Operation, Txn};
 use crate::keys::Span;
 use crate::refusal::Refusal;
 
@@ -44,13 +44,13 @@ impl Path<'_> {
 }
 
 impl State {
-    pub(crate) fn txn(&mut self, request: &PbTxnRequest) -> Result<PbTxnResponse, Refusal> {
+    pub(crate) fn txn(&mut self, request: &PbTxnRequest) -> Result<Txn, Refusal> {
         let path = self.path(request);
         self.check_path(&path)?;
         let response = self.take_path(&path);
         let header = header(self.keys.revision_in_step());
         self.keys.end_step();
-        Ok(PbTxnResponse { header, ..response? })
+        Ok(Txn { header, ..response? })
     }
 
     fn path<'a>(&self, request: &'a PbTxnRequest) -> Path<'a> {
@@ -90,30 +90,28 @@ impl State {
         })
     }
 
-    fn take_path(&mut self, path: &Path<'_>) -> Result<PbTxnResponse, Refusal> {
+    fn take_path(&mut self, path: &Path<'_>) -> Result<Txn, Refusal> {
         let mut responses = Vec::with_capacity(path.operations.len());
         let mut inner = path.inner.iter();
         for operation in path.operations {
             let response = match &operation.request {
                 Some(PbTxnOpRequest::RequestRange(range)) => {
-                    PbTxnOpResponse::ResponseRange(self.range_at(range, self.keys.revision_in_step())?)
+                    Operation::Range(self.range_at(range, self.keys.revision_in_step())?)
                 }
-                Some(PbTxnOpRequest::RequestPut(put)) => {
-                    PbTxnOpResponse::ResponsePut(self.put_in_step(put.clone()))
-                }
+                Some(PbTxnOpRequest::RequestPut(put)) => Operation::Put(self.put_in_step(put.clone())),
                 Some(PbTxnOpRequest::RequestDeleteRange(deletion)) => {
-                    PbTxnOpResponse::ResponseDeleteRange(self.delete_in_step(deletion))
+                    Operation::Delete(self.delete_in_step(deletion))
                 }
                 Some(PbTxnOpRequest::RequestTxn(_)) => match inner.next() {
-                    Some(inner) => PbTxnOpResponse::ResponseTxn(self.take_path(inner)?),
+                    Some(inner) => Operation::Txn(self.take_path(inner)?),
                     None => continue,
                 },
                 None => continue,
             };
-            responses.push(PbResponseOp { response: Some(response) });
+            responses.push(response);
         }
         // That of a transaction in another one tells nothing.
-        Ok(PbTxnResponse { header: header(0), succeeded: path.succeeded, responses })
+        Ok(Txn { header: header(0), succeeded: path.succeeded, responses })
     }
 
     /// Whether a comparison holds for every key of its range; where there is none, for a key that never was.

@@ -8,6 +8,7 @@ mod bad_leases;
 mod clones;
 mod command_line;
 mod conflicts;
+mod crowds;
 mod docker_hosts;
 mod docker_of_forky;
 mod dual_stack;

@@ -1,0 +1,233 @@
+//! An answer as it goes over the wire, made piece by piece as the client takes it. What it tells of keys stays where it is,
+//! in the records that the store holds anyway: an answer of many megabytes that nobody reads is a list of pointers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use etcd_client::proto::PbKeyValue;
+use prost::Message as _;
+use prost::bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+
+use crate::keys::Record;
+
+/// Bytes of a piece: a frame of HTTP/2.
+pub(crate) const PIECE: usize = 16 << 10;
+/// A value of so many bytes is not copied.
+const LARGE: usize = 4 << 10;
+/// The field of `mvccpb.KeyValue` with the value.
+const VALUE: u32 = 5;
+
+/// A message of Protobuf that is encoded as it is taken.
+#[derive(Debug, Default)]
+pub(crate) struct Message {
+    /// Bytes that it has when it is encoded.
+    length: usize,
+    parts: VecDeque<Part>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Bytes(Bytes),
+    Keys(Keys),
+}
+
+/// A repeated field.
+#[derive(Debug)]
+struct Keys {
+    tag: u32,
+    without_values: bool,
+    records: Vec<Arc<Record>>,
+    taken: usize,
+}
+
+impl Message {
+    /// Appends these fields.
+    pub(crate) fn fields(mut self, fields: &impl prost::Message) -> Self {
+        self.push(fields.encode_to_vec().into());
+        self
+    }
+
+    /// Appends a field that is a message itself.
+    pub(crate) fn field(mut self, tag: u32, message: Message) -> Self {
+        self.push(begin(tag, message.length));
+        self.length += message.length;
+        self.parts.extend(message.parts);
+        self
+    }
+
+    /// Appends a repeated field with keys.
+    pub(crate) fn keys(mut self, tag: u32, records: Vec<Arc<Record>>, without_values: bool) -> Self {
+        let length = |record: &Arc<Record>| {
+            let length = length_of(&record.kv, without_values);
+            key_len(tag) + encoded_len_varint(length as u64) + length
+        };
+        self.length += records.iter().map(length).sum::<usize>();
+        if !records.is_empty() {
+            self.parts.push_back(Part::Keys(Keys { tag, without_values, records, taken: 0 }));
+        }
+        self
+    }
+
+    /// With the five bytes before it that gRPC has there: not compressed, and the length.
+    pub(crate) fn framed(mut self) -> Self {
+        let length = u32::try_from(self.length).unwrap_or(u32::MAX).to_be_bytes();
+        self.parts.push_front(Part::Bytes([&[0], &length[..]].concat().into()));
+        self.length += 1 + length.len();
+        self
+    }
+
+    /// Bytes that it has when it is encoded.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Bytes of memory that it takes, with a piece of it on its way, beside what the store holds anyway.
+    pub(crate) fn cost(&self) -> usize {
+        let of_part = |part: &Part| match part {
+            Part::Bytes(bytes) => bytes.len(),
+            Part::Keys(keys) => keys.records.capacity() * size_of::<Arc<Record>>(),
+        };
+        let parts: usize = self.parts.iter().map(of_part).sum();
+        PIECE + self.parts.capacity() * size_of::<Part>() + parts
+    }
+
+    /// The next bytes, [`PIECE`] at most; `None` when all are taken.
+    pub(crate) fn next(&mut self) -> Option<Bytes> {
+        let mut piece = BytesMut::new();
+        while piece.len() < PIECE
+            && let Some(part) = self.parts.front_mut()
+        {
+            match part {
+                Part::Bytes(bytes) if bytes.is_empty() => drop(self.parts.pop_front()),
+                // Not copied.
+                Part::Bytes(bytes) if piece.is_empty() && bytes.len() >= PIECE => {
+                    return Some(bytes.split_to(PIECE));
+                }
+                Part::Bytes(bytes) => {
+                    let count = bytes.len().min(PIECE - piece.len());
+                    piece.put((&mut *bytes).take(count));
+                }
+                Part::Keys(keys) => match keys.next() {
+                    Some(encoded) => encoded.into_iter().rev().for_each(|bytes| {
+                        self.parts.push_front(Part::Bytes(bytes));
+                    }),
+                    None => drop(self.parts.pop_front()),
+                },
+            }
+        }
+        (!piece.is_empty()).then(|| piece.freeze())
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        self.length += bytes.len();
+        self.parts.push_back(Part::Bytes(bytes));
+    }
+}
+
+impl Keys {
+    /// The next of them; what comes of fields one after the other is as well encoded as what comes of them together.
+    fn next(&mut self) -> Option<[Bytes; 3]> {
+        let record = self.records.get(self.taken)?;
+        self.taken += 1;
+        let kv = &record.kv;
+        let mut head = BytesMut::from(&begin(self.tag, length_of(kv, self.without_values))[..]);
+        let put = |buffer: &mut BytesMut, kv: &PbKeyValue| buffer.put_slice(&kv.encode_to_vec());
+        if self.without_values || kv.value.len() < LARGE {
+            let value = if self.without_values { Vec::new() } else { kv.value.clone() };
+            put(&mut head, &PbKeyValue { key: kv.key.clone(), value, ..*kv });
+            return Some([head.freeze(), Bytes::new(), Bytes::new()]);
+        }
+        put(&mut head, &PbKeyValue { key: kv.key.clone(), value: Vec::new(), lease: 0, ..*kv });
+        head.put_slice(&begin(VALUE, kv.value.len()));
+        let tail = PbKeyValue { lease: kv.lease, ..PbKeyValue::default() }.encode_to_vec();
+        Some([head.freeze(), Bytes::from_owner(Value(record.clone())), tail.into()])
+    }
+}
+
+/// The value of a record, where it is.
+struct Value(Arc<Record>);
+
+impl AsRef<[u8]> for Value {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.kv.value
+    }
+}
+
+/// What stands before a field of this many bytes.
+fn begin(tag: u32, length: usize) -> Bytes {
+    let mut bytes = BytesMut::new();
+    encode_key(tag, WireType::LengthDelimited, &mut bytes);
+    encode_varint(length as u64, &mut bytes);
+    bytes.freeze()
+}
+
+fn length_of(kv: &PbKeyValue, without_value: bool) -> usize {
+    let value = match kv.value.len() {
+        length if without_value && length > 0 => key_len(VALUE) + encoded_len_varint(length as u64) + length,
+        _ => 0,
+    };
+    kv.encoded_len() - value
+}
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::proto::{PbRangeResponse, PbResponseHeader};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn all_of(mut message: Message) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(piece) = message.next() {
+            assert!(piece.len() <= PIECE);
+            all.extend_from_slice(&piece);
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_what_the_whole_would_be(
+            lengths in proptest::collection::vec(prop_oneof![0..200_usize, LARGE - 2..LARGE + 2, 15_000..50_000_usize], 0..12),
+            without_values: bool,
+            lease in 0..300_i64,
+        ) {
+            let kv = |(number, length): (usize, &usize)| PbKeyValue {
+                key: format!("key/{number}").into(),
+                value: vec![b'v'; *length],
+                create_revision: 3,
+                mod_revision: 1 << number,
+                version: 1,
+                lease,
+            };
+            let header = Some(PbResponseHeader { revision: 300, ..PbResponseHeader::default() });
+            let kvs: Vec<PbKeyValue> = lengths.iter().enumerate().map(kv).collect();
+            let records = kvs.iter().map(|kv| Arc::new(Record { kv: kv.clone(), number: 0 })).collect();
+            let message = Message::default()
+                .fields(&PbRangeResponse { header, ..PbRangeResponse::default() })
+                .keys(2, records, without_values)
+                .fields(&PbRangeResponse { more: true, count: 300, ..PbRangeResponse::default() });
+            let mut whole = PbRangeResponse { header, kvs, more: true, count: 300 };
+            if without_values {
+                whole.kvs.iter_mut().for_each(|kv| kv.value.clear());
+            }
+            prop_assert_eq!(message.length(), whole.encoded_len());
+            prop_assert_eq!(all_of(message), whole.encode_to_vec());
+        }
+    }
+
+    #[test]
+    fn a_value_is_not_held_twice() {
+        let kv = PbKeyValue { value: vec![0; 1 << 20], ..PbKeyValue::default() };
+        let record = Arc::new(Record { kv, number: 0 });
+        let mut message = Message::default().keys(2, vec![record.clone(); 1000], false);
+        assert!(message.length() > 1000 << 20);
+        assert!(message.cost() < 64 << 10, "{}", message.cost());
+        let place = record.kv.value.as_ptr_range();
+        let is_copied = |piece: &Bytes| !place.contains(&piece.as_ptr());
+        let copied: usize =
+            std::iter::from_fn(|| message.next()).filter(is_copied).map(|piece| piece.len()).sum();
+        assert!(copied < 17 << 20, "{copied}");
+    }
+}
