@@ -23,6 +23,7 @@ use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
 use flan_subnet_lease::Store;
 
 use crate::failure::{Failure, Kind};
+use crate::progress::told;
 
 fn main() -> ExitCode {
     let (args, access) = match access::read() {
@@ -47,11 +48,12 @@ fn failed(failure: &Failure, comment: &str) -> ExitCode {
 
 async fn run(args: args::Args) -> Result<(), Failure> {
     let store = || Store::new(args.store.config()).map_err(Failure::from);
+    let waiting = || format!("waiting for the store at {}", args.store.config().endpoints.join(","));
     match args.command {
         Command::Config(command) => match command {
-            ConfigCommand::Get => config::get(&store()?).await,
+            ConfigCommand::Get => told(waiting, config::get(&store()?)).await,
             ConfigCommand::Set { file, backend, force } => {
-                config::set(&store()?, &file, backend.as_deref(), force).await
+                told(waiting, config::set(&store()?, &file, backend.as_deref(), force)).await
             }
             ConfigCommand::Validate { file } => config::validate(&file),
         },
@@ -60,11 +62,15 @@ async fn run(args: args::Args) -> Result<(), Failure> {
             StoreCommand::Copy(copy) => store::copy(&args.store, &copy).await,
         },
         Command::Subnets(command) => match command {
-            SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,
+            SubnetsCommand::Ls { output, watch: false } => {
+                told(waiting, subnets::list(&store()?, output)).await
+            }
             SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
-            SubnetsCommand::Show { subnet, output } => subnets::show(&store()?, &subnet, output).await,
+            SubnetsCommand::Show { subnet, output } => {
+                told(waiting, subnets::show(&store()?, &subnet, output)).await
+            }
             SubnetsCommand::Reserve { subnet, public_ip, now } => {
-                subnets::reserve(&store()?, &subnet, &public_ip, now).await
+                told(waiting, subnets::reserve(&store()?, &subnet, &public_ip, now)).await
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
