@@ -1,8 +1,9 @@
 //! The store: the one module that speaks to etcd.
 //!
-//! Every request has a time limit and is tried once on each endpoint before it fails. The last endpoint is given more time,
-//! and so is every one while the store is slow. A connection that failed is dialled anew, with the certificate files read
-//! again. Writes are transactions that compare what the caller saw.
+//! Every request has a time limit and is tried once on each endpoint before it fails; one that changes no key, once more
+//! where a connection breaks. The last endpoint is given more time, and so is every one while the store is slow. A
+//! connection that failed is dialled anew, with the certificate files read again. Writes are transactions that compare
+//! what the caller saw.
 
 mod error;
 mod etcd_lease;
@@ -200,7 +201,7 @@ impl Store {
     ) -> Result<Option<i64>, StoreError> {
         let transaction = Txn::new().when(provided).and_then(operations);
         let response = self
-            .call(|mut client: Client| {
+            .attempt(false, |mut client: Client| {
                 let transaction = transaction.clone();
                 async move { client.txn(transaction).await }
             })
@@ -208,8 +209,21 @@ impl Store {
         Ok(response.header().filter(|_| response.succeeded()).map(etcd_client::ResponseHeader::revision))
     }
 
-    /// Runs one request, on one endpoint after the other until one answers.
+    /// Runs one request that does no harm when it is carried out twice, on one endpoint after the other until one answers.
     async fn call<T, R>(&self, request: impl Fn(Client) -> R) -> Result<T, StoreError>
+    where
+        R: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.attempt(true, request).await
+    }
+
+    /// As [`Store::call`]; with a second chance the request is made once more where a connection breaks: that says nothing
+    /// of the endpoint, and the next one may hold.
+    async fn attempt<T, R>(
+        &self,
+        mut has_second_chance: bool,
+        request: impl Fn(Client) -> R,
+    ) -> Result<T, StoreError>
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -243,6 +257,9 @@ impl Store {
                         self.drop_client(index);
                     }
                     return Err(error);
+                }
+                Ok(Err(Failure::Unanswered(why))) if why.cause == Cause::Ended && has_second_chance => {
+                    has_second_chance = false;
                 }
                 Ok(Err(Failure::Unanswered(why))) => {
                     unanswered.push(why.explained(&self.config.credentials).await);

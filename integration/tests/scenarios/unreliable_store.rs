@@ -1,7 +1,7 @@
 //! A way to the store on which one in three requests fails.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use flan_integration::host::on_all;
@@ -9,55 +9,47 @@ use flan_integration::{Host, Lab, LabOptions, chance, wait};
 
 use crate::stage::{NETWORK, bare_hosts};
 
-/// Hosts that start at once.
-const CROWD: usize = 100;
+/// Hosts that start at once. A hundred do it as well, in half a minute on two processors, which is long for a suite.
+const CROWD: usize = 50;
 
-/// How soon all of them have a subnet and know each other. Alone on two processors it takes 20 s.
+/// How soon all of them have a subnet, and know each other after that.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// The variable whose seed lets the same requests fail again, as far as they come in the same order.
+const SEED: &str = "FLAN_DAMAGE_SEED";
+
 #[test]
-fn a_hundred_hosts_join_at_once_while_one_in_three_requests_fails() -> Result<()> {
+fn a_crowd_joins_at_once_while_one_in_three_requests_fails() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let crowd = std::env::var("CROWD").ok().and_then(|c| c.parse().ok()).unwrap_or(CROWD);
-        lab.set_network(&NETWORK.replace("99", "250"))?;
-        let seed = chance::fresh_seed();
-        eprintln!("what fails is of the seed {seed}");
+        lab.set_network(NETWORK)?;
+        let seed = chance::seed_from(SEED)?;
         let detour = lab.detour(seed)?;
-        let t = Instant::now();
-        let mut hosts = bare_hosts(lab, crowd)?;
-        eprintln!("hosts {:?}", t.elapsed());
+        let mut hosts = bare_hosts(lab, CROWD)?;
         detour.break_one_in(3);
-        let started = Instant::now();
         for host in &mut hosts {
             host.use_store(&detour.url());
             host.spawn_agent(&["--ip-masq"])?;
         }
         on_all(&mut hosts, |host| host.wait_for_agent_within(LIMIT).map(drop))?;
-        eprintln!("ready {:?} {:?}", started.elapsed(), detour.requests_and_broken());
         let subnets =
             hosts.iter().map(|host| Ok(host.subnet_env()?.base())).collect::<Result<BTreeSet<_>>>()?;
-        ensure!(subnets.len() == hosts.len(), "{} subnets for {} hosts", subnets.len(), hosts.len());
+        ensure!(subnets.len() == CROWD, "{} subnets for {CROWD} hosts, {SEED}={seed}", subnets.len());
 
         wait::until("each host to know all the others", LIMIT, || {
             for host in &hosts {
-                let overlay = host.overlay()?;
+                let (overlay, mut others) = (host.overlay()?, subnets.clone());
+                others.remove(&host.subnet_env()?.base());
                 let peers = overlay.complete_peers();
-                ensure!(peers.len() + 1 == subnets.len(), "{}: {} peers", host.name(), peers.len());
-                ensure!(
-                    peers.is_subset(&subnets) && overlay.has_no_remains(),
-                    "{}: {overlay:?}",
-                    host.name()
-                );
+                ensure!(peers == others, "{}: {} peers, {SEED}={seed}", host.name(), peers.len());
+                ensure!(overlay.has_no_remains(), "{}: {overlay:?}", host.name());
             }
             Ok(())
         })?;
         let (requests, broken) = detour.requests_and_broken();
-        eprintln!("know {:?} {:?}", started.elapsed(), detour.requests_and_broken());
         ensure!(broken * 5 > requests, "only {broken} of {requests} requests have failed");
-        // No subnet is left behind by one who got another in the end, and no etcd lease.
-        let keys = lab.store().subnet_keys()?;
-        ensure!(keys.len() == hosts.len(), "{} leases for {} hosts", keys.len(), hosts.len());
-        eprintln!("{}", lab.store().ctl(&["lease", "list"])?.lines().next().unwrap_or_default());
+        // Nobody has left a subnet behind and taken another one.
+        let leases = lab.store().subnet_keys()?.len();
+        ensure!(leases == CROWD, "{leases} leases for {CROWD} hosts, {SEED}={seed}");
         on_all(&mut hosts, Host::ensure_agent_runs)
     })
 }

@@ -46,7 +46,6 @@ fn an_agent_that_is_killed_for_memory_loses_no_packet_and_finds_everything_again
         let mut monitor = host.monitor()?;
 
         let used = group.usage()?;
-        eprintln!("used {used} {:?}", host.agent_vitals());
         group.limit(used + LEFT)?;
         // Somebody else in the same group, whom the kernel is told to spare.
         let mut greedy = host.place().then(starter).command("sh");
