@@ -54,7 +54,12 @@ fn an_agent_that_is_killed_for_memory_loses_no_packet_and_finds_everything_again
         greedy.args(["-c", &take]);
         let greedy = Process::spawn("greedy", &greedy, &lab.dir().join("greedy.log"), Lifetime::Bound)?;
         let status = host.wait_for_agent_end(LIMIT).with_context(|| format!("{:?} used", group.usage()))?;
-        ensure!(status.signal() == Some(9) && group.killed()? == 1, "it ended with {status}");
+        let killed = group.killed()?;
+        // A program that the agent had just started may have gone with it.
+        ensure!(
+            status.signal() == Some(9) && killed >= 1,
+            "it ended with {status}, and {killed} were killed"
+        );
         ping.wait_for_answers(100)?;
         greedy.kill()?;
 
