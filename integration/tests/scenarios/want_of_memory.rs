@@ -21,7 +21,7 @@ const PEERS: u32 = 1000;
 
 /// How much memory is left when it becomes short, and how much somebody else then wants.
 const LEFT: u64 = 16 << 20;
-const WANTED: u64 = 28 << 20;
+const WANTED: u64 = 24 << 20;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
