@@ -47,6 +47,8 @@ if [ -n "$tests" ]; then
     if lacks debootstrap; then want debootstrap; fi
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || want debian-archive-keyring
     if lacks openssl; then want openssl; fi
+    # A library that sets the clock of one program wrong.
+    ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || want libfaketime
     # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
     if lacks iperf3; then want iperf3; fi
     if lacks ethtool; then want ethtool; fi

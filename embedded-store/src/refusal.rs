@@ -31,6 +31,11 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// What a client is told.
+    pub(crate) fn reason(&self) -> &str {
+        self.parts().1
+    }
+
     fn parts(&self) -> (Code, &str) {
         match self {
             Self::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),

@@ -78,7 +78,8 @@ async fn end_leases(shared: &Shared) {
     match shared.write(Request::Expire(expired)).await {
         Ok(_) => info!(leases, "leases have expired, and what they kept is deleted"),
         Err(refusal) => {
-            warn!(leases, ?refusal, "leases have expired, and what they kept cannot be deleted yet");
+            let reason = refusal.reason();
+            warn!(leases, reason, "leases have expired, and what they kept cannot be deleted yet");
         }
     }
 }

@@ -298,7 +298,10 @@ impl Writer {
                 "no space is left for the store and its reserve beside it: writes are refused; reads, keepalives and what \
                  makes room go on"
             ),
-            Some(refusal) => error!(?refusal, "the store cannot be written: reads and keepalives go on"),
+            Some(refusal) => error!(
+                reason = refusal.reason(),
+                "writes are refused until the store can be written again; reads and keepalives go on"
+            ),
             None => info!("the store can be written again"),
         }
         self.held.note_failure(refusal.clone());

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
 
 use crate::failure::{Failure, Kind};
+use crate::progress::told;
 
 /// Does what the command line says. Ends the process where that cannot be read.
 pub fn run() -> ExitCode {
@@ -52,11 +53,14 @@ fn failed(failure: &Failure, comment: &str) -> ExitCode {
 
 async fn carry_out(args: args::Args) -> Result<(), Failure> {
     let store = || access::open(args.store.config()?);
+    let endpoints = args.store.config().map(|config| config.endpoints);
+    let endpoints = endpoints.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let waiting = || format!("waiting for the store at {endpoints}");
     match args.command {
         Command::Config(command) => match command {
-            ConfigCommand::Get => config::get(&store()?).await,
+            ConfigCommand::Get => told(waiting, config::get(&store()?)).await,
             ConfigCommand::Set { file, backend, force } => {
-                config::set(&store()?, &file, backend.as_deref(), force).await
+                told(waiting, config::set(&store()?, &file, backend.as_deref(), force)).await
             }
             ConfigCommand::Validate { file } => config::validate(&file),
         },
@@ -65,11 +69,15 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             StoreCommand::Copy(copy) => store::copy(&args.store, &copy).await,
         },
         Command::Subnets(command) => match command {
-            SubnetsCommand::Ls { output, watch: false } => subnets::list(&store()?, output).await,
+            SubnetsCommand::Ls { output, watch: false } => {
+                told(waiting, subnets::list(&store()?, output)).await
+            }
             SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
-            SubnetsCommand::Show { subnet, output } => subnets::show(&store()?, &subnet, output).await,
+            SubnetsCommand::Show { subnet, output } => {
+                told(waiting, subnets::show(&store()?, &subnet, output)).await
+            }
             SubnetsCommand::Reserve { subnet, public_ip, now } => {
-                subnets::reserve(&store()?, &subnet, &public_ip, now).await
+                told(waiting, subnets::reserve(&store()?, &subnet, &public_ip, now)).await
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },

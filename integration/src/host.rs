@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -328,6 +328,12 @@ impl Host {
             crate::process::last_lines(&log)
         );
         Ok(())
+    }
+
+    /// Waits until the agent has ended without being told to; how it did.
+    pub fn wait_for_agent_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let mut agent = self.agent.take().with_context(|| format!("no agent runs on {}", self.name))?;
+        agent.wait_for_end(limit)
     }
 
     /// An error, with the end of its log, unless the agent runs.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::command::{self, Outcome};
+use crate::detour::Detour;
 use crate::docker;
 use crate::forky;
 use crate::host::{Host, HostSpec};
@@ -266,6 +267,13 @@ impl Lab {
         let place = place_for_store(&self.id, &self.underlay, &self.next_store)?;
         Store::start(kind, vec![place], &self.dir, data, self.lifetime)
             .with_context(|| format!("step: start another store, {kind}"))
+    }
+
+    /// Another way to the first member of the store, from everywhere on the underlay; nobody takes it unless told to.
+    pub fn detour(&self, seed: u64) -> Result<Detour> {
+        let endpoints = self.store.endpoints();
+        let first = endpoints.split(',').next().unwrap_or_default();
+        Detour::start(&self.underlay, ROUTER.into(), first, seed).context("step: make a way to the store")
     }
 
     /// The namespace of the underlay's bridge and of the world outside.

@@ -18,8 +18,10 @@
 //! fd00:64::/64 beside its IPv4.
 
 pub mod chance;
+pub mod clock;
 pub mod command;
 pub mod cpu;
+pub mod detour;
 pub mod docker;
 #[cfg(test)]
 mod docs;
@@ -32,6 +34,7 @@ pub mod host;
 pub mod inside;
 pub mod interrupt;
 pub mod lab;
+pub mod memory_group;
 pub mod monitor;
 pub mod netns;
 mod notify;

@@ -4,6 +4,7 @@
 //! What the lab itself needs of a store goes by `flanctl`. The keys here are read and written by `etcdctl`, whichever
 //! store it is: an eye that is not ours.
 
+mod disk;
 mod health;
 mod kind;
 mod member;
@@ -19,6 +20,7 @@ use crate::netns::Netns;
 use crate::process::Lifetime;
 use crate::tools;
 
+pub use self::disk::Disk;
 pub use self::health::ensure_healthy;
 pub use self::kind::{STORE_VARIABLE, StoreKind};
 pub use self::member::StoreData;
@@ -84,6 +86,12 @@ impl Store {
     /// The directory of a running member's data, as this program sees it.
     pub fn data_dir(&self, member: usize) -> Result<PathBuf> {
         self.members[member].data_dir_seen()
+    }
+
+    /// The disk of a running member that has its data on [`StoreData::OnExt4Of`].
+    pub fn disk(&self, member: usize) -> Result<Disk> {
+        let member = &self.members[member];
+        Disk::of(member.pid()?, member.data_dir())
     }
 
     /// `etcdctl` with these arguments, on the first member that runs, whether or not hosts are cut off from it.

@@ -12,7 +12,7 @@ use crate::forky;
 use crate::store::StoreKind;
 
 /// Program, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("nft", "nftables"),
@@ -23,6 +23,7 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("setsid", "util-linux"),
     ("timeout", "coreutils"),
     ("tar", "tar"),
+    ("mkfs.ext4", "e2fsprogs"),
     ("ping", "iputils-ping"),
     ("busybox", "busybox-static"),
     ("dockerd", "docker.io"),
@@ -75,6 +76,17 @@ pub fn check_for_etcdctl() -> Result<()> {
 /// An error unless there is an `openssl`.
 pub fn check_for_openssl() -> Result<()> {
     check_programs(&OPENSSL_PROGRAMS)
+}
+
+/// The library that shows a program another wall clock, or an error that says how to get it.
+pub fn faketime() -> Result<PathBuf> {
+    let libraries = fs::read_dir("/usr/lib").context("cannot list /usr/lib")?;
+    // In the directory of the architecture, as Debian has it.
+    let found = libraries.flatten().map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"));
+    let mut found = found.filter(|path| path.exists());
+    found.next().context(
+        "missing: libfaketimeMT.so.1; `sudo integration/install-tools.sh` or `sudo apt-get install libfaketime` gets it",
+    )
 }
 
 /// As [`check`], with the programs that only the bench and the soak run.

@@ -1,7 +1,9 @@
 //! The store: the one module that speaks to etcd.
 //!
-//! Every request has a time limit and is tried once on each endpoint before it fails. A connection that failed is
-//! dialled anew, with the certificate files read again. Writes are transactions that compare what the caller saw.
+//! Every request has a time limit and is tried once on each endpoint before it fails; one that changes no key, once more
+//! where a connection breaks. The last endpoint is given more time, and so is every one while the store is slow. A
+//! connection that failed is dialled anew, with the certificate files read again. Writes are transactions that compare
+//! what the caller saw.
 
 mod error;
 mod etcd_lease;
@@ -21,6 +23,8 @@ use etcd_client::{
     Txn, TxnOp,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use tracing::warn;
 
 use crate::endpoint::Endpoint;
@@ -55,10 +59,13 @@ pub struct StoredConfig {
     pub mod_revision: i64,
 }
 
-/// How long one request may take on one endpoint.
+/// How long one request may take on one endpoint before the next one is asked.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of one message, where the store decides: as many as etcd's own clients take.
 const ANY_SIZE: usize = i32::MAX as usize;
+/// How long one may take where no other endpoint is left. One that is dead or out of reach is given up sooner, by
+/// [`KEEP_ALIVE`]; what is behind it is a slow one, and to ask that again makes it slower.
+const LONGEST_LIMIT: Duration = Duration::from_secs(30);
 /// How long a connection may take to open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life is asked for one after this, and given up when none comes in the same time.
@@ -77,7 +84,7 @@ impl Store {
         let next = rand::random_range(0..config.endpoints.len());
         Ok(Self {
             config: Arc::new(config),
-            connection: Arc::new(Mutex::new(Connection { next, client: None })),
+            connection: Arc::new(Mutex::new(Connection { next, client: None, patience: REQUEST_LIMIT })),
             given_up: Arc::new(watch::Sender::new(())),
             user_ignored: Arc::new(watch::Sender::new(false)),
         })
@@ -203,7 +210,7 @@ impl Store {
     ) -> Result<Option<i64>, StoreError> {
         let transaction = Txn::new().when(provided).and_then(operations);
         let response = self
-            .call(|mut client: Client| {
+            .attempt(false, |mut client: Client| {
                 let transaction = transaction.clone();
                 async move { client.txn(transaction).await }
             })
@@ -211,9 +218,22 @@ impl Store {
         Ok(response.header().filter(|_| response.succeeded()).map(etcd_client::ResponseHeader::revision))
     }
 
-    /// Runs one request, on one endpoint after the other until one answers. A token that does not count any more is
-    /// replaced once: authentication may have been switched on, or a user changed, since we had it.
+    /// Runs one request that does no harm when it is carried out twice, on one endpoint after the other until one answers.
     async fn call<T, R>(&self, request: impl Fn(Client) -> R) -> Result<T, StoreError>
+    where
+        R: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.attempt(true, request).await
+    }
+
+    /// As [`Store::call`]; with a second chance the request is made once more where a connection breaks: that says nothing
+    /// of the endpoint, and the next one may hold. A token that does not count any more is replaced once: authentication
+    /// may have been switched on, or a user changed, since we had it.
+    async fn attempt<T, R>(
+        &self,
+        mut has_second_chance: bool,
+        request: impl Fn(Client) -> R,
+    ) -> Result<T, StoreError>
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -231,12 +251,18 @@ impl Store {
                 };
                 request(client).await.map_err(|error| self.failure(endpoint, &error))
             };
+            let is_last = unanswered.len() + 1 == self.config.endpoints.len();
+            let limit = if is_last { LONGEST_LIMIT } else { self.patience() };
+            let start = Instant::now();
             let outcome = tokio::select! {
-                outcome = tokio::time::timeout(REQUEST_LIMIT, attempt) => outcome,
+                outcome = within(limit, endpoint, attempt) => outcome,
                 _ = given_up.changed() => continue,
             };
             match outcome {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.lock().patience = patience_after(start.elapsed());
+                    return Ok(answer);
+                }
                 Ok(Err(Failure::Answered(error))) => return Err(error),
                 Ok(Err(Failure::Token(error))) => {
                     // A new connection asks for a new token. If this was one, another would fare no better.
@@ -246,17 +272,25 @@ impl Store {
                     }
                     return Err(error);
                 }
+                Ok(Err(Failure::Unanswered(why))) if why.cause == Cause::Ended && has_second_chance => {
+                    has_second_chance = false;
+                }
                 Ok(Err(Failure::Unanswered(why))) => {
                     unanswered.push(why.explained(&self.config.credentials).await);
                 }
                 Err(_) => {
-                    let reason = format!("no answer within {} s", REQUEST_LIMIT.as_secs());
+                    let reason = format!("no answer within {} s", limit.as_secs());
                     unanswered.push(Unanswered::silent(endpoint, reason));
                 }
             }
             self.drop_client(index);
         }
         Err(StoreError::Unreachable(unanswered))
+    }
+
+    /// How long to wait for something that the store is asked for, as its last answer took.
+    pub(crate) fn patience(&self) -> Duration {
+        self.lock().patience
     }
 
     fn client(&self) -> (usize, Option<Client>) {
@@ -268,7 +302,8 @@ impl Store {
     fn drop_client(&self, index: usize) {
         let mut connection = self.lock();
         if connection.next == index {
-            *connection = Connection { next: (index + 1) % self.config.endpoints.len(), client: None };
+            connection.next = (index + 1) % self.config.endpoints.len();
+            connection.client = None;
         }
     }
 
@@ -300,10 +335,31 @@ fn unchanged(key: &str, seen: i64) -> Compare {
     Compare::mod_revision(key, CompareOp::Equal, seen)
 }
 
+/// Waits for an answer, and says so when that takes long.
+async fn within<T>(limit: Duration, endpoint: &str, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let deadline = Instant::now() + limit;
+    let mut answer = std::pin::pin!(answer);
+    if limit > REQUEST_LIMIT {
+        if let Ok(answer) = tokio::time::timeout(REQUEST_LIMIT, &mut answer).await {
+            return Ok(answer);
+        }
+        let (waited, limit) = (REQUEST_LIMIT.as_secs(), limit.as_secs());
+        warn!(endpoint, "the store is slow: no answer within {waited} s; waiting for up to {limit} s");
+    }
+    tokio::time::timeout_at(deadline, answer).await
+}
+
+/// How long to wait for the next answer after one that took so long.
+fn patience_after(answer: Duration) -> Duration {
+    (2 * answer).clamp(REQUEST_LIMIT, LONGEST_LIMIT)
+}
+
 struct Connection {
     /// Index of the endpoint in use.
     next: usize,
     client: Option<Client>,
+    /// How long to wait for an answer before another endpoint is asked.
+    patience: Duration,
 }
 
 impl StoreConfig {
@@ -332,6 +388,12 @@ impl StoreConfig {
 mod tests {
     use super::*;
     use crate::store_config::Credentials;
+
+    #[test]
+    fn a_slow_store_is_given_twice_the_time_that_it_took_and_a_fast_one_no_more() {
+        let patience = |millis| patience_after(Duration::from_millis(millis)).as_secs();
+        assert_eq!([2, 2_500, 10_000, 29_000].map(patience), [5, 5, 20, 30]);
+    }
 
     #[tokio::test]
     async fn a_store_that_is_not_there_is_named_with_the_reason() {

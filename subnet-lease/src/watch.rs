@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::store::{Entry, Listing, Store, Watch, WatchMessage};
+use crate::store::{Entry, Listing, REQUEST_LIMIT, Store, Watch, WatchMessage};
 
 /// What the watch says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl LeaseWatch {
             Step::Open { revision } => match self.store.watch(revision).await {
                 Ok(watch) => {
                     self.watch = Some(watch);
-                    self.machine.opened(Instant::now());
+                    self.machine.opened(Instant::now(), self.store.patience());
                     None
                 }
                 Err(error) => self.failed(&error.to_string()),
@@ -138,8 +138,8 @@ impl LeaseWatch {
 
 /// A watch without a word for this long is asked for a sign of life.
 pub(crate) const SILENCE: Duration = Duration::from_secs(10);
-/// How long the sign of life may take.
-pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+/// How long the sign of life may take, unless the store is slow.
+pub(crate) const ANSWER: Duration = REQUEST_LIMIT;
 /// A watch that lasted this long was a good one: the next failure is the first again.
 const GOOD: Duration = Duration::from_secs(5);
 /// The first wait after a failure, before jitter, and the longest.
@@ -159,7 +159,7 @@ enum Phase {
     /// A list is there; the watch must continue behind it.
     Opening { revision: i64 },
     /// The watch is open.
-    Watching { since: Instant, heard: Instant, probed: bool },
+    Watching { since: Instant, heard: Instant, probed: bool, answer: Duration },
     /// Something failed: list again, but not at once.
     Waiting { until: Instant },
 }
@@ -187,12 +187,14 @@ impl Machine {
                 Step::List
             }
             Phase::Opening { revision } => Step::Open { revision: *revision + 1 },
-            Phase::Watching { heard, .. } if now >= *heard + SILENCE + ANSWER => Step::GiveUp,
+            Phase::Watching { heard, answer, .. } if now >= *heard + SILENCE + *answer => Step::GiveUp,
             Phase::Watching { heard, probed, .. } if now >= *heard + SILENCE && !*probed => {
                 *probed = true;
                 Step::Probe
             }
-            Phase::Watching { heard, probed: true, .. } => Step::Read { until: *heard + SILENCE + ANSWER },
+            Phase::Watching { heard, answer, probed: true, .. } => {
+                Step::Read { until: *heard + SILENCE + *answer }
+            }
             Phase::Watching { heard, probed: false, .. } => Step::Read { until: *heard + SILENCE },
         }
     }
@@ -215,8 +217,9 @@ impl Machine {
         self.phase = Phase::Opening { revision: listing.revision };
     }
 
-    fn opened(&mut self, now: Instant) {
-        self.phase = Phase::Watching { since: now, heard: now, probed: false };
+    /// The watch is there; a sign of life may take as long as `answer`.
+    fn opened(&mut self, now: Instant, answer: Duration) {
+        self.phase = Phase::Watching { since: now, heard: now, probed: false, answer };
     }
 
     fn heard(&mut self, now: Instant) {
@@ -249,7 +252,7 @@ mod tests {
         assert_eq!(machine.step(now), Step::List);
         machine.listed(&listing(41));
         assert_eq!(machine.step(now), Step::Open { revision: 42 });
-        machine.opened(now);
+        machine.opened(now, ANSWER);
         machine
     }
 
@@ -284,7 +287,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             machine.listed(&listing(41));
-            machine.opened(now);
+            machine.opened(now, ANSWER);
             machine.heard(now);
             waits.push(machine.failed(now));
             now += Duration::from_secs(1);
@@ -300,7 +303,7 @@ mod tests {
         for _ in 0..10 {
             machine.failed(now);
         }
-        machine.opened(now);
+        machine.opened(now, ANSWER);
         assert!(machine.failed(now + GOOD) <= 2 * WAITS.0);
     }
 
@@ -311,6 +314,17 @@ mod tests {
         assert_eq!(machine.step(now + SILENCE), Step::Probe);
         assert_eq!(machine.step(now + SILENCE), Step::Read { until: now + SILENCE + ANSWER });
         assert_eq!(machine.step(now + SILENCE + ANSWER), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_slow_store_has_more_time_for_a_sign_of_life() {
+        let (now, answer) = (Instant::now(), 4 * ANSWER);
+        let mut machine = watching(now);
+        machine.opened(now, answer);
+        assert_eq!(machine.step(now + SILENCE), Step::Probe);
+        let until = now + SILENCE + answer;
+        assert_eq!(machine.step(now + SILENCE + ANSWER), Step::Read { until });
+        assert_eq!(machine.step(until), Step::GiveUp);
     }
 
     #[test]

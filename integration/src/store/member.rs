@@ -17,6 +17,18 @@ use crate::process::{Lifetime, Process};
 use crate::tools;
 use crate::wait;
 
+/// Mounts a file system and goes on as the program on it. Arguments: mount options, directory, command line.
+const MOUNT_MEMORY: &str = r#"mount -t tmpfs -o "$0" flan "$1" && shift && exec "$@""#;
+
+/// As [`MOUNT_MEMORY`], with the file system in the file DIRECTORY.img; its size instead of the options.
+const MOUNT_EXT4: &str = r#"
+set -e
+[ -e "$1.img" ] || { truncate -s "$0" "$1.img"; mkfs.ext4 -q "$1.img"; }
+mount -o loop,errors=remount-ro "$1.img" "$1"
+shift
+exec "$@"
+"#;
+
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where a member has its data.
@@ -28,6 +40,12 @@ pub enum StoreData {
     InMemory,
     /// As [`StoreData::InMemory`], with room for so many MiB: a disk that can be filled.
     InMemoryOf {
+        /// The size of the file system.
+        mib: u32,
+    },
+    /// On an ext4 file system of the member's own, of so many MiB, that becomes read-only after an error. It outlives the
+    /// process.
+    OnExt4Of {
         /// The size of the file system.
         mib: u32,
     },
@@ -116,6 +134,11 @@ impl Member {
         Ok(Path::new(&format!("/proc/{}/root", process.pid())).join(inside))
     }
 
+    /// The process id, if it runs.
+    pub(super) fn pid(&self) -> Result<u32> {
+        self.process.as_ref().map(Process::pid).with_context(|| format!("{} does not run", self.name))
+    }
+
     /// With the arguments of this member.
     fn etcd(&self, mut etcd: Command, cluster: &[String]) -> Command {
         let peer_url = format!("http://{}:2380", self.address);
@@ -147,19 +170,20 @@ impl Member {
 
     /// Where it runs. Its memory goes when it ends: the file system is mounted in a namespace of its own.
     fn place(&self) -> Result<Place> {
-        let options = match self.data {
+        let (mount, option) = match self.data {
             StoreData::OnDisk => return Ok(self.netns.place()),
-            StoreData::InMemory => "mode=700".to_owned(),
-            StoreData::InMemoryOf { mib } => format!("mode=700,size={mib}m"),
+            StoreData::InMemory => (MOUNT_MEMORY, "mode=700".to_owned()),
+            StoreData::InMemoryOf { mib } => (MOUNT_MEMORY, format!("mode=700,size={mib}m")),
+            StoreData::OnExt4Of { mib } => (MOUNT_EXT4, format!("{mib}M")),
         };
         let data = self.data_dir();
         fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
-        let mount = r#"mount -t tmpfs -o "$0" flan "$1" && shift && exec "$@""#;
-        let words = ["unshare", "--mount", "sh", "-c", mount, &options].map(OsString::from);
+        let words = ["unshare", "--mount", "sh", "-c", mount, &option].map(OsString::from);
         Ok(self.netns.place().then(words.into_iter().chain([data.into_os_string()])))
     }
 
-    fn data_dir(&self) -> PathBuf {
+    /// The directory of its data, as the member sees it.
+    pub(super) fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
     }
 }

@@ -3,6 +3,7 @@
 mod full_disk;
 mod kills;
 mod moves;
+mod read_only;
 mod writers;
 
 use std::time::Duration;

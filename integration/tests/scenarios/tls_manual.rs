@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::clock::Clock;
 use flan_integration::command::{self, Outcome};
 use flan_integration::process::{Lifetime, Process};
 use flan_integration::{Host, Lab, LabOptions, tools, wait};
@@ -134,6 +135,18 @@ fn the_certificates_of_the_manual_let_hosts_reach_an_embedded_store_and_nobody_e
         let stranger = flanctl(&other, Path::new("/dev/null"), &args, "")?;
         ensure!(stranger.code == Some(UNREACHABLE), "{stranger:?}");
         ensure!(stranger.stderr.contains("it demands a client certificate"), "{stranger:?}");
+
+        // To a host whose clock is wrong no certificate is valid, and it says what it takes the time for.
+        let clock = Clock::new(&lab.dir().join("clock"))?;
+        clock.set("@1970-01-01 00:00:10")?;
+        let place = other.place().then(["env".to_owned()].into_iter().chain(clock.environment()));
+        let mut dated = place.command(tools::flan_binary("flanctl")?);
+        dated.env("FLAND_ENV_FILE", &joined).args(["config", "get"]);
+        let dated = command::run(&dated)?;
+        ensure!(dated.code == Some(UNREACHABLE), "{dated:?}");
+        let told =
+            ["its certificate is not valid before", "it is 1970-01-01 00:00 UTC here", "check the clocks"];
+        ensure!(told.iter().all(|part| dated.stderr.contains(part)), "{dated:?}");
         Ok(())
     })
 }

@@ -26,7 +26,7 @@ impl Store {
     pub async fn grant_as(&self, etcd_lease: i64, ttl: Duration) -> Result<bool, StoreError> {
         let seconds = whole_seconds(ttl);
         let result = self
-            .call(|mut client: Client| async move {
+            .attempt(false, |mut client: Client| async move {
                 let options = LeaseGrantOptions::new().with_id(etcd_lease);
                 client.lease_grant(seconds, Some(options)).await.map(|_| ())
             })
