@@ -46,7 +46,7 @@ pub fn endpoints(lists: &[Urls], [name, password]: UserSettings) -> Result<Vec<E
     let endpoints = lists.iter().flat_map(Urls::each).map(read).collect::<Result<Vec<_>, _>>();
     endpoints.map_err(|invalid| {
         StoreError::Setting(match invalid {
-            InvalidEndpoint::User(_) => format!("{invalid}; give the user by {name} and {password}"),
+            InvalidEndpoint::User(_) => format!("{invalid}, and the user by {name} and {password}"),
             InvalidEndpoint::NoUrl(_) => invalid.to_string(),
         })
     })
@@ -90,8 +90,8 @@ mod tests {
         };
         assert_eq!(
             refusal("http://u:s3,cret@b:2"),
-            "endpoint http://***@b:2 holds a user name or password, and is to be a URL without, such as \
-             http://127.0.0.1:2379; give the user by --name and PASSWORD"
+            "endpoint http://***@b:2 holds a user name or password; give a URL without them, such as \
+             http://127.0.0.1:2379, and the user by --name and PASSWORD"
         );
         assert_eq!(refusal("b:2"), "endpoint \"b:2\" is not a URL such as http://127.0.0.1:2379");
     }

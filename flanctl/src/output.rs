@@ -2,13 +2,14 @@
 //!
 //! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use flan_agent::status::API_VERSION;
 use flan_subnet_lease::{
-    BackendData, Lease, LeaseSet, PerFamily, Reservation, Subnets, cut, printable, shown,
+    BackendData, Lease, LeaseSet, PerFamily, Reservation, Subnets, cut, printable, shown, without_controls,
 };
 use serde::Serialize;
 
@@ -49,23 +50,12 @@ fn write(text: &str) -> Result<(), Failure> {
 /// Prints a document as JSON.
 pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?;
-    write(&without_controls(json))
+    write(&harmless_json(&json))
 }
 
 /// The same JSON with the control characters escaped that JSON allows in texts, and terminals obey: U+007F to U+009F.
-fn without_controls(json: String) -> String {
-    let steers = |c: char| c.is_control() && c != '\n';
-    if !json.contains(steers) {
-        return json;
-    }
-    let mut escaped = String::with_capacity(json.len() + 64);
-    for c in json.chars() {
-        match steers(c) {
-            true => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
-            false => escaped.push(c),
-        }
-    }
-    escaped
+fn harmless_json(json: &str) -> Cow<'_, str> {
+    without_controls(json, |c| c == '\n')
 }
 
 /// Prints a document as YAML.
@@ -307,7 +297,7 @@ mod tests {
     fn no_text_of_a_lease_steers_the_terminal_in_any_form() {
         assert_eq!(printable_lines("a\tb\u{1b}[2J\nc\r"), "a\tb\\u{1b}[2J\nc\\r");
         let json = serde_json::to_string_pretty(&["\u{1b}\u{9b}\u{7f}\n"]).unwrap();
-        let safe = without_controls(json.clone());
+        let safe = harmless_json(&json);
         assert_eq!(safe, "[\n  \"\\u001b\\u009b\\u007f\\n\"\n]");
         let read = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
         assert_eq!(read(&safe), read(&json));

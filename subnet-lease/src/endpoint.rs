@@ -17,7 +17,7 @@ pub struct Endpoint(String);
 pub enum InvalidEndpoint {
     /// It names a user, perhaps with a password.
     #[error(
-        "endpoint {0} holds a user name or password, and is to be a URL without, such as http://127.0.0.1:2379"
+        "endpoint {0} holds a user name or password; give a URL without them, such as http://127.0.0.1:2379"
     )]
     User(String),
     /// It is not a URL.

@@ -39,7 +39,7 @@ pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
-pub use shown::{cut, printable, shown, shown_bytes};
+pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
     Cause, Entry, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };

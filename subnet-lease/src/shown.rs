@@ -39,6 +39,23 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(escaped).collect::<String>().into()
 }
 
+/// The text with its control characters escaped as in JSON, `\u001b`, but for those that `passes` lets through.
+pub fn without_controls(text: &str, passes: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let is_harmless = |c: char| !c.is_control() || passes(c);
+    if text.chars().all(is_harmless) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len() + 64);
+    for c in text.chars() {
+        if is_harmless(c) {
+            escaped.push(c);
+        } else {
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        }
+    }
+    escaped.into()
+}
+
 /// The text as it is, not made printable; of a long one the beginning and its size.
 pub fn cut(text: &str) -> Cow<'_, str> {
     if text.len() <= SHOWN {

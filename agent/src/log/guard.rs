@@ -1,7 +1,10 @@
-//! What may stand in a log line, whoever wrote the texts in it: no control character reaches a terminal or the log, and one
-//! event is one line.
+//! What may stand in a log line, whoever wrote the texts in it: no control character reaches a terminal or the log, and
+//! one event is one line.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
+
+use flan_subnet_lease::without_controls;
 
 /// Writes log lines, in each of which control characters are escaped as in JSON.
 pub(super) struct Guard<W> {
@@ -14,10 +17,6 @@ impl<W> Guard<W> {
     pub(super) fn new(inner: W, coloured: bool) -> Self {
         Self { inner, coloured }
     }
-
-    fn is_harmless(&self, c: char) -> bool {
-        !c.is_control() || (c == '\u{1b}' && self.coloured)
-    }
 }
 
 impl<W: Write> Write for Guard<W> {
@@ -27,20 +26,10 @@ impl<W: Write> Write for Guard<W> {
             [text @ .., b'\n'] => (text, "\n"),
             text => (text, ""),
         };
-        let text = String::from_utf8_lossy(text);
-        if text.chars().all(|c| self.is_harmless(c)) {
-            self.inner.write_all(line)?;
-            return Ok(line.len());
+        match without_controls(&String::from_utf8_lossy(text), |c| c == '\u{1b}' && self.coloured) {
+            Cow::Borrowed(_) => self.inner.write_all(line)?,
+            Cow::Owned(escaped) => self.inner.write_all((escaped + end).as_bytes())?,
         }
-        let mut escaped = String::with_capacity(text.len() + 64);
-        for c in text.chars() {
-            match self.is_harmless(c) {
-                true => escaped.push(c),
-                false => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
-            }
-        }
-        escaped.push_str(end);
-        self.inner.write_all(escaped.as_bytes())?;
         Ok(line.len())
     }
 
