@@ -175,6 +175,7 @@ mod tests {
         assert_eq!(read("export A=1\n9=2\nnothing\n=3\nB"), []);
         assert_eq!(read("A=1\r\n"), [("A".to_owned(), "1".to_owned())]);
     }
+
     #[test]
     fn no_output_shows_a_value() {
         assert_eq!(

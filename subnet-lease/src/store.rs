@@ -1,9 +1,9 @@
 //! The store: the one module that speaks to etcd.
 //!
-//! Every request has a time limit and is tried once on each endpoint before it fails; one that changes no key, once more
-//! where a connection breaks. The last endpoint is given more time, and so is every one while the store is slow. A
-//! connection that failed is dialled anew, with the certificate files read again. Writes are transactions that compare
-//! what the caller saw.
+//! Every request has a time limit and is tried once on each endpoint before it fails. One that does no harm when it is
+//! carried out twice is tried once more where a connection breaks. The last endpoint is given more time, and so is every
+//! one while the store is slow. A connection that failed is dialled again, with the certificate files read again. Writes
+//! are transactions that compare what the caller saw.
 
 mod error;
 mod etcd_lease;
@@ -61,8 +61,6 @@ pub struct StoredConfig {
 
 /// How long one request may take on one endpoint before the next one is asked.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
-/// Bytes of one message, where the store decides: as many as etcd's own clients take.
-const ANY_SIZE: usize = i32::MAX as usize;
 /// How long one may take where no other endpoint is left. One that is dead or out of reach is given up sooner, by
 /// [`KEEP_ALIVE`]; what is behind it is a slow one, and to ask that again makes it slower.
 const LONGEST_LIMIT: Duration = Duration::from_secs(30);
@@ -70,6 +68,8 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(30);
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A connection without a sign of life is asked for one after this, and given up when none comes in the same time.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Bytes of one message, where the store decides: as many as etcd's own clients take.
+const ANY_SIZE: usize = i32::MAX as usize;
 
 impl Store {
     /// Checks the settings. Nothing is dialled before the first request.
@@ -218,7 +218,8 @@ impl Store {
         Ok(response.header().filter(|_| response.succeeded()).map(etcd_client::ResponseHeader::revision))
     }
 
-    /// Runs one request that does no harm when it is carried out twice, on one endpoint after the other until one answers.
+    /// Runs one request that does no harm when it is carried out twice, on one endpoint after the other until one
+    /// answers.
     async fn call<T, R>(&self, request: impl Fn(Client) -> R) -> Result<T, StoreError>
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
@@ -226,9 +227,9 @@ impl Store {
         self.attempt(true, request).await
     }
 
-    /// As [`Store::call`]; with a second chance the request is made once more where a connection breaks: that says nothing
-    /// of the endpoint, and the next one may hold. A token that does not count any more is replaced once: authentication
-    /// may have been switched on, or a user changed, since we had it.
+    /// As [`Store::call`]. With a second chance the request is made once more where a connection breaks: that says
+    /// nothing of the endpoint, and the next connection may hold. A token that no longer counts is replaced once:
+    /// authentication may have been switched on, or a user changed, since we got it.
     async fn attempt<T, R>(
         &self,
         mut has_second_chance: bool,

@@ -144,6 +144,7 @@ mod tests {
         let slash = StoreConfig { prefix: "network/".to_owned(), ..config("http://127.0.0.1:2379") };
         assert_eq!(refusal(&slash), "prefix \"network/\" must begin with / and not end with it");
     }
+
     #[test]
     fn no_output_shows_a_password() {
         let mut config = config("http://127.0.0.1:2379");

@@ -13,8 +13,10 @@ use crate::twin::Twin;
 use crate::watch::{ANSWER, SILENCE, WAITS};
 
 /// How long the holder of a lease has for objecting to a claim. One that lives and sees the store objects within
-/// milliseconds. One whose connection broke without a word sees the claim after 30 s at the latest: its watch is silent for
-/// 10 s, the sign of life fails after 5 s, the next list comes up to 10 s later (`watch.rs`), and may take 5 s (`store.rs`).
+/// milliseconds. One whose connection broke without a word sees the claim after 30 s at the latest: its watch is silent
+/// for 10 s, the sign of life fails after 5 s, the next list comes up to 10 s later (`watch.rs`), and may take 5 s
+/// (`store.rs`). Where the store is slow, the sign of life and the list may take up to 30 s each, and the holder may come
+/// too late.
 pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(30);
 const _: () = assert!(
     CLAIM_WAIT.as_secs()
