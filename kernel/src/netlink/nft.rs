@@ -107,7 +107,8 @@ struct Chain {
     priority: i32,
 }
 
-/// Datagrams for this host, in one piece: it comes before what the kernel takes them apart with.
+/// Datagrams for this host, before the kernel unwraps them. Those of IPv4 are in one piece here; fragments of IPv6 are
+/// joined later, unless connection tracking has joined them.
 const ARRIVING: Chain = Chain { name: "arriving", hook: libc::NF_INET_LOCAL_IN as u32, priority: -10 };
 /// Packets for this host or others, before anything is done with them.
 const ENTERING: Chain = Chain { name: "entering", hook: libc::NF_INET_PRE_ROUTING as u32, priority: -310 };
