@@ -37,7 +37,7 @@ impl Senders {
     pub(crate) fn check_vxlan(self, wire: Wire, pool: &SubnetPool, own: IpNetwork, state: &mut State) {
         match self {
             Self::Anybody => {}
-            Self::Peers => drop(state.checks.insert(Check::Peers(wire))),
+            Self::Peers => check_peers(wire, state),
             Self::Strict => state.checks.extend([
                 Check::Carries(wire),
                 Check::InnerSource(wire, pool.subnet_len()),
@@ -72,6 +72,11 @@ impl Senders {
             state.sources.insert(Source::Plain(base(subnet, pool)));
         }
     }
+}
+
+/// Plans what drops datagrams of others than peers.
+pub(crate) fn check_peers(wire: Wire, state: &mut State) {
+    state.checks.extend([Check::Shortcut { ipv6: wire.ipv6 }, Check::Peers(wire)]);
 }
 
 /// A subnet without a host's address in it.

@@ -259,7 +259,11 @@ mod tests {
         assert_eq!(host.links[&"flannel.1".parse().unwrap()].mtu, 1450);
         assert_eq!(
             lines(&host)[1..],
-            ["add address 10.5.1.0/32 dev flannel.1", "add check peers ip udp 8472 vni 1"]
+            [
+                "add address 10.5.1.0/32 dev flannel.1",
+                "add check shortcut ip",
+                "add check peers ip udp 8472 vni 1"
+            ]
         );
     }
 

@@ -195,7 +195,7 @@ impl RouteTarget {
 pub struct Ownership {
     /// Device names.
     pub links: BTreeSet<LinkName>,
-    /// Whether the nftables table `inet flan-peers` is looked at, which holds [`State::sources`] and [`State::checks`].
+    /// Whether the nftables tables `flan-peers` are looked at, which hold [`State::sources`] and [`State::checks`].
     pub senders: bool,
 }
 

@@ -119,7 +119,7 @@ mod tests {
         let (mut client, limit) = connected(16).await;
         client.write_all(b"GET /status HTTP/1.1\r\n").await.unwrap();
         client.write_all(b"Host: a\r\n\r\n").await.unwrap();
-        tokio::time::sleep(PATIENCE).await;
+        tokio::time::sleep(PATIENCE + Duration::from_millis(1)).await;
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer.len(), 16, "what was on its way");

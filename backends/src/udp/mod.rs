@@ -18,13 +18,13 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use flan_kernel::tun::TunMode;
 use flan_kernel::{
-    Address, Check, Link, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget,
-    Source, State, Wire,
+    Address, Link, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source,
+    State, Wire,
 };
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, UdpConfig};
 use ipnetwork::IpNetwork;
 
-use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
+use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable, senders};
 
 pub use counters::{Counters, Totals};
 pub use datapath::{Datapath, DatapathError, Gauge, Modes};
@@ -138,7 +138,8 @@ impl Backend for Udp {
             Route { target: RouteTarget::Link(self.device), protocol: ROUTE_PROTOCOL },
         );
         if self.checks_senders {
-            state.checks.insert(Check::Peers(Wire { ipv6: false, port: self.config.port, vni: None }));
+            let wire = Wire { ipv6: false, port: self.config.port, vni: None };
+            senders::check_peers(wire, &mut state);
         }
         state
     }
@@ -184,6 +185,7 @@ mod tests {
                 "create link flannel0 type tun vnet_hdr on mtu 1472 up",
                 "add address 10.5.1.0/32 dev flannel0",
                 "add route 10.5.0.0/16 dev flannel0",
+                "add check shortcut ip",
                 "add check peers ip udp 8285",
             ]
         );

@@ -270,11 +270,11 @@ fn senders_and_rules_that_another_program_takes_away_are_back_within_a_second() 
         };
         let before = words()?;
         for damage in [
-            "flush set inet flan-peers peers",
-            "flush chain inet flan-peers arriving",
-            "add rule inet flan-peers arriving udp dport 8472 drop",
-            "add element inet flan-peers peers { 192.168.64.99 }",
-            "delete table inet flan-peers",
+            "flush set ip flan-peers peers",
+            "flush chain ip flan-peers arriving",
+            "add rule ip flan-peers arriving udp dport 8472 drop",
+            "add element ip flan-peers peers { 192.168.64.99 }",
+            "delete table ip flan-peers",
             "flush ruleset",
         ] {
             h1.run("nft", &[damage])?;
@@ -296,10 +296,10 @@ fn senders_and_rules_that_another_program_takes_away_are_back_within_a_second() 
     })
 }
 
-/// The table that holds peers and checks, as `nft` lists it; empty if there is none.
+/// The table that holds peers and checks of IPv4, as `nft` lists it; empty if there is none.
 fn table(netns: &Netns) -> Result<String> {
     let all = netns.place().run("nft", ["-s", "list", "ruleset"])?;
-    let Some(start) = all.find("table inet flan-peers {") else { return Ok(String::new()) };
+    let Some(start) = all.find("table ip flan-peers {") else { return Ok(String::new()) };
     let end = all[start..].find("\n}").context("an unfinished table")?;
     Ok(all[start..start + end].to_owned())
 }

@@ -14,7 +14,7 @@ use crate::netlink;
 pub enum OwnRules {
     /// The nftables table `inet flan`.
     Masquerade,
-    /// The nftables table `inet flan-peers`.
+    /// The nftables tables `ip flan-peers` and `ip6 flan-peers`.
     Senders,
     /// The chain `FLAN-FORWARD` of one address family, with every jump to it.
     Forward {
@@ -88,7 +88,7 @@ impl fmt::Display for OwnRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Masquerade => "the nftables table inet flan",
-            Self::Senders => "the nftables table inet flan-peers",
+            Self::Senders => "the nftables tables flan-peers",
             Self::Forward { ipv6: false } => "the iptables chain FLAN-FORWARD",
             Self::Forward { ipv6: true } => "the ip6tables chain FLAN-FORWARD",
         })

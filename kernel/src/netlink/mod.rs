@@ -152,7 +152,7 @@ pub fn has_nftables() -> bool {
 /// # Errors
 /// When the kernel refuses.
 pub fn delete_senders() -> Result<bool, KernelError> {
-    nft::delete_table()
+    nft::delete_tables()
 }
 
 /// Whether there is that table.

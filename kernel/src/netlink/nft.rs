@@ -1,7 +1,8 @@
-//! The nftables table `inet flan-peers`: who may send us packets of the overlay, as sets, and the rules that look there.
+//! The nftables tables `ip flan-peers` and `ip6 flan-peers`: who may send us packets of the overlay, as sets, and the rules
+//! that look there. In one table `inet` each rule would have to ask for the family of each packet.
 //!
-//! It is ours alone. Every [`Source`] is an element of one of its sets, every [`Check`] a rule with the check's text as
-//! its comment. `nft list table inet flan-peers` shows both.
+//! They are ours alone. Every [`Source`] is an element of one of their sets, every [`Check`] a rule with the check's text as
+//! its comment. `nft list table ip flan-peers` shows both.
 
 mod expression;
 mod message;
@@ -26,58 +27,86 @@ pub(super) const GROUP: u32 = 7;
 /// Operations in one transaction: the request of each must fit into the send buffer.
 const MOST_AT_ONCE: usize = 1024;
 
-/// A kind of element, one for each family.
+/// What a set holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Set {
-    name: &'static str,
-    ipv6: bool,
-    /// Addresses in a key.
-    addresses: u8,
+enum SetKind {
+    Peers,
+    Inner,
+    Plain,
 }
 
-const PEERS: [Set; 2] = sets("peers", "peers6", 1);
-const INNER: [Set; 2] = sets("inner", "inner6", 2);
-const PLAIN: [Set; 2] = sets("plain", "plain6", 1);
+/// A set, in the table of its family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Set {
+    kind: SetKind,
+    ipv6: bool,
+}
 
-const fn sets(ipv4: &'static str, ipv6: &'static str, addresses: u8) -> [Set; 2] {
-    [Set { name: ipv4, ipv6: false, addresses }, Set { name: ipv6, ipv6: true, addresses }]
+impl SetKind {
+    const ALL: [Self; 3] = [Self::Peers, Self::Inner, Self::Plain];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Peers => "peers",
+            Self::Inner => "inner",
+            Self::Plain => "plain",
+        }
+    }
+
+    fn named(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name().as_bytes() == name)
+    }
+
+    /// Addresses in a key.
+    fn addresses(self) -> usize {
+        match self {
+            Self::Peers | Self::Plain => 1,
+            Self::Inner => 2,
+        }
+    }
 }
 
 impl Set {
     fn all() -> impl Iterator<Item = Self> {
-        [PEERS, INNER, PLAIN].into_iter().flatten()
+        [false, true].into_iter().flat_map(|ipv6| SetKind::ALL.map(|kind| Self { kind, ipv6 }))
     }
 
     fn of(source: &Source) -> Self {
-        let both = match source {
-            Source::Peer(_) => PEERS,
-            Source::Inner { .. } => INNER,
-            Source::Plain(_) => PLAIN,
+        let kind = match source {
+            Source::Peer(_) => SetKind::Peers,
+            Source::Inner { .. } => SetKind::Inner,
+            Source::Plain(_) => SetKind::Plain,
         };
-        both[usize::from(source.is_ipv6())]
+        Self { kind, ipv6: source.is_ipv6() }
     }
 
-    fn named(name: &[u8]) -> Option<Self> {
-        Self::all().find(|set| set.name.as_bytes() == name)
+    /// The set in which a check looks, if it looks in one.
+    fn of_check(check: &Check) -> Option<Self> {
+        let kind = match check {
+            Check::Shortcut { .. } | Check::Peers(_) => SetKind::Peers,
+            Check::InnerSource(..) => SetKind::Inner,
+            Check::PlainSource(..) => SetKind::Plain,
+            _ => return None,
+        };
+        Some(Self { kind, ipv6: check.is_ipv6() })
     }
 
-    /// Bytes of an address.
-    fn width(self) -> usize {
-        if self.ipv6 { 16 } else { 4 }
+    fn key_bytes(self) -> usize {
+        self.kind.addresses() * if self.ipv6 { 16 } else { 4 }
     }
 
     /// What an element with this key is.
     fn source(self, key: &[u8]) -> Option<Source> {
-        if key.len() != self.width() * usize::from(self.addresses) {
+        if key.len() != self.key_bytes() {
             return None;
         }
-        let (first, second) = key.split_at(self.width());
+        let (first, second) = key.split_at(key.len() / self.kind.addresses());
         let first = super::entry::ip(first)?;
-        match self.name {
-            "peers" | "peers6" => Some(Source::Peer(first)),
-            "plain" | "plain6" => Some(Source::Plain(first)),
-            _ => Some(Source::Inner { peer: first, subnet: super::entry::ip(second)? }),
-        }
+        Some(match self.kind {
+            SetKind::Peers => Source::Peer(first),
+            SetKind::Plain => Source::Plain(first),
+            SetKind::Inner => Source::Inner { peer: first, subnet: super::entry::ip(second)? },
+        })
     }
 }
 
@@ -98,27 +127,59 @@ fn key(source: &Source) -> Vec<u8> {
     key
 }
 
-/// A chain with our rules.
-#[derive(Debug, Clone, Copy)]
-struct Chain {
-    name: &'static str,
-    /// `NF_INET_*`.
-    hook: u32,
-    priority: i32,
+/// Where packets are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChainKind {
+    /// Datagrams for this host, before the kernel takes out what they carry. Those of IPv4 are in one piece; fragments of
+    /// IPv6 are joined later, unless connection tracking has joined them.
+    Arriving,
+    /// Packets for this host or others, before anything is done with them.
+    Entering,
 }
 
-/// Datagrams for this host, before the kernel unwraps them. Those of IPv4 are in one piece here; fragments of IPv6 are
-/// joined later, unless connection tracking has joined them.
-const ARRIVING: Chain = Chain { name: "arriving", hook: libc::NF_INET_LOCAL_IN as u32, priority: -10 };
-/// Packets for this host or others, before anything is done with them.
-const ENTERING: Chain = Chain { name: "entering", hook: libc::NF_INET_PRE_ROUTING as u32, priority: -310 };
+/// A chain with our rules, in the table of its family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Chain {
+    kind: ChainKind,
+    ipv6: bool,
+}
+
+impl ChainKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Arriving => "arriving",
+            Self::Entering => "entering",
+        }
+    }
+
+    /// `NF_INET_*`.
+    fn hook(self) -> u32 {
+        match self {
+            Self::Arriving => libc::NF_INET_LOCAL_IN as u32,
+            Self::Entering => libc::NF_INET_PRE_ROUTING as u32,
+        }
+    }
+
+    fn priority(self) -> i32 {
+        match self {
+            Self::Arriving => libc::NF_IP_PRI_FILTER - 10,
+            Self::Entering => libc::NF_IP_PRI_RAW - 10,
+        }
+    }
+}
 
 impl Chain {
+    fn all() -> impl Iterator<Item = Self> {
+        let kinds = [ChainKind::Arriving, ChainKind::Entering];
+        [false, true].into_iter().flat_map(move |ipv6| kinds.map(|kind| Self { kind, ipv6 }))
+    }
+
     fn of(check: &Check) -> Self {
-        match check {
-            Check::PlainSource(..) | Check::PlainDestination(..) => ENTERING,
-            _ => ARRIVING,
-        }
+        let kind = match check {
+            Check::PlainSource(..) | Check::PlainDestination(..) => ChainKind::Entering,
+            _ => ChainKind::Arriving,
+        };
+        Self { kind, ipv6: check.is_ipv6() }
     }
 }
 
@@ -133,26 +194,32 @@ pub(super) fn is_there() -> bool {
     asked.inspect_err(|reason| tracing::debug!(%reason, "no nftables on this kernel")).is_ok()
 }
 
-/// Deletes the table with all that is in it. Answers whether it was there.
-pub(super) fn delete_table() -> Result<bool, KernelError> {
+/// Deletes the tables with all that is in them. Answers whether there was one.
+pub(super) fn delete_tables() -> Result<bool, KernelError> {
     let mut socket = socket()?;
-    match socket.transact(vec![message::delete_table()])?.into_iter().next() {
-        None => Ok(true),
-        Some((_, reason)) if reason.errno() == Some(libc::ENOENT) => Ok(false),
-        Some((_, reason)) => Err(reason),
+    let mut deleted = false;
+    for ipv6 in [false, true] {
+        match socket.transact(vec![message::delete_table(ipv6)])?.into_iter().next() {
+            None => deleted = true,
+            Some((_, reason)) if reason.errno() == Some(libc::ENOENT) => {}
+            Some((_, reason)) => return Err(reason),
+        }
     }
+    Ok(deleted)
 }
 
 /// Whether there is such a table.
 pub(super) fn has_table() -> Result<bool, KernelError> {
-    match socket()?.one(message::get_table().into(), |_| Ok(())) {
+    let mut socket = socket()?;
+    let mut is_there = |ipv6| match socket.one(message::get_table(ipv6).into(), |_| Ok(())) {
         Ok(()) => Ok(true),
         Err(reason) if reason.errno() == Some(libc::ENOENT) => Ok(false),
         Err(reason) => Err(reason),
-    }
+    };
+    Ok(is_there(false)? || is_there(true)?)
 }
 
-/// Reads what is in the table.
+/// Reads what is in the tables.
 pub(super) fn read(socket: &mut Socket, state: &mut State) -> Result<(), KernelError> {
     let mut all = Vec::new();
     for set in Set::all() {
@@ -164,7 +231,7 @@ pub(super) fn read(socket: &mut Socket, state: &mut State) -> Result<(), KernelE
     // Made of all at once, it is filled to the last place.
     all.sort_unstable();
     state.sources = all.into_iter().collect();
-    for chain in [ARRIVING, ENTERING] {
+    for chain in Chain::all() {
         let found = socket.dump(&message::dump_rules(chain).into(), Vec::new, |found, body| {
             found.extend(message::rule(body));
         });
@@ -181,7 +248,7 @@ fn if_there<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelErro
     }
 }
 
-/// Whether an operation is one on the table.
+/// Whether an operation is one on the tables.
 pub(super) fn is_about(operation: &Operation) -> bool {
     matches!(
         operation,
@@ -220,13 +287,13 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
     for (number, operation) in operations.iter().enumerate() {
         left.push((number, messages(socket, operation)?));
     }
-    // The first time, the table may be missing.
+    // The first time, what they stand in may be missing.
     let mut frame: Vec<Message> = Vec::new();
     while !left.is_empty() {
         let owners = left.iter().flat_map(|(number, messages)| messages.iter().map(|_| *number));
         let owners: Vec<usize> = owners.collect();
-        let all = frame.iter().chain(left.iter().flat_map(|(_, messages)| messages)).cloned().collect();
-        let all: Vec<Message> = all;
+        let all = frame.iter().chain(left.iter().flat_map(|(_, messages)| messages)).cloned();
+        let all: Vec<Message> = all.collect();
         if all.is_empty() {
             break;
         }
@@ -236,7 +303,7 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
         }
         let is_missing = |(_, reason): &(usize, KernelError)| reason.errno() == Some(libc::ENOENT);
         if frame.is_empty() && refusals.iter().any(is_missing) {
-            frame = message::table_with_sets();
+            frame = what_holds(operations);
             continue;
         }
         // One refusal undoes all: the others are sent again without it.
@@ -260,6 +327,27 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
     Ok(refused)
 }
 
+/// What makes the tables and sets that operations need, wherever they are not there.
+fn what_holds(operations: &[Operation]) -> Vec<Message> {
+    let mut sets: Vec<Set> = Vec::new();
+    for operation in operations {
+        let set = match operation {
+            Operation::AddSource(source) => Some(Set::of(source)),
+            Operation::AddCheck(check) => Set::of_check(check),
+            _ => None,
+        };
+        sets.extend(set.filter(|set| !sets.contains(set)));
+    }
+    let families = [false, true].into_iter().filter(|ipv6| {
+        operations.iter().any(|operation| match operation {
+            Operation::AddSource(source) => source.is_ipv6() == *ipv6,
+            Operation::AddCheck(check) => check.is_ipv6() == *ipv6,
+            _ => false,
+        })
+    });
+    families.map(message::new_table).chain(sets.into_iter().zip(1..).map(message::new_set)).collect()
+}
+
 fn is_so_already(operation: &Operation, reason: &KernelError) -> bool {
     let deletes = matches!(operation, Operation::DeleteSource(_) | Operation::DeleteCheck(_));
     deletes && reason.errno() == Some(libc::ENOENT)
@@ -273,7 +361,9 @@ fn messages(socket: &mut Socket, operation: &Operation) -> Result<Vec<Message>, 
         Operation::AddCheck(check) => match expression::rule(check) {
             Some(rule) => {
                 let chain = Chain::of(check);
-                vec![message::new_chain(chain), message::add_rule(chain, &check.to_string(), &rule)]
+                let first = matches!(check, Check::Shortcut { .. });
+                let rule = message::add_rule(chain, first, &check.to_string(), &rule);
+                vec![message::new_chain(chain), rule]
             }
             None => Vec::new(),
         },
@@ -288,7 +378,7 @@ fn messages(socket: &mut Socket, operation: &Operation) -> Result<Vec<Message>, 
 /// The rules that are this check, by chain and handle.
 fn handles(socket: &mut Socket, check: &Check) -> Result<Vec<(Chain, u64)>, KernelError> {
     let mut all = Vec::new();
-    for chain in [ARRIVING, ENTERING] {
+    for chain in Chain::all() {
         let found = socket.dump(&message::dump_rules(chain).into(), Vec::new, |found, body| {
             found.extend(message::rule(body).filter(|rule| rule.check() == *check));
         });
@@ -297,11 +387,10 @@ fn handles(socket: &mut Socket, check: &Check) -> Result<Vec<(Chain, u64)>, Kern
     Ok(all)
 }
 
-/// What a notification says of our table.
+/// What a notification says of our tables.
 pub(super) fn changes(frame: &Frame<'_>) -> Vec<Change> {
     match message::answer(frame) {
         Some(Answer::Elements { set, stand, keys }) => {
-            let Some(set) = Set::named(set) else { return Vec::new() };
             let sources = keys.filter_map(|key| set.source(key));
             sources.map(|source| Change::Fact(Fact::Source(source, stand))).collect()
         }

@@ -29,7 +29,7 @@ impl Glance {
 }
 
 /// Our own tables.
-const OURS: [(&str, &str); 2] = [("inet", "flan"), ("inet", "flan-peers")];
+const OURS: [(&str, &str); 3] = [("inet", "flan"), ("ip", "flan-peers"), ("ip6", "flan-peers")];
 
 /// The tables of everybody else.
 pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
+use super::SetKind;
 use super::message::{NFTA_LIST_ELEM, Writer};
-use super::{INNER, PEERS, PLAIN, Set};
 use crate::source::{Check, Plain, Wire};
 
 /// The first register of four bytes (`NFT_REG32_00`).
@@ -28,14 +28,20 @@ fn width(ipv6: bool) -> u32 {
     if ipv6 { 16 } else { 4 }
 }
 
-/// The expressions of a check: what ends in a drop. `None` for one that is not ours.
+/// The expressions of a check. `None` for one that is not ours.
 pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
     let mut rule = Expressions::default();
     match check {
+        Check::Shortcut { ipv6 } => {
+            rule.load(Base::Network, source_offset(*ipv6), width(*ipv6), 0);
+            rule.is_in(SetKind::Peers);
+            rule.decide(libc::NF_ACCEPT);
+            return Some(rule.0.into_bytes());
+        }
         Check::Peers(wire) => {
             rule.is_on(wire);
             rule.load(Base::Network, source_offset(wire.ipv6), width(wire.ipv6), 0);
-            rule.is_not_in(PEERS[usize::from(wire.ipv6)]);
+            rule.is_not_in(SetKind::Peers);
         }
         Check::Carries(wire) => {
             let ethertype: u16 = if wire.ipv6 { 0x86dd } else { 0x0800 };
@@ -49,7 +55,7 @@ pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
             rule.load(Base::Network, source_offset(wire.ipv6), width, 0);
             rule.load(Base::Transport, INNER_HEADER + source_offset(wire.ipv6), width, width / 4);
             rule.mask(width / 4, wire.ipv6, *prefix);
-            rule.is_not_in(INNER[usize::from(wire.ipv6)]);
+            rule.is_not_in(SetKind::Inner);
         }
         Check::InnerDestination(wire, own) => {
             rule.is_on(wire);
@@ -62,7 +68,7 @@ pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
             rule.comes_plain(plain);
             rule.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
             rule.mask(0, ipv6, *prefix);
-            rule.is_not_in(PLAIN[usize::from(ipv6)]);
+            rule.is_not_in(SetKind::Plain);
         }
         Check::PlainDestination(plain, own) => {
             let ipv6 = plain.network.is_ipv6();
@@ -74,7 +80,7 @@ pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
         Check::Unknown(_) => return None,
     }
     rule.count();
-    rule.drop();
+    rule.decide(libc::NF_DROP);
     Some(rule.0.into_bytes())
 }
 
@@ -96,7 +102,6 @@ enum Base {
 #[derive(Debug, Clone, Copy)]
 enum Meta {
     InterfaceName = 6,
-    Family = 15,
     Protocol = 16,
 }
 
@@ -112,7 +117,6 @@ impl Expressions {
         // UDP's header has the source port before it.
         self.load(Base::Transport, 2, 2, 0);
         self.equals(&wire.port.to_be_bytes());
-        self.is_of_family(wire.ipv6);
         if let Some(vni) = wire.vni {
             self.load(Base::Transport, VNI, 3, 0);
             self.equals(&vni.to_be_bytes()[1..]);
@@ -126,15 +130,9 @@ impl Expressions {
         let ipv6 = plain.network.is_ipv6();
         self.meta(Meta::InterfaceName);
         self.equals(&name);
-        self.is_of_family(ipv6);
         self.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
         self.mask(0, ipv6, plain.network.prefix());
         self.equals(&octets(plain.network.network()));
-    }
-
-    fn is_of_family(&mut self, ipv6: bool) {
-        self.meta(Meta::Family);
-        self.equals(&[if ipv6 { libc::NFPROTO_IPV6 } else { libc::NFPROTO_IPV4 } as u8]);
     }
 
     fn meta(&mut self, key: Meta) {
@@ -189,13 +187,21 @@ impl Expressions {
         });
     }
 
-    fn is_not_in(&mut self, set: Set) {
+    fn is_in(&mut self, set: SetKind) {
+        self.look_up(set, 0);
+    }
+
+    fn is_not_in(&mut self, set: SetKind) {
         /// `NFT_LOOKUP_F_INV`.
         const INVERTED: u32 = 1;
+        self.look_up(set, INVERTED);
+    }
+
+    fn look_up(&mut self, set: SetKind, flags: u32) {
         self.push("lookup", |lookup| {
-            lookup.text(1, set.name);
+            lookup.text(1, set.name());
             lookup.number(2, REGISTER);
-            lookup.number(5, INVERTED);
+            lookup.number(5, flags);
         });
     }
 
@@ -203,12 +209,13 @@ impl Expressions {
         self.push("counter", |_| {});
     }
 
-    fn drop(&mut self) {
-        /// `NFT_REG_VERDICT`, `NF_DROP`.
+    /// With `NF_ACCEPT` or `NF_DROP`.
+    fn decide(&mut self, verdict: libc::c_int) {
+        /// `NFT_REG_VERDICT`.
         const VERDICT: u32 = 0;
         self.push("immediate", |immediate| {
             immediate.number(1, VERDICT);
-            immediate.nested(2, |data| data.nested(2, |verdict| verdict.number(1, libc::NF_DROP as u32)));
+            immediate.nested(2, |data| data.nested(2, |code| code.number(1, verdict.cast_unsigned())));
         });
     }
 

@@ -2,17 +2,18 @@
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 
-use super::{Chain, Set};
+use super::{Chain, Set, SetKind};
 use crate::netlink::message;
 use crate::netlink::wire::{Attributes, Frame, HEADER_BYTES};
 use crate::source::Check;
 
 const TABLE: &str = "flan-peers";
 
-/// `NFPROTO_INET`: rules for both families.
-const FAMILY: u8 = 1;
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u8 = 10;
+/// Elements that a set can hold. It takes 1 MiB of kernel memory from the start.
+const MOST_ELEMENTS: u32 = 65_536;
+
 /// Bytes of a `struct nfgenmsg`.
 const FIXED_BYTES: usize = 4;
 
@@ -45,6 +46,8 @@ const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_KEY_TYPE: u16 = 4;
 const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_DESCRIPTION: u16 = 9;
+const NFTA_SET_SIZE: u16 = 1;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_ELEMENTS_SET: u16 = 2;
 const NFTA_ELEMENTS: u16 = 3;
@@ -67,8 +70,8 @@ pub(in crate::netlink) struct Request {
 pub(super) type Message = Request;
 
 impl Request {
-    fn new(kind: u8, flags: u16, write: impl FnOnce(&mut Writer)) -> Self {
-        let mut writer = Writer(vec![FAMILY, 0, 0, 0]);
+    fn new(kind: u8, ipv6: bool, flags: u16, write: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer(vec![family(ipv6), 0, 0, 0]);
         write(&mut writer);
         Self { kind: u16::from_be_bytes([SUBSYSTEM, kind]), flags: NLM_F_REQUEST | flags, body: writer.0 }
     }
@@ -146,46 +149,47 @@ impl Writer {
 
 /// Asks how often nftables were changed: for those who want to know whether there is anybody to answer.
 pub(super) fn generation() -> Message {
-    Request::new(GET_GENERATION, 0, |_| {})
+    Request::new(GET_GENERATION, false, 0, |_| {})
 }
 
-pub(super) fn get_table() -> Message {
-    Request::new(GET_TABLE, 0, |table| table.text(NFTA_TABLE, TABLE))
+pub(super) fn get_table(ipv6: bool) -> Message {
+    Request::new(GET_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
 }
 
-pub(super) fn delete_table() -> Message {
-    Request::new(DELETE_TABLE, 0, |table| table.text(NFTA_TABLE, TABLE))
+pub(super) fn delete_table(ipv6: bool) -> Message {
+    Request::new(DELETE_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
 }
 
-/// What makes the table with its sets, wherever they are not there.
-pub(super) fn table_with_sets() -> Vec<Message> {
-    let table = Request::new(NEW_TABLE, NLM_F_CREATE, |table| table.text(NFTA_TABLE, TABLE));
-    let sets = Set::all().zip(1..).map(|(set, id)| new_set(set, id));
-    std::iter::once(table).chain(sets).collect()
+/// Makes the table of a family, where it is not there.
+pub(super) fn new_table(ipv6: bool) -> Message {
+    Request::new(NEW_TABLE, ipv6, NLM_F_CREATE, |table| table.text(NFTA_TABLE, TABLE))
 }
 
-fn new_set(set: Set, id: u32) -> Message {
+/// Makes a set, where it is not there. With its size known beforehand, the kernel takes the faster of its hash tables.
+pub(super) fn new_set((set, id): (Set, u32)) -> Message {
     // What `nft` shows it as: `ipv4_addr`, `ipv6_addr`, or one behind the other.
     const TYPE_BITS: u32 = 6;
     let address = if set.ipv6 { 8 } else { 7 };
-    let shown = (1..set.addresses).fold(address, |shown, _| (shown << TYPE_BITS) | address);
-    Request::new(NEW_SET, NLM_F_CREATE, |writer| {
+    let shown = (1..set.kind.addresses()).fold(address, |shown, _| (shown << TYPE_BITS) | address);
+    Request::new(NEW_SET, set.ipv6, NLM_F_CREATE, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_SET_NAME, set.name);
+        writer.text(NFTA_SET_NAME, set.kind.name());
         writer.number(NFTA_SET_KEY_TYPE, shown);
-        writer.number(NFTA_SET_KEY_LEN, set.width() as u32 * u32::from(set.addresses));
+        writer.number(NFTA_SET_KEY_LEN, set.key_bytes() as u32);
+        writer.nested(NFTA_SET_DESCRIPTION, |description| description.number(NFTA_SET_SIZE, MOST_ELEMENTS));
+        // Within the transaction; nothing refers to it.
         writer.number(NFTA_SET_ID, id);
     })
 }
 
 /// Makes a chain, where it is not there.
 pub(super) fn new_chain(chain: Chain) -> Message {
-    Request::new(NEW_CHAIN, NLM_F_CREATE, |writer| {
+    Request::new(NEW_CHAIN, chain.ipv6, NLM_F_CREATE, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_CHAIN_NAME, chain.name);
+        writer.text(NFTA_CHAIN_NAME, chain.kind.name());
         writer.nested(NFTA_CHAIN_HOOK, |hook| {
-            hook.number(NFTA_HOOK_NUMBER, chain.hook);
-            hook.number(NFTA_HOOK_PRIORITY, chain.priority.cast_unsigned());
+            hook.number(NFTA_HOOK_NUMBER, chain.kind.hook());
+            hook.number(NFTA_HOOK_PRIORITY, chain.kind.priority().cast_unsigned());
         });
         writer.text(NFTA_CHAIN_TYPE, "filter");
     })
@@ -200,9 +204,9 @@ pub(super) fn delete_element(set: Set, key: &[u8]) -> Message {
 }
 
 fn element(kind: u8, flags: u16, set: Set, key: &[u8]) -> Message {
-    Request::new(kind, flags, |writer| {
+    Request::new(kind, set.ipv6, flags, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_ELEMENTS_SET, set.name);
+        writer.text(NFTA_ELEMENTS_SET, set.kind.name());
         writer.nested(NFTA_ELEMENTS, |list| {
             list.nested(NFTA_LIST_ELEM, |element| element.data(NFTA_ELEMENT_KEY, key));
         });
@@ -210,17 +214,18 @@ fn element(kind: u8, flags: u16, set: Set, key: &[u8]) -> Message {
 }
 
 pub(super) fn dump_elements(set: Set) -> Message {
-    Request::new(GET_ELEMENT, NLM_F_DUMP, |writer| {
+    Request::new(GET_ELEMENT, set.ipv6, NLM_F_DUMP, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_ELEMENTS_SET, set.name);
+        writer.text(NFTA_ELEMENTS_SET, set.kind.name());
     })
 }
 
-/// Adds a rule of these expressions, with its comment.
-pub(super) fn add_rule(chain: Chain, comment: &str, expressions: &[u8]) -> Message {
-    Request::new(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |writer| {
+/// Adds a rule of these expressions, with its comment, before the others or behind them.
+pub(super) fn add_rule(chain: Chain, first: bool, comment: &str, expressions: &[u8]) -> Message {
+    let place = if first { 0 } else { NLM_F_APPEND };
+    Request::new(NEW_RULE, chain.ipv6, NLM_F_CREATE | place, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_RULE_CHAIN, chain.name);
+        writer.text(NFTA_RULE_CHAIN, chain.kind.name());
         writer.bytes(NFTA_RULE_EXPRESSIONS | libc::NLA_F_NESTED as u16, expressions);
         let text = [comment.as_bytes(), &[0]].concat();
         writer.bytes(NFTA_RULE_USERDATA, &[&[COMMENT, text.len() as u8], text.as_slice()].concat());
@@ -228,17 +233,17 @@ pub(super) fn add_rule(chain: Chain, comment: &str, expressions: &[u8]) -> Messa
 }
 
 pub(super) fn delete_rule(chain: Chain, handle: u64) -> Message {
-    Request::new(DELETE_RULE, 0, |writer| {
+    Request::new(DELETE_RULE, chain.ipv6, 0, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_RULE_CHAIN, chain.name);
+        writer.text(NFTA_RULE_CHAIN, chain.kind.name());
         writer.bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes());
     })
 }
 
 pub(super) fn dump_rules(chain: Chain) -> Message {
-    Request::new(GET_RULE, NLM_F_DUMP, |writer| {
+    Request::new(GET_RULE, chain.ipv6, NLM_F_DUMP, |writer| {
         writer.text(NFTA_TABLE, TABLE);
-        writer.text(NFTA_RULE_CHAIN, chain.name);
+        writer.text(NFTA_RULE_CHAIN, chain.kind.name());
     })
 }
 
@@ -257,9 +262,9 @@ impl Rule {
 }
 
 /// What a notification tells of our table.
-pub(super) enum Answer<'a, K> {
+pub(super) enum Answer<K> {
     /// Elements came to a set, or left it.
-    Elements { set: &'a [u8], stand: bool, keys: K },
+    Elements { set: Set, stand: bool, keys: K },
     /// A rule came, or went.
     Rule { rule: Rule, stands: bool },
     /// The table went, or a part of it.
@@ -267,14 +272,17 @@ pub(super) enum Answer<'a, K> {
 }
 
 /// Reads a notification. `None` for one about something else.
-pub(super) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<'a, impl Iterator<Item = &'a [u8]> + use<'a>>> {
+pub(super) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<impl Iterator<Item = &'a [u8]> + use<'a>>> {
     let [SUBSYSTEM, kind] = frame.kind.to_be_bytes() else { return None };
     if !is_ours(frame.body) {
         return None;
     }
     match kind {
         NEW_ELEMENT | DELETE_ELEMENT => Some(Answer::Elements {
-            set: unterminated(attributes(frame.body).find(NFTA_ELEMENTS_SET)?),
+            set: Set {
+                kind: SetKind::named(name(frame.body, NFTA_ELEMENTS_SET)?)?,
+                ipv6: is_ipv6(frame.body)?,
+            },
             stand: kind == NEW_ELEMENT,
             keys: elements(frame.body),
         }),
@@ -315,8 +323,21 @@ fn comment(mut kept: &[u8]) -> Option<String> {
 }
 
 fn is_ours(body: &[u8]) -> bool {
-    let table = attributes(body).find(NFTA_TABLE).map(unterminated);
-    body.first() == Some(&FAMILY) && table == Some(TABLE.as_bytes())
+    is_ipv6(body).is_some() && name(body, NFTA_TABLE) == Some(TABLE.as_bytes())
+}
+
+fn name(body: &[u8], attribute: u16) -> Option<&[u8]> {
+    attributes(body).find(attribute).map(unterminated)
+}
+
+/// The family of a message about `ip` or `ip6`.
+fn is_ipv6(body: &[u8]) -> Option<bool> {
+    let of = *body.first()?;
+    [false, true].into_iter().find(|ipv6| family(*ipv6) == of)
+}
+
+fn family(ipv6: bool) -> u8 {
+    if ipv6 { libc::NFPROTO_IPV6 as u8 } else { libc::NFPROTO_IPV4 as u8 }
 }
 
 fn attributes(body: &[u8]) -> Attributes<'_> {

@@ -17,7 +17,7 @@ fn a_source_is_known_by_its_key() {
         Source::Plain(ip("fd00:5:0:2::")),
     ] {
         let set = Set::of(&source);
-        assert_eq!(Set::named(set.name.as_bytes()), Some(set));
+        assert_eq!(SetKind::named(set.kind.name().as_bytes()), Some(set.kind));
         assert_eq!(set.source(&key(&source)), Some(source));
         assert_eq!(set.source(&key(&source)[1..]), None, "a key of another length");
     }
@@ -40,12 +40,15 @@ fn a_notification_of_elements_is_read() {
 #[test]
 fn a_rule_is_known_by_its_comment() {
     let plain = Plain { link: "eth0".parse().unwrap(), network: "10.5.0.0/16".parse().unwrap() };
-    for check in
-        [Check::Peers(wire(false)), Check::InnerSource(wire(true), 64), Check::PlainSource(plain, 24)]
-    {
+    for check in [
+        Check::Shortcut { ipv6: true },
+        Check::Peers(wire(false)),
+        Check::InnerSource(wire(true), 64),
+        Check::PlainSource(plain, 24),
+    ] {
         let expressions = expression::rule(&check).unwrap();
         let mut bytes = Vec::new();
-        message::add_rule(Chain::of(&check), &check.to_string(), &expressions).emit(1, &mut bytes);
+        message::add_rule(Chain::of(&check), false, &check.to_string(), &expressions).emit(1, &mut bytes);
         let frame = super::super::wire::Frames(&bytes).next().unwrap().unwrap();
         // The kernel adds a handle to what it was sent.
         let body = [frame.body, &[12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 7]].concat();
@@ -55,7 +58,7 @@ fn a_rule_is_known_by_its_comment() {
 
 #[test]
 fn what_is_told_of_other_tables_is_not_ours() {
-    let table = message::delete_table();
+    let table = message::delete_table(true);
     let mut bytes = Vec::new();
     table.emit(1, &mut bytes);
     let told = |bytes: &[u8]| changes(&super::super::wire::Frames(bytes).next().unwrap().unwrap());
@@ -71,7 +74,7 @@ proptest::proptest! {
         kind in proptest::num::u16::ANY,
         body in proptest::collection::vec(proptest::num::u8::ANY, 0..128),
     ) {
-        let ours = [&[1, 0, 0, 0, 15, 0, 1, 0], b"flan-peers\0\0".as_slice(), &body].concat();
+        let ours = [&[2, 0, 0, 0, 15, 0, 1, 0], b"flan-peers\0\0".as_slice(), &body].concat();
         for body in [&body, &ours] {
             let _ = changes(&Frame { kind, flags: 0, sequence: 1, body });
             let kind = 0x0a00 | (kind & 0xf);
