@@ -304,6 +304,7 @@ mod tests {
         assert_eq!(
             checks,
             [
+                "whole ip6 udp 8472",
                 "carries ip udp 8472 vni 1",
                 "carries ip6 udp 8472 vni 1",
                 "inner-source ip udp 8472 vni 1 /24",

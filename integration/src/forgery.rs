@@ -1,12 +1,15 @@
 //! Packets as anybody on the underlay can send them, and somebody who hears those that get through.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use etherparse::{PacketBuilder, PacketBuilderStep, UdpHeader};
+use etherparse::{
+    IpFragOffset, IpNumber, Ipv6FragmentHeader, Ipv6Header, PacketBuilder, PacketBuilderStep, UdpHeader,
+};
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
 use tokio::net::UdpSocket;
 
 use crate::inside::Inside;
@@ -45,6 +48,39 @@ pub fn vxlan(vni: u32, mac: [u8; 6], source: IpAddr, destination: IpAddr, text: 
         _ => anyhow::bail!("{source} and {destination} are of different families"),
     };
     Ok([&[8, 0, 0, 0], &(vni << 8).to_be_bytes(), frame.as_slice()].concat())
+}
+
+/// Sends a VXLAN datagram over IPv6 in pieces, of which the first has UDP's header and no more.
+pub fn send_in_pieces(netns: &Netns, from: Ipv6Addr, to: SocketAddrV6, payload: &[u8]) -> Result<()> {
+    let udp = UdpHeader::with_ipv6_checksum(to.port(), to.port(), &v6(from, *to.ip(), 0), payload)?;
+    let whole = [&udp.to_bytes()[..], payload].concat();
+    let mut pieces = Vec::new();
+    for (number, piece) in [&whole[..8], &whole[8..]].into_iter().enumerate() {
+        let offset = IpFragOffset::try_new(number as u16)?;
+        let fragment = Ipv6FragmentHeader::new(IpNumber::UDP, offset, number == 0, std::process::id());
+        let header = v6(from, *to.ip(), (fragment.header_len() + piece.len()) as u16);
+        pieces.push([&header.to_bytes()[..], &fragment.to_bytes(), piece].concat());
+    }
+    let to = SocketAddrV6::new(*to.ip(), 0, 0, 0);
+    Inside::of(netns)?.run(LIMIT, async move {
+        let socket = rustix::net::socket(AddressFamily::INET6, SocketType::RAW, Some(ipproto::RAW))?;
+        for piece in pieces {
+            rustix::net::sendto(&socket, &piece, SendFlags::empty(), &to)?;
+        }
+        Ok(())
+    })
+}
+
+/// An IPv6 header before a fragment header.
+fn v6(from: Ipv6Addr, to: Ipv6Addr, payload: u16) -> Ipv6Header {
+    Ipv6Header {
+        payload_length: payload,
+        next_header: IpNumber::IPV6_FRAGMENTATION_HEADER,
+        hop_limit: 64,
+        source: from.octets(),
+        destination: to.octets(),
+        ..Ipv6Header::default()
+    }
 }
 
 fn said(builder: PacketBuilderStep<UdpHeader>, text: &str) -> Result<Vec<u8>> {

@@ -59,6 +59,11 @@ pub enum Check {
     },
     /// Datagrams come from a [`Source::Peer`].
     Peers(Wire),
+    /// Datagrams of IPv6 in pieces come from a [`Source::Peer`]: the kernel puts them together only behind the rules, which
+    /// find no VNI in the first piece if that is cut short.
+    PeersPieces(Wire),
+    /// Datagrams of IPv6 are not in pieces, whose inside no rule sees.
+    Whole(Wire),
     /// VXLAN datagrams carry packets of the family that they are sent with.
     Carries(Wire),
     /// VXLAN datagrams carry packets that a [`Source::Inner`] sends; each holds a subnet with a prefix of this length.
@@ -100,6 +105,8 @@ impl Check {
         match self {
             Self::Shortcut { ipv6 } => *ipv6,
             Self::Peers(wire)
+            | Self::PeersPieces(wire)
+            | Self::Whole(wire)
             | Self::Carries(wire)
             | Self::InnerSource(wire, _)
             | Self::InnerDestination(wire, _) => wire.ipv6,
@@ -114,6 +121,8 @@ impl fmt::Display for Check {
         match self {
             Self::Shortcut { ipv6 } => write!(f, "shortcut {}", family(*ipv6)),
             Self::Peers(wire) => write!(f, "peers {wire}"),
+            Self::PeersPieces(wire) => write!(f, "peers-pieces {wire}"),
+            Self::Whole(wire) => write!(f, "whole {wire}"),
             Self::Carries(wire) => write!(f, "carries {wire}"),
             Self::InnerSource(wire, prefix) => write!(f, "inner-source {wire} /{prefix}"),
             Self::InnerDestination(wire, subnet) => write!(f, "inner-destination {wire} {subnet}"),
@@ -165,6 +174,8 @@ fn parse(words: &[&str]) -> Option<Check> {
     match words {
         ["shortcut", family] => Some(Check::Shortcut { ipv6: parse_family(family)? }),
         ["peers", wire @ ..] => Some(Check::Peers(parse_wire(wire)?)),
+        ["peers-pieces", wire @ ..] => Some(Check::PeersPieces(parse_wire(wire)?)),
+        ["whole", wire @ ..] => Some(Check::Whole(parse_wire(wire)?)),
         ["carries", wire @ ..] => Some(Check::Carries(parse_wire(wire)?)),
         ["inner-source", wire @ .., length] => Some(Check::InnerSource(parse_wire(wire)?, prefix(length)?)),
         ["inner-destination", wire @ .., subnet] => {
@@ -208,6 +219,8 @@ mod tests {
             (Check::Shortcut { ipv6: true }, "shortcut ip6"),
             (Check::Peers(wire), "peers ip udp 8472 vni 1"),
             (Check::Peers(Wire { vni: None, port: 8285, ..wire }), "peers ip udp 8285"),
+            (Check::PeersPieces(Wire { ipv6: true, vni: None, ..wire }), "peers-pieces ip6 udp 8472"),
+            (Check::Whole(Wire { ipv6: true, vni: None, ..wire }), "whole ip6 udp 8472"),
             (Check::Carries(Wire { ipv6: true, ..wire }), "carries ip6 udp 8472 vni 1"),
             (Check::InnerSource(wire, 24), "inner-source ip udp 8472 vni 1 /24"),
             (Check::InnerDestination(wire, subnet), "inner-destination ip udp 8472 vni 1 10.5.1.0/24"),

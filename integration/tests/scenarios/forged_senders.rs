@@ -1,6 +1,6 @@
 //! Packets of the overlay that somebody sends who is no peer, and packets that a peer should not send.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -136,6 +136,52 @@ fn without_the_check_anybodys_datagram_is_let_in() -> Result<()> {
             |text| from(&stage.hosts[1], text),
         )
     })
+}
+
+/// Masquerading brings connection tracking, which puts pieces together before any rule of ours sees them.
+#[test]
+fn a_forged_datagram_in_pieces_over_ipv6_is_let_in_neither_with_masquerading_nor_without() -> Result<()> {
+    let network =
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+    let strict = network.replace("vxlan\"", "vxlan\",\"StrictSource\":true");
+    for (network, flags) in [
+        (network, &["--ip-masq"]),
+        (network, &["--ip-masq=false"]),
+        (strict.as_str(), &["--ip-masq"]),
+        (strict.as_str(), &["--ip-masq=false"]),
+    ] {
+        Lab::run(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+            lab.set_network(network)?;
+            let mut hosts = bare_hosts(lab, 2)?;
+            on_all(&mut hosts, |host| host.start_agent_with(flags))?;
+            let stranger = lab.host("stranger")?;
+            let listener = Listener::at(hosts[0].netns())?;
+            let base = |host: &Host| -> Result<IpAddr> {
+                Ok(host.subnet_values()?.subnet6.context("no IPv6 subnet")?.network().into())
+            };
+            // To the device's own address: no container is needed.
+            let (from_h2, target) = (base(&hosts[1])?, base(&hosts[0])?);
+            let mac = mac(&mac_of(hosts[0].netns(), "flannel-v6.1")?)?;
+            let to = SocketAddrV6::new(hosts[0].address6()?, 8472, 0, 0);
+            let whole = |text: &str| {
+                let datagram = forgery::vxlan(1, mac, from_h2, target, text)?;
+                forgery::send(hosts[1].netns(), None, to.into(), datagram)
+            };
+            let pieces = |host: &Host, source: IpAddr, text: &str| {
+                let datagram = forgery::vxlan(1, mac, source, target, text)?;
+                forgery::send_in_pieces(host.netns(), host.address6()?, to, &datagram)
+            };
+            listener.hears("a whole one", whole)?;
+            listener.does_not_hear("a stranger's", |text| pieces(&stranger, from_h2, text), whole)?;
+            let foreign: IpAddr = "fd00:5:0:dead::9".parse()?;
+            if network.contains("StrictSource") {
+                listener.does_not_hear("a peer's forgery", |text| pieces(&hosts[1], foreign, text), whole)
+            } else {
+                listener.hears("a peer's", |text| pieces(&hosts[1], from_h2, text))
+            }
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

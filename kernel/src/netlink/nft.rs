@@ -83,7 +83,7 @@ impl Set {
     /// The set in which a check looks, if it looks in one.
     fn of_check(check: &Check) -> Option<Self> {
         let kind = match check {
-            Check::Shortcut { .. } | Check::Peers(_) => SetKind::Peers,
+            Check::Shortcut { .. } | Check::Peers(_) | Check::PeersPieces(_) => SetKind::Peers,
             Check::InnerSource(..) => SetKind::Inner,
             Check::PlainSource(..) => SetKind::Plain,
             _ => return None,

@@ -43,6 +43,16 @@ pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
             rule.load(Base::Network, source_offset(wire.ipv6), width(wire.ipv6), 0);
             rule.is_not_in(SetKind::Peers);
         }
+        Check::PeersPieces(wire) => {
+            rule.is_on(wire);
+            rule.is_in_pieces();
+            rule.load(Base::Network, source_offset(wire.ipv6), width(wire.ipv6), 0);
+            rule.is_not_in(SetKind::Peers);
+        }
+        Check::Whole(wire) => {
+            rule.is_on(wire);
+            rule.is_in_pieces();
+        }
         Check::Carries(wire) => {
             let ethertype: u16 = if wire.ipv6 { 0x86dd } else { 0x0800 };
             rule.is_on(wire);
@@ -133,6 +143,20 @@ impl Expressions {
         self.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
         self.mask(0, ipv6, plain.network.prefix());
         self.equals(&octets(plain.network.network()));
+    }
+
+    /// Packets of IPv6 with a fragment header.
+    fn is_in_pieces(&mut self) {
+        /// `NFT_EXTHDR_F_PRESENT`: not the header is loaded, but whether there is one.
+        const PRESENT: u32 = 1;
+        self.push("exthdr", |header| {
+            header.number(1, REGISTER);
+            header.bytes(2, &[libc::IPPROTO_FRAGMENT as u8]);
+            header.number(3, 0);
+            header.number(4, 1);
+            header.number(5, PRESENT);
+        });
+        self.equals(&[1]);
     }
 
     fn meta(&mut self, key: Meta) {
