@@ -313,6 +313,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                     heard.underlay |= self.underlay == Some(name);
                 }
                 Change::DefaultRoute => heard.underlay = true,
+                Change::SendersGone => {
+                    let gone = self.ledger.senders_gone().into_iter();
+                    self.disturbed.extend(gone.filter(|object| !self.ledger.is_in_line(object)));
+                    (heard.work, heard.read) = (true, true);
+                }
                 Change::Unknown => {
                     heard |=
                         Heard { read: true, underlay: true, networks: true, host: true, ..Heard::default() }

@@ -19,6 +19,8 @@ pub enum Change {
     HostAddress(LinkName),
     /// A default route came or went.
     DefaultRoute,
+    /// The senders that are let in went without a word each, with the rules that measure them, or some of them did.
+    SendersGone,
     /// Notifications were lost: everything may have changed.
     Unknown,
 }

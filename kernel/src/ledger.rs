@@ -92,6 +92,13 @@ impl Ledger {
         }
     }
 
+    /// Takes in that the kernel may hold no sender any more, and no rule that measures them: they are added anew together,
+    /// for a rule without the senders stops everybody. Answers every object of which that is news.
+    pub fn senders_gone(&mut self) -> Vec<Object> {
+        let sources = self.sources.lose(|_, ()| true).into_iter().map(Object::Source);
+        sources.chain(self.checks.lose(|_, ()| true).into_iter().map(Object::Check)).collect()
+    }
+
     /// From now on, remembers what is heard of, until [`reset`](Self::reset): what is read meanwhile may be older.
     pub fn begin_reading(&mut self) {
         self.links.begin_reading();

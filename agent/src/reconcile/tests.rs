@@ -1,6 +1,9 @@
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
 use flan_kernel::netlink::Holder;
-use flan_kernel::{Link, LinkKind, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Vxlan};
+use flan_kernel::{
+    Check, Link, LinkKind, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source, Vxlan,
+    Wire,
+};
 
 use super::*;
 
@@ -172,6 +175,24 @@ async fn a_notification_that_was_lost_may_have_told_of_anything() {
     let (_, mut reconciler) = three_peers().await;
     let heard = reconciler.take_in(vec![Change::Unknown]);
     assert_eq!(heard, Heard { read: true, underlay: true, networks: true, host: true, ..Heard::default() });
+}
+
+#[tokio::test]
+async fn senders_that_went_without_a_word_come_back_with_the_rule_that_measures_them() {
+    let (kernel, mut reconciler) = three_peers().await;
+    let wire = Wire { ipv6: false, port: 8472, vni: Some(1) };
+    let (source, check) = (Source::Peer("192.168.64.12".parse().unwrap()), Check::Peers(wire));
+    reconciler.want(State { sources: [source].into(), checks: [check].into(), ..State::default() });
+    let now = Instant::now();
+    settle(&mut reconciler, now).await;
+    kernel.take_applied();
+    // Of the two, the kernel tells of the rule alone.
+    let told = vec![Change::Fact(Fact::Check(check, false)), Change::SendersGone];
+    let heard = reconciler.take_in(told);
+    assert_eq!(heard, Heard { work: true, read: true, ..Heard::default() });
+    reconciler.work(now).await;
+    assert_eq!(kernel.take_applied(), [Operation::AddSource(source), Operation::AddCheck(check)]);
+    assert_eq!((reconciler.repairs().sender, reconciler.repairs().rules), (1, 1));
 }
 
 #[tokio::test]

@@ -80,13 +80,14 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
         self.set_held(key, held)
     }
 
-    /// Notes that the kernel no longer holds what `goes`.
-    pub(super) fn lose(&mut self, goes: impl Fn(&K, &V) -> bool) {
+    /// Notes that the kernel no longer holds what `goes`. Answers what that was.
+    pub(super) fn lose(&mut self, goes: impl Fn(&K, &V) -> bool) -> Vec<K> {
         let lost: Vec<K> =
             self.all_held().filter(|(key, value)| goes(key, value)).map(|(key, _)| *key).collect();
-        for key in lost {
-            self.observe(key, None);
+        for key in &lost {
+            self.observe(*key, None);
         }
+        lost
     }
 
     pub(super) fn begin_reading(&mut self) {

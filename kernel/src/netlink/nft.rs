@@ -395,8 +395,7 @@ pub(super) fn changes(frame: &Frame<'_>) -> Vec<Change> {
             sources.map(|source| Change::Fact(Fact::Source(source, stand))).collect()
         }
         Some(Answer::Rule { rule, stands }) => vec![Change::Fact(Fact::Check(rule.check(), stands))],
-        // What was in it went without a word.
-        Some(Answer::Gone) => vec![Change::Unknown],
+        Some(Answer::Gone) => vec![Change::SendersGone],
         None => Vec::new(),
     }
 }

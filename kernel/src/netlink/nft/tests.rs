@@ -62,7 +62,7 @@ fn what_is_told_of_other_tables_is_not_ours() {
     let mut bytes = Vec::new();
     table.emit(1, &mut bytes);
     let told = |bytes: &[u8]| changes(&super::super::wire::Frames(bytes).next().unwrap().unwrap());
-    assert_eq!(told(&bytes), [Change::Unknown]);
+    assert_eq!(told(&bytes), [Change::SendersGone]);
     let name = bytes.windows(10).position(|name| name == b"flan-peers").unwrap();
     bytes[name] = b'p';
     assert_eq!(told(&bytes), []);
