@@ -313,7 +313,10 @@ impl Selection<'_> {
         let (mut addresses, mut public_ips) = (PerFamily::default(), PerFamily::default());
         for (family, _) in self.config.networks() {
             let missing = || InterfaceError::NoAddress { name: interface.name.to_string(), family };
-            let address = asked.get(family).copied().or_else(|| self.best(interface, family));
+            let is_here = |ip: &&IpAddr| interface.addresses.iter().any(|address| address.ip() == **ip);
+            // Peers take packets from the address that they are told alone.
+            let told = given.get(family).filter(is_here);
+            let address = asked.get(family).or(told).copied().or_else(|| self.best(interface, family));
             let address = address.ok_or_else(missing)?;
             let public = *given.get(family).unwrap_or(&address);
             for ip in [address, public] {

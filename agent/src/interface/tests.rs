@@ -82,6 +82,19 @@ fn what_peers_send_to_may_differ_from_what_we_send_from() {
 }
 
 #[test]
+fn what_peers_send_to_is_what_we_send_from_where_the_interface_has_it() {
+    assert_eq!(
+        found(&["--iface", "eth0", "--public-ip", "192.168.64.111"]),
+        ("eth0".into(), "192.168.64.111".into())
+    );
+    // What is asked for is what is taken.
+    assert_eq!(
+        found(&["--iface", "192.168.64.11", "--public-ip", "192.168.64.111"]),
+        ("eth0".into(), "192.168.64.11".into())
+    );
+}
+
+#[test]
 fn both_families_come_from_one_interface_and_link_local_addresses_do_not_count() {
     let external = find(&["--iface", "ens5"], BOTH).unwrap();
     assert_eq!(external.public_ips.v6, Some("fd64::11".parse().unwrap()));
