@@ -38,11 +38,16 @@ impl Senders {
         match self {
             Self::Anybody => {}
             Self::Peers => check_peers(wire, state),
-            Self::Strict => state.checks.extend([
-                Check::Carries(wire),
-                Check::InnerSource(wire, pool.subnet_len()),
-                Check::InnerDestination(wire, network(own)),
-            ]),
+            Self::Strict => {
+                state.checks.extend([
+                    Check::Carries(wire),
+                    Check::InnerSource(wire, pool.subnet_len()),
+                    Check::InnerDestination(wire, network(own)),
+                ]);
+                if wire.ipv6 {
+                    state.checks.insert(Check::Whole(Wire { vni: None, ..wire }));
+                }
+            }
         }
     }
 
@@ -77,6 +82,9 @@ impl Senders {
 /// Plans what drops datagrams of others than peers.
 pub(crate) fn check_peers(wire: Wire, state: &mut State) {
     state.checks.extend([Check::Shortcut { ipv6: wire.ipv6 }, Check::Peers(wire)]);
+    if wire.ipv6 {
+        state.checks.insert(Check::PeersPieces(Wire { vni: None, ..wire }));
+    }
 }
 
 /// A subnet without a host's address in it.

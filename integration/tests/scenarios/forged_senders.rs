@@ -322,6 +322,10 @@ fn senders_and_rules_that_another_program_takes_away_are_back_within_a_second() 
             "add element ip flan-peers peers { 192.168.64.99 }",
             "delete table ip flan-peers",
             "flush ruleset",
+            // A table of somebody else's under our name.
+            "delete table ip flan-peers; add table ip flan-peers; add set ip flan-peers peers { type ipv6_addr; }",
+            "delete table ip flan-peers; add table ip flan-peers; add chain ip flan-peers arriving { type filter hook \
+             output priority 0; }",
         ] {
             h1.run("nft", &[damage])?;
             wait::until(&format!("everything to be as before {damage:?}"), REPAIR, || {

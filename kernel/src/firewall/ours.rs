@@ -35,7 +35,9 @@ impl OwnRules {
     pub async fn stand(self) -> Result<bool, FirewallError> {
         match self {
             Self::Masquerade => nft::stands().await,
-            Self::Senders => netlink::has_senders().map_err(FirewallError::Kernel),
+            Self::Senders => {
+                Ok(netlink::has_nftables() && netlink::has_senders().map_err(FirewallError::Kernel)?)
+            }
             Self::Forward { ipv6 } => Forwarding::new(ipv6).stands().await,
         }
     }

@@ -289,6 +289,7 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
     }
     // The first time, what they stand in may be missing.
     let mut frame: Vec<Message> = Vec::new();
+    let mut is_anew = false;
     while !left.is_empty() {
         let owners = left.iter().flat_map(|(number, messages)| messages.iter().map(|_| *number));
         let owners: Vec<usize> = owners.collect();
@@ -303,6 +304,17 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
         }
         let is_missing = |(_, reason): &(usize, KernelError)| reason.errno() == Some(libc::ENOENT);
         if frame.is_empty() && refusals.iter().any(is_missing) {
+            frame = what_holds(operations);
+            continue;
+        }
+        // Somebody else's, under the name that is ours alone.
+        let is_another = |(_, reason): &(usize, KernelError)| {
+            matches!(reason.errno(), Some(libc::EEXIST | libc::EINVAL | libc::EOPNOTSUPP))
+        };
+        if !is_anew && refusals.iter().any(is_another) {
+            tracing::warn!("the nftables table flan-peers is not as we make it; it is made anew");
+            is_anew = true;
+            delete_tables()?;
             frame = what_holds(operations);
             continue;
         }
