@@ -97,8 +97,11 @@ impl Store {
         let mut body = pin!(body);
         while let Some(Ok(frame)) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
             if let Some(trailers) = frame.trailers_ref() {
+                // The last, as HTTP/2 has it. Some bodies would go on.
                 answered.status = status_in(trailers);
-            } else if let Ok(piece) = frame.into_data() {
+                break;
+            }
+            if let Ok(piece) = frame.into_data() {
                 answered.largest_piece = answered.largest_piece.max(piece.len());
                 answered.body.extend_from_slice(&piece);
             }
@@ -151,7 +154,8 @@ impl Watch {
             tokio::task::coop::unconstrained(frame).now_or_never()
         };
         while let Some(Some(Ok(frame))) = next() {
-            told.extend(frame.into_data().unwrap_or_default());
+            let Ok(data) = frame.into_data() else { break };
+            told.extend(data);
         }
         told
     }
@@ -164,7 +168,8 @@ impl Watch {
         while let Some(Ok(frame)) =
             std::future::poll_fn(|context| pin!(&mut answers).poll_frame(context)).await
         {
-            told.extend(frame.into_data().unwrap_or_default());
+            let Ok(data) = frame.into_data() else { break };
+            told.extend(data);
         }
         told
     }
