@@ -84,6 +84,7 @@ struct Judge {
     /// The keys at each revision since the last compaction.
     history: BTreeMap<i64, Keys>,
     revision: i64,
+    /// Below 0 before the first, which may be of revision 0, as in etcd.
     compacted: i64,
     /// A watch of all keys, and what it was told is there.
     all: Watch,
@@ -103,8 +104,17 @@ impl Judge {
         let (watch, revision) = (store.watch().await, store.revision());
         let history = BTreeMap::from([(revision, Keys::new())]);
         let (told, large) = (Keys::new(), MOST_LARGE);
-        let mut judge =
-            Self { store, history, revision, compacted: 0, all, told, told_revision: revision, watch, large };
+        let mut judge = Self {
+            store,
+            history,
+            revision,
+            compacted: -1,
+            all,
+            told,
+            told_revision: revision,
+            watch,
+            large,
+        };
         judge.hear();
         judge
     }
