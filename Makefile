@@ -57,7 +57,7 @@ help:
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
 	@echo 'sudo make bench-control  how fast one fland follows 100 to 50000 leases, and what it costs; ARGS=--help'
 	@echo '     make bench-store  the embedded store beside a real etcd; ARGS=--help'
-	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each of four targets'
+	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each target'
 	@echo '     make release     fland and flanctl as they are installed'
 	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
 	@echo 'sudo make uninstall   removes what make install put there; before it: flanctl leave'

@@ -1,5 +1,7 @@
 //! What the agent says of itself: `GET /status` in full, `GET /healthz` in short.
 
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod port;
 
 use std::net::SocketAddr;

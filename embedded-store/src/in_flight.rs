@@ -159,6 +159,12 @@ impl InFlight {
         Some(number)
     }
 
+    /// Bytes of memory that they keep.
+    #[cfg(fuzzing)]
+    pub(crate) fn held(&self) -> usize {
+        self.open().held
+    }
+
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

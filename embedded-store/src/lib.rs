@@ -6,6 +6,8 @@
 mod answer;
 mod check;
 mod file;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod in_flight;
 mod keys;
 mod leases;

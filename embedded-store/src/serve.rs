@@ -2,27 +2,30 @@
 
 mod connection;
 mod hpack;
+mod tls;
 
-use std::io;
+use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use flan_connections::{ConnectionLimit, Slot};
-use flan_tls_files::{Authorities, BadFile, Holder};
+use futures::{StreamExt, future};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tracing::warn;
 
-use self::connection::{Connection, FIRST_WORDS};
+use self::connection::Connection;
+#[cfg(fuzzing)]
+pub use self::connection::mended;
+pub(crate) use self::tls::Acceptor;
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
@@ -111,39 +114,13 @@ async fn accept(
     "a thread that serves has ended".to_owned()
 }
 
-/// The server's certificate, and whom it serves. What clients may not accept of it is logged.
-fn config(files: &TlsFiles) -> Result<ServerTlsConfig, StartError> {
-    let bad = |bad: BadFile| StartError::Setting(bad.to_string());
-    let now = SystemTime::now();
-    let own =
-        flan_tls_files::Identity::load(Holder::Store, &files.certificate, &files.key, now).map_err(bad)?;
-    let config =
-        ServerTlsConfig::new().identity(Identity::from_pem(own.certificate, own.key)).timeout(FIRST_WORDS);
-    let (config, doubts) = match &files.client_authorities {
-        Some(path) => {
-            let authorities = Authorities::load(path, now).map_err(bad)?;
-            (config.client_ca_root(Certificate::from_pem(authorities.pem)), authorities.doubts)
-        }
-        None => (config, Vec::new()),
-    };
-    for doubt in own.doubts.into_iter().chain(doubts) {
-        warn!("{doubt}");
-    }
-    Ok(config)
-}
-
-/// A server, ready for its connections.
-pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<Server, StartError> {
+/// A server, ready for its connections, and what shakes hands with those of TLS.
+pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<(Server, Option<Acceptor>), StartError> {
     let server = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .max_concurrent_streams(STREAMS);
-    match tls {
-        Some(files) => server.tls_config(config(files)?).map_err(|reason| {
-            StartError::Setting(format!("the certificate and its key cannot be used: {}", causes(&reason)))
-        }),
-        None => Ok(server),
-    }
+    Ok((server, tls.map(Acceptor::new).transpose()?))
 }
 
 /// What is answered under which path.
@@ -163,16 +140,26 @@ pub(crate) fn routes(service: Service) -> Routes {
 
 /// Serves connections until no more can come; answers why.
 pub(crate) async fn serve(
-    mut server: Server,
+    (mut server, tls): (Server, Option<Acceptor>),
     routes: Routes,
     connections: mpsc::Receiver<Admitted>,
 ) -> String {
     let incoming = ReceiverStream::new(connections).filter_map(|(connection, slot)| {
         // One that is gone already is nobody's loss.
         let ready = connection.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(connection));
-        ready.ok().map(|tcp| Ok::<_, io::Error>(Connection::new(tcp, slot)))
+        future::ready(ready.ok().map(|tcp| Connection::new(tcp, slot)))
     });
-    match server.add_routes(routes).serve_with_incoming(incoming).await {
+    let server = server.add_routes(routes);
+    let served = match tls {
+        None => server.serve_with_incoming(incoming.map(Ok::<_, Infallible>)).await,
+        Some(tls) => {
+            // All that come at once: they are as many as there are slots, and each has its time.
+            let handshakes = incoming.map(|connection| tls.clone().accept(connection));
+            let shaken = handshakes.buffer_unordered(usize::MAX).filter_map(future::ready);
+            server.serve_with_incoming(shaken.map(Ok::<_, Infallible>)).await
+        }
+    };
+    match served {
         Ok(()) => "nobody takes connections any longer".to_owned(),
         Err(reason) => format!("cannot go on serving: {}", causes(&reason)),
     }

@@ -14,6 +14,7 @@ use etcd_client::proto::{
     PbClusterServer, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbWatchServer,
 };
 use tonic::service::Routes;
+use tonic::transport::server::TlsConnectInfo;
 use tonic::{Request, Response, Status};
 
 use crate::file::Identity;
@@ -54,7 +55,12 @@ impl Service {
     async fn turn<T>(&self, request: &Request<T>, ranges: usize) -> Result<Turn, Refusal> {
         match ranges {
             0 => Ok(Turn::default()),
-            ranges => self.in_flight.turn(request.extensions().get::<Client>().cloned(), ranges).await,
+            ranges => {
+                let extensions = request.extensions();
+                let by_tls = || Some(extensions.get::<TlsConnectInfo<Client>>()?.get_ref());
+                let client = extensions.get::<Client>().or_else(by_tls);
+                self.in_flight.turn(client.cloned(), ranges).await
+            }
         }
     }
 

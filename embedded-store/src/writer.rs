@@ -328,7 +328,8 @@ pub(crate) fn open(path: &Path, workers: usize) -> Result<Opened, redb::Error> {
     Ok(Opened { writer, workers, identity: content.identity, place })
 }
 
-fn carry_out(state: &mut State, request: Request, now: Instant) -> Answered {
+/// What a request makes of the store, in memory.
+pub(crate) fn carry_out(state: &mut State, request: Request, now: Instant) -> Answered {
     match request {
         Request::Put(put) => return state.put(put).map(Answer::Put),
         Request::Delete(deletion) => return Ok(Answer::Delete(state.delete(&deletion))),

@@ -1,17 +1,53 @@
 //! Leases, their keys and the network config: no text from the store makes a reader panic, and what was read means the
-//! same once written and read again.
+//! same once written and read again. What is too large for any of them is cut, to be kept and to be shown.
 
 use flan_subnet_lease::{
-    BackendConfig, Family, LeaseAttributes, NetworkConfig, SubnetPool, Subnets, VxlanData,
+    BackendConfig, Family, LeaseAttributes, NetworkConfig, SubnetPool, Subnets, VxlanData, kept, printable,
+    shown, shown_bytes,
 };
 use serde_json::{Map, Value, json};
 
+/// Bytes of a key that is kept whole, and of a text that is shown whole.
+const WHOLE: usize = 256;
+/// What `bytes` are repeated to: more than a lease may have.
+const LARGE: usize = 10_000;
+
 /// `bytes` are any of the three.
 pub fn check(bytes: &[u8]) {
+    check_cut(bytes, bytes);
+    if !bytes.is_empty() {
+        check_cut(bytes, &bytes.repeat(LARGE.div_ceil(bytes.len())));
+    }
     check_attributes(bytes);
     check_config(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         check_subnets(text);
+    }
+}
+
+/// Checks what is kept of a key and a value, and what is shown of both.
+fn check_cut(bytes: &[u8], large: &[u8]) {
+    let (key, value) = kept(large, large.to_vec());
+    let is_whole = large.len() <= WHOLE && std::str::from_utf8(large).is_ok();
+    assert_eq!(is_whole, key.as_bytes() == large, "key {key:?}");
+    assert!(is_whole || key.contains('\u{fffd}') && key.len() <= WHOLE, "key {key:?}");
+    assert!(is_whole || Subnets::from_key(&key).is_err(), "what was cut is a key: {key}");
+    // Which of two like keys it is can still be told.
+    let other = kept(&[large, b"A"].concat(), Vec::new()).0;
+    assert_ne!(key, other, "two keys are one");
+    let most = LeaseAttributes::MOST_BYTES;
+    assert!(large.starts_with(&value) && value.capacity() <= large.len().min(most + 1), "{}", value.len());
+    assert_eq!(value.len(), large.len().min(most + 1));
+    assert!(value.len() <= most || LeaseAttributes::from_json(&value).is_err(), "what was cut is a lease");
+
+    let text = String::from_utf8_lossy(large);
+    for shown in [shown(&text).into_owned(), shown_bytes(large), shown_bytes(key.as_bytes())] {
+        assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        assert!(shown.len() <= 10 * WHOLE + 30, "{} bytes are shown", shown.len());
+        assert_eq!(printable(&shown), shown, "made printable twice");
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        assert!(text.len() > WHOLE || shown(text) == printable(text), "{text:?}");
     }
 }
 

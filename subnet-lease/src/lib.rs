@@ -40,6 +40,8 @@ pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
+#[cfg(fuzzing)]
+pub use store::kept;
 pub use store::{
     Cause, Entry, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };

@@ -33,6 +33,8 @@ use error::{Failure, failure};
 use listing::entry;
 
 pub use error::StoreError;
+#[cfg(fuzzing)]
+pub use listing::kept;
 pub use listing::{Entry, Listing, Snapshot};
 pub use reservations::Reservation;
 pub use status::MemberStatus;

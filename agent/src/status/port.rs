@@ -43,7 +43,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limit: Arc<Conn
 }
 
 /// Answers one request, unless that takes too long or others need the place.
-async fn serve_one<S>(connection: S, router: Router, slot: Slot)
+pub(super) async fn serve_one<S>(connection: S, router: Router, slot: Slot)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

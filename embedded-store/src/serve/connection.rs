@@ -9,6 +9,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -79,12 +80,16 @@ enum Expected {
 
 impl Connection {
     pub(crate) fn new(tcp: TcpStream, slot: Slot) -> Self {
-        let mender =
-            Mender { expected: Expected::Preface, pending: Vec::new(), mended: Vec::new(), handed_on: 0 };
+        let mender = Mender::new();
         let heard = Instant::now();
         let patience = Box::pin(tokio::time::sleep_until(heard + FIRST_WORDS));
         let client = Client::default();
         Self { tcp, mender, slot, client, has_answered: false, has_spoken: false, heard, patience }
+    }
+
+    /// The client's address.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.tcp.peer_addr().ok().map(|address| address.ip().to_canonical())
     }
 
     fn poll_mended(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -118,6 +123,10 @@ impl Connection {
 }
 
 impl Mender {
+    fn new() -> Self {
+        Self { expected: Expected::Preface, pending: Vec::new(), mended: Vec::new(), handed_on: 0 }
+    }
+
     /// Hands on what is ready; answers whether there was something.
     fn hand_on(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let ready = &self.mended[self.handed_on..];
@@ -209,6 +218,29 @@ fn mend(frame: &[u8]) -> Option<Vec<u8>> {
     Some([&length[1..], &mended[3..]].concat())
 }
 
+/// What the server reads of a client's bytes that come in these pieces, `room` bytes at once; and how many bytes were kept
+/// back at most.
+#[cfg(fuzzing)]
+pub fn mended<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, room: usize) -> (Vec<u8>, usize) {
+    let (mut mender, mut all, mut most) = (Mender::new(), Vec::new(), 0);
+    let mut read = |mender: &mut Mender| loop {
+        let mut room = vec![0; room];
+        let mut buffer = ReadBuf::new(&mut room);
+        if !mender.hand_on(&mut buffer) {
+            break;
+        }
+        all.extend_from_slice(buffer.filled());
+    };
+    for piece in pieces {
+        mender.take(piece);
+        read(&mut mender);
+        most = most.max(mender.pending.len());
+    }
+    mender.end();
+    read(&mut mender);
+    (all, most)
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -282,8 +314,7 @@ mod tests {
 
     /// What is handed on of bytes that come in these pieces.
     fn mended<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
-        let mut mender =
-            Mender { expected: Expected::Preface, pending: Vec::new(), mended: Vec::new(), handed_on: 0 };
+        let mut mender = Mender::new();
         let mut all = Vec::new();
         for piece in pieces {
             mender.take(piece);

@@ -185,6 +185,12 @@ pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
     Some(Entry { key, value, create_revision, mod_revision, etcd_lease })
 }
 
+/// The last part of a key, and a value, as they are kept in an [`Entry`]. Compiled with `--cfg fuzzing` alone.
+#[cfg(fuzzing)]
+pub fn kept(key: &[u8], value: Vec<u8>) -> (String, Vec<u8>) {
+    (name(key), bounded(value))
+}
+
 /// A value, of which no more is kept than a lease can have, and one byte that tells.
 fn bounded(mut value: Vec<u8>) -> Vec<u8> {
     if value.len() > LeaseAttributes::MOST_BYTES {
