@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, Command as Definition};
 
 /// Lists of URLs, each with a user in a place where somebody may write one.
-pub(crate) const LISTS: [&str; 21] = [
+pub(crate) const LISTS: [&str; 22] = [
     "http://wally:s3cret@10.0.0.2:2379",
     "https://wally:s3cret@[fd00::2]:2379/",
     "http://s3cret@10.0.0.2:2379",
@@ -28,6 +28,7 @@ pub(crate) const LISTS: [&str; 21] = [
     "http://wally:s3cret@10.0.0.2:2379, http://127.0.0.1:9",
     "http://wally:4711,s3cret@10.0.0.2:2379",
     "http://127.0.0.1:9,wally:s3cret,4711,s3cret@10.0.0.2:2379",
+    "http://wally:s3,http://cret@10.0.0.2:2379",
 ];
 
 /// What of them is nobody's business.
