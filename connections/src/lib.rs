@@ -1,5 +1,7 @@
 //! How many connections a server has. Whoever connects and says nothing makes room for those who do.
 
+mod door;
+
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +12,8 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
+
+pub use door::Door;
 
 /// Descriptors that are left for everything else in this process: the file, sockets of the kernel, programs that are run.
 const KEPT_FREE: usize = 48;
