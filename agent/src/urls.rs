@@ -17,6 +17,10 @@ impl Urls {
     pub fn each(&self) -> impl Iterator<Item = &str> {
         split_urls(&self.0).into_iter().map(str::trim)
     }
+
+    fn names_user(&self) -> bool {
+        without_user(&self.0) != self.0
+    }
 }
 
 impl From<String> for Urls {
@@ -42,9 +46,12 @@ impl fmt::Debug for Urls {
 /// # Errors
 /// [`StoreError::Setting`] for one that is none; where it names a user, with what takes one.
 pub fn endpoints(lists: &[Urls], [name, password]: UserSettings) -> Result<Vec<Endpoint>, StoreError> {
-    let read = |url: &str| url.parse::<Endpoint>();
-    let endpoints = lists.iter().flat_map(Urls::each).map(read).collect::<Result<Vec<_>, _>>();
-    endpoints.map_err(|invalid| {
+    let of_list = |list: &Urls| match list.each().map(str::parse::<Endpoint>).collect::<Result<Vec<_>, _>>() {
+        // It may be the first half of a URL with a password that holds what separates two.
+        Err(InvalidEndpoint::NoUrl(_)) if list.names_user() => Err(InvalidEndpoint::User(list.to_string())),
+        endpoints => endpoints,
+    };
+    lists.iter().map(of_list).collect::<Result<Vec<_>, _>>().map(|lists| lists.concat()).map_err(|invalid| {
         StoreError::Setting(match invalid {
             InvalidEndpoint::User(_) => format!("{invalid}, and the user by {name} and {password}"),
             InvalidEndpoint::NoUrl(_) => invalid.to_string(),
@@ -58,18 +65,19 @@ pub fn endpoints(lists: &[Urls], [name, password]: UserSettings) -> Result<Vec<E
 /// # Errors
 /// What is no URL to listen on, and what would be.
 pub fn listen(lists: &[Urls], flag: &str, authorities: &str) -> Result<Vec<ListenUrl>, String> {
-    let read = |url: &str| {
+    let read = |list: &Urls, url: &str| {
         url.parse().map_err(|invalid| {
-            let shown = without_user(url);
-            match shown == url {
-                true => format!("{flag} {url:?}: {invalid}"),
-                false => format!(
+            // As with endpoints, it may be a half of what names a user.
+            let shown = if without_user(url) == url { list.to_string() } else { without_user(url) };
+            match list.names_user() {
+                false => format!("{flag} {url:?}: {invalid}"),
+                true => format!(
                     "{flag} {shown}: {invalid}. The store has no users; let it demand client certificates ({authorities})"
                 ),
             }
         })
     };
-    lists.iter().flat_map(Urls::each).map(read).collect()
+    lists.iter().flat_map(|list| list.each().map(move |url| read(list, url))).collect()
 }
 
 #[cfg(test)]
@@ -91,6 +99,11 @@ mod tests {
         assert_eq!(
             refusal("http://u:s3,cret@b:2"),
             "endpoint http://***@b:2 holds a user name or password; give a URL without them, such as \
+             http://127.0.0.1:2379, and the user by --name and PASSWORD"
+        );
+        assert_eq!(
+            refusal("http://u:s3,http://cret@b:2"),
+            "endpoint ***,http://***@b:2 holds a user name or password; give a URL without them, such as \
              http://127.0.0.1:2379, and the user by --name and PASSWORD"
         );
         assert_eq!(refusal("b:2"), "endpoint \"b:2\" is not a URL such as http://127.0.0.1:2379");

@@ -16,11 +16,11 @@ use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
 const KEYS: usize = 20_000;
 const VALUE: usize = 1000;
 /// How long each attack is looked at.
-const WHILE: Duration = Duration::from_secs(3);
-/// What it may cost: MiB of memory, beside what the store holds, and how long one of a hundred writes may take. Before
-/// there were bounds, answers and watches took from 240 MiB to 2 GiB.
+const WHILE: Duration = Duration::from_secs(1);
+/// What it may cost: MiB of memory, beside what the store holds, and how long one of a hundred writes may take, on a machine
+/// that is busy otherwise. Before there were bounds, answers and watches took from 240 MiB to 2 GiB.
 const MOST_MIB: usize = 120;
-const MOST_WAIT: Duration = Duration::from_millis(700);
+const MOST_WAIT: Duration = Duration::from_secs(2);
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
@@ -154,6 +154,24 @@ fn one_connection_has_thousands_of_watches(address: &str) -> Vec<Deaf> {
     vec![deaf]
 }
 
+/// Told of much by `write`.
+fn a_thousand_streams_of_watches_in_one_connection(address: &str) -> Vec<Deaf> {
+    vec![streams_of_watches(address, 1000)]
+}
+
+/// Told of much by `write`.
+fn a_thousand_streams_of_watches_in_many_connections(address: &str) -> Vec<Deaf> {
+    (0..64).map(|_| streams_of_watches(address, 16)).collect()
+}
+
+fn streams_of_watches(address: &str, streams: usize) -> Deaf {
+    let mut deaf = Deaf::new(address);
+    for _ in 0..streams {
+        deaf.ask(WATCH, &[field(1, &field(1, b"watched"))], 0);
+    }
+    deaf
+}
+
 fn streams_are_reset_as_soon_as_they_are_there(address: &str) -> Vec<Deaf> {
     let mut deaf = Deaf::new(address);
     for _ in 0..20_000 {
@@ -186,12 +204,14 @@ fn headers_have_no_end(address: &str) -> Vec<Deaf> {
 
 type Attack = (&'static str, fn(&str) -> Vec<Deaf>);
 
-const ATTACKS: [Attack; 8] = [
+const ATTACKS: [Attack; 10] = [
     ("one connection asks for all keys a hundred times", one_connection_asks_for_all_keys_a_hundred_times),
     ("a hundred connections ask for all keys", a_hundred_connections_ask_for_all_keys),
     ("transactions ask for all keys many times", transactions_ask_for_all_keys_many_times),
     ("a lease is asked for its keys", a_lease_is_asked_for_its_keys),
     ("one connection has thousands of watches", one_connection_has_thousands_of_watches),
+    ("a thousand streams of watches in one connection", a_thousand_streams_of_watches_in_one_connection),
+    ("a thousand streams of watches in many connections", a_thousand_streams_of_watches_in_many_connections),
     ("streams are reset as soon as they are there", streams_are_reset_as_soon_as_they_are_there),
     ("thousands of streams keep leases alive", thousands_of_streams_keep_leases_alive),
     ("headers have no end", headers_have_no_end),

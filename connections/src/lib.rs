@@ -1,6 +1,9 @@
 //! How many connections a server has. Whoever connects and says nothing makes room for those who do.
 
+mod door;
+
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -9,6 +12,8 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::Notify;
+
+pub use door::Door;
 
 /// Descriptors that are left for everything else in this process: the file, sockets of the kernel, programs that are run.
 const KEPT_FREE: usize = 48;
@@ -77,8 +82,14 @@ impl ConnectionLimit {
         let slot = self.seat()?;
         // Otherwise many that come at once would take the descriptors that are kept free.
         let _ = tokio::time::timeout(LEAVING, async {
-            while self.open().count > self.most {
-                self.left.notified().await;
+            loop {
+                // Before the look, so that it hears of one that leaves after it.
+                let mut left = pin!(self.left.notified());
+                left.as_mut().enable();
+                if self.open().count <= self.most {
+                    break;
+                }
+                left.await;
             }
         })
         .await;
@@ -147,7 +158,8 @@ impl Seat {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.limit.open().count -= 1;
-        self.limit.left.notify_one();
+        // Several may wait, each in a loop of its own that takes connections.
+        self.limit.left.notify_waiters();
     }
 }
 
@@ -194,6 +206,29 @@ mod tests {
         // One that does not leave keeps nobody out.
         let _third = limit.admit().await.unwrap();
         assert_eq!(started.elapsed(), LEAVING / 2 + LEAVING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_hear_of_one_that_has_left() {
+        let limit = ConnectionLimit::new(2);
+        let (first, second) = (limit.admit().await.unwrap(), limit.admit().await.unwrap());
+        let started = tokio::time::Instant::now();
+        let wait = || {
+            tokio::spawn({
+                let limit = limit.clone();
+                async move { limit.admit().await }
+            })
+        };
+        let waiting = [wait(), wait()];
+        // One that leaves is not enough, but those who wait look, each in its turn.
+        for slot in [first, second] {
+            tokio::time::sleep(LEAVING / 4).await;
+            drop(slot);
+        }
+        for waiting in waiting {
+            assert!(waiting.await.unwrap().is_some());
+        }
+        assert_eq!(started.elapsed(), LEAVING / 2);
     }
 
     #[test]

@@ -18,8 +18,13 @@ const MOST: usize = 64 << 20;
 const OF_A_CONNECTION: u32 = 16;
 /// Ranges that are read at once for all, until there is room for what came of them.
 const READ_AT_ONCE: u32 = 16;
-/// How long a request waits for either, before it is refused.
-const WAIT: Duration = Duration::from_secs(30);
+/// Streams of watches of one connection. Clients have one, or a few, and any number of watches on each.
+const WATCH_STREAMS: usize = 16;
+/// Bytes that one connection's watches may take, and what the smallest of them takes.
+const WATCH_ROOM: usize = 4 << 20;
+const WATCH_UNIT: usize = 512;
+/// How long a request waits for all of that, before it is refused: shorter than agents wait for an answer (30 s).
+const WAIT: Duration = Duration::from_secs(20);
 /// An answer of which nothing was taken for so long goes when others need its room.
 const SLOW: Duration = Duration::from_secs(1);
 /// And after so long it goes anyway: what it tells of may be deleted and compacted, and is held for it alone.
@@ -43,13 +48,20 @@ struct Open {
 
 /// One connection's part in them. Clones are the same connection.
 #[derive(Debug, Clone)]
-pub(crate) struct Client(Arc<Semaphore>);
+pub(crate) struct Client {
+    reading: Arc<Semaphore>,
+    watching: Arc<Semaphore>,
+    /// In units of [`WATCH_UNIT`].
+    watched: Arc<Semaphore>,
+}
 
 /// That ranges may be read now. By default for what tells of one key alone, which may be read at any time.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     own: Option<OwnedSemaphorePermit>,
     reading: Option<OwnedSemaphorePermit>,
+    /// Since when the request has waited.
+    since: Option<Instant>,
 }
 
 /// An answer that its client takes, piece by piece.
@@ -82,7 +94,25 @@ struct Rest {
 
 impl Default for Client {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(OF_A_CONNECTION as usize)))
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self {
+            reading: semaphore(OF_A_CONNECTION as usize),
+            watching: semaphore(WATCH_STREAMS),
+            watched: semaphore(WATCH_ROOM / WATCH_UNIT),
+        }
+    }
+}
+
+impl Client {
+    /// One more stream of watches, if this connection may have one.
+    pub(crate) fn watch_stream(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.watching.clone().try_acquire_owned().map_err(|_| Refusal::TooManyRequests)
+    }
+
+    /// Room for a watch of which so many bytes are remembered, if this connection has some left.
+    pub(crate) fn watch(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(1 + bytes / WATCH_UNIT).ok()?;
+        self.watched.clone().try_acquire_many_owned(units).ok()
     }
 }
 
@@ -100,26 +130,28 @@ impl InFlight {
     /// Waits until this client may have so many more ranges read, as far as there are ever that many.
     pub(crate) async fn turn(&self, client: Option<Client>, ranges: usize) -> Result<Turn, Refusal> {
         let ranges = u32::try_from(ranges).unwrap_or(u32::MAX);
+        let since = Some(Instant::now());
         let waited = tokio::time::timeout(WAIT, async {
             let own = match client {
-                Some(Client(own)) => own.acquire_many_owned(ranges.min(OF_A_CONNECTION)).await.ok(),
+                Some(Client { reading: own, .. }) => {
+                    own.acquire_many_owned(ranges.min(OF_A_CONNECTION)).await.ok()
+                }
                 None => None,
             };
-            Turn {
-                own,
-                reading: self.reading.clone().acquire_many_owned(ranges.min(READ_AT_ONCE)).await.ok(),
-            }
+            let reading = self.reading.clone().acquire_many_owned(ranges.min(READ_AT_ONCE)).await.ok();
+            Turn { own, reading, since }
         });
         waited.await.map_err(|_| Refusal::TooManyRequests)
     }
 
     /// The way of an answer to its client, as soon as there is room for it.
     pub(crate) async fn admit(self: &Arc<Self>, turn: Turn, message: Message) -> Result<Flight, Refusal> {
-        let Turn { own, reading } = turn;
-        let started = Instant::now();
+        let Turn { own, reading, since } = turn;
+        let now = Instant::now();
+        let since = since.unwrap_or(now);
         let is_small = message.length() <= PIECE;
         let cost = message.cost();
-        let rest = Mutex::new(Rest { message: Some(message), taken: started });
+        let rest = Mutex::new(Rest { message: Some(message), taken: now });
         let untaken = Arc::new(Untaken { cost, rest });
         if is_small {
             return Ok(Flight { _seat: None, untaken, _own: None });
@@ -128,7 +160,7 @@ impl InFlight {
             if let Some(number) = self.seat(&untaken, Instant::now()) {
                 break number;
             }
-            if started.elapsed() >= WAIT {
+            if since.elapsed() >= WAIT {
                 return Err(Refusal::TooManyRequests);
             }
             // Somebody has taken what he asked for, or has taken nothing for long enough.
@@ -282,6 +314,34 @@ mod tests {
         assert_eq!(started.elapsed(), WAIT);
         untaken.pop();
         assert!(all.turn(Some(one), 1).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_once_for_its_turn_and_for_room() {
+        let all = InFlight::new(200_000);
+        let turn = all.turn(Some(Client::default()), 1).await.unwrap();
+        let started = Instant::now();
+        let taking = all.admit(Turn::default(), message(150_000)).await.unwrap();
+        tokio::spawn(async move {
+            while taking.next().is_ok() {
+                tokio::time::sleep(SLOW / 2).await;
+            }
+        });
+        tokio::time::sleep(WAIT / 2).await;
+        assert_eq!(all.admit(turn, message(100_000)).await.unwrap_err(), Refusal::TooManyRequests);
+        assert!(started.elapsed() < WAIT + SLOW, "{:?}", started.elapsed());
+    }
+
+    #[test]
+    fn a_connection_has_so_many_streams_of_watches_and_so_much_room_for_them() {
+        let client = Client::default();
+        let streams: Vec<_> = std::iter::from_fn(|| client.watch_stream().ok()).collect();
+        assert_eq!(streams.len(), WATCH_STREAMS);
+        let small = std::iter::from_fn(|| client.watch(300)).take(4000).collect::<Vec<_>>();
+        assert_eq!(small.len(), 4000);
+        assert!(client.watch(WATCH_ROOM / 2 + 300_000).is_none());
+        drop((streams, small));
+        assert!(client.watch(WATCH_ROOM - WATCH_UNIT).is_some() && client.watch_stream().is_ok());
     }
 
     #[tokio::test(start_paused = true)]

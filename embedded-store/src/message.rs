@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use etcd_client::proto::PbKeyValue;
+use etcd_client::proto::{PbEvent, PbKeyValue};
 use prost::Message as _;
 use prost::bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -17,6 +17,11 @@ pub(crate) const PIECE: usize = 16 << 10;
 const LARGE: usize = 4 << 10;
 /// The field of `mvccpb.KeyValue` with the value.
 const VALUE: u32 = 5;
+/// The fields of `mvccpb.Event` with the key, and with the key before.
+const EVENT_KV: u32 = 2;
+const EVENT_PREV_KV: u32 = 3;
+/// `mvccpb.Event.EventType`.
+const DELETE: i32 = 1;
 
 /// A message of Protobuf that is encoded as it is taken.
 #[derive(Debug, Default)]
@@ -30,6 +35,15 @@ pub(crate) struct Message {
 enum Part {
     Bytes(Bytes),
     Keys(Keys),
+    Events { tag: u32, changes: std::vec::IntoIter<Change> },
+}
+
+/// What a watch is told of one key.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Change {
+    pub(crate) record: Arc<Record>,
+    /// The key before, where the watch asked for it.
+    pub(crate) before: Option<Arc<Record>>,
 }
 
 /// A repeated field.
@@ -58,13 +72,19 @@ impl Message {
 
     /// Appends a repeated field with keys.
     pub(crate) fn keys(mut self, tag: u32, records: Vec<Arc<Record>>, without_values: bool) -> Self {
-        let length = |record: &Arc<Record>| {
-            let length = length_of(&record.kv, without_values);
-            key_len(tag) + encoded_len_varint(length as u64) + length
-        };
+        let length = |record: &Arc<Record>| field_len(tag, length_of(&record.kv, without_values));
         self.length += records.iter().map(length).sum::<usize>();
         if !records.is_empty() {
             self.parts.push_back(Part::Keys(Keys { tag, without_values, records, taken: 0 }));
+        }
+        self
+    }
+
+    /// Appends a repeated field with events.
+    pub(crate) fn events(mut self, tag: u32, changes: Vec<Change>) -> Self {
+        self.length += changes.iter().map(|change| field_len(tag, change.length())).sum::<usize>();
+        if !changes.is_empty() {
+            self.parts.push_back(Part::Events { tag, changes: changes.into_iter() });
         }
         self
     }
@@ -87,6 +107,7 @@ impl Message {
         let of_part = |part: &Part| match part {
             Part::Bytes(bytes) => bytes.len(),
             Part::Keys(keys) => keys.records.capacity() * size_of::<Arc<Record>>(),
+            Part::Events { changes, .. } => changes.len() * size_of::<Change>(),
         };
         let parts: usize = self.parts.iter().map(of_part).sum();
         PIECE + self.parts.capacity() * size_of::<Part>() + parts
@@ -114,6 +135,13 @@ impl Message {
                     }),
                     None => drop(self.parts.pop_front()),
                 },
+                Part::Events { tag, changes } => match changes.next() {
+                    Some(change) => {
+                        let event = Message::default().field(*tag, change.into());
+                        event.parts.into_iter().rev().for_each(|part| self.parts.push_front(part));
+                    }
+                    None => drop(self.parts.pop_front()),
+                },
             }
         }
         (!piece.is_empty()).then(|| piece.freeze())
@@ -122,6 +150,30 @@ impl Message {
     fn push(&mut self, bytes: Bytes) {
         self.length += bytes.len();
         self.parts.push_back(Part::Bytes(bytes));
+    }
+}
+
+impl Change {
+    /// Bytes that it has as an event.
+    pub(crate) fn length(&self) -> usize {
+        let of = |tag, record: &Arc<Record>| field_len(tag, record.kv.encoded_len());
+        let before = self.before.as_ref().map_or(0, |record| of(EVENT_PREV_KV, record));
+        self.kind().encoded_len() + of(EVENT_KV, &self.record) + before
+    }
+
+    fn kind(&self) -> PbEvent {
+        PbEvent { r#type: if self.record.is_deletion() { DELETE } else { 0 }, ..PbEvent::default() }
+    }
+}
+
+impl From<Change> for Message {
+    fn from(change: Change) -> Self {
+        let kind = change.kind();
+        Self::default().fields(&kind).keys(EVENT_KV, vec![change.record], false).keys(
+            EVENT_PREV_KV,
+            change.before.into_iter().collect(),
+            false,
+        )
     }
 }
 
@@ -162,9 +214,14 @@ fn begin(tag: u32, length: usize) -> Bytes {
     bytes.freeze()
 }
 
+/// Bytes of a field of this many bytes, with what stands before it.
+fn field_len(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
+}
+
 fn length_of(kv: &PbKeyValue, without_value: bool) -> usize {
     let value = match kv.value.len() {
-        length if without_value && length > 0 => key_len(VALUE) + encoded_len_varint(length as u64) + length,
+        length if without_value && length > 0 => field_len(VALUE, length),
         _ => 0,
     };
     kv.encoded_len() - value
@@ -172,7 +229,7 @@ fn length_of(kv: &PbKeyValue, without_value: bool) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use etcd_client::proto::{PbRangeResponse, PbResponseHeader};
+    use etcd_client::proto::{PbRangeResponse, PbResponseHeader, PbWatchResponse};
     use proptest::prelude::*;
 
     use super::*;
@@ -215,6 +272,33 @@ mod tests {
             prop_assert_eq!(message.length(), whole.encoded_len());
             prop_assert_eq!(all_of(message), whole.encode_to_vec());
         }
+    }
+
+    #[test]
+    fn events_are_encoded_as_their_records_say() {
+        let record = |length: usize, version| {
+            let (key, value) = (b"k".to_vec(), vec![b'v'; length]);
+            let kv = PbKeyValue { key, value, version, mod_revision: 9, ..PbKeyValue::default() };
+            Arc::new(Record { kv, number: 0 })
+        };
+        let change = |record, before| Change { record, before };
+        let changes = vec![
+            change(record(3, 1), None),
+            change(record(50_000, 2), Some(record(3, 1))),
+            change(record(0, 0), Some(record(LARGE, 2))),
+        ];
+        let event = |change: &Change| PbEvent {
+            r#type: i32::from(change.record.kv.version == 0),
+            kv: Some(change.record.kv.clone()),
+            prev_kv: change.before.as_ref().map(|record| record.kv.clone()),
+        };
+        let fields = PbWatchResponse { watch_id: 7, fragment: true, ..PbWatchResponse::default() };
+        let whole = PbWatchResponse { events: changes.iter().map(event).collect(), ..fields.clone() };
+        let lengths: Vec<usize> = changes.iter().map(Change::length).collect();
+        assert_eq!(lengths, whole.events.iter().map(prost::Message::encoded_len).collect::<Vec<_>>());
+        let message = Message::default().fields(&fields).events(11, changes);
+        assert_eq!(message.length(), whole.encoded_len());
+        assert_eq!(all_of(message), whole.encode_to_vec());
     }
 
     #[test]

@@ -13,14 +13,13 @@ use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use flan_connections::{ConnectionLimit, Slot};
+use flan_connections::{ConnectionLimit, Door, Slot};
 use futures::{StreamExt, future};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tracing::warn;
 
 use self::connection::Connection;
 #[cfg(fuzzing)]
@@ -34,8 +33,6 @@ use crate::settings::{ListenUrl, StartError, TlsFiles};
 const BACKLOG: u32 = 1024;
 /// Connections that wait for one that serves.
 pub(crate) const CONNECTIONS_WAITING: usize = 16;
-/// When no connection can be taken, as there are too many files open, for one, it is tried again after this.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// Requests of a connection that are under way at once. Each costs memory, and a watch is one, of any number of keys.
 const STREAMS: u32 = 1024;
 /// A client without a sign of life is asked for one after this.
@@ -73,40 +70,22 @@ impl Listening {
         limit: Arc<ConnectionLimit>,
     ) -> String {
         let reason = match tokio::net::TcpListener::from_std(self.listener) {
-            Ok(listener) => accept(&listener, &serving, &limit, self.url).await,
+            Ok(listener) => accept(Door::new(listener, limit, self.url), &serving).await,
             Err(reason) => reason.to_string(),
         };
         format!("cannot go on serving {}: {reason}", self.url)
     }
 }
 
-async fn accept(
-    listener: &tokio::net::TcpListener,
-    serving: &[mpsc::Sender<Admitted>],
-    limit: &Arc<ConnectionLimit>,
-    url: ListenUrl,
-) -> String {
-    let mut is_known = false;
-    let mut warn_once = |problem: Option<&dyn std::fmt::Display>| {
-        if let Some(reason) = problem.filter(|_| !is_known) {
-            warn!(%url, %reason, "cannot take connections; trying again and again");
-        }
-        is_known = problem.is_some();
-    };
+async fn accept(mut door: Door, serving: &[mpsc::Sender<Admitted>]) -> String {
     for next in serving.iter().cycle() {
         let admitted = loop {
-            match listener.accept().await.and_then(|(connection, _)| connection.into_std()) {
-                Ok(connection) => match limit.admit().await {
-                    Some(slot) => break (connection, slot),
-                    None => warn_once(Some(&format_args!("there are {} already", limit.most()))),
-                },
-                Err(reason) => {
-                    warn_once(Some(&reason));
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                }
+            let (connection, slot) = door.next().await;
+            // One that is gone already is nobody's loss.
+            if let Ok(connection) = connection.into_std() {
+                break (connection, slot);
             }
         };
-        warn_once(None);
         if next.send(admitted).await.is_err() {
             break;
         }

@@ -35,6 +35,8 @@ pub(crate) struct Service {
 
 /// The largest request that is served (`--max-request-bytes`).
 const LARGEST_REQUEST: usize = 3 << 19;
+/// The largest request of a stream of watches, which names a key or a range.
+const LARGEST_WATCH_REQUEST: usize = 64 << 10;
 /// The largest answer that clients take (gRPC's `math.MaxInt32`).
 const LARGEST_ANSWER: usize = i32::MAX as usize;
 /// What is read of a larger one, to refuse it in words.
@@ -44,7 +46,7 @@ impl Service {
     /// Everything that is answered, by its path.
     pub(crate) fn routes(self) -> Routes {
         let services = Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(LARGEST_READ))
-            .add_service(PbWatchServer::new(self.clone()))
+            .add_service(PbWatchServer::new(self.clone()).max_decoding_message_size(LARGEST_WATCH_REQUEST))
             .add_service(PbLeaseServer::new(self.clone()))
             .add_service(PbClusterServer::new(self.clone()))
             .add_service(PbMaintenanceServer::new(self));

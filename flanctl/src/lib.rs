@@ -53,8 +53,7 @@ fn failed(failure: &Failure, comment: &str) -> ExitCode {
 
 async fn carry_out(args: args::Args) -> Result<(), Failure> {
     let store = || access::open(args.store.config()?);
-    let endpoints = args.store.config().map(|config| config.endpoints);
-    let endpoints = endpoints.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let endpoints = args.store.config().map(|config| config.shown_endpoints()).unwrap_or_default();
     let waiting = || format!("waiting for the store at {endpoints}");
     match args.command {
         Command::Config(command) => match command {

@@ -159,7 +159,10 @@ mod tests {
     #[test]
     fn of_a_config_that_is_junk_little_is_said() {
         let long = |bytes: usize| parse(&format!(r#"{{"Network": "{}"}}"#, "A".repeat(bytes))).unwrap_err();
-        assert_eq!(long(1 << 20), "the network config has 1048591 bytes; fland reads at most 65536");
+        assert_eq!(
+            long(1 << 20),
+            "the network config has 1048591 bytes; fland reads at most 65536: write a smaller one with flanctl config set"
+        );
         assert!(long(60_000).contains("A... (60002 bytes) cannot be read") && long(60_000).len() < 500);
         let text = format!(r#""{}""#, "A".repeat(60_000));
         assert!(parse(&text).unwrap_err().len() < 500, "a text is no object");

@@ -49,7 +49,10 @@ pub enum ConfigError {
     #[error("the network config is UTF-16 text; save it as UTF-8")]
     Utf16,
     /// More bytes than any network config has.
-    #[error("the network config has {bytes} bytes; fland reads at most {}", NetworkConfig::MOST_BYTES)]
+    #[error(
+        "the network config has {bytes} bytes; fland reads at most {}: write a smaller one with flanctl config set",
+        NetworkConfig::MOST_BYTES
+    )]
     TooLarge {
         /// Its size.
         bytes: usize,

@@ -99,7 +99,7 @@ impl Store {
 
     /// All endpoints, for messages.
     pub fn endpoints(&self) -> String {
-        self.config.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        self.config.shown_endpoints()
     }
 
     /// Gives up all connections, as they come from an address that this host no longer has: nothing would answer on

@@ -57,6 +57,11 @@ impl fmt::Debug for Password {
 }
 
 impl StoreConfig {
+    /// All endpoints, separated by commas, for messages.
+    pub fn shown_endpoints(&self) -> String {
+        self.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
     /// Refuses at once what no retry mends. Returns what may keep the store from accepting our certificate, or us its:
     /// the files are read again for each connection, so these may be renewed.
     ///

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::store::{Entry, Listing, REQUEST_LIMIT, Store, Watch, WatchMessage};
+use crate::store::{Entry, Listing, Store, Watch, WatchMessage};
 
 /// What the watch says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,8 +138,6 @@ impl LeaseWatch {
 
 /// A watch without a word for this long is asked for a sign of life.
 pub(crate) const SILENCE: Duration = Duration::from_secs(10);
-/// How long the sign of life may take, unless the store is slow.
-pub(crate) const ANSWER: Duration = REQUEST_LIMIT;
 /// A watch that lasted this long was a good one: the next failure is the first again.
 const GOOD: Duration = Duration::from_secs(5);
 /// The first wait after a failure, before jitter, and the longest.
@@ -242,6 +240,7 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::REQUEST_LIMIT as ANSWER;
 
     fn listing(revision: i64) -> Listing {
         Listing { revision, cluster_id: 1, entries: vec![] }

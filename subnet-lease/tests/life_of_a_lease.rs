@@ -190,7 +190,8 @@ async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_o
     let mut seen = keep(&site, first, cloned(1, None));
 
     // Several of them at once, as from one image.
-    let clone = |host: u8| Keeper::acquire(store.clone(), cloned(host, Some(held.subnets)), None, |_| {});
+    let clone =
+        |host: u8| Box::pin(Keeper::acquire(store.clone(), cloned(host, Some(held.subnets)), None, |_| {}));
     let ((second, _), (third, _)) = within(async { tokio::join!(clone(2), clone(3)) }).await;
     let mut all =
         [held.subnets, second.held().subnets, third.held().subnets].map(|subnets| subnets.to_string());

@@ -6,39 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use flan_connections::{ConnectionLimit, Slot};
+use flan_connections::{ConnectionLimit, Door, Slot};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tracing::warn;
 
 /// How long a connection may last, from its first byte to the last of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes that a request may have, and about so many of an answer wait for who reads slowly.
 const BUFFER: usize = 16 << 10;
-/// When no connection can be taken, as there are too many files open, it is tried again after this.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
 /// Answers requests until the process ends.
 pub(super) async fn serve(listener: TcpListener, router: Router, limit: Arc<ConnectionLimit>) {
-    let mut is_known = false;
+    let mut door = Door::new(listener, limit, "the health port");
     loop {
-        match listener.accept().await {
-            Ok((connection, _)) => {
-                is_known = false;
-                if let Some(slot) = limit.admit().await {
-                    tokio::spawn(serve_one(connection, router.clone(), slot));
-                }
-            }
-            Err(reason) => {
-                if !std::mem::replace(&mut is_known, true) {
-                    warn!(%reason, "cannot take connections at the health port; trying again and again");
-                }
-                tokio::time::sleep(ACCEPT_AGAIN).await;
-            }
-        }
+        let (connection, slot) = door.next().await;
+        tokio::spawn(serve_one(connection, router.clone(), slot));
     }
 }
 

@@ -3,26 +3,43 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::http::{HeaderMap, HeaderValue};
+use futures::stream;
 use http_body::Frame;
 use prost::bytes::Bytes;
+use tokio_stream::Stream;
 use tonic::{Response, Status};
 
 use crate::in_flight::Flight;
+use crate::refusal::Refusal;
 
 /// Lies beside an empty message.
 #[derive(Debug, Clone)]
-struct Beside(Arc<Mutex<Option<Flight>>>);
+struct Beside(Arc<Mutex<Option<axum::body::Body>>>);
 
-/// Pieces of a message, and that all is well.
-struct Body(Option<Flight>);
+/// Pieces of messages, one after the other, and that all is well.
+struct Body<S> {
+    flights: S,
+    /// The one that is being taken.
+    flight: Option<Flight>,
+    has_ended: bool,
+}
 
 /// An answer in the place of which this one is to be sent.
 pub(super) fn response<T: Default>(flight: Flight) -> Response<T> {
-    let mut response = Response::new(T::default());
-    response.extensions_mut().insert(Beside(Arc::new(Mutex::new(Some(flight)))));
+    responses(T::default(), stream::iter([Ok(flight)]))
+}
+
+/// An answer in the place of which all of these are to be sent.
+pub(super) fn responses<T>(
+    empty: T,
+    flights: impl Stream<Item = Result<Flight, Refusal>> + Send + Unpin + 'static,
+) -> Response<T> {
+    let body = axum::body::Body::new(Body { flights, flight: None, has_ended: false });
+    let mut response = Response::new(empty);
+    response.extensions_mut().insert(Beside(Arc::new(Mutex::new(Some(body)))));
     response
 }
 
@@ -31,22 +48,42 @@ pub(super) async fn put_in(
     mut response: axum::http::Response<axum::body::Body>,
 ) -> axum::http::Response<axum::body::Body> {
     let beside = response.extensions_mut().remove::<Beside>();
-    match beside.and_then(|Beside(flight)| flight.lock().unwrap_or_else(PoisonError::into_inner).take()) {
-        Some(flight) => response.map(|_| axum::body::Body::new(Body(Some(flight)))),
+    match beside.and_then(|Beside(body)| body.lock().unwrap_or_else(PoisonError::into_inner).take()) {
+        Some(body) => response.map(|_| body),
         None => response,
     }
 }
 
-impl http_body::Body for Body {
+impl<S: Stream<Item = Result<Flight, Refusal>> + Unpin> Body<S> {
+    /// The next piece, `None` when there is no more.
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Refusal>> {
+        loop {
+            match &self.flight {
+                Some(flight) => match flight.next() {
+                    Ok(None) => self.flight = None,
+                    piece => return Poll::Ready(piece),
+                },
+                None => match ready!(Pin::new(&mut self.flights).poll_next(context)) {
+                    Some(flight) => self.flight = Some(flight?),
+                    None => return Poll::Ready(Ok(None)),
+                },
+            }
+        }
+    }
+}
+
+impl<S: Stream<Item = Result<Flight, Refusal>> + Unpin> http_body::Body for Body<S> {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(flight) = &self.0 else { return Poll::Ready(None) };
-        let trailers = match flight.next() {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let trailers = match ready!(self.poll_piece(context)) {
             Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
             Ok(None) => HeaderMap::from_iter([(Status::GRPC_STATUS, HeaderValue::from_static("0"))]),
             Err(refusal) => {
@@ -57,7 +94,7 @@ impl http_body::Body for Body {
                 trailers
             }
         };
-        self.0 = None;
+        (self.has_ended, self.flight) = (true, None);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 }

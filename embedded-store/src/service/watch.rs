@@ -1,5 +1,6 @@
 //! `service Watch`. A watch is a place in the history: whenever something has come on disk, each goes on from where it is.
-//! So a client that reads slowly holds up nobody, and costs no memory.
+//! So a client that reads slowly holds up nobody, and costs little memory: what it is told lies in the store's records, and
+//! is read when it takes it.
 
 mod cursor;
 
@@ -9,21 +10,27 @@ use std::time::Duration;
 
 use etcd_client::proto::{PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService};
 use futures::{FutureExt, stream};
-use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::cursor::{Cursor, Next, Wish};
-use super::Service;
+use self::cursor::{Cursor, NO_DELETE, NO_PUT, Next, Wish};
+use super::{Service, body};
+use crate::in_flight::{Client, Turn};
+use crate::message::Message;
+use crate::refusal::Refusal;
 
 /// How often a watch that asked for it is told that nothing has happened.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
-/// Watches that are told something at once: whoever writes waits for that.
+/// Watches that are looked at at once: whoever writes waits for that.
 const MOST_AT_ONCE: usize = 1024;
 /// Bytes of responses that lie ready, at most, with one more response: a client that reads nothing has no more of them.
-const READY_BYTES: usize = 1 << 20;
+const READY_BYTES: usize = 16 << 10;
+/// What a response takes in memory beside its bytes, at most.
+const RESPONSE: usize = 512;
+/// The field of `WatchResponse` with the events.
+const EVENTS: u32 = 11;
 /// What stands in for the number of a watch where none is meant.
 const NO_WATCH: i64 = -1;
 
@@ -35,24 +42,30 @@ impl PbWatchService for Service {
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+        let place = client.watch_stream()?;
         // Boxed, as each response takes it from here to there and back.
-        let session = Box::new(Session::new(self.clone(), request.into_inner()));
+        let session = Box::new(Session::new(self.clone(), client, place, request.into_inner()));
         // It works when the client takes what comes of it: there is no task, and no queue that grows.
         let responses = stream::unfold(session, |mut session| async move {
-            session.next().await.map(|response| (Ok(response), session))
+            let response = session.next().await?.framed();
+            Some((session.service.in_flight.admit(Turn::default(), response).await, session))
         });
-        Ok(Response::new(Box::pin(responses)))
+        let none: Self::WatchStream = Box::pin(stream::empty());
+        Ok(body::responses(none, Box::pin(responses)))
     }
 }
 
 /// The watches of one stream.
 struct Session {
     service: Service,
+    client: Client,
+    _place: OwnedSemaphorePermit,
     requests: Streaming<PbWatchRequest>,
     cursors: BTreeMap<i64, Cursor>,
     next_id: i64,
     /// Responses that are to be sent, in their order.
-    ready: VecDeque<PbWatchResponse>,
+    ready: VecDeque<Message>,
     /// Whether some watch may have more to be told of.
     is_behind: bool,
     round: Round,
@@ -78,12 +91,19 @@ struct Round {
 }
 
 impl Session {
-    fn new(service: Service, requests: Streaming<PbWatchRequest>) -> Self {
+    fn new(
+        service: Service,
+        client: Client,
+        place: OwnedSemaphorePermit,
+        requests: Streaming<PbWatchRequest>,
+    ) -> Self {
         let mut progress = tokio::time::interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             stored: service.shared.subscribe(),
             service,
+            client,
+            _place: place,
             requests,
             cursors: BTreeMap::new(),
             next_id: 0,
@@ -98,7 +118,7 @@ impl Session {
     }
 
     /// The next response; `None` when the client or the store is gone.
-    async fn next(&mut self) -> Option<PbWatchResponse> {
+    async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some(response) = self.ready.pop_front() {
                 return Some(response);
@@ -115,7 +135,8 @@ impl Session {
                 self.asked_for_progress -= 1;
                 // It says that everything up to its revision was told.
                 let header = self.service.header_at(self.told);
-                return Some(PbWatchResponse { header, watch_id: NO_WATCH, ..PbWatchResponse::default() });
+                let response = PbWatchResponse { header, watch_id: NO_WATCH, ..PbWatchResponse::default() };
+                return Some(Message::default().fields(&response));
             }
             if std::mem::take(&mut self.is_progress_due) {
                 self.tell_progress();
@@ -144,10 +165,12 @@ impl Session {
             Some(PbWatchRequestUnion::CreateRequest(create)) => {
                 let asked = create.watch_id;
                 let wish = Wish {
+                    room: self.client.watch(size_of::<Cursor>() + create.key.len() + create.range_end.len()),
                     key: create.key,
                     range_end: create.range_end,
                     start_revision: create.start_revision,
-                    filters: create.filters,
+                    no_puts: create.filters.contains(&NO_PUT),
+                    no_deletions: create.filters.contains(&NO_DELETE),
                     prev_kv: create.prev_kv,
                     progress_notify: create.progress_notify,
                     fragment: create.fragment,
@@ -165,7 +188,9 @@ impl Session {
 
     /// Begins a watch, under the number that is asked for, or any for 0.
     fn create(&mut self, asked: i64, wish: Wish) {
+        let (has_room, no_room) = (wish.room.is_some(), Refusal::TooManyRequests);
         let refusal = match Cursor::new(wish, self.service.shared.revision()) {
+            Ok(_) if !has_room => no_room.reason(),
             Ok(_) if self.cursors.contains_key(&asked) && asked != 0 => {
                 "mvcc: duplicate watch ID provided on the WatchStream"
             }
@@ -176,12 +201,12 @@ impl Session {
                 // A round that is under way may have passed its number.
                 self.round.is_behind |= is_behind;
                 self.cursors.insert(number, cursor);
-                self.ready.push_back(PbWatchResponse { watch_id: number, created: true, ..self.response() });
+                self.tell(&PbWatchResponse { watch_id: number, created: true, ..self.response() });
                 return;
             }
             Err(refusal) => refusal,
         };
-        self.ready.push_back(PbWatchResponse {
+        self.tell(&PbWatchResponse {
             watch_id: NO_WATCH,
             created: true,
             canceled: true,
@@ -193,7 +218,7 @@ impl Session {
     /// Ends a watch; of one that is not there, nothing is said.
     fn cancel(&mut self, watch_id: i64) {
         if self.cursors.remove(&watch_id).is_some() {
-            self.ready.push_back(PbWatchResponse { watch_id, canceled: true, ..self.response() });
+            self.tell(&PbWatchResponse { watch_id, canceled: true, ..self.response() });
         }
     }
 
@@ -220,28 +245,28 @@ impl Session {
                 round.next = Some(*number);
                 break;
             }
+            let response = PbWatchResponse { watch_id: *number, ..PbWatchResponse::default() };
             let response = match cursor.next(&state) {
                 Next::Nothing => continue,
-                Next::Events { revision, events, fragment } => PbWatchResponse {
-                    header: self.service.header_at(revision),
-                    watch_id: *number,
-                    events,
-                    fragment,
-                    ..PbWatchResponse::default()
-                },
+                Next::Events { revision, events, fragment } => {
+                    round.is_behind |= cursor.is_behind(&state);
+                    let header = self.service.header_at(revision);
+                    Message::default()
+                        .fields(&PbWatchResponse { header, fragment, ..response })
+                        .events(EVENTS, events)
+                }
                 Next::Compacted(compact_revision) => {
                     ended.push(*number);
-                    PbWatchResponse {
-                        header: self.service.header_at(0),
-                        watch_id: *number,
+                    let header = self.service.header_at(0);
+                    Message::default().fields(&PbWatchResponse {
+                        header,
                         canceled: true,
                         compact_revision,
-                        ..PbWatchResponse::default()
-                    }
+                        ..response
+                    })
                 }
             };
-            round.is_behind |= !response.canceled && cursor.is_behind(&state);
-            bytes += response.encoded_len();
+            bytes += RESPONSE + response.length();
             self.ready.push_back(response);
         }
         drop(state);
@@ -260,9 +285,13 @@ impl Session {
         for (number, cursor) in &mut self.cursors {
             if cursor.is_to_be_told() {
                 let response = PbWatchResponse { header, watch_id: *number, ..PbWatchResponse::default() };
-                self.ready.push_back(response);
+                self.ready.push_back(Message::default().fields(&response));
             }
         }
+    }
+
+    fn tell(&mut self, response: &PbWatchResponse) {
+        self.ready.push_back(Message::default().fields(response));
     }
 
     fn response(&self) -> PbWatchResponse {

@@ -16,8 +16,9 @@ use tokio::task::JoinSet;
 
 use crate::stage::{hosts_with_status, wait_until_all_know_each_other};
 
-/// How soon a lease is followed, whatever else happens in the store.
-const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
+/// How soon a lease is followed, whatever else happens in the store. Alone on two cores it takes 1.0 s at most, while large
+/// keys go; beside other work 1.3 s were seen.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
 /// How long a start may take with all the junk in the store.
 const STARTED_WITHIN: Duration = Duration::from_secs(5);
 /// What the log of all that may have, in bytes; the whole status; a line of `flanctl subnets ls`.
@@ -40,6 +41,8 @@ const STEERING_LEASE: &str = "subnets/10.5.240.0-24";
 /// How long a bad lease is rewritten, and how often a second.
 const HURRY: Duration = Duration::from_secs(5);
 const A_SECOND: u32 = 1000;
+/// So many writes are a hurry, on a busy machine too.
+const LEAST_WRITES: u32 = 300;
 
 #[test]
 fn junk_in_etcd_blinds_nobody_and_fills_nothing() -> Result<()> {
@@ -269,7 +272,7 @@ impl Writer {
         let outcome = meanwhile()?;
         let written: Result<u32> = rest.recv_timeout(LIMIT).context("the hurry")?;
         let written = written?;
-        ensure!(written > A_SECOND, "only {written} writes in {HURRY:?}: that is no hurry");
+        ensure!(written > LEAST_WRITES, "only {written} writes in {HURRY:?}: that is no hurry");
         Ok(outcome)
     }
 }

@@ -8,20 +8,15 @@ use tracing::{info, warn};
 use super::{Claim, KeeperError};
 use crate::key::Subnets;
 use crate::lease::{Lease, LeaseAttributes};
-use crate::store::{Entry, REQUEST_LIMIT, Store};
+#[cfg(test)]
+use crate::store::REQUEST_LIMIT;
+use crate::store::{Entry, Store};
 use crate::twin::Twin;
-use crate::watch::{ANSWER, SILENCE, WAITS};
+use crate::watch::{SILENCE, WAITS};
 
-/// How long the holder of a lease has for objecting to a claim. One that lives and sees the store objects within
-/// milliseconds. One whose connection broke without a word sees the claim after 30 s at the latest: its watch is silent
-/// for 10 s, the sign of life fails after 5 s, the next list comes up to 10 s later (`watch.rs`), and may take 5 s
-/// (`store.rs`). Where the store is slow, the sign of life and the list may take up to 30 s each, and the holder may come
-/// too late.
-pub(super) const CLAIM_WAIT: Duration = Duration::from_secs(30);
-const _: () = assert!(
-    CLAIM_WAIT.as_secs()
-        >= SILENCE.as_secs() + ANSWER.as_secs() + WAITS.1.as_secs() + REQUEST_LIMIT.as_secs()
-);
+/// How long the holder of a lease has for objecting, unless the store is slow.
+#[cfg(test)]
+pub(super) const CLAIM_WAIT: Duration = claim_wait(REQUEST_LIMIT);
 /// How often the claim is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -30,6 +25,14 @@ const LOOK: Duration = Duration::from_millis(500);
 pub(super) struct Contest {
     /// The lease whose holder lives: it is not asked again.
     lost: Option<(Subnets, Twin)>,
+}
+
+/// How long the holder of a lease has for objecting to a claim, at a store whose answers may take so long
+/// ([`Store::patience`]): 30 s, or more where it is slow. A holder that lives and sees the store objects within milliseconds.
+/// One whose connection broke without a word sees the claim after this at the latest: its watch is silent, the sign of life
+/// fails, the next list comes later (`watch.rs`), and takes its time.
+const fn claim_wait(patience: Duration) -> Duration {
+    SILENCE.saturating_add(patience).saturating_add(WAITS.1).saturating_add(patience)
 }
 
 impl Contest {
@@ -68,18 +71,23 @@ impl Contest {
         let key = subnets.key();
         let written = store.put(&key, &words.to_json(), entry.etcd_lease, entry.mod_revision).await?;
         let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
+        let claimed = Instant::now();
+        let wait = claim_wait(store.patience());
         info!(
-            %subnets, %holder, wait = ?CLAIM_WAIT,
+            %subnets, %holder, ?wait,
             "the lease of our previous subnet bears our node id, but another address; it becomes ours if its holder does not object",
         );
         waits(&format!(
             "a word of {holder}, who holds {subnets} with our node id; {} s at most",
-            CLAIM_WAIT.as_secs()
+            wait.as_secs()
         ));
-        let mut trial = Trial { words, mod_revision, until: Instant::now() + CLAIM_WAIT };
+        let mut trial = Trial { words, mod_revision, until: claimed + wait };
         loop {
             tokio::time::sleep(LOOK).await;
-            match trial.judge(store.get(&key).await?, Instant::now()) {
+            let found = store.get(&key).await?;
+            // A store that grows slow is slow for the holder, too.
+            trial.until = trial.until.max(claimed + claim_wait(store.patience()));
+            match trial.judge(found, Instant::now()) {
                 Verdict::Wait => {}
                 Verdict::Silent(entry) => {
                     info!(%subnets, %holder, "nobody objected: this host had that address before, and keeps its subnet");
@@ -175,6 +183,15 @@ mod tests {
         let just_before = now + CLAIM_WAIT - Duration::from_millis(1);
         assert_eq!(trial.judge(Some(claimed.clone()), just_before), Verdict::Wait);
         assert_eq!(trial.judge(Some(claimed.clone()), now + CLAIM_WAIT), Verdict::Silent(claimed));
+    }
+
+    #[test]
+    fn a_holder_has_longer_where_the_store_is_slow() {
+        assert_eq!(
+            [5, 20, 30].map(|patience| claim_wait(Duration::from_secs(patience)).as_secs()),
+            [30, 60, 80]
+        );
+        assert_eq!(CLAIM_WAIT.as_secs(), 30);
     }
 
     #[test]

@@ -43,7 +43,9 @@ pub(super) async fn take(
             return Ok(Taken { held, listing, twin: lease.attributes.claimant() });
         }
         (Some(Own { lease, entry, by_node: true }), Some(contest)) => {
-            let Some(entry) = contest.run(store, claim, &lease, entry, waits).await? else {
+            // Rare, and large: boxed, so that it does not count for the stack of every start.
+            let contest = Box::pin(contest.run(store, claim, &lease, entry, waits));
+            let Some(entry) = contest.await? else {
                 return Err(KeeperError::LostRace(lease.subnets));
             };
             let held = adopt(store, claim, lease.subnets, &entry).await?;

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use etcd_client::proto::PbEvent;
-use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::keys::{Record, Span};
+use crate::message::Change;
 use crate::state::State;
 
-/// `FilterType` and `EventType` in etcd's `rpc.proto` and `kv.proto`.
-const NO_PUT: i32 = 0;
-const NO_DELETE: i32 = 1;
-const PUT: i32 = 0;
-const DELETE: i32 = 1;
+/// `FilterType` in etcd's `rpc.proto`.
+pub(super) const NO_PUT: i32 = 0;
+pub(super) const NO_DELETE: i32 = 1;
 
 /// A response ends after the revision with which it has so many bytes of events.
 const RESPONSE_BYTES: usize = 1 << 20;
@@ -24,11 +22,14 @@ pub(super) struct Wish {
     pub(super) range_end: Vec<u8>,
     /// The first revision that it wants to hear of; 0 for the next.
     pub(super) start_revision: i64,
-    pub(super) filters: Vec<i32>,
+    pub(super) no_puts: bool,
+    pub(super) no_deletions: bool,
     pub(super) prev_kv: bool,
     pub(super) progress_notify: bool,
     /// Whether the events of one revision may come in several responses.
     pub(super) fragment: bool,
+    /// What it takes of its connection's room for watches.
+    pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 /// A watch.
@@ -40,7 +41,7 @@ pub(super) struct Cursor {
     /// Whether it was ever told of everything there was. A compaction takes nothing from it that happened since.
     follows: bool,
     /// What is left of a revision that comes in several responses.
-    rest: Vec<PbEvent>,
+    rest: Vec<Change>,
     /// Whether it was told of something since the last time that progress was.
     was_told: bool,
 }
@@ -51,7 +52,7 @@ pub(super) enum Next {
     /// Nothing has happened.
     Nothing,
     /// This, and nothing else up to a revision, unless more of that revision follows.
-    Events { revision: i64, events: Vec<PbEvent>, fragment: bool },
+    Events { revision: i64, events: Vec<Change>, fragment: bool },
     /// What it wants to hear of is forgotten, up to this revision.
     Compacted(i64),
 }
@@ -109,8 +110,8 @@ impl Cursor {
         &self,
         state: &State,
         changes: impl Iterator<Item = (i64, &'s [Arc<Record>])>,
-    ) -> (i64, Vec<PbEvent>, usize) {
-        let mut events: Vec<PbEvent> = Vec::new();
+    ) -> (i64, Vec<Change>, usize) {
+        let mut events: Vec<Change> = Vec::new();
         let mut bytes = 0;
         let mut told = self.next - 1;
         for (revision, changes) in changes {
@@ -119,7 +120,7 @@ impl Cursor {
             }
             for change in changes.iter().filter(|change| self.looks_for(change)) {
                 let event = self.event(state, change);
-                bytes += event.encoded_len();
+                bytes += event.length();
                 events.push(event);
             }
             told = revision;
@@ -138,7 +139,7 @@ impl Cursor {
             .rest
             .iter()
             .take_while(|event| {
-                bytes += event.encoded_len();
+                bytes += event.length();
                 bytes <= RESPONSE_BYTES
             })
             .count();
@@ -148,22 +149,17 @@ impl Cursor {
     }
 
     fn looks_for(&self, change: &Arc<Record>) -> bool {
-        let kind = if change.is_deletion() { NO_DELETE } else { NO_PUT };
-        Span::new(&self.wish.key, &self.wish.range_end).contains(&change.kv.key)
-            && !self.wish.filters.contains(&kind)
+        let is_filtered = if change.is_deletion() { self.wish.no_deletions } else { self.wish.no_puts };
+        Span::new(&self.wish.key, &self.wish.range_end).contains(&change.kv.key) && !is_filtered
     }
 
-    fn event(&self, state: &State, change: &Record) -> PbEvent {
+    fn event(&self, state: &State, change: &Arc<Record>) -> Change {
         let before = change.kv.mod_revision - 1;
-        let prev_kv = match self.wish.prev_kv && before >= state.keys.compacted() {
-            true => state.keys.find(&change.kv.key, before).map(|record| record.kv.clone()),
+        let before = match self.wish.prev_kv && before >= state.keys.compacted() {
+            true => state.keys.find(&change.kv.key, before).cloned(),
             false => None,
         };
-        PbEvent {
-            r#type: if change.is_deletion() { DELETE } else { PUT },
-            kv: Some(change.kv.clone()),
-            prev_kv,
-        }
+        Change { record: change.clone(), before }
     }
 }
 
@@ -187,9 +183,8 @@ mod tests {
 
     fn told(next: Next) -> Vec<(i64, String)> {
         let Next::Events { events, .. } = next else { panic!("{next:?}") };
-        let told = |event: PbEvent| {
-            let kv = event.kv.unwrap();
-            (kv.mod_revision, String::from_utf8(kv.key).unwrap())
+        let told = |event: Change| {
+            (event.record.kv.mod_revision, String::from_utf8(event.record.kv.key.clone()).unwrap())
         };
         events.into_iter().map(told).collect()
     }
@@ -257,13 +252,13 @@ mod tests {
     #[test]
     fn filters_and_previous_values_are_as_asked_for() {
         let state = state(&[("a", "1"), ("a", "2"), ("a", "")]);
-        let asked = Wish { start_revision: 1, filters: vec![NO_PUT], prev_kv: true, ..wish("a", "") };
+        let asked = Wish { start_revision: 1, no_puts: true, prev_kv: true, ..wish("a", "") };
         let Next::Events { events, .. } = Cursor::new(asked, state.stored).unwrap().next(&state) else {
             panic!()
         };
         assert_eq!(events.len(), 1);
-        assert_eq!(events[0].r#type, DELETE);
-        assert_eq!(events[0].prev_kv.as_ref().unwrap().value, b"2");
+        assert!(events[0].record.is_deletion());
+        assert_eq!(events[0].before.as_ref().unwrap().kv.value, b"2");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use flan_agent::status::API_VERSION;
 use flan_subnet_lease::{MemberStatus, StoreConfig};
 use serde::Serialize;
 
-use super::{Member, Needs};
+use super::{Member, Needs, SLOW};
 use advice::NO_SPACE;
 use endpoint::{Endpoint, alarm};
 use line::{Line, Verdict};
@@ -40,6 +40,7 @@ impl CheckReport {
         let mut checks = vec![alarms(members)];
         checks.extend(one_cluster(members));
         checks.extend(needs.filter(|needs| needs.user_ignored).map(|_| user_ignored()));
+        checks.extend(slow(members, needs));
         checks.extend(rights(config, needs));
         let prefix = config.prefix.clone();
         let kind = "StoreCheck";
@@ -92,6 +93,15 @@ fn user_ignored() -> Line {
     Line::warning("user", detail, "etcdctl auth enable, or give no --etcd-username")
 }
 
+/// Answers that come so late that agents say so.
+fn slow(members: &[Member], needs: Option<&Needs>) -> Option<Line> {
+    let served = members.iter().filter(|member| member.serves()).map(|member| member.slowest);
+    let slowest = served.chain(needs.map(|needs| needs.took)).max().filter(|took| *took > SLOW)?;
+    let detail =
+        format!("slow: it took {:.0} s to answer; agents wait for up to 30 s", slowest.as_secs_f32());
+    Some(Line::warning("speed", detail, "look at the disk and the load of the store's hosts"))
+}
+
 /// Endpoints of different clusters: each agent would see the leases of one of them.
 fn one_cluster(members: &[Member]) -> Option<Line> {
     let mut clusters: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
@@ -141,7 +151,8 @@ mod tests {
 
     fn member(endpoint: &str, status: MemberStatus) -> Member {
         let read = Some(Ok(Duration::from_micros(410)));
-        Member { endpoint: endpoint.parse().unwrap(), status: Ok(status), read }
+        let slowest = Duration::from_millis(3);
+        Member { endpoint: endpoint.parse().unwrap(), status: Ok(status), read, slowest }
     }
 
     fn dead(endpoint: &str) -> Member {
@@ -151,7 +162,8 @@ mod tests {
 
     fn unreached(unanswered: Unanswered) -> Member {
         let endpoint = unanswered.endpoint.parse().unwrap();
-        Member { endpoint, status: Err(StoreError::Unreachable(vec![unanswered])), read: None }
+        let status = Err(StoreError::Unreachable(vec![unanswered]));
+        Member { endpoint, status, read: None, slowest: Duration::from_secs(30) }
     }
 
     fn needs() -> Needs {
@@ -163,6 +175,7 @@ mod tests {
             etcd_lease: Ok(()),
             write: Ok(()),
             user_ignored: false,
+            took: Duration::from_millis(9),
         }
     }
 
@@ -301,6 +314,19 @@ mod tests {
         let text = report.text();
         assert!(text.contains("warning   user             authentication is switched off: "), "{text}");
         assert!(text.contains("-> etcdctl auth enable") && report.ok, "{text}");
+    }
+
+    #[test]
+    fn a_store_that_answers_late_is_a_warning_and_no_failure() {
+        let needs = Needs { took: Duration::from_secs(2), ..needs() };
+        let late = Member { slowest: Duration::from_secs(7), ..member(A, status(10)) };
+        let report = report(&[late, dead(B)], Some(&needs));
+        let text = report.text();
+        assert!(text.contains("warning   speed            slow: it took 7 s to answer; "), "{text}");
+        assert!(
+            report.ok && !CheckReport::new(&config(), &[dead(A)], None).text().contains("slow"),
+            "{text}"
+        );
     }
 
     #[test]
