@@ -36,6 +36,8 @@ where
     server.http1().keep_alive(false).max_buf_size(BUFFER);
     let service = TowerToHyperService::new(router);
     tokio::select! {
+        // A request that is there already is answered, whoever else waits for the place.
+        biased;
         // What is wrong with a request was answered.
         _ = server.serve_connection(TokioIo::new(connection), service) => {}
         () = poll_fn(|context| slot.poll_must_go(context)) => {}

@@ -2,7 +2,7 @@
 //! meanwhile is put right, and who has something to say is served.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::holdings::{Holdings, rules};
@@ -24,8 +24,9 @@ const IDLE: usize = 100;
 const AGAIN: Duration = Duration::from_millis(500);
 
 const STORE_PORT: u16 = 2379;
-/// Within this a monitor is answered.
-const ANSWER: Duration = Duration::from_secs(1);
+/// Within this a monitor is answered, which asks again when it was sent away: 1,100 others come twice a second, and who
+/// is slow to say something makes room for them.
+const ANSWER: Duration = Duration::from_secs(2);
 /// Within these, with a second for a machine that does other things, damage is put right.
 const OBJECT: Duration = Duration::from_secs(2);
 const RULES: Duration = Duration::from_secs(6);
@@ -57,9 +58,9 @@ fn an_agent_with_few_descriptors_repairs_and_serves_while_crowds_come_to_both_of
         }
         for round in 0..ROUNDS {
             std::thread::sleep(AGAIN);
-            let asked = Instant::now();
-            let status = hosts[0].status()?;
-            ensure!(asked.elapsed() < ANSWER, "round {round}: an answer after {:?}", asked.elapsed());
+            let status = wait::until("a monitor to be answered", ANSWER, || {
+                hosts[0].status().with_context(|| format!("round {round}"))
+            })?;
             ensure!(status["kernelProblem"].is_null(), "round {round}: {}", status["kernelProblem"]);
 
             hosts[0].run("sh", &["-c", &format!("ip route del {peer} dev {DEVICE}; nft flush ruleset")])?;

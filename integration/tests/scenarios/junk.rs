@@ -18,10 +18,10 @@ use tokio::task::JoinSet;
 use crate::stage::{hosts_with_status, wait_until_all_know_each_other};
 
 /// How soon a lease is followed, whatever else happens in the store. Alone on two cores it takes 1.0 s at most, while large
-/// keys go; beside other work 1.3 s were seen.
-const FOLLOWED_WITHIN: Duration = Duration::from_secs(3);
-/// How long a start may take with all the junk in the store.
-const STARTED_WITHIN: Duration = Duration::from_secs(5);
+/// keys go; beside four other scenarios and three writers that sync each block, 3.2 s were seen. Blind, it was 18 s.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(8);
+/// How long a start may take with all the junk in the store: 1.8 s alone, 6.7 s beside all that, and once 20 s alone.
+const STARTED_WITHIN: Duration = Duration::from_secs(15);
 /// What the log of all that may have, in bytes; the whole status; a line of `flanctl subnets ls`.
 const LOG_BYTES: u64 = 256 << 10;
 const STATUS_BYTES: usize = 64 << 10;
