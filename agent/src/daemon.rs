@@ -18,7 +18,7 @@ use std::time::Duration;
 use flan_backends::Backend;
 use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
-    Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
+    Firewall, Kernel, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
 };
 use flan_subnet_lease::{
     Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, Sighting, WatchEvent,
@@ -308,7 +308,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Wants for ourselves what the backend plans, instead of what was wanted before.
     fn plan_host(&mut self) {
         let Some(own) = &self.leases.admission().own else { return };
-        let mut host = self.backend.host(&own.subnets);
+        let mut host = State::default();
+        self.backend.plan_host(&own.subnets, &mut host);
         let mut rules = Ruleset { masquerade: self.options.ip_masq, ..Ruleset::default() };
         if self.options.forward_rules {
             rules.forward = host.links.keys().copied().chain([self.underlay.link()]).collect();
@@ -328,8 +329,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             status.ready = false;
         });
         self.ready = false;
-        self.reconciler.give_up(&self.host);
-        self.reconciler.want(host.clone());
+        self.host.entries().for_each(|entry| self.reconciler.giving_up().want(entry));
+        host.entries().for_each(|entry| self.reconciler.wanting().want(entry));
         self.host = host;
         (self.rules, self.rules_due) = (rules, true);
     }
@@ -352,9 +353,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         for change in &changes.peers {
             if let Some(before) = &change.before {
                 self.unreached.forget(before);
-                if let Ok(planned) = self.backend.peer(before) {
-                    self.reconciler.give_up(&planned);
-                }
+                // Of a peer that cannot be reached nothing was wanted.
+                let _ = self.backend.plan_peer(before, &mut self.reconciler.giving_up());
             }
             if let Some(after) = &change.after {
                 want_peer(&*self.backend, &mut self.reconciler, &mut self.unreached, after);
@@ -451,7 +451,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         let underlay = Way { link: self.underlay.link(), ours: false };
         let of_family = |(family, network)| {
             let subnet = self.leases.admission().own.as_ref()?.subnets.get(family)?;
-            let addresses = self.host.addresses.iter();
+            let addresses = self.host.addresses.keys();
             let own = addresses.filter(|address| Family::of(address.address.ip()) == family);
             let mut devices: Vec<Way> = own.map(|address| Way { link: address.link, ours: true }).collect();
             if devices.is_empty() || backend::routes_directly(config) {
@@ -486,9 +486,8 @@ fn want_peer<K: Kernel, F: Firewall>(
     unreached: &mut Unreached,
     peer: &Lease,
 ) {
-    match backend.peer(peer) {
-        Ok(planned) => reconciler.want(planned),
-        Err(reason) => unreached.note(peer, &reason, Instant::now()),
+    if let Err(reason) = backend.plan_peer(peer, reconciler.wanting()) {
+        unreached.note(peer, &reason, Instant::now());
     }
 }
 

@@ -12,8 +12,8 @@ use std::ops::BitOrAssign;
 use std::time::Duration;
 
 use flan_kernel::{
-    Change, Fact, FailedOperation, Firewall, FirewallError, Kernel, KernelError, Ledger, LinkName, Object,
-    Operation, Ownership, Ruleset, State,
+    Change, Fact, FailedOperation, Firewall, FirewallError, GivingUp, Kernel, KernelError, Ledger, LinkName,
+    Object, Operation, Ownership, Ruleset, State,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -148,14 +148,14 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         self.underlay = Some(underlay);
     }
 
-    /// Wants everything in `more`.
-    pub fn want(&mut self, more: State) {
-        self.ledger.want(more);
+    /// Takes what is planned: it is wanted from now on. What is wanted several times must be given up as often.
+    pub fn wanting(&mut self) -> &mut Ledger {
+        &mut self.ledger
     }
 
-    /// Gives up everything in `less`, which was wanted before.
-    pub fn give_up(&mut self, less: &State) {
-        self.ledger.give_up(less);
+    /// Takes what was planned: it is given up.
+    pub fn giving_up(&mut self) -> GivingUp<'_> {
+        self.ledger.giving_up()
     }
 
     /// Wants nothing any more.
@@ -230,7 +230,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             warn!(more = shown - SHOWN, "the kernel refused more operations");
         }
         // Only a reading shows what went with a device.
-        if operations.iter().any(|operation| matches!(operation.object(), Object::Link(_))) {
+        if operations.iter().any(|operation| operation.object().as_device().is_some()) {
             self.read();
         }
         outcome
@@ -314,7 +314,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
                 }
                 Change::DefaultRoute => heard.underlay = true,
                 Change::SendersGone => {
-                    let gone = self.ledger.senders_gone().into_iter();
+                    let gone = self.ledger.nftables_gone().into_iter();
                     self.disturbed.extend(gone.filter(|object| !self.ledger.is_in_line(object)));
                     (heard.work, heard.read) = (true, true);
                 }
@@ -328,13 +328,12 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     }
 
     fn take_in_fact(&mut self, fact: &Fact, heard: &mut Heard) {
-        let takes_routes_along = matches!(fact, Fact::NextHop(_, None));
-        let object = object(fact);
+        let object = fact.object();
         heard.work |= self.waiting.release(&object);
         if self.ledger.observe(fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
             self.disturbed.insert(object);
             heard.work = true;
-            heard.read |= takes_routes_along;
+            heard.read |= fact.takes_others_along();
         }
     }
 
@@ -380,13 +379,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         }
         let made: BTreeSet<LinkName> = operations
             .iter()
-            .filter_map(|operation| match operation.object() {
-                Object::Link(name) if !self.waiting.holds(&operation.object(), now) => Some(name),
-                _ => None,
-            })
+            .filter(|operation| !self.waiting.holds(&operation.object(), now))
+            .filter_map(|operation| operation.object().as_device())
             .collect();
         let needs_nothing = |operation: &Operation| {
-            operation.link().is_none_or(|link| {
+            operation.device().is_none_or(|link| {
                 !self.ownership.links.contains(&link) || made.contains(&link) || self.ledger.stands(link)
             })
         };
@@ -409,17 +406,16 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             if failed.contains(&object) {
                 continue;
             }
-            match operation {
-                Operation::ReplaceLink { name, because, .. } => {
-                    info!(device = %name, because, "made the device anew");
-                }
-                operation => debug!(%operation, "applied"),
+            let makes_device = operation.makes_device();
+            if makes_device && operation.upheaval().is_some() {
+                info!(%operation, "made the device anew");
+            } else {
+                debug!(%operation, "applied");
             }
             self.ledger.carried_out(operation);
             self.waiting.succeeded(&object);
             outcome.applied += 1;
-            outcome.device_is_new |=
-                matches!(operation, Operation::CreateLink { .. } | Operation::ReplaceLink { .. });
+            outcome.device_is_new |= makes_device;
             if self.disturbed.remove(&object) {
                 self.burst.count(operation, now);
             }
@@ -438,29 +434,17 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
     fn is_for_want_of_a_device(&self, refusal: &FailedOperation) -> bool {
         let needed = match &refusal.reason {
             KernelError::NoSuchLink(name) => Some(*name),
-            reason if reason.is_device_down() => refusal.operation.link(),
+            reason if reason.is_device_down() => refusal.operation.device(),
             _ => None,
         };
         needed.is_some_and(|name| {
-            self.ownership.links.contains(&name) && refusal.operation.object() != Object::Link(name)
+            self.ownership.links.contains(&name) && refusal.operation.object().as_device() != Some(name)
         })
     }
 
     /// What only follows from another refusal is not, and a port that is taken is a problem with a code of its own.
     fn is_to_be_told(&self, refusal: &FailedOperation) -> bool {
         !self.is_for_want_of_a_device(refusal) && !matches!(refusal.reason, KernelError::PortTaken { .. })
-    }
-}
-
-fn object(fact: &Fact) -> Object {
-    match *fact {
-        Fact::Address(key, _) => Object::Address(key),
-        Fact::Neighbour(key, _) => Object::Neighbour(key),
-        Fact::Fdb(key, _) => Object::Fdb(key),
-        Fact::NextHop(key, _) => Object::NextHop(key),
-        Fact::Route(key, _) => Object::Route(key),
-        Fact::Source(key, _) => Object::Source(key),
-        Fact::Check(key, _) => Object::Check(key),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The alloc backend: a subnet is leased, and nothing is done for packets.
 
-use flan_kernel::State;
+use flan_kernel::Plan;
 use flan_subnet_lease::{Lease, PerFamily, Subnets};
 
 use crate::{Backend, LeaseFields, Underlay, Unreachable};
@@ -27,12 +27,10 @@ impl Backend for Alloc {
         LeaseFields { backend: None, data: PerFamily::default() }
     }
 
-    fn host(&self, _own: &Subnets) -> State {
-        State::default()
-    }
+    fn plan_host(&self, _own: &Subnets, _plan: &mut dyn Plan) {}
 
-    fn peer(&self, _peer: &Lease) -> Result<State, Unreachable> {
-        Ok(State::default())
+    fn plan_peer(&self, _peer: &Lease, _plan: &mut dyn Plan) -> Result<(), Unreachable> {
+        Ok(())
     }
 
     fn mtu(&self) -> u32 {

@@ -35,7 +35,7 @@ impl Holdings {
         let others = actual.links.keys().filter(|link| !ours.contains(link)).copied().collect();
         let mut state = actual;
         state.links.retain(|link, _| ours.contains(link));
-        state.addresses.retain(|address| ours.contains(&address.link));
+        state.addresses.retain(|address, ()| ours.contains(&address.link));
         state.neighbours.retain(|neighbour, _| ours.contains(&neighbour.link));
         state.fdb.retain(|entry, _| ours.contains(&entry.link));
         state.next_hops.retain(|_, hop| hop.protocol == ROUTE_PROTOCOL || ours.contains(&hop.link));
@@ -52,7 +52,7 @@ impl Holdings {
         state.next_hops.clear();
         state.links.retain(|_, link| !matches!(link.kind, LinkKind::Tun { .. }));
         let stays = |link: LinkName| state.links.contains_key(&link) || !self.state.links.contains_key(&link);
-        state.addresses.retain(|address| stays(address.link));
+        state.addresses.retain(|address, ()| stays(address.link));
         state.neighbours.retain(|neighbour, _| stays(neighbour.link));
         state.fdb.retain(|entry, _| stays(entry.link));
         state.routes.retain(|_, route| route.target.link().is_some_and(stays));
@@ -77,7 +77,7 @@ impl Holdings {
 fn our_links(actual: &State, subnets: Option<&Subnets>) -> BTreeSet<LinkName> {
     let bases: Vec<IpNetwork> =
         subnets.iter().flat_map(|subnets| subnets.iter()).map(|(_, subnet)| subnet.ip().into()).collect();
-    let addresses = actual.addresses.iter().filter(|address| bases.contains(&address.address));
+    let addresses = actual.addresses.keys().filter(|address| bases.contains(&address.address));
     let hops = actual.next_hops.values().filter(|hop| hop.protocol == ROUTE_PROTOCOL);
     let routes = actual.routes.values().filter(|route| route.protocol == ROUTE_PROTOCOL);
     addresses
@@ -101,8 +101,9 @@ mod tests {
     use flan_subnet_lease::{Family, UdpConfig, VxlanConfig};
 
     use super::*;
-    use crate::{Abilities, Backend, Udp, Vxlan, samples};
+    use crate::{Abilities, Udp, Vxlan, samples};
 
+    const OWN: &str = "10.5.1.0/24,fd00:5:0:1::/64";
     const PEER: &str = r#"{"PublicIP":"192.168.64.12","PublicIPv6":"fd64::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:62"}}"#;
 
     fn name(text: &str) -> LinkName {
@@ -110,7 +111,7 @@ mod tests {
     }
 
     fn own() -> Subnets {
-        "10.5.1.0/24,fd00:5:0:1::/64".parse().unwrap()
+        OWN.parse().unwrap()
     }
 
     fn vxlan(config: VxlanConfig) -> Vxlan {
@@ -119,21 +120,16 @@ mod tests {
         Vxlan::new(config, &pools, &samples::underlay(), abilities, "n", &State::default()).unwrap()
     }
 
-    fn with(mut one: State, other: State) -> State {
-        one.links.extend(other.links);
-        one.addresses.extend(other.addresses);
-        one.neighbours.extend(other.neighbours);
-        one.fdb.extend(other.fdb);
-        one.next_hops.extend(other.next_hops);
-        one.routes.extend(other.routes);
+    fn with(mut one: State, other: &State) -> State {
+        other.entries().for_each(|entry| one.insert(entry));
         one
     }
 
     /// This host on vxlan, with one peer and a black hole.
     fn on_vxlan(config: VxlanConfig) -> State {
         let backend = vxlan(config);
-        let peer = backend.peer(&samples::lease("10.5.2.0/24,fd00:5:0:2::/64", PEER)).unwrap();
-        let mut state = with(backend.host(&own()), peer);
+        let peer = samples::lease("10.5.2.0/24,fd00:5:0:2::/64", PEER);
+        let mut state = with(samples::host(&backend, OWN), &samples::peer(&backend, &peer).unwrap());
         let key = RouteKey { destination: "10.5.1.0/24".parse().unwrap(), metric: u32::MAX };
         state.routes.insert(key, Route { target: RouteTarget::Blackhole, protocol: ROUTE_PROTOCOL });
         state
@@ -142,7 +138,7 @@ mod tests {
     fn on_udp() -> State {
         let networks = [(Family::V4, "10.5.0.0/16".parse().unwrap())].into_iter();
         let udp = Udp::new(UdpConfig::default(), networks, &samples::underlay(), false).unwrap();
-        udp.host(&"10.5.1.0/24".parse().unwrap())
+        samples::host(&udp, "10.5.1.0/24")
     }
 
     fn lines(desired: &State, actual: &State) -> Vec<String> {
@@ -169,14 +165,14 @@ mod tests {
 
     #[test]
     fn a_device_of_another_network_is_left_alone_with_all_that_is_on_it() {
-        let mut other = vxlan(VxlanConfig { vni: 7, ..VxlanConfig::default() })
-            .host(&"10.9.1.0/24,fd00:9:0:1::/64".parse().unwrap());
+        let other = vxlan(VxlanConfig { vni: 7, ..VxlanConfig::default() });
+        let mut other = samples::host(&other, "10.9.1.0/24,fd00:9:0:1::/64");
         let key = RouteKey { destination: "10.9.2.0/24".parse().unwrap(), metric: 0 };
         let target =
             RouteTarget::Via { gateway: "10.9.2.0".parse().unwrap(), link: name("flannel.7"), onlink: true };
         other.routes.insert(key, Route { target, protocol: FLANNELS_PROTOCOL });
         let ours = on_vxlan(VxlanConfig::default());
-        let holdings = Holdings::of(with(ours.clone(), other), Some(&own()));
+        let holdings = Holdings::of(with(ours.clone(), &other), Some(&own()));
         assert_eq!(holdings.state, ours);
         assert_eq!(holdings.others, [name("flannel-v6.7"), name("flannel.7")]);
     }
@@ -186,7 +182,7 @@ mod tests {
         let holdings = Holdings::of(on_vxlan(VxlanConfig::default()), None);
         assert!(holdings.others.is_empty());
         assert_eq!(holdings.state.links.len(), 2);
-        let alone = vxlan(VxlanConfig::default()).host(&own());
+        let alone = samples::host(&vxlan(VxlanConfig::default()), OWN);
         assert_eq!(Holdings::of(alone, None).others.len(), 2);
     }
 
@@ -197,7 +193,7 @@ mod tests {
         state.links.insert(name("flannel.1"), tun);
         state.routes.clear();
         let address = Address { address: "10.5.1.0/32".parse().unwrap(), link: name("flannel.1") };
-        state.addresses = [address].into();
+        state.addresses = [(address, ())].into();
         assert_eq!(Holdings::of(state, Some(&own())).others, [name("flannel.1")]);
     }
 
@@ -211,7 +207,7 @@ mod tests {
                 "replace route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink proto 3",
                 "replace route fd00:5:0:2::/64 via fd00:5:0:2:: dev flannel-v6.1 onlink proto 3",
                 "delete route 10.5.1.0/24 metric 4294967295 blackhole",
-                "delete nexthop id 168100352",
+                "delete nexthop id 168100352 via 10.5.2.0 dev flannel.1 onlink",
             ]
         );
     }

@@ -1,7 +1,7 @@
 //! The host-gw backend: packets go to the peer as they are, with its underlay address as the gateway. So the peer must
 //! be on the link: a router between the two would not know where the packet belongs.
 
-use flan_kernel::{Plain, State};
+use flan_kernel::{Plain, Plan};
 use flan_subnet_lease::{HostGwConfig, Lease, PerFamily, SubnetPool, Subnets};
 
 use crate::route;
@@ -44,19 +44,17 @@ impl Backend for HostGw {
         LeaseFields { backend: Some(self.name()), data: PerFamily::default() }
     }
 
-    fn host(&self, own: &Subnets) -> State {
-        let mut state = State::default();
+    fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
         for (family, pool) in self.pools.iter() {
             let plain = Plain { link: self.underlay.link, network: pool.network() };
             if let Some(own) = own.get(family) {
-                self.senders.check_plain(plain, pool, own, &mut state);
+                self.senders.check_plain(plain, pool, own, plan);
             }
         }
-        state
     }
 
-    fn peer(&self, peer: &Lease) -> Result<State, Unreachable> {
-        let mut state = State::default();
+    fn plan_peer(&self, peer: &Lease, plan: &mut dyn Plan) -> Result<(), Unreachable> {
+        let mut ways = PerFamily::default();
         for (family, pool) in self.pools.iter() {
             let (Some(subnet), Some(&gateway)) =
                 (peer.subnets.get(family), peer.attributes.public_ips.get(family))
@@ -66,10 +64,13 @@ impl Backend for HostGw {
             if !self.underlay.is_on_link(gateway) {
                 return Err(Unreachable::NotOnLink { gateway, link: self.underlay.link });
             }
-            self.senders.let_in_plain(subnet, pool, &mut state);
-            route::plan_direct(subnet, gateway, self.underlay.link, &mut state);
+            ways.set(family, (subnet, gateway, *pool));
         }
-        Ok(state)
+        for (subnet, gateway, pool) in ways.values() {
+            self.senders.let_in_plain(*subnet, pool, plan);
+            route::plan_direct(*subnet, *gateway, self.underlay.link, plan);
+        }
+        Ok(())
     }
 
     fn mtu(&self) -> u32 {
@@ -79,7 +80,7 @@ impl Backend for HostGw {
 
 #[cfg(test)]
 mod tests {
-    use flan_kernel::diff;
+    use flan_kernel::{State, diff};
     use flan_subnet_lease::Family;
 
     use super::*;
@@ -91,7 +92,7 @@ mod tests {
     }
 
     fn planned(backend: &HostGw, peer: &Lease) -> Result<Vec<String>, String> {
-        let state = backend.peer(peer).map_err(|reason| reason.to_string())?;
+        let state = samples::peer(backend, peer).map_err(|reason| reason.to_string())?;
         Ok(diff(&state, &State::default()).iter().map(ToString::to_string).collect())
     }
 
@@ -111,15 +112,15 @@ mod tests {
     #[test]
     fn with_strict_source_packets_come_from_a_peers_subnet_and_go_to_ours() {
         let backend = host_gw(&[Family::V4], true);
-        let host = backend.host(&"10.5.1.0/24".parse().unwrap());
-        let checks: Vec<String> = host.checks.iter().map(ToString::to_string).collect();
+        let host = samples::host(&backend, "10.5.1.0/24");
+        let checks: Vec<String> = host.checks.keys().map(ToString::to_string).collect();
         assert_eq!(
             checks,
             ["plain-source eth0 10.5.0.0/16 /24", "plain-destination eth0 10.5.0.0/16 10.5.1.0/24"]
         );
         let peer = samples::host_gw("10.5.2.0/24", "192.168.64.12", None);
-        assert_eq!(planned(&backend, &peer).unwrap()[0], "let in subnet 10.5.2.0");
-        assert!(host_gw(&[Family::V4], false).host(&"10.5.1.0/24".parse().unwrap()).checks.is_empty());
+        assert_eq!(planned(&backend, &peer).unwrap()[0], "add sender subnet 10.5.2.0");
+        assert!(samples::host(&host_gw(&[Family::V4], false), "10.5.1.0/24").checks.is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod vxlan;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use flan_kernel::{LinkName, State};
+use flan_kernel::{LinkName, Plan};
 use flan_subnet_lease::{BackendData, Family, Lease, LeaseAttributes, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
 
@@ -35,15 +35,15 @@ pub trait Backend: Send {
     /// The backend's part of our lease: what peers need to reach us.
     fn lease_fields(&self) -> LeaseFields;
 
-    /// What the kernel should hold on a host with these subnets, whoever its peers are.
-    fn host(&self, own: &Subnets) -> State;
+    /// Plans what the kernel should hold on a host with these subnets, whoever its peers are.
+    fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan);
 
-    /// What the kernel should hold beside that, so that packets for `peer` reach it. Peers at one address may have
+    /// Plans what the kernel should hold beside that, so that packets for `peer` reach it. Peers at one address may have
     /// objects in common.
     ///
     /// # Errors
-    /// [`Unreachable`] when this backend cannot reach it from this host.
-    fn peer(&self, peer: &Lease) -> Result<State, Unreachable>;
+    /// [`Unreachable`] when this backend cannot reach it from this host. Nothing was planned then.
+    fn plan_peer(&self, peer: &Lease, plan: &mut dyn Plan) -> Result<(), Unreachable>;
 
     /// Largest inner IP packet in bytes, for all families in use.
     fn mtu(&self) -> u32;

@@ -1,8 +1,9 @@
 //! Values that the planners' tests share.
 
+use flan_kernel::State;
 use flan_subnet_lease::{Family, Lease, LeaseAttributes, NetworkConfig, PerFamily, SubnetPool};
 
-use crate::{Abilities, Gateways, Underlay};
+use crate::{Abilities, Backend, Gateways, Underlay, Unreachable};
 
 /// eth0 with 192.168.64.11/24 and fd64::11/64.
 pub(crate) fn underlay() -> Underlay {
@@ -41,4 +42,17 @@ pub(crate) fn lease(subnets: &str, value: &str) -> Lease {
 pub(crate) fn host_gw(subnets: &str, v4: &str, v6: Option<&str>) -> Lease {
     let v6 = v6.map_or_else(|| "null".to_owned(), |ip| format!("{ip:?}"));
     lease(subnets, &format!(r#"{{"PublicIP":"{v4}","PublicIPv6":{v6},"BackendType":"host-gw"}}"#))
+}
+
+/// What a backend plans for a host with these subnets.
+pub(crate) fn host(backend: &dyn Backend, own: &str) -> State {
+    let mut state = State::default();
+    backend.plan_host(&own.parse().unwrap(), &mut state);
+    state
+}
+
+/// What it plans for a peer.
+pub(crate) fn peer(backend: &dyn Backend, peer: &Lease) -> Result<State, Unreachable> {
+    let mut state = State::default();
+    backend.plan_peer(peer, &mut state).map(|()| state)
 }

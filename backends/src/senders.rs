@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flan_kernel::{Check, Plain, Source, State, Wire};
+use flan_kernel::{Check, Checks, Plain, Plan, Source, Sources, Wire};
 use flan_subnet_lease::SubnetPool;
 use ipnetwork::IpNetwork;
 
@@ -34,18 +34,16 @@ impl Senders {
     }
 
     /// Plans what drops the VXLAN datagrams of others, on a host with this subnet in `pool`.
-    pub(crate) fn check_vxlan(self, wire: Wire, pool: &SubnetPool, own: IpNetwork, state: &mut State) {
+    pub(crate) fn check_vxlan(self, wire: Wire, pool: &SubnetPool, own: IpNetwork, plan: &mut dyn Plan) {
         match self {
             Self::Anybody => {}
-            Self::Peers => check_peers(wire, state),
+            Self::Peers => check_peers(wire, plan),
             Self::Strict => {
-                state.checks.extend([
-                    Check::Carries(wire),
-                    Check::InnerSource(wire, pool.subnet_len()),
-                    Check::InnerDestination(wire, network(own)),
-                ]);
+                plan.add::<Checks>(Check::Carries(wire), ());
+                plan.add::<Checks>(Check::InnerSource(wire, pool.subnet_len()), ());
+                plan.add::<Checks>(Check::InnerDestination(wire, network(own)), ());
                 if wire.ipv6 {
-                    state.checks.insert(Check::Whole(Wire { vni: None, ..wire }));
+                    plan.add::<Checks>(Check::Whole(Wire { vni: None, ..wire }), ());
                 }
             }
         }
@@ -53,37 +51,36 @@ impl Senders {
 
     /// Plans what drops packets that come as they are. Without `StrictSource` anybody on the link may send them, as a
     /// router may.
-    pub(crate) fn check_plain(self, plain: Plain, pool: &SubnetPool, own: IpNetwork, state: &mut State) {
+    pub(crate) fn check_plain(self, plain: Plain, pool: &SubnetPool, own: IpNetwork, plan: &mut dyn Plan) {
         if self == Self::Strict {
-            state.checks.extend([
-                Check::PlainSource(plain, pool.subnet_len()),
-                Check::PlainDestination(plain, network(own)),
-            ]);
+            plan.add::<Checks>(Check::PlainSource(plain, pool.subnet_len()), ());
+            plan.add::<Checks>(Check::PlainDestination(plain, network(own)), ());
         }
     }
 
     /// Plans that the datagrams of a peer with this subnet in `pool` are let in.
-    pub(crate) fn let_in(self, peer: IpAddr, subnet: IpNetwork, pool: &SubnetPool, state: &mut State) {
+    pub(crate) fn let_in(self, peer: IpAddr, subnet: IpNetwork, pool: &SubnetPool, plan: &mut dyn Plan) {
         match self {
             Self::Anybody => {}
-            Self::Peers => drop(state.sources.insert(Source::Peer(peer))),
-            Self::Strict => drop(state.sources.insert(Source::Inner { peer, subnet: base(subnet, pool) })),
+            Self::Peers => plan.add::<Sources>(Source::Peer(peer), ()),
+            Self::Strict => plan.add::<Sources>(Source::Inner { peer, subnet: base(subnet, pool) }, ()),
         }
     }
 
     /// Plans that packets of a peer with this subnet in `pool` are let in as they are.
-    pub(crate) fn let_in_plain(self, subnet: IpNetwork, pool: &SubnetPool, state: &mut State) {
+    pub(crate) fn let_in_plain(self, subnet: IpNetwork, pool: &SubnetPool, plan: &mut dyn Plan) {
         if self == Self::Strict {
-            state.sources.insert(Source::Plain(base(subnet, pool)));
+            plan.add::<Sources>(Source::Plain(base(subnet, pool)), ());
         }
     }
 }
 
 /// Plans what drops datagrams of others than peers.
-pub(crate) fn check_peers(wire: Wire, state: &mut State) {
-    state.checks.extend([Check::Shortcut { ipv6: wire.ipv6 }, Check::Peers(wire)]);
+pub(crate) fn check_peers(wire: Wire, plan: &mut dyn Plan) {
+    plan.add::<Checks>(Check::Shortcut { ipv6: wire.ipv6 }, ());
+    plan.add::<Checks>(Check::Peers(wire), ());
     if wire.ipv6 {
-        state.checks.insert(Check::PeersPieces(Wire { vni: None, ..wire }));
+        plan.add::<Checks>(Check::PeersPieces(Wire { vni: None, ..wire }), ());
     }
 }
 
@@ -100,6 +97,7 @@ fn base(subnet: IpNetwork, pool: &SubnetPool) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use flan_kernel::State;
     use flan_subnet_lease::NetworkConfig;
 
     use super::*;
@@ -112,7 +110,8 @@ mod tests {
         let mut state = State::default();
         let peer = "192.168.64.12".parse().unwrap();
         Senders::Strict.let_in(peer, "10.5.2.64/26".parse().unwrap(), pool, &mut state);
-        assert_eq!(state.sources, [Source::Inner { peer, subnet: "10.5.2.0".parse().unwrap() }].into());
+        let source = Source::Inner { peer, subnet: "10.5.2.0".parse().unwrap() };
+        assert_eq!(state.sources, [(source, ())].into());
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use flan_kernel::{Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, Plain, State, Wire};
+use flan_kernel::{
+    Address, Addresses, Fdb, FdbEntry, Link, LinkKind, LinkName, Links, Neighbour, Neighbours, Ownership,
+    Plain, Plan, State, Wire,
+};
 use flan_subnet_lease::{Family, Lease, PerFamily, SubnetPool, Subnets, VxlanConfig, VxlanData};
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
@@ -34,6 +37,16 @@ struct Device {
     local: IpAddr,
 }
 
+/// How a peer is reached in one family.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    device: Device,
+    subnet: IpNetwork,
+    public_ip: IpAddr,
+    /// That of its VXLAN device; `None` if packets go as they are.
+    mac: Option<MacAddr6>,
+}
+
 impl Vxlan {
     /// Decides on the devices for the families of `pools`. A device that is there, as `actual` says, keeps its MAC; a new one gets
     /// one that `node_id`, its address and the VNI determine, so that not even a reboot has to be told to the peers.
@@ -57,10 +70,8 @@ impl Vxlan {
                 .get(family)
                 .ok_or(BackendError::NoAddress { link: underlay.link, family })?;
             let name = device_name(family, config.vni).ok_or(BackendError::DeviceName { vni: config.vni })?;
-            let mac = match actual.links.get(&name) {
-                Some(Link { mac: Some(mac), .. }) if is_usable(*mac) => *mac,
-                _ => stable_mac(node_id, local, config.vni),
-            };
+            let kept = actual.links.get(&name).and_then(|link| link.mac).filter(|mac| is_usable(*mac));
+            let mac = kept.unwrap_or_else(|| stable_mac(node_id, local, config.vni));
             let mtu = inner_mtu(&config, underlay, family)?;
             devices.set(family, Device { pool, name, mac, mtu, local });
         }
@@ -84,7 +95,7 @@ impl Vxlan {
         macs
     }
 
-    fn plan_device(&self, family: Family, device: &Device, own: &Subnets, state: &mut State) {
+    fn plan_device(&self, family: Family, device: &Device, own: &Subnets, plan: &mut dyn Plan) {
         let kind = LinkKind::Vxlan(flan_kernel::Vxlan {
             vni: self.config.vni,
             port: self.config.port,
@@ -94,36 +105,41 @@ impl Vxlan {
             gbp: self.config.gbp,
         });
         let link = Link { kind, mac: Some(device.mac), mtu: device.mtu, up: true };
-        state.links.insert(device.name, link);
+        plan.add::<Links>(device.name, link.into());
         if let Some(subnet) = own.get(family) {
             let address = IpNetwork::from(subnet.ip());
-            state.addresses.insert(Address { link: device.name, address });
+            plan.add::<Addresses>(Address { link: device.name, address }, ());
             let VxlanConfig { port, vni, .. } = self.config;
             let wire = Wire { ipv6: device.local.is_ipv6(), port, vni: Some(vni) };
-            self.senders.check_vxlan(wire, &device.pool, subnet, state);
+            self.senders.check_vxlan(wire, &device.pool, subnet, plan);
             if self.config.direct_routing {
                 let plain = Plain { link: self.underlay.link, network: device.pool.network() };
-                self.senders.check_plain(plain, &device.pool, subnet, state);
+                self.senders.check_plain(plain, &device.pool, subnet, plan);
             }
         }
     }
 
-    fn plan_peer(&self, family: Family, device: &Device, peer: &Lease, state: &mut State) -> Option<()> {
+    /// How a peer is reached in one family.
+    fn way(&self, family: Family, device: &Device, peer: &Lease) -> Option<Way> {
         let subnet = peer.subnets.get(family)?;
         let public_ip = *peer.attributes.public_ips.get(family)?;
+        let is_direct = self.config.direct_routing && self.underlay.is_on_link(public_ip);
+        let mac = if is_direct { None } else { Some(peer.attributes.vxlan(family)?.vtep_mac) };
+        Some(Way { device: *device, subnet, public_ip, mac })
+    }
+
+    fn plan_way(&self, way: &Way, plan: &mut dyn Plan) {
+        let Way { device, subnet, public_ip, mac } = *way;
         // One on the link may still wrap what it sends.
-        self.senders.let_in(public_ip, subnet, &device.pool, state);
-        if self.config.direct_routing && self.underlay.is_on_link(public_ip) {
-            self.senders.let_in_plain(subnet, &device.pool, state);
-            route::plan_direct(subnet, public_ip, self.underlay.link, state);
-            return Some(());
-        }
-        let mac = peer.attributes.vxlan(family)?.vtep_mac;
+        self.senders.let_in(public_ip, subnet, &device.pool, plan);
+        let Some(mac) = mac else {
+            self.senders.let_in_plain(subnet, &device.pool, plan);
+            return route::plan_direct(subnet, public_ip, self.underlay.link, plan);
+        };
         let (link, gateway) = (device.name, subnet.ip());
-        state.neighbours.insert(Neighbour { link, address: gateway }, mac);
-        state.fdb.insert(FdbEntry { link, mac }, public_ip);
-        route::plan(subnet, Via { gateway, link, onlink: true }, self.gateways, state);
-        Some(())
+        plan.add::<Neighbours>(Neighbour { link, address: gateway }, mac);
+        plan.add::<Fdb>(FdbEntry { link, mac }, public_ip);
+        route::plan_via(subnet, Via { gateway, link, onlink: true }, self.gateways, plan);
     }
 }
 
@@ -141,20 +157,19 @@ impl Backend for Vxlan {
         LeaseFields { backend: Some(self.name()), data }
     }
 
-    fn host(&self, own: &Subnets) -> State {
-        let mut state = State::default();
+    fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
         for (family, device) in self.devices.iter() {
-            self.plan_device(family, device, own, &mut state);
+            self.plan_device(family, device, own, plan);
         }
-        state
     }
 
-    fn peer(&self, peer: &Lease) -> Result<State, Unreachable> {
-        let mut state = State::default();
+    fn plan_peer(&self, peer: &Lease, plan: &mut dyn Plan) -> Result<(), Unreachable> {
+        let mut ways = PerFamily::default();
         for (family, device) in self.devices.iter() {
-            self.plan_peer(family, device, peer, &mut state).ok_or(Unreachable::Incomplete { family })?;
+            ways.set(family, self.way(family, device, peer).ok_or(Unreachable::Incomplete { family })?);
         }
-        Ok(state)
+        ways.values().for_each(|way| self.plan_way(way, plan));
+        Ok(())
     }
 
     fn mtu(&self) -> u32 {
@@ -221,6 +236,7 @@ mod tests {
     use crate::samples;
 
     const NODE: &str = "5ca1ab1e";
+    const OWN: &str = "10.5.1.0/24";
     const BOTH: &str = r#"{"PublicIP":"192.168.64.12","PublicIPv6":"fd64::12","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:02"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:62"}}"#;
 
     fn vxlan(families: &[Family], actual: &State) -> Vxlan {
@@ -245,17 +261,13 @@ mod tests {
         samples::lease("10.5.2.0/24", value)
     }
 
-    fn own() -> Subnets {
-        "10.5.1.0/24".parse().unwrap()
-    }
-
     fn lines(state: &State) -> Vec<String> {
         diff(state, &State::default()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_host_has_a_device_with_the_base_address_of_its_subnet() {
-        let host = vxlan(&[Family::V4], &State::default()).host(&own());
+        let host = samples::host(&vxlan(&[Family::V4], &State::default()), OWN);
         assert_eq!(host.links[&"flannel.1".parse().unwrap()].mtu, 1450);
         assert_eq!(
             lines(&host)[1..],
@@ -269,13 +281,13 @@ mod tests {
 
     #[test]
     fn a_peer_gets_a_neighbour_a_forwarding_entry_and_a_route() {
-        let peer = vxlan(&[Family::V4], &State::default()).peer(&h2()).unwrap();
+        let peer = samples::peer(&vxlan(&[Family::V4], &State::default()), &h2()).unwrap();
         assert_eq!(
             lines(&peer),
             [
-                "let in peer 192.168.64.12",
-                "set neighbour 10.5.2.0 dev flannel.1 lladdr 02:00:00:00:00:02",
-                "set fdb 02:00:00:00:00:02 dev flannel.1 dst 192.168.64.12",
+                "add sender peer 192.168.64.12",
+                "add neighbour 10.5.2.0 dev flannel.1 lladdr 02:00:00:00:00:02",
+                "add fdb 02:00:00:00:00:02 dev flannel.1 dst 192.168.64.12",
                 "add nexthop id 168100352 via 10.5.2.0 dev flannel.1 onlink",
                 "add route 10.5.2.0/24 nhid 168100352 dev flannel.1",
             ]
@@ -287,20 +299,20 @@ mod tests {
         let config = VxlanConfig { direct_routing: true, ..VxlanConfig::default() };
         let backend = with(config.clone(), &[Family::V4], &State::default());
         assert_eq!(
-            lines(&backend.peer(&h2()).unwrap()),
-            ["let in peer 192.168.64.12", "add route 10.5.2.0/24 via 192.168.64.12 dev eth0"]
+            lines(&samples::peer(&backend, &h2()).unwrap()),
+            ["add sender peer 192.168.64.12", "add route 10.5.2.0/24 via 192.168.64.12 dev eth0"]
         );
         let elsewhere = Underlay { on_link: vec![], ..samples::underlay() };
         let backend = on(&elsewhere, config, &[Family::V4], &State::default()).unwrap();
-        assert_eq!(lines(&backend.peer(&h2()).unwrap()).len(), 5);
+        assert_eq!(lines(&samples::peer(&backend, &h2()).unwrap()).len(), 5);
     }
 
     #[test]
     fn with_strict_source_what_a_peer_sends_comes_from_its_subnet_and_goes_to_ours() {
         let config = VxlanConfig { strict_source: true, ..VxlanConfig::default() };
         let backend = with(config.clone(), &Family::ALL, &State::default());
-        let host = backend.host(&"10.5.1.0/24,fd00:5:0:1::/64".parse().unwrap());
-        let checks: Vec<String> = host.checks.iter().map(ToString::to_string).collect();
+        let host = samples::host(&backend, "10.5.1.0/24,fd00:5:0:1::/64");
+        let checks: Vec<String> = host.checks.keys().map(ToString::to_string).collect();
         assert_eq!(
             checks,
             [
@@ -313,24 +325,24 @@ mod tests {
                 "inner-destination ip6 udp 8472 vni 1 fd00:5:0:1::/64",
             ]
         );
-        let peer = backend.peer(&samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
-        let sources: Vec<String> = peer.sources.iter().map(ToString::to_string).collect();
+        let peer = samples::peer(&backend, &samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
+        let sources: Vec<String> = peer.sources.keys().map(ToString::to_string).collect();
         assert_eq!(sources, ["peer 192.168.64.12 subnet 10.5.2.0", "peer fd64::12 subnet fd00:5:0:2::"]);
         // One on the link may send either way.
         let direct = VxlanConfig { direct_routing: true, ..config };
         let backend = with(direct, &[Family::V4], &State::default());
-        assert_eq!(backend.peer(&h2()).unwrap().sources.len(), 2);
-        assert_eq!(backend.host(&own()).checks.len(), 5);
+        assert_eq!(samples::peer(&backend, &h2()).unwrap().sources.len(), 2);
+        assert_eq!(samples::host(&backend, OWN).checks.len(), 5);
     }
 
     #[test]
     fn both_families_are_planned_by_the_same_code() {
         let backend = vxlan(&[Family::V4, Family::V6], &State::default());
-        let host = backend.host(&"10.5.1.0/24,fd00:5:0:1::/64".parse().unwrap());
+        let host = samples::host(&backend, "10.5.1.0/24,fd00:5:0:1::/64");
         assert_eq!((host.links.len(), host.addresses.len()), (2, 2));
         assert_eq!(host.links[&"flannel-v6.1".parse().unwrap()].mtu, 1430);
         assert_eq!(backend.mtu(), 1430);
-        let peer = backend.peer(&samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
+        let peer = samples::peer(&backend, &samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
         let routes: Vec<String> =
             lines(&peer).into_iter().filter(|line| line.starts_with("add route")).collect();
         assert_eq!(
@@ -349,7 +361,7 @@ mod tests {
         let mac = fresh.macs().v4.unwrap();
         assert!(is_usable(mac) && mac.is_local());
 
-        let mut there = fresh.host(&own());
+        let mut there = samples::host(&fresh, OWN);
         let kept: MacAddr6 = "c6:d2:32:6f:8f:44".parse().unwrap();
         there.links.get_mut(&"flannel.1".parse().unwrap()).unwrap().mac = Some(kept);
         assert_eq!(vxlan(&[Family::V4], &there).macs().v4, Some(kept));
@@ -375,7 +387,7 @@ mod tests {
 
     #[test]
     fn the_lease_says_what_flannel_reads() {
-        let mut there = vxlan(&[Family::V4], &State::default()).host(&own());
+        let mut there = samples::host(&vxlan(&[Family::V4], &State::default()), OWN);
         there.links.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
         let data = vxlan(&[Family::V4], &there).lease_fields().data;
         assert_eq!(data.v4.unwrap().to_value().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);

@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
-use crate::change::{Change, Fact};
-use crate::diff::{LinkChange, Mac, Operation};
 use crate::firewall::{Firewall, FirewallError, Ruleset};
-use crate::state::{
-    Link, LinkName, NextHop, NextHopId, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State,
-};
-use crate::{FailedOperation, Kernel, KernelError};
+use crate::kind::gateway::{Gateway, NextHopId};
+use crate::kind::link_name::LinkName;
+use crate::kind::{Changed, Edit, Kind, Upheaval};
+use crate::kinds::{Change, ForEach, Listed, OnEdit, Operation, State, for_each};
+use crate::{FailedOperation, Kernel, KernelError, Ownership};
 
 /// A [`Kernel`] over a [`State`] in memory. A clone is another handle to the same kernel, so that a test can watch
 /// and disturb what the code under test works on.
@@ -41,12 +40,10 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     state: State,
-    /// Routes of others, by what makes them collide with ours.
-    foreign: BTreeMap<RouteKey, Route>,
-    /// Next hop objects of others.
-    foreign_next_hops: BTreeMap<NextHopId, NextHop>,
-    /// What we wanted where others have one: routes that name it carry its gateway themselves.
-    taken: BTreeMap<NextHopId, NextHop>,
+    /// Objects of others, which collide with ours of the same name.
+    foreign: State,
+    /// Where next hop objects would lead whose id others have: what names one carries its gateway itself.
+    taken: BTreeMap<NextHopId, Gateway>,
     /// What was not asked for yet.
     told: Vec<Change>,
     /// Devices that would be ours.
@@ -82,7 +79,7 @@ impl FakeKernel {
         let mut inner = self.lock();
         let before = inner.state.clone();
         change(&mut inner.state);
-        inner.tell_of_differences(&before);
+        for_each(&mut TellOfDifferences { inner: &mut inner, before: &before });
         drop(inner);
         self.shared.changed.notify_one();
     }
@@ -90,30 +87,26 @@ impl FakeKernel {
     /// Deletes a device with everything on it, as another program would, and tells that it is gone.
     pub fn delete_link(&self, name: LinkName) {
         let mut inner = self.lock();
-        inner.drop_link(name);
+        inner.state.links.remove(&name);
+        let upheaval = Upheaval { anew: true, ..Upheaval::default() };
+        for_each(&mut Lose { state: &mut inner.state, device: name, upheaval });
         inner.told.push(Change::Link(name));
         drop(inner);
         self.shared.changed.notify_one();
     }
 
-    /// Puts a route of another program in our way, or takes it away again. It is told of if it is a default route.
-    pub fn edit_foreign_routes(&self, change: impl FnOnce(&mut BTreeMap<RouteKey, Route>)) {
+    /// Puts objects of another program in our way, or takes them away again. Of a default route among them it is told.
+    pub fn edit_foreign(&self, change: impl FnOnce(&mut State)) {
         let mut inner = self.lock();
-        let defaults = |routes: &BTreeMap<RouteKey, Route>| -> BTreeMap<RouteKey, Route> {
-            routes.iter().filter(|(key, _)| is_default(key)).map(|(&key, &route)| (key, route)).collect()
-        };
-        let before = defaults(&inner.foreign);
+        let before = inner.foreign.clone();
         change(&mut inner.foreign);
-        if defaults(&inner.foreign) != before {
+        let mut default_routes = DefaultRoutes { before: &before, after: &inner.foreign, differ: false };
+        for_each(&mut default_routes);
+        if default_routes.differ {
             inner.told.push(Change::DefaultRoute);
         }
         drop(inner);
         self.shared.changed.notify_one();
-    }
-
-    /// Puts a next hop object of another program in our way, or takes it away again.
-    pub fn edit_foreign_next_hops(&self, change: impl FnOnce(&mut BTreeMap<NextHopId, NextHop>)) {
-        change(&mut self.lock().foreign_next_hops);
     }
 
     /// Lets the next operation that `matching` accepts fail with `reason`, once. May be called several times; the
@@ -173,7 +166,9 @@ impl Kernel for FakeKernel {
             if !inner.snapshot_failures.is_empty() {
                 return Err(inner.snapshot_failures.remove(0));
             }
-            Ok(owned(&inner.state, &ownership))
+            let mut seen = inner.state.clone();
+            for_each(&mut Owned { state: &mut seen, ownership: &ownership });
+            Ok(seen)
         })
     }
 
@@ -202,368 +197,258 @@ impl Kernel for FakeKernel {
     }
 }
 
-/// The part of `state` that a snapshot of `ownership` sees.
-fn owned(state: &State, ownership: &Ownership) -> State {
-    let ours = |link: &LinkName| ownership.links.contains(link);
-    let mut seen = state.clone();
-    seen.links.retain(|name, _| ours(name));
-    seen.addresses.retain(|address| ours(&address.link));
-    seen.neighbours.retain(|neighbour, _| ours(&neighbour.link));
-    seen.fdb.retain(|entry, _| ours(&entry.link));
-    seen.next_hops.retain(|_, next_hop| next_hop.protocol == ROUTE_PROTOCOL || ours(&next_hop.link));
-    seen.routes.retain(|_, route| {
-        route.protocol == ROUTE_PROTOCOL || route.target.link().is_some_and(|link| ours(&link))
-    });
-    if !ownership.senders {
-        seen.sources.clear();
-        seen.checks.clear();
+/// The part of a state that a snapshot of `ownership` sees.
+struct Owned<'a> {
+    state: &'a mut State,
+    ownership: &'a Ownership,
+}
+
+impl ForEach for Owned<'_> {
+    fn kind<K: Listed>(&mut self) {
+        let is_read = K::CHANGED != Changed::ByNftables || self.ownership.senders;
+        K::of_mut(self.state).retain(|key, value| is_read && is_ours::<K>(key, value, &self.ownership.links));
     }
-    seen
+}
+
+/// As [`Ownership`] says. What is on no device is ours.
+fn is_ours<K: Kind>(key: &K::Key, value: &K::Value, ours: &BTreeSet<LinkName>) -> bool {
+    let device = K::as_device(key).or_else(|| K::device(key, value));
+    K::is_marked(value) || device.map_or(K::CHANGED == Changed::ByNftables, |device| ours.contains(&device))
+}
+
+/// Takes away what does not survive what happens to a device, without a word.
+struct Lose<'a> {
+    state: &'a mut State,
+    device: LinkName,
+    upheaval: Upheaval,
+}
+
+impl ForEach for Lose<'_> {
+    fn kind<K: Listed>(&mut self) {
+        let stays = |key: &K::Key, value: &K::Value| {
+            K::device(key, value) != Some(self.device) || K::survives(key, value, &self.upheaval)
+        };
+        K::of_mut(self.state).retain(|key, value| stays(key, value));
+    }
+}
+
+/// What happens to all that names a next hop object: it leads elsewhere, which is told, or is gone, without a word.
+struct Follow<'a> {
+    inner: &'a mut Inner,
+    id: NextHopId,
+    gateway: Option<Gateway>,
+}
+
+impl ForEach for Follow<'_> {
+    fn kind<K: Listed>(&mut self) {
+        let named = K::of(&self.inner.state).iter().filter(|(_, value)| K::next_hop(value) == Some(self.id));
+        for (key, value) in named.map(|(key, value)| (*key, value.clone())).collect::<Vec<_>>() {
+            match &self.gateway {
+                Some(gateway) => self.inner.set::<K>(key, Some(K::moved(&value, gateway))),
+                None => drop(K::of_mut(&mut self.inner.state).remove(&key)),
+            }
+        }
+    }
+}
+
+/// Whether there is this next hop object.
+struct HasNextHop<'a> {
+    state: &'a State,
+    id: NextHopId,
+    found: bool,
+}
+
+impl ForEach for HasNextHop<'_> {
+    fn kind<K: Listed>(&mut self) {
+        let mut next_hops = K::of(self.state).iter().filter_map(|(key, value)| K::as_next_hop(key, value));
+        self.found |= next_hops.any(|(id, _)| id == self.id);
+    }
+}
+
+/// Whether there are other default routes than before.
+struct DefaultRoutes<'a> {
+    before: &'a State,
+    after: &'a State,
+    differ: bool,
+}
+
+impl ForEach for DefaultRoutes<'_> {
+    fn kind<K: Listed>(&mut self) {
+        let [before, after] = [self.before, self.after]
+            .map(|state| K::of(state).iter().filter(|(key, _)| K::is_default_route(key)));
+        self.differ |= !before.eq(after);
+    }
+}
+
+/// Tells of all that is not as it was.
+struct TellOfDifferences<'a> {
+    inner: &'a mut Inner,
+    before: &'a State,
+}
+
+impl ForEach for TellOfDifferences<'_> {
+    fn kind<K: Listed>(&mut self) {
+        let (before, after) = (K::of(self.before), K::of(&self.inner.state));
+        let gone = before.keys().filter(|key| !after.contains_key(key)).map(|key| (*key, None));
+        let new = after.iter().filter(|(key, value)| before.get(key) != Some(value));
+        let new = new.map(|(key, value)| (*key, Some(value.clone())));
+        let differences: Vec<_> = gone.chain(new).collect();
+        for (key, held) in differences {
+            self.inner.tell::<K>(key, held, before.get(&key));
+        }
+    }
+}
+
+/// Writes every object on a line of its own.
+struct Dump<'a, 'f> {
+    state: &'a State,
+    before: &'static str,
+    out: &'a mut fmt::Formatter<'f>,
+    outcome: fmt::Result,
+}
+
+impl ForEach for Dump<'_, '_> {
+    fn kind<K: Listed>(&mut self) {
+        for (key, value) in K::of(self.state) {
+            self.outcome = self.outcome.and_then(|()| {
+                write!(self.out, "{}{} ", self.before, K::NAME.short)?;
+                K::show(key, value, self.out)?;
+                self.out.write_str("\n")
+            });
+        }
+    }
+}
+
+/// Carries out an operation.
+impl OnEdit for &mut Inner {
+    type Output = Result<(), KernelError>;
+
+    fn edit<K: Listed>(self, edit: &Edit<K>) -> Result<(), KernelError> {
+        let inline = K::next_hop(edit.value()).and_then(|id| self.taken.get(&id));
+        let edit = inline.map_or_else(|| edit.clone(), |gateway| edit.inline(gateway));
+        let key = *edit.key();
+        let standing = K::of(&self.state).get(&key).cloned();
+        self.find_what_it_needs(&edit)?;
+        match (&edit, &standing) {
+            (Edit::Delete { held, .. }, Some(standing)) if !K::is_named_by(standing, held) => return Ok(()),
+            (Edit::Add { key, value }, _) if K::of(&self.foreign).contains_key(key) => {
+                self.taken.extend(K::as_next_hop(key, value));
+                return Err(KernelError::Taken(shown::<K>(key, &K::of(&self.foreign)[key])));
+            }
+            (Edit::Add { .. }, Some(_)) if !K::ADD_OVERWRITES => {
+                return Err(KernelError::Errno(libc::EEXIST));
+            }
+            // One that is made anew need not be there.
+            (Edit::Replace { .. }, None)
+                if !K::ADD_OVERWRITES && !K::upheaval(&edit).is_some_and(|(_, upheaval)| upheaval.anew) =>
+            {
+                let device = K::as_device(&key).map(KernelError::NoSuchLink);
+                return Err(device.unwrap_or(KernelError::Errno(libc::ENOENT)));
+            }
+            _ => {}
+        }
+        if let Some((device, upheaval)) = K::upheaval(&edit) {
+            for_each(&mut Lose { state: &mut self.state, device, upheaval });
+            for_each(&mut Lose { state: &mut self.foreign, device, upheaval });
+        }
+        self.set::<K>(key, edit.outcome().cloned());
+        if let Some(device) = K::lets_ipv4_on(&key).filter(|_| edit.is_deletion() && standing.is_some())
+            && !K::of(&self.state).keys().any(|other| K::lets_ipv4_on(other) == Some(device))
+        {
+            let upheaval = Upheaval { loses_ipv4: true, ..Upheaval::default() };
+            for_each(&mut Lose { state: &mut self.state, device, upheaval });
+        }
+        if let Some((id, gateway)) = K::as_next_hop(&key, edit.value()) {
+            self.taken.remove(&id);
+            let gateway = Some(gateway).filter(|_| !edit.is_deletion());
+            for_each(&mut Follow { inner: self, id, gateway });
+        }
+        Ok(())
+    }
+}
+
+fn shown<K: Kind>(key: &K::Key, value: &K::Value) -> String {
+    struct Shown<'a, K: Kind>(&'a K::Key, &'a K::Value);
+    impl<K: Kind> fmt::Display for Shown<'_, K> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            K::show(self.0, self.1, f)
+        }
+    }
+    Shown::<K>(key, value).to_string()
 }
 
 impl Inner {
     fn apply(&mut self, operation: &Operation) -> Result<(), KernelError> {
+        // Also of one that fails: that must not make its name one of the host's interfaces.
+        self.ours.extend(operation.object().as_device());
         if let Some(next) = self.failures.iter().position(|(matches, _)| matches(operation)) {
-            let (_, reason) = self.failures.remove(next);
-            // That the link operation failed must not make its name one of the host's interfaces.
-            self.mention(operation);
-            return Err(reason);
+            return Err(self.failures.remove(next).1);
         }
-        self.mention(operation);
-        match operation {
-            Operation::CreateLink { name, .. }
-            | Operation::ReplaceLink { name, .. }
-            | Operation::UpdateLink { name, .. }
-            | Operation::DeleteLink { name } => {
-                self.change_link(operation)?;
-                self.told.push(Change::Link(*name));
-            }
-            _ => {
-                for fact in self.change_on_link(operation)? {
-                    self.tell_fact(fact);
-                }
-            }
-        }
-        Ok(())
+        operation.dispatch(&mut *self)
     }
 
-    fn change_link(&mut self, operation: &Operation) -> Result<(), KernelError> {
-        match operation {
-            Operation::CreateLink { name, link } => self.create_link(*name, link),
-            Operation::ReplaceLink { name, link, .. } => {
-                self.existing_link(*name)?;
-                self.drop_link(*name);
-                self.create_link(*name, link)
-            }
-            Operation::UpdateLink { name, change } => self.update_link(*name, change),
-            Operation::DeleteLink { name } => {
-                self.drop_link(*name);
-                Ok(())
+    /// Says so if what the object needs is missing. Where a next hop object leads is for the object to say.
+    fn find_what_it_needs<K: Listed>(&self, edit: &Edit<K>) -> Result<(), KernelError> {
+        let device = edit.device().map(|device| (device, self.state.links.get(&device)));
+        match device {
+            Some((device, None)) if self.ours.contains(&device) => match edit.is_deletion() {
+                true => return Ok(()),
+                false => return Err(KernelError::NoSuchLink(device)),
+            },
+            _ => {}
+        }
+        if let Some(id) = K::next_hop(edit.value()) {
+            let mut next_hop = HasNextHop { state: &self.state, id, found: false };
+            for_each(&mut next_hop);
+            return if next_hop.found { Ok(()) } else { Err(KernelError::Errno(libc::EINVAL)) };
+        }
+        match device {
+            Some((_, Some(link))) if K::NEEDS_DEVICE_UP && !link.up && !edit.is_deletion() => {
+                Err(KernelError::Errno(libc::ENETDOWN))
             }
             _ => Ok(()),
         }
     }
 
-    /// Answers what is new: of a change that changes nothing, Linux says nothing.
-    fn change_on_link(&mut self, operation: &Operation) -> Result<Vec<Fact>, KernelError> {
-        let state = &mut self.state;
-        let told = match *operation {
-            Operation::AddAddress(address) => {
-                self.existing_link(address.link)?;
-                self.state.addresses.insert(address).then_some(Fact::Address(address, true))
-            }
-            Operation::DeleteAddress(address) => {
-                state.addresses.remove(&address).then_some(Fact::Address(address, false))
-            }
-            Operation::SetNeighbour { neighbour, mac } => {
-                self.existing_link(neighbour.link)?;
-                let before = self.state.neighbours.insert(neighbour, mac);
-                (before != Some(mac)).then_some(Fact::Neighbour(neighbour, Some(mac)))
-            }
-            Operation::DeleteNeighbour(neighbour) => {
-                state.neighbours.remove(&neighbour).map(|_| Fact::Neighbour(neighbour, None))
-            }
-            Operation::SetFdb { entry, destination } => {
-                self.existing_link(entry.link)?;
-                let before = self.state.fdb.insert(entry, destination);
-                (before != Some(destination)).then_some(Fact::Fdb(entry, Some(destination)))
-            }
-            Operation::DeleteFdb(entry) => state.fdb.remove(&entry).map(|_| Fact::Fdb(entry, None)),
-            Operation::AddNextHop { id, next_hop } => Some(self.add_next_hop(id, next_hop)?),
-            Operation::ReplaceNextHop { id, next_hop } => return self.replace_next_hop(id, next_hop),
-            Operation::DeleteNextHop(id) => self.delete_next_hop(id),
-            Operation::AddRoute { key, route } => Some(self.add_route(key, self.inline(route))?),
-            Operation::ReplaceRoute { key, route } => self.replace_route(key, self.inline(route))?,
-            Operation::DeleteRoute { key, route } => {
-                let there = self
-                    .state
-                    .routes
-                    .get(&key)
-                    .is_some_and(|standing| is_the_same(standing, &self.inline(route)));
-                there.then(|| self.state.routes.remove(&key)).map(|_| Fact::Route(key, None))
-            }
-            Operation::AddSource(source) => {
-                state.sources.insert(source).then_some(Fact::Source(source, true))
-            }
-            Operation::DeleteSource(source) => {
-                state.sources.remove(&source).then_some(Fact::Source(source, false))
-            }
-            Operation::AddCheck(check) => state.checks.insert(check).then_some(Fact::Check(check, true)),
-            Operation::DeleteCheck(check) => state.checks.remove(&check).then_some(Fact::Check(check, false)),
-            Operation::CreateLink { .. }
-            | Operation::ReplaceLink { .. }
-            | Operation::UpdateLink { .. }
-            | Operation::DeleteLink { .. } => None,
+    /// Holds something else from now on, and tells of it.
+    fn set<K: Listed>(&mut self, key: K::Key, value: Option<K::Value>) {
+        let all = K::of_mut(&mut self.state);
+        let before = match value.clone() {
+            Some(value) => all.insert(key, value),
+            None => all.remove(&key),
         };
-        Ok(told.into_iter().collect())
+        // Of a change that changes nothing, Linux says nothing, but of devices.
+        let is_device = K::as_device(&key).is_some();
+        if before != value || (is_device && before.is_some()) {
+            self.tell::<K>(key, value, before.as_ref());
+        }
     }
 
     /// Tells of what concerns us.
-    fn tell_fact(&mut self, fact: Fact) {
-        let ours = |link: &LinkName| self.ours.contains(link);
-        let change = match &fact {
-            Fact::Address(address, _) if !ours(&address.link) => Some(Change::HostAddress(address.link)),
-            Fact::Neighbour(neighbour, _) if !ours(&neighbour.link) => None,
-            Fact::Fdb(entry, _) if !ours(&entry.link) => None,
-            Fact::NextHop(_, Some(next_hop))
-                if !ours(&next_hop.link) && next_hop.protocol != ROUTE_PROTOCOL =>
-            {
-                None
-            }
-            Fact::Route(key, route) => {
-                if is_default(key) {
-                    self.told.push(Change::DefaultRoute);
-                }
-                let is_ours = |route: &Route| {
-                    route.protocol == ROUTE_PROTOCOL || route.target.link().is_some_and(|link| ours(&link))
-                };
-                route.as_ref().is_none_or(is_ours).then_some(Change::Fact(fact))
-            }
-            _ => Some(Change::Fact(fact)),
-        };
-        self.told.extend(change);
-    }
-
-    fn tell_of_differences(&mut self, before: &State) {
-        let after = self.state.clone();
-        for (name, _) in differences(&before.links, &after.links) {
-            self.told.push(Change::Link(name));
+    fn tell<K: Listed>(&mut self, key: K::Key, held: Option<K::Value>, before: Option<&K::Value>) {
+        if let Some(device) = K::as_device(&key) {
+            return self.told.push(Change::Link(device));
         }
-        for address in before.addresses.symmetric_difference(&after.addresses) {
-            self.tell_fact(Fact::Address(*address, after.addresses.contains(address)));
+        if K::is_default_route(&key) {
+            self.told.push(Change::DefaultRoute);
         }
-        for (neighbour, mac) in differences(&before.neighbours, &after.neighbours) {
-            self.tell_fact(Fact::Neighbour(neighbour, mac));
-        }
-        for (entry, destination) in differences(&before.fdb, &after.fdb) {
-            self.tell_fact(Fact::Fdb(entry, destination));
-        }
-        for (id, next_hop) in differences(&before.next_hops, &after.next_hops) {
-            self.tell_fact(Fact::NextHop(id, next_hop));
-        }
-        for (key, route) in differences(&before.routes, &after.routes) {
-            self.tell_fact(Fact::Route(key, route));
-        }
-        for source in before.sources.symmetric_difference(&after.sources) {
-            self.tell_fact(Fact::Source(*source, after.sources.contains(source)));
-        }
-        for check in before.checks.symmetric_difference(&after.checks) {
-            self.tell_fact(Fact::Check(*check, after.checks.contains(check)));
+        let Some(value) = held.as_ref().or(before) else { return };
+        let device = K::device(&key, value);
+        if is_ours::<K>(&key, value, &self.ours) || (held.is_none() && !K::TELLS_OF_HOST) {
+            self.told.push(Change::Fact(K::fact(key, held)));
+        } else if K::TELLS_OF_HOST {
+            self.told.extend(device.map(Change::HostAddress));
         }
     }
-
-    fn mention(&mut self, operation: &Operation) {
-        if let Operation::CreateLink { name, .. }
-        | Operation::ReplaceLink { name, .. }
-        | Operation::UpdateLink { name, .. }
-        | Operation::DeleteLink { name } = operation
-        {
-            self.ours.insert(*name);
-        }
-    }
-
-    fn existing_link(&mut self, name: LinkName) -> Result<&mut Link, KernelError> {
-        self.state.links.get_mut(&name).ok_or(KernelError::NoSuchLink(name))
-    }
-
-    fn create_link(&mut self, name: LinkName, link: &Link) -> Result<(), KernelError> {
-        if self.state.links.contains_key(&name) {
-            return Err(KernelError::Errno(libc::EEXIST));
-        }
-        self.state.links.insert(name, link.clone());
-        Ok(())
-    }
-
-    fn update_link(&mut self, name: LinkName, change: &LinkChange) -> Result<(), KernelError> {
-        let link = self.existing_link(name)?;
-        link.mac = change.mac.or(link.mac);
-        link.mtu = change.mtu.unwrap_or(link.mtu);
-        link.up = change.up.unwrap_or(link.up);
-        let down = change.up == Some(false);
-        if change.mac.is_some() || down {
-            self.state.neighbours.retain(|neighbour, _| neighbour.link != name);
-        }
-        if down {
-            self.state.addresses.retain(|address| address.link != name || address.address.is_ipv4());
-            self.drop_routes(name);
-        }
-        Ok(())
-    }
-
-    fn drop_link(&mut self, name: LinkName) {
-        self.state.links.remove(&name);
-        self.state.addresses.retain(|address| address.link != name);
-        self.state.neighbours.retain(|neighbour, _| neighbour.link != name);
-        self.state.fdb.retain(|entry, _| entry.link != name);
-        self.drop_routes(name);
-    }
-
-    fn drop_routes(&mut self, name: LinkName) {
-        self.state.next_hops.retain(|_, next_hop| next_hop.link != name);
-        self.foreign_next_hops.retain(|_, next_hop| next_hop.link != name);
-        self.state.routes.retain(|_, route| route.target.link() != Some(name));
-        self.foreign.retain(|_, route| route.target.link() != Some(name));
-    }
-
-    fn add_next_hop(&mut self, id: NextHopId, next_hop: NextHop) -> Result<Fact, KernelError> {
-        self.usable(next_hop.link)?;
-        if let Some(foreign) = self.foreign_next_hops.get(&id) {
-            self.taken.insert(id, next_hop);
-            return Err(KernelError::Taken(format!("nexthop {id} {foreign}")));
-        }
-        if self.state.next_hops.contains_key(&id) {
-            return Err(KernelError::Errno(libc::EEXIST));
-        }
-        self.taken.remove(&id);
-        self.state.next_hops.insert(id, next_hop);
-        Ok(Fact::NextHop(id, Some(next_hop)))
-    }
-
-    /// The routes that name it are told of as well, as they are from now on.
-    fn replace_next_hop(&mut self, id: NextHopId, next_hop: NextHop) -> Result<Vec<Fact>, KernelError> {
-        self.usable(next_hop.link)?;
-        let standing = self.state.next_hops.get_mut(&id).ok_or(KernelError::Errno(libc::ENOENT))?;
-        *standing = next_hop;
-        self.taken.remove(&id);
-        let mut told = vec![Fact::NextHop(id, Some(next_hop))];
-        for (key, route) in &mut self.state.routes {
-            if let RouteTarget::NextHop { id: named, link } = &mut route.target
-                && *named == id
-            {
-                *link = next_hop.link;
-                told.push(Fact::Route(*key, Some(*route)));
-            }
-        }
-        Ok(told)
-    }
-
-    fn delete_next_hop(&mut self, id: NextHopId) -> Option<Fact> {
-        self.state.next_hops.remove(&id)?;
-        self.state.routes.retain(
-            |_, route| !matches!(route.target, RouteTarget::NextHop { id: named, .. } if named == id),
-        );
-        Some(Fact::NextHop(id, None))
-    }
-
-    /// The route with the gateway in it, if another program has the id of its next hop object.
-    fn inline(&self, route: Route) -> Route {
-        match route.target {
-            RouteTarget::NextHop { id, .. } => self.taken.get(&id).map_or(route, |next_hop| {
-                let NextHop { gateway, link, onlink, .. } = *next_hop;
-                Route { target: RouteTarget::Via { gateway, link, onlink }, ..route }
-            }),
-            _ => route,
-        }
-    }
-
-    fn add_route(&mut self, key: RouteKey, route: Route) -> Result<Fact, KernelError> {
-        self.leads_somewhere(&route)?;
-        if let Some(foreign) = self.foreign.get(&key) {
-            return Err(KernelError::Taken(format!("{key} {foreign}")));
-        }
-        if self.state.routes.contains_key(&key) {
-            return Err(KernelError::Errno(libc::EEXIST));
-        }
-        self.state.routes.insert(key, route);
-        Ok(Fact::Route(key, Some(route)))
-    }
-
-    fn replace_route(&mut self, key: RouteKey, route: Route) -> Result<Option<Fact>, KernelError> {
-        self.leads_somewhere(&route)?;
-        let standing = self.state.routes.get_mut(&key).ok_or(KernelError::Errno(libc::ENOENT))?;
-        let before = std::mem::replace(standing, route);
-        Ok((before != route).then_some(Fact::Route(key, Some(route))))
-    }
-
-    fn leads_somewhere(&self, route: &Route) -> Result<(), KernelError> {
-        match route.target {
-            // Where an object leads is for the object to say.
-            RouteTarget::NextHop { id, .. } if self.state.next_hops.contains_key(&id) => Ok(()),
-            RouteTarget::NextHop { .. } => Err(KernelError::Errno(libc::EINVAL)),
-            target => target.link().map_or(Ok(()), |link| self.usable(link)),
-        }
-    }
-
-    fn usable(&self, name: LinkName) -> Result<(), KernelError> {
-        match self.state.links.get(&name) {
-            Some(link) if !link.up => Err(KernelError::Errno(libc::ENETDOWN)),
-            None if self.ours.contains(&name) => Err(KernelError::NoSuchLink(name)),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// As the kernel compares: the device of a next hop object is not part of the route.
-fn is_the_same(one: &Route, other: &Route) -> bool {
-    match (one.target, other.target) {
-        (RouteTarget::NextHop { id, .. }, RouteTarget::NextHop { id: other_id, .. }) => {
-            id == other_id && one.protocol == other.protocol
-        }
-        (target, other_target) => target == other_target && one.protocol == other.protocol,
-    }
-}
-
-fn is_default(key: &RouteKey) -> bool {
-    key.destination.prefix() == 0
-}
-
-/// Every key under which something else stands, with what stands there after.
-fn differences<K: Ord + Copy, V: PartialEq + Clone>(
-    before: &BTreeMap<K, V>,
-    after: &BTreeMap<K, V>,
-) -> Vec<(K, Option<V>)> {
-    let gone = before.keys().filter(|key| !after.contains_key(key)).map(|&key| (key, None));
-    let new = after.iter().filter(|(key, value)| before.get(key) != Some(value));
-    gone.chain(new.map(|(&key, value)| (key, Some(value.clone())))).collect()
 }
 
 impl fmt::Display for FakeKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = self.lock();
-        let state = &inner.state;
-        for (name, link) in &state.links {
-            writeln!(f, "link {name} {link}")?;
-        }
-        for address in &state.addresses {
-            writeln!(f, "address {address}")?;
-        }
-        for (neighbour, mac) in &state.neighbours {
-            writeln!(f, "neighbour {neighbour} lladdr {}", Mac(mac))?;
-        }
-        for (entry, destination) in &state.fdb {
-            writeln!(f, "fdb {entry} dst {destination}")?;
-        }
-        for (id, next_hop) in &state.next_hops {
-            writeln!(f, "nexthop {id} {next_hop}")?;
-        }
-        for (id, next_hop) in &inner.foreign_next_hops {
-            writeln!(f, "foreign nexthop {id} {next_hop}")?;
-        }
-        for (key, route) in &state.routes {
-            writeln!(f, "route {key} {route}")?;
-        }
-        for (key, route) in &inner.foreign {
-            writeln!(f, "foreign route {key} {route}")?;
+        for (state, before) in [(&inner.state, ""), (&inner.foreign, "foreign ")] {
+            let mut dump = Dump { state, before, out: f, outcome: Ok(()) };
+            for_each(&mut dump);
+            dump.outcome?;
         }
         Ok(())
     }
@@ -642,7 +527,9 @@ mod tests {
     use macaddr::MacAddr6;
 
     use super::*;
-    use crate::state::{Address, LinkKind, RouteTarget, Vxlan};
+    use crate::{
+        Address, Fact, Link, LinkKind, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Vxlan,
+    };
 
     fn name(text: &str) -> LinkName {
         text.parse().unwrap()
@@ -659,17 +546,18 @@ mod tests {
         };
         let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
         let link = Link { kind: LinkKind::Vxlan(vxlan), mac, mtu: 1450, up: true };
-        Operation::CreateLink { name: name("flannel.1"), link }
+        Operation::Link(Edit::Add { key: name("flannel.1"), value: link.into() })
     }
 
     fn address() -> Operation {
-        Operation::AddAddress(Address { link: name("flannel.1"), address: "10.5.1.0/32".parse().unwrap() })
+        let key = Address { link: name("flannel.1"), address: "10.5.1.0/32".parse().unwrap() };
+        Operation::Address(Edit::Add { key, value: () })
     }
 
     fn route(device: &str) -> Operation {
         let key = RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 };
         let route = Route { target: RouteTarget::Link(name(device)), protocol: ROUTE_PROTOCOL };
-        Operation::AddRoute { key, route }
+        Operation::Route(Edit::Add { key, value: route })
     }
 
     fn reasons(failed: &[FailedOperation]) -> Vec<String> {
@@ -679,8 +567,10 @@ mod tests {
     #[tokio::test]
     async fn one_failure_stops_nothing_but_what_needs_it() {
         let mut kernel = FakeKernel::new();
-        kernel
-            .fail_next(|operation| matches!(operation, Operation::CreateLink { .. }), KernelError::Errno(12));
+        kernel.fail_next(
+            |operation| matches!(operation, Operation::Link(Edit::Add { .. })),
+            KernelError::Errno(12),
+        );
         let operations = [create(), address(), route("flannel.1"), route("eth0")];
         assert_eq!(
             reasons(&kernel.apply(&operations).await),
@@ -698,9 +588,9 @@ mod tests {
     #[tokio::test]
     async fn a_foreign_route_is_in_the_way() {
         let mut kernel = FakeKernel::new();
-        let Operation::AddRoute { key, route: ours } = route("eth0") else { unreachable!() };
-        kernel.edit_foreign_routes(|routes| {
-            routes.insert(key, Route { protocol: 3, ..ours });
+        let Operation::Route(Edit::Add { key, value: ours }) = route("eth0") else { unreachable!() };
+        kernel.edit_foreign(|foreign| {
+            foreign.routes.insert(key, Route { protocol: 3, ..ours });
         });
         let failed = kernel.apply(&[route("eth0")]).await;
         assert_eq!(
@@ -750,13 +640,13 @@ mod tests {
     async fn what_we_do_ourselves_is_told_too_and_what_changes_nothing_is_not() {
         let mut kernel = FakeKernel::new();
         kernel.apply(&[create(), address(), address(), route("eth0")]).await;
-        let Operation::AddAddress(added) = address() else { unreachable!() };
-        let Operation::AddRoute { key, route } = route("eth0") else { unreachable!() };
+        let Operation::Address(Edit::Add { key: added, .. }) = address() else { unreachable!() };
+        let Operation::Route(Edit::Add { key, value: route }) = route("eth0") else { unreachable!() };
         assert_eq!(
             told(&mut kernel),
             [
                 Change::Link(name("flannel.1")),
-                Change::Fact(Fact::Address(added, true)),
+                Change::Fact(Fact::Address(added, Some(()))),
                 Change::Fact(Fact::Route(key, Some(route))),
             ]
         );
@@ -767,14 +657,14 @@ mod tests {
         let mut kernel = FakeKernel::new();
         kernel.apply(&[create(), address()]).await;
         told(&mut kernel);
-        let Operation::AddAddress(added) = address() else { unreachable!() };
+        let Operation::Address(Edit::Add { key: added, .. }) = address() else { unreachable!() };
         let elsewhere = Address { link: name("eth0"), ..added };
         kernel.edit(|state| {
             state.addresses.remove(&added);
-            state.addresses.insert(elsewhere);
+            state.addresses.insert(elsewhere, ());
         });
         let changes = told(&mut kernel);
-        assert!(changes.contains(&Change::Fact(Fact::Address(added, false))), "{changes:?}");
+        assert!(changes.contains(&Change::Fact(Fact::Address(added, None))), "{changes:?}");
         assert!(changes.contains(&Change::HostAddress(name("eth0"))), "{changes:?}");
         assert_eq!(changes.len(), 2);
     }
@@ -786,20 +676,29 @@ mod tests {
         let next_hop = NextHop { gateway, link, onlink: true, protocol: ROUTE_PROTOCOL };
         let key = RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 };
         let route = Route { target: RouteTarget::NextHop { id, link }, protocol: ROUTE_PROTOCOL };
-        (id, next_hop, [Operation::AddNextHop { id, next_hop }, Operation::AddRoute { key, route }])
+        (
+            id,
+            next_hop,
+            [
+                Operation::NextHop(Edit::Add { key: id, value: next_hop }),
+                Operation::Route(Edit::Add { key, value: route }),
+            ],
+        )
     }
 
     #[tokio::test]
     async fn a_next_hop_takes_its_routes_with_it_without_a_word() {
         let mut kernel = FakeKernel::new();
-        let (id, _, [add, route]) = by_object();
+        let (id, next_hop, [add, route]) = by_object();
         let failed = kernel.apply(&[create(), route.clone(), add, route]).await;
         assert_eq!(
             reasons(&failed),
             ["add route 10.5.3.0/24 nhid 168100608 dev flannel.1: Invalid argument (os error 22)"]
         );
         told(&mut kernel);
-        assert!(kernel.apply(&[Operation::DeleteNextHop(id)]).await.is_empty());
+        assert!(
+            kernel.apply(&[Operation::NextHop(Edit::Delete { key: id, held: next_hop })]).await.is_empty()
+        );
         assert_eq!(told(&mut kernel), [Change::Fact(Fact::NextHop(id, None))]);
         assert!(kernel.state().routes.is_empty());
     }
@@ -808,8 +707,9 @@ mod tests {
     async fn a_next_hop_goes_with_its_device() {
         let mut kernel = FakeKernel::new();
         let (_, _, [add, route]) = by_object();
-        let down = LinkChange { up: Some(false), ..LinkChange::default() };
-        let down = Operation::UpdateLink { name: name("flannel.1"), change: down };
+        let Operation::Link(Edit::Add { key, value: up }) = create() else { unreachable!() };
+        let down = Box::new(Link { up: false, ..(*up).clone() });
+        let down = Operation::Link(Edit::Replace { key, held: up, value: down });
         assert!(kernel.apply(&[create(), add, route, down]).await.is_empty());
         let state = kernel.state();
         assert_eq!((state.next_hops.len(), state.routes.len(), state.links.len()), (0, 0, 1));
@@ -819,22 +719,21 @@ mod tests {
     async fn routes_do_without_a_next_hop_whose_id_is_anothers() {
         let mut kernel = FakeKernel::new();
         let (id, next_hop, operations) = by_object();
-        kernel.edit_foreign_next_hops(|objects| {
-            objects.insert(id, NextHop { link: name("eth0"), protocol: 11, ..next_hop });
+        kernel.edit_foreign(|foreign| {
+            foreign.next_hops.insert(id, NextHop { link: name("eth0"), protocol: 11, ..next_hop });
         });
         kernel.apply(&[create()]).await;
         let failed = kernel.apply(&operations).await;
         assert_eq!(
             reasons(&failed),
-            [
-                "add nexthop id 168100608 via 10.5.3.0 dev flannel.1 onlink: it is taken: nexthop id 168100608 via \
-              10.5.3.0 dev eth0 onlink proto 11"
-            ]
+            ["add nexthop id 168100608 via 10.5.3.0 dev flannel.1 onlink: it is taken: id 168100608 via \
+              10.5.3.0 dev eth0 onlink proto 11"]
         );
-        assert!(kernel.to_string().ends_with("\nroute 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink\n"));
-        kernel.edit_foreign_next_hops(BTreeMap::clear);
-        let [add, Operation::AddRoute { key, route }] = operations else { unreachable!() };
-        assert!(kernel.apply(&[add, Operation::ReplaceRoute { key, route }]).await.is_empty());
+        assert!(kernel.to_string().contains("\nroute 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink\n"));
+        kernel.edit_foreign(|foreign| foreign.next_hops.clear());
+        let [add, Operation::Route(Edit::Add { key, value: route })] = operations else { unreachable!() };
+        let replace = Operation::Route(Edit::Replace { key, held: route, value: route });
+        assert!(kernel.apply(&[add, replace]).await.is_empty());
         assert_eq!(kernel.state().routes[&key], route);
     }
 

@@ -6,17 +6,21 @@
 //!
 //! This crate knows nothing of leases or etcd. It is the only one with netlink, nftables, sysctl and `unsafe`.
 
-mod change;
 mod diff;
+#[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod firewall;
+pub mod kind;
+mod kinds;
 mod ledger;
+mod mac;
 pub mod memory;
 pub mod netlink;
+mod ownership;
+mod plan;
 pub mod process;
 pub mod scheduling;
 mod source;
-mod state;
 pub mod sysctl;
 pub mod tun;
 pub mod udp_socket;
@@ -24,17 +28,27 @@ pub mod wait;
 
 use futures::future::BoxFuture;
 
-pub use change::{Change, Fact, Object};
-pub use diff::{LinkChange, Operation, diff};
+pub use diff::diff;
 pub use firewall::{FamilyRules, Firewall, FirewallError, OwnRules, Ruleset};
-pub use ledger::Ledger;
+pub use kind::address::{Address, Addresses};
+pub use kind::check::Checks;
+pub use kind::fdb::{Fdb, FdbEntry};
+pub use kind::gateway::{Gateway, NextHopId, ROUTE_PROTOCOL};
+pub use kind::link::{Link, LinkChange, LinkKind, Links, Vxlan};
+pub use kind::link_name::{InvalidLinkName, LinkName};
+pub use kind::neighbour::{Neighbour, Neighbours};
+pub use kind::next_hop::{NextHop, NextHops};
+pub use kind::route::{Route, RouteKey, RouteTarget, Routes};
+pub use kind::source::Sources;
+pub use kind::{Edit, Kind, Name};
+pub use kinds::{Change, Entry, Fact, Listed, Object, Objects, Operation, State};
+pub use ledger::{GivingUp, Ledger};
+pub use ownership::Ownership;
+pub use plan::Plan;
 pub use source::{Check, Plain, Source, Wire};
-pub use state::{
-    Address, FdbEntry, InvalidLinkName, Link, LinkKind, LinkName, Neighbour, NextHop, NextHopId, Ownership,
-    ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, State, Vxlan,
-};
 
-/// The part of the kernel that an agent reads and writes. Adapters: [`netlink::Linux`] and [`fake::FakeKernel`].
+/// The part of the kernel that an agent reads and writes. Adapters: [`netlink::Linux`], and one in memory for tests
+/// (feature `fake`).
 pub trait Kernel: Send {
     /// Reads everything that `ownership` says is ours, beside whatever else the kernel is asked for meanwhile.
     /// Idempotent. An error means that nothing is known: a caller must not take it for an empty kernel.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
 
-use crate::state::LinkName;
+use crate::kind::link_name::LinkName;
 
 /// One sender that is let in, by the [`Check`]s that ask for senders of its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,8 +1,8 @@
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
 use flan_kernel::netlink::Holder;
 use flan_kernel::{
-    Check, Link, LinkKind, NextHop, NextHopId, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source, Vxlan,
-    Wire,
+    Check, Edit, Link, LinkKind, NextHop, NextHopId, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget,
+    Source, Vxlan, Wire,
 };
 
 use super::*;
@@ -25,7 +25,7 @@ fn host() -> State {
         gbp: false,
     });
     let mac = Some("02:00:00:00:00:01".parse().unwrap());
-    State { links: [(device(), Link { kind, mac, mtu: 1450, up: true })].into(), ..State::default() }
+    State { links: [(device(), Link { kind, mac, mtu: 1450, up: true }.into())].into(), ..State::default() }
 }
 
 fn peer(number: u8) -> State {
@@ -36,14 +36,18 @@ fn peer(number: u8) -> State {
     State { next_hops: [(id, next_hop)].into(), routes: [(key(number), route)].into(), ..State::default() }
 }
 
+fn want(reconciler: &mut Reconciler<FakeKernel, FakeFirewall>, state: &State) {
+    state.entries().for_each(|entry| reconciler.wanting().want(entry));
+}
+
 /// A kernel, and a reconciler that wants three peers of it.
 async fn three_peers() -> (FakeKernel, Reconciler<FakeKernel, FakeFirewall>) {
     let kernel = FakeKernel::new();
     let ownership = Ownership { links: [device()].into(), senders: true };
     let mut reconciler = Reconciler::new(kernel.clone(), FakeFirewall::new(), ownership);
     reconciler.read_now().await.unwrap();
-    reconciler.want(host());
-    (2..5).for_each(|number| reconciler.want(peer(number)));
+    want(&mut reconciler, &host());
+    (2..5).for_each(|number| want(&mut reconciler, &peer(number)));
     (kernel, reconciler)
 }
 
@@ -82,7 +86,7 @@ async fn nothing_is_done_before_the_kernel_was_read() {
     );
     kernel.fail_next_snapshot(KernelError::Errno(12));
     assert!(reconciler.read_now().await.is_err());
-    reconciler.want(host());
+    want(&mut reconciler, &host());
     reconciler.work(Instant::now()).await;
     assert_eq!(kernel.take_applied(), []);
 }
@@ -129,7 +133,7 @@ async fn what_was_refused_is_forgotten_with_the_peer() {
     kernel.fail_next(|operation| operation.object() == Object::Route(key(3)), KernelError::Errno(12));
     let now = Instant::now();
     reconciler.work(now).await;
-    reconciler.give_up(&peer(3));
+    peer(3).entries().for_each(|entry| reconciler.giving_up().want(entry));
     reconciler.work(now).await;
     assert_eq!(reconciler.problem(), None);
 }
@@ -182,16 +186,23 @@ async fn senders_that_went_without_a_word_come_back_with_the_rule_that_measures_
     let (kernel, mut reconciler) = three_peers().await;
     let wire = Wire { ipv6: false, port: 8472, vni: Some(1) };
     let (source, check) = (Source::Peer("192.168.64.12".parse().unwrap()), Check::Peers(wire));
-    reconciler.want(State { sources: [source].into(), checks: [check].into(), ..State::default() });
+    let senders = State { sources: [(source, ())].into(), checks: [(check, ())].into(), ..State::default() };
+    want(&mut reconciler, &senders);
     let now = Instant::now();
     settle(&mut reconciler, now).await;
     kernel.take_applied();
     // Of the two, the kernel tells of the rule alone.
-    let told = vec![Change::Fact(Fact::Check(check, false)), Change::SendersGone];
+    let told = vec![Change::Fact(Fact::Check(check, None)), Change::SendersGone];
     let heard = reconciler.take_in(told);
     assert_eq!(heard, Heard { work: true, read: true, ..Heard::default() });
     reconciler.work(now).await;
-    assert_eq!(kernel.take_applied(), [Operation::AddSource(source), Operation::AddCheck(check)]);
+    assert_eq!(
+        kernel.take_applied(),
+        [
+            Operation::Source(Edit::Add { key: source, value: () }),
+            Operation::Check(Edit::Add { key: check, value: () })
+        ]
+    );
     assert_eq!((reconciler.repairs().sender, reconciler.repairs().rules), (1, 1));
 }
 

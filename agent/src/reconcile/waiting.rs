@@ -81,7 +81,7 @@ impl Waiting {
     /// The same for all devices.
     pub(super) fn release_links(&mut self) -> bool {
         let links: Vec<Object> =
-            self.waits.keys().filter(|object| matches!(object, Object::Link(_))).copied().collect();
+            self.waits.keys().filter(|object| object.as_device().is_some()).copied().collect();
         links.iter().filter(|object| self.release(object)).count() > 0
     }
 
@@ -131,14 +131,16 @@ fn retry_after(times: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use flan_kernel::netlink::Holder;
+    use flan_kernel::{Edit, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget};
 
     use super::*;
 
     #[test]
     fn a_holder_that_is_no_longer_found_is_still_the_one_who_is_told_of() {
-        let name = "flannel.1".parse().unwrap();
+        let key = RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 };
+        let route = Route { target: RouteTarget::Blackhole, protocol: ROUTE_PROTOCOL };
         let refused = |holder: &Holder| FailedOperation {
-            operation: Operation::DeleteLink { name },
+            operation: Operation::Route(Edit::Delete { key, held: route }),
             reason: KernelError::PortTaken { port: 8472, holder: holder.clone() },
         };
         let (mut waiting, now) = (Waiting::default(), Instant::now());
@@ -147,7 +149,7 @@ mod tests {
             waiting.failed(&refused(holder), now);
             assert_eq!(waiting.port_taken(), Some(ports::taken(8472, &device)));
         }
-        waiting.succeeded(&Object::Link(name));
+        waiting.succeeded(&Object::Route(key));
         waiting.failed(&refused(&Holder::Unknown), now);
         assert_eq!(waiting.port_taken(), Some(ports::taken(8472, &Holder::Unknown)));
     }

@@ -18,8 +18,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use flan_kernel::tun::TunMode;
 use flan_kernel::{
-    Address, Link, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source,
-    State, Wire,
+    self as kernel, Address, Addresses, Link, LinkKind, LinkName, Links, Ownership, Plan, ROUTE_PROTOCOL,
+    Route, RouteKey, RouteTarget, Source, Sources, Wire,
 };
 use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, UdpConfig};
 use ipnetwork::IpNetwork;
@@ -125,32 +125,29 @@ impl Backend for Udp {
         LeaseFields { backend: None, data: PerFamily::default() }
     }
 
-    fn host(&self, own: &Subnets) -> State {
-        let mut state = State::default();
+    fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
         let kind = LinkKind::Tun { vnet_header: self.config.tun_offload };
-        state.links.insert(self.device, Link { kind, mac: None, mtu: self.mtu, up: true });
+        plan.add::<Links>(self.device, Link { kind, mac: None, mtu: self.mtu, up: true }.into());
         if let Some(subnet) = own.get(Family::V4) {
             let address = IpNetwork::from(subnet.ip());
-            state.addresses.insert(Address { link: self.device, address });
+            plan.add::<Addresses>(Address { link: self.device, address }, ());
         }
-        state.routes.insert(
+        plan.add::<kernel::Routes>(
             RouteKey { destination: self.network, metric: 0 },
             Route { target: RouteTarget::Link(self.device), protocol: ROUTE_PROTOCOL },
         );
         if self.checks_senders {
             let wire = Wire { ipv6: false, port: self.config.port, vni: None };
-            senders::check_peers(wire, &mut state);
+            senders::check_peers(wire, plan);
         }
-        state
     }
 
-    fn peer(&self, peer: &Lease) -> Result<State, Unreachable> {
+    fn plan_peer(&self, peer: &Lease, plan: &mut dyn Plan) -> Result<(), Unreachable> {
         // The one route of the host leads to all of them; the data path knows each.
-        let mut state = State::default();
         if let Some(&address) = peer.attributes.public_ips.get(Family::V4).filter(|_| self.checks_senders) {
-            state.sources.insert(Source::Peer(address));
+            plan.add::<Sources>(Source::Peer(address), ());
         }
-        Ok(state)
+        Ok(())
     }
 
     fn mtu(&self) -> u32 {
@@ -164,7 +161,7 @@ pub(crate) fn device() -> LinkName {
 
 #[cfg(test)]
 mod tests {
-    use flan_kernel::diff;
+    use flan_kernel::{State, diff};
 
     use super::*;
     use crate::samples;
@@ -177,7 +174,7 @@ mod tests {
     fn the_whole_network_leads_into_the_device() {
         let backend =
             Udp::new(UdpConfig::default(), [network()].into_iter(), &samples::underlay(), true).unwrap();
-        let plan = backend.host(&"10.5.1.0/24".parse().unwrap());
+        let plan = samples::host(&backend, "10.5.1.0/24");
         let lines: Vec<String> = diff(&plan, &State::default()).iter().map(ToString::to_string).collect();
         assert_eq!(
             lines,
@@ -197,9 +194,9 @@ mod tests {
         let planned = |checks| {
             let networks = [network()].into_iter();
             let backend = Udp::new(UdpConfig::default(), networks, &samples::underlay(), checks).unwrap();
-            backend.peer(&peer).unwrap().sources
+            samples::peer(&backend, &peer).unwrap().sources
         };
-        assert_eq!(planned(true), [Source::Peer("192.168.64.12".parse().unwrap())].into());
+        assert_eq!(planned(true), [(Source::Peer("192.168.64.12".parse().unwrap()), ())].into());
         assert!(planned(false).is_empty());
     }
 

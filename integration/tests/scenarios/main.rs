@@ -13,6 +13,7 @@ mod docker_hosts;
 mod docker_of_forky;
 mod dual_stack;
 mod embedded_store;
+mod fake_kernel;
 mod flannel_hosts;
 mod forged_senders;
 mod junk;

@@ -1,9 +1,14 @@
+use std::net::IpAddr;
+
+use macaddr::MacAddr6;
 use proptest::prelude::*;
 
 use super::*;
 use crate::fake::FakeKernel;
-use crate::source::Wire;
-use crate::{Kernel, Ownership};
+use crate::{
+    Address, Check, FdbEntry, Kernel, Link, LinkKind, Neighbour, NextHop, NextHopId, Ownership,
+    ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source, Vxlan, Wire,
+};
 
 fn name(text: &str) -> LinkName {
     text.parse().unwrap()
@@ -34,8 +39,8 @@ fn joined() -> State {
     let gateway = "10.5.3.0".parse().unwrap();
     let mac = MacAddr6::new(0x0a, 0, 0, 0, 0, 3);
     State {
-        links: [(device, link())].into(),
-        addresses: [Address { link: device, address: "10.5.1.0/32".parse().unwrap() }].into(),
+        links: [(device, link().into())].into(),
+        addresses: [(Address { link: device, address: "10.5.1.0/32".parse().unwrap() }, ())].into(),
         neighbours: [(Neighbour { link: device, address: gateway }, mac)].into(),
         fdb: [(FdbEntry { link: device, mac }, "192.168.0.3".parse().unwrap())].into(),
         next_hops: [(ID, NextHop { gateway, link: device, onlink: true, protocol: ROUTE_PROTOCOL })].into(),
@@ -53,8 +58,8 @@ fn lines(operations: &[Operation]) -> Vec<String> {
 }
 
 const PEER: [&str; 4] = [
-    "set neighbour 10.5.3.0 dev flannel.1 lladdr 0a:00:00:00:00:03",
-    "set fdb 0a:00:00:00:00:03 dev flannel.1 dst 192.168.0.3",
+    "add neighbour 10.5.3.0 dev flannel.1 lladdr 0a:00:00:00:00:03",
+    "add fdb 0a:00:00:00:00:03 dev flannel.1 dst 192.168.0.3",
     "add nexthop id 168100608 via 10.5.3.0 dev flannel.1 onlink",
     "add route 10.5.3.0/24 nhid 168100608 dev flannel.1",
 ];
@@ -84,16 +89,17 @@ fn a_peer_that_left_is_deleted_route_first() {
         lines(&diff(&alone, &joined())),
         [
             "delete route 10.5.3.0/24 nhid 168100608 dev flannel.1",
-            "delete nexthop id 168100608",
-            "delete fdb 0a:00:00:00:00:03 dev flannel.1",
-            "delete neighbour 10.5.3.0 dev flannel.1",
+            "delete nexthop id 168100608 via 10.5.3.0 dev flannel.1 onlink",
+            "delete fdb 0a:00:00:00:00:03 dev flannel.1 dst 192.168.0.3",
+            "delete neighbour 10.5.3.0 dev flannel.1 lladdr 0a:00:00:00:00:03",
         ]
     );
 }
 
 #[test]
 fn a_device_that_is_not_wanted_takes_its_own_with_it() {
-    assert_eq!(lines(&diff(&State::default(), &joined())), ["delete link flannel.1"]);
+    let route = "delete route 10.5.3.0/24 nhid 168100608 dev flannel.1";
+    assert_eq!(lines(&diff(&State::default(), &joined())), [route, "delete link flannel.1"]);
 }
 
 #[test]
@@ -101,7 +107,7 @@ fn a_replaced_device_is_filled_anew_and_the_reason_names_every_field() {
     let mut other = joined();
     other.links.insert(
         name("flannel.1"),
-        Link { kind: LinkKind::Vxlan(Vxlan { port: 4789, underlay: None, ..vxlan() }), ..link() },
+        Link { kind: LinkKind::Vxlan(Vxlan { port: 4789, underlay: None, ..vxlan() }), ..link() }.into(),
     );
     let operations = lines(&diff(&joined(), &other));
     assert!(
@@ -115,12 +121,14 @@ fn a_replaced_device_is_filled_anew_and_the_reason_names_every_field() {
 #[test]
 fn a_new_mac_costs_the_neighbours_and_nothing_else() {
     let mut other = joined();
-    other.links.insert(name("flannel.1"), Link { mac: Some(MacAddr6::new(2, 0, 0, 0, 0, 9)), ..link() });
+    other
+        .links
+        .insert(name("flannel.1"), Link { mac: Some(MacAddr6::new(2, 0, 0, 0, 0, 9)), ..link() }.into());
     assert_eq!(
         lines(&diff(&joined(), &other)),
         [
             "change link flannel.1 address 02:00:00:00:00:01",
-            "set neighbour 10.5.3.0 dev flannel.1 lladdr 0a:00:00:00:00:03",
+            "add neighbour 10.5.3.0 dev flannel.1 lladdr 0a:00:00:00:00:03",
         ]
     );
 }
@@ -128,7 +136,7 @@ fn a_new_mac_costs_the_neighbours_and_nothing_else() {
 #[test]
 fn the_routes_of_a_device_that_is_down_are_added_anew() {
     let mut other = joined();
-    other.links.insert(name("flannel.1"), Link { up: false, mtu: 1400, ..link() });
+    other.links.insert(name("flannel.1"), Link { up: false, mtu: 1400, ..link() }.into());
     assert_eq!(lines(&diff(&joined(), &other)), ["change link flannel.1 mtu 1450 up", PEER[2], PEER[3]]);
 }
 
@@ -147,7 +155,7 @@ fn a_route_that_another_program_made_through_our_device_is_taken_over_in_place()
 #[test]
 fn a_route_that_would_move_with_its_next_hop_to_another_device_is_deleted_if_it_is_not_wanted() {
     let other = name("flannel.2");
-    let mut desired = State { links: [(other, link())].into(), ..State::default() };
+    let mut desired = State { links: [(other, link().into())].into(), ..State::default() };
     let next_hop = NextHop { link: other, ..joined().next_hops[&ID] };
     desired.next_hops.insert(ID, next_hop);
     assert_eq!(
@@ -177,11 +185,12 @@ fn a_route_moves_off_a_device_before_the_device_goes() {
 fn metric_and_protocol_are_shown_when_they_are_not_the_usual_ones() {
     let key = RouteKey { destination: "fd00:5::/64".parse().unwrap(), metric: 1024 };
     let route = Route { target: RouteTarget::Link(name("flannel-v6.1")), protocol: 4 };
-    let delete = Operation::DeleteRoute { key, route };
+    let delete = Operation::Route(Edit::Delete { key, held: route });
     assert_eq!(delete.to_string(), "delete route fd00:5::/64 dev flannel-v6.1 proto 4");
     let key = RouteKey { destination: "10.5.0.0/16".parse().unwrap(), metric: 7 };
     let route = Route { target: RouteTarget::Blackhole, protocol: ROUTE_PROTOCOL };
-    assert_eq!(Operation::AddRoute { key, route }.to_string(), "add route 10.5.0.0/16 metric 7 blackhole");
+    let add = Operation::Route(Edit::Add { key, value: route });
+    assert_eq!(add.to_string(), "add route 10.5.0.0/16 metric 7 blackhole");
 }
 
 /// Few enough names and values that wanted and actual state often meet.
@@ -204,14 +213,12 @@ mod any {
         })
     }
 
-    fn link(up: bool) -> impl Strategy<Value = Link> {
+    fn link(up: bool) -> impl Strategy<Value = Box<Link>> {
         let up = if up { Just(true).boxed() } else { prop::bool::weighted(0.8).boxed() };
         let port = prop::sample::select(vec![8472u16, 8472, 8472, 4789]);
-        (port, mac(), 1449..1451u32, up).prop_map(|(port, mac, mtu, up)| Link {
-            kind: LinkKind::Vxlan(Vxlan { port, ..vxlan() }),
-            mac: Some(mac),
-            mtu,
-            up,
+        (port, mac(), 1449..1451u32, up).prop_map(|(port, mac, mtu, up)| {
+            let kind = LinkKind::Vxlan(Vxlan { port, ..vxlan() });
+            Box::new(Link { kind, mac: Some(mac), mtu, up })
         })
     }
 
@@ -266,7 +273,9 @@ mod any {
                     addresses: addresses
                         .into_iter()
                         .filter(|(link, ip)| is_up(link) || (exists(link) && ip.is_ipv4()))
-                        .map(|(link, ip)| Address { link, address: ip.into() })
+                        // Without one of IPv4 a device carries none.
+                        .chain(links.keys().filter(|_| wanted).map(|link| (*link, [10, 5, 9, 0].into())))
+                        .map(|(link, ip)| (Address { link, address: ip.into() }, ()))
                         .collect(),
                     neighbours: neighbours
                         .into_iter()
@@ -298,27 +307,12 @@ mod any {
                         .collect(),
                     next_hops,
                     links,
-                    sources,
-                    checks,
+                    sources: sources.into_iter().map(|source| (source, ())).collect(),
+                    checks: checks.into_iter().map(|check| (check, ())).collect(),
                 }
             },
         )
     }
-}
-
-fn deletes(operation: &Operation) -> bool {
-    use Operation::*;
-    matches!(
-        operation,
-        DeleteLink { .. }
-            | DeleteAddress(_)
-            | DeleteNeighbour(_)
-            | DeleteFdb(_)
-            | DeleteNextHop(_)
-            | DeleteRoute { .. }
-            | DeleteSource(_)
-            | DeleteCheck(_)
-    )
 }
 
 proptest! {
@@ -346,17 +340,17 @@ proptest! {
     #[test]
     fn nothing_is_deleted_before_the_last_addition(desired in any::state(true), actual in any::state(false)) {
         let operations = diff(&desired, &actual);
-        prop_assert!(operations.is_sorted_by_key(deletes), "{:#?}", lines(&operations));
+        prop_assert!(operations.is_sorted_by_key(Operation::is_deletion), "{:#?}", lines(&operations));
     }
 
     #[test]
     fn nobody_is_measured_before_every_sender_is_known(desired in any::state(true), actual in any::state(false)) {
         let operations = diff(&desired, &actual);
-        let first = operations.iter().position(|operation| matches!(operation, Operation::AddCheck(_)));
-        let last = operations.iter().rposition(|operation| matches!(operation, Operation::AddSource(_)));
+        let first = operations.iter().position(|operation| matches!(operation, Operation::Check(Edit::Add { .. })));
+        let last = operations.iter().rposition(|operation| matches!(operation, Operation::Source(Edit::Add { .. })));
         prop_assert!(first.is_none_or(|first| last < Some(first)), "{:#?}", lines(&operations));
-        let first = operations.iter().position(|operation| matches!(operation, Operation::DeleteSource(_)));
-        let last = operations.iter().rposition(|operation| matches!(operation, Operation::DeleteCheck(_)));
+        let first = operations.iter().position(|operation| matches!(operation, Operation::Source(Edit::Delete { .. })));
+        let last = operations.iter().rposition(|operation| matches!(operation, Operation::Check(Edit::Delete { .. })));
         prop_assert!(first.is_none_or(|first| last < Some(first)), "{:#?}", lines(&operations));
     }
 
@@ -367,13 +361,11 @@ proptest! {
     ) {
         let operations = diff(&desired, &actual);
         let first_route = operations.iter().position(|operation| {
-            matches!(operation, Operation::AddRoute { .. } | Operation::ReplaceRoute { .. })
+            matches!(operation, Operation::Route(_)) && !operation.is_deletion()
         });
         let last_resolution = operations.iter().rposition(|operation| {
-            matches!(
-                operation,
-                Operation::SetNeighbour { .. } | Operation::SetFdb { .. } | Operation::AddNextHop { .. }
-            )
+            matches!(operation, Operation::Neighbour(_) | Operation::Fdb(_) | Operation::NextHop(Edit::Add { .. }))
+                && !operation.is_deletion()
         });
         if let (Some(route), Some(resolution)) = (first_route, last_resolution) {
             prop_assert!(resolution < route, "{:#?}", lines(&operations));
@@ -384,9 +376,10 @@ proptest! {
 #[test]
 fn a_device_of_another_kind_is_replaced() {
     let mut other = joined();
-    other
-        .links
-        .insert(name("flannel.1"), Link { kind: LinkKind::Tun { vnet_header: true }, mac: None, ..link() });
+    other.links.insert(
+        name("flannel.1"),
+        Link { kind: LinkKind::Tun { vnet_header: true }, mac: None, ..link() }.into(),
+    );
     let operations = lines(&diff(&joined(), &other));
     assert!(operations[0].contains("(it is type tun vnet_hdr on, want type vxlan id 1"), "{operations:#?}");
 }

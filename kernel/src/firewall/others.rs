@@ -18,7 +18,7 @@ pub use reading::Glance;
 
 use self::chains::{Device, Fate, Hook, Packet, Sender, Table, addresses};
 use super::FirewallError;
-use crate::state::LinkName;
+use crate::kind::link_name::LinkName;
 
 /// What others' rules must let pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

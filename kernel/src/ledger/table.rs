@@ -6,74 +6,85 @@ use std::hash::Hash;
 
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
+use crate::kind::Kind;
+
 /// Objects of one kind, by name. Tens of thousands of them change in one round, so that each is looked for as seldom as
 /// can be, and where nobody asks for an order, by its hash: a tree of that size does not fit into the processor's cache.
 #[derive(Debug, Clone)]
-pub(super) struct Table<K, V> {
-    wanted: HashMap<K, Wanted<V>>,
+pub(super) struct Table<K: Kind> {
+    wanted: HashMap<K::Key, Wanted<K::Value>>,
+    /// All wishes, the oldest first, where there are several for one name.
+    wishes: HashMap<K::Key, Vec<K::Value>>,
     /// What the kernel holds, where that is not what is wanted. Of all other names it holds what is wanted.
-    different: HashMap<K, Option<V>>,
+    different: HashMap<K::Key, Option<K::Value>>,
     /// What was heard of since the last reading began.
-    heard: Option<HashSet<K>>,
+    heard: Option<HashSet<K::Key>>,
 }
 
 #[derive(Debug, Clone)]
 struct Wanted<V> {
+    /// What comes of all wishes.
     value: V,
-    /// How often it is wanted: two leases of one host share what leads to it.
-    times: u16,
+    /// Whether there are several, which `wishes` has.
+    is_shared: bool,
     /// Whether `different` knows of it.
     differs: bool,
 }
 
-impl<K, V> Default for Table<K, V> {
+impl<K: Kind> Default for Table<K> {
     fn default() -> Self {
-        Self { wanted: HashMap::new(), different: HashMap::new(), heard: None }
+        let (wanted, wishes, different) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { wanted, wishes, different, heard: None }
     }
 }
 
-impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
-    pub(super) fn want(&mut self, more: impl IntoIterator<Item = (K, V)>) {
-        for (key, value) in more {
-            match self.wanted.entry(key) {
-                Entry::Vacant(place) => {
-                    let differs = note(&mut self.different, key, |held| held == Some(&value), None);
-                    place.insert(Wanted { value, times: 1, differs });
-                }
-                Entry::Occupied(mut standing) => {
-                    let standing = standing.get_mut();
-                    let before = std::mem::replace(&mut standing.value, value);
-                    standing.times = standing.times.saturating_add(1);
-                    let held = (!standing.differs).then_some(before);
-                    let value = &standing.value;
-                    standing.differs = note(&mut self.different, key, |held| held == Some(value), held);
-                }
+impl<K: Kind> Table<K> {
+    /// One wish more. What is wanted several times must be given up as often.
+    pub(super) fn want(&mut self, key: K::Key, value: K::Value) {
+        match self.wanted.entry(key) {
+            Entry::Vacant(place) => {
+                let differs =
+                    note(&mut self.different, key, |held| is_as_wanted::<K>(held, Some(&value)), None);
+                place.insert(Wanted { value, is_shared: false, differs });
+            }
+            Entry::Occupied(mut standing) => {
+                let standing = standing.get_mut();
+                let wishes = self.wishes.entry(key).or_insert_with(|| vec![standing.value.clone()]);
+                wishes.push(value);
+                standing.is_shared = true;
+                let merged = K::merge(wishes);
+                change::<K>(&mut self.different, key, standing, merged);
             }
         }
     }
 
-    pub(super) fn give_up<'a>(&mut self, less: impl IntoIterator<Item = &'a K>)
-    where
-        K: 'a,
-    {
-        for &key in less {
-            let Entry::Occupied(mut standing) = self.wanted.entry(key) else { continue };
-            standing.get_mut().times -= 1;
-            if standing.get().times == 0 {
-                let Wanted { value, differs, .. } = standing.remove();
-                note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
+    /// One wish less.
+    pub(super) fn give_up(&mut self, key: K::Key, value: &K::Value) {
+        let Entry::Occupied(mut standing) = self.wanted.entry(key) else { return };
+        if let Some(wishes) = self.wishes.get_mut(&key).filter(|_| standing.get().is_shared) {
+            // One that was never made is none that can be given up.
+            let Some(place) = wishes.iter().position(|wish| wish == value) else { return };
+            wishes.remove(place);
+            let (merged, is_shared) = (K::merge(wishes), wishes.len() > 1);
+            if !is_shared {
+                self.wishes.remove(&key);
             }
+            standing.get_mut().is_shared = is_shared;
+            return change::<K>(&mut self.different, key, standing.get_mut(), merged);
         }
+        let Wanted { value, differs, .. } = standing.remove();
+        note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
     }
 
     pub(super) fn give_up_all(&mut self) {
+        self.wishes.clear();
         for (key, Wanted { value, differs, .. }) in std::mem::take(&mut self.wanted) {
             note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
         }
     }
 
     /// Notes what the kernel holds. Answers whether that is news.
-    pub(super) fn observe(&mut self, key: K, held: Option<V>) -> bool {
+    pub(super) fn observe(&mut self, key: K::Key, held: Option<K::Value>) -> bool {
         if let Some(heard) = &mut self.heard {
             heard.insert(key);
         }
@@ -81,8 +92,8 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
     }
 
     /// Notes that the kernel no longer holds what `goes`. Answers what that was.
-    pub(super) fn lose(&mut self, goes: impl Fn(&K, &V) -> bool) -> Vec<K> {
-        let lost: Vec<K> =
+    pub(super) fn lose(&mut self, goes: impl Fn(&K::Key, &K::Value) -> bool) -> Vec<K::Key> {
+        let lost: Vec<K::Key> =
             self.all_held().filter(|(key, value)| goes(key, value)).map(|(key, _)| *key).collect();
         for key in &lost {
             self.observe(*key, None);
@@ -95,14 +106,14 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
     }
 
     /// Notes all that the kernel holds, but for what was heard of since the reading began. Answers what is news.
-    pub(super) fn reset(&mut self, read: BTreeMap<K, V>) -> Vec<K> {
+    pub(super) fn reset(&mut self, read: BTreeMap<K::Key, K::Value>) -> Vec<K::Key> {
         let heard = self.heard.take().unwrap_or_default();
-        let gone: Vec<K> = self
+        let gone: Vec<K::Key> = self
             .all_held()
             .filter(|(key, _)| !read.contains_key(key) && !heard.contains(key))
             .map(|(key, _)| *key)
             .collect();
-        let mut news: Vec<K> = gone.into_iter().filter(|key| self.set_held(*key, None)).collect();
+        let mut news: Vec<K::Key> = gone.into_iter().filter(|key| self.set_held(*key, None)).collect();
         for (key, value) in read {
             if !heard.contains(&key) && self.set_held(key, Some(value)) {
                 news.push(key);
@@ -114,11 +125,12 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
     /// Gives back the room of what is gone.
     pub(super) fn compact(&mut self) {
         self.wanted.shrink_to_fit();
+        self.wishes.shrink_to_fit();
         self.different.shrink_to_fit();
     }
 
     /// What the kernel holds under a name.
-    pub(super) fn held(&self, key: &K) -> Option<&V> {
+    pub(super) fn held(&self, key: &K::Key) -> Option<&K::Value> {
         match self.wanted.get(key) {
             Some(wanted) if !wanted.differs => Some(&wanted.value),
             _ => self.different.get(key)?.as_ref(),
@@ -126,17 +138,17 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
     }
 
     /// What is wanted and what is held: of all names, or of those where the two differ.
-    pub(super) fn sides(&self, whole: bool) -> (BTreeMap<K, V>, BTreeMap<K, V>) {
+    pub(super) fn sides(&self, whole: bool) -> (Objects<K>, Objects<K>) {
         if whole {
             let wanted = self.wanted.iter().map(|(key, wanted)| (*key, wanted.value.clone())).collect();
             return (wanted, self.all_held().map(|(key, value)| (*key, value.clone())).collect());
         }
-        let wanted = |key: &K| Some((*key, self.wanted.get(key)?.value.clone()));
-        let held = |(key, held): (&K, &Option<V>)| Some((*key, held.clone()?));
+        let wanted = |key: &K::Key| Some((*key, self.wanted.get(key)?.value.clone()));
+        let held = |(key, held): (&K::Key, &Option<K::Value>)| Some((*key, held.clone()?));
         (self.different.keys().filter_map(wanted).collect(), self.different.iter().filter_map(held).collect())
     }
 
-    pub(super) fn differs(&self, key: &K) -> bool {
+    pub(super) fn differs(&self, key: &K::Key) -> bool {
         self.different.contains_key(key)
     }
 
@@ -149,17 +161,17 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
         self.different.values().any(Option::is_some)
     }
 
-    fn all_held(&self) -> impl Iterator<Item = (&K, &V)> {
+    fn all_held(&self) -> impl Iterator<Item = (&K::Key, &K::Value)> {
         let as_wanted = self.wanted.iter().filter(|(_, wanted)| !wanted.differs);
         let different = self.different.iter().filter_map(|(key, held)| Some((key, held.as_ref()?)));
         as_wanted.map(|(key, wanted)| (key, &wanted.value)).chain(different)
     }
 
     /// Answers whether something else was held before.
-    fn set_held(&mut self, key: K, held: Option<V>) -> bool {
+    fn set_held(&mut self, key: K::Key, held: Option<K::Value>) -> bool {
         match self.wanted.get_mut(&key) {
             Some(wanted) => {
-                let is_wanted = held.as_ref() == Some(&wanted.value);
+                let is_wanted = is_as_wanted::<K>(held.as_ref(), Some(&wanted.value));
                 let news = match wanted.differs {
                     true => is_wanted || self.different.get(&key).is_none_or(|before| *before != held),
                     false => !is_wanted,
@@ -179,6 +191,30 @@ impl<K: Ord + Hash + Copy, V: PartialEq + Clone> Table<K, V> {
             },
         }
     }
+}
+
+/// Objects of one kind in their order.
+type Objects<K> = BTreeMap<<K as Kind>::Key, <K as Kind>::Value>;
+
+/// Whether what is held counts as what is wanted.
+fn is_as_wanted<K: Kind>(held: Option<&K::Value>, wanted: Option<&K::Value>) -> bool {
+    match (held, wanted) {
+        (Some(held), Some(wanted)) => K::is_as_wanted(held, wanted),
+        (held, wanted) => held.is_none() && wanted.is_none(),
+    }
+}
+
+/// Wants something else from now on under a name that was wanted before.
+fn change<K: Kind>(
+    different: &mut HashMap<K::Key, Option<K::Value>>,
+    key: K::Key,
+    standing: &mut Wanted<K::Value>,
+    value: K::Value,
+) {
+    let before = std::mem::replace(&mut standing.value, value);
+    let held = (!standing.differs).then_some(before);
+    let value = &standing.value;
+    standing.differs = note(different, key, |held| is_as_wanted::<K>(held, Some(value)), held);
 }
 
 /// Puts what is held of `key` where it belongs, after what is wanted of it has changed: `held`, unless `different` knows
@@ -209,70 +245,114 @@ fn note<K: Eq + Hash, V>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fmt;
 
-    fn table() -> Table<u8, &'static str> {
+    use super::*;
+    use crate::kind::Name;
+
+    /// Letters under numbers. Several wishes for one number are written one behind the other.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Letters {}
+
+    impl Kind for Letters {
+        type Key = u8;
+        type Value = String;
+
+        const NAME: Name = Name { short: "letter", one: "letter", many: "letters" };
+
+        fn show(key: &u8, value: &String, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{key} {value}")
+        }
+
+        fn is_as_wanted(held: &String, wanted: &String) -> bool {
+            held.eq_ignore_ascii_case(wanted)
+        }
+
+        fn merge(wishes: &[String]) -> String {
+            wishes.concat()
+        }
+    }
+
+    fn table() -> Table<Letters> {
         let mut table = Table::default();
-        table.want([(1, "a"), (2, "b")]);
+        table.want(1, "a".to_owned());
+        table.want(2, "b".to_owned());
         table
     }
 
-    type Listed = Vec<(u8, &'static str)>;
+    fn text(value: &str) -> Option<String> {
+        Some(value.to_owned())
+    }
 
-    fn sides(table: &Table<u8, &'static str>) -> (Listed, Listed) {
+    fn sides(table: &Table<Letters>) -> (Vec<String>, Vec<String>) {
         let (wanted, held) = table.sides(false);
-        (wanted.into_iter().collect(), held.into_iter().collect())
+        let shown =
+            |side: Objects<Letters>| side.into_iter().map(|(key, value)| format!("{key} {value}")).collect();
+        (shown(wanted), shown(held))
     }
 
     #[test]
     fn what_is_wanted_and_not_held_differs_until_it_is_held() {
         let mut table = table();
-        assert_eq!(sides(&table), (vec![(1, "a"), (2, "b")], vec![]));
-        assert!(table.observe(1, Some("a")) && table.observe(2, Some("b")));
+        assert_eq!(sides(&table), (vec!["1 a".to_owned(), "2 b".to_owned()], vec![]));
+        assert!(table.observe(1, text("a")) && table.observe(2, text("b")));
         assert!(table.is_in_line());
-        assert!(!table.observe(2, Some("b")), "an echo is no news");
+        assert!(!table.observe(2, text("b")), "an echo is no news");
     }
 
     #[test]
     fn what_is_no_longer_wanted_differs_until_it_is_gone() {
         let mut table = table();
-        table.observe(1, Some("a"));
-        table.give_up(&[1, 2]);
-        assert_eq!(sides(&table), (vec![], vec![(1, "a")]));
+        table.observe(1, text("a"));
+        table.give_up(1, &"a".to_owned());
+        table.give_up(2, &"b".to_owned());
+        assert_eq!(sides(&table), (vec![], vec!["1 a".to_owned()]));
         table.observe(1, None);
         assert!(table.is_in_line());
     }
 
     #[test]
-    fn what_is_wanted_twice_is_wanted_until_it_is_given_up_twice() {
+    fn what_is_wanted_twice_is_what_comes_of_both_until_one_is_given_up() {
         let mut table = table();
-        table.observe(1, Some("a"));
-        table.observe(2, Some("b"));
-        table.want([(1, "a")]);
-        table.give_up(&[1]);
+        table.observe(1, text("a"));
+        table.observe(2, text("b"));
+        table.want(1, "x".to_owned());
+        assert_eq!(sides(&table), (vec!["1 ax".to_owned()], vec!["1 a".to_owned()]));
+        table.observe(1, text("ax"));
+        table.give_up(1, &"a".to_owned());
+        assert_eq!(sides(&table), (vec!["1 x".to_owned()], vec!["1 ax".to_owned()]));
+        table.give_up(1, &"never wanted, and yet the last".to_owned());
+        assert_eq!(sides(&table), (vec![], vec!["1 ax".to_owned()]));
+    }
+
+    #[test]
+    fn what_is_held_may_count_as_what_is_wanted_without_being_the_same() {
+        let mut table = table();
+        table.observe(1, text("A"));
+        table.observe(2, text("B"));
         assert!(table.is_in_line());
-        table.give_up(&[1]);
-        assert_eq!(sides(&table), (vec![], vec![(1, "a")]));
+        table.observe(2, text("c"));
+        assert!(!table.is_in_line());
     }
 
     #[test]
     fn a_reading_does_not_undo_what_was_heard_since_it_began() {
         let mut table = table();
-        table.observe(1, Some("a"));
+        table.observe(1, text("a"));
         table.begin_reading();
-        table.observe(2, Some("b"));
-        assert_eq!(table.reset([(1, "x")].into()), [1], "2 came after it was read");
-        assert_eq!(sides(&table), (vec![(1, "a")], vec![(1, "x")]));
+        table.observe(2, text("b"));
+        assert_eq!(table.reset([(1, "x".to_owned())].into()), [1], "2 came after it was read");
+        assert_eq!(sides(&table), (vec!["1 a".to_owned()], vec!["1 x".to_owned()]));
         table.begin_reading();
-        assert_eq!(table.reset([(3, "c")].into()), [2, 1, 3]);
-        assert_eq!(sides(&table), (vec![(1, "a"), (2, "b")], vec![(3, "c")]));
+        assert_eq!(table.reset([(3, "c".to_owned())].into()), [2, 1, 3]);
+        assert_eq!(sides(&table), (vec!["1 a".to_owned(), "2 b".to_owned()], vec!["3 c".to_owned()]));
     }
 
     #[test]
     fn all_that_was_wanted_may_be_given_up_at_once() {
         let mut table = table();
-        table.observe(1, Some("a"));
+        table.observe(1, text("a"));
         table.give_up_all();
-        assert_eq!(sides(&table), (vec![], vec![(1, "a")]));
+        assert_eq!(sides(&table), (vec![], vec!["1 a".to_owned()]));
     }
 }

@@ -1,9 +1,12 @@
+use macaddr::MacAddr6;
 use proptest::prelude::*;
 
 use super::*;
 use crate::fake::FakeKernel;
-use crate::state::{LinkKind, ROUTE_PROTOCOL, RouteTarget, Vxlan};
-use crate::{Change, Kernel, Ownership};
+use crate::{
+    Address, Change, FdbEntry, Kernel, Link, LinkKind, Neighbour, NextHop, NextHopId, Ownership,
+    ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Vxlan,
+};
 
 fn device() -> LinkName {
     "flannel.1".parse().unwrap()
@@ -21,8 +24,8 @@ fn host() -> State {
     });
     let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
     State {
-        links: [(device(), Link { kind, mac, mtu: 1450, up: true })].into(),
-        addresses: [Address { link: device(), address: "10.5.1.0/32".parse().unwrap() }].into(),
+        links: [(device(), Link { kind, mac, mtu: 1450, up: true }.into())].into(),
+        addresses: [(Address { link: device(), address: "10.5.1.0/32".parse().unwrap() }, ())].into(),
         ..State::default()
     }
 }
@@ -53,8 +56,16 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let mut host = Self { kernel: FakeKernel::new(), ledger: Ledger::default() };
-        host.ledger.want(self::host());
+        host.want(&self::host());
         host
+    }
+
+    fn want(&mut self, state: &State) {
+        state.entries().for_each(|entry| self.ledger.want(entry));
+    }
+
+    fn give_up(&mut self, state: &State) {
+        state.entries().for_each(|entry| self.ledger.giving_up().want(entry));
     }
 
     /// Does what the ledger says, then listens to the kernel. Answers the operations.
@@ -87,11 +98,11 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 fn one_peer_more_or_less_costs_what_one_peer_costs() {
     block_on(async {
         let mut host = Host::new();
-        (2..50).for_each(|number| host.ledger.want(peer(number)));
+        (2..50).for_each(|number| host.want(&peer(number)));
         host.work().await;
-        host.ledger.want(peer(50));
+        host.want(&peer(50));
         assert_eq!(host.work().await.len(), 4);
-        host.ledger.give_up(&peer(7));
+        host.give_up(&peer(7));
         assert_eq!(host.work().await.len(), 4);
         assert_eq!(host.work().await, [""; 0]);
     });
@@ -101,7 +112,7 @@ fn one_peer_more_or_less_costs_what_one_peer_costs() {
 fn what_another_program_takes_away_is_put_back_alone() {
     block_on(async {
         let mut host = Host::new();
-        (2..10).for_each(|number| host.ledger.want(peer(number)));
+        (2..10).for_each(|number| host.want(&peer(number)));
         host.work().await;
         host.kernel.edit(|state| {
             let key = RouteKey { destination: "10.5.4.0/24".parse().unwrap(), metric: 0 };
@@ -117,13 +128,13 @@ fn what_another_program_takes_away_is_put_back_alone() {
 fn what_two_leases_of_one_host_share_stays_until_both_are_gone() {
     block_on(async {
         let mut host = Host::new();
-        host.ledger.want(peer(3));
-        host.ledger.want(peer(103));
+        host.want(&peer(3));
+        host.want(&peer(103));
         host.work().await;
-        host.ledger.give_up(&peer(3));
+        host.give_up(&peer(3));
         let operations = host.work().await;
         assert!(!operations.iter().any(|operation| operation.contains("fdb")), "{operations:#?}");
-        host.ledger.give_up(&peer(103));
+        host.give_up(&peer(103));
         assert!(host.work().await.iter().any(|operation| operation.starts_with("delete fdb")));
     });
 }
@@ -163,8 +174,8 @@ proptest! {
             let mut here = std::collections::BTreeSet::new();
             for event in events {
                 match event {
-                    Event::Joins(number) => if here.insert(number) { host.ledger.want(peer(number)) },
-                    Event::Leaves(number) => if here.remove(&number) { host.ledger.give_up(&peer(number)) },
+                    Event::Joins(number) => if here.insert(number) { host.want(&peer(number)) },
+                    Event::Leaves(number) => if here.remove(&number) { host.give_up(&peer(number)) },
                     Event::TakesRoute(place) => host.kernel.edit(|state| {
                         if let Some(key) = state.routes.keys().nth(place).copied() { state.routes.remove(&key); }
                     }),

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::entry;
+use super::entry::{self, link_name};
 use super::message;
 use super::questions::link_entry;
-use super::snapshot::link_name;
 use super::socket::Socket;
 use crate::KernelError;
-use crate::state::LinkName;
+use crate::kind::address;
+use crate::kind::link_name::LinkName;
 
 /// A bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub fn bridges() -> Result<Vec<Bridge>, KernelError> {
     let mut socket = Socket::open()?;
     let links =
         socket.dump(&message::dump_links(), Vec::new, |links, body| links.extend(link_entry(body)))?;
-    let addresses = socket.dump(&message::dump_addresses(0), Vec::new, |found, body| {
+    let addresses = socket.dump(&address::dump(0), Vec::new, |found, body| {
         found.extend(entry::address(body));
     })?;
     Ok(assemble(&links, &addresses))

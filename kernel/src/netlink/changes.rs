@@ -4,21 +4,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use super::entry::{self, NeighbourTable, RawNeighbour, RawRoute, RawTarget};
 use super::lookup::Lookup;
-use super::next_hop::{self, Shown};
 use super::nft;
 use super::socket::{self, socket_error};
-use super::wire::{Frame, Frames};
+use super::wire::Frames;
 use crate::KernelError;
-use crate::change::{Change, Fact};
-use crate::state::{Address, FdbEntry, Neighbour, NextHop, Route, RouteTarget};
+use crate::kind::next_hop;
+use crate::kinds::{Change, heard};
 
 const GROUPS: [u32; 7] = [
     libc::RTNLGRP_LINK,
@@ -175,133 +172,12 @@ async fn readable(socket: BorrowedFd<'_>) -> io::Result<()> {
 fn read(datagram: &[u8], lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
     for frame in Frames(datagram) {
         match frame {
-            Ok(frame) => read_one(&frame, lookup, changes),
+            Ok(frame) => heard(&frame, lookup, changes),
             Err(error) => {
                 tracing::warn!(%error, "a notification was not understood");
                 changes.push(Change::Unknown);
             }
         }
-    }
-}
-
-fn read_one(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
-    match frame.kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => link(frame, lookup, changes),
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => changes.extend(address(frame, lookup)),
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
-            changes.extend(neighbour(frame, lookup).map(Change::Fact));
-        }
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => route(frame, lookup, changes),
-        next_hop::NEW | next_hop::DELETE => {
-            changes.extend(next_hop_object(frame, lookup).map(Change::Fact));
-        }
-        _ => changes.extend(nft::changes(frame)),
-    }
-}
-
-fn link(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
-    let Some((index, name)) = entry::link(frame.body) else { return };
-    let mut devices = lookup.devices();
-    let before = if frame.kind == libc::RTM_NEWLINK {
-        devices.name_is(index, name)
-    } else {
-        devices.is_gone(index).filter(|before| *before != name)
-    };
-    // One of ours that was renamed is missing from now on.
-    changes.extend(before.filter(|before| devices.is_ours(*before)).map(Change::Link));
-    changes.push(Change::Link(name));
-}
-
-fn address(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Change> {
-    let name = lookup.name(entry::address_index(frame.body)?)?;
-    if !lookup.devices().is_ours(name) {
-        return Some(Change::HostAddress(name));
-    }
-    let (_, address) = entry::address(frame.body)?;
-    let stands = frame.kind == libc::RTM_NEWADDR;
-    Some(Change::Fact(Fact::Address(Address { link: name, address }, stands)))
-}
-
-fn neighbour(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Fact> {
-    let found = RawNeighbour::read(frame.body)?;
-    let link = lookup.ours(found.index)?;
-    let stands = frame.kind == libc::RTM_NEWNEIGH;
-    match found.of {
-        NeighbourTable::Ip => {
-            let (address, mac) = found.neighbour()?;
-            Some(Fact::Neighbour(Neighbour { link, address }, mac.filter(|_| stands)))
-        }
-        NeighbourTable::Fdb => {
-            let (mac, ip) = found.fdb()?;
-            Some(Fact::Fdb(FdbEntry { link, mac }, ip.filter(|_| stands)))
-        }
-    }
-}
-
-fn next_hop_object(frame: &Frame<'_>, lookup: &mut Lookup<'_>) -> Option<Fact> {
-    let shown = Shown::read(frame.body)?;
-    let on_ours = shown.index.is_some_and(|index| lookup.ours(index).is_some());
-    let ours = shown.is_ours(on_ours);
-    if frame.kind == next_hop::NEW && ours {
-        let Shown { id, protocol, index: Some(index), gateway: Some(gateway), onlink } = shown else {
-            return None;
-        };
-        let link = lookup.name(index)?;
-        return Some(Fact::NextHop(id, Some(NextHop { gateway, link, onlink, protocol })));
-    }
-    // One that is not ours may have taken the place of one that was, or have been in its way.
-    let free = frame.kind == next_hop::DELETE || frame.flags & NLM_F_REPLACE != 0;
-    free.then_some(Fact::NextHop(shown.id, None))
-}
-
-fn route(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
-    let Some(mut route) = RawRoute::read(frame.body) else { return };
-    if let RawTarget::NextHop { id, index: index @ None } = &mut route.target {
-        *index = lookup.next_hop_index(*id);
-    }
-    // The default route decides which interface is the external one.
-    if route.is_default() {
-        changes.push(Change::DefaultRoute);
-    }
-    let on_ours = match route.target {
-        RawTarget::Device { index, .. } | RawTarget::NextHop { index: Some(index), .. } => {
-            lookup.ours(index).is_some()
-        }
-        _ => false,
-    };
-    let ours = route.is_ours(on_ours);
-    if frame.kind == libc::RTM_DELROUTE {
-        // One that was not ours may have been in the way of one that is to be.
-        changes.push(Change::Fact(Fact::Route(route.key, None)));
-        return;
-    }
-    // Behind another of the same key: which of them counts is not said.
-    let is_second = frame.flags & NLM_F_APPEND != 0
-        && (ours || (route.target == RawTarget::Several && !route.is_by_kernel()));
-    if is_second {
-        changes.push(Change::Unknown);
-    } else if ours {
-        let Some(target) = target(&route, lookup) else { return };
-        let protocol = route.protocol;
-        changes.push(Change::Fact(Fact::Route(route.key, Some(Route { target, protocol }))));
-    } else if frame.flags & NLM_F_REPLACE != 0 || frame.flags & (NLM_F_EXCL | NLM_F_APPEND) == 0 {
-        // It may have taken the place of one of ours, or stand before it.
-        changes.push(Change::Fact(Fact::Route(route.key, None)));
-    }
-}
-
-fn target(route: &RawRoute, lookup: &mut Lookup<'_>) -> Option<RouteTarget> {
-    match route.target {
-        RawTarget::Blackhole => Some(RouteTarget::Blackhole),
-        RawTarget::Device { index, gateway, onlink } => {
-            let link = lookup.name(index)?;
-            Some(match gateway {
-                Some(gateway) => RouteTarget::Via { gateway, link, onlink },
-                None => RouteTarget::Link(link),
-            })
-        }
-        RawTarget::NextHop { id, index } => Some(RouteTarget::NextHop { id, link: lookup.name(index?)? }),
-        RawTarget::Several | RawTarget::Other(_) => None,
     }
 }
 

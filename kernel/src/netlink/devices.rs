@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::state::{LinkKind, LinkName, Ownership};
+use crate::Ownership;
+use crate::kind::link::LinkKind;
+use crate::kind::link_name::LinkName;
 
 /// The devices that were heard of so far.
 #[derive(Debug, Default)]
-pub(super) struct Devices {
+pub(crate) struct Devices {
     ours: BTreeSet<LinkName>,
     names: BTreeMap<u32, LinkName>,
     /// Devices of ours that were made or seen, by the name that they should have.
@@ -15,50 +17,50 @@ pub(super) struct Devices {
 
 /// A device of ours, so that it is known again when somebody has renamed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) index: u32,
-    pub(super) kind: LinkKind,
+pub(crate) struct Known {
+    pub(crate) index: u32,
+    pub(crate) kind: LinkKind,
 }
 
 impl Devices {
     /// Says which names are ours.
-    pub(super) fn set_ours(&mut self, ownership: &Ownership) {
+    pub(crate) fn set_ours(&mut self, ownership: &Ownership) {
         self.ours.clone_from(&ownership.links);
     }
 
     /// Whether a device of that name would be ours.
-    pub(super) fn is_ours(&self, name: LinkName) -> bool {
+    pub(crate) fn is_ours(&self, name: LinkName) -> bool {
         self.ours.contains(&name)
     }
 
     /// Notes the name of a device, and answers which other it had before.
-    pub(super) fn name_is(&mut self, index: u32, name: LinkName) -> Option<LinkName> {
+    pub(crate) fn name_is(&mut self, index: u32, name: LinkName) -> Option<LinkName> {
         self.names.insert(index, name).filter(|before| *before != name)
     }
 
     /// Forgets a device that is gone, and answers what it was called.
-    pub(super) fn is_gone(&mut self, index: u32) -> Option<LinkName> {
+    pub(crate) fn is_gone(&mut self, index: u32) -> Option<LinkName> {
         self.names.remove(&index)
     }
 
     /// Forgets what devices are called, when it may have changed unheard.
-    pub(super) fn forget_names(&mut self) {
+    pub(crate) fn forget_names(&mut self) {
         self.names.clear();
     }
 
     /// What the device is called, as far as it is known.
-    pub(super) fn name(&self, index: u32) -> Option<LinkName> {
+    pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
         self.names.get(&index).copied()
     }
 
     /// Notes a device of ours that stands under its name.
-    pub(super) fn stands(&mut self, name: LinkName, index: u32, kind: LinkKind) {
+    pub(crate) fn stands(&mut self, name: LinkName, index: u32, kind: LinkKind) {
         self.names.insert(index, name);
         self.known.insert(name, Known { index, kind });
     }
 
     /// The device that stood under a name of ours, and may have another now.
-    pub(super) fn known(&self, name: LinkName) -> Option<&Known> {
+    pub(crate) fn known(&self, name: LinkName) -> Option<&Known> {
         self.known.get(&name)
     }
 }
@@ -66,7 +68,7 @@ impl Devices {
 impl Known {
     /// Whether a device of `kind` can be this one. Its underlay may have gone, and of its settings those that can be
     /// changed may have been.
-    pub(super) fn is_of(&self, kind: &LinkKind) -> bool {
+    pub(crate) fn is_of(&self, kind: &LinkKind) -> bool {
         match (&self.kind, kind) {
             (LinkKind::Vxlan(known), LinkKind::Vxlan(found)) => {
                 (known.vni, known.port) == (found.vni, found.port)
@@ -80,7 +82,7 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Vxlan;
+    use crate::kind::link::Vxlan;
 
     fn name(text: &str) -> LinkName {
         text.parse().unwrap()

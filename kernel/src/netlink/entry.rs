@@ -4,27 +4,26 @@
 //! [`snapshot`](super::snapshot) and [`changes`](super::changes) read the same messages through here, so that they
 //! agree on what is ours. Devices are named by index.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::wire::{Attributes, u16_at, u32_at};
-use crate::state::{LinkName, NextHopId, ROUTE_PROTOCOL, RouteKey};
-
-/// `rtm_protocol` of what the kernel makes itself (`RTPROT_KERNEL`).
-const BY_KERNEL: u8 = libc::RTPROT_KERNEL;
+use crate::KernelError;
+use crate::kind::link_name::LinkName;
 
 /// The address in a message about one, and the index of its device. `None` for a link-local one of IPv6, which the
 /// kernel makes by itself.
-pub(super) fn address(body: &[u8]) -> Option<(u32, IpNetwork)> {
+pub(crate) fn address(body: &[u8]) -> Option<(u32, IpNetwork)> {
     let (index, ip) = any_address(body)?;
-    let by_itself = matches!(ip, IpAddr::V6(ip) if is_link_local(ip));
+    let by_itself = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     if by_itself { None } else { Some((index, IpNetwork::new(ip, *body.get(1)?).ok()?)) }
 }
 
 /// The index of the device that a message about an address names.
-pub(super) fn address_index(body: &[u8]) -> Option<u32> {
+pub(crate) fn address_index(body: &[u8]) -> Option<u32> {
     u32_at(body, 4)
 }
 
@@ -38,9 +37,9 @@ fn any_address(body: &[u8]) -> Option<(u32, IpAddr)> {
 
 /// A neighbour or, with `AF_BRIDGE`, a forwarding entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RawNeighbour {
-    pub(super) index: u32,
-    pub(super) of: NeighbourTable,
+pub(crate) struct RawNeighbour {
+    pub(crate) index: u32,
+    pub(crate) of: NeighbourTable,
     permanent: bool,
     ip: Option<IpAddr>,
     mac: Option<MacAddr6>,
@@ -48,7 +47,7 @@ pub(super) struct RawNeighbour {
 
 /// The table that a [`RawNeighbour`] stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NeighbourTable {
+pub(crate) enum NeighbourTable {
     /// Addresses of one family and the MACs behind them.
     Ip,
     /// The device's own forwarding entries, not those of a bridge above it.
@@ -57,7 +56,7 @@ pub(super) enum NeighbourTable {
 
 impl RawNeighbour {
     /// Reads the body of a message about one. `None` if it stands in a table that we have nothing in.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
+    pub(crate) fn read(body: &[u8]) -> Option<Self> {
         const FIXED_BYTES: usize = 12;
         let family = i32::from(*body.first()?);
         let flags = *body.get(10)?;
@@ -80,127 +79,22 @@ impl RawNeighbour {
     }
 
     /// The address of a neighbour, and the MAC behind it if it is permanent.
-    pub(super) fn neighbour(&self) -> Option<(IpAddr, Option<MacAddr6>)> {
+    pub(crate) fn neighbour(&self) -> Option<(IpAddr, Option<MacAddr6>)> {
         (self.of == NeighbourTable::Ip).then_some(())?;
         Some((self.ip?, self.mac.filter(|_| self.permanent)))
     }
 
     /// The MAC of a forwarding entry, and where it leads if it is permanent: what was learned is not ours to delete,
     /// and makes way for a permanent entry when one is set. `None` for the default destination and for groups.
-    pub(super) fn fdb(&self) -> Option<(MacAddr6, Option<IpAddr>)> {
+    pub(crate) fn fdb(&self) -> Option<(MacAddr6, Option<IpAddr>)> {
         (self.of == NeighbourTable::Fdb).then_some(())?;
         let mac = self.mac.filter(|mac| !mac.is_nil() && mac.is_unicast())?;
         Some((mac, self.ip.filter(|_| self.permanent)))
     }
 }
 
-/// A route of the main table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RawRoute {
-    pub(super) key: RouteKey,
-    pub(super) protocol: u8,
-    pub(super) target: RawTarget,
-}
-
-/// Where a route leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RawTarget {
-    Device {
-        index: u32,
-        gateway: Option<IpAddr>,
-        onlink: bool,
-    },
-    /// To a next hop object; not every kernel says where that leads.
-    NextHop {
-        id: NextHopId,
-        index: Option<u32>,
-    },
-    Blackhole,
-    /// A unicast route with several next hops.
-    Several,
-    /// Anything else that we would not make, of this type (`RTN_*`).
-    Other(u8),
-}
-
-impl RawRoute {
-    /// Reads the body of a message about a route. `None` for a route of another table, for one that depends on
-    /// anything but the destination, and for those that the kernel makes by the way for link-local addresses and groups.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
-        const FIXED_BYTES: usize = 12;
-        const RTA_NH_ID: u16 = 30;
-        const RTNH_F_ONLINK: u32 = 4;
-        let &[family, length, source_length, tos, table, protocol, _, kind] = body.first_chunk()?;
-        let flags = u32_at(body, 8)?;
-        if source_length != 0 || tos != 0 || flags & libc::RTM_F_CLONED != 0 {
-            return None;
-        }
-        let mut table = u32::from(table);
-        let (mut destination, mut metric) = (None, 0);
-        let (mut index, mut gateway, mut id, mut several) = (None, None, None, false);
-        for (attribute, value) in Attributes::behind(body, FIXED_BYTES) {
-            match attribute {
-                libc::RTA_TABLE => table = u32_at(value, 0)?,
-                libc::RTA_DST => destination = ip(value),
-                libc::RTA_PRIORITY => metric = u32_at(value, 0)?,
-                libc::RTA_OIF => index = u32_at(value, 0),
-                libc::RTA_GATEWAY => gateway = ip(value),
-                // Of another family than the destination; the family stands before it.
-                libc::RTA_VIA => gateway = value.get(2..).and_then(ip),
-                libc::RTA_MULTIPATH => several = true,
-                RTA_NH_ID => id = u32_at(value, 0).map(NextHopId),
-                _ => {}
-            }
-        }
-        if table != u32::from(libc::RT_TABLE_MAIN) {
-            return None;
-        }
-        let destination = destination.or(match i32::from(family) {
-            libc::AF_INET => Some(IpAddr::from([0; 4])),
-            libc::AF_INET6 => Some(IpAddr::from([0; 16])),
-            _ => None,
-        })?;
-        if matches!(destination, IpAddr::V6(ip) if is_link_local(ip) || ip.is_multicast()) {
-            return None;
-        }
-        let key = RouteKey { destination: IpNetwork::new(destination, length).ok()?, metric };
-        let target = match (kind, id, index) {
-            (libc::RTN_BLACKHOLE, None, _) => RawTarget::Blackhole,
-            (libc::RTN_UNICAST, _, _) if several => RawTarget::Several,
-            (libc::RTN_UNICAST, Some(id), index) => RawTarget::NextHop { id, index },
-            (libc::RTN_UNICAST, None, Some(index)) => {
-                RawTarget::Device { index, gateway, onlink: flags & RTNH_F_ONLINK != 0 }
-            }
-            _ => RawTarget::Other(kind),
-        };
-        Some(Self { key, protocol, target })
-    }
-
-    /// Whether it is one of those through which whatever has no route of its own goes.
-    pub(super) fn is_default(&self) -> bool {
-        self.key.destination.prefix() == 0
-    }
-
-    /// As [`Ownership`](crate::Ownership) says, for a route that leads into a device of ours or not.
-    pub(super) fn is_ours(&self, on_ours: bool) -> bool {
-        match self.target {
-            RawTarget::Several | RawTarget::Other(_) => false,
-            _ => self.protocol == ROUTE_PROTOCOL || (on_ours && !self.is_by_kernel()),
-        }
-    }
-
-    /// Whether the kernel made it by itself, for an address.
-    pub(super) fn is_by_kernel(&self) -> bool {
-        self.protocol == BY_KERNEL
-    }
-}
-
-/// `rtm_protocol` in the body of a message about a route.
-pub(super) fn route_protocol(body: &[u8]) -> Option<u8> {
-    body.get(5).copied()
-}
-
 /// The index and the name in a message about a device. `None` if it is about a device's place in a bridge.
-pub(super) fn link(body: &[u8]) -> Option<(u32, LinkName)> {
+pub(crate) fn link(body: &[u8]) -> Option<(u32, LinkName)> {
     const FIXED_BYTES: usize = 16;
     if i32::from(*body.first()?) == libc::AF_BRIDGE {
         return None;
@@ -210,8 +104,22 @@ pub(super) fn link(body: &[u8]) -> Option<(u32, LinkName)> {
     Some((u32_at(body, 4)?, name))
 }
 
+/// The name of a device.
+pub(crate) fn link_name(message: &LinkMessage) -> Result<LinkName, KernelError> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        })
+        .ok_or_else(|| KernelError::Message(format!("device {} has no name", message.header.index)))?
+        .parse()
+        .map_err(|error| KernelError::Message(format!("device {}: {error}", message.header.index)))
+}
+
 /// An address of either family, told by its length.
-pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => value.first_chunk::<4>().map(|&octets| octets.into()),
         16 => value.first_chunk::<16>().map(|&octets| octets.into()),
@@ -220,13 +128,8 @@ pub(super) fn ip(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// A MAC of six bytes.
-pub(super) fn mac(value: &[u8]) -> Option<MacAddr6> {
+pub(crate) fn mac(value: &[u8]) -> Option<MacAddr6> {
     <[u8; 6]>::try_from(value).ok().map(MacAddr6::from)
-}
-
-/// `fe80::/10`.
-fn is_link_local(ip: Ipv6Addr) -> bool {
-    ip.segments()[0] & 0xffc0 == 0xfe80
 }
 
 #[cfg(test)]

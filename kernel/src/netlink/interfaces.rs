@@ -16,12 +16,13 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use tokio::time::timeout;
 
-use super::message;
-use super::snapshot::{link_name, without_family};
+use super::entry::link_name;
+use super::link_message::update_link;
+use super::reading::without_family;
 use super::socket::{Socket, breaks_socket, socket_error};
 use crate::KernelError;
-use crate::diff::LinkChange;
-use crate::state::LinkName;
+use crate::kind::link::LinkChange;
+use crate::kind::link_name::LinkName;
 
 /// How long the kernel may take for an answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -118,7 +119,7 @@ pub fn name_of(index: u32) -> Option<LinkName> {
 /// If the netlink socket cannot be opened or does not answer.
 pub fn may_change() -> Result<bool, KernelError> {
     // There is no interface of this index. Who may change interfaces is told so, and who may not is told that.
-    let nothing = message::update_link(i32::MAX.unsigned_abs(), &LinkChange::default());
+    let nothing = update_link(i32::MAX.unsigned_abs(), &LinkChange::default());
     match Socket::open()?.change_one(nothing) {
         Err(error) if error.errno() == Some(libc::EPERM) => Ok(false),
         Err(error) if breaks_socket(&error) => Err(error),

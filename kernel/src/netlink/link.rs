@@ -3,40 +3,82 @@
 use netlink_packet_route::link::InfoKind;
 
 use super::devices::Devices;
+use super::entry::{self, link_name};
 use super::holder;
-use super::message;
+use super::link_message::{create_vxlan, delete_link, device, update_link, without_link_local};
+use super::lookup::Lookup;
+use super::message::{Request, dump_links_of_kind};
+use super::object::{NetlinkObject, Notification, Told};
 use super::questions::link_entry;
-use super::snapshot::{device, link_name};
+use super::reading::Reading;
 use super::socket::{Socket, breaks_socket};
+use super::wire::Frame;
 use crate::KernelError;
-use crate::diff::{LinkChange, Operation};
-use crate::state::{Link, LinkKind, LinkName, Vxlan};
+use crate::kind::Edit;
+use crate::kind::link::{Link, LinkChange, LinkKind, Links, Vxlan};
+use crate::kind::link_name::LinkName;
 use crate::tun::{self, TunMode};
 
-/// Carries out an operation on a device; any other is refused. Says whether one of ours that had been renamed had to go
-/// for it, with everything on it.
-pub(super) fn change(
-    socket: &mut Socket,
-    devices: &mut Devices,
-    operation: &Operation,
-) -> Result<bool, KernelError> {
-    match operation {
-        Operation::CreateLink { name, link } => {
-            let underlay = underlay(socket, &link.kind)?;
-            let renamed = delete_renamed(socket, devices, *name)?;
-            create_on(socket, devices, *name, link, underlay)?;
-            Ok(renamed)
+impl NetlinkObject for Links {
+    const MESSAGES: &[u16] = &[libc::RTM_NEWLINK, libc::RTM_DELLINK];
+
+    fn request(_: &Edit<Self>, _: &dyn Fn(LinkName) -> Option<u32>) -> Option<Request> {
+        None
+    }
+
+    fn read(reading: &mut Reading<'_>) -> Result<Vec<(LinkName, Box<Link>)>, KernelError> {
+        let mut links = Vec::new();
+        for name in reading.wanted.clone() {
+            let Some(message) = reading.socket.link(name)? else { continue };
+            let (mut link, underlay) = device(name, &message)?;
+            if let (LinkKind::Vxlan(vxlan), Some(index)) = (&mut link.kind, underlay) {
+                vxlan.underlay = reading.find(index)?;
+            }
+            reading.is_there(name, message.header.index, &link.kind);
+            links.push((name, Box::new(link)));
         }
-        Operation::ReplaceLink { name, link, .. } => {
-            // Asked for before anything is taken away: without it there would be no device at all.
-            let underlay = underlay(socket, &link.kind)?;
-            delete(socket, *name)?;
-            create_on(socket, devices, *name, link, underlay)?;
-            Ok(false)
+        Ok(links)
+    }
+
+    fn heard(frame: &Frame<'_>, lookup: &mut Lookup<'_>, tell: &mut Told<'_, Self>) {
+        let Some((index, name)) = entry::link(frame.body) else { return };
+        let mut devices = lookup.devices();
+        let before = if frame.kind == libc::RTM_NEWLINK {
+            devices.name_is(index, name)
+        } else {
+            devices.is_gone(index).filter(|before| *before != name)
+        };
+        // One of ours that was renamed is missing from now on.
+        if let Some(before) = before.filter(|before| devices.is_ours(*before)) {
+            tell(Notification::Link(before));
         }
-        Operation::UpdateLink { name, change } => update(socket, devices, *name, change).map(|()| false),
-        Operation::DeleteLink { name } => delete(socket, *name).map(|()| false),
-        other => Err(KernelError::Message(format!("not about a device: {other}"))),
+        tell(Notification::Link(name));
+    }
+
+    fn change_device(
+        edit: &Edit<Self>,
+        socket: &mut Socket,
+        devices: &mut Devices,
+    ) -> Result<bool, KernelError> {
+        match edit {
+            Edit::Add { key, value } => {
+                let underlay = underlay(socket, &value.kind)?;
+                let renamed = delete_renamed(socket, devices, *key)?;
+                create_on(socket, devices, *key, value, underlay)?;
+                Ok(renamed)
+            }
+            Edit::Replace { key, held, value } if value.differs_for_good(held).is_some() => {
+                // Asked for before anything is taken away: without it there would be no device at all.
+                let underlay = underlay(socket, &value.kind)?;
+                delete(socket, *key)?;
+                create_on(socket, devices, *key, value, underlay)?;
+                Ok(false)
+            }
+            Edit::Replace { key, held, value } => {
+                update(socket, devices, *key, &LinkChange::between(held, value)).map(|()| false)
+            }
+            Edit::Delete { key, .. } => delete(socket, *key).map(|()| false),
+        }
     }
 }
 
@@ -53,7 +95,7 @@ fn delete_renamed(socket: &mut Socket, devices: &Devices, name: LinkName) -> Res
         return Ok(false);
     }
     tracing::warn!(device = %found, "our device {name} was renamed; it is deleted and made anew");
-    socket.change_one(message::delete_link(known.index))?;
+    socket.change_one(delete_link(known.index))?;
     Ok(true)
 }
 
@@ -66,7 +108,7 @@ fn create_on(
 ) -> Result<(), KernelError> {
     let over_ipv6 = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
-            match socket.change_one(message::create_vxlan(name, link, vxlan, underlay)) {
+            match socket.change_one(create_vxlan(name, link, vxlan, underlay)) {
                 // Made before, and then not brought up.
                 Err(error) if is_there(&error) && stands(socket, name, link, vxlan, underlay)? => {}
                 made => made.map_err(|error| or_who_has_it(socket, name, vxlan, error))?,
@@ -82,7 +124,7 @@ fn create_on(
     let index = index(socket, name)?.ok_or(KernelError::NoSuchLink(name))?;
     devices.stands(name, index, link.kind.clone());
     if !over_ipv6 {
-        match socket.change_one(message::without_link_local(index)) {
+        match socket.change_one(without_link_local(index)) {
             Err(error) if breaks_socket(&error) => return Err(error),
             // A kernel without IPv6 makes no such address anyway; on any other it is in nobody's way.
             Err(error) => tracing::debug!(%name, %error, "the device may get a link-local address"),
@@ -96,7 +138,7 @@ fn create_on(
     };
     if change != LinkChange::default() {
         socket
-            .change_one(message::update_link(index, &change))
+            .change_one(update_link(index, &change))
             .map_err(|error| or_who_has_the_port(socket, devices, link, error))?;
     }
     Ok(())
@@ -117,13 +159,13 @@ fn update(
     let message = socket.link(name)?.ok_or(KernelError::NoSuchLink(name))?;
     let (link, _) = device(name, &message)?;
     socket
-        .change_one(message::update_link(message.header.index, change))
+        .change_one(update_link(message.header.index, change))
         .map_err(|error| or_who_has_the_port(socket, devices, &link, error))
 }
 
 fn delete(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
     let Some(index) = index(socket, name)? else { return Ok(()) };
-    socket.change_one(message::delete_link(index))
+    socket.change_one(delete_link(index))
 }
 
 /// The index of our device of that name. One of a kind that we do not make is not ours, whatever its name.
@@ -174,7 +216,7 @@ fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: Kern
         return error;
     }
     let holder = socket.dump(
-        &message::dump_links_of_kind(InfoKind::Vxlan),
+        &dump_links_of_kind(InfoKind::Vxlan),
         || None,
         |holder, body| {
             let Some(message) = link_entry(body) else { return };

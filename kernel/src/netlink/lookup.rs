@@ -3,29 +3,31 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::devices::Devices;
+use super::message::Request;
 use super::socket::Socket;
-use crate::state::{LinkName, NextHopId};
+use crate::KernelError;
+use crate::kind::link_name::LinkName;
 
 /// The devices that were heard of, and a socket to ask for others.
 #[derive(Debug)]
-pub(super) struct Lookup<'a> {
+pub(crate) struct Lookup<'a> {
     devices: &'a Mutex<Devices>,
     socket: Option<&'a mut Socket>,
 }
 
 impl<'a> Lookup<'a> {
     /// Without a socket, only what is remembered is known.
-    pub(super) fn new(devices: &'a Mutex<Devices>, socket: Option<&'a mut Socket>) -> Self {
+    pub(crate) fn new(devices: &'a Mutex<Devices>, socket: Option<&'a mut Socket>) -> Self {
         Self { devices, socket }
     }
 
     /// What is remembered.
-    pub(super) fn devices(&self) -> MutexGuard<'a, Devices> {
+    pub(crate) fn devices(&self) -> MutexGuard<'a, Devices> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the device is called; `None` if there is none.
-    pub(super) fn name(&mut self, index: u32) -> Option<LinkName> {
+    pub(crate) fn name(&mut self, index: u32) -> Option<LinkName> {
         if let Some(name) = self.devices().name(index) {
             return Some(name);
         }
@@ -35,13 +37,40 @@ impl<'a> Lookup<'a> {
     }
 
     /// What the device is called, if it is ours.
-    pub(super) fn ours(&mut self, index: u32) -> Option<LinkName> {
+    pub(crate) fn ours(&mut self, index: u32) -> Option<LinkName> {
         let name = self.name(index)?;
         self.devices().is_ours(name).then_some(name)
     }
 
-    /// The index of the device that a next hop object leads to.
-    pub(super) fn next_hop_index(&mut self, id: NextHopId) -> Option<u32> {
-        self.socket.as_mut()?.next_hop(id).ok()??.index
+    /// Reads a table, and of every entry what `read` finds.
+    ///
+    /// # Errors
+    /// The kernel does not answer, or there is no socket to ask by.
+    pub(crate) fn dump<T>(
+        &mut self,
+        request: &Request,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
+        self.socket()?.dump(request, Vec::new, |found, body| found.extend(read(body)))
+    }
+
+    /// Asks for one object; `None` if there is none, or nothing of it was understood.
+    ///
+    /// # Errors
+    /// As [`dump`](Self::dump).
+    pub(crate) fn ask<T>(
+        &mut self,
+        request: Request,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, KernelError> {
+        match self.socket()?.one(request, |frame| Ok(read(frame.body))) {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            answer => answer,
+        }
+    }
+
+    fn socket(&mut self) -> Result<&mut Socket, KernelError> {
+        let socket = self.socket.as_deref_mut();
+        socket.ok_or_else(|| KernelError::Socket("there is none to ask by".to_owned()))
     }
 }

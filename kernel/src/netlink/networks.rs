@@ -7,13 +7,16 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::entry::{self, RawRoute, RawTarget};
-use super::message::{self, RouteFilter};
+use super::entry::{self, link_name};
+use super::message;
 use super::questions::link_entry;
-use super::snapshot::{link_name, without_family};
+use super::reading::without_family;
 use super::socket::Socket;
 use crate::KernelError;
-use crate::state::{LinkName, ROUTE_PROTOCOL};
+use crate::kind::address;
+use crate::kind::gateway::ROUTE_PROTOCOL;
+use crate::kind::link_name::LinkName;
+use crate::kind::route::{self, RawRoute, RawTarget, RouteFilter};
 
 /// A network that this host has something to do with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,16 +80,16 @@ fn read(socket: &mut Socket, keeps: impl Fn(&IpNetwork) -> bool) -> Result<Vec<H
     let devices: Devices = socket.dump(&message::dump_links(), Devices::new, |found, body| {
         found.extend(link_entry(body).and_then(|link| Some((link.header.index, named(&link)?))));
     })?;
-    let mut networks = socket.dump(&message::dump_addresses(0), Vec::new, |found, body| {
+    let mut networks = socket.dump(&address::dump(0), Vec::new, |found, body| {
         found.extend(entry::address(body).map(|(index, network)| {
             let (link, device) = device(&devices, Some(index));
             HostNetwork { network, link, device, origin: Origin::Address }
         }));
     })?;
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let routes = socket.dump(&message::dump_routes(family, RouteFilter::All), Vec::new, |found, body| {
+        let routes = socket.dump(&route::dump(family, RouteFilter::All), Vec::new, |found, body| {
             // There may be tens of thousands of our own.
-            let of_others = entry::route_protocol(body) != Some(ROUTE_PROTOCOL);
+            let of_others = route::protocol(body) != Some(ROUTE_PROTOCOL);
             if of_others && body.first().copied() == Some(u8::from(family)) {
                 let route = RawRoute::read(body).filter(|route| keeps(&route.key.destination));
                 found.extend(route.and_then(|route| network_of(&route, &devices)));
@@ -150,7 +153,7 @@ fn device(devices: &Devices, index: Option<u32>) -> (Option<LinkName>, DeviceKin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::RouteKey;
+    use crate::kind::route::RouteKey;
 
     fn route(destination: &str, protocol: u8, target: RawTarget) -> RawRoute {
         RawRoute { key: RouteKey { destination: destination.parse().unwrap(), metric: 0 }, protocol, target }

@@ -1,25 +1,26 @@
 //! The nftables tables `ip flan-peers` and `ip6 flan-peers`: who may send us packets of the overlay, as sets, and the rules
 //! that look there. In one table `inet` each rule would have to ask for the family of each packet.
 //!
-//! They are ours alone. Every [`Source`] is an element of one of their sets, every [`Check`] a rule with the check's text as
-//! its comment. `nft list table ip flan-peers` shows both.
+//! They are ours alone. Every [`Source`](crate::Source) is an element of one of their sets, every [`Check`](crate::Check) a rule
+//! with the check's text as its comment. `nft list table ip flan-peers` shows both.
 
 mod expression;
 mod message;
 
-use std::net::IpAddr;
-
+use netlink_packet_core::NLM_F_ACK;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-pub(super) use self::message::Request;
-use self::message::{Answer, Message};
-use super::socket::Socket;
-use super::wire::Frame;
-use crate::change::{Change, Fact};
-use crate::diff::Operation;
-use crate::source::{Check, Source};
-use crate::state::State;
-use crate::{FailedOperation, KernelError};
+pub(crate) use self::expression::rule as expressions;
+#[cfg(test)]
+pub(crate) use self::message::delete_table;
+pub(crate) use self::message::{
+    Answer, Rule, TYPES, add_element, add_rule, answer, delete_element, delete_rule, new_chain,
+};
+use super::message::Request;
+use super::raw::RawRequest;
+use super::socket::{Socket, breaks_socket, message_error};
+use super::wire::{self, Frames};
+use crate::KernelError;
 
 /// The group that hears of every change of nftables (`NFNLGRP_NFTABLES`).
 pub(super) const GROUP: u32 = 7;
@@ -29,7 +30,7 @@ const MOST_AT_ONCE: usize = 1024;
 
 /// What a set holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SetKind {
+pub(crate) enum SetKind {
     Peers,
     Inner,
     Plain,
@@ -37,9 +38,9 @@ enum SetKind {
 
 /// A set, in the table of its family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Set {
-    kind: SetKind,
-    ipv6: bool,
+pub(crate) struct Set {
+    pub(crate) kind: SetKind,
+    pub(crate) ipv6: bool,
 }
 
 impl SetKind {
@@ -58,7 +59,7 @@ impl SetKind {
     }
 
     /// Addresses in a key.
-    fn addresses(self) -> usize {
+    pub(crate) fn addresses(self) -> usize {
         match self {
             Self::Peers | Self::Plain => 1,
             Self::Inner => 2,
@@ -67,69 +68,19 @@ impl SetKind {
 }
 
 impl Set {
-    fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         [false, true].into_iter().flat_map(|ipv6| SetKind::ALL.map(|kind| Self { kind, ipv6 }))
     }
 
-    fn of(source: &Source) -> Self {
-        let kind = match source {
-            Source::Peer(_) => SetKind::Peers,
-            Source::Inner { .. } => SetKind::Inner,
-            Source::Plain(_) => SetKind::Plain,
-        };
-        Self { kind, ipv6: source.is_ipv6() }
-    }
-
-    /// The set in which a check looks, if it looks in one.
-    fn of_check(check: &Check) -> Option<Self> {
-        let kind = match check {
-            Check::Shortcut { .. } | Check::Peers(_) | Check::PeersPieces(_) => SetKind::Peers,
-            Check::InnerSource(..) => SetKind::Inner,
-            Check::PlainSource(..) => SetKind::Plain,
-            _ => return None,
-        };
-        Some(Self { kind, ipv6: check.is_ipv6() })
-    }
-
-    fn key_bytes(self) -> usize {
+    /// Bytes of a key.
+    pub(crate) fn key_bytes(self) -> usize {
         self.kind.addresses() * if self.ipv6 { 16 } else { 4 }
     }
-
-    /// What an element with this key is.
-    fn source(self, key: &[u8]) -> Option<Source> {
-        if key.len() != self.key_bytes() {
-            return None;
-        }
-        let (first, second) = key.split_at(key.len() / self.kind.addresses());
-        let first = super::entry::ip(first)?;
-        Some(match self.kind {
-            SetKind::Peers => Source::Peer(first),
-            SetKind::Plain => Source::Plain(first),
-            SetKind::Inner => Source::Inner { peer: first, subnet: super::entry::ip(second)? },
-        })
-    }
-}
-
-/// The key of the element that stands for a source.
-fn key(source: &Source) -> Vec<u8> {
-    let mut key = Vec::with_capacity(32);
-    let mut push = |address: &IpAddr| match address {
-        IpAddr::V4(address) => key.extend(address.octets()),
-        IpAddr::V6(address) => key.extend(address.octets()),
-    };
-    match source {
-        Source::Peer(address) | Source::Plain(address) => push(address),
-        Source::Inner { peer, subnet } => {
-            push(peer);
-            push(subnet);
-        }
-    }
-    key
 }
 
 /// Where packets are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ChainKind {
+pub(crate) enum ChainKind {
     /// Datagrams for this host, before the kernel takes out what they carry. Those of IPv4 are in one piece; fragments of
     /// IPv6 are joined later, unless connection tracking has joined them.
     Arriving,
@@ -139,9 +90,9 @@ enum ChainKind {
 
 /// A chain with our rules, in the table of its family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Chain {
-    kind: ChainKind,
-    ipv6: bool,
+pub(crate) struct Chain {
+    pub(crate) kind: ChainKind,
+    pub(crate) ipv6: bool,
 }
 
 impl ChainKind {
@@ -173,14 +124,6 @@ impl Chain {
         let kinds = [ChainKind::Arriving, ChainKind::Entering];
         [false, true].into_iter().flat_map(move |ipv6| kinds.map(|kind| Self { kind, ipv6 }))
     }
-
-    fn of(check: &Check) -> Self {
-        let kind = match check {
-            Check::PlainSource(..) | Check::PlainDestination(..) => ChainKind::Entering,
-            _ => ChainKind::Arriving,
-        };
-        Self { kind, ipv6: check.is_ipv6() }
-    }
 }
 
 /// A socket for what is asked here, in the current network namespace.
@@ -190,7 +133,7 @@ pub(super) fn socket() -> Result<Socket, KernelError> {
 
 /// Whether the kernel has nftables, and lets us use it.
 pub(super) fn is_there() -> bool {
-    let asked = socket().and_then(|mut socket| socket.one(message::generation().into(), |_| Ok(())));
+    let asked = socket().and_then(|mut socket| socket.one(Request::Raw(message::generation()), |_| Ok(())));
     asked.inspect_err(|reason| tracing::debug!(%reason, "no nftables on this kernel")).is_ok()
 }
 
@@ -199,7 +142,7 @@ pub(super) fn delete_tables() -> Result<bool, KernelError> {
     let mut socket = socket()?;
     let mut deleted = false;
     for ipv6 in [false, true] {
-        match socket.transact(vec![message::delete_table(ipv6)])?.into_iter().next() {
+        match transact(&mut socket, vec![message::delete_table(ipv6)])?.into_iter().next() {
             None => deleted = true,
             Some((_, reason)) if reason.errno() == Some(libc::ENOENT) => {}
             Some((_, reason)) => return Err(reason),
@@ -211,7 +154,7 @@ pub(super) fn delete_tables() -> Result<bool, KernelError> {
 /// Whether there is such a table.
 pub(super) fn has_table() -> Result<bool, KernelError> {
     let mut socket = socket()?;
-    let mut is_there = |ipv6| match socket.one(message::get_table(ipv6).into(), |_| Ok(())) {
+    let mut is_there = |ipv6| match socket.one(Request::Raw(message::get_table(ipv6)), |_| Ok(())) {
         Ok(()) => Ok(true),
         Err(reason) if reason.errno() == Some(libc::ENOENT) => Ok(false),
         Err(reason) => Err(reason),
@@ -219,25 +162,24 @@ pub(super) fn has_table() -> Result<bool, KernelError> {
     Ok(is_there(false)? || is_there(true)?)
 }
 
-/// Reads what is in the tables.
-pub(super) fn read(socket: &mut Socket, state: &mut State) -> Result<(), KernelError> {
+/// The keys of the elements of a set.
+pub(crate) fn elements(socket: &mut Socket, set: Set) -> Result<Vec<Vec<u8>>, KernelError> {
+    let found = socket.dump(&Request::Raw(message::dump_elements(set)), Vec::new, |found, body| {
+        found.extend(message::elements(body).map(<[u8]>::to_vec));
+    });
+    if_there(found)
+}
+
+/// All rules, each with its chain and handle.
+pub(crate) fn rules(socket: &mut Socket) -> Result<Vec<(Chain, Rule)>, KernelError> {
     let mut all = Vec::new();
-    for set in Set::all() {
-        let found = socket.dump(&message::dump_elements(set).into(), Vec::new, |found, body| {
-            found.extend(message::elements(body).filter_map(|key| set.source(key)));
-        });
-        all.extend(if_there(found)?);
-    }
-    // Made of all at once, it is filled to the last place.
-    all.sort_unstable();
-    state.sources = all.into_iter().collect();
     for chain in Chain::all() {
-        let found = socket.dump(&message::dump_rules(chain).into(), Vec::new, |found, body| {
+        let found = socket.dump(&Request::Raw(message::dump_rules(chain)), Vec::new, |found, body| {
             found.extend(message::rule(body));
         });
-        state.checks.extend(if_there(found)?.into_iter().map(|rule| rule.check()));
+        all.extend(if_there(found)?.into_iter().map(|rule| (chain, rule)));
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Nothing, where the table, a set or a chain is not there.
@@ -248,63 +190,75 @@ fn if_there<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelErro
     }
 }
 
-/// Whether an operation is one on the tables.
-pub(super) fn is_about(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::AddSource(_)
-            | Operation::DeleteSource(_)
-            | Operation::AddCheck(_)
-            | Operation::DeleteCheck(_)
-    )
+/// What carries out one operation, and what it stands in.
+#[derive(Debug, Default)]
+pub(crate) struct Part {
+    /// The changes.
+    pub(crate) changes: Vec<RawRequest>,
+    /// Whether they take something away.
+    pub(crate) is_deletion: bool,
+    /// The table that they need, by its family.
+    pub(crate) ipv6: Option<bool>,
+    /// The set that they need.
+    pub(crate) set: Option<Set>,
 }
 
-/// Carries out operations, as many as can be at once, and answers those that failed.
-pub(super) fn apply(operations: &[Operation]) -> Vec<FailedOperation> {
+/// Carries out operations, as many as can be at once, and answers those that failed, by number. Each is written by `part`.
+///
+/// The socket stays open: to close one, the kernel waits until everything that was deleted is really gone, for 10 ms and more
+/// (`nft_rcv_nl_event` in `net/netfilter/nf_tables_api.c`).
+pub(super) fn apply(
+    kept: &mut Option<Socket>,
+    count: usize,
+    part: impl Fn(usize, &mut Socket) -> Result<Part, KernelError>,
+) -> Vec<(usize, KernelError)> {
     let mut failed = Vec::new();
-    let mut opened = socket();
-    for chunk in operations.chunks(MOST_AT_ONCE) {
-        let refused = match &mut opened {
-            Ok(socket) => change(socket, chunk),
-            Err(reason) => Err(reason.clone()),
-        };
-        let refused = refused.unwrap_or_else(|reason| {
-            (0..chunk.len()).map(|number| (number, reason.clone())).collect::<Vec<_>>()
+    for first in (0..count).step_by(MOST_AT_ONCE) {
+        let numbers = first..count.min(first + MOST_AT_ONCE);
+        let opened = kept.take().map_or_else(socket, Ok);
+        let refused = opened.and_then(|opened| {
+            let socket = kept.insert(opened);
+            let parts: Result<Vec<Part>, _> = numbers.clone().map(|number| part(number, socket)).collect();
+            change(socket, &parts?)
         });
-        let named = |(number, reason): (usize, KernelError)| FailedOperation {
-            operation: chunk[number].clone(),
-            reason,
-        };
-        failed.extend(refused.into_iter().map(named));
+        match refused {
+            Ok(refused) => {
+                failed.extend(refused.into_iter().map(|(number, reason)| (first + number, reason)));
+            }
+            Err(reason) => {
+                if breaks_socket(&reason) {
+                    *kept = None;
+                }
+                failed.extend(numbers.map(|number| (number, reason.clone())));
+            }
+        }
     }
     failed
 }
 
 /// Carries out operations in one transaction, but for those that the kernel refuses, which are answered by number.
-fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, KernelError)>, KernelError> {
+fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError)>, KernelError> {
     let mut refused = Vec::new();
-    let mut left: Vec<(usize, Vec<Message>)> = Vec::with_capacity(operations.len());
-    for (number, operation) in operations.iter().enumerate() {
-        left.push((number, messages(socket, operation)?));
-    }
+    let mut left: Vec<usize> = (0..parts.len()).collect();
     // The first time, what they stand in may be missing.
-    let mut frame: Vec<Message> = Vec::new();
+    let mut frame: Vec<RawRequest> = Vec::new();
     let mut is_anew = false;
     while !left.is_empty() {
-        let owners = left.iter().flat_map(|(number, messages)| messages.iter().map(|_| *number));
-        let owners: Vec<usize> = owners.collect();
-        let all = frame.iter().chain(left.iter().flat_map(|(_, messages)| messages)).cloned();
-        let all: Vec<Message> = all.collect();
+        let owners: Vec<usize> =
+            left.iter().flat_map(|&number| parts[number].changes.iter().map(move |_| number)).collect();
+        let changes = left.iter().flat_map(|&number| &parts[number].changes);
+        let all: Vec<RawRequest> = frame.iter().chain(changes).cloned().collect();
         if all.is_empty() {
             break;
         }
-        let refusals = socket.transact(all)?;
+        let refusals = transact(socket, all)?;
         if refusals.is_empty() {
             break;
         }
         let is_missing = |(_, reason): &(usize, KernelError)| reason.errno() == Some(libc::ENOENT);
-        if frame.is_empty() && refusals.iter().any(is_missing) {
-            frame = what_holds(operations);
+        // Deletions alone need nothing to stand in, and are done where that is missing.
+        if frame.is_empty() && refusals.iter().any(is_missing) && !what_holds(parts).is_empty() {
+            frame = what_holds(parts);
             continue;
         }
         // Somebody else's, under the name that is ours alone.
@@ -315,7 +269,7 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
             tracing::warn!("the nftables table flan-peers is not as we make it; it is made anew");
             is_anew = true;
             delete_tables()?;
-            frame = what_holds(operations);
+            frame = what_holds(parts);
             continue;
         }
         // One refusal undoes all: the others are sent again without it.
@@ -325,8 +279,8 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
             let Some(&owner) = place.checked_sub(frame.len()).and_then(|place| owners.get(place)) else {
                 return Err(reason);
             };
-            left.retain(|(number, _)| *number != owner);
-            if !is_so_already(&operations[owner], &reason) {
+            left.retain(|number| *number != owner);
+            if !(parts[owner].is_deletion && reason.errno() == Some(libc::ENOENT)) {
                 refused.push((owner, reason));
             }
         }
@@ -340,75 +294,48 @@ fn change(socket: &mut Socket, operations: &[Operation]) -> Result<Vec<(usize, K
 }
 
 /// What makes the tables and sets that operations need, wherever they are not there.
-fn what_holds(operations: &[Operation]) -> Vec<Message> {
+fn what_holds(parts: &[Part]) -> Vec<RawRequest> {
     let mut sets: Vec<Set> = Vec::new();
-    for operation in operations {
-        let set = match operation {
-            Operation::AddSource(source) => Some(Set::of(source)),
-            Operation::AddCheck(check) => Set::of_check(check),
-            _ => None,
-        };
-        sets.extend(set.filter(|set| !sets.contains(set)));
+    for set in parts.iter().filter_map(|part| part.set) {
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
     }
-    let families = [false, true].into_iter().filter(|ipv6| {
-        operations.iter().any(|operation| match operation {
-            Operation::AddSource(source) => source.is_ipv6() == *ipv6,
-            Operation::AddCheck(check) => check.is_ipv6() == *ipv6,
-            _ => false,
-        })
-    });
+    let families = [false, true].into_iter().filter(|ipv6| parts.iter().any(|part| part.ipv6 == Some(*ipv6)));
     families.map(message::new_table).chain(sets.into_iter().zip(1..).map(message::new_set)).collect()
 }
 
-fn is_so_already(operation: &Operation, reason: &KernelError) -> bool {
-    let deletes = matches!(operation, Operation::DeleteSource(_) | Operation::DeleteCheck(_));
-    deletes && reason.errno() == Some(libc::ENOENT)
-}
-
-/// What is sent for one operation.
-fn messages(socket: &mut Socket, operation: &Operation) -> Result<Vec<Message>, KernelError> {
-    Ok(match operation {
-        Operation::AddSource(source) => vec![message::add_element(Set::of(source), &key(source))],
-        Operation::DeleteSource(source) => vec![message::delete_element(Set::of(source), &key(source))],
-        Operation::AddCheck(check) => match expression::rule(check) {
-            Some(rule) => {
-                let chain = Chain::of(check);
-                let first = matches!(check, Check::Shortcut { .. });
-                let rule = message::add_rule(chain, first, &check.to_string(), &rule);
-                vec![message::new_chain(chain), rule]
-            }
-            None => Vec::new(),
-        },
-        Operation::DeleteCheck(check) => handles(socket, check)?
-            .into_iter()
-            .map(|(chain, handle)| message::delete_rule(chain, handle))
-            .collect(),
-        _ => Vec::new(),
-    })
-}
-
-/// The rules that are this check, by chain and handle.
-fn handles(socket: &mut Socket, check: &Check) -> Result<Vec<(Chain, u64)>, KernelError> {
-    let mut all = Vec::new();
-    for chain in Chain::all() {
-        let found = socket.dump(&message::dump_rules(chain).into(), Vec::new, |found, body| {
-            found.extend(message::rule(body).filter(|rule| rule.check() == *check));
-        });
-        all.extend(if_there(found)?.into_iter().map(|rule| (chain, rule.handle)));
+/// Sends changes, of which the kernel carries out all, or none if it refuses one. Answers which were refused, by place.
+fn transact(socket: &mut Socket, changes: Vec<RawRequest>) -> Result<Vec<(usize, KernelError)>, KernelError> {
+    let count = changes.len() as u32;
+    let begin = socket.take_numbers(count + 2);
+    let mut bytes = Vec::with_capacity(changes.iter().map(RawRequest::bytes).sum::<usize>() + 64);
+    message::bracket(true).emit(begin, &mut bytes);
+    for (change, number) in changes.into_iter().zip(1..) {
+        // The kernel answers to each that fails, and to the last in any case.
+        let flags = if number == count { NLM_F_ACK } else { 0 };
+        change.with_flags(flags).emit(begin.wrapping_add(number), &mut bytes);
     }
-    Ok(all)
-}
-
-/// What a notification says of our tables.
-pub(super) fn changes(frame: &Frame<'_>) -> Vec<Change> {
-    match message::answer(frame) {
-        Some(Answer::Elements { set, stand, keys }) => {
-            let sources = keys.filter_map(|key| set.source(key));
-            sources.map(|source| Change::Fact(Fact::Source(source, stand))).collect()
+    message::bracket(false).emit(begin.wrapping_add(count + 1), &mut bytes);
+    socket.send(&bytes)?;
+    let mut refusals = Vec::new();
+    loop {
+        for frame in Frames(socket.receive()?) {
+            let frame = frame.map_err(message_error)?;
+            let number = frame.sequence.wrapping_sub(begin);
+            if frame.kind != wire::ERROR || number > count {
+                continue;
+            }
+            match (number.checked_sub(1), wire::refusal(&frame).map_err(message_error)?) {
+                (Some(place), Some(refusal)) => refusals.push((place as usize, refusal.into())),
+                // The transaction as a whole.
+                (None, Some(refusal)) => return Err(refusal.into()),
+                (_, None) => {}
+            }
+            if number == count {
+                return Ok(refusals);
+            }
         }
-        Some(Answer::Rule { rule, stands }) => vec![Change::Fact(Fact::Check(rule.check(), stands))],
-        Some(Answer::Gone) => vec![Change::SendersGone],
-        None => Vec::new(),
     }
 }
 

@@ -4,13 +4,12 @@ use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
 
+use super::entry::link_name;
 use super::message::{self, Request};
-use super::next_hop::{self, Shown};
-use super::snapshot::link_name;
 use super::socket::Socket;
 use super::wire::Frame;
 use crate::KernelError;
-use crate::state::{LinkName, NextHopId};
+use crate::kind::link_name::LinkName;
 
 impl Socket {
     /// The device with this name, if there is one.
@@ -26,28 +25,6 @@ impl Socket {
     /// What the device with this index is called, if there is one.
     pub(super) fn link_name(&mut self, index: u32) -> Result<Option<LinkName>, KernelError> {
         self.link_by_index(index)?.map(|message| link_name(&message)).transpose()
-    }
-
-    /// The next hop object with this id, if there is one.
-    pub(super) fn next_hop(&mut self, id: NextHopId) -> Result<Option<Shown>, KernelError> {
-        let answer = self.one(message::get_next_hop(id), |frame| match frame.kind {
-            next_hop::NEW => Ok(Shown::read(frame.body)),
-            kind => Err(unexpected(kind)),
-        });
-        match answer {
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
-            answer => answer,
-        }
-    }
-
-    /// Whether the kernel knows next hop objects at all.
-    pub(super) fn has_next_hops(&mut self) -> Result<bool, KernelError> {
-        // There is none of this id, or there is; what counts is that the question is understood.
-        match self.next_hop(NextHopId(u32::MAX)) {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     fn any_link(&mut self, request: Request) -> Result<Option<LinkMessage>, KernelError> {

@@ -11,7 +11,6 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::message::Request;
-use super::nft;
 use super::wire::{self, Frame, Frames};
 use crate::KernelError;
 
@@ -37,7 +36,7 @@ const ERROR_BYTES: usize = 1024;
 
 /// A socket for questions and changes, in the network namespace in which it was opened.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     inner: netlink_sys::Socket,
     buffer: Vec<u8>,
     /// The number of the next request.
@@ -94,8 +93,7 @@ impl Socket {
         if batch.owners.is_empty() {
             return Ok(());
         }
-        let first = self.sequence;
-        self.sequence = first.wrapping_add(batch.owners.len() as u32);
+        let first = self.take_numbers(batch.owners.len() as u32);
         self.send(batch.seal(first))?;
         let mut complete = false;
         while !complete {
@@ -106,42 +104,11 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends changes of nftables, of which the kernel carries out all, or none if it refuses one. Answers which were
-    /// refused, by place.
-    pub(super) fn transact(
-        &mut self,
-        changes: Vec<nft::Request>,
-    ) -> Result<Vec<(usize, KernelError)>, KernelError> {
-        let (begin, count) = (self.sequence, changes.len() as u32);
-        self.sequence = begin.wrapping_add(count + 2);
-        let mut bytes = Vec::with_capacity(changes.iter().map(nft::Request::bytes).sum::<usize>() + 64);
-        nft::Request::bracket(true).emit(begin, &mut bytes);
-        for (change, number) in changes.into_iter().zip(1..) {
-            // The kernel answers to each that fails, and to the last in any case.
-            let flags = if number == count { NLM_F_ACK } else { 0 };
-            change.with_flags(flags).emit(begin.wrapping_add(number), &mut bytes);
-        }
-        nft::Request::bracket(false).emit(begin.wrapping_add(count + 1), &mut bytes);
-        self.send(&bytes)?;
-        let mut refusals = Vec::new();
-        loop {
-            for frame in Frames(self.receive()?) {
-                let frame = frame.map_err(message_error)?;
-                let number = frame.sequence.wrapping_sub(begin);
-                if frame.kind != wire::ERROR || number > count {
-                    continue;
-                }
-                match (number.checked_sub(1), wire::refusal(&frame).map_err(message_error)?) {
-                    (Some(place), Some(refusal)) => refusals.push((place as usize, refusal.into())),
-                    // The transaction as a whole.
-                    (None, Some(refusal)) => return Err(refusal.into()),
-                    (_, None) => {}
-                }
-                if number == count {
-                    return Ok(refusals);
-                }
-            }
-        }
+    /// Takes so many numbers for requests, and answers the first.
+    pub(super) fn take_numbers(&mut self, count: u32) -> u32 {
+        let first = self.sequence;
+        self.sequence = first.wrapping_add(count);
+        first
     }
 
     /// Sends one change.
@@ -156,7 +123,7 @@ impl Socket {
 
     /// Asks for one object, and hands the answer to `read`. A refusal is the kernel's word that there is none, or why it
     /// will not say.
-    pub(super) fn one<T>(
+    pub(crate) fn one<T>(
         &mut self,
         request: Request,
         read: impl FnOnce(&Frame<'_>) -> Result<T, KernelError>,
@@ -184,7 +151,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`KernelError::Interrupted`] if it changed every time.
-    pub(super) fn dump<T>(
+    pub(crate) fn dump<T>(
         &mut self,
         request: &Request,
         mut begin: impl FnMut() -> T,
@@ -232,15 +199,15 @@ impl Socket {
 
     /// Sends a question, and answers its number.
     fn ask(&mut self, request: Request) -> Result<u32, KernelError> {
-        let sequence = self.sequence;
-        self.sequence = sequence.wrapping_add(1);
+        let sequence = self.take_numbers(1);
         let mut bytes = Vec::with_capacity(request.bytes());
         request.emit(sequence, &mut bytes);
         self.send(&bytes)?;
         Ok(sequence)
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), KernelError> {
+    /// Sends requests that are numbered already.
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), KernelError> {
         let kernel = SocketAddr::new(0, 0);
         loop {
             match self.inner.send_to(bytes, &kernel, 0) {
@@ -252,7 +219,8 @@ impl Socket {
         }
     }
 
-    fn receive(&mut self) -> Result<&[u8], KernelError> {
+    /// Waits for the next datagram.
+    pub(super) fn receive(&mut self) -> Result<&[u8], KernelError> {
         match receive(&self.inner, &mut self.buffer) {
             Ok(()) => Ok(&self.buffer),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(KernelError::TimedOut(LIMIT)),
@@ -383,7 +351,7 @@ pub(super) fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> io:
 }
 
 /// Whether the socket is of no more use after `error`: what it has still to tell belongs to nobody.
-pub(super) fn breaks_socket(error: &KernelError) -> bool {
+pub(crate) fn breaks_socket(error: &KernelError) -> bool {
     matches!(error, KernelError::Socket(_) | KernelError::TimedOut(_))
 }
 
@@ -392,7 +360,7 @@ pub(super) fn socket_error(error: impl Into<io::Error>) -> KernelError {
     KernelError::Socket(error.into().to_string())
 }
 
-fn message_error(error: wire::CutOff) -> KernelError {
+pub(super) fn message_error(error: wire::CutOff) -> KernelError {
     KernelError::Message(error.to_string())
 }
 

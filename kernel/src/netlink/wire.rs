@@ -1,35 +1,35 @@
 //! The layout of netlink messages (`netlink(7)`): what holds for all of them, read in place.
 
 /// Bytes of a `struct nlmsghdr`, which begins every message.
-pub(super) const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 
 /// `nlmsg_type` of an answer that is an error number, with 0 for success.
-pub(super) const ERROR: u16 = libc::NLMSG_ERROR as u16;
+pub(crate) const ERROR: u16 = libc::NLMSG_ERROR as u16;
 
 /// `nlmsg_type` at the end of a dump.
-pub(super) const DONE: u16 = libc::NLMSG_DONE as u16;
+pub(crate) const DONE: u16 = libc::NLMSG_DONE as u16;
 
 /// A message whose lengths do not fit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a netlink message is cut off")]
-pub(super) struct CutOff;
+pub(crate) struct CutOff;
 
 /// A message, without what is behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame<'a> {
+pub(crate) struct Frame<'a> {
     /// `RTM_*`, [`ERROR`] or [`DONE`].
-    pub(super) kind: u16,
+    pub(crate) kind: u16,
     /// `NLM_F_*`.
-    pub(super) flags: u16,
+    pub(crate) flags: u16,
     /// That of the request which this answers.
-    pub(super) sequence: u32,
+    pub(crate) sequence: u32,
     /// What follows the header.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The messages of what one system call received.
 #[derive(Debug, Clone)]
-pub(super) struct Frames<'a>(pub(super) &'a [u8]);
+pub(crate) struct Frames<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Frames<'a> {
     type Item = Result<Frame<'a>, CutOff>;
@@ -57,16 +57,16 @@ impl<'a> Iterator for Frames<'a> {
 /// The attributes in `bytes`: the type of each, without the bits for nesting and byte order, and its value. Ends at one
 /// that is cut off.
 #[derive(Debug, Clone)]
-pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// Those behind a fixed part of `bytes`.
-    pub(super) fn behind(body: &'a [u8], bytes: usize) -> Self {
+    pub(crate) fn behind(body: &'a [u8], bytes: usize) -> Self {
         Self(body.get(bytes..).unwrap_or_default())
     }
 
     /// The value of the first of a type.
-    pub(super) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find_map(|(found, value)| (found == kind).then_some(value))
     }
 }
@@ -86,15 +86,15 @@ impl<'a> Iterator for Attributes<'a> {
 
 /// An error number that answers a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(crate) struct Refusal {
     /// `errno(3)`, positive.
-    pub(super) errno: i32,
+    pub(crate) errno: i32,
     /// The kernel's words for it (`NLMSGERR_ATTR_MSG`), if it has any.
-    pub(super) text: Option<String>,
+    pub(crate) text: Option<String>,
 }
 
 /// What an answer of type [`ERROR`] says: nothing for success.
-pub(super) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
+pub(crate) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
     const NLM_F_CAPPED: u16 = 0x100;
     const NLM_F_ACK_TLVS: u16 = 0x200;
     const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -116,12 +116,12 @@ pub(super) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
 }
 
 /// The number at `offset`, in host order.
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
 /// The number at `offset`, in host order.
-pub(super) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 

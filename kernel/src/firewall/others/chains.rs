@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 
-use crate::state::LinkName;
+use crate::kind::link_name::LinkName;
 
 /// The chains of one table by name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,7 +29,7 @@ fn width(ipv6: bool) -> u32 {
 }
 
 /// The expressions of a check. `None` for one that is not ours.
-pub(super) fn rule(check: &Check) -> Option<Vec<u8>> {
+pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
     let mut rule = Expressions::default();
     match check {
         Check::Shortcut { ipv6 } => {

@@ -3,8 +3,8 @@
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST};
 
 use super::{Chain, Set, SetKind};
-use crate::netlink::message;
-use crate::netlink::wire::{Attributes, Frame, HEADER_BYTES};
+use crate::netlink::raw::{RawRequest, attribute};
+use crate::netlink::wire::{Attributes, Frame};
 use crate::source::Check;
 
 const TABLE: &str = "flan-peers";
@@ -58,57 +58,24 @@ pub(super) const NFTA_DATA_VALUE: u16 = 1;
 /// `NFTNL_UDATA_RULE_COMMENT`: how libnftnl marks the comment among what the kernel keeps for it.
 const COMMENT: u8 = 0;
 
-/// A request about nftables, that is not numbered yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::netlink) struct Request {
-    kind: u16,
-    flags: u16,
-    body: Vec<u8>,
+/// A request about nftables.
+fn request(kind: u8, ipv6: bool, flags: u16, write: impl FnOnce(&mut Writer)) -> RawRequest {
+    let mut writer = Writer(vec![family(ipv6), 0, 0, 0]);
+    write(&mut writer);
+    RawRequest { kind: message_type(kind), flags: NLM_F_REQUEST | flags, body: writer.0 }
 }
 
-/// A request in the words of this module.
-pub(super) type Message = Request;
-
-impl Request {
-    fn new(kind: u8, ipv6: bool, flags: u16, write: impl FnOnce(&mut Writer)) -> Self {
-        let mut writer = Writer(vec![family(ipv6), 0, 0, 0]);
-        write(&mut writer);
-        Self { kind: u16::from_be_bytes([SUBSYSTEM, kind]), flags: NLM_F_REQUEST | flags, body: writer.0 }
-    }
-
-    /// What stands before or behind all changes of a transaction.
-    pub(in crate::netlink) fn bracket(begin: bool) -> Self {
-        /// `NFNL_MSG_BATCH_BEGIN`.
-        const BEGIN: u16 = 0x10;
-        let kind = if begin { BEGIN } else { BEGIN + 1 };
-        Self { kind, flags: NLM_F_REQUEST, body: vec![0, 0, 0, SUBSYSTEM] }
-    }
-
-    pub(in crate::netlink) fn with_flags(mut self, flags: u16) -> Self {
-        self.flags |= flags;
-        self
-    }
-
-    /// Writes the message to the end of `buffer`.
-    pub(in crate::netlink) fn emit(&self, sequence: u32, buffer: &mut Vec<u8>) {
-        buffer.extend((self.bytes() as u32).to_ne_bytes());
-        buffer.extend(self.kind.to_ne_bytes());
-        buffer.extend(self.flags.to_ne_bytes());
-        buffer.extend(sequence.to_ne_bytes());
-        // The kernel knows from whom it is.
-        buffer.extend([0; 4]);
-        buffer.extend(&self.body);
-    }
-
-    pub(in crate::netlink) fn bytes(&self) -> usize {
-        HEADER_BYTES + self.body.len()
-    }
+/// `nlmsg_type` of a message about nftables.
+const fn message_type(kind: u8) -> u16 {
+    u16::from_be_bytes([SUBSYSTEM, kind])
 }
 
-impl From<Request> for message::Request {
-    fn from(request: Request) -> Self {
-        Self::Nft(request)
-    }
+/// What stands before or behind all changes of a transaction.
+pub(in crate::netlink) fn bracket(begin: bool) -> RawRequest {
+    /// `NFNL_MSG_BATCH_BEGIN`.
+    const BEGIN: u16 = 0x10;
+    let kind = if begin { BEGIN } else { BEGIN + 1 };
+    RawRequest { kind, flags: NLM_F_REQUEST, body: vec![0, 0, 0, SUBSYSTEM] }
 }
 
 /// Writes attributes. Numbers are in network order, as nftables has them.
@@ -117,10 +84,7 @@ pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
     pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.0.extend((value.len() as u16 + 4).to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        attribute(&mut self.0, kind, value);
     }
 
     pub(super) fn number(&mut self, kind: u16, value: u32) {
@@ -148,30 +112,30 @@ impl Writer {
 }
 
 /// Asks how often nftables were changed: for those who want to know whether there is anybody to answer.
-pub(super) fn generation() -> Message {
-    Request::new(GET_GENERATION, false, 0, |_| {})
+pub(super) fn generation() -> RawRequest {
+    request(GET_GENERATION, false, 0, |_| {})
 }
 
-pub(super) fn get_table(ipv6: bool) -> Message {
-    Request::new(GET_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
+pub(super) fn get_table(ipv6: bool) -> RawRequest {
+    request(GET_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
 }
 
-pub(super) fn delete_table(ipv6: bool) -> Message {
-    Request::new(DELETE_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
+pub(crate) fn delete_table(ipv6: bool) -> RawRequest {
+    request(DELETE_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
 }
 
 /// Makes the table of a family, where it is not there.
-pub(super) fn new_table(ipv6: bool) -> Message {
-    Request::new(NEW_TABLE, ipv6, NLM_F_CREATE, |table| table.text(NFTA_TABLE, TABLE))
+pub(super) fn new_table(ipv6: bool) -> RawRequest {
+    request(NEW_TABLE, ipv6, NLM_F_CREATE, |table| table.text(NFTA_TABLE, TABLE))
 }
 
 /// Makes a set, where it is not there. With its size known beforehand, the kernel takes the faster of its hash tables.
-pub(super) fn new_set((set, id): (Set, u32)) -> Message {
+pub(super) fn new_set((set, id): (Set, u32)) -> RawRequest {
     // What `nft` shows it as: `ipv4_addr`, `ipv6_addr`, or one behind the other.
     const TYPE_BITS: u32 = 6;
     let address = if set.ipv6 { 8 } else { 7 };
     let shown = (1..set.kind.addresses()).fold(address, |shown, _| (shown << TYPE_BITS) | address);
-    Request::new(NEW_SET, set.ipv6, NLM_F_CREATE, |writer| {
+    request(NEW_SET, set.ipv6, NLM_F_CREATE, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_SET_NAME, set.kind.name());
         writer.number(NFTA_SET_KEY_TYPE, shown);
@@ -183,8 +147,8 @@ pub(super) fn new_set((set, id): (Set, u32)) -> Message {
 }
 
 /// Makes a chain, where it is not there.
-pub(super) fn new_chain(chain: Chain) -> Message {
-    Request::new(NEW_CHAIN, chain.ipv6, NLM_F_CREATE, |writer| {
+pub(crate) fn new_chain(chain: Chain) -> RawRequest {
+    request(NEW_CHAIN, chain.ipv6, NLM_F_CREATE, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_CHAIN_NAME, chain.kind.name());
         writer.nested(NFTA_CHAIN_HOOK, |hook| {
@@ -195,16 +159,16 @@ pub(super) fn new_chain(chain: Chain) -> Message {
     })
 }
 
-pub(super) fn add_element(set: Set, key: &[u8]) -> Message {
+pub(crate) fn add_element(set: Set, key: &[u8]) -> RawRequest {
     element(NEW_ELEMENT, NLM_F_CREATE, set, key)
 }
 
-pub(super) fn delete_element(set: Set, key: &[u8]) -> Message {
+pub(crate) fn delete_element(set: Set, key: &[u8]) -> RawRequest {
     element(DELETE_ELEMENT, 0, set, key)
 }
 
-fn element(kind: u8, flags: u16, set: Set, key: &[u8]) -> Message {
-    Request::new(kind, set.ipv6, flags, |writer| {
+fn element(kind: u8, flags: u16, set: Set, key: &[u8]) -> RawRequest {
+    request(kind, set.ipv6, flags, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_ELEMENTS_SET, set.kind.name());
         writer.nested(NFTA_ELEMENTS, |list| {
@@ -213,17 +177,17 @@ fn element(kind: u8, flags: u16, set: Set, key: &[u8]) -> Message {
     })
 }
 
-pub(super) fn dump_elements(set: Set) -> Message {
-    Request::new(GET_ELEMENT, set.ipv6, NLM_F_DUMP, |writer| {
+pub(super) fn dump_elements(set: Set) -> RawRequest {
+    request(GET_ELEMENT, set.ipv6, NLM_F_DUMP, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_ELEMENTS_SET, set.kind.name());
     })
 }
 
 /// Adds a rule of these expressions, with its comment, before the others or behind them.
-pub(super) fn add_rule(chain: Chain, first: bool, comment: &str, expressions: &[u8]) -> Message {
+pub(crate) fn add_rule(chain: Chain, first: bool, comment: &str, expressions: &[u8]) -> RawRequest {
     let place = if first { 0 } else { NLM_F_APPEND };
-    Request::new(NEW_RULE, chain.ipv6, NLM_F_CREATE | place, |writer| {
+    request(NEW_RULE, chain.ipv6, NLM_F_CREATE | place, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_RULE_CHAIN, chain.kind.name());
         writer.bytes(NFTA_RULE_EXPRESSIONS | libc::NLA_F_NESTED as u16, expressions);
@@ -232,16 +196,16 @@ pub(super) fn add_rule(chain: Chain, first: bool, comment: &str, expressions: &[
     })
 }
 
-pub(super) fn delete_rule(chain: Chain, handle: u64) -> Message {
-    Request::new(DELETE_RULE, chain.ipv6, 0, |writer| {
+pub(crate) fn delete_rule(chain: Chain, handle: u64) -> RawRequest {
+    request(DELETE_RULE, chain.ipv6, 0, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_RULE_CHAIN, chain.kind.name());
         writer.bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes());
     })
 }
 
-pub(super) fn dump_rules(chain: Chain) -> Message {
-    Request::new(GET_RULE, chain.ipv6, NLM_F_DUMP, |writer| {
+pub(super) fn dump_rules(chain: Chain) -> RawRequest {
+    request(GET_RULE, chain.ipv6, NLM_F_DUMP, |writer| {
         writer.text(NFTA_TABLE, TABLE);
         writer.text(NFTA_RULE_CHAIN, chain.kind.name());
     })
@@ -249,20 +213,21 @@ pub(super) fn dump_rules(chain: Chain) -> Message {
 
 /// A rule as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub(super) handle: u64,
+pub(crate) struct Rule {
+    pub(crate) handle: u64,
     comment: Option<String>,
 }
 
 impl Rule {
-    pub(super) fn check(&self) -> Check {
+    /// What it is, by its comment.
+    pub(crate) fn check(&self) -> Check {
         let check = self.comment.as_ref().and_then(|comment| comment.parse().ok());
         check.unwrap_or(Check::Unknown(self.handle))
     }
 }
 
 /// What a notification tells of our table.
-pub(super) enum Answer<K> {
+pub(crate) enum Answer<K> {
     /// Elements came to a set, or left it.
     Elements { set: Set, stand: bool, keys: K },
     /// A rule came, or went.
@@ -271,8 +236,19 @@ pub(super) enum Answer<K> {
     Gone,
 }
 
+/// `nlmsg_type` of the messages of which [`answer`] knows something.
+pub(crate) const TYPES: &[u16] = &[
+    message_type(NEW_ELEMENT),
+    message_type(DELETE_ELEMENT),
+    message_type(NEW_RULE),
+    message_type(DELETE_RULE),
+    message_type(DELETE_TABLE),
+    message_type(DELETE_CHAIN),
+    message_type(DELETE_SET),
+];
+
 /// Reads a notification. `None` for one about something else.
-pub(super) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<impl Iterator<Item = &'a [u8]> + use<'a>>> {
+pub(crate) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<impl Iterator<Item = &'a [u8]> + use<'a>>> {
     let [SUBSYSTEM, kind] = frame.kind.to_be_bytes() else { return None };
     if !is_ours(frame.body) {
         return None;

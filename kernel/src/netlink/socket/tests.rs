@@ -1,12 +1,19 @@
 use netlink_packet_core::NLM_F_REQUEST;
 
 use super::*;
-use crate::netlink::message::get_next_hop;
-use crate::state::NextHopId;
+use crate::kind::Edit;
+use crate::kind::gateway::NextHopId;
+use crate::kind::next_hop::{NextHop, NextHops};
+use crate::netlink::object::NetlinkObject;
+
+fn next_hop() -> NextHop {
+    NextHop { gateway: [10, 0, 0, 1].into(), link: "lo".parse().unwrap(), onlink: false, protocol: 0 }
+}
 
 /// One of 32 bytes.
 fn request(id: u32) -> Request {
-    get_next_hop(NextHopId(id))
+    let key = NextHopId(id);
+    NextHops::request(&Edit::Delete { key, held: next_hop() }, &|_| None).unwrap()
 }
 
 fn batch(owners: impl IntoIterator<Item = usize>) -> Batch {
@@ -95,9 +102,7 @@ fn a_socket_answers_without_privileges() {
 fn a_change_that_is_not_allowed_or_not_there_is_refused_by_itself() {
     let mut socket = Socket::open().unwrap();
     // Whoever runs this: there is no such next hop, or it may not be asked to go.
-    let delete =
-        crate::netlink::message::change(&crate::Operation::DeleteNextHop(NextHopId(u32::MAX)), |_| None);
-    let refusal = socket.change_one(delete.unwrap()).unwrap_err();
+    let refusal = socket.change_one(request(u32::MAX)).unwrap_err();
     let expected = [libc::EPERM, libc::ENOENT, libc::EOPNOTSUPP];
     assert!(refusal.errno().is_some_and(|errno| expected.contains(&errno)), "{refusal}");
     assert!(!breaks_socket(&refusal));

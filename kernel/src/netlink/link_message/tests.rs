@@ -1,16 +1,33 @@
+use macaddr::MacAddr6;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::*;
-use crate::netlink::message::{Request, create_vxlan};
-use crate::state::{NextHopId, RouteKey};
+use crate::netlink::entry::link_name;
+use crate::netlink::test_bytes::{assert_as_iproute2, hex};
 
 fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }
 
+fn vxlan() -> Vxlan {
+    Vxlan {
+        vni: 1,
+        port: 8472,
+        underlay: Some(name("und0")),
+        local: Some("192.168.0.1".parse().unwrap()),
+        learning: false,
+        gbp: false,
+    }
+}
+
+fn vxlan_link() -> Link {
+    let mac = Some(MacAddr6::new(2, 0, 0, 0, 0, 1));
+    Link { kind: LinkKind::Vxlan(vxlan()), mac, mtu: 1450, up: true }
+}
+
 fn inner(request: Request) -> RouteNetlinkMessage {
-    let Request::Route(message) = request else { panic!("about a next hop object") };
+    let Request::Route(message) = request else { panic!("no message about a device") };
     match message.payload {
         netlink_packet_core::NetlinkPayload::InnerMessage(inner) => inner,
         other => panic!("{other:?}"),
@@ -45,25 +62,6 @@ fn a_device_of_another_kind_is_refused_by_name() {
     assert!(error.to_string().starts_with("device flannel.1 exists and is neither"), "{error}");
 }
 
-/// A next hop object with device 4.
-fn object(id: u32) -> Shown {
-    let gateway = Some("10.5.3.0".parse().unwrap());
-    Shown { id: NextHopId(id), protocol: ROUTE_PROTOCOL, index: Some(4), gateway, onlink: true }
-}
-
-#[test]
-fn a_route_leads_where_its_object_does_even_if_the_kernel_does_not_say_so() {
-    let key = RouteKey { destination: "10.5.3.0/24".parse().unwrap(), metric: 0 };
-    let target = |id, index| RawTarget::NextHop { id: NextHopId(id), index };
-    let led =
-        |target| led_by_object(RawRoute { key, protocol: ROUTE_PROTOCOL, target }, &[object(3), object(7)]);
-    assert_eq!(led(target(7, None)).target, target(7, Some(4)));
-    assert_eq!(led(target(8, None)).target, target(8, None));
-    assert_eq!(led(target(8, Some(5))).target, target(8, Some(5)), "one that came since");
-    assert!(is_into(&led(target(3, None)), &[(4, name("flannel.1"))].into()));
-    assert!(!is_into(&led(target(8, None)), &[(4, name("flannel.1"))].into()));
-}
-
 #[test]
 fn a_tun_device_that_goes_with_its_program_is_told_from_one_that_stays() {
     let tun = |persist| {
@@ -75,4 +73,33 @@ fn a_tun_device_that_goes_with_its_program_is_told_from_one_that_stays() {
         is_persistent(&message)
     };
     assert_eq!([tun(0), tun(1)], [false, true]);
+}
+
+#[test]
+fn a_device_is_made_as_by_ip_link() {
+    // ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 dev und0 local 192.168.0.1
+    //     dstport 8472 nolearning
+    assert_as_iproute2(
+        &hex(create_vxlan(name("flannel.1"), &vxlan_link(), &vxlan(), Some(3))),
+        &"80000000100005065721026b00000000000000000000000000000000000000000a000100020000000001000008000400\
+         aa0500000e000300666c616e6e656c2e310000003c0012000900010076786c616e0000002c0002000800030003000000\
+         080001000100000008000400c0a80001050007000000000006000f0021180000"
+            // It sends the kind without the zero byte at its end.
+            .replace("0900010076786c616e", "0a00010076786c616e"),
+    );
+    // It sends RTM_NEWLINK (16) where RTM_SETLINK (19) says more.
+    let set = |theirs: &str| theirs.replacen("1000050", "1300050", 1);
+    // ip link set flannel.1 addrgenmode none
+    assert_as_iproute2(
+        &hex(without_link_local(4)),
+        &set(
+            "30000000100005005721026b000000000000000004000000000000000000000010001a000c000a000500080001000000",
+        ),
+    );
+    // ip link set flannel.1 up
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    assert_as_iproute2(
+        &hex(update_link(4, &up)),
+        &set("20000000100005005721026b0000000000000000040000000100000001000000"),
+    );
 }

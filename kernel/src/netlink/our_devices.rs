@@ -2,12 +2,13 @@
 
 use netlink_packet_route::link::InfoKind;
 
+use super::entry::link_name;
+use super::link_message::{device, is_persistent};
 use super::message;
 use super::questions::link_entry;
-use super::snapshot::{device, is_persistent, link_name};
 use super::socket::Socket;
 use crate::KernelError;
-use crate::state::LinkName;
+use crate::kind::link_name::LinkName;
 
 /// The names of all devices of the kinds that we make: VXLAN devices, and TUN devices that stay when their program ends.
 ///

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 pub use ours::OwnRules;
 
 use crate::KernelError;
-use crate::state::LinkName;
+use crate::kind::link_name::LinkName;
 
 /// The packet filter. Adapters: [`Linux`] and [`FakeFirewall`](crate::fake::FakeFirewall).
 pub trait Firewall: Send {

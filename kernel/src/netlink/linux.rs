@@ -1,55 +1,31 @@
-//! The kernel of this host over netlink.
-
-mod apply;
-mod bridges;
-mod changes;
-mod devices;
-mod entry;
-mod holder;
-mod interfaces;
-mod kinds;
-mod link;
-mod lookup;
-mod message;
-mod networks;
-mod next_hop;
-mod nft;
-mod questions;
-mod snapshot;
-mod socket;
-#[cfg(test)]
-mod test_bytes;
-mod wire;
+//! The kernel of this host.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 
-pub use bridges::{Bridge, bridges};
-pub use holder::{Holder, port_holder};
-pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
-pub use kinds::devices_of_our_kinds;
-pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
-
-use self::apply::{Hands, Round, TakenIds};
-use self::changes::Changes;
-use self::devices::Devices;
-use self::lookup::Lookup;
-use self::socket::Socket;
-use crate::change::Change;
-use crate::diff::Operation;
-use crate::state::{Ownership, State};
+use super::apply::{Access, Round, TakenIds};
+use super::changes::Changes;
+use super::devices::Devices;
+use super::lookup::Lookup;
+use super::nft;
+use super::snapshot;
+use super::socket::Socket;
+use crate::kind::Changed;
+use crate::kinds::{Change, Operation, State};
 use crate::sysctl::FibSyncMem;
-use crate::{FailedOperation, Kernel, KernelError};
+use crate::{FailedOperation, Kernel, KernelError, Ownership};
 
-/// Operations on routes from which on the kernel is asked to be generous with memory.
-const MANY_ROUTES: usize = 2000;
+/// Operations at once from which on the kernel is asked to be generous with memory for routes.
+const MANY: usize = 2000;
 
 /// The [`Kernel`] of the network namespace in which it was made. Needs `CAP_NET_ADMIN` to change anything.
 #[derive(Debug)]
 pub struct Linux {
     /// `None` after it broke: the next one who needs it opens another.
     socket: Option<Socket>,
+    /// Opened when it is first needed.
+    nftables: Option<Socket>,
     changes: Changes,
     devices: Arc<Mutex<Devices>>,
     taken: TakenIds,
@@ -64,6 +40,7 @@ impl Linux {
     pub fn new() -> Result<Self, KernelError> {
         Ok(Self {
             socket: Some(Socket::open()?),
+            nftables: None,
             changes: Changes::listen()?,
             devices: Arc::default(),
             taken: TakenIds::default(),
@@ -85,8 +62,8 @@ impl Linux {
                 None => Socket::open()?,
             };
             let socket = self.socket.insert(socket);
-            let mut hands = Hands { socket, devices: &self.devices, taken: &mut self.taken };
-            let more = round.go_on(&mut hands)?;
+            let mut access = Access { socket, devices: &self.devices, taken: &mut self.taken };
+            let more = round.go_on(&mut access)?;
             // Before more notifications of what we do ourselves lie there than there is room for.
             self.hear();
             if !more {
@@ -115,18 +92,30 @@ impl Kernel for Linux {
     }
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<FailedOperation> {
-        let routes = operations.iter().filter(|operation| is_about_route(operation)).count();
-        let _generous = (routes > MANY_ROUTES).then(FibSyncMem::raise);
-        let (senders, others): (Vec<Operation>, Vec<Operation>) =
-            operations.iter().cloned().partition(nft::is_about);
-        let mut failed = nft::apply(&senders);
-        let mut round = Round::new(&others);
-        if let Err(reason) = self.carry_out(&mut round).await {
-            self.socket = None;
-            round.give_up(&reason);
-            self.hear();
+        let _generous = (operations.len() > MANY).then(FibSyncMem::raise);
+        let mut failed = Vec::new();
+        // Senders are let in before anything leads to them, and kept out after: both take their time.
+        let is_for_nftables = |operation: &Operation| operation.changed() == Changed::ByNftables;
+        for run in operations.chunk_by(|one, next| is_for_nftables(one) == is_for_nftables(next)) {
+            if is_for_nftables(&run[0]) {
+                let refused = nft::apply(&mut self.nftables, run.len(), |number, socket| {
+                    run[number].transaction(socket)
+                });
+                failed.extend(
+                    refused
+                        .into_iter()
+                        .map(|(number, reason)| FailedOperation { operation: run[number].clone(), reason }),
+                );
+                continue;
+            }
+            let mut round = Round::new(run);
+            if let Err(reason) = self.carry_out(&mut round).await {
+                self.socket = None;
+                round.give_up(&reason);
+                self.hear();
+            }
+            failed.extend(round.into_failed());
         }
-        failed.extend(round.into_failed());
         failed
     }
 
@@ -140,40 +129,4 @@ impl Kernel for Linux {
             self.changes.wait().await;
         }
     }
-}
-
-/// Whether the kernel has nftables, in which it can be told who may send us packets of the overlay.
-pub fn has_nftables() -> bool {
-    nft::is_there()
-}
-
-/// Deletes the table of those who may send us packets of the overlay. Answers whether there was one.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn delete_senders() -> Result<bool, KernelError> {
-    nft::delete_tables()
-}
-
-/// Whether there is that table.
-///
-/// # Errors
-/// When the kernel does not say.
-pub fn has_senders() -> Result<bool, KernelError> {
-    nft::has_table()
-}
-
-/// Whether the kernel of the current network namespace knows next hop objects (5.3 and later).
-///
-/// # Errors
-/// If the netlink socket cannot be opened or does not answer.
-pub async fn has_next_hops() -> Result<bool, KernelError> {
-    Socket::open()?.has_next_hops()
-}
-
-fn is_about_route(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::AddRoute { .. } | Operation::ReplaceRoute { .. } | Operation::DeleteRoute { .. }
-    )
 }

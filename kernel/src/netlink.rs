@@ -1,0 +1,70 @@
+//! The kernel of this host over netlink.
+
+mod apply;
+mod bridges;
+mod changes;
+pub(crate) mod devices;
+pub(crate) mod entry;
+mod holder;
+mod interfaces;
+mod link;
+mod link_message;
+mod linux;
+pub(crate) mod lookup;
+pub(crate) mod message;
+mod networks;
+pub(crate) mod nft;
+pub(crate) mod object;
+mod our_devices;
+mod questions;
+pub(crate) mod raw;
+pub(crate) mod reading;
+mod snapshot;
+pub(crate) mod socket;
+#[cfg(test)]
+pub(crate) mod test_bytes;
+pub(crate) mod wire;
+pub(crate) mod words;
+
+pub use bridges::{Bridge, bridges};
+pub use holder::{Holder, port_holder};
+pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
+pub use linux::Linux;
+pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
+pub use object::Notification;
+pub use our_devices::devices_of_our_kinds;
+
+use self::lookup::Lookup;
+use self::socket::Socket;
+use crate::KernelError;
+use crate::kind::next_hop;
+
+/// Whether the kernel has nftables, in which it can be told who may send us packets of the overlay.
+pub fn has_nftables() -> bool {
+    nft::is_there()
+}
+
+/// Deletes the table of those who may send us packets of the overlay. Answers whether there was one.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn delete_senders() -> Result<bool, KernelError> {
+    nft::delete_tables()
+}
+
+/// Whether there is that table.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn has_senders() -> Result<bool, KernelError> {
+    nft::has_table()
+}
+
+/// Whether the kernel of the current network namespace knows next hop objects (5.3 and later).
+///
+/// # Errors
+/// If the netlink socket cannot be opened or does not answer.
+pub async fn has_next_hops() -> Result<bool, KernelError> {
+    let devices = Default::default();
+    next_hop::are_known(&mut Lookup::new(&devices, Some(&mut Socket::open()?)))
+}

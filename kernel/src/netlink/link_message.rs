@@ -1,0 +1,155 @@
+//! Devices in netlink messages, both ways.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Nla};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+
+use super::entry;
+use super::message::{Request, link_message, with_flags};
+use crate::KernelError;
+use crate::kind::link::{Link, LinkChange, LinkKind, Vxlan};
+use crate::kind::link_name::LinkName;
+
+/// Makes a VXLAN device, which is down: before it goes up it must be known whether it shall get a link-local address.
+pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay: Option<u32>) -> Request {
+    let mut data: Vec<InfoVxlan> = underlay.map(InfoVxlan::Link).into_iter().collect();
+    data.push(InfoVxlan::Id(vxlan.vni));
+    data.extend(vxlan.local.map(|local| match local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    }));
+    data.extend([InfoVxlan::Learning(vxlan.learning), InfoVxlan::Port(vxlan.port)]);
+    if vxlan.gbp {
+        data.push(InfoVxlan::Gbp);
+    }
+    let mut message = LinkMessage::default();
+    message.attributes =
+        link.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())).into_iter().collect();
+    message.attributes.extend([
+        LinkAttribute::Mtu(link.mtu),
+        LinkAttribute::IfName(name.to_string()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
+    ]);
+    with_flags(RouteNetlinkMessage::NewLink(message), NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Keeps the kernel from making a link-local IPv6 address, which nothing on a device for IPv4 has a use for.
+pub(super) fn without_link_local(index: u32) -> Request {
+    let mut message = link_message(index);
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+    with_flags(RouteNetlinkMessage::SetLink(message), NLM_F_REQUEST)
+}
+
+/// Changes a device in place.
+pub(super) fn update_link(index: u32, change: &LinkChange) -> Request {
+    let mut message = link_message(index);
+    if let Some(up) = change.up {
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    }
+    message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())));
+    message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
+    with_flags(RouteNetlinkMessage::SetLink(message), NLM_F_REQUEST)
+}
+
+/// Deletes a device.
+pub(super) fn delete_link(index: u32) -> Request {
+    with_flags(RouteNetlinkMessage::DelLink(link_message(index)), NLM_F_REQUEST)
+}
+
+/// The device that `message` describes, and the index of its underlay.
+pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Option<u32>), KernelError> {
+    let (mut address, mut mtu, mut kind, mut data) = (None, 0, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => address = entry::mac(bytes),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(found) => kind = Some(found),
+                        LinkInfo::Data(found) => data = Some(found),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let (kind, underlay) = match (kind, data) {
+        (Some(InfoKind::Vxlan), Some(InfoData::Vxlan(data))) => {
+            let (vxlan, underlay) = vxlan(data);
+            (LinkKind::Vxlan(vxlan), underlay)
+        }
+        (Some(InfoKind::Tun), Some(InfoData::Tun(data))) => {
+            (LinkKind::Tun { vnet_header: data.iter().any(is_vnet_header_on) }, None)
+        }
+        _ => {
+            return Err(KernelError::Message(format!(
+                "device {name} exists and is neither a VXLAN nor a TUN device; rename or delete it, or choose another VNI"
+            )));
+        }
+    };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    Ok((Link { kind, mac: address, mtu, up }, underlay))
+}
+
+/// The VXLAN settings, and the index of the underlay.
+fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
+    let mut vxlan = Vxlan { vni: 0, port: 0, underlay: None, local: None, learning: false, gbp: false };
+    let mut underlay = None;
+    for info in data {
+        match *info {
+            InfoVxlan::Id(vni) => vxlan.vni = vni,
+            InfoVxlan::Port(port) => vxlan.port = port,
+            InfoVxlan::Link(index) if index != 0 => underlay = Some(index),
+            InfoVxlan::Local(ip) if !ip.is_unspecified() => vxlan.local = Some(ip.into()),
+            InfoVxlan::Local6(ip) if !ip.is_unspecified() => vxlan.local = Some(ip.into()),
+            InfoVxlan::Learning(learning) => vxlan.learning = learning,
+            InfoVxlan::Gbp => vxlan.gbp = true,
+            _ => {}
+        }
+    }
+    (vxlan, underlay)
+}
+
+/// Whether the device stays without a program: a TUN device that is told not to goes with the program that made it.
+pub(super) fn is_persistent(message: &LinkMessage) -> bool {
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let tun = infos.flatten().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Tun(data)) => Some(data),
+        _ => None,
+    });
+    tun.is_none_or(|data| data.iter().any(|info| is_on(info, IFLA_TUN_PERSIST)))
+}
+
+fn is_vnet_header_on(info: &InfoTun) -> bool {
+    is_on(info, IFLA_TUN_VNET_HDR)
+}
+
+/// Attributes of a TUN device (`linux/if_link.h`).
+const IFLA_TUN_VNET_HDR: u16 = 5;
+const IFLA_TUN_PERSIST: u16 = 6;
+
+/// Whether this is the attribute, and its byte is 1.
+fn is_on(info: &InfoTun, wanted: u16) -> bool {
+    let InfoTun::Other(attribute) = info else { return false };
+    let mut value = [0];
+    if attribute.kind() != wanted || attribute.value_len() != value.len() {
+        return false;
+    }
+    attribute.emit_value(&mut value);
+    value == [1]
+}
+
+#[cfg(test)]
+mod tests;
