@@ -190,15 +190,10 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         self.status.update(|status| status.lease_problem = problem);
         let Some(own) = self.leases.admission().own.clone() else { return };
         if own.subnets != lease.subnets {
-            self.set_own(OwnLease { subnets: lease.subnets, ..own });
+            self.leases.set_own(Some(OwnLease { subnets: lease.subnets, ..own }));
             self.plan_host();
             self.schedule(Duration::ZERO);
         }
-    }
-
-    fn set_own(&mut self, own: OwnLease) {
-        let admission = self.leases.admission().clone();
-        self.leases.set_admission(flan_subnet_lease::Admission { own: Some(own), ..admission });
     }
 
     fn kernel_told(&mut self, heard: Heard) {

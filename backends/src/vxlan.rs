@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use flan_kernel::{Address, FdbEntry, Link, LinkKind, LinkName, Neighbour, Ownership, Plain, State, Wire};
-use flan_subnet_lease::{Family, Lease, PerFamily, SubnetPool, Subnets, VxlanConfig, VxlanData};
+use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, SubnetPool, Subnets, VxlanConfig, VxlanData};
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::route::{self, Gateways, Via};
 use crate::senders::Senders;
-use crate::{Abilities, Backend, BackendError, LeaseFields, Underlay, Unreachable};
+use crate::{Abilities, Backend, BackendError, Underlay, Unreachable};
 
 /// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route. With
 /// `DirectRouting` a peer on the link gets a plain route alone.
@@ -49,7 +49,7 @@ impl Vxlan {
         actual: &State,
     ) -> Result<Self, BackendError> {
         let Abilities { gateways, checks_senders } = abilities;
-        let senders = Senders::of("vxlan", config.strict_source, checks_senders)?;
+        let senders = Senders::of(VxlanConfig::NAME, config.strict_source, checks_senders)?;
         let mut devices = PerFamily::default();
         for (family, &pool) in pools.iter() {
             let local = *underlay
@@ -73,15 +73,6 @@ impl Vxlan {
             links: Family::ALL.into_iter().filter_map(|family| device_name(family, config.vni)).collect(),
             senders: false,
         }
-    }
-
-    /// The MACs of our devices.
-    pub fn macs(&self) -> PerFamily<MacAddr6> {
-        let mut macs = PerFamily::default();
-        for (family, device) in self.devices.iter() {
-            macs.set(family, device.mac);
-        }
-        macs
     }
 
     fn plan_device(&self, family: Family, device: &Device, own: &Subnets, state: &mut State) {
@@ -128,17 +119,9 @@ impl Vxlan {
 }
 
 impl Backend for Vxlan {
-    fn name(&self) -> &'static str {
-        "vxlan"
-    }
-
-    fn lease_fields(&self) -> LeaseFields {
-        let mut data = PerFamily::default();
-        for (family, device) in self.devices.iter() {
-            let value = VxlanData { vni: Some(self.config.vni), vtep_mac: device.mac };
-            data.set(family, value.into());
-        }
-        LeaseFields { backend: Some(self.name()), data }
+    fn lease_data(&self) -> PerFamily<BackendData> {
+        let data = |device: Device| VxlanData { vni: Some(self.config.vni), vtep_mac: device.mac };
+        self.devices.map(|device| data(device).into())
     }
 
     fn host(&self, own: &Subnets) -> State {
@@ -345,14 +328,14 @@ mod tests {
     #[test]
     fn a_device_that_is_there_keeps_its_mac_and_a_new_one_has_the_same_after_every_boot() {
         let fresh = vxlan(&[Family::V4], &State::default());
-        assert_eq!(fresh.macs(), vxlan(&[Family::V4], &State::default()).macs());
-        let mac = fresh.macs().v4.unwrap();
+        assert_eq!(fresh.lease_data(), vxlan(&[Family::V4], &State::default()).lease_data());
+        let mac = fresh.devices.v4.unwrap().mac;
         assert!(is_usable(mac) && mac.is_local());
 
         let mut there = fresh.host(&own());
         let kept: MacAddr6 = "c6:d2:32:6f:8f:44".parse().unwrap();
         there.links.get_mut(&"flannel.1".parse().unwrap()).unwrap().mac = Some(kept);
-        assert_eq!(vxlan(&[Family::V4], &there).macs().v4, Some(kept));
+        assert_eq!(vxlan(&[Family::V4], &there).devices.v4.unwrap().mac, kept);
     }
 
     #[test]
@@ -377,7 +360,7 @@ mod tests {
     fn the_lease_says_what_flannel_reads() {
         let mut there = vxlan(&[Family::V4], &State::default()).host(&own());
         there.links.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
-        let data = vxlan(&[Family::V4], &there).lease_fields().data;
+        let data = vxlan(&[Family::V4], &there).lease_data();
         assert_eq!(data.v4.unwrap().to_value().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
     }
 }

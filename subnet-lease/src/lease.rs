@@ -9,6 +9,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::backend_config::BackendConfig;
 use crate::backend_data::{BackendData, VxlanData};
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
@@ -275,9 +276,7 @@ impl<'de> Deserialize<'de> for Name {
             }
 
             fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                let known = ["vxlan", "udp", "host-gw", "wireguard", "alloc"]
-                    .into_iter()
-                    .find(|known| *known == name);
+                let known = BackendConfig::known_name(name);
                 Ok(Name(known.map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)))
             }
         }

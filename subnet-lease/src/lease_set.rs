@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::admission::{Admission, QuarantineReason, Standing};
+use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
 use crate::family::Family;
 use crate::key::Subnets;
 use crate::lease::Lease;
@@ -105,9 +105,9 @@ impl LeaseSet {
         &self.admission
     }
 
-    /// Measures the leases by something else from now on.
-    pub fn set_admission(&mut self, admission: Admission) {
-        self.admission = admission;
+    /// Measures the leases by something else of ours from now on.
+    pub fn set_own(&mut self, own: Option<OwnLease>) {
+        self.admission.own = own;
         let mut group = Group::default();
         group.ids.extend(self.table.iter().map(|(id, _)| id));
         self.rejudge(group);
@@ -294,7 +294,7 @@ impl LeaseSet {
             }
             None => self.discharge(&entry.key),
         }
-        group.ids.push(self.table.insert(lease));
+        group.ids.push(self.table.insert(lease, &self.admission.config.backend));
     }
 
     /// Takes out one lease, whether it can be read or not.
@@ -311,7 +311,7 @@ impl LeaseSet {
         let Some(slot) = self.table.get(id) else { return };
         self.missing -= usize::from(slot.missing);
         self.table.reach(&slot.lease, &self.admission.config, group);
-        self.table.remove(id);
+        self.table.remove(id, &self.admission.config.backend);
     }
 
     /// A doubted list lacks the lease: it is believed in, but comes behind all others.

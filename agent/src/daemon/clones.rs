@@ -85,7 +85,7 @@ mod tests {
         let own = OwnLease {
             subnets: "10.5.3.0/24".parse().unwrap(),
             addresses: ["192.168.64.11".parse().unwrap()].into(),
-            macs: PerFamily::default(),
+            identities: PerFamily::default(),
             node_id: Some("a".into()),
         };
         let ours = lease("10.5.3.0", "192.168.64.11", "a");

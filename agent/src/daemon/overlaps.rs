@@ -211,7 +211,7 @@ mod tests {
         let own = OwnLease {
             subnets: "10.0.1.0/24".parse().unwrap(),
             addresses: BTreeSet::new(),
-            macs: PerFamily::default(),
+            identities: PerFamily::default(),
             node_id: None,
         };
         let entry = |n: u32| {

@@ -1,10 +1,11 @@
 //! From the command line to the event loop: config, interface, backend, lease.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use flan_backends::{Abilities, Gateways, LeaseFields};
+use flan_backends::{Abilities, Backend, Gateways};
 use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
     Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
@@ -113,7 +114,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
     let node = node::identity(&args);
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
-    let Chosen { backend, macs, datapath } =
+    let Chosen { backend, datapath } =
         backend::choose(&config, &args.udp_without, &external.underlay, abilities, &seed, &actual)
             .map_err(refused)?;
     drop(actual);
@@ -123,7 +124,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let node_id = node.id.clone();
     let claim = Claim {
         config: config.clone(),
-        attributes: attributes(&external, node, backend.lease_fields()),
+        attributes: attributes(&external, node, &config, &*backend),
         previous,
         addresses: networks.addresses(),
         networks: networks.subscribe(),
@@ -145,9 +146,14 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     if let Some(before) = previous.filter(|before| *before != held.subnets) {
         warn!(%before, now = %held.subnets, "this host has another subnet than before: restart Docker, or containers stay cut off");
     }
-    let own = OwnLease { subnets: held.subnets, addresses: external.own_addresses(), macs, node_id };
+    let own = OwnLease {
+        subnets: held.subnets,
+        addresses: external.own_addresses(),
+        identities: config.backend.identities(&backend.lease_data()),
+        node_id,
+    };
     status.update(|status| {
-        status.backend = backend.name();
+        status.backend = config.backend.name();
         status.mtu = backend.mtu();
         status.public_ips = external.public_ips.values().map(ToString::to_string).collect();
     });
@@ -319,11 +325,19 @@ fn doubts(config: &NetworkConfig) -> Option<String> {
 }
 
 /// What peers need to know of us.
-fn attributes(external: &External, node: NodeIdentity, fields: LeaseFields) -> LeaseAttributes {
-    let mut attributes =
-        LeaseAttributes { public_ips: external.public_ips, node, ..LeaseAttributes::default() };
-    fields.fill(&mut attributes);
-    attributes
+fn attributes(
+    external: &External,
+    node: NodeIdentity,
+    config: &NetworkConfig,
+    backend: &dyn Backend,
+) -> LeaseAttributes {
+    LeaseAttributes {
+        public_ips: external.public_ips,
+        backend: config.backend.lease_type().map(Cow::Borrowed),
+        data: backend.lease_data(),
+        node,
+        other: None,
+    }
 }
 
 /// The subnets that the subnet file names.

@@ -1,4 +1,4 @@
-//! The leases by number, and the numbers by what two leases can get into conflict over: addresses and MACs.
+//! The leases by number, and the numbers by what two leases can get into conflict over: addresses and what identifies a peer.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::admission::Standing;
+use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
 use crate::family::{Family, bits, span};
+use crate::identity::Identity;
 use crate::key::Subnets;
 use crate::lease::Lease;
 
@@ -57,7 +59,7 @@ pub(super) struct Group {
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Reach {
     Subnet(IpNetwork),
-    Mac(Family, [u8; 6]),
+    Identity(Family, Identity),
 }
 
 /// The leases of one family; addresses are in network byte order.
@@ -65,7 +67,7 @@ enum Reach {
 struct Index<A> {
     /// By the first address of the subnet.
     subnets: BTreeSet<(A, Id)>,
-    macs: BTreeSet<([u8; 6], Id)>,
+    identities: BTreeSet<(Identity, Id)>,
 }
 
 impl Table {
@@ -117,17 +119,17 @@ impl Table {
         found
     }
 
-    pub(super) fn insert(&mut self, lease: Lease) -> Id {
+    pub(super) fn insert(&mut self, lease: Lease, backend: &BackendConfig) -> Id {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             Id::try_from(self.slots.len() - 1).expect("a store holds fewer than 2^32 leases")
         });
         for (family, subnet) in lease.subnets.iter() {
             let first = bits(subnet.network());
-            let mac = lease.attributes.vxlan(family).map(|data| data.vtep_mac.into_array());
+            let identity = backend.identity(lease.attributes.data.get(family));
             match family {
-                Family::V4 => self.v4.insert(v4(first), mac, id),
-                Family::V6 => self.v6.insert(v6(first), mac, id),
+                Family::V4 => self.v4.insert(v4(first), identity, id),
+                Family::V6 => self.v6.insert(v6(first), identity, id),
             }
         }
         self.slots[id as usize] =
@@ -135,14 +137,14 @@ impl Table {
         id
     }
 
-    pub(super) fn remove(&mut self, id: Id) {
+    pub(super) fn remove(&mut self, id: Id, backend: &BackendConfig) {
         let Some(Slot { lease, .. }) = self.slots.get_mut(id as usize).and_then(Option::take) else { return };
         for (family, subnet) in lease.subnets.iter() {
             let first = bits(subnet.network());
-            let mac = lease.attributes.vxlan(family).map(|data| data.vtep_mac.into_array());
+            let identity = backend.identity(lease.attributes.data.get(family));
             match family {
-                Family::V4 => self.v4.remove(v4(first), mac, id),
-                Family::V6 => self.v6.remove(v6(first), mac, id),
+                Family::V4 => self.v4.remove(v4(first), identity, id),
+                Family::V6 => self.v6.remove(v6(first), identity, id),
             }
         }
         self.free.push(id);
@@ -156,13 +158,13 @@ impl Table {
             if reached.insert(Reach::Subnet(subnet)) {
                 self.overlapping(family, &subnet, pool.subnet_len(), |id| ids.push(id));
             }
-            let Some(data) = lease.attributes.vxlan(family) else { continue };
-            let mac = data.vtep_mac.into_array();
-            if reached.insert(Reach::Mac(family, mac)) {
-                let all = (mac, 0)..=(mac, Id::MAX);
+            let data = lease.attributes.data.get(family);
+            let Some(identity) = config.backend.identity(data) else { continue };
+            if reached.insert(Reach::Identity(family, identity)) {
+                let all = (identity, 0)..=(identity, Id::MAX);
                 match family {
-                    Family::V4 => ids.extend(self.v4.macs.range(all).map(|(_, id)| *id)),
-                    Family::V6 => ids.extend(self.v6.macs.range(all).map(|(_, id)| *id)),
+                    Family::V4 => ids.extend(self.v4.identities.range(all).map(|(_, id)| *id)),
+                    Family::V6 => ids.extend(self.v6.identities.range(all).map(|(_, id)| *id)),
                 }
             }
         }
@@ -213,15 +215,15 @@ impl Table {
 }
 
 impl<A: Ord> Index<A> {
-    fn insert(&mut self, first: A, mac: Option<[u8; 6]>, id: Id) {
+    fn insert(&mut self, first: A, identity: Option<Identity>, id: Id) {
         self.subnets.insert((first, id));
-        self.macs.extend(mac.map(|mac| (mac, id)));
+        self.identities.extend(identity.map(|identity| (identity, id)));
     }
 
-    fn remove(&mut self, first: A, mac: Option<[u8; 6]>, id: Id) {
+    fn remove(&mut self, first: A, identity: Option<Identity>, id: Id) {
         self.subnets.remove(&(first, id));
-        if let Some(mac) = mac {
-            self.macs.remove(&(mac, id));
+        if let Some(identity) = identity {
+            self.identities.remove(&(identity, id));
         }
     }
 }

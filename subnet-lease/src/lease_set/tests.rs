@@ -1,7 +1,7 @@
 use super::*;
-use crate::admission::OwnLease;
 use crate::config::NetworkConfig;
 use crate::family::PerFamily;
+use crate::identity::Identity;
 
 /// Host 10.5.1.0/24 of 10.5.0.0/16, at 192.168.64.11 with MAC 02:00:00:00:00:01.
 fn admission() -> Admission {
@@ -10,7 +10,7 @@ fn admission() -> Admission {
         own: Some(OwnLease {
             subnets: "10.5.1.0/24".parse().unwrap(),
             addresses: ["192.168.64.11", "203.0.113.11"].map(|ip| ip.parse().unwrap()).into(),
-            macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            identities: PerFamily { v4: Some(Identity::Mac("02:00:00:00:00:01".parse().unwrap())), v6: None },
             node_id: Some("a".into()),
         }),
     }

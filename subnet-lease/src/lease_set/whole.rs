@@ -8,8 +8,10 @@ use tokio::time::{Duration, Instant};
 
 use super::{Caution, Changes, LeaseSet};
 use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
+use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
 use crate::family::{PerFamily, overlap, span};
+use crate::identity::Identity;
 use crate::lease::{InvalidLease, Lease, LeaseAttributes};
 use crate::store::{Entry, Listing};
 use crate::watch::{Change, WatchEvent};
@@ -106,7 +108,7 @@ impl Whole {
             let attributes = lease.attributes.clone();
             let verdict = admission.standing(lease).and_then(|standing| match standing {
                 Standing::Own => Ok(standing),
-                _ => conflict(lease, &accepted).map_or(Ok(standing), Err),
+                _ => conflict(lease, &accepted, &admission.config.backend).map_or(Ok(standing), Err),
             });
             match verdict {
                 Ok(Standing::Own) => continue,
@@ -131,7 +133,7 @@ impl Whole {
 }
 
 /// What is wrong with the lease beside those that came first.
-fn conflict(lease: &Lease, accepted: &[&Lease]) -> Option<QuarantineReason> {
+fn conflict(lease: &Lease, accepted: &[&Lease], backend: &BackendConfig) -> Option<QuarantineReason> {
     for (family, subnet) in lease.subnets.iter() {
         let start = |other: &Lease| span(&other.subnets.get(family).unwrap()).0;
         let overlapping = accepted
@@ -143,15 +145,14 @@ fn conflict(lease: &Lease, accepted: &[&Lease]) -> Option<QuarantineReason> {
         }
     }
     for (family, _) in lease.subnets.iter() {
-        let Some(data) = lease.attributes.vxlan(family) else { continue };
+        let of = |lease: &Lease| backend.identity(lease.attributes.data.get(family));
+        let Some(identity) = of(lease) else { continue };
         let ip = lease.attributes.public_ips.get(family);
-        let youngest = accepted.iter().rfind(|other| {
-            other.subnets.get(family).is_some()
-                && other.attributes.vxlan(family).map(|data| data.vtep_mac) == Some(data.vtep_mac)
-        });
+        let youngest =
+            accepted.iter().rfind(|other| other.subnets.get(family).is_some() && of(other) == Some(identity));
         if let Some(older) = youngest.filter(|older| older.attributes.public_ips.get(family) != ip) {
-            let (holder, mac) = (lease.attributes.holder_and_node(), data.vtep_mac);
-            return Some(QuarantineReason::MacTaken { holder, mac, older: older.subnets });
+            let holder = lease.attributes.holder_and_node();
+            return Some(QuarantineReason::IdentityTaken { holder, identity, older: older.subnets });
         }
     }
     None
@@ -310,7 +311,7 @@ fn admission(config: &str, own: usize) -> Admission {
         own: OWN[own].map(|subnets| OwnLease {
             subnets: subnets.parse().unwrap(),
             addresses: [address("192.168.64.11"), address("fd64::11")].into(),
-            macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            identities: PerFamily { v4: Some(Identity::Mac("02:00:00:00:00:01".parse().unwrap())), v6: None },
             node_id: None,
         }),
     }
@@ -335,7 +336,7 @@ fn check(config: &str, steps: Vec<Step>) {
             }
             Step::Own(other) => {
                 own = other;
-                set.set_admission(admission(config, own));
+                set.set_own(admission(config, own).own);
             }
             Step::Look => {
                 let changes = set.take_changes();
