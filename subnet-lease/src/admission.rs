@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 
 use crate::backend_config::WrongVni;
 use crate::config::NetworkConfig;
-use crate::family::{Family, PerFamily, encloses};
+use crate::family::{Family, PerFamily, encloses, is_host_address};
 use crate::identity::Identity;
 use crate::key::Subnets;
 use crate::lease::{InvalidLease, Lease};
@@ -281,19 +281,6 @@ impl Admission {
             backend.check(data)?;
         }
         Ok(())
-    }
-}
-
-/// Whether packets can be sent to the address as to one host, from another one.
-pub fn is_host_address(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
-        }
     }
 }
 

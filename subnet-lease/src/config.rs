@@ -32,7 +32,7 @@ impl NetworkConfig {
     /// A [`ConfigError`] that names the first field that cannot work, its value and what would.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         if json.len() > Self::MOST_BYTES {
-            return Err(ConfigError::TooLarge { bytes: json.len() });
+            return Err(ConfigError::TooLarge { bytes: json.len(), most: Self::MOST_BYTES });
         }
         if json.starts_with(&[0xff, 0xfe]) || json.starts_with(&[0xfe, 0xff]) {
             return Err(ConfigError::Utf16);

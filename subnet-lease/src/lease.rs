@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use crate::backend_config::BackendConfig;
 use crate::backend_data::{BackendData, VxlanData};
+use crate::entry::Entry;
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
 use crate::shown::shown;
-use crate::store::Entry;
 
 /// One lease as the store holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,7 +90,7 @@ impl Lease {
 
 impl LeaseAttributes {
     /// Bytes of the value of a lease at most. flannel and flan write some 200; what is larger is no lease.
-    pub const MOST_BYTES: usize = 8192;
+    pub const MOST_BYTES: usize = Entry::MOST_BYTES;
 
     /// Reads the value of a lease.
     ///

@@ -18,11 +18,13 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
+use crate::entry::Change;
+use crate::entry::Entry;
 use crate::family::Family;
 use crate::key::Subnets;
 use crate::lease::Lease;
-use crate::store::{Entry, Listing};
-use crate::watch::{Change, WatchEvent};
+use crate::store::Listing;
+use crate::watch::WatchEvent;
 use changes::Touched;
 pub use changes::{Changes, PeerChange, QuarantineChange};
 use table::{Group, Id, Slot, State, Table};

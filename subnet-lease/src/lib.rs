@@ -12,6 +12,7 @@ mod backoff;
 mod config;
 mod config_error;
 mod endpoint;
+mod entry;
 mod family;
 mod fields;
 mod host_network;
@@ -27,14 +28,17 @@ mod subnet_pool;
 mod twin;
 mod watch;
 
-pub use admission::{Admission, OwnLease, QuarantineReason, is_host_address};
+pub use admission::{Admission, OwnLease, QuarantineReason};
 pub use allocate::{NoSubnet, OverlapPolicy, Situation, allocate};
 pub use backend_config::{BackendConfig, HostGwConfig, UdpConfig, VxlanConfig, WireguardConfig, WrongVni};
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
 pub use endpoint::{Endpoint, InvalidEndpoint, split_urls, without_user};
-pub use family::{Family, PerFamily, encloses, overlap};
+#[cfg(fuzzing)]
+pub use entry::kept;
+pub use entry::{Change, Entry};
+pub use family::{Family, PerFamily, encloses, is_host_address, overlap};
 pub use host_network::HostNetwork;
 pub use identity::Identity;
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
@@ -42,12 +46,10 @@ pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
-#[cfg(fuzzing)]
-pub use store::kept;
 pub use store::{
-    Cause, Entry, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
+    Cause, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
 pub use subnet_pool::SubnetPool;
 pub use twin::Twin;
-pub use watch::{Change, LeaseWatch, WatchEvent};
+pub use watch::{LeaseWatch, WatchEvent};

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::store::{Entry, Listing, Store, Watch, WatchMessage};
+use crate::entry::Change;
+use crate::store::{Listing, Store, Watch, WatchMessage};
 
 /// What the watch says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,18 +25,6 @@ pub enum WatchEvent {
     Interrupted {
         /// Why.
         reason: String,
-    },
-}
-
-/// One change of one lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// Created or written.
-    Put(Entry),
-    /// Deleted or expired.
-    Delete {
-        /// The last part of the key.
-        key: String,
     },
 }
 

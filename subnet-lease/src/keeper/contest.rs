@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Claim, KeeperError};
+use super::claim::{Claim, KeeperError};
+use crate::entry::Entry;
 use crate::key::Subnets;
 use crate::lease::{Lease, LeaseAttributes};
 #[cfg(test)]
 use crate::store::REQUEST_LIMIT;
-use crate::store::{Entry, Store};
+use crate::store::Store;
 use crate::twin::Twin;
 use crate::watch::{SILENCE, WAITS};
 

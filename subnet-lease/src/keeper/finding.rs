@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{Claim, HeldLease};
+use super::claim::{Claim, HeldLease};
+use crate::entry::Entry;
 use crate::family::PerFamily;
 use crate::lease::{LeaseAttributes, NodeIdentity};
-use crate::store::Entry;
 use crate::twin::Twin;
 
 #[derive(Debug, PartialEq, Eq)]

@@ -2,10 +2,11 @@
 
 use tracing::warn;
 
-use super::Claim;
+use super::claim::Claim;
 use super::contest::Contest;
+use crate::entry::Entry;
 use crate::lease::{Lease, NodeIdentity};
-use crate::store::{Entry, Listing};
+use crate::store::Listing;
 
 /// A lease that is ours already, or may be.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{FIRST_WAIT, LONGEST_WAIT};
+use super::claim::{FIRST_WAIT, LONGEST_WAIT};
 use crate::backoff::Backoff;
 
 /// What a look at our key came to.

@@ -5,14 +5,15 @@ use std::collections::HashSet;
 use ipnetwork::IpNetwork;
 use tracing::{debug, info};
 
+use super::claim::{Claim, HeldLease, KeeperError};
 use super::contest::Contest;
 use super::holders::holders;
 use super::own::{Own, choose_own};
-use super::{Claim, HeldLease, KeeperError};
 use crate::allocate::{NoSubnet, Situation, allocate};
+use crate::entry::Entry;
 use crate::key::Subnets;
 use crate::lease::LeaseAttributes;
-use crate::store::{Entry, Listing, Store, StoreError};
+use crate::store::{Listing, Store, StoreError};
 use crate::twin::Twin;
 
 /// What an attempt came to.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Claim, HeldLease};
+use super::claim::{Claim, HeldLease};
 use crate::allocate::OverlapPolicy;
 use crate::config::NetworkConfig;
+use crate::entry::Entry;
 use crate::lease::LeaseAttributes;
-use crate::store::Entry;
 
 pub(super) fn claim() -> Claim {
     let json = br#"{"PublicIP":"192.168.64.11","PublicIPv6":null,"BackendType":"vxlan","NodeID":"a"}"#;

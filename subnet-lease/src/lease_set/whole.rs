@@ -10,11 +10,13 @@ use super::{Caution, Changes, LeaseSet};
 use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
 use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
+use crate::entry::Change;
+use crate::entry::Entry;
 use crate::family::{PerFamily, overlap, span};
 use crate::identity::Identity;
 use crate::lease::{InvalidLease, Lease, LeaseAttributes};
-use crate::store::{Entry, Listing};
-use crate::watch::{Change, WatchEvent};
+use crate::store::Listing;
+use crate::watch::WatchEvent;
 
 /// What the store holds, judged from the start each time.
 #[derive(Default)]

@@ -7,12 +7,14 @@ use std::net::IpAddr;
 
 use etcd_client::{Client, TxnOp};
 
-use super::listing::entry;
-use super::{Store, StoreError, unchanged};
+use super::client::Store;
+use super::error::StoreError;
+use super::keys::unchanged;
+use super::raw::entry;
+use crate::entry::Entry;
 use crate::family::PerFamily;
 use crate::key::Subnets;
 use crate::lease::LeaseAttributes;
-use crate::store::Entry;
 
 /// A subnet that is kept for one host for ever.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,10 +2,11 @@
 
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 
-use super::error::refused_watch;
+use super::client::Store;
+use super::error::{StoreError, Unanswered};
+use super::failure::refused_watch;
+use super::limits::REQUEST_LIMIT;
 use super::stream::{Watch, WatchMessage};
-use super::unanswered::Unanswered;
-use super::{REQUEST_LIMIT, Store, StoreError};
 
 /// What one member of the store says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,10 +3,12 @@
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use tokio::sync::watch;
 
-use super::listing::entry;
-use super::unanswered::innermost;
-use super::{ANY_SIZE, Store, StoreError};
-use crate::watch::Change;
+use super::client::Store;
+use super::error::StoreError;
+use super::limits::ANY_SIZE;
+use super::raw::entry;
+use super::reason::innermost;
+use crate::entry::Change;
 
 /// Why a watch ended that we gave up.
 const GIVEN_UP: &str = "this host's own address has changed";
