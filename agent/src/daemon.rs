@@ -12,7 +12,6 @@ mod start;
 mod underlay;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use flan_backends::Backend;
@@ -21,10 +20,10 @@ use flan_kernel::{
     Firewall, Kernel, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
 };
 use flan_subnet_lease::{
-    Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, Sighting, WatchEvent,
+    Family, Holding, Lease, LeaseSet, OwnKey, OwnLease, PerFamily, Sighting, WatchEvent,
 };
 use ipnetwork::IpNetwork;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
@@ -52,10 +51,8 @@ struct Daemon<K, F> {
     host: State,
     /// What the store holds, and what it is measured by: our own subnets among it.
     leases: LeaseSet,
-    /// Makes the keeper look at our key.
-    suspicion: Arc<Notify>,
-    /// Revision of the last write of our key that we know of.
-    own_revision: i64,
+    /// What the store holds under our key, for the keeper.
+    own_key: watch::Sender<OwnKey>,
     /// This host's own networks, which subnets of the overlay may overlap.
     networks: NetworkWatch,
     /// Another machine with our node id.
@@ -156,28 +153,11 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             self.status.update(|status| status.store_problem = Some(reason));
             return;
         }
-        if self.is_about_our_key(&event) {
-            self.suspicion.notify_one();
-        }
         self.leases.apply(event, Instant::now());
-        self.status.update(|status| status.store_problem = None);
-    }
-
-    /// Whether the store says something of our key that we did not write.
-    fn is_about_our_key(&self, event: &WatchEvent) -> bool {
-        let Some(own) = &self.leases.admission().own else { return false };
-        let key = own.subnets.key();
-        match event {
-            WatchEvent::Listed(listing) => !listing
-                .entries
-                .iter()
-                .any(|entry| entry.key == key && entry.mod_revision == self.own_revision),
-            WatchEvent::Changed(changes) => changes.iter().any(|change| match change {
-                Change::Put(entry) => entry.key == key && entry.mod_revision != self.own_revision,
-                Change::Delete { key: deleted } => *deleted == key,
-            }),
-            WatchEvent::Interrupted { .. } => false,
+        if let Some(own_key) = self.leases.take_own_key() {
+            self.own_key.send_replace(own_key);
         }
+        self.status.update(|status| status.store_problem = None);
     }
 
     fn holds(&mut self, holding: Holding) {
@@ -186,7 +166,6 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             self.twin = twin;
             self.look_for_clones(Instant::now());
         }
-        self.own_revision = lease.mod_revision;
         self.status.update(|status| status.lease_problem = problem);
         let Some(own) = self.leases.admission().own.clone() else { return };
         if own.subnets != lease.subnets {

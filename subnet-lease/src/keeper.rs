@@ -15,7 +15,7 @@ mod testing;
 
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -27,6 +27,7 @@ use self::take::{Taken, adopt, take};
 use crate::backoff::Backoff;
 use crate::entry::Entry;
 use crate::lease::LeaseAttributes;
+use crate::lease_set::OwnKey;
 use crate::shown::shown_bytes;
 use crate::store::{Listing, Store, StoreError};
 
@@ -91,12 +92,14 @@ impl Keeper {
         Holding { twin: self.twin.clone(), ..Holding::new(self.held.clone()) }
     }
 
-    /// Keeps the lease until nobody listens to `holding` any more. `suspicion` makes the keeper look at its key at
-    /// once. Other `attributes` than those claimed are written at once, with the subnet and the etcd lease as they are.
+    /// Keeps the lease until nobody listens to `holding` any more. The keeper looks at its key at once where the store
+    /// is seen to hold something under it that the keeper did not write ([`LeaseSet::take_own_key`]). Other `attributes` than those claimed are written at once, with the subnet and the etcd lease as they are.
     /// Every change of the lease, also a new subnet after a loss, and every problem goes to `holding`.
+    ///
+    /// [`LeaseSet::take_own_key`]: crate::LeaseSet::take_own_key
     pub async fn hold(
         mut self,
-        suspicion: &Notify,
+        mut own_key: watch::Receiver<OwnKey>,
         mut attributes: watch::Receiver<LeaseAttributes>,
         holding: &watch::Sender<Holding>,
     ) {
@@ -113,8 +116,10 @@ impl Keeper {
                     }
                     continue;
                 }
-                () = suspicion.notified() => {
-                    rounds.suspect(Instant::now());
+                () = changed(&mut own_key) => {
+                    if *own_key.borrow_and_update() != Some(self.held.mod_revision) {
+                        rounds.suspect(Instant::now());
+                    }
                     continue;
                 }
                 () = tokio::time::sleep_until(rounds.due()) => rounds.task(),
@@ -223,8 +228,8 @@ impl Keeper {
 const RACE_WAIT: Duration = Duration::from_millis(300);
 
 /// The next change; never, when nobody can make one any more.
-async fn changed(attributes: &mut watch::Receiver<LeaseAttributes>) {
-    if attributes.changed().await.is_err() {
+async fn changed<T>(told: &mut watch::Receiver<T>) {
+    if told.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }

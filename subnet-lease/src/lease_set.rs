@@ -44,10 +44,15 @@ pub struct LeaseSet {
     missing: usize,
     missing_until: Option<Instant>,
     touched: Touched,
+    /// What the store said of our key since the last look.
+    own_key: Option<OwnKey>,
     complete: bool,
     /// The cluster and the revision of the last list.
     last: Option<(u64, i64)>,
 }
+
+/// What the store holds under our own key: the revision of its last write, or `None` for nothing.
+pub type OwnKey = Option<i64>;
 
 /// When a list is not believed at once. A store that was wiped or restored is likelier than a network whose hosts all
 /// left in one moment, and its hosts come back to it within seconds.
@@ -97,6 +102,7 @@ impl LeaseSet {
             missing: 0,
             missing_until: None,
             touched: Touched::default(),
+            own_key: None,
             complete: false,
             last: None,
         }
@@ -167,6 +173,11 @@ impl LeaseSet {
             (slot.state == State::Good(Standing::Peer)).then(|| slot.lease.clone())
         };
         touched.take(peer, |key| quarantine.get(key).map(|bad| &bad.reason))
+    }
+
+    /// What the store said of our key since the last call; `None` if it did not say anything of it.
+    pub fn take_own_key(&mut self) -> Option<OwnKey> {
+        self.own_key.take()
     }
 
     /// Leases of peers that can be reached, in the order of their subnets.
@@ -241,6 +252,7 @@ impl LeaseSet {
         let mut unlisted: BTreeSet<Box<str>> =
             self.quarantine.iter().filter(|(_, bad)| bad.id.is_none()).map(|(key, _)| key.clone()).collect();
         self.table.reserve(listing.entries.len());
+        self.own_key = self.admission.own.is_some().then_some(None);
         for entry in listing.entries {
             unlisted.remove(entry.key.as_str());
             self.put(&entry, &mut group);
@@ -277,11 +289,15 @@ impl LeaseSet {
     fn put(&mut self, entry: &Entry, group: &mut Group) {
         let lease = match Lease::from_entry(entry) {
             Ok(mut lease) => {
+                self.hear_of(&lease.subnets, Some(lease.mod_revision));
                 lease.attributes.other = None; // nobody asks here what only others know, and it may be much
                 lease
             }
             Err(error) => {
                 self.delete(&entry.key, group);
+                if let Ok(subnets) = Subnets::from_key(&entry.key) {
+                    self.hear_of(&subnets, Some(entry.mod_revision));
+                }
                 self.unreadable += 1;
                 self.admit_to_quarantine(&entry.key, None, QuarantineReason::Unreadable(error));
                 return;
@@ -301,9 +317,20 @@ impl LeaseSet {
 
     /// Takes out one lease, whether it can be read or not.
     fn delete(&mut self, key: &str, group: &mut Group) {
-        match Subnets::from_key(key).ok().and_then(|subnets| self.table.find(&subnets)) {
+        let subnets = Subnets::from_key(key).ok();
+        if let Some(subnets) = &subnets {
+            self.hear_of(subnets, None);
+        }
+        match subnets.and_then(|subnets| self.table.find(&subnets)) {
             Some(id) => self.remove(id, group),
             None => self.discharge(key),
+        }
+    }
+
+    /// Notes what the store says of these subnets, if they are ours.
+    fn hear_of(&mut self, subnets: &Subnets, revision: OwnKey) {
+        if self.admission.own.as_ref().is_some_and(|own| own.subnets == *subnets) {
+            self.own_key = Some(revision);
         }
     }
 

@@ -44,7 +44,7 @@ pub use identity::Identity;
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
-pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
+pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
     Cause, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
-    Change, Claim, Credentials, Family, Holding, HostNetwork, Keeper, LeaseAttributes, LeaseWatch,
-    NetworkConfig, OverlapPolicy, Reservation, Store, StoreConfig, StoreError, Subnets, WatchEvent,
+    Admission, Caution, Change, Claim, Credentials, Family, Holding, HostNetwork, Keeper, LeaseAttributes,
+    LeaseSet, LeaseWatch, NetworkConfig, OverlapPolicy, OwnLease, PerFamily, Reservation, Store, StoreConfig,
+    StoreError, Subnets, WatchEvent,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// Lasts long enough for every test.
@@ -71,22 +73,33 @@ async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
     tokio::time::timeout(LIMIT, acquired).await.expect("in time").0
 }
 
-/// Keeps a lease as an agent does, which looks at its key whenever the watch tells of something.
+/// Keeps a lease as an agent does, which tells the keeper what the watch shows of its key.
 fn keep(site: &Site, keeper: Keeper, claim: Claim) -> watch::Receiver<Holding> {
     let (holding, seen) = watch::channel(keeper.holding());
+    let held = seen.clone();
     let (sender, mut events) = mpsc::channel(8);
     tokio::spawn(LeaseWatch::new(site.store()).run(sender));
     tokio::spawn(async move {
         let (_attributes, published) = watch::channel(claim.attributes);
-        let suspicion = Notify::new();
-        let looks = async {
-            while events.recv().await.is_some() {
-                suspicion.notify_one();
+        let (own_key, seen_key) = watch::channel(None);
+        let mut leases = LeaseSet::new(Admission { config: claim.config, own: None }, Caution::default());
+        let tells = async {
+            while let Some(event) = events.recv().await {
+                leases.set_own(Some(own(held.borrow().lease.subnets)));
+                leases.apply(event, Instant::now());
+                if let Some(seen) = leases.take_own_key() {
+                    own_key.send_replace(seen);
+                }
             }
         };
-        tokio::join!(keeper.hold(&suspicion, published, &holding), looks);
+        tokio::join!(keeper.hold(seen_key, published, &holding), tells);
     });
     seen
+}
+
+fn own(subnets: Subnets) -> OwnLease {
+    let (addresses, identities) = (BTreeSet::new(), PerFamily::default());
+    OwnLease { subnets, addresses, identities, node_id: None }
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
@@ -137,13 +150,12 @@ async fn a_keeper_takes_back_what_was_deleted_and_keeps_it_beyond_its_time() {
     let held = keeper.held().clone();
     let (holding, mut seen) = watch::channel(keeper.holding());
     let (_attributes, published) = watch::channel(claim(1, TTL).attributes);
-    let suspicion = std::sync::Arc::new(Notify::new());
-    let noticed = suspicion.clone();
-    tokio::spawn(async move { keeper.hold(&noticed, published, &holding).await });
+    let (own_key, seen_key) = watch::channel(Some(held.mod_revision));
+    tokio::spawn(async move { keeper.hold(seen_key, published, &holding).await });
 
     let store = site.store();
     assert!(store.delete(&held.subnets.key(), held.mod_revision).await.unwrap());
-    suspicion.notify_one();
+    own_key.send_replace(None);
     within(seen.changed()).await.unwrap();
     let taken_back = seen.borrow_and_update().lease.clone();
     assert_eq!(taken_back.subnets, held.subnets);

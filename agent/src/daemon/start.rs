@@ -1,7 +1,6 @@
 //! From the command line to the event loop: config, interface, backend, lease.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,7 +10,7 @@ use flan_subnet_lease::{
     Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
     NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -159,12 +158,11 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     });
 
     waiting(&status, "the list of leases");
-    let suspicion = Arc::new(Notify::new());
+    let (own_key, seen_key) = watch::channel(Some(held.mod_revision));
     let (holding_sender, holding) = watch::channel(keeper.holding());
     let twin = keeper.holding().twin;
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
-    let noticed = suspicion.clone();
-    tokio::spawn(async move { keeper.hold(&noticed, published, &holding_sender).await });
+    tokio::spawn(async move { keeper.hold(seen_key, published, &holding_sender).await });
     tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
     tokio::spawn(watch_config(store.clone(), config.clone(), status.clone()));
     tokio::spawn(reservation::watch(
@@ -204,8 +202,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         reconciler,
         host: State::default(),
         leases: LeaseSet::new(Admission { config, own: Some(own) }, caution),
-        suspicion,
-        own_revision: held.mod_revision,
+        own_key,
         networks,
         twin,
         unreached: Unreached::default(),

@@ -241,6 +241,34 @@ fn the_peers_that_share_addresses_with_a_network_are_found() {
 }
 
 #[test]
+fn what_the_store_says_of_our_own_key_is_reported_once() {
+    let mut set = set(vec![entry("10.5.1.0-24", &good(11), 7), entry("10.5.2.0-24", &good(12), 8)]);
+    assert_eq!((set.take_own_key(), set.take_own_key()), (Some(Some(7)), None));
+    let put = |key: &str, value: &str, revision| Change::Put(entry(key, value, revision));
+    let delete = |key: &str| Change::Delete { key: key.to_owned() };
+    for (change, reported) in [
+        (put("10.5.2.0-24", &good(22), 9), None),
+        (put("10.5.1.0-25", &good(31), 10), None),
+        (delete("10.5.1.0-25"), None),
+        (put("10.5.1.0-24", &good(66), 11), Some(Some(11))),
+        (put("10.5.1.0-24", "{", 12), Some(Some(12))),
+        (delete("10.5.1.0-24"), Some(None)),
+    ] {
+        set.apply(WatchEvent::Changed(vec![change.clone()]), Instant::now());
+        assert_eq!(set.take_own_key(), reported, "{change:?}");
+    }
+    set.replace(listing(&[1, 2], 101, 1), Instant::now());
+    assert_eq!(set.take_own_key(), Some(Some(1)));
+    set.replace(listing(&[2], 102, 1), Instant::now());
+    assert_eq!(set.take_own_key(), Some(None));
+    set.set_own(
+        set.admission().own.clone().map(|own| OwnLease { subnets: "10.5.9.0/24".parse().unwrap(), ..own }),
+    );
+    set.apply(WatchEvent::Changed(vec![delete("10.5.1.0-24")]), Instant::now());
+    assert_eq!(set.take_own_key(), None);
+}
+
+#[test]
 fn a_listing_replaces_and_a_change_updates() {
     let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.3.0-24", &good(13), 2)]);
     set.apply(
