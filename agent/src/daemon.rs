@@ -102,7 +102,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Runs until the watch or the keeper is gone, which neither is by itself.
     async fn run(
         mut self,
-        mut events: mpsc::Receiver<WatchEvent>,
+        mut events: mpsc::Receiver<WatchEvent<Lease>>,
         mut holding: watch::Receiver<Holding>,
     ) -> anyhow::Result<()> {
         let mut resync = interval(self.options.resync_interval);
@@ -148,7 +148,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         self.look_for_clones(Instant::now());
     }
 
-    fn heard(&mut self, event: WatchEvent) {
+    fn heard(&mut self, event: WatchEvent<Lease>) {
         if let WatchEvent::Interrupted { reason } = event {
             self.status.update(|status| status.store_problem = Some(reason));
             return;

@@ -101,7 +101,7 @@ async fn stranded(
     before: Option<NetworkConfig>,
     after: &NetworkConfig,
 ) -> Result<Vec<String>, Failure> {
-    let listing = store.list().await?;
+    let listing = store.leases().list().await?;
     let judged = |config: &NetworkConfig| {
         let mut leases = LeaseSet::new(Admission { config: config.clone(), own: None }, Caution::default());
         leases.apply(WatchEvent::Listed(listing.clone()), Instant::now());

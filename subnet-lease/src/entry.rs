@@ -19,18 +19,6 @@ pub struct Entry {
     pub etcd_lease: Option<i64>,
 }
 
-/// One change of one lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// Created or written.
-    Put(Entry),
-    /// Deleted or expired.
-    Delete {
-        /// The last part of the key.
-        key: String,
-    },
-}
-
 impl Entry {
     /// Bytes of a value at most; what is larger is no lease.
     pub const MOST_BYTES: usize = 8192;

@@ -26,10 +26,12 @@ use self::rounds::{Looked, Rounds, Task, keepalive_interval};
 use self::take::{Taken, adopt, take};
 use crate::backoff::Backoff;
 use crate::entry::Entry;
-use crate::lease::LeaseAttributes;
+use crate::key::Subnets;
+use crate::lease::{Lease, LeaseAttributes};
 use crate::lease_set::OwnKey;
 use crate::shown::shown_bytes;
-use crate::store::{Listing, Store, StoreError};
+use crate::store::{Store, StoreError};
+use crate::stored::Listing;
 
 pub use self::claim::{Claim, HeldLease, Holding, KeeperError, Sighting};
 
@@ -49,16 +51,16 @@ impl Keeper {
     /// our node id, its holder gets half a minute to object.
     ///
     /// `listing` is a list of the leases that is there already, if there is one; should it turn out to be out of date,
-    /// another is made. The one that decided comes back, without what was written by this: [`LeaseWatch::behind`] goes
+    /// another is made. The one that decided comes back, without what was written by this: [`Watcher::behind`] goes
     /// on from there.
     ///
-    /// [`LeaseWatch::behind`]: crate::LeaseWatch::behind
+    /// [`Watcher::behind`]: crate::Watcher::behind
     pub async fn acquire(
         store: Store,
         claim: Claim,
-        mut listing: Option<Listing>,
+        mut listing: Option<Listing<Lease>>,
         waits: impl Fn(&str),
-    ) -> (Self, Listing) {
+    ) -> (Self, Listing<Lease>) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut contest = Contest::default();
         loop {
@@ -171,7 +173,7 @@ impl Keeper {
 
     async fn find_and_mend(&mut self) -> Result<Looked, KeeperError> {
         let subnets = self.held.subnets;
-        let found = self.store.get(&subnets.key()).await?;
+        let found = self.store.leases().get(&subnets.key()).await?;
         match judge(&self.held, &self.claim, &self.published, found) {
             Finding::Unchanged => return Ok(Looked::Fine),
             Finding::Touched { etcd_lease, mod_revision } => {
@@ -182,11 +184,11 @@ impl Keeper {
             }
             Finding::Outdated(entry) => {
                 info!(%subnets, holder = %self.claim.attributes.holder(), "our lease is to say something else; writing it");
-                self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
+                self.held = adopt(&self.store, &self.claim, &as_lease(subnets, &entry)).await?;
                 return Ok(Looked::Published);
             }
             Finding::Claimed(twin, entry) => {
-                self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
+                self.held = adopt(&self.store, &self.claim, &as_lease(subnets, &entry)).await?;
                 self.twin = Some(Sighting::now(twin));
                 return Ok(Looked::Objected);
             }
@@ -195,7 +197,7 @@ impl Keeper {
                 warn!(%subnets, %value, "somebody altered our lease; writing it again");
                 // A write without an etcd lease makes a reservation only where it leaves our words as they are.
                 let entry = Entry { etcd_lease: entry.etcd_lease.or(self.held.etcd_lease), ..entry };
-                self.held = adopt(&self.store, &self.claim, subnets, &entry).await?;
+                self.held = adopt(&self.store, &self.claim, &as_lease(subnets, &entry)).await?;
             }
             Finding::Gone => {
                 warn!(%subnets, "our lease is gone from the store; taking it back");
@@ -226,6 +228,11 @@ impl Keeper {
 
 /// Many hosts that start at once collide often, and each collision leaves one fewer.
 const RACE_WAIT: Duration = Duration::from_millis(300);
+
+/// What stands under our key. What cannot be read says nothing.
+fn as_lease(subnets: Subnets, entry: &Entry) -> Lease {
+    Lease::of(subnets, LeaseAttributes::from_json(&entry.value).unwrap_or_default(), entry)
+}
 
 /// The next change; never, when nobody can make one any more.
 async fn changed<T>(told: &mut watch::Receiver<T>) {

@@ -15,6 +15,7 @@ use crate::entry::Entry;
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
 use crate::shown::shown;
+use crate::stored::{Listing, Stored};
 
 /// One lease as the store holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,18 +74,37 @@ impl Lease {
     /// # Errors
     /// [`InvalidLease`] when the key or the value is not what flannel or flan write.
     pub fn from_entry(entry: &Entry) -> Result<Self, InvalidLease> {
-        Ok(Self {
-            subnets: Subnets::from_key(&entry.key)?,
-            attributes: LeaseAttributes::from_json(&entry.value)?,
-            etcd_lease: entry.etcd_lease,
-            create_revision: entry.create_revision,
-            mod_revision: entry.mod_revision,
-        })
+        Ok(Self::of(Subnets::from_key(&entry.key)?, LeaseAttributes::from_json(&entry.value)?, entry))
+    }
+
+    /// The lease of these subnets, whose value says so.
+    pub(crate) fn of(subnets: Subnets, attributes: LeaseAttributes, entry: &Entry) -> Self {
+        let Entry { etcd_lease, create_revision, mod_revision, .. } = *entry;
+        Self { subnets, attributes, etcd_lease, create_revision, mod_revision }
     }
 
     /// Whether this is a reservation: it never expires.
     pub fn is_reservation(&self) -> bool {
         self.etcd_lease.is_none()
+    }
+}
+
+impl Stored for Lease {
+    const PLURAL: &'static str = "leases";
+    type Invalid = InvalidLease;
+
+    fn read(entry: &Entry) -> Result<Self, InvalidLease> {
+        Self::from_entry(entry)
+    }
+}
+
+impl Listing<Lease> {
+    /// All subnets that are taken, and since which revision. Of a value that cannot be read the key alone tells.
+    pub fn taken(&self) -> impl Iterator<Item = (Subnets, i64)> {
+        self.items.iter().filter_map(|item| match item {
+            Ok(lease) => Some((lease.subnets, lease.create_revision)),
+            Err(bad) => Some((Subnets::from_key(&bad.entry.key).ok()?, bad.entry.create_revision)),
+        })
     }
 }
 

@@ -9,7 +9,7 @@ mod table;
 #[cfg(test)]
 mod whole;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +18,10 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
-use crate::entry::Change;
-use crate::entry::Entry;
 use crate::family::Family;
 use crate::key::Subnets;
 use crate::lease::Lease;
-use crate::store::Listing;
+use crate::stored::{Change, Listing, Read, Unreadable};
 use crate::watch::WatchEvent;
 use changes::Touched;
 pub use changes::{Changes, PeerChange, QuarantineChange};
@@ -122,14 +120,14 @@ impl LeaseSet {
     }
 
     /// Takes in what the watch said. A listing replaces everything that was known.
-    pub fn apply(&mut self, event: WatchEvent, now: Instant) {
+    pub fn apply(&mut self, event: WatchEvent<Lease>, now: Instant) {
         match event {
             WatchEvent::Listed(listing) => self.replace(listing, now),
             WatchEvent::Changed(changes) => {
                 let mut group = Group::default();
                 for change in changes {
                     match change {
-                        Change::Put(entry) => self.put(&entry, &mut group),
+                        Change::Put(read) => self.put(read, &mut group),
                         Change::Delete { key } => self.delete(&key, &mut group),
                     }
                 }
@@ -245,19 +243,16 @@ impl LeaseSet {
     }
 
     /// Takes in a complete list. What it lacks is gone, unless the list is to be doubted.
-    fn replace(&mut self, listing: Listing, now: Instant) {
+    fn replace(&mut self, listing: Listing<Lease>, now: Instant) {
         let mut group = Group::default();
         // What is still marked behind the last entry is not in the list.
         self.table.iter_mut().for_each(|(_, slot)| slot.mark = !slot.missing);
-        let mut unlisted: BTreeSet<Box<str>> =
-            self.quarantine.iter().filter(|(_, bad)| bad.id.is_none()).map(|(key, _)| key.clone()).collect();
-        self.table.reserve(listing.entries.len());
+        let unreadable = self.quarantine.iter().filter(|(_, bad)| bad.id.is_none());
+        let unreadable: Vec<Box<str>> = unreadable.map(|(key, _)| key.clone()).collect();
+        unreadable.iter().for_each(|key| self.discharge(key));
+        self.table.reserve(listing.items.len());
         self.own_key = self.admission.own.is_some().then_some(None);
-        for entry in listing.entries {
-            unlisted.remove(entry.key.as_str());
-            self.put(&entry, &mut group);
-        }
-        unlisted.iter().for_each(|key| self.delete(key, &mut group));
+        listing.items.into_iter().for_each(|read| self.put(read, &mut group));
         let gone: Vec<Id> = self
             .table
             .iter_mut()
@@ -286,23 +281,25 @@ impl LeaseSet {
     }
 
     /// Takes in one lease, and leaves the judgement on it to the group.
-    fn put(&mut self, entry: &Entry, group: &mut Group) {
-        let lease = match Lease::from_entry(entry) {
-            Ok(mut lease) => {
-                self.hear_of(&lease.subnets, Some(lease.mod_revision));
-                lease.attributes.other = None; // nobody asks here what only others know, and it may be much
-                lease
-            }
-            Err(error) => {
+    fn put(&mut self, read: Read<Lease>, group: &mut Group) {
+        let mut lease = match read {
+            Ok(lease) => lease,
+            Err(bad) => {
+                let Unreadable { entry, reason } = *bad;
                 self.delete(&entry.key, group);
                 if let Ok(subnets) = Subnets::from_key(&entry.key) {
                     self.hear_of(&subnets, Some(entry.mod_revision));
                 }
                 self.unreadable += 1;
-                self.admit_to_quarantine(&entry.key, None, QuarantineReason::Unreadable(error));
+                self.admit_to_quarantine(&entry.key, None, QuarantineReason::Unreadable(reason));
                 return;
             }
         };
+        self.hear_of(&lease.subnets, Some(lease.mod_revision));
+        if lease.attributes.other.is_some() {
+            // Nobody asks here what only others know, and it may be much.
+            Arc::make_mut(&mut lease).attributes.other = None;
+        }
         match self.table.find(&lease.subnets) {
             Some(id) => {
                 if self.table.get_mut(id).is_some_and(|slot| renew(slot, &lease)) {
@@ -310,7 +307,8 @@ impl LeaseSet {
                 }
                 self.remove(id, group);
             }
-            None => self.discharge(&entry.key),
+            None if self.unreadable > 0 => self.discharge(&lease.subnets.key()),
+            None => {}
         }
         group.ids.push(self.table.insert(lease, &self.admission.config.backend));
     }

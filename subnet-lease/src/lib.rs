@@ -24,6 +24,7 @@ mod lease_set;
 mod shown;
 mod store;
 mod store_config;
+mod stored;
 mod subnet_pool;
 mod twin;
 mod watch;
@@ -35,9 +36,9 @@ pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
 pub use endpoint::{Endpoint, InvalidEndpoint, split_urls, without_user};
+pub use entry::Entry;
 #[cfg(fuzzing)]
 pub use entry::kept;
-pub use entry::{Change, Entry};
 pub use family::{Family, PerFamily, encloses, is_host_address, overlap};
 pub use host_network::HostNetwork;
 pub use identity::Identity;
@@ -47,9 +48,10 @@ pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
-    Cause, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
+    Cause, Collection, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
+pub use stored::{Change, Listing, Read, Stored, Unreadable};
 pub use subnet_pool::SubnetPool;
 pub use twin::Twin;
-pub use watch::{LeaseWatch, WatchEvent};
+pub use watch::{WatchEvent, Watcher};

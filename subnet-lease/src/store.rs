@@ -1,12 +1,14 @@
 //! The store: the one module that speaks to etcd.
 
 mod client;
+mod collection;
 pub(crate) mod error;
 mod etcd_lease;
 mod failure;
-mod keys;
+mod leases;
 mod limits;
 mod listing;
+mod network_config;
 mod raw;
 mod reason;
 mod reservations;
@@ -17,11 +19,12 @@ mod unanswered;
 mod user;
 
 pub use client::Store;
+pub use collection::Collection;
 pub use error::{Cause, StoreError, Unanswered};
-pub use keys::StoredConfig;
+pub use leases::Snapshot;
 #[cfg(test)]
 pub(crate) use limits::REQUEST_LIMIT;
-pub use listing::{Listing, Snapshot};
+pub use network_config::StoredConfig;
 pub use reservations::Reservation;
 pub use status::MemberStatus;
 pub(crate) use stream::{Watch, WatchMessage};

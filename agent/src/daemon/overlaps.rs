@@ -229,7 +229,7 @@ mod tests {
         }
         };
         let mut leases = LeaseSet::new(Admission { config, own: Some(own) }, Caution::default());
-        let listing = Listing { entries: peers.map(entry).collect(), revision: 1, cluster_id: 1 };
+        let listing = Listing::of(peers.map(entry).collect(), 1, 1);
         leases.apply(WatchEvent::Listed(listing), Instant::now());
         leases
     }

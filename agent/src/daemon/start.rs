@@ -7,8 +7,8 @@ use anyhow::Context;
 use flan_backends::{Abilities, Backend, Gateways};
 use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
-    Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
-    NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
+    Admission, Caution, Claim, ConfigError, Keeper, Lease, LeaseAttributes, LeaseSet, Listing, NetworkConfig,
+    NodeIdentity, OwnLease, Store, Subnets, Watcher,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -163,7 +163,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let twin = keeper.holding().twin;
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
     tokio::spawn(async move { keeper.hold(seen_key, published, &holding_sender).await });
-    tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
+    tokio::spawn(Watcher::behind(store.leases(), listing).run(event_sender));
     tokio::spawn(watch_config(store.clone(), config.clone(), status.clone()));
     tokio::spawn(reservation::watch(
         store.clone(),
@@ -221,8 +221,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
 }
 
 /// All leases, if the store gives them at the first time of asking; who needs them asks again.
-async fn list(store: Store) -> Option<Listing> {
-    store.list().await.inspect_err(|reason| debug!(%reason, "cannot list the leases yet")).ok()
+async fn list(store: Store) -> Option<Listing<Lease>> {
+    store.leases().list().await.inspect_err(|reason| debug!(%reason, "cannot list the leases yet")).ok()
 }
 
 /// The network config, as soon as there is one that this agent can work with.

@@ -53,7 +53,7 @@ impl Contest {
         self.lost.map(|(_, twin)| twin)
     }
 
-    /// Claims the lease, and waits for an objection. Answers the entry to take over, or `None` where all is to be looked at
+    /// Claims the lease, and waits for an objection. Answers the lease to take over, or `None` where all is to be looked at
     /// again: the holder lives, or the lease is gone or another's by now.
     ///
     /// # Errors
@@ -63,14 +63,14 @@ impl Contest {
         store: &Store,
         claim: &Claim,
         lease: &Lease,
-        entry: &Entry,
         waits: &impl Fn(&str),
-    ) -> Result<Option<Entry>, KeeperError> {
+    ) -> Result<Option<Lease>, KeeperError> {
         let (subnets, holder) = (lease.subnets, lease.attributes.holder());
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let words = lease.attributes.claimed_by(&claim.attributes, at);
         let key = subnets.key();
-        let written = store.put(&key, &words.to_json(), entry.etcd_lease, entry.mod_revision).await?;
+        let leases = store.leases();
+        let written = leases.put(&key, &words.to_json(), lease.etcd_lease, lease.mod_revision).await?;
         let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
         let claimed = Instant::now();
         let wait = claim_wait(store.patience());
@@ -85,14 +85,14 @@ impl Contest {
         let mut trial = Trial { words, mod_revision, until: claimed + wait };
         loop {
             tokio::time::sleep(LOOK).await;
-            let found = store.get(&key).await?;
+            let found = leases.get(&key).await?;
             // A store that grows slow is slow for the holder, too.
             trial.until = trial.until.max(claimed + claim_wait(store.patience()));
             match trial.judge(found, Instant::now()) {
                 Verdict::Wait => {}
                 Verdict::Silent(entry) => {
                     info!(%subnets, %holder, "nobody objected: this host had that address before, and keeps its subnet");
-                    return Ok(Some(entry));
+                    return Ok(Some(Lease::of(subnets, trial.words, &entry)));
                 }
                 Verdict::Over => return Ok(None),
                 Verdict::Lives(twin) => {

@@ -119,7 +119,7 @@ impl Table {
         found
     }
 
-    pub(super) fn insert(&mut self, lease: Lease, backend: &BackendConfig) -> Id {
+    pub(super) fn insert(&mut self, lease: Arc<Lease>, backend: &BackendConfig) -> Id {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             Id::try_from(self.slots.len() - 1).expect("a store holds fewer than 2^32 leases")
@@ -132,8 +132,7 @@ impl Table {
                 Family::V6 => self.v6.insert(v6(first), identity, id),
             }
         }
-        self.slots[id as usize] =
-            Some(Slot { lease: Arc::new(lease), state: State::Unjudged, missing: false, mark: false });
+        self.slots[id as usize] = Some(Slot { lease, state: State::Unjudged, missing: false, mark: false });
         id
     }
 

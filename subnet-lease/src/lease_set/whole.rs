@@ -10,12 +10,11 @@ use super::{Caution, Changes, LeaseSet};
 use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
 use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
-use crate::entry::Change;
 use crate::entry::Entry;
 use crate::family::{PerFamily, overlap, span};
 use crate::identity::Identity;
 use crate::lease::{InvalidLease, Lease, LeaseAttributes};
-use crate::store::Listing;
+use crate::stored::{Change, Listing, Read};
 use crate::watch::WatchEvent;
 
 /// What the store holds, judged from the start each time.
@@ -39,11 +38,11 @@ struct Seen {
 }
 
 impl Whole {
-    fn apply(&mut self, event: WatchEvent, caution: Caution, now: Instant) {
+    fn apply(&mut self, event: WatchEvent<Lease>, caution: Caution, now: Instant) {
         match event {
             WatchEvent::Listed(listing) => self.list(&listing, caution, now),
             WatchEvent::Changed(changes) => changes.into_iter().for_each(|change| match change {
-                Change::Put(entry) => self.put(&entry),
+                Change::Put(read) => self.put(&read),
                 Change::Delete { key } => {
                     self.leases.remove(&key);
                     self.missing.remove(&key);
@@ -53,9 +52,9 @@ impl Whole {
         }
     }
 
-    fn list(&mut self, listing: &Listing, caution: Caution, now: Instant) {
+    fn list(&mut self, listing: &Listing<Lease>, caution: Caution, now: Instant) {
         let known = std::mem::take(&mut self.leases);
-        listing.entries.iter().for_each(|entry| self.put(entry));
+        listing.items.iter().for_each(|read| self.put(read));
         let mut gone = BTreeMap::new();
         for (key, lease) in known {
             if let Ok(lease) = lease
@@ -74,9 +73,13 @@ impl Whole {
         self.last = Some((listing.cluster_id, listing.revision));
     }
 
-    fn put(&mut self, entry: &Entry) {
-        self.missing.remove(&entry.key);
-        self.leases.insert(entry.key.clone(), Lease::from_entry(entry));
+    fn put(&mut self, read: &Read<Lease>) {
+        let (key, lease) = match read {
+            Ok(lease) => (lease.subnets.key(), Ok(Lease::clone(lease))),
+            Err(bad) => (bad.entry.key.clone(), Err(bad.reason.clone())),
+        };
+        self.missing.remove(&key);
+        self.leases.insert(key, lease);
     }
 
     fn expire(&mut self, now: Instant) {
@@ -200,7 +203,7 @@ fn replay(looked: &mut Seen, changes: Changes) {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Event(WatchEvent),
+    Event(WatchEvent<Lease>),
     Wait(u64),
     Own(usize),
     Look,
@@ -287,14 +290,14 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let put = || entry().prop_map(Change::Put);
+    let put = || entry().prop_map(Change::put);
     let delete = || key().prop_map(|key| Change::Delete { key });
     let change = prop_oneof![3 => put(), 1 => delete()];
     let listing = (proptest::collection::vec(entry(), 0..16), 1..9i64, 1..3u64).prop_map(
         |(entries, revision, cluster_id)| {
             let entries: BTreeMap<String, Entry> =
                 entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-            Listing { entries: entries.into_values().collect(), revision, cluster_id }
+            Listing::of(entries.into_values().collect(), revision, cluster_id)
         },
     );
     prop_oneof![

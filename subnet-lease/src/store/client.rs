@@ -8,7 +8,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use etcd_client::{Certificate, Client, Compare, ConnectOptions, Identity, TlsOptions, Txn, TxnOp};
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Identity, TlsOptions, Txn, TxnOp,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
@@ -68,7 +70,7 @@ impl Store {
     }
 
     /// Carries out all operations in one revision, which is answered, if what they depend on holds.
-    pub(super) async fn commit_all(
+    pub(super) async fn commit(
         &self,
         provided: Vec<Compare>,
         operations: Vec<TxnOp>,
@@ -194,6 +196,11 @@ impl Store {
     fn lock(&self) -> std::sync::MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Whether the last write of a key still is the one at `seen`; 0 stands for "there is no such key".
+pub(super) fn unchanged(key: &str, seen: i64) -> Compare {
+    Compare::mod_revision(key, CompareOp::Equal, seen)
 }
 
 /// Waits for an answer, and says so when that takes long.

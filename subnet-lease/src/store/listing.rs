@@ -1,33 +1,12 @@
-//! All leases at one revision, read page by page.
+//! All of a collection at one revision, page by page.
 
 use etcd_client::{Client, GetOptions, GetResponse};
 
-use super::client::Store;
+use super::collection::Collection;
 use super::error::StoreError;
-use super::keys::StoredConfig;
 use super::limits::ANY_SIZE;
 use super::raw::entry;
-use crate::entry::Entry;
-
-/// All keys below `<prefix>/subnets/` at one revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// The entries, in the order of their keys.
-    pub entries: Vec<Entry>,
-    /// Store revision of the list.
-    pub revision: i64,
-    /// Which etcd cluster answered.
-    pub cluster_id: u64,
-}
-
-/// All that the store holds of a network, at one revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The network config; `None` when nobody has written one.
-    pub config: Option<StoredConfig>,
-    /// Every lease.
-    pub leases: Listing,
-}
+use crate::stored::{Listing, Stored, read};
 
 /// Keys in the first page of a list: about 300 KB.
 const FIRST_PAGE: i64 = 1000;
@@ -39,63 +18,49 @@ const PAGE_BYTES: usize = 1 << 20;
 /// No page has more keys, however small they are.
 const MOST_IN_PAGE: i64 = 20_000;
 
-impl Store {
-    /// The network config and every lease, at one revision.
-    ///
-    /// # Errors
-    /// Any [`StoreError`], among them a compaction between two requests.
-    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let leases = self.list().await?;
-        let config = self.config_at(leases.revision).await?;
-        Ok(Snapshot { config, leases })
-    }
-
-    /// How many leases there are.
+impl<T: Stored> Collection<T> {
+    /// How many keys there are.
     ///
     /// # Errors
     /// Any [`StoreError`].
     pub async fn count(&self) -> Result<u64, StoreError> {
-        let prefix = self.subnets_prefix();
         let response = self
+            .store
             .call(|mut client: Client| {
-                let options = GetOptions::new().with_range(prefix_end(&prefix)).with_count_only();
-                let from = prefix.clone();
+                let options = GetOptions::new().with_range(prefix_end(&self.prefix)).with_count_only();
+                let from = self.prefix.clone();
                 async move { client.get(from, Some(options)).await }
             })
             .await?;
         Ok(u64::try_from(response.count()).unwrap_or_default())
     }
 
-    /// Every lease, at one revision, read page by page.
+    /// All of them, at one revision.
     ///
     /// # Errors
     /// Any [`StoreError`], among them a compaction between two pages.
-    pub async fn list(&self) -> Result<Listing, StoreError> {
-        self.list_below(&self.subnets_prefix()).await
-    }
-
-    /// Every key below a prefix, which ends with `/`, at one revision, read page by page.
-    pub(super) async fn list_below(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
-        let (from, end) = (prefix.as_bytes().to_vec(), prefix_end(prefix));
+    pub async fn list(&self) -> Result<Listing<T>, StoreError> {
+        let mut listing = Listing { items: Vec::new(), revision: 0, cluster_id: 0 };
+        let (from, end) = (self.prefix.as_bytes().to_vec(), prefix_end(&self.prefix));
         let mut page = Page { from, end, limit: FIRST_PAGE, most: MOST_IN_PAGE, revision: 0 };
         let mut response = self.page(&mut page).await?;
         if let Some(header) = response.header() {
             (listing.revision, listing.cluster_id) = (header.revision(), header.cluster_id());
         }
         page.revision = listing.revision;
+        let item = |kv| entry(&self.prefix, kv).map(read);
         loop {
             let more = response.more();
             let found = response.take_kvs();
             let Some(last) = found.last().filter(|_| more) else {
-                listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
+                listing.items.extend(found.into_iter().filter_map(item));
                 return Ok(listing);
             };
             page.from = [last.key(), &[0]].concat();
             page.was_read(found.len(), found.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
-            // The store gathers the next page while this one is taken apart.
+            // The store gathers the next page while this one is read.
             let (next, ()) = tokio::join!(biased; self.page(&mut page), async {
-                listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
+                listing.items.extend(found.into_iter().filter_map(item));
             });
             response = next?;
         }
@@ -105,6 +70,7 @@ impl Store {
     async fn page(&self, page: &mut Page) -> Result<GetResponse, StoreError> {
         loop {
             let response = self
+                .store
                 .call(|client: Client| {
                     let options = GetOptions::new()
                         .with_range(page.end.clone())

@@ -1,0 +1,57 @@
+//! The network config.
+
+use etcd_client::{Client, GetOptions, TxnOp};
+
+use super::client::{Store, unchanged};
+use super::error::StoreError;
+use super::limits::ANY_SIZE;
+
+/// The network config as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredConfig {
+    /// The JSON.
+    pub json: Vec<u8>,
+    /// Store revision of the last write.
+    pub mod_revision: i64,
+}
+
+impl Store {
+    /// The network config; `None` when nobody has written one.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn config(&self) -> Result<Option<StoredConfig>, StoreError> {
+        self.config_at(0).await
+    }
+
+    /// Writes the network config if it still is what the caller saw. Answers whether it was.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn put_config(&self, json: &[u8], seen: Option<&StoredConfig>) -> Result<bool, StoreError> {
+        let key = self.config_key();
+        let seen = unchanged(&key, seen.map_or(0, |seen| seen.mod_revision));
+        let put = TxnOp::put(key.as_str(), json, None);
+        self.commit(vec![seen], vec![put]).await.map(|revision| revision.is_some())
+    }
+
+    /// The network config as it was at a revision, 0 for the present.
+    pub(super) async fn config_at(&self, revision: i64) -> Result<Option<StoredConfig>, StoreError> {
+        let key = self.config_key();
+        let response = self
+            .call(|client: Client| {
+                let (key, options) = (key.clone(), GetOptions::new().with_revision(revision));
+                let mut client = client.kv_client().max_decoding_message_size(ANY_SIZE);
+                async move { client.get(key, Some(options)).await }
+            })
+            .await?;
+        Ok(response
+            .kvs()
+            .first()
+            .map(|kv| StoredConfig { json: kv.value().to_vec(), mod_revision: kv.mod_revision() }))
+    }
+
+    pub(super) fn config_key(&self) -> String {
+        format!("{}/config", self.prefix())
+    }
+}
