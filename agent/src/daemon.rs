@@ -8,6 +8,8 @@ mod clones;
 mod overlaps;
 mod peers;
 mod reservation;
+#[cfg(test)]
+mod samples;
 mod start;
 mod underlay;
 

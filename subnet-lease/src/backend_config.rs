@@ -87,18 +87,11 @@ struct Kind {
     name: &'static str,
     /// The families that it carries in this version of fland; none where fland does not have the backend.
     carries: &'static [Family],
-    writes: Writes,
+    /// Whether its hosts write its name into their leases. Where they do not, a peer is whoever has an address.
+    writes_name: bool,
+    /// What they write beside it.
+    data: Option<Data>,
     parse: fn(&mut Fields, &PerFamily<SubnetPool>) -> Result<BackendConfig, ConfigError>,
-}
-
-/// What the hosts of a backend write into their leases.
-enum Writes {
-    /// Nothing: to this backend a peer is whoever has an address.
-    Nothing,
-    /// `BackendType`, its name.
-    Name,
-    /// Beside that, `BackendData` and `BackendV6Data`.
-    Data(Data),
 }
 
 /// What stands in `BackendData` and `BackendV6Data`.
@@ -112,7 +105,8 @@ struct Data {
 const VXLAN: Kind = Kind {
     name: VxlanConfig::NAME,
     carries: &Family::ALL,
-    writes: Writes::Data(Data {
+    writes_name: true,
+    data: Some(Data {
         called: "VTEP data",
         identity: |data| data.vxlan().map(|data| Identity::Mac(data.vtep_mac)),
     }),
@@ -121,25 +115,29 @@ const VXLAN: Kind = Kind {
 const UDP: Kind = Kind {
     name: UdpConfig::NAME,
     carries: &[Family::V4],
-    writes: Writes::Nothing,
+    writes_name: false,
+    data: None,
     parse: |fields, _| UdpConfig::parse(fields).map(BackendConfig::Udp),
 };
 const HOST_GW: Kind = Kind {
     name: HostGwConfig::NAME,
     carries: &Family::ALL,
-    writes: Writes::Name,
+    writes_name: true,
+    data: None,
     parse: |fields, _| HostGwConfig::parse(fields).map(BackendConfig::HostGw),
 };
 const ALLOC: Kind = Kind {
     name: "alloc",
     carries: &Family::ALL,
-    writes: Writes::Nothing,
+    writes_name: false,
+    data: None,
     parse: |_, _| Ok(BackendConfig::Alloc),
 };
 const WIREGUARD: Kind = Kind {
     name: "wireguard",
     carries: &[],
-    writes: Writes::Name,
+    writes_name: true,
+    data: None,
     parse: |fields, _| WireguardConfig::parse(fields).map(BackendConfig::Wireguard),
 };
 /// All backends whose settings can be read. Nothing else goes by their names.
@@ -183,19 +181,18 @@ impl BackendConfig {
 
     /// `BackendType` in the leases of its hosts; `None` where they write none.
     pub fn lease_type(&self) -> Option<&'static str> {
-        let kind = self.kind();
-        (!matches!(kind.writes, Writes::Nothing)).then_some(kind.name)
+        self.kind().writes_name.then_some(self.name())
     }
 
     /// What people call the data in the leases of its hosts; `None` where they write none.
     pub(crate) fn data_is_called(&self) -> Option<&'static str> {
-        self.data().map(|data| data.called)
+        self.kind().data.as_ref().map(|data| data.called)
     }
 
     /// What identifies a host whose lease holds this data; `None` where it cannot be read, and where hosts of this
     /// backend are told apart by their addresses alone.
     pub(crate) fn identity(&self, data: Option<&BackendData>) -> Option<Identity> {
-        (self.data()?.identity)(data?)
+        (self.kind().data.as_ref()?.identity)(data?)
     }
 
     /// The same in each family.
@@ -239,13 +236,6 @@ impl BackendConfig {
     pub(crate) fn unknown(name: &str) -> ConfigError {
         let problem = format!("is not one that this fland has; {} are", listed(Self::supported_names()));
         ConfigError::invalid("Backend.Type", &format!("{name:?}"), &problem)
-    }
-
-    fn data(&self) -> Option<&'static Data> {
-        match &self.kind().writes {
-            Writes::Data(data) => Some(data),
-            Writes::Name | Writes::Nothing => None,
-        }
     }
 
     fn kind(&self) -> &'static Kind {

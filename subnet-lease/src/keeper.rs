@@ -8,7 +8,7 @@ mod contest;
 mod finding;
 mod holders;
 mod own;
-mod rounds;
+mod schedule;
 mod take;
 #[cfg(test)]
 mod testing;
@@ -22,7 +22,7 @@ use tracing::{debug, error, info, warn};
 use self::claim::{FIRST_WAIT, LONGEST_WAIT};
 use self::contest::Contest;
 use self::finding::{Finding, Published, judge};
-use self::rounds::{Looked, Rounds, Task, keepalive_interval};
+use self::schedule::{Looked, Schedule, Task, keepalive_interval};
 use self::take::{Taken, adopt, take};
 use crate::backoff::Backoff;
 use crate::entry::Entry;
@@ -94,9 +94,10 @@ impl Keeper {
         Holding { twin: self.twin.clone(), ..Holding::new(self.held.clone()) }
     }
 
-    /// Keeps the lease until nobody listens to `holding` any more. The keeper looks at its key at once where the store
-    /// is seen to hold something under it that the keeper did not write ([`LeaseSet::take_own_key`]). Other `attributes` than those claimed are written at once, with the subnet and the etcd lease as they are.
-    /// Every change of the lease, also a new subnet after a loss, and every problem goes to `holding`.
+    /// Keeps the lease until nobody listens to `holding` any more. `own_key` is what the store is seen to hold under our
+    /// key ([`LeaseSet::take_own_key`]): where the keeper did not write that, it looks at once. Other `attributes` than
+    /// those claimed are written at once, with the subnet and the etcd lease as they are. Every change of the lease, also
+    /// a new subnet after a loss, and every problem goes to `holding`.
     ///
     /// [`LeaseSet::take_own_key`]: crate::LeaseSet::take_own_key
     pub async fn hold(
@@ -105,8 +106,8 @@ impl Keeper {
         mut attributes: watch::Receiver<LeaseAttributes>,
         holding: &watch::Sender<Holding>,
     ) {
-        let mut rounds =
-            Rounds::new(keepalive_interval(self.claim.ttl, self.claim.renew_margin), Instant::now());
+        let mut schedule =
+            Schedule::new(keepalive_interval(self.claim.ttl, self.claim.renew_margin), Instant::now());
         attributes.mark_changed(); // they may have changed since the claim was made
         loop {
             let task = tokio::select! {
@@ -114,25 +115,25 @@ impl Keeper {
                 () = changed(&mut attributes) => {
                     let wanted = attributes.borrow_and_update().clone();
                     if self.claims(wanted) {
-                        rounds.publish(Instant::now());
+                        schedule.publish(Instant::now());
                     }
                     continue;
                 }
                 () = changed(&mut own_key) => {
                     if *own_key.borrow_and_update() != Some(self.held.mod_revision) {
-                        rounds.suspect(Instant::now());
+                        schedule.suspect(Instant::now());
                     }
                     continue;
                 }
-                () = tokio::time::sleep_until(rounds.due()) => rounds.task(),
+                () = tokio::time::sleep_until(schedule.due()) => schedule.task(),
             };
             let outcome = match task {
                 Task::Look => self.look().await,
                 Task::KeepAlive => self.keep_alive().await,
             };
-            let wait = rounds.done(task, outcome.as_ref().ok(), Instant::now());
+            let wait = schedule.done(task, outcome.as_ref().ok(), Instant::now());
             let problem = outcome.err().map(|reason| {
-                let left = self.claim.ttl.saturating_sub(rounds.since_success(Instant::now()));
+                let left = self.claim.ttl.saturating_sub(schedule.since_success(Instant::now()));
                 warn!(%reason, retry_in = ?wait, expires_in_seconds = left.as_secs(), "cannot renew the lease");
                 reason.to_string()
             });

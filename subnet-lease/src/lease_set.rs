@@ -21,11 +21,11 @@ use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
 use crate::family::Family;
 use crate::key::Subnets;
 use crate::lease::Lease;
-use crate::stored::{Change, Listing, Read, Unreadable};
+use crate::stored::{KeyChange, Listing, Read, Unreadable};
 use crate::watch::WatchEvent;
 use changes::Touched;
 pub use changes::{Changes, PeerChange, QuarantineChange};
-use table::{Group, Id, Slot, State, Table};
+use table::{Group, Id, Judgement, Slot, Table};
 
 /// What the store holds, as the watch tells it, each lease judged.
 #[derive(Debug, Clone)]
@@ -127,8 +127,8 @@ impl LeaseSet {
                 let mut group = Group::default();
                 for change in changes {
                     match change {
-                        Change::Put(read) => self.put(read, &mut group),
-                        Change::Delete { key } => self.delete(&key, &mut group),
+                        KeyChange::Put(read) => self.put(read, &mut group),
+                        KeyChange::Delete { key } => self.delete(&key, &mut group),
                     }
                 }
                 self.rejudge(group);
@@ -168,7 +168,7 @@ impl LeaseSet {
         let Self { touched, table, quarantine, .. } = self;
         let peer = |subnets: &Subnets| {
             let slot = table.get(table.find(subnets)?)?;
-            (slot.state == State::Good(Standing::Peer)).then(|| slot.lease.clone())
+            (slot.judgement == Judgement::Good(Standing::Peer)).then(|| slot.lease.clone())
         };
         touched.take(peer, |key| quarantine.get(key).map(|bad| &bad.reason))
     }
@@ -182,7 +182,7 @@ impl LeaseSet {
     pub fn peers(&self) -> impl Iterator<Item = &Lease> {
         self.table
             .in_order()
-            .filter(|slot| slot.state == State::Good(Standing::Peer))
+            .filter(|slot| slot.judgement == Judgement::Good(Standing::Peer))
             .map(|slot| &*slot.lease)
     }
 
@@ -194,7 +194,7 @@ impl LeaseSet {
         if let Some(pool) = self.admission.config.pools.get(family) {
             self.table.overlapping(family, network, pool.subnet_len(), |id| found.push(id));
         }
-        let peer = |id| self.table.get(id).filter(|slot| slot.state == State::Good(Standing::Peer));
+        let peer = |id| self.table.get(id).filter(|slot| slot.judgement == Judgement::Good(Standing::Peer));
         let mut peers: Vec<&Lease> = found.into_iter().filter_map(peer).map(|slot| &*slot.lease).collect();
         peers.sort_unstable_by_key(|lease| lease.subnets);
         peers.dedup_by_key(|lease| lease.subnets);
@@ -209,7 +209,8 @@ impl LeaseSet {
     /// Reservations that no host has claimed yet, in the order of their subnets: they block their subnet, and there is
     /// nobody to reach.
     pub fn unclaimed(&self) -> impl Iterator<Item = &Lease> {
-        let unclaimed = |slot: &&Slot| !slot.missing && slot.state == State::Good(Standing::Unclaimed);
+        let unclaimed =
+            |slot: &&Slot| !slot.missing && slot.judgement == Judgement::Good(Standing::Unclaimed);
         self.table.in_order().filter(unclaimed).map(|slot| &*slot.lease)
     }
 
@@ -356,10 +357,10 @@ impl LeaseSet {
         let Some(slot) = self.table.get(id) else { return };
         let (lease, missing) = (&slot.lease, slot.missing);
         let same = match &verdict {
-            Ok(standing) => slot.state == State::Good(*standing),
-            Err(_) if missing => slot.state == State::Bad,
+            Ok(standing) => slot.judgement == Judgement::Good(*standing),
+            Err(_) if missing => slot.judgement == Judgement::Bad,
             Err(reason) => {
-                slot.state == State::Bad
+                slot.judgement == Judgement::Bad
                     && self
                         .quarantine
                         .get(lease.subnets.key().as_str())
@@ -371,34 +372,34 @@ impl LeaseSet {
         }
         let subnets = lease.subnets;
         self.forget_verdict(id);
-        let state = match verdict {
+        let judgement = match verdict {
             Ok(standing) => {
                 if standing == Standing::Peer {
                     self.touched.peer(subnets, None);
                     self.peers += 1;
                 }
-                State::Good(standing)
+                Judgement::Good(standing)
             }
             Err(reason) => {
                 if !missing {
                     self.admit_to_quarantine(&subnets.key(), Some(id), reason);
                 }
-                State::Bad
+                Judgement::Bad
             }
         };
         if let Some(slot) = self.table.get_mut(id) {
-            slot.state = state;
+            slot.judgement = judgement;
         }
     }
 
     fn forget_verdict(&mut self, id: Id) {
         let Some(slot) = self.table.get_mut(id) else { return };
-        match std::mem::replace(&mut slot.state, State::Unjudged) {
-            State::Good(Standing::Peer) => {
+        match std::mem::replace(&mut slot.judgement, Judgement::Unjudged) {
+            Judgement::Good(Standing::Peer) => {
                 self.touched.peer(slot.lease.subnets, Some(&slot.lease));
                 self.peers -= 1;
             }
-            State::Bad if !slot.missing => {
+            Judgement::Bad if !slot.missing => {
                 let key = slot.lease.subnets.key();
                 self.discharge(&key);
             }

@@ -21,6 +21,8 @@ mod keeper;
 mod key;
 mod lease;
 mod lease_set;
+#[cfg(test)]
+mod samples;
 mod shown;
 mod store;
 mod store_config;
@@ -51,7 +53,7 @@ pub use store::{
     Cause, Collection, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
-pub use stored::{Change, Listing, Read, Stored, Unreadable};
+pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};
 pub use subnet_pool::SubnetPool;
 pub use twin::Twin;
 pub use watch::{WatchEvent, Watcher};

@@ -5,26 +5,22 @@ mod collection;
 pub(crate) mod error;
 mod etcd_lease;
 mod failure;
-mod leases;
 mod limits;
 mod listing;
-mod network_config;
-mod raw;
+mod network;
 mod reason;
 mod reservations;
 mod status;
 mod stream;
 mod tls;
-mod unanswered;
 mod user;
 
 pub use client::Store;
 pub use collection::Collection;
 pub use error::{Cause, StoreError, Unanswered};
-pub use leases::Snapshot;
 #[cfg(test)]
 pub(crate) use limits::REQUEST_LIMIT;
-pub use network_config::StoredConfig;
+pub use network::{Snapshot, StoredConfig};
 pub use reservations::Reservation;
 pub use status::MemberStatus;
 pub(crate) use stream::{Watch, WatchMessage};

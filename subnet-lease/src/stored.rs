@@ -55,7 +55,7 @@ pub struct Listing<T: Stored> {
 
 /// One change of one key.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Change<T: Stored> {
+pub enum KeyChange<T: Stored> {
     /// Created or written.
     Put(Read<T>),
     /// Deleted or expired.
@@ -77,7 +77,7 @@ impl<T: Stored> Listing<T> {
     }
 }
 
-impl<T: Stored> Change<T> {
+impl<T: Stored> KeyChange<T> {
     /// An entry was created or written.
     pub fn put(entry: Entry) -> Self {
         Self::Put(read(entry))

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
 use crate::store::{Collection, Watch, WatchMessage};
-use crate::stored::{Change, Listing, Stored};
+use crate::stored::{KeyChange, Listing, Stored};
 
 /// What the watch says.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +20,7 @@ pub enum WatchEvent<T: Stored> {
     /// The complete state of the store; all that was said before is void.
     Listed(Listing<T>),
     /// Changes since, in their order.
-    Changed(Vec<Change<T>>),
+    Changed(Vec<KeyChange<T>>),
     /// The view may be out of date from now until the next list.
     Interrupted {
         /// Why.

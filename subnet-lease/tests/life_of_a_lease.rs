@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
-    Admission, Caution, Change, Claim, Credentials, Family, Holding, HostNetwork, Keeper, Lease, LeaseAttributes,
-    LeaseSet, NetworkConfig, OverlapPolicy, OwnLease, PerFamily, Reservation, Store, StoreConfig, StoreError,
-    Subnets, WatchEvent, Watcher,
+    Admission, Caution, Claim, Credentials, Family, Holding, HostNetwork, Keeper, KeyChange, Lease,
+    LeaseAttributes, LeaseSet, NetworkConfig, OverlapPolicy, OwnLease, PerFamily, Reservation, Store,
+    StoreConfig, StoreError, Subnets, WatchEvent, Watcher,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -135,7 +135,7 @@ async fn a_watch_tells_what_happens_after_its_list() {
     let key = two.held().subnets.key();
     let Some(WatchEvent::Changed(changes)) = within(events.recv()).await else { panic!("a lease was taken") };
     assert!(
-        matches!(&changes[..], [Change::Put(Ok(lease))] if lease.subnets == two.held().subnets),
+        matches!(&changes[..], [KeyChange::Put(Ok(lease))] if lease.subnets == two.held().subnets),
         "{changes:?}"
     );
 
@@ -143,7 +143,7 @@ async fn a_watch_tells_what_happens_after_its_list() {
     assert!(!store.leases().delete(&key, two.held().mod_revision - 1).await.unwrap(), "it was written since");
     assert!(store.leases().delete(&key, two.held().mod_revision).await.unwrap());
     let Some(WatchEvent::Changed(changes)) = within(events.recv()).await else { panic!("it was deleted") };
-    assert_eq!(changes, [Change::Delete { key }]);
+    assert_eq!(changes, [KeyChange::Delete { key }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

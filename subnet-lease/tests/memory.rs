@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use flan_subnet_lease::{Admission, Caution, Change, Entry, LeaseSet, Listing, NetworkConfig, WatchEvent};
+use flan_subnet_lease::{Admission, Caution, Entry, KeyChange, LeaseSet, Listing, NetworkConfig, WatchEvent};
 use tokio::time::Instant;
 
 const LEASES: u32 = 50_000;
@@ -18,7 +18,7 @@ fn fifty_thousand_leases_take_some_twenty_megabytes() {
     let before = resident();
     // A few at a time, so that what is read takes little beside what is kept.
     for batch in (0..LEASES).collect::<Vec<_>>().chunks(500) {
-        set.apply(WatchEvent::Changed(batch.iter().map(|host| Change::put(entry(*host))).collect()), now);
+        set.apply(WatchEvent::Changed(batch.iter().map(|host| KeyChange::put(entry(*host))).collect()), now);
         assert_eq!(set.take_changes().peers.len(), batch.len());
     }
     let each = (resident() - before) / u64::from(LEASES);

@@ -156,6 +156,7 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples;
 
     const HOLDER: &str = r#"{"PublicIP":"192.168.64.11","PublicIPv6":null,"HostName":"h1","NodeID":"a"}"#;
 
@@ -168,8 +169,7 @@ mod tests {
     }
 
     fn entry(words: &LeaseAttributes, mod_revision: i64) -> Entry {
-        let (key, value) = ("10.5.3.0-24".to_owned(), words.to_json());
-        Entry { key, value, create_revision: 1, mod_revision, etcd_lease: Some(7) }
+        samples::entry("10.5.3.0-24", &String::from_utf8(words.to_json()).unwrap(), mod_revision)
     }
 
     fn trial(now: Instant) -> Trial {

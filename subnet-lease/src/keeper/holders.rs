@@ -31,8 +31,9 @@ const SHOWN: usize = 10;
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{entry, lease};
+    use super::super::testing::lease;
     use super::*;
+    use crate::samples::entry;
 
     #[test]
     fn an_exhausted_network_names_who_holds_how_many() {

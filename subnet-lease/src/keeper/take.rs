@@ -191,7 +191,7 @@ async fn put_with_new_lease(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Entry;
+    use crate::samples;
 
     #[test]
     fn of_many_networks_of_the_host_the_first_are_named() {
@@ -220,13 +220,7 @@ mod tests {
             mod_revision,
         };
         let keys = [("10.5.90.0-24&fd00:5:0:1::-64", 5), ("10.5.90.0-24&fd00:5:0:2::-64", 6)];
-        let entry = |(key, revision): (&str, i64)| Entry {
-            key: key.to_owned(),
-            value: b"{}".to_vec(),
-            create_revision: revision,
-            mod_revision: revision,
-            etcd_lease: Some(7),
-        };
+        let entry = |(key, revision)| samples::entry(key, "{}", revision);
         let listing = Listing::of(keys.map(entry).into(), 6, 1);
         assert_eq!(keys.map(|(key, revision)| is_late(&held(key, revision), &listing)), [false, true]);
     }

@@ -36,13 +36,13 @@ impl LeaseSet {
         }
         let subnets = |id: Id| self.table.get(id).map(|slot| slot.lease.subnets);
         by_age.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| subnets(a.1).cmp(&subnets(b.1))));
-        let mut taken = Taken::default();
+        let mut older = Older::default();
         for (_, id) in by_age {
             let Some(slot) = self.table.get_mut(id) else { continue };
             slot.mark = false;
             let verdict = self.admission.standing(&slot.lease).and_then(|standing| {
                 if standing != Standing::Own {
-                    taken.take(&self.table, id, &self.admission.config.backend)?;
+                    older.take(&self.table, id, &self.admission.config.backend)?;
                 }
                 Ok(standing)
             });
@@ -57,14 +57,14 @@ type Age = (bool, i64);
 
 /// What the older leases of a group have taken.
 #[derive(Default)]
-struct Taken {
+struct Older {
     /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
     subnets: BTreeMap<(Family, [u8; 16]), Id>,
     /// What identifies a peer, each with the youngest of the leases that bear it.
     identities: HashMap<(Family, Identity), Id>,
 }
 
-impl Taken {
+impl Older {
     /// Takes what the lease claims, if all of that is free.
     fn take(&mut self, table: &Table, id: Id, backend: &BackendConfig) -> Result<(), QuarantineReason> {
         let Some(slot) = table.get(id) else { return Ok(()) };

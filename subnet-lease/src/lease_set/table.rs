@@ -21,15 +21,17 @@ pub(super) type Id = u32;
 pub(super) struct Table {
     slots: Vec<Option<Slot>>,
     free: Vec<Id>,
-    v4: Index<[u8; 4]>,
-    v6: Index<[u8; 16]>,
+    /// By the first address of the subnet, in network byte order.
+    v4: BTreeSet<([u8; 4], Id)>,
+    v6: BTreeSet<([u8; 16], Id)>,
+    identities: BTreeSet<(Family, Identity, Id)>,
 }
 
 /// One lease. 16 bytes: a network has as many as hosts.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) lease: Arc<Lease>,
-    pub(super) state: State,
+    pub(super) judgement: Judgement,
     /// Whether a doubted list lacks it.
     pub(super) missing: bool,
     /// Set and taken back by whoever walks over many leases.
@@ -38,7 +40,7 @@ pub(super) struct Slot {
 
 /// The last judgement on a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum Judgement {
     /// None yet.
     Unjudged,
     /// Not bad.
@@ -60,14 +62,6 @@ pub(super) struct Group {
 enum Reach {
     Subnet(IpNetwork),
     Identity(Family, Identity),
-}
-
-/// The leases of one family; addresses are in network byte order.
-#[derive(Debug, Clone, Default)]
-struct Index<A> {
-    /// By the first address of the subnet.
-    subnets: BTreeSet<(A, Id)>,
-    identities: BTreeSet<(Identity, Id)>,
 }
 
 impl Table {
@@ -101,8 +95,8 @@ impl Table {
 
     /// All leases, by their subnets: those with IPv4 first, by their IPv4 subnet.
     pub(super) fn in_order(&self) -> impl Iterator<Item = &Slot> {
-        let v4 = self.v4.subnets.iter().filter_map(|(_, id)| self.get(*id));
-        let v6 = self.v6.subnets.iter().filter_map(|(_, id)| self.get(*id));
+        let v4 = self.v4.iter().filter_map(|(_, id)| self.get(*id));
+        let v6 = self.v6.iter().filter_map(|(_, id)| self.get(*id));
         v4.chain(v6.filter(|slot| slot.lease.subnets.get(Family::V4).is_none()))
     }
 
@@ -126,13 +120,15 @@ impl Table {
         });
         for (family, subnet) in lease.subnets.iter() {
             let first = bits(subnet.network());
-            let identity = backend.identity(lease.attributes.data.get(family));
             match family {
-                Family::V4 => self.v4.insert(v4(first), identity, id),
-                Family::V6 => self.v6.insert(v6(first), identity, id),
-            }
+                Family::V4 => self.v4.insert((v4(first), id)),
+                Family::V6 => self.v6.insert((v6(first), id)),
+            };
+            let identity = backend.identity(lease.attributes.data.get(family));
+            self.identities.extend(identity.map(|identity| (family, identity, id)));
         }
-        self.slots[id as usize] = Some(Slot { lease, state: State::Unjudged, missing: false, mark: false });
+        self.slots[id as usize] =
+            Some(Slot { lease, judgement: Judgement::Unjudged, missing: false, mark: false });
         id
     }
 
@@ -140,10 +136,12 @@ impl Table {
         let Some(Slot { lease, .. }) = self.slots.get_mut(id as usize).and_then(Option::take) else { return };
         for (family, subnet) in lease.subnets.iter() {
             let first = bits(subnet.network());
-            let identity = backend.identity(lease.attributes.data.get(family));
             match family {
-                Family::V4 => self.v4.remove(v4(first), identity, id),
-                Family::V6 => self.v6.remove(v6(first), identity, id),
+                Family::V4 => self.v4.remove(&(v4(first), id)),
+                Family::V6 => self.v6.remove(&(v6(first), id)),
+            };
+            if let Some(identity) = backend.identity(lease.attributes.data.get(family)) {
+                self.identities.remove(&(family, identity, id));
             }
         }
         self.free.push(id);
@@ -160,11 +158,8 @@ impl Table {
             let data = lease.attributes.data.get(family);
             let Some(identity) = config.backend.identity(data) else { continue };
             if reached.insert(Reach::Identity(family, identity)) {
-                let all = (identity, 0)..=(identity, Id::MAX);
-                match family {
-                    Family::V4 => ids.extend(self.v4.identities.range(all).map(|(_, id)| *id)),
-                    Family::V6 => ids.extend(self.v6.identities.range(all).map(|(_, id)| *id)),
-                }
+                let all = (family, identity, 0)..=(family, identity, Id::MAX);
+                ids.extend(self.identities.range(all).map(|(.., id)| *id));
             }
         }
     }
@@ -204,25 +199,11 @@ impl Table {
         };
         match family {
             Family::V4 => {
-                self.v4.subnets.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id));
+                self.v4.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id));
             }
             Family::V6 => {
-                self.v6.subnets.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id));
+                self.v6.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id));
             }
-        }
-    }
-}
-
-impl<A: Ord> Index<A> {
-    fn insert(&mut self, first: A, identity: Option<Identity>, id: Id) {
-        self.subnets.insert((first, id));
-        self.identities.extend(identity.map(|identity| (identity, id)));
-    }
-
-    fn remove(&mut self, first: A, identity: Option<Identity>, id: Id) {
-        self.subnets.remove(&(first, id));
-        if let Some(identity) = identity {
-            self.identities.remove(&(identity, id));
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::entry::Entry;
 use crate::family::{PerFamily, overlap, span};
 use crate::identity::Identity;
 use crate::lease::{InvalidLease, Lease, LeaseAttributes};
-use crate::stored::{Change, Listing, Read};
+use crate::stored::{KeyChange, Listing, Read};
 use crate::watch::WatchEvent;
 
 /// What the store holds, judged from the start each time.
@@ -42,8 +42,8 @@ impl Whole {
         match event {
             WatchEvent::Listed(listing) => self.list(&listing, caution, now),
             WatchEvent::Changed(changes) => changes.into_iter().for_each(|change| match change {
-                Change::Put(read) => self.put(&read),
-                Change::Delete { key } => {
+                KeyChange::Put(read) => self.put(&read),
+                KeyChange::Delete { key } => {
                     self.leases.remove(&key);
                     self.missing.remove(&key);
                 }
@@ -290,8 +290,8 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let put = || entry().prop_map(Change::put);
-    let delete = || key().prop_map(|key| Change::Delete { key });
+    let put = || entry().prop_map(KeyChange::put);
+    let delete = || key().prop_map(|key| KeyChange::Delete { key });
     let change = prop_oneof![3 => put(), 1 => delete()];
     let listing = (proptest::collection::vec(entry(), 0..16), 1..9i64, 1..3u64).prop_map(
         |(entries, revision, cluster_id)| {

@@ -4,13 +4,12 @@
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use etcd_client::{Client, PutOptions, TxnOp};
+use etcd_client::{Client, KeyValue, PutOptions, TxnOp};
 
 use super::client::{Store, unchanged};
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
-use super::raw::entry;
-use crate::entry::Entry;
+use crate::entry::{Entry, bounded, name};
 
 /// The keys below `<prefix>/<place>/`, each with a `T`. Clones share the store's connection.
 #[derive(Clone)]
@@ -82,4 +81,13 @@ impl<T> Collection<T> {
     pub(super) fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
+}
+
+/// What is kept of a key and its value; `None` for a key that does not begin with the prefix.
+pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
+    let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
+    let etcd_lease = Some(kv.lease()).filter(|lease| *lease != 0);
+    let (key, value) = kv.into_key_value();
+    let (key, value) = (name(key.strip_prefix(prefix.as_bytes())?), bounded(value));
+    Some(Entry { key, value, create_revision, mod_revision, etcd_lease })
 }

@@ -2,10 +2,9 @@
 
 use etcd_client::{Client, GetOptions, GetResponse};
 
-use super::collection::Collection;
+use super::collection::{Collection, entry};
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
-use super::raw::entry;
 use crate::stored::{Listing, Stored, read};
 
 /// Keys in the first page of a list: about 300 KB.

@@ -5,12 +5,11 @@ use std::marker::PhantomData;
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use tokio::sync::watch;
 
-use super::collection::Collection;
+use super::collection::{Collection, entry};
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
-use super::raw::entry;
 use super::reason::innermost;
-use crate::stored::{Change, Stored};
+use crate::stored::{KeyChange, Stored};
 
 /// Why a watch ended that we gave up.
 const GIVEN_UP: &str = "this host's own address has changed";
@@ -49,7 +48,7 @@ pub(crate) struct Watch<T> {
 /// What a watch said.
 pub(crate) enum WatchMessage<T: Stored> {
     /// Keys changed; empty when the store only gave a sign of life.
-    Changes(Vec<Change<T>>),
+    Changes(Vec<KeyChange<T>>),
     /// The watch is over, with the reason.
     Ended(String),
 }
@@ -74,8 +73,8 @@ impl<T: Stored> Watch<T> {
                 let change = |event: &etcd_client::Event| {
                     let entry = entry(&self.prefix, event.kv()?.clone())?;
                     Some(match event.event_type() {
-                        EventType::Put => Change::put(entry),
-                        EventType::Delete => Change::Delete { key: entry.key },
+                        EventType::Put => KeyChange::put(entry),
+                        EventType::Delete => KeyChange::Delete { key: entry.key },
                     })
                 };
                 WatchMessage::Changes(response.events().iter().filter_map(change).collect())

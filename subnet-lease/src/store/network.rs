@@ -1,10 +1,14 @@
-//! The network config.
+//! What the store holds of a network: its config and its leases.
 
 use etcd_client::{Client, GetOptions, TxnOp};
 
 use super::client::{Store, unchanged};
+use super::collection::Collection;
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
+use crate::entry::Entry;
+use crate::lease::Lease;
+use crate::stored::Listing;
 
 /// The network config as the store holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +19,34 @@ pub struct StoredConfig {
     pub mod_revision: i64,
 }
 
+/// All that the store holds of a network, at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// The network config; `None` when nobody has written one.
+    pub config: Option<StoredConfig>,
+    /// Every lease, as it stands.
+    pub leases: Listing<Entry>,
+}
+
+/// Where the leases are.
+const LEASES: &str = "subnets";
+
 impl Store {
+    /// The leases, each under the key that its subnets make.
+    pub fn leases(&self) -> Collection<Lease> {
+        Collection::below(self, LEASES)
+    }
+
+    /// The network config and every lease, at one revision.
+    ///
+    /// # Errors
+    /// Any [`StoreError`], among them a compaction between two requests.
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let leases = Collection::below(self, LEASES).list().await?;
+        let config = self.config_at(leases.revision).await?;
+        Ok(Snapshot { config, leases })
+    }
+
     /// The network config; `None` when nobody has written one.
     ///
     /// # Errors
