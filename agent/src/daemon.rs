@@ -8,11 +8,12 @@ mod clones;
 mod overlaps;
 mod peers;
 mod reservation;
+#[cfg(test)]
+mod samples;
 mod start;
 mod underlay;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use flan_backends::Backend;
@@ -21,10 +22,10 @@ use flan_kernel::{
     Firewall, Kernel, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State, memory, sysctl,
 };
 use flan_subnet_lease::{
-    Change, Family, Holding, Lease, LeaseSet, OwnLease, PerFamily, Sighting, WatchEvent,
+    Family, Holding, Lease, LeaseSet, OwnKey, OwnLease, PerFamily, Sighting, WatchEvent,
 };
 use ipnetwork::IpNetwork;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, error, info, warn};
 
@@ -52,10 +53,8 @@ struct Daemon<K, F> {
     host: State,
     /// What the store holds, and what it is measured by: our own subnets among it.
     leases: LeaseSet,
-    /// Makes the keeper look at our key.
-    suspicion: Arc<Notify>,
-    /// Revision of the last write of our key that we know of.
-    own_revision: i64,
+    /// What the store holds under our key, for the keeper.
+    own_key: watch::Sender<OwnKey>,
     /// This host's own networks, which subnets of the overlay may overlap.
     networks: NetworkWatch,
     /// Another machine with our node id.
@@ -105,7 +104,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     /// Runs until the watch or the keeper is gone, which neither is by itself.
     async fn run(
         mut self,
-        mut events: mpsc::Receiver<WatchEvent>,
+        mut events: mpsc::Receiver<WatchEvent<Lease>>,
         mut holding: watch::Receiver<Holding>,
     ) -> anyhow::Result<()> {
         let mut resync = interval(self.options.resync_interval);
@@ -151,33 +150,16 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         self.look_for_clones(Instant::now());
     }
 
-    fn heard(&mut self, event: WatchEvent) {
+    fn heard(&mut self, event: WatchEvent<Lease>) {
         if let WatchEvent::Interrupted { reason } = event {
             self.status.update(|status| status.store_problem = Some(reason));
             return;
         }
-        if self.is_about_our_key(&event) {
-            self.suspicion.notify_one();
-        }
         self.leases.apply(event, Instant::now());
-        self.status.update(|status| status.store_problem = None);
-    }
-
-    /// Whether the store says something of our key that we did not write.
-    fn is_about_our_key(&self, event: &WatchEvent) -> bool {
-        let Some(own) = &self.leases.admission().own else { return false };
-        let key = own.subnets.key();
-        match event {
-            WatchEvent::Listed(listing) => !listing
-                .entries
-                .iter()
-                .any(|entry| entry.key == key && entry.mod_revision == self.own_revision),
-            WatchEvent::Changed(changes) => changes.iter().any(|change| match change {
-                Change::Put(entry) => entry.key == key && entry.mod_revision != self.own_revision,
-                Change::Delete { key: deleted } => *deleted == key,
-            }),
-            WatchEvent::Interrupted { .. } => false,
+        if let Some(own_key) = self.leases.take_own_key() {
+            self.own_key.send_replace(own_key);
         }
+        self.status.update(|status| status.store_problem = None);
     }
 
     fn holds(&mut self, holding: Holding) {
@@ -186,19 +168,13 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             self.twin = twin;
             self.look_for_clones(Instant::now());
         }
-        self.own_revision = lease.mod_revision;
         self.status.update(|status| status.lease_problem = problem);
         let Some(own) = self.leases.admission().own.clone() else { return };
         if own.subnets != lease.subnets {
-            self.set_own(OwnLease { subnets: lease.subnets, ..own });
+            self.leases.set_own(Some(OwnLease { subnets: lease.subnets, ..own }));
             self.plan_host();
             self.schedule(Duration::ZERO);
         }
-    }
-
-    fn set_own(&mut self, own: OwnLease) {
-        let admission = self.leases.admission().clone();
-        self.leases.set_admission(flan_subnet_lease::Admission { own: Some(own), ..admission });
     }
 
     fn kernel_told(&mut self, heard: Heard) {

@@ -1,9 +1,9 @@
 //! The alloc backend: a subnet is leased, and nothing is done for packets.
 
 use flan_kernel::Plan;
-use flan_subnet_lease::{Lease, PerFamily, Subnets};
+use flan_subnet_lease::{Lease, Subnets};
 
-use crate::{Backend, LeaseFields, Underlay, Unreachable};
+use crate::{Backend, Underlay, Unreachable};
 
 /// Plans nothing.
 #[derive(Debug, Clone)]
@@ -19,14 +19,6 @@ impl Alloc {
 }
 
 impl Backend for Alloc {
-    fn name(&self) -> &'static str {
-        "alloc"
-    }
-
-    fn lease_fields(&self) -> LeaseFields {
-        LeaseFields { backend: None, data: PerFamily::default() }
-    }
-
     fn plan_host(&self, _own: &Subnets, _plan: &mut dyn Plan) {}
 
     fn plan_peer(&self, _peer: &Lease, _plan: &mut dyn Plan) -> Result<(), Unreachable> {

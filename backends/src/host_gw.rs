@@ -6,7 +6,7 @@ use flan_subnet_lease::{HostGwConfig, Lease, PerFamily, SubnetPool, Subnets};
 
 use crate::route;
 use crate::senders::Senders;
-use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable};
+use crate::{Backend, BackendError, Underlay, Unreachable};
 
 /// Plans a route for each peer and family.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ impl HostGw {
         underlay: &Underlay,
         checks_senders: bool,
     ) -> Result<Self, BackendError> {
-        let senders = Senders::of("host-gw", config.strict_source, checks_senders)?;
+        let senders = Senders::of(HostGwConfig::NAME, config.strict_source, checks_senders)?;
         match pools.iter().find(|(family, _)| underlay.addresses.get(*family).is_none()) {
             Some((family, _)) => Err(BackendError::NoAddress { link: underlay.link, family }),
             None => Ok(Self { pools: *pools, underlay: underlay.clone(), senders }),
@@ -36,14 +36,6 @@ impl HostGw {
 }
 
 impl Backend for HostGw {
-    fn name(&self) -> &'static str {
-        "host-gw"
-    }
-
-    fn lease_fields(&self) -> LeaseFields {
-        LeaseFields { backend: Some(self.name()), data: PerFamily::default() }
-    }
-
     fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
         for (family, pool) in self.pools.iter() {
             let plain = Plain { link: self.underlay.link, network: pool.network() };

@@ -13,11 +13,10 @@ mod senders;
 pub mod udp;
 mod vxlan;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use flan_kernel::{LinkName, Plan};
-use flan_subnet_lease::{BackendData, Family, Lease, LeaseAttributes, PerFamily, Subnets};
+use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
 
 pub use alloc::Alloc;
@@ -29,11 +28,11 @@ pub use vxlan::Vxlan;
 
 /// A way to reach peers. All methods are pure; the same arguments give the same answer.
 pub trait Backend: Send {
-    /// The name by which configs and leases call this backend.
-    fn name(&self) -> &'static str;
-
-    /// The backend's part of our lease: what peers need to reach us.
-    fn lease_fields(&self) -> LeaseFields;
+    /// What peers need to know of us beside our address: `BackendData` and `BackendV6Data` of our lease, for each family
+    /// in use.
+    fn lease_data(&self) -> PerFamily<BackendData> {
+        PerFamily::default()
+    }
 
     /// Plans what the kernel should hold on a host with these subnets, whoever its peers are.
     fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan);
@@ -47,23 +46,6 @@ pub trait Backend: Send {
 
     /// Largest inner IP packet in bytes, for all families in use.
     fn mtu(&self) -> u32;
-}
-
-/// The backend's part of a lease.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct LeaseFields {
-    /// `BackendType`, where the backend writes one.
-    pub backend: Option<&'static str>,
-    /// `BackendData` and `BackendV6Data`, for each family in use.
-    pub data: PerFamily<BackendData>,
-}
-
-impl LeaseFields {
-    /// Writes them into a lease.
-    pub fn fill(self, attributes: &mut LeaseAttributes) {
-        attributes.backend = self.backend.map(Cow::Borrowed);
-        attributes.data = self.data;
-    }
 }
 
 /// What this host's kernel has and its settings allow, beyond what every host has.

@@ -6,7 +6,7 @@ use flan_kernel::{
     Address, Addresses, Fdb, FdbEntry, Link, LinkKind, LinkName, Links, Neighbour, Neighbours, Ownership,
     Plain, Plan, State, Wire,
 };
-use flan_subnet_lease::{Family, Lease, PerFamily, SubnetPool, Subnets, VxlanConfig, VxlanData};
+use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, SubnetPool, Subnets, VxlanConfig, VxlanData};
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::route::{self, Gateways, Via};
 use crate::senders::Senders;
-use crate::{Abilities, Backend, BackendError, LeaseFields, Underlay, Unreachable};
+use crate::{Abilities, Backend, BackendError, Underlay, Unreachable};
 
 /// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route. With
 /// `DirectRouting` a peer on the link gets a plain route alone.
@@ -62,7 +62,7 @@ impl Vxlan {
         actual: &State,
     ) -> Result<Self, BackendError> {
         let Abilities { gateways, checks_senders } = abilities;
-        let senders = Senders::of("vxlan", config.strict_source, checks_senders)?;
+        let senders = Senders::of(VxlanConfig::NAME, config.strict_source, checks_senders)?;
         let mut devices = PerFamily::default();
         for (family, &pool) in pools.iter() {
             let local = *underlay
@@ -84,15 +84,6 @@ impl Vxlan {
             links: Family::ALL.into_iter().filter_map(|family| device_name(family, config.vni)).collect(),
             senders: false,
         }
-    }
-
-    /// The MACs of our devices.
-    pub fn macs(&self) -> PerFamily<MacAddr6> {
-        let mut macs = PerFamily::default();
-        for (family, device) in self.devices.iter() {
-            macs.set(family, device.mac);
-        }
-        macs
     }
 
     fn plan_device(&self, family: Family, device: &Device, own: &Subnets, plan: &mut dyn Plan) {
@@ -144,17 +135,9 @@ impl Vxlan {
 }
 
 impl Backend for Vxlan {
-    fn name(&self) -> &'static str {
-        "vxlan"
-    }
-
-    fn lease_fields(&self) -> LeaseFields {
-        let mut data = PerFamily::default();
-        for (family, device) in self.devices.iter() {
-            let value = VxlanData { vni: Some(self.config.vni), vtep_mac: device.mac };
-            data.set(family, value.into());
-        }
-        LeaseFields { backend: Some(self.name()), data }
+    fn lease_data(&self) -> PerFamily<BackendData> {
+        let data = |device: Device| VxlanData { vni: Some(self.config.vni), vtep_mac: device.mac };
+        self.devices.map(|device| data(device).into())
     }
 
     fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
@@ -357,14 +340,14 @@ mod tests {
     #[test]
     fn a_device_that_is_there_keeps_its_mac_and_a_new_one_has_the_same_after_every_boot() {
         let fresh = vxlan(&[Family::V4], &State::default());
-        assert_eq!(fresh.macs(), vxlan(&[Family::V4], &State::default()).macs());
-        let mac = fresh.macs().v4.unwrap();
+        assert_eq!(fresh.lease_data(), vxlan(&[Family::V4], &State::default()).lease_data());
+        let mac = fresh.devices.v4.unwrap().mac;
         assert!(is_usable(mac) && mac.is_local());
 
         let mut there = samples::host(&fresh, OWN);
         let kept: MacAddr6 = "c6:d2:32:6f:8f:44".parse().unwrap();
         there.links.get_mut(&"flannel.1".parse().unwrap()).unwrap().mac = Some(kept);
-        assert_eq!(vxlan(&[Family::V4], &there).macs().v4, Some(kept));
+        assert_eq!(vxlan(&[Family::V4], &there).devices.v4.unwrap().mac, kept);
     }
 
     #[test]
@@ -389,7 +372,7 @@ mod tests {
     fn the_lease_says_what_flannel_reads() {
         let mut there = samples::host(&vxlan(&[Family::V4], &State::default()), OWN);
         there.links.values_mut().for_each(|link| link.mac = Some("c6:d2:32:6f:8f:44".parse().unwrap()));
-        let data = vxlan(&[Family::V4], &there).lease_fields().data;
+        let data = vxlan(&[Family::V4], &there).lease_data();
         assert_eq!(data.v4.unwrap().to_value().to_string(), r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#);
     }
 }

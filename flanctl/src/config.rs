@@ -101,15 +101,21 @@ async fn stranded(
     before: Option<NetworkConfig>,
     after: &NetworkConfig,
 ) -> Result<Vec<String>, Failure> {
-    let judge = |config: &NetworkConfig| Admission { config: config.clone(), own: None };
-    let mut leases = LeaseSet::new(judge(before.as_ref().unwrap_or(after)), Caution::default());
-    leases.apply(WatchEvent::Listed(store.list().await?), Instant::now());
+    let listing = store.leases().list().await?;
+    let judged = |config: &NetworkConfig| {
+        let mut leases = LeaseSet::new(Admission { config: config.clone(), own: None }, Caution::default());
+        leases.apply(WatchEvent::Listed(listing.clone()), Instant::now());
+        leases
+    };
+    let leases = judged(after);
     let good: Vec<Subnets> = match &before {
-        Some(_) => leases.peers().chain(leases.unclaimed()).map(|lease| lease.subnets).collect(),
+        Some(before) => {
+            let leases = judged(before);
+            leases.peers().chain(leases.unclaimed()).map(|lease| lease.subnets).collect()
+        }
         // Without a config that can be read, nothing is known of what was good: whatever can be read counts.
         None => leases.readable().map(|lease| lease.subnets).collect(),
     };
-    leases.set_admission(judge(after));
     let bad: HashMap<Subnets, &QuarantineReason> =
         leases.quarantined().filter_map(|bad| Some((bad.lease?.subnets, bad.reason))).collect();
     let reason = |subnets: &Subnets| match bad.get(subnets) {

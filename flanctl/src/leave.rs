@@ -147,7 +147,7 @@ async fn delete_lease(store: &Store, lease: &Lease) -> Result<(), Failure> {
 }
 
 async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<Lease>, Failure> {
-    let listing = store.list().await?;
+    let listing = store.leases().list().await?;
     let holder = Holder {
         node: NodeIdentity { host: None, id: node::id(args.node_id.clone()) },
         addresses: addresses(args).await?,

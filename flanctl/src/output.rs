@@ -275,7 +275,7 @@ mod tests {
         let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#;
         let admission = Admission { config: NetworkConfig::parse(config).unwrap(), own: None };
         let mut leases = LeaseSet::new(admission, Caution::default());
-        let listing = Listing { entries, revision: 9, cluster_id: 1 };
+        let listing = Listing::of(entries, 9, 1);
         leases.apply(WatchEvent::Listed(listing), Instant::now());
         let remembered = ["7", "8"].map(|n| Reservation {
             subnets: format!("10.5.{n}.0/24").parse().unwrap(),
@@ -316,7 +316,7 @@ mod tests {
         let config = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}"#;
         let admission = Admission { config: NetworkConfig::parse(config).unwrap(), own: None };
         let mut leases = LeaseSet::new(admission, Caution::default());
-        let listing = Listing { entries: vec![entry], revision: 9, cluster_id: 1 };
+        let listing = Listing::of(vec![entry], 9, 1);
         leases.apply(WatchEvent::Listed(listing), Instant::now());
         let json = serde_json::to_string(&SubnetList::new(&leases, &[])).unwrap();
         assert_eq!(json.matches("AAA... (200").count(), 3, "{json}");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use flan_subnet_lease::{
-    Admission, Caution, Lease, LeaseSet, LeaseWatch, NetworkConfig, Store, StoreError, WatchEvent, printable,
+    Admission, Caution, Lease, LeaseSet, NetworkConfig, Store, StoreError, WatchEvent, Watcher, printable,
 };
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -42,7 +42,7 @@ pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
 pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let (sender, mut events) = mpsc::channel(16);
-    tokio::spawn(LeaseWatch::new(store.clone()).run(sender));
+    tokio::spawn(Watcher::new(store.leases()).run(sender));
     // What is shown is what the store holds: an onlooker has no packets to lose, and believes every list.
     let believe_all = Caution { percent: 100, grace: Duration::ZERO };
     let mut leases = LeaseSet::new(Admission { config, own: None }, believe_all);
@@ -61,7 +61,7 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
 }
 
 /// Takes in an event. Answers whether it says anything of the leases.
-fn take(leases: &mut LeaseSet, event: WatchEvent) -> bool {
+fn take(leases: &mut LeaseSet, event: WatchEvent<Lease>) -> bool {
     if let WatchEvent::Interrupted { reason } = event {
         eprintln!("flanctl: lost sight of the leases, trying again: {}", printable(&reason));
         return false;
@@ -91,7 +91,7 @@ pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), 
 /// All leases as an onlooker judges them.
 async fn listed(store: &Store, config: NetworkConfig) -> Result<LeaseSet, Failure> {
     let mut leases = LeaseSet::new(Admission { config, own: None }, Caution::default());
-    leases.apply(WatchEvent::Listed(store.list().await?), Instant::now());
+    leases.apply(WatchEvent::Listed(store.leases().list().await?), Instant::now());
     Ok(leases)
 }
 

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use macaddr::MacAddr6;
 
-use crate::backend_config::BackendConfig;
+use crate::backend_config::WrongVni;
 use crate::config::NetworkConfig;
-use crate::family::{Family, PerFamily, encloses};
+use crate::family::{Family, PerFamily, encloses, is_host_address};
+use crate::identity::Identity;
 use crate::key::Subnets;
 use crate::lease::{InvalidLease, Lease};
 use crate::shown::shown;
@@ -30,8 +30,8 @@ pub struct OwnLease {
     pub subnets: Subnets,
     /// Our addresses: those that we publish, and those that our packets come from.
     pub addresses: BTreeSet<IpAddr>,
-    /// MACs of our VXLAN devices.
-    pub macs: PerFamily<MacAddr6>,
+    /// What peers tell us from others by.
+    pub identities: PerFamily<Identity>,
     /// Our node id.
     pub node_id: Option<Box<str>>,
 }
@@ -135,45 +135,43 @@ pub enum QuarantineReason {
         ours: &'static str,
     },
     /// The backend's data is missing or unreadable.
-    #[error("has no readable {0} VTEP data")]
-    NoVtep(Family),
-    /// The device's MAC can be nobody's.
-    #[error("VTEP MAC {} is not a unicast address", .0.to_string().to_lowercase())]
-    UnusableMac(MacAddr6),
-    /// Our own MAC.
+    #[error("has no readable {family} {what}")]
+    NoBackendData {
+        /// Of which family.
+        family: Family,
+        /// What people call it.
+        what: &'static str,
+    },
+    /// What identifies the holder can be nobody's.
+    #[error("{0} is not a unicast address")]
+    UnusableIdentity(Identity),
+    /// Our own identity.
     #[error(
-        "VTEP MAC {} is our own, and the lease is that of {holder}: one machine is a copy of the other; delete the VXLAN \
-         device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
-        .mac.to_string().to_lowercase()
+        "{identity} is our own, and the lease is that of {holder}: one machine is a copy of the other; {}",
+        identity.remedy()
     )]
-    OurMac {
-        /// The MAC.
-        mac: MacAddr6,
+    OurIdentity {
+        /// What we have in common.
+        identity: Identity,
         /// Whose the lease is.
         holder: String,
     },
-    /// The MAC of a peer that was there first: two hosts with one MAC cannot both be reached.
+    /// The identity of a peer that was there first: two hosts with one cannot both be reached.
     #[error(
-        "VTEP MAC {} of {holder} is that of the older lease {older}: one machine is a copy of the other; delete the VXLAN \
-         device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
-        .mac.to_string().to_lowercase()
+        "{identity} of {holder} is that of the older lease {older}: one machine is a copy of the other; {}",
+        identity.remedy()
     )]
-    MacTaken {
+    IdentityTaken {
         /// Whose the lease is.
         holder: String,
-        /// The MAC.
-        mac: MacAddr6,
+        /// What both have.
+        identity: Identity,
         /// Who had it first.
         older: Subnets,
     },
-    /// Another VXLAN network.
-    #[error("VNI is {theirs}, this network's is {ours}")]
-    WrongVni {
-        /// The lease's.
-        theirs: u32,
-        /// The config's.
-        ours: u32,
-    },
+    /// The holder runs the backend with other settings.
+    #[error(transparent)]
+    WrongVni(#[from] WrongVni),
 }
 
 impl Admission {
@@ -194,9 +192,9 @@ impl Admission {
         }
         let attributes = &lease.attributes;
         // Of a backend that writes nothing, a claimed reservation looks the same as one that waits.
-        let writes_nothing = matches!(self.config.backend, BackendConfig::Udp(_) | BackendConfig::Alloc);
+        let writes_something = self.config.backend.lease_type().is_some();
         let says_nothing = attributes.backend.is_none() && attributes.data.is_empty();
-        if lease.is_reservation() && says_nothing && !writes_nothing {
+        if lease.is_reservation() && says_nothing && writes_something {
             return Ok(Standing::Unclaimed);
         }
         self.check_backend(lease)?;
@@ -260,45 +258,29 @@ impl Admission {
     }
 
     fn check_backend(&self, lease: &Lease) -> Result<(), QuarantineReason> {
-        let attributes = &lease.attributes;
+        let (backend, attributes) = (&self.config.backend, &lease.attributes);
+        // One that writes no type, such as flannel's udp, takes peers of any backend.
+        let Some(ours) = backend.lease_type() else { return Ok(()) };
         let theirs = attributes.backend.as_deref();
-        match &self.config.backend {
-            // flannel's udp takes peers of any backend.
-            BackendConfig::Udp(_) | BackendConfig::Alloc => return Ok(()),
-            backend if theirs == Some(backend.name()) => {}
-            backend => {
-                let theirs = shown(theirs.unwrap_or("none")).into_owned();
-                return Err(QuarantineReason::WrongBackend { theirs, ours: backend.name() });
-            }
+        if theirs != Some(ours) {
+            let theirs = shown(theirs.unwrap_or("none")).into_owned();
+            return Err(QuarantineReason::WrongBackend { theirs, ours });
         }
-        let BackendConfig::Vxlan(vxlan) = &self.config.backend else { return Ok(()) };
+        let Some(what) = backend.data_is_called() else { return Ok(()) };
         for (family, _) in self.config.networks() {
-            let data = attributes.vxlan(family).ok_or(QuarantineReason::NoVtep(family))?;
-            if data.vtep_mac.is_nil() || data.vtep_mac.is_multicast() {
-                return Err(QuarantineReason::UnusableMac(data.vtep_mac));
+            let none = QuarantineReason::NoBackendData { family, what };
+            let Some(data) = attributes.data.get(family) else { return Err(none) };
+            let identity = backend.identity(Some(data)).ok_or(none)?;
+            if !identity.is_usable() {
+                return Err(QuarantineReason::UnusableIdentity(identity));
             }
-            if self.own.as_ref().is_some_and(|own| own.macs.values().any(|mac| *mac == data.vtep_mac)) {
+            if self.own.as_ref().is_some_and(|own| own.identities.values().any(|ours| *ours == identity)) {
                 let holder = attributes.holder_and_node();
-                return Err(QuarantineReason::OurMac { mac: data.vtep_mac, holder });
+                return Err(QuarantineReason::OurIdentity { identity, holder });
             }
-            if let Some(theirs) = data.vni.filter(|vni| *vni != vxlan.vni) {
-                return Err(QuarantineReason::WrongVni { theirs, ours: vxlan.vni });
-            }
+            backend.check(data)?;
         }
         Ok(())
-    }
-}
-
-/// Whether packets can be sent to the address as to one host, from another one.
-pub fn is_host_address(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
-        }
     }
 }
 

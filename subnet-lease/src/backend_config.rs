@@ -1,12 +1,15 @@
-//! The backend's part of the network config.
+//! The registry of backends: their names, what fland carries with them, what their hosts write into a lease, and their
+//! part of the network config.
 
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
+use crate::backend_data::BackendData;
 use crate::config_error::{ConfigError, ConfigWarning};
 use crate::family::{Family, PerFamily};
 use crate::fields::Fields;
+use crate::identity::Identity;
 use crate::subnet_pool::SubnetPool;
 
 /// How packets reach a peer, with the settings that all hosts share.
@@ -84,32 +87,71 @@ struct Kind {
     name: &'static str,
     /// The families that it carries in this version of fland; none where fland does not have the backend.
     carries: &'static [Family],
+    /// Whether its hosts write its name into their leases. Where they do not, a peer is whoever has an address.
+    writes_name: bool,
+    /// What they write beside it.
+    data: Option<Data>,
     parse: fn(&mut Fields, &PerFamily<SubnetPool>) -> Result<BackendConfig, ConfigError>,
 }
 
-static VXLAN: Kind = Kind {
-    name: "vxlan",
+/// What stands in `BackendData` and `BackendV6Data`.
+struct Data {
+    /// What people call it.
+    called: &'static str,
+    /// What a peer is told from others by; `None` where the data cannot be read.
+    identity: fn(&BackendData) -> Option<Identity>,
+}
+
+const VXLAN: Kind = Kind {
+    name: VxlanConfig::NAME,
     carries: &Family::ALL,
+    writes_name: true,
+    data: Some(Data {
+        called: "VTEP data",
+        identity: |data| data.vxlan().map(|data| Identity::Mac(data.vtep_mac)),
+    }),
     parse: |fields, pools| VxlanConfig::parse(fields, pools).map(BackendConfig::Vxlan),
 };
-static UDP: Kind = Kind {
-    name: "udp",
+const UDP: Kind = Kind {
+    name: UdpConfig::NAME,
     carries: &[Family::V4],
+    writes_name: false,
+    data: None,
     parse: |fields, _| UdpConfig::parse(fields).map(BackendConfig::Udp),
 };
-static HOST_GW: Kind = Kind {
-    name: "host-gw",
+const HOST_GW: Kind = Kind {
+    name: HostGwConfig::NAME,
     carries: &Family::ALL,
+    writes_name: true,
+    data: None,
     parse: |fields, _| HostGwConfig::parse(fields).map(BackendConfig::HostGw),
 };
-static ALLOC: Kind = Kind { name: "alloc", carries: &Family::ALL, parse: |_, _| Ok(BackendConfig::Alloc) };
-static WIREGUARD: Kind = Kind {
+const ALLOC: Kind = Kind {
+    name: "alloc",
+    carries: &Family::ALL,
+    writes_name: false,
+    data: None,
+    parse: |_, _| Ok(BackendConfig::Alloc),
+};
+const WIREGUARD: Kind = Kind {
     name: "wireguard",
     carries: &[],
+    writes_name: true,
+    data: None,
     parse: |fields, _| WireguardConfig::parse(fields).map(BackendConfig::Wireguard),
 };
-/// All backends whose settings can be read.
+/// All backends whose settings can be read. Nothing else goes by their names.
 static KINDS: [&Kind; 5] = [&VXLAN, &UDP, &HOST_GW, &ALLOC, &WIREGUARD];
+
+/// A lease of another VXLAN network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("VNI is {theirs}, this network's is {ours}")]
+pub struct WrongVni {
+    /// The lease's.
+    pub theirs: u32,
+    /// The config's.
+    pub ours: u32,
+}
 
 impl BackendConfig {
     /// The name by which configs and leases call this backend.
@@ -122,6 +164,11 @@ impl BackendConfig {
         KINDS.iter().filter(|kind| !kind.carries.is_empty()).map(|kind| kind.name)
     }
 
+    /// The name, where it is that of a backend whose settings can be read.
+    pub(crate) fn known_name(name: &str) -> Option<&'static str> {
+        KINDS.iter().map(|kind| kind.name).find(|known| *known == name)
+    }
+
     /// The names of those that carry this family.
     pub(crate) fn names_that_carry(family: Family) -> impl Iterator<Item = &'static str> {
         KINDS.iter().filter(move |kind| kind.carries.contains(&family)).map(|kind| kind.name)
@@ -130,6 +177,39 @@ impl BackendConfig {
     /// The families that this version of fland carries with the backend; none where it does not have it.
     pub(crate) fn carries(&self) -> &'static [Family] {
         self.kind().carries
+    }
+
+    /// `BackendType` in the leases of its hosts; `None` where they write none.
+    pub fn lease_type(&self) -> Option<&'static str> {
+        self.kind().writes_name.then_some(self.name())
+    }
+
+    /// What people call the data in the leases of its hosts; `None` where they write none.
+    pub(crate) fn data_is_called(&self) -> Option<&'static str> {
+        self.kind().data.as_ref().map(|data| data.called)
+    }
+
+    /// What identifies a host whose lease holds this data; `None` where it cannot be read, and where hosts of this
+    /// backend are told apart by their addresses alone.
+    pub(crate) fn identity(&self, data: Option<&BackendData>) -> Option<Identity> {
+        (self.kind().data.as_ref()?.identity)(data?)
+    }
+
+    /// The same in each family.
+    pub fn identities(&self, data: &PerFamily<BackendData>) -> PerFamily<Identity> {
+        PerFamily { v4: self.identity(data.v4.as_ref()), v6: self.identity(data.v6.as_ref()) }
+    }
+
+    /// Whether the data in a lease is that of a host under the same settings.
+    ///
+    /// # Errors
+    /// What differs.
+    pub(crate) fn check(&self, data: &BackendData) -> Result<(), WrongVni> {
+        let Self::Vxlan(VxlanConfig { vni: ours, .. }) = *self else { return Ok(()) };
+        match data.vxlan().and_then(|data| data.vni).filter(|vni| *vni != ours) {
+            Some(theirs) => Err(WrongVni { theirs, ours }),
+            None => Ok(()),
+        }
     }
 
     /// What a config without a `Backend` means to flannel.
@@ -170,6 +250,9 @@ impl BackendConfig {
 }
 
 impl VxlanConfig {
+    /// The backend's name.
+    pub const NAME: &str = "vxlan";
+
     fn parse(fields: &mut Fields, pools: &PerFamily<SubnetPool>) -> Result<Self, ConfigError> {
         let default = Self::default();
         Ok(Self {
@@ -199,12 +282,18 @@ impl Default for VxlanConfig {
 }
 
 impl HostGwConfig {
+    /// The backend's name.
+    pub const NAME: &str = "host-gw";
+
     fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
         Ok(Self { strict_source: fields.take("StrictSource")?.unwrap_or_default() })
     }
 }
 
 impl UdpConfig {
+    /// The backend's name.
+    pub const NAME: &str = "udp";
+
     fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
         let default = Self::default();
         Ok(Self {

@@ -1,7 +1,6 @@
 //! What a person is told of a network config: why it cannot be used, and what of it is doubtful. Texts of the config are
 //! cut and made printable.
 
-use crate::config::NetworkConfig;
 use crate::shown::shown;
 
 /// What in a network config works, but perhaps not as its author expects. Displayed as a sentence for a person.
@@ -50,12 +49,13 @@ pub enum ConfigError {
     Utf16,
     /// More bytes than any network config has.
     #[error(
-        "the network config has {bytes} bytes; fland reads at most {}: write a smaller one with flanctl config set",
-        NetworkConfig::MOST_BYTES
+        "the network config has {bytes} bytes; fland reads at most {most}: write a smaller one with flanctl config set"
     )]
     TooLarge {
         /// Its size.
         bytes: usize,
+        /// What fland reads.
+        most: usize,
     },
     /// Not a JSON object.
     #[error("the network config is not a JSON object: {}", shown(&.0.to_string()))]

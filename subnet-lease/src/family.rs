@@ -141,3 +141,16 @@ pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
 pub fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
+
+/// Whether packets can be sent to the address as to one host, from another one.
+pub fn is_host_address(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
+        }
+    }
+}

@@ -9,11 +9,13 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::backend_config::BackendConfig;
 use crate::backend_data::{BackendData, VxlanData};
+use crate::entry::Entry;
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
 use crate::shown::shown;
-use crate::store::Entry;
+use crate::stored::{Listing, Stored};
 
 /// One lease as the store holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,13 +74,13 @@ impl Lease {
     /// # Errors
     /// [`InvalidLease`] when the key or the value is not what flannel or flan write.
     pub fn from_entry(entry: &Entry) -> Result<Self, InvalidLease> {
-        Ok(Self {
-            subnets: Subnets::from_key(&entry.key)?,
-            attributes: LeaseAttributes::from_json(&entry.value)?,
-            etcd_lease: entry.etcd_lease,
-            create_revision: entry.create_revision,
-            mod_revision: entry.mod_revision,
-        })
+        Ok(Self::of(Subnets::from_key(&entry.key)?, LeaseAttributes::from_json(&entry.value)?, entry))
+    }
+
+    /// The lease of these subnets, whose value says so.
+    pub(crate) fn of(subnets: Subnets, attributes: LeaseAttributes, entry: &Entry) -> Self {
+        let Entry { etcd_lease, create_revision, mod_revision, .. } = *entry;
+        Self { subnets, attributes, etcd_lease, create_revision, mod_revision }
     }
 
     /// Whether this is a reservation: it never expires.
@@ -87,9 +89,28 @@ impl Lease {
     }
 }
 
+impl Stored for Lease {
+    const PLURAL: &'static str = "leases";
+    type Invalid = InvalidLease;
+
+    fn read(entry: &Entry) -> Result<Self, InvalidLease> {
+        Self::from_entry(entry)
+    }
+}
+
+impl Listing<Lease> {
+    /// All subnets that are taken, and since which revision. Of a value that cannot be read the key alone tells.
+    pub fn taken(&self) -> impl Iterator<Item = (Subnets, i64)> {
+        self.items.iter().filter_map(|item| match item {
+            Ok(lease) => Some((lease.subnets, lease.create_revision)),
+            Err(bad) => Some((Subnets::from_key(&bad.entry.key).ok()?, bad.entry.create_revision)),
+        })
+    }
+}
+
 impl LeaseAttributes {
     /// Bytes of the value of a lease at most. flannel and flan write some 200; what is larger is no lease.
-    pub const MOST_BYTES: usize = 8192;
+    pub const MOST_BYTES: usize = Entry::MOST_BYTES;
 
     /// Reads the value of a lease.
     ///
@@ -275,9 +296,7 @@ impl<'de> Deserialize<'de> for Name {
             }
 
             fn visit_str<E>(self, name: &str) -> Result<Name, E> {
-                let known = ["vxlan", "udp", "host-gw", "wireguard", "alloc"]
-                    .into_iter()
-                    .find(|known| *known == name);
+                let known = BackendConfig::known_name(name);
                 Ok(Name(known.map_or_else(|| Cow::Owned(name.to_owned()), Cow::Borrowed)))
             }
         }

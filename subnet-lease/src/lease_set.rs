@@ -9,7 +9,7 @@ mod table;
 #[cfg(test)]
 mod whole;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::admission::{Admission, QuarantineReason, Standing};
+use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
 use crate::family::Family;
 use crate::key::Subnets;
 use crate::lease::Lease;
-use crate::store::{Entry, Listing};
-use crate::watch::{Change, WatchEvent};
+use crate::stored::{KeyChange, Listing, Read, Unreadable};
+use crate::watch::WatchEvent;
 use changes::Touched;
 pub use changes::{Changes, PeerChange, QuarantineChange};
-use table::{Group, Id, Slot, State, Table};
+use table::{Group, Id, Judgement, Slot, Table};
 
 /// What the store holds, as the watch tells it, each lease judged.
 #[derive(Debug, Clone)]
@@ -42,10 +42,15 @@ pub struct LeaseSet {
     missing: usize,
     missing_until: Option<Instant>,
     touched: Touched,
+    /// What the store said of our key since the last look.
+    own_key: Option<OwnKey>,
     complete: bool,
     /// The cluster and the revision of the last list.
     last: Option<(u64, i64)>,
 }
+
+/// What the store holds under our own key: the revision of its last write, or `None` for nothing.
+pub type OwnKey = Option<i64>;
 
 /// When a list is not believed at once. A store that was wiped or restored is likelier than a network whose hosts all
 /// left in one moment, and its hosts come back to it within seconds.
@@ -95,6 +100,7 @@ impl LeaseSet {
             missing: 0,
             missing_until: None,
             touched: Touched::default(),
+            own_key: None,
             complete: false,
             last: None,
         }
@@ -105,24 +111,24 @@ impl LeaseSet {
         &self.admission
     }
 
-    /// Measures the leases by something else from now on.
-    pub fn set_admission(&mut self, admission: Admission) {
-        self.admission = admission;
+    /// Measures the leases by something else of ours from now on.
+    pub fn set_own(&mut self, own: Option<OwnLease>) {
+        self.admission.own = own;
         let mut group = Group::default();
         group.ids.extend(self.table.iter().map(|(id, _)| id));
         self.rejudge(group);
     }
 
     /// Takes in what the watch said. A listing replaces everything that was known.
-    pub fn apply(&mut self, event: WatchEvent, now: Instant) {
+    pub fn apply(&mut self, event: WatchEvent<Lease>, now: Instant) {
         match event {
             WatchEvent::Listed(listing) => self.replace(listing, now),
             WatchEvent::Changed(changes) => {
                 let mut group = Group::default();
                 for change in changes {
                     match change {
-                        Change::Put(entry) => self.put(&entry, &mut group),
-                        Change::Delete { key } => self.delete(&key, &mut group),
+                        KeyChange::Put(read) => self.put(read, &mut group),
+                        KeyChange::Delete { key } => self.delete(&key, &mut group),
                     }
                 }
                 self.rejudge(group);
@@ -162,16 +168,21 @@ impl LeaseSet {
         let Self { touched, table, quarantine, .. } = self;
         let peer = |subnets: &Subnets| {
             let slot = table.get(table.find(subnets)?)?;
-            (slot.state == State::Good(Standing::Peer)).then(|| slot.lease.clone())
+            (slot.judgement == Judgement::Good(Standing::Peer)).then(|| slot.lease.clone())
         };
         touched.take(peer, |key| quarantine.get(key).map(|bad| &bad.reason))
+    }
+
+    /// What the store said of our key since the last call; `None` if it did not say anything of it.
+    pub fn take_own_key(&mut self) -> Option<OwnKey> {
+        self.own_key.take()
     }
 
     /// Leases of peers that can be reached, in the order of their subnets.
     pub fn peers(&self) -> impl Iterator<Item = &Lease> {
         self.table
             .in_order()
-            .filter(|slot| slot.state == State::Good(Standing::Peer))
+            .filter(|slot| slot.judgement == Judgement::Good(Standing::Peer))
             .map(|slot| &*slot.lease)
     }
 
@@ -183,7 +194,7 @@ impl LeaseSet {
         if let Some(pool) = self.admission.config.pools.get(family) {
             self.table.overlapping(family, network, pool.subnet_len(), |id| found.push(id));
         }
-        let peer = |id| self.table.get(id).filter(|slot| slot.state == State::Good(Standing::Peer));
+        let peer = |id| self.table.get(id).filter(|slot| slot.judgement == Judgement::Good(Standing::Peer));
         let mut peers: Vec<&Lease> = found.into_iter().filter_map(peer).map(|slot| &*slot.lease).collect();
         peers.sort_unstable_by_key(|lease| lease.subnets);
         peers.dedup_by_key(|lease| lease.subnets);
@@ -198,7 +209,8 @@ impl LeaseSet {
     /// Reservations that no host has claimed yet, in the order of their subnets: they block their subnet, and there is
     /// nobody to reach.
     pub fn unclaimed(&self) -> impl Iterator<Item = &Lease> {
-        let unclaimed = |slot: &&Slot| !slot.missing && slot.state == State::Good(Standing::Unclaimed);
+        let unclaimed =
+            |slot: &&Slot| !slot.missing && slot.judgement == Judgement::Good(Standing::Unclaimed);
         self.table.in_order().filter(unclaimed).map(|slot| &*slot.lease)
     }
 
@@ -232,18 +244,16 @@ impl LeaseSet {
     }
 
     /// Takes in a complete list. What it lacks is gone, unless the list is to be doubted.
-    fn replace(&mut self, listing: Listing, now: Instant) {
+    fn replace(&mut self, listing: Listing<Lease>, now: Instant) {
         let mut group = Group::default();
         // What is still marked behind the last entry is not in the list.
         self.table.iter_mut().for_each(|(_, slot)| slot.mark = !slot.missing);
-        let mut unlisted: BTreeSet<Box<str>> =
-            self.quarantine.iter().filter(|(_, bad)| bad.id.is_none()).map(|(key, _)| key.clone()).collect();
-        self.table.reserve(listing.entries.len());
-        for entry in listing.entries {
-            unlisted.remove(entry.key.as_str());
-            self.put(&entry, &mut group);
-        }
-        unlisted.iter().for_each(|key| self.delete(key, &mut group));
+        let unreadable = self.quarantine.iter().filter(|(_, bad)| bad.id.is_none());
+        let unreadable: Vec<Box<str>> = unreadable.map(|(key, _)| key.clone()).collect();
+        unreadable.iter().for_each(|key| self.discharge(key));
+        self.table.reserve(listing.items.len());
+        self.own_key = self.admission.own.is_some().then_some(None);
+        listing.items.into_iter().for_each(|read| self.put(read, &mut group));
         let gone: Vec<Id> = self
             .table
             .iter_mut()
@@ -272,19 +282,25 @@ impl LeaseSet {
     }
 
     /// Takes in one lease, and leaves the judgement on it to the group.
-    fn put(&mut self, entry: &Entry, group: &mut Group) {
-        let lease = match Lease::from_entry(entry) {
-            Ok(mut lease) => {
-                lease.attributes.other = None; // nobody asks here what only others know, and it may be much
-                lease
-            }
-            Err(error) => {
+    fn put(&mut self, read: Read<Lease>, group: &mut Group) {
+        let mut lease = match read {
+            Ok(lease) => lease,
+            Err(bad) => {
+                let Unreadable { entry, reason } = *bad;
                 self.delete(&entry.key, group);
+                if let Ok(subnets) = Subnets::from_key(&entry.key) {
+                    self.hear_of(&subnets, Some(entry.mod_revision));
+                }
                 self.unreadable += 1;
-                self.admit_to_quarantine(&entry.key, None, QuarantineReason::Unreadable(error));
+                self.admit_to_quarantine(&entry.key, None, QuarantineReason::Unreadable(reason));
                 return;
             }
         };
+        self.hear_of(&lease.subnets, Some(lease.mod_revision));
+        if lease.attributes.other.is_some() {
+            // Nobody asks here what only others know, and it may be much.
+            Arc::make_mut(&mut lease).attributes.other = None;
+        }
         match self.table.find(&lease.subnets) {
             Some(id) => {
                 if self.table.get_mut(id).is_some_and(|slot| renew(slot, &lease)) {
@@ -292,16 +308,28 @@ impl LeaseSet {
                 }
                 self.remove(id, group);
             }
-            None => self.discharge(&entry.key),
+            None if self.unreadable > 0 => self.discharge(&lease.subnets.key()),
+            None => {}
         }
-        group.ids.push(self.table.insert(lease));
+        group.ids.push(self.table.insert(lease, &self.admission.config.backend));
     }
 
     /// Takes out one lease, whether it can be read or not.
     fn delete(&mut self, key: &str, group: &mut Group) {
-        match Subnets::from_key(key).ok().and_then(|subnets| self.table.find(&subnets)) {
+        let subnets = Subnets::from_key(key).ok();
+        if let Some(subnets) = &subnets {
+            self.hear_of(subnets, None);
+        }
+        match subnets.and_then(|subnets| self.table.find(&subnets)) {
             Some(id) => self.remove(id, group),
             None => self.discharge(key),
+        }
+    }
+
+    /// Notes what the store says of these subnets, if they are ours.
+    fn hear_of(&mut self, subnets: &Subnets, revision: OwnKey) {
+        if self.admission.own.as_ref().is_some_and(|own| own.subnets == *subnets) {
+            self.own_key = Some(revision);
         }
     }
 
@@ -311,7 +339,7 @@ impl LeaseSet {
         let Some(slot) = self.table.get(id) else { return };
         self.missing -= usize::from(slot.missing);
         self.table.reach(&slot.lease, &self.admission.config, group);
-        self.table.remove(id);
+        self.table.remove(id, &self.admission.config.backend);
     }
 
     /// A doubted list lacks the lease: it is believed in, but comes behind all others.
@@ -329,10 +357,10 @@ impl LeaseSet {
         let Some(slot) = self.table.get(id) else { return };
         let (lease, missing) = (&slot.lease, slot.missing);
         let same = match &verdict {
-            Ok(standing) => slot.state == State::Good(*standing),
-            Err(_) if missing => slot.state == State::Bad,
+            Ok(standing) => slot.judgement == Judgement::Good(*standing),
+            Err(_) if missing => slot.judgement == Judgement::Bad,
             Err(reason) => {
-                slot.state == State::Bad
+                slot.judgement == Judgement::Bad
                     && self
                         .quarantine
                         .get(lease.subnets.key().as_str())
@@ -344,34 +372,34 @@ impl LeaseSet {
         }
         let subnets = lease.subnets;
         self.forget_verdict(id);
-        let state = match verdict {
+        let judgement = match verdict {
             Ok(standing) => {
                 if standing == Standing::Peer {
                     self.touched.peer(subnets, None);
                     self.peers += 1;
                 }
-                State::Good(standing)
+                Judgement::Good(standing)
             }
             Err(reason) => {
                 if !missing {
                     self.admit_to_quarantine(&subnets.key(), Some(id), reason);
                 }
-                State::Bad
+                Judgement::Bad
             }
         };
         if let Some(slot) = self.table.get_mut(id) {
-            slot.state = state;
+            slot.judgement = judgement;
         }
     }
 
     fn forget_verdict(&mut self, id: Id) {
         let Some(slot) = self.table.get_mut(id) else { return };
-        match std::mem::replace(&mut slot.state, State::Unjudged) {
-            State::Good(Standing::Peer) => {
+        match std::mem::replace(&mut slot.judgement, Judgement::Unjudged) {
+            Judgement::Good(Standing::Peer) => {
                 self.touched.peer(slot.lease.subnets, Some(&slot.lease));
                 self.peers -= 1;
             }
-            State::Bad if !slot.missing => {
+            Judgement::Bad if !slot.missing => {
                 let key = slot.lease.subnets.key();
                 self.discharge(&key);
             }

@@ -12,40 +12,48 @@ mod backoff;
 mod config;
 mod config_error;
 mod endpoint;
+mod entry;
 mod family;
 mod fields;
 mod host_network;
+mod identity;
 mod keeper;
 mod key;
 mod lease;
 mod lease_set;
+#[cfg(test)]
+mod samples;
 mod shown;
 mod store;
 mod store_config;
+mod stored;
 mod subnet_pool;
 mod twin;
 mod watch;
 
-pub use admission::{Admission, OwnLease, QuarantineReason, is_host_address};
+pub use admission::{Admission, OwnLease, QuarantineReason};
 pub use allocate::{NoSubnet, OverlapPolicy, Situation, allocate};
-pub use backend_config::{BackendConfig, HostGwConfig, UdpConfig, VxlanConfig, WireguardConfig};
+pub use backend_config::{BackendConfig, HostGwConfig, UdpConfig, VxlanConfig, WireguardConfig, WrongVni};
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
 pub use endpoint::{Endpoint, InvalidEndpoint, split_urls, without_user};
-pub use family::{Family, PerFamily, encloses, overlap};
+pub use entry::Entry;
+#[cfg(fuzzing)]
+pub use entry::kept;
+pub use family::{Family, PerFamily, encloses, is_host_address, overlap};
 pub use host_network::HostNetwork;
+pub use identity::Identity;
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
-pub use lease_set::{Caution, Changes, LeaseSet, PeerChange, QuarantineChange, Quarantined};
+pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
-#[cfg(fuzzing)]
-pub use store::kept;
 pub use store::{
-    Cause, Entry, Listing, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
+    Cause, Collection, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
+pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};
 pub use subnet_pool::SubnetPool;
 pub use twin::Twin;
-pub use watch::{Change, LeaseWatch, WatchEvent};
+pub use watch::{WatchEvent, Watcher};

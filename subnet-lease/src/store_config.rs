@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use flan_tls_files::{Authorities, BadFile, Holder, Identity};
 
 use crate::endpoint::Endpoint;
-use crate::store::StoreError;
+use crate::store::error::StoreError;
 
 /// How to reach the store.
 #[derive(Debug, Clone)]

@@ -4,9 +4,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::admission::is_host_address;
 use crate::config_error::ConfigError;
-use crate::family::{Family, bits, encloses, span};
+use crate::family::{Family, bits, encloses, is_host_address, span};
 use crate::fields::Fields;
 
 /// The part of a network that leases are taken from, in one family.

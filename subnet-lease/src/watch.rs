@@ -1,4 +1,4 @@
-//! Following the leases: list, watch, and list again whenever the watch ends, for whatever reason.
+//! Following a collection: list, watch, and list again whenever the watch ends, for whatever reason.
 //!
 //! A watch that was compacted away, closed, cancelled or silent, an etcd that restarted and a cluster that was
 //! replaced all lead to the same place: one complete new list, which the receiver compares with what it knows. No
@@ -11,15 +11,16 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::backoff::Backoff;
-use crate::store::{Entry, Listing, Store, Watch, WatchMessage};
+use crate::store::{Collection, Watch, WatchMessage};
+use crate::stored::{KeyChange, Listing, Stored};
 
 /// What the watch says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WatchEvent {
+#[derive(Debug, Clone, PartialEq)]
+pub enum WatchEvent<T: Stored> {
     /// The complete state of the store; all that was said before is void.
-    Listed(Listing),
+    Listed(Listing<T>),
     /// Changes since, in their order.
-    Changed(Vec<Change>),
+    Changed(Vec<KeyChange<T>>),
     /// The view may be out of date from now until the next list.
     Interrupted {
         /// Why.
@@ -27,43 +28,31 @@ pub enum WatchEvent {
     },
 }
 
-/// One change of one lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// Created or written.
-    Put(Entry),
-    /// Deleted or expired.
-    Delete {
-        /// The last part of the key.
-        key: String,
-    },
-}
-
-/// Follows the leases until nobody listens any more.
-pub struct LeaseWatch {
-    store: Store,
+/// Follows a collection until nobody listens any more.
+pub struct Watcher<T: Stored> {
+    collection: Collection<T>,
     machine: Machine,
-    watch: Option<Watch>,
+    watch: Option<Watch<T>>,
     /// A list that is there already and was not told yet.
-    listed: Option<Listing>,
+    listed: Option<Listing<T>>,
 }
 
-impl LeaseWatch {
-    /// A watch that has not started.
-    pub fn new(store: Store) -> Self {
-        Self { store, machine: Machine::new(), watch: None, listed: None }
+impl<T: Stored> Watcher<T> {
+    /// A watcher that has not started.
+    pub fn new(collection: Collection<T>) -> Self {
+        Self { collection, machine: Machine::new(T::PLURAL), watch: None, listed: None }
     }
 
-    /// A watch that starts behind a list that is there already, which is the first that it tells. A list that is so old
+    /// A watcher that starts behind a list that is there already, which is the first that it tells. A list that is so old
     /// that the store no longer knows what came after it does no harm: then there is a new one.
-    pub fn behind(store: Store, listing: Listing) -> Self {
-        let mut machine = Machine::new();
-        machine.listed(&listing);
-        Self { store, machine, watch: None, listed: Some(listing) }
+    pub fn behind(collection: Collection<T>, listing: Listing<T>) -> Self {
+        let mut watcher = Self::new(collection);
+        watcher.machine.listed(&listing);
+        Self { listed: Some(listing), ..watcher }
     }
 
     /// Lists and watches; every event goes to `events`. Ends when the receiver is gone.
-    pub async fn run(mut self, events: mpsc::Sender<WatchEvent>) {
+    pub async fn run(mut self, events: mpsc::Sender<WatchEvent<T>>) {
         if let Some(listing) = self.listed.take()
             && events.send(WatchEvent::Listed(listing)).await.is_err()
         {
@@ -83,23 +72,23 @@ impl LeaseWatch {
     }
 
     /// One step of the machine: does what it asks and tells it the outcome.
-    async fn step(&mut self) -> Option<WatchEvent> {
+    async fn step(&mut self) -> Option<WatchEvent<T>> {
         match self.machine.step(Instant::now()) {
             Step::Sleep(until) => {
                 tokio::time::sleep_until(until).await;
                 None
             }
-            Step::List => match self.store.list().await {
+            Step::List => match self.collection.list().await {
                 Ok(listing) => {
                     self.machine.listed(&listing);
                     Some(WatchEvent::Listed(listing))
                 }
                 Err(error) => self.failed(&error.to_string()),
             },
-            Step::Open { revision } => match self.store.watch(revision).await {
+            Step::Open { revision } => match self.collection.watch(revision).await {
                 Ok(watch) => {
                     self.watch = Some(watch);
-                    self.machine.opened(Instant::now(), self.store.patience());
+                    self.machine.opened(Instant::now(), self.collection.patience());
                     None
                 }
                 Err(error) => self.failed(&error.to_string()),
@@ -116,7 +105,7 @@ impl LeaseWatch {
         }
     }
 
-    async fn read(&mut self, until: Instant) -> Option<WatchEvent> {
+    async fn read(&mut self, until: Instant) -> Option<WatchEvent<T>> {
         let Some(watch) = &mut self.watch else { return self.failed("there is no watch to read from") };
         match tokio::time::timeout_at(until, watch.message()).await {
             Ok(WatchMessage::Changes(changes)) => {
@@ -128,10 +117,10 @@ impl LeaseWatch {
         }
     }
 
-    fn failed(&mut self, reason: &str) -> Option<WatchEvent> {
+    fn failed(&mut self, reason: &str) -> Option<WatchEvent<T>> {
         self.watch = None;
         let wait = self.machine.failed(Instant::now());
-        warn!(reason, retry_in = ?wait, "lost sight of the leases; listing them again");
+        warn!(reason, retry_in = ?wait, "lost sight of the {}; listing them again", T::PLURAL);
         Some(WatchEvent::Interrupted { reason: reason.to_owned() })
     }
 }
@@ -145,6 +134,8 @@ pub(crate) const WAITS: (Duration, Duration) = (Duration::from_millis(100), Dura
 
 /// What to do next. It knows neither the store nor the clock.
 struct Machine {
+    /// What is followed, for the log.
+    plural: &'static str,
     phase: Phase,
     backoff: Backoff,
     /// The cluster and the revision of the last list.
@@ -173,8 +164,8 @@ enum Step {
 }
 
 impl Machine {
-    fn new() -> Self {
-        Self { phase: Phase::Listing, backoff: Backoff::new(WAITS.0, WAITS.1), last: None }
+    fn new(plural: &'static str) -> Self {
+        Self { plural, phase: Phase::Listing, backoff: Backoff::new(WAITS.0, WAITS.1), last: None }
     }
 
     fn step(&mut self, now: Instant) -> Step {
@@ -197,7 +188,7 @@ impl Machine {
         }
     }
 
-    fn listed(&mut self, listing: &Listing) {
+    fn listed<T: Stored>(&mut self, listing: &Listing<T>) {
         if let Some((cluster, revision)) = self.last {
             if cluster != listing.cluster_id {
                 warn!("this is another store than before");
@@ -208,7 +199,8 @@ impl Machine {
                     "the store has gone back in time, as after a restore"
                 );
             } else {
-                info!(leases = listing.entries.len(), revision = listing.revision, "listed the leases again");
+                let (count, revision) = (listing.items.len(), listing.revision);
+                info!(count, revision, "listed the {} again", self.plural);
             }
         }
         self.last = Some((listing.cluster_id, listing.revision));
@@ -240,14 +232,15 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Entry;
     use crate::store::REQUEST_LIMIT as ANSWER;
 
-    fn listing(revision: i64) -> Listing {
-        Listing { revision, cluster_id: 1, entries: vec![] }
+    fn listing(revision: i64) -> Listing<Entry> {
+        Listing::of(vec![], revision, 1)
     }
 
     fn watching(now: Instant) -> Machine {
-        let mut machine = Machine::new();
+        let mut machine = Machine::new("keys");
         assert_eq!(machine.step(now), Step::List);
         machine.listed(&listing(41));
         assert_eq!(machine.step(now), Step::Open { revision: 42 });
@@ -264,7 +257,7 @@ mod tests {
     #[test]
     fn a_list_that_is_there_already_is_not_asked_for_again() {
         let now = Instant::now();
-        let mut machine = Machine::new();
+        let mut machine = Machine::new("keys");
         machine.listed(&listing(41));
         assert_eq!(machine.step(now), Step::Open { revision: 42 });
     }
@@ -282,7 +275,7 @@ mod tests {
     #[test]
     fn a_compaction_that_comes_back_at_once_is_waited_for_longer_and_longer() {
         let mut now = Instant::now();
-        let mut machine = Machine::new();
+        let mut machine = Machine::new("keys");
         let mut waits = Vec::new();
         for _ in 0..12 {
             machine.listed(&listing(41));

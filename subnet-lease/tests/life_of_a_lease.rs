@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
-    Change, Claim, Credentials, Family, Holding, HostNetwork, Keeper, LeaseAttributes, LeaseWatch,
-    NetworkConfig, OverlapPolicy, Reservation, Store, StoreConfig, StoreError, Subnets, WatchEvent,
+    Admission, Caution, Claim, Credentials, Family, Holding, HostNetwork, Keeper, KeyChange, Lease,
+    LeaseAttributes, LeaseSet, NetworkConfig, OverlapPolicy, OwnLease, PerFamily, Reservation, Store,
+    StoreConfig, StoreError, Subnets, WatchEvent, Watcher,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// Lasts long enough for every test.
@@ -71,22 +73,33 @@ async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
     tokio::time::timeout(LIMIT, acquired).await.expect("in time").0
 }
 
-/// Keeps a lease as an agent does, which looks at its key whenever the watch tells of something.
+/// Keeps a lease as an agent does, which tells the keeper what the watch shows of its key.
 fn keep(site: &Site, keeper: Keeper, claim: Claim) -> watch::Receiver<Holding> {
     let (holding, seen) = watch::channel(keeper.holding());
+    let held = seen.clone();
     let (sender, mut events) = mpsc::channel(8);
-    tokio::spawn(LeaseWatch::new(site.store()).run(sender));
+    tokio::spawn(Watcher::new(site.store().leases()).run(sender));
     tokio::spawn(async move {
         let (_attributes, published) = watch::channel(claim.attributes);
-        let suspicion = Notify::new();
-        let looks = async {
-            while events.recv().await.is_some() {
-                suspicion.notify_one();
+        let (own_key, seen_key) = watch::channel(None);
+        let mut leases = LeaseSet::new(Admission { config: claim.config, own: None }, Caution::default());
+        let tells = async {
+            while let Some(event) = events.recv().await {
+                leases.set_own(Some(own(held.borrow().lease.subnets)));
+                leases.apply(event, Instant::now());
+                if let Some(seen) = leases.take_own_key() {
+                    own_key.send_replace(seen);
+                }
             }
         };
-        tokio::join!(keeper.hold(&suspicion, published, &holding), looks);
+        tokio::join!(keeper.hold(seen_key, published, &holding), tells);
     });
     seen
+}
+
+fn own(subnets: Subnets) -> OwnLease {
+    let (addresses, identities) = (BTreeSet::new(), PerFamily::default());
+    OwnLease { subnets, addresses, identities, node_id: None }
 }
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
@@ -114,20 +127,23 @@ async fn a_watch_tells_what_happens_after_its_list() {
     let site = Site::new().await;
     acquire(&site, 1, TTL).await;
     let (sender, mut events) = mpsc::channel(8);
-    tokio::spawn(LeaseWatch::new(site.store()).run(sender));
+    tokio::spawn(Watcher::new(site.store().leases()).run(sender));
     let Some(WatchEvent::Listed(listing)) = within(events.recv()).await else { panic!("a list comes first") };
-    assert_eq!(listing.entries.len(), 1);
+    assert_eq!(listing.items.len(), 1);
 
     let two = acquire(&site, 2, TTL).await;
     let key = two.held().subnets.key();
     let Some(WatchEvent::Changed(changes)) = within(events.recv()).await else { panic!("a lease was taken") };
-    assert!(matches!(&changes[..], [Change::Put(entry)] if entry.key == key), "{changes:?}");
+    assert!(
+        matches!(&changes[..], [KeyChange::Put(Ok(lease))] if lease.subnets == two.held().subnets),
+        "{changes:?}"
+    );
 
     let store = site.store();
-    assert!(!store.delete(&key, two.held().mod_revision - 1).await.unwrap(), "it was written since");
-    assert!(store.delete(&key, two.held().mod_revision).await.unwrap());
+    assert!(!store.leases().delete(&key, two.held().mod_revision - 1).await.unwrap(), "it was written since");
+    assert!(store.leases().delete(&key, two.held().mod_revision).await.unwrap());
     let Some(WatchEvent::Changed(changes)) = within(events.recv()).await else { panic!("it was deleted") };
-    assert_eq!(changes, [Change::Delete { key }]);
+    assert_eq!(changes, [KeyChange::Delete { key }]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,20 +153,19 @@ async fn a_keeper_takes_back_what_was_deleted_and_keeps_it_beyond_its_time() {
     let held = keeper.held().clone();
     let (holding, mut seen) = watch::channel(keeper.holding());
     let (_attributes, published) = watch::channel(claim(1, TTL).attributes);
-    let suspicion = std::sync::Arc::new(Notify::new());
-    let noticed = suspicion.clone();
-    tokio::spawn(async move { keeper.hold(&noticed, published, &holding).await });
+    let (own_key, seen_key) = watch::channel(Some(held.mod_revision));
+    tokio::spawn(async move { keeper.hold(seen_key, published, &holding).await });
 
     let store = site.store();
-    assert!(store.delete(&held.subnets.key(), held.mod_revision).await.unwrap());
-    suspicion.notify_one();
+    assert!(store.leases().delete(&held.subnets.key(), held.mod_revision).await.unwrap());
+    own_key.send_replace(None);
     within(seen.changed()).await.unwrap();
     let taken_back = seen.borrow_and_update().lease.clone();
     assert_eq!(taken_back.subnets, held.subnets);
     assert!(taken_back.mod_revision > held.mod_revision);
 
     tokio::time::sleep(Duration::from_secs(4)).await;
-    let entry = store.get(&held.subnets.key()).await.unwrap();
+    let entry = store.leases().get(&held.subnets.key()).await.unwrap();
     assert_eq!(entry.unwrap().etcd_lease, taken_back.etcd_lease, "it was kept alive for twice its time");
 }
 
@@ -162,7 +177,7 @@ async fn a_lease_that_nobody_keeps_ends_with_its_key() {
     let etcd_lease = held.etcd_lease.unwrap();
     assert!(store.time_to_live(etcd_lease).await.unwrap().0 <= Duration::from_secs(2));
     let gone = async {
-        while store.get(&held.subnets.key()).await.unwrap().is_some() {
+        while store.leases().get(&held.subnets.key()).await.unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -186,7 +201,7 @@ async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_o
     };
     let first = Keeper::acquire(store.clone(), cloned(1, None), None, |_| {}).await.0;
     let held = first.held().clone();
-    let before = store.get(&held.subnets.key()).await.unwrap().unwrap();
+    let before = store.leases().get(&held.subnets.key()).await.unwrap().unwrap();
     let mut seen = keep(&site, first, cloned(1, None));
 
     // Several of them at once, as from one image.
@@ -209,7 +224,7 @@ async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_o
     assert_eq!(heard.lease.subnets, held.subnets);
     let unclaimed = async {
         loop {
-            let after = store.get(&held.subnets.key()).await.unwrap().unwrap();
+            let after = store.leases().get(&held.subnets.key()).await.unwrap().unwrap();
             if after.value == before.value {
                 break after;
             }
@@ -258,13 +273,14 @@ async fn a_reservation_is_remembered_and_moves_its_host_only_where_it_replaces_w
     assert_eq!(store.reservation(&reserved).await.unwrap(), Some(reservation.clone()));
     assert_eq!(store.reservations().await.unwrap(), std::slice::from_ref(&reservation));
     // Its key is gone and comes back: there is nothing to move for, unless both happen at once.
-    let present = store.get(&held.subnets.key()).await.unwrap().unwrap();
+    let present = store.leases().get(&held.subnets.key()).await.unwrap().unwrap();
     assert_eq!(present.mod_revision, held.mod_revision);
-    let entry = store.get(&reserved.key()).await.unwrap().unwrap();
+    let entry = store.leases().get(&reserved.key()).await.unwrap().unwrap();
+    let present = Lease::from_entry(&present).unwrap();
     assert!(store.reserve(&reservation, &value, entry.mod_revision, &[&present]).await.unwrap().is_some());
     let moved = within(seen.wait_for(|holding| holding.lease.subnets == reserved)).await.unwrap().clone();
     assert_eq!(moved.lease.etcd_lease, None, "it is a reservation still");
-    assert_eq!(store.get(&held.subnets.key()).await.unwrap(), None);
+    assert_eq!(store.leases().get(&held.subnets.key()).await.unwrap(), None);
 
     assert!(store.release(&reserved, moved.lease.mod_revision).await.unwrap());
     assert_eq!(store.reservation(&reserved).await.unwrap(), None);

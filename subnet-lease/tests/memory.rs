@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use flan_subnet_lease::{Admission, Caution, Change, Entry, LeaseSet, Listing, NetworkConfig, WatchEvent};
+use flan_subnet_lease::{Admission, Caution, Entry, KeyChange, LeaseSet, Listing, NetworkConfig, WatchEvent};
 use tokio::time::Instant;
 
 const LEASES: u32 = 50_000;
@@ -14,11 +14,11 @@ fn fifty_thousand_leases_take_some_twenty_megabytes() {
     let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#).unwrap();
     let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
     let now = Instant::now();
-    set.apply(WatchEvent::Listed(Listing { revision: 1, ..Listing::default() }), now);
+    set.apply(WatchEvent::Listed(Listing::of(vec![], 1, 1)), now);
     let before = resident();
     // A few at a time, so that what is read takes little beside what is kept.
     for batch in (0..LEASES).collect::<Vec<_>>().chunks(500) {
-        set.apply(WatchEvent::Changed(batch.iter().map(|host| Change::Put(entry(*host))).collect()), now);
+        set.apply(WatchEvent::Changed(batch.iter().map(|host| KeyChange::put(entry(*host))).collect()), now);
         assert_eq!(set.take_changes().peers.len(), batch.len());
     }
     let each = (resident() - before) / u64::from(LEASES);

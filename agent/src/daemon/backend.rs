@@ -3,8 +3,7 @@
 use flan_backends::udp::{Datapath, ForwardingTable, Routes};
 use flan_backends::{Abilities, Alloc, Backend, BackendError, HostGw, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State, sysctl};
-use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, PerFamily, Subnets, UdpConfig};
-use macaddr::MacAddr6;
+use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, Subnets, UdpConfig};
 use tracing::warn;
 
 use crate::args::UdpMode;
@@ -14,8 +13,6 @@ use crate::status::DatapathGauge;
 /// The backend of this network.
 pub(super) struct Chosen {
     pub(super) backend: Box<dyn Backend>,
-    /// MACs of our VXLAN devices, where there are any.
-    pub(super) macs: PerFamily<MacAddr6>,
     /// The data path, where packets pass through this program.
     pub(super) datapath: Option<UdpRunner>,
 }
@@ -56,23 +53,23 @@ pub(super) fn choose(
     node_id: &str,
     actual: &State,
 ) -> Result<Chosen, BackendError> {
-    let without_device = |backend| Chosen { backend, macs: PerFamily::default(), datapath: None };
+    let of_kernel = |backend| Ok(Chosen { backend, datapath: None });
     match &config.backend {
         BackendConfig::Udp(udp) => {
             let udp = without(udp.clone(), udp_without);
             let backend = Udp::new(udp, config.networks(), underlay, abilities.checks_senders)?;
             let datapath = Some(UdpRunner::new(backend.clone()));
-            Ok(Chosen { backend: Box::new(backend), macs: PerFamily::default(), datapath })
+            Ok(Chosen { backend: Box::new(backend), datapath })
         }
         BackendConfig::Vxlan(vxlan) => {
             let backend = Vxlan::new(vxlan.clone(), &config.pools, underlay, abilities, node_id, actual)?;
-            Ok(Chosen { macs: backend.macs(), backend: Box::new(backend), datapath: None })
+            of_kernel(Box::new(backend))
         }
         BackendConfig::HostGw(host_gw) => {
             let backend = HostGw::new(host_gw, &config.pools, underlay, abilities.checks_senders)?;
-            Ok(without_device(Box::new(backend)))
+            of_kernel(Box::new(backend))
         }
-        BackendConfig::Alloc => Ok(without_device(Box::new(Alloc::new(underlay)))),
+        BackendConfig::Alloc => of_kernel(Box::new(Alloc::new(underlay))),
         // `NetworkConfig::supported` lets no such config come this far.
         BackendConfig::Wireguard(_) => Err(BackendError::Unknown { backend: config.backend.name() }),
     }

@@ -58,20 +58,14 @@ fn is_about<'a>(
 
 #[cfg(test)]
 mod tests {
-    use flan_subnet_lease::{Entry, PerFamily, Twin};
+    use flan_subnet_lease::{PerFamily, Twin};
 
+    use super::super::samples;
     use super::*;
 
     fn lease(subnet: &str, ip: &str, node_id: &str) -> Lease {
         let value = format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"NodeID":"{node_id}"}}"#);
-        Lease::from_entry(&Entry {
-            key: format!("{subnet}-24"),
-            value: value.into_bytes(),
-            create_revision: 1,
-            mod_revision: 1,
-            etcd_lease: Some(7),
-        })
-        .unwrap()
+        Lease::from_entry(&samples::entry(&format!("{subnet}-24"), &value, 1)).unwrap()
     }
 
     #[test]
@@ -83,10 +77,9 @@ mod tests {
         };
         let sighting = Sighting { twin, at: start };
         let own = OwnLease {
-            subnets: "10.5.3.0/24".parse().unwrap(),
             addresses: ["192.168.64.11".parse().unwrap()].into(),
-            macs: PerFamily::default(),
             node_id: Some("a".into()),
+            ..samples::own("10.5.3.0/24")
         };
         let ours = lease("10.5.3.0", "192.168.64.11", "a");
         let is_about =

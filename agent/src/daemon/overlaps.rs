@@ -199,37 +199,24 @@ fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use flan_subnet_lease::{
-        Admission, Caution, Entry, Listing, NetworkConfig, OwnLease, PerFamily, WatchEvent,
-    };
+    use flan_subnet_lease::{Admission, Caution, Listing, NetworkConfig, WatchEvent};
 
+    use super::super::samples;
     use super::*;
 
     fn leases(peers: std::ops::Range<u32>) -> LeaseSet {
         let config =
             NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "host-gw"}}"#).unwrap();
-        let own = OwnLease {
-            subnets: "10.0.1.0/24".parse().unwrap(),
-            addresses: BTreeSet::new(),
-            macs: PerFamily::default(),
-            node_id: None,
-        };
         let entry = |n: u32| {
-            Entry {
-            key: format!("10.{}.{}.0-24", n >> 8, n & 255),
-            value: format!(
-                r#"{{"PublicIP":"192.168.{}.{}","PublicIPv6":null,"BackendType":"host-gw","HostName":"h{n}"}}"#,
-                n >> 8,
-                n & 255
-            )
-            .into_bytes(),
-            create_revision: n.into(),
-            mod_revision: n.into(),
-            etcd_lease: Some(7),
-        }
+            let (high, low) = (n >> 8, n & 255);
+            let value = format!(
+                r#"{{"PublicIP":"192.168.{high}.{low}","PublicIPv6":null,"BackendType":"host-gw","HostName":"h{n}"}}"#
+            );
+            samples::entry(&format!("10.{high}.{low}.0-24"), &value, n.into())
         };
+        let own = samples::own("10.0.1.0/24");
         let mut leases = LeaseSet::new(Admission { config, own: Some(own) }, Caution::default());
-        let listing = Listing { entries: peers.map(entry).collect(), revision: 1, cluster_id: 1 };
+        let listing = Listing::of(peers.map(entry).collect(), 1, 1);
         leases.apply(WatchEvent::Listed(listing), Instant::now());
         leases
     }

@@ -1,16 +1,16 @@
 //! From the command line to the event loop: config, interface, backend, lease.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 use std::time::Duration;
 
 use anyhow::Context;
-use flan_backends::{Abilities, Gateways, LeaseFields};
+use flan_backends::{Abilities, Backend, Gateways};
 use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
-    Admission, Caution, Claim, ConfigError, Keeper, LeaseAttributes, LeaseSet, LeaseWatch, Listing,
-    NetworkConfig, NodeIdentity, OwnLease, Store, Subnets,
+    Admission, Caution, Claim, ConfigError, Keeper, Lease, LeaseAttributes, LeaseSet, Listing, NetworkConfig,
+    NodeIdentity, OwnLease, Store, Subnets, Watcher,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -113,7 +113,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
     let node = node::identity(&args);
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
-    let Chosen { backend, macs, datapath } =
+    let Chosen { backend, datapath } =
         backend::choose(&config, &args.udp_without, &external.underlay, abilities, &seed, &actual)
             .map_err(refused)?;
     drop(actual);
@@ -123,7 +123,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let node_id = node.id.clone();
     let claim = Claim {
         config: config.clone(),
-        attributes: attributes(&external, node, backend.lease_fields()),
+        attributes: attributes(&external, node, &config, &*backend),
         previous,
         addresses: networks.addresses(),
         networks: networks.subscribe(),
@@ -145,21 +145,25 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     if let Some(before) = previous.filter(|before| *before != held.subnets) {
         warn!(%before, now = %held.subnets, "this host has another subnet than before: restart Docker, or containers stay cut off");
     }
-    let own = OwnLease { subnets: held.subnets, addresses: external.own_addresses(), macs, node_id };
+    let own = OwnLease {
+        subnets: held.subnets,
+        addresses: external.own_addresses(),
+        identities: config.backend.identities(&backend.lease_data()),
+        node_id,
+    };
     status.update(|status| {
-        status.backend = backend.name();
+        status.backend = config.backend.name();
         status.mtu = backend.mtu();
         status.public_ips = external.public_ips.values().map(ToString::to_string).collect();
     });
 
     waiting(&status, "the list of leases");
-    let suspicion = Arc::new(Notify::new());
+    let (own_key, seen_key) = watch::channel(Some(held.mod_revision));
     let (holding_sender, holding) = watch::channel(keeper.holding());
     let twin = keeper.holding().twin;
     let (event_sender, event_receiver) = mpsc::channel(EVENTS);
-    let noticed = suspicion.clone();
-    tokio::spawn(async move { keeper.hold(&noticed, published, &holding_sender).await });
-    tokio::spawn(LeaseWatch::behind(store.clone(), listing).run(event_sender));
+    tokio::spawn(async move { keeper.hold(seen_key, published, &holding_sender).await });
+    tokio::spawn(Watcher::behind(store.leases(), listing).run(event_sender));
     tokio::spawn(watch_config(store.clone(), config.clone(), status.clone()));
     tokio::spawn(reservation::watch(
         store.clone(),
@@ -198,8 +202,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         reconciler,
         host: State::default(),
         leases: LeaseSet::new(Admission { config, own: Some(own) }, caution),
-        suspicion,
-        own_revision: held.mod_revision,
+        own_key,
         networks,
         twin,
         unreached: Unreached::default(),
@@ -218,8 +221,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
 }
 
 /// All leases, if the store gives them at the first time of asking; who needs them asks again.
-async fn list(store: Store) -> Option<Listing> {
-    store.list().await.inspect_err(|reason| debug!(%reason, "cannot list the leases yet")).ok()
+async fn list(store: Store) -> Option<Listing<Lease>> {
+    store.leases().list().await.inspect_err(|reason| debug!(%reason, "cannot list the leases yet")).ok()
 }
 
 /// The network config, as soon as there is one that this agent can work with.
@@ -319,11 +322,19 @@ fn doubts(config: &NetworkConfig) -> Option<String> {
 }
 
 /// What peers need to know of us.
-fn attributes(external: &External, node: NodeIdentity, fields: LeaseFields) -> LeaseAttributes {
-    let mut attributes =
-        LeaseAttributes { public_ips: external.public_ips, node, ..LeaseAttributes::default() };
-    fields.fill(&mut attributes);
-    attributes
+fn attributes(
+    external: &External,
+    node: NodeIdentity,
+    config: &NetworkConfig,
+    backend: &dyn Backend,
+) -> LeaseAttributes {
+    LeaseAttributes {
+        public_ips: external.public_ips,
+        backend: config.backend.lease_type().map(Cow::Borrowed),
+        data: backend.lease_data(),
+        node,
+        other: None,
+    }
 }
 
 /// The subnets that the subnet file names.

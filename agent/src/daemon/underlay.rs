@@ -162,23 +162,24 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 "containers may send packets of another size than before: restart Docker, or large packets may be lost"
             );
         }
-        let Chosen { backend, macs, datapath } = chosen;
+        let Chosen { backend, datapath } = chosen;
         self.backend = backend;
         self.datapath = match (self.datapath.take(), datapath) {
             // It goes on with the packets that it has.
             (Some(before), Some(now)) if before.does_the_same_as(&now) => Some(before),
             (_, now) => now,
         };
-        if let Some(own) = &self.leases.admission().own {
-            self.set_own(OwnLease { addresses: external.own_addresses(), macs, ..own.clone() });
+        let data = self.backend.lease_data();
+        if let Some(own) = self.leases.admission().own.clone() {
+            let identities = self.leases.admission().config.backend.identities(&data);
+            let addresses = external.own_addresses();
+            self.leases.set_own(Some(OwnLease { addresses, identities, ..own }));
         }
         if external.underlay.addresses != self.underlay.external.underlay.addresses {
             self.underlay.store.reconnect();
         }
-        let fields = self.backend.lease_fields();
         self.underlay.attributes.send_modify(|attributes| {
-            attributes.public_ips = external.public_ips;
-            fields.fill(attributes);
+            (attributes.public_ips, attributes.data) = (external.public_ips, data);
         });
         self.reconciler.set_underlay(external.underlay.link);
         self.status.update(|status| {

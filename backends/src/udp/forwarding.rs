@@ -129,20 +129,13 @@ fn route(peer: &Lease) -> Option<(Ipv4Network, Peer)> {
 
 #[cfg(test)]
 mod tests {
-    use flan_subnet_lease::LeaseAttributes;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::samples;
 
     fn lease(subnet: &str, ip: &str) -> Lease {
-        let json = format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null}}"#);
-        Lease {
-            subnets: subnet.parse().unwrap(),
-            attributes: LeaseAttributes::from_json(json.as_bytes()).unwrap(),
-            etcd_lease: Some(7),
-            create_revision: 1,
-            mod_revision: 1,
-        }
+        samples::lease(subnet, &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null}}"#))
     }
 
     fn ip(text: &str) -> Ipv4Addr {

@@ -21,10 +21,10 @@ use flan_kernel::{
     self as kernel, Address, Addresses, Link, LinkKind, LinkName, Links, Ownership, Plan, ROUTE_PROTOCOL,
     Route, RouteKey, RouteTarget, Source, Sources, Wire,
 };
-use flan_subnet_lease::{Family, Lease, PerFamily, Subnets, UdpConfig};
+use flan_subnet_lease::{Family, Lease, Subnets, UdpConfig};
 use ipnetwork::IpNetwork;
 
-use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable, senders};
+use crate::{Backend, BackendError, Underlay, Unreachable, senders};
 
 pub use counters::{Counters, Totals};
 pub use datapath::{Datapath, DatapathError, Gauge, Modes};
@@ -62,7 +62,7 @@ impl Udp {
         checks_senders: bool,
     ) -> Result<Self, BackendError> {
         let (Some((Family::V4, network)), None) = (networks.next(), networks.next()) else {
-            return Err(BackendError::Ipv4Only { backend: "udp" });
+            return Err(BackendError::Ipv4Only { backend: UdpConfig::NAME });
         };
         let no_address = BackendError::NoAddress { link: underlay.link, family: Family::V4 };
         let Some(IpAddr::V4(local)) = underlay.addresses.v4 else { return Err(no_address) };
@@ -116,15 +116,6 @@ impl Udp {
 }
 
 impl Backend for Udp {
-    fn name(&self) -> &'static str {
-        "udp"
-    }
-
-    fn lease_fields(&self) -> LeaseFields {
-        // flannel's udp writes neither a type nor data.
-        LeaseFields { backend: None, data: PerFamily::default() }
-    }
-
     fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
         let kind = LinkKind::Tun { vnet_header: self.config.tun_offload };
         plan.add::<Links>(self.device, Link { kind, mac: None, mtu: self.mtu, up: true }.into());

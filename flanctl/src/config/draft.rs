@@ -1,11 +1,11 @@
 //! A network config on its way to the store: what a person wrote, with its backend written out.
 
-use flan_subnet_lease::{ConfigError, ConfigWarning, NetworkConfig, without_byte_order_mark};
+use flan_subnet_lease::{ConfigError, ConfigWarning, NetworkConfig, VxlanConfig, without_byte_order_mark};
 
 use crate::failure::{Failure, Kind};
 
 /// The backend of a config that names none, where nobody asks for another.
-pub(super) const DEFAULT_BACKEND: &str = "vxlan";
+pub(super) const DEFAULT_BACKEND: &str = VxlanConfig::NAME;
 
 /// What is to be written.
 #[derive(Debug)]

@@ -17,9 +17,8 @@ pub(super) struct Holder {
 impl Holder {
     /// The leases that an agent on this host would take for its own: those with one of its addresses and, where both
     /// know one, its node id; and the previous subnet, if it bears that id.
-    pub(super) fn leases(&self, listing: &Listing) -> Vec<Lease> {
-        let leases = listing.entries.iter().filter_map(|entry| Lease::from_entry(entry).ok());
-        leases.filter(|lease| self.holds(lease)).collect()
+    pub(super) fn leases(&self, listing: &Listing<Lease>) -> Vec<Lease> {
+        listing.readable().filter(|lease| self.holds(lease)).cloned().collect()
     }
 
     fn holds(&self, lease: &Lease) -> bool {
@@ -39,14 +38,14 @@ mod tests {
 
     use super::*;
 
-    fn listing(leases: &[(&str, &str, Option<&str>)]) -> Listing {
+    fn listing(leases: &[(&str, &str, Option<&str>)]) -> Listing<Lease> {
         let entry = |(key, ip, node): &(&str, &str, Option<&str>)| {
             let node = node.map(|id| format!(r#","NodeID":"{id}""#)).unwrap_or_default();
             let value = format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null{node}}}"#);
             let (key, value) = ((*key).to_owned(), value.into_bytes());
             Entry { key, value, create_revision: 1, mod_revision: 2, etcd_lease: Some(3) }
         };
-        Listing { entries: leases.iter().map(entry).collect(), ..Listing::default() }
+        Listing::of(leases.iter().map(entry).collect(), 9, 1)
     }
 
     fn found(leases: &[(&str, &str, Option<&str>)]) -> Vec<String> {

@@ -110,10 +110,10 @@ pub(crate) struct Needs {
 
 impl Needs {
     async fn ask(store: &Store) -> Self {
-        let asked = Instant::now();
+        let (asked, leases) = (Instant::now(), store.leases());
         let (config, list, watch, etcd_lease, write) = futures::join!(
             limited(store, 1, store.config()),
-            limited(store, 1, store.count()),
+            limited(store, 1, leases.count()),
             limited(store, 1, store.may_watch()),
             limited(store, 4, try_etcd_lease(store)),
             limited(store, 1, store.may_write()),

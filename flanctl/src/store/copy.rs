@@ -30,7 +30,7 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     let reading = || format!("reading the stores at {} and {}", from.endpoints(), to.endpoints());
     let (source, target) =
         told(reading, async { futures::try_join!(from.snapshot(), to.snapshot()) }).await?;
-    if source.config.is_none() && source.leases.entries.is_empty() {
+    if source.config.is_none() && source.leases.items.is_empty() {
         return Err(nothing_there(&from));
     }
     let (revision, seen) = (source.leases.revision, target.config.clone());

@@ -40,7 +40,7 @@ pub(super) fn key<'a>(
 }
 
 /// The addresses of the host that a person means: some of it, or its name as in a lease that it holds.
-pub(super) fn addresses(listing: &Listing, whom: &[String]) -> Result<PerFamily<IpAddr>, Failure> {
+pub(super) fn addresses(listing: &Listing<Lease>, whom: &[String]) -> Result<PerFamily<IpAddr>, Failure> {
     let given: Result<Vec<IpAddr>, _> = whom.iter().map(|text| text.parse()).collect();
     if let Ok(given) = given {
         let one_of_each: PerFamily<IpAddr> = given.iter().copied().collect();
@@ -53,7 +53,7 @@ pub(super) fn addresses(listing: &Listing, whom: &[String]) -> Result<PerFamily<
         return Err(Failure::new(Kind::Usage, "--public-ip takes addresses, or the name of one host"));
     };
     let mut found: Vec<PerFamily<IpAddr>> = Vec::new();
-    for lease in listing.entries.iter().filter_map(|entry| Lease::from_entry(entry).ok()) {
+    for lease in listing.readable() {
         let is_meant = lease.attributes.node.host.as_deref().is_some_and(|host| is_called(host, name));
         if is_meant && !found.contains(&lease.attributes.public_ips) {
             found.push(lease.attributes.public_ips);
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    fn listing(leases: &[(&str, &str, &str)]) -> Listing {
+    fn listing(leases: &[(&str, &str, &str)]) -> Listing<Lease> {
         let entry = |(key, ip, host): &(&str, &str, &str)| Entry {
             key: (*key).to_owned(),
             value: format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"HostName":"{host}"}}"#).into_bytes(),
@@ -106,7 +106,7 @@ mod tests {
             mod_revision: 1,
             etcd_lease: Some(7),
         };
-        Listing { entries: leases.iter().map(entry).collect(), revision: 9, cluster_id: 1 }
+        Listing::of(leases.iter().map(entry).collect(), 9, 1)
     }
 
     fn key_of(text: &str, known: &[(&str, &str)]) -> Result<String, String> {

@@ -21,7 +21,7 @@ pub(crate) async fn release(store: &Store, text: &str, yes: bool) -> Result<(), 
     if key.contains(char::REPLACEMENT_CHARACTER) {
         return Err(Failure::new(Kind::Refused, not_whole(store, &key)));
     }
-    let Some(entry) = store.get(&key).await? else { return forget(store, &key).await };
+    let Some(entry) = store.leases().get(&key).await? else { return forget(store, &key).await };
     let question = match LeaseAttributes::from_json(&entry.value) {
         Ok(attributes) => format!(", held by {}? Its containers lose the other hosts.", attributes.holder()),
         Err(reason) => format!(", with an {reason}?"),
@@ -50,14 +50,13 @@ async fn key_of(store: &Store, text: &str) -> Result<String, Failure> {
     if let Ok(subnets) = text.parse::<Subnets>() {
         return Ok(subnets.key());
     }
-    let listing = store.list().await?;
-    let hosts: Vec<Option<Box<str>>> = listing
-        .entries
-        .iter()
-        .map(|entry| LeaseAttributes::from_json(&entry.value).ok().and_then(|said| said.node.host))
-        .collect();
-    let known = listing.entries.iter().zip(&hosts);
-    named::key(store, text, known.map(|(entry, host)| (entry.key.as_str(), host.as_deref())))
+    let listing = store.leases().list().await?;
+    let known = listing.items.iter().map(|read| match read {
+        Ok(lease) => (lease.subnets.key(), lease.attributes.node.host.as_deref()),
+        Err(bad) => (bad.entry.key.clone(), None),
+    });
+    let known: Vec<(String, Option<&str>)> = known.collect();
+    named::key(store, text, known.iter().map(|(key, host)| (key.as_str(), *host)))
 }
 
 /// Without a lease there may still be what is remembered of a reservation.
@@ -78,14 +77,14 @@ pub(crate) async fn delete(store: &Store, key: &str, seen: i64) -> Result<bool, 
             done => return done,
         }
     }
-    store.delete(key, seen).await
+    store.leases().delete(key, seen).await
 }
 
 /// The lease under the same key, if one comes.
 async fn back(store: &Store, key: &str) -> Result<Option<Lease>, StoreError> {
     let until = Instant::now() + COMES_BACK;
     loop {
-        if let Some(entry) = store.get(key).await? {
+        if let Some(entry) = store.leases().get(key).await? {
             return Ok(Lease::from_entry(&entry).ok());
         }
         if Instant::now() >= until {

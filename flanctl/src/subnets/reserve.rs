@@ -20,12 +20,12 @@ pub(crate) async fn reserve(
     now: bool,
 ) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
-    let listing = store.list().await?;
+    let listing = store.leases().list().await?;
     let public_ips = named::addresses(&listing, whom)?;
     check(&config, subnets, &public_ips)?;
     let reservation = Reservation { subnets: *subnets, public_ips };
-    let standing = listing.entries.iter().find(|entry| entry.key == subnets.key());
-    let (value, seen) = match standing {
+    let standing = store.leases().get(&subnets.key()).await?;
+    let (value, seen) = match &standing {
         Some(entry) => (same_host(entry, subnets, &public_ips)?, entry.mod_revision),
         None => {
             refuse_overlap(&listing, subnets)?;
@@ -33,17 +33,17 @@ pub(crate) async fn reserve(
         }
     };
     let others = held_beside(&listing, subnets, &public_ips);
-    if let Some(other) = others.iter().find(|entry| entry.etcd_lease.is_none() && !now) {
+    if let Some(other) = others.iter().find(|lease| lease.is_reservation() && !now) {
         let message = format!(
             "{} is reserved for {} already; release it first, or give --now to replace it",
-            shown(other),
+            other.subnets,
             named::joined(&public_ips)
         );
         return Err(Failure::new(Kind::Refused, message));
     }
     let was_lost = standing.is_some_and(|entry| entry.etcd_lease.is_some())
         && super::remembered(store.reservation(subnets).await)?.is_some();
-    let replaced: &[&Entry] = if now { &others } else { &[] };
+    let replaced: &[&Lease] = if now { &others } else { &[] };
     match write(store, &reservation, &value, seen, replaced).await? {
         Some(_) => output::print(&outcome(&reservation, was_lost, &others, now)),
         None => Err(changed_meanwhile(&subnets.key())),
@@ -56,11 +56,11 @@ async fn write(
     reservation: &Reservation,
     value: &[u8],
     seen: i64,
-    replaced: &[&Entry],
+    replaced: &[&Lease],
 ) -> Result<Option<i64>, StoreError> {
     match store.reserve(reservation, value, seen, replaced).await {
         Err(StoreError::Unauthorised { .. }) if replaced.is_empty() => {
-            let written = store.put(&reservation.subnets.key(), value, None, seen).await?;
+            let written = store.leases().put(&reservation.subnets.key(), value, None, seen).await?;
             eprintln!(
                 "flanctl: warning: these credentials may not write {prefix}/reservations/, so nobody will notice when a \
                  flanneld makes an ordinary lease of it; grant it with: etcdctl role grant-permission ROLE --prefix=true \
@@ -74,14 +74,14 @@ async fn write(
 }
 
 /// What was done, and what comes of it.
-fn outcome(reservation: &Reservation, was_lost: bool, others: &[&Entry], now: bool) -> String {
+fn outcome(reservation: &Reservation, was_lost: bool, others: &[&Lease], now: bool) -> String {
     let Reservation { subnets, public_ips } = reservation;
     let whom = named::joined(public_ips);
     let mut text = match was_lost {
         true => format!("{subnets} had become an ordinary lease, and is reserved for {whom} again"),
         false => format!("reserved {subnets} for {whom}"),
     };
-    let held = others.iter().map(|entry| shown(entry)).collect::<Vec<_>>().join(" and ");
+    let held = others.iter().map(|lease| lease.subnets.to_string()).collect::<Vec<_>>().join(" and ");
     if !held.is_empty() && now {
         text += &format!(
             "\n{whom} moves there from {held} now: restart Docker on it, or its containers stay cut off"
@@ -97,35 +97,24 @@ fn outcome(reservation: &Reservation, was_lost: bool, others: &[&Entry], now: bo
 
 /// What else the host holds, if it does not hold the subnet itself.
 fn held_beside<'a>(
-    listing: &'a Listing,
+    listing: &'a Listing<Lease>,
     subnets: &Subnets,
     public_ips: &PerFamily<IpAddr>,
-) -> Vec<&'a Entry> {
-    let of_host = |entry: &&Entry| {
-        let lease = Lease::from_entry(entry).ok();
-        lease.filter(|lease| lease.attributes.is_held_by(public_ips, &NodeIdentity::default()))
-    };
-    let held = |entry: &&Entry| of_host(entry).is_some_and(|lease| super::is_claimed(&lease));
-    let key = subnets.key();
-    if listing.entries.iter().filter(held).any(|entry| entry.key == key) {
-        return Vec::new();
-    }
-    listing.entries.iter().filter(|entry| entry.key != key && of_host(entry).is_some()).collect()
+) -> Vec<&'a Lease> {
+    let is_of_host = |lease: &&Lease| lease.attributes.is_held_by(public_ips, &NodeIdentity::default());
+    let (here, beside): (Vec<&Lease>, Vec<&Lease>) =
+        listing.readable().filter(is_of_host).partition(|lease| lease.subnets == *subnets);
+    if here.into_iter().any(super::is_claimed) { Vec::new() } else { beside }
 }
 
-fn refuse_overlap(listing: &Listing, subnets: &Subnets) -> Result<(), Failure> {
-    let overlaps = |entry: &&Entry| Subnets::from_key(&entry.key).is_ok_and(|taken| taken.overlaps(subnets));
-    match listing.entries.iter().find(overlaps) {
-        Some(taken) => {
-            let message = format!("{subnets} overlaps the lease {}", taken.key);
+fn refuse_overlap(listing: &Listing<Lease>, subnets: &Subnets) -> Result<(), Failure> {
+    match listing.taken().find(|(taken, _)| taken.overlaps(subnets)) {
+        Some((taken, _)) => {
+            let message = format!("{subnets} overlaps the lease {}", taken.key());
             Err(Failure::new(Kind::Refused, message))
         }
         None => Ok(()),
     }
-}
-
-fn shown(entry: &Entry) -> String {
-    Subnets::from_key(&entry.key).map_or_else(|_| entry.key.clone(), |subnets| subnets.to_string())
 }
 
 fn check(config: &NetworkConfig, subnets: &Subnets, public_ips: &PerFamily<IpAddr>) -> Result<(), Failure> {
@@ -201,10 +190,10 @@ mod tests {
     const WAITS: &str = r#"{"PublicIP":"192.168.64.11","PublicIPv6":null}"#;
 
     fn beside(entries: Vec<Entry>) -> Vec<String> {
-        let listing = Listing { entries, revision: 9, cluster_id: 1 };
+        let listing = Listing::of(entries, 9, 1);
         let ips = PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: None };
         let subnets = "10.5.77.0/24".parse().unwrap();
-        held_beside(&listing, &subnets, &ips).into_iter().map(shown).collect()
+        held_beside(&listing, &subnets, &ips).iter().map(|lease| lease.subnets.to_string()).collect()
     }
 
     #[test]
@@ -226,6 +215,7 @@ mod tests {
             outcome(&reservation, true, &[], false),
             "10.5.77.0/24 had become an ordinary lease, and is reserved for 192.168.64.11 again"
         );
+        let held = Lease::from_entry(&held).unwrap();
         let text = outcome(&reservation, false, &[&held], false);
         assert!(text.contains("holds 10.5.3.0/24 and keeps it until fland starts there again"), "{text}");
         let text = outcome(&reservation, false, &[&held], true);

@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Claim, KeeperError};
+use super::claim::{Claim, KeeperError};
+use crate::entry::Entry;
 use crate::key::Subnets;
 use crate::lease::{Lease, LeaseAttributes};
 #[cfg(test)]
 use crate::store::REQUEST_LIMIT;
-use crate::store::{Entry, Store};
+use crate::store::Store;
 use crate::twin::Twin;
 use crate::watch::{SILENCE, WAITS};
 
@@ -52,7 +53,7 @@ impl Contest {
         self.lost.map(|(_, twin)| twin)
     }
 
-    /// Claims the lease, and waits for an objection. Answers the entry to take over, or `None` where all is to be looked at
+    /// Claims the lease, and waits for an objection. Answers the lease to take over, or `None` where all is to be looked at
     /// again: the holder lives, or the lease is gone or another's by now.
     ///
     /// # Errors
@@ -62,14 +63,14 @@ impl Contest {
         store: &Store,
         claim: &Claim,
         lease: &Lease,
-        entry: &Entry,
         waits: &impl Fn(&str),
-    ) -> Result<Option<Entry>, KeeperError> {
+    ) -> Result<Option<Lease>, KeeperError> {
         let (subnets, holder) = (lease.subnets, lease.attributes.holder());
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let words = lease.attributes.claimed_by(&claim.attributes, at);
         let key = subnets.key();
-        let written = store.put(&key, &words.to_json(), entry.etcd_lease, entry.mod_revision).await?;
+        let leases = store.leases();
+        let written = leases.put(&key, &words.to_json(), lease.etcd_lease, lease.mod_revision).await?;
         let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
         let claimed = Instant::now();
         let wait = claim_wait(store.patience());
@@ -84,14 +85,14 @@ impl Contest {
         let mut trial = Trial { words, mod_revision, until: claimed + wait };
         loop {
             tokio::time::sleep(LOOK).await;
-            let found = store.get(&key).await?;
+            let found = leases.get(&key).await?;
             // A store that grows slow is slow for the holder, too.
             trial.until = trial.until.max(claimed + claim_wait(store.patience()));
             match trial.judge(found, Instant::now()) {
                 Verdict::Wait => {}
                 Verdict::Silent(entry) => {
                     info!(%subnets, %holder, "nobody objected: this host had that address before, and keeps its subnet");
-                    return Ok(Some(entry));
+                    return Ok(Some(Lease::of(subnets, trial.words, &entry)));
                 }
                 Verdict::Over => return Ok(None),
                 Verdict::Lives(twin) => {
@@ -155,6 +156,7 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples;
 
     const HOLDER: &str = r#"{"PublicIP":"192.168.64.11","PublicIPv6":null,"HostName":"h1","NodeID":"a"}"#;
 
@@ -167,8 +169,7 @@ mod tests {
     }
 
     fn entry(words: &LeaseAttributes, mod_revision: i64) -> Entry {
-        let (key, value) = ("10.5.3.0-24".to_owned(), words.to_json());
-        Entry { key, value, create_revision: 1, mod_revision, etcd_lease: Some(7) }
+        samples::entry("10.5.3.0-24", &String::from_utf8(words.to_json()).unwrap(), mod_revision)
     }
 
     fn trial(now: Instant) -> Trial {

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::{Claim, HeldLease};
+use super::claim::{Claim, HeldLease};
+use crate::entry::Entry;
 use crate::family::PerFamily;
 use crate::lease::{LeaseAttributes, NodeIdentity};
-use crate::store::Entry;
 use crate::twin::Twin;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -74,8 +74,9 @@ pub(super) fn judge(held: &HeldLease, claim: &Claim, published: &Published, foun
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{claim, entry, held};
+    use super::super::testing::{claim, held};
     use super::*;
+    use crate::samples::entry;
 
     #[test]
     fn what_became_of_our_key_is_told_apart() {

@@ -3,18 +3,15 @@
 use std::collections::BTreeMap;
 
 use crate::lease::Lease;
-use crate::store::Listing;
+use crate::stored::Listing;
 
 /// Who holds how many subnets, the greediest first.
-pub(super) fn holders(listing: &Listing) -> String {
+pub(super) fn holders(listing: &Listing<Lease>) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    let mut unreadable = 0;
-    for entry in &listing.entries {
-        match Lease::from_entry(entry) {
-            Ok(lease) => *counts.entry(lease.attributes.holder()).or_default() += 1,
-            Err(_) => unreadable += 1,
-        }
+    for lease in listing.readable() {
+        *counts.entry(lease.attributes.holder()).or_default() += 1;
     }
+    let unreadable = listing.items.len() - listing.readable().count();
     if unreadable > 0 {
         counts.insert("unreadable leases".to_owned(), unreadable);
     }
@@ -34,8 +31,9 @@ const SHOWN: usize = 10;
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{entry, lease};
+    use super::super::testing::lease;
     use super::*;
+    use crate::samples::entry;
 
     #[test]
     fn an_exhausted_network_names_who_holds_how_many() {
@@ -46,7 +44,7 @@ mod tests {
             entry("x", "{", 4),
         ];
         assert_eq!(
-            holders(&Listing { entries, revision: 9, cluster_id: 1 }),
+            holders(&Listing::of(entries, 9, 1)),
             "192.168.64.13: 2, 192.168.64.12: 1, unreadable leases: 1"
         );
     }

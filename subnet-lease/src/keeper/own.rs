@@ -2,16 +2,15 @@
 
 use tracing::warn;
 
-use super::Claim;
+use super::claim::Claim;
 use super::contest::Contest;
 use crate::lease::{Lease, NodeIdentity};
-use crate::store::{Entry, Listing};
+use crate::stored::Listing;
 
 /// A lease that is ours already, or may be.
 #[derive(Debug)]
 pub(super) struct Own<'a> {
-    pub(super) lease: Lease,
-    pub(super) entry: &'a Entry,
+    pub(super) lease: &'a Lease,
     /// Whether only the node id says so: it is ours if its holder does not live.
     pub(super) by_node: bool,
 }
@@ -24,18 +23,17 @@ pub(super) struct Own<'a> {
 /// of one machine would take the subnet from each other for ever. At a start there is a `contest`, which knows what was
 /// asked for in vain.
 pub(super) fn choose_own<'a>(
-    listing: &'a Listing,
+    listing: &'a Listing<Lease>,
     claim: &Claim,
     contest: Option<&Contest>,
 ) -> Option<Own<'a>> {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let mut own = Vec::new();
     let mut doubles = 0;
-    for entry in &listing.entries {
-        let Ok(lease) = Lease::from_entry(entry) else { continue };
-        if is_double(&lease, claim) {
+    for lease in listing.readable() {
+        if is_double(lease, claim) {
             doubles += 1;
-            warn_of_double(&lease, doubles);
+            warn_of_double(lease, doubles);
         }
         if !claim.config.admits(&lease.subnets) {
             continue;
@@ -45,9 +43,9 @@ pub(super) fn choose_own<'a>(
         let same_node = node.id.is_some() && attributes.node.id == node.id;
         let is_here = attributes.public_ips.values().any(|ip| claim.addresses.contains(ip));
         if attributes.is_held_by(ips, node) || (contest.is_some() && is_previous && same_node && is_here) {
-            own.push(Own { lease, entry, by_node: false });
+            own.push(Own { lease, by_node: false });
         } else if is_previous && same_node && contest.is_some_and(|contest| contest.is_open(&lease.subnets)) {
-            own.push(Own { lease, entry, by_node: true });
+            own.push(Own { lease, by_node: true });
         }
     }
     if doubles > SHOWN_DOUBLES {
@@ -82,12 +80,12 @@ fn warn_of_double(lease: &Lease, number: usize) {
 mod tests {
     use super::super::testing::{claim, lease};
     use super::*;
+    use crate::entry::Entry;
 
     /// The subnets of the lease that is ours, and whether only the node id says so.
     fn chosen(entries: &[Entry], claim: &Claim) -> Option<String> {
-        let listing = Listing { entries: entries.to_vec(), revision: 9, cluster_id: 1 };
-        choose_own(&listing, claim, Some(&Contest::default())).map(|Own { lease, entry, by_node }| {
-            assert_eq!(lease.subnets.key(), entry.key);
+        let listing = Listing::of(entries.to_vec(), 9, 1);
+        choose_own(&listing, claim, Some(&Contest::default())).map(|Own { lease, by_node }| {
             format!("{}{}", lease.subnets, if by_node { " by its node id" } else { "" })
         })
     }
@@ -133,7 +131,7 @@ mod tests {
         assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24 by its node id"));
         let stranger = [lease("10.5.3.0-24", "192.168.64.99", Some("b"), 5)];
         assert_eq!(chosen(&stranger, &claim), None);
-        let listing = Listing { entries: leases.to_vec(), revision: 9, cluster_id: 1 };
+        let listing = Listing::of(leases.to_vec(), 9, 1);
         assert!(choose_own(&listing, &claim, None).is_none(), "a running host takes nobody's subnet");
         // The address is one of this host's: no clone can have it.
         let claim = Claim { addresses: ["192.168.64.99".parse().unwrap()].into(), ..claim };
@@ -148,7 +146,7 @@ mod tests {
         ];
         let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
         assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.3.0/24 by its node id"));
-        let listing = Listing { entries: leases.to_vec(), revision: 9, cluster_id: 1 };
+        let listing = Listing::of(leases.to_vec(), 9, 1);
         let contest = Contest::lost("10.5.3.0/24".parse().unwrap());
         let own = choose_own(&listing, &claim, Some(&contest)).unwrap();
         assert_eq!((own.lease.subnets.to_string().as_str(), own.by_node), ("10.5.4.0/24", false));

@@ -5,21 +5,22 @@ use std::collections::HashSet;
 use ipnetwork::IpNetwork;
 use tracing::{debug, info};
 
+use super::claim::{Claim, HeldLease, KeeperError};
 use super::contest::Contest;
 use super::holders::holders;
 use super::own::{Own, choose_own};
-use super::{Claim, HeldLease, KeeperError};
 use crate::allocate::{NoSubnet, Situation, allocate};
 use crate::key::Subnets;
-use crate::lease::LeaseAttributes;
-use crate::store::{Entry, Listing, Store, StoreError};
+use crate::lease::{Lease, LeaseAttributes};
+use crate::store::{Store, StoreError};
+use crate::stored::Listing;
 use crate::twin::Twin;
 
 /// What an attempt came to.
 pub(super) struct Taken {
     pub(super) held: HeldLease,
     /// The list that decided, without what was written by this.
-    pub(super) listing: Listing,
+    pub(super) listing: Listing<Lease>,
     /// Another machine with our node id, which has claimed the lease.
     pub(super) twin: Option<Twin>,
 }
@@ -29,26 +30,26 @@ pub(super) struct Taken {
 pub(super) async fn take(
     store: &Store,
     claim: &Claim,
-    listing: Option<Listing>,
+    listing: Option<Listing<Lease>>,
     contest: Option<&mut Contest>,
     waits: &impl Fn(&str),
 ) -> Result<Taken, KeeperError> {
     let listing = match listing {
         Some(listing) => listing,
-        None => store.list().await?,
+        None => store.leases().list().await?,
     };
     match (choose_own(&listing, claim, contest.as_deref()), contest) {
-        (Some(Own { lease, entry, by_node: false }), _) => {
-            let held = adopt(store, claim, lease.subnets, entry).await?;
-            return Ok(Taken { held, listing, twin: lease.attributes.claimant() });
+        (Some(Own { lease, by_node: false }), _) => {
+            let (held, twin) = (adopt(store, claim, lease).await?, lease.attributes.claimant());
+            return Ok(Taken { held, listing, twin });
         }
-        (Some(Own { lease, entry, by_node: true }), Some(contest)) => {
+        (Some(Own { lease, by_node: true }), Some(contest)) => {
             // Rare, and large: boxed, so that it does not count for the stack of every start.
-            let contest = Box::pin(contest.run(store, claim, &lease, entry, waits));
-            let Some(entry) = contest.await? else {
+            let contest = Box::pin(contest.run(store, claim, lease, waits));
+            let Some(lease) = contest.await? else {
                 return Err(KeeperError::LostRace(lease.subnets));
             };
-            let held = adopt(store, claim, lease.subnets, &entry).await?;
+            let held = adopt(store, claim, &lease).await?;
             return Ok(Taken { held, listing, twin: None });
         }
         _ => {}
@@ -57,8 +58,8 @@ pub(super) async fn take(
     let held = put_with_new_lease(store, claim, subnets, &claim.attributes, 0).await?;
     // That the key was free says all of a network with one family. With two, another host may have taken one of our
     // subnets beside another one, under another key, in the same moment.
-    if claim.config.networks().count() > 1 && is_late(&held, &store.list().await?) {
-        store.delete(&subnets.key(), held.mod_revision).await?;
+    if claim.config.networks().count() > 1 && is_late(&held, &store.leases().list().await?) {
+        store.leases().delete(&subnets.key(), held.mod_revision).await?;
         if let Some(etcd_lease) = held.etcd_lease {
             store.revoke(etcd_lease).await?;
         }
@@ -69,10 +70,8 @@ pub(super) async fn take(
 }
 
 /// Subnets that nobody has, clear of this host's own networks if there are such.
-fn choose_free(claim: &Claim, listing: &Listing) -> Result<Subnets, KeeperError> {
-    // Unreadable values block their subnet as well: the key alone says what is taken.
-    let taken: Vec<Subnets> =
-        listing.entries.iter().filter_map(|entry| Subnets::from_key(&entry.key).ok()).collect();
+fn choose_free(claim: &Claim, listing: &Listing<Lease>) -> Result<Subnets, KeeperError> {
+    let taken: Vec<Subnets> = listing.taken().map(|(subnets, _)| subnets).collect();
     let networks = claim.networks.borrow().clone();
     let avoid: Vec<IpNetwork> = networks.iter().map(|own| own.network).collect();
     let situation =
@@ -106,35 +105,26 @@ fn first(mut texts: Vec<String>) -> String {
 
 /// Whether another host took a part of what we have just taken before us, as a list from after that says. Of two, the
 /// later one sees the earlier.
-fn is_late(held: &HeldLease, listing: &Listing) -> bool {
-    listing.entries.iter().any(|entry| {
-        entry.create_revision < held.mod_revision
-            && Subnets::from_key(&entry.key).is_ok_and(|other| other.overlaps(&held.subnets))
-    })
+fn is_late(held: &HeldLease, listing: &Listing<Lease>) -> bool {
+    listing.taken().any(|(other, since)| since < held.mod_revision && other.overlaps(&held.subnets))
 }
 
-/// Makes an entry that is ours say what we want, with as few writes as that takes: none after a mere restart.
-pub(super) async fn adopt(
-    store: &Store,
-    claim: &Claim,
-    subnets: Subnets,
-    entry: &Entry,
-) -> Result<HeldLease, KeeperError> {
-    let found = LeaseAttributes::from_json(&entry.value).unwrap_or_default();
-    let wanted = beside(&claim.attributes, found.clone());
-    let seen = entry.mod_revision;
-    let Some(usable) = usable_lease(store, claim, entry).await? else {
+/// Makes a lease that is ours say what we want, with as few writes as that takes: none after a mere restart.
+pub(super) async fn adopt(store: &Store, claim: &Claim, lease: &Lease) -> Result<HeldLease, KeeperError> {
+    let (subnets, seen) = (lease.subnets, lease.mod_revision);
+    let wanted = beside(&claim.attributes, lease.attributes.clone());
+    let Some(usable) = usable_lease(store, claim, lease.etcd_lease).await? else {
         let held = put_with_new_lease(store, claim, subnets, &wanted, seen).await?;
         info!(%subnets, "took over our lease");
         return Ok(held);
     };
     let etcd_lease = usable.etcd_lease;
     let reservation = etcd_lease.is_none();
-    if found == wanted {
+    if lease.attributes == wanted {
         info!(%subnets, reservation, "holding our lease again");
         return Ok(HeldLease { subnets, etcd_lease, mod_revision: seen });
     }
-    let written = store.put(&subnets.key(), &wanted.to_json(), etcd_lease, seen).await?;
+    let written = store.leases().put(&subnets.key(), &wanted.to_json(), etcd_lease, seen).await?;
     let mod_revision = written.ok_or(KeeperError::LostRace(subnets))?;
     info!(%subnets, reservation, "took over our lease");
     Ok(HeldLease { subnets, etcd_lease, mod_revision })
@@ -150,19 +140,19 @@ fn beside(ours: &LeaseAttributes, found: LeaseAttributes) -> LeaseAttributes {
     }
 }
 
-/// An entry's etcd lease that can stay behind our key.
+/// An etcd lease that can stay behind our key.
 struct UsableLease {
     /// `None` for a reservation.
     etcd_lease: Option<i64>,
 }
 
-/// The etcd lease of the entry, kept alive, if it lasts as long as ours shall; a reservation stays one.
+/// The etcd lease, kept alive, if it lasts as long as ours shall; a reservation stays one.
 async fn usable_lease(
     store: &Store,
     claim: &Claim,
-    entry: &Entry,
+    etcd_lease: Option<i64>,
 ) -> Result<Option<UsableLease>, KeeperError> {
-    let Some(lease) = entry.etcd_lease else { return Ok(Some(UsableLease { etcd_lease: None })) };
+    let Some(lease) = etcd_lease else { return Ok(Some(UsableLease { etcd_lease: None })) };
     let kept = match store.time_to_live(lease).await {
         Ok((_, granted)) if granted == claim.ttl => store.keep_alive(lease).await,
         Ok(_) => return Ok(None),
@@ -184,13 +174,14 @@ async fn put_with_new_lease(
     seen: i64,
 ) -> Result<HeldLease, KeeperError> {
     let etcd_lease = store.grant(claim.ttl).await?;
-    let outcome = match store.put(&subnets.key(), &attributes.to_json(), Some(etcd_lease), seen).await {
-        Ok(Some(mod_revision)) => {
-            return Ok(HeldLease { subnets, etcd_lease: Some(etcd_lease), mod_revision });
-        }
-        Ok(None) => KeeperError::LostRace(subnets),
-        Err(error) => error.into(),
-    };
+    let outcome =
+        match store.leases().put(&subnets.key(), &attributes.to_json(), Some(etcd_lease), seen).await {
+            Ok(Some(mod_revision)) => {
+                return Ok(HeldLease { subnets, etcd_lease: Some(etcd_lease), mod_revision });
+            }
+            Ok(None) => KeeperError::LostRace(subnets),
+            Err(error) => error.into(),
+        };
     if let Err(reason) = store.revoke(etcd_lease).await {
         debug!(%reason, "an unused etcd lease stays until it expires");
     }
@@ -200,6 +191,7 @@ async fn put_with_new_lease(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples;
 
     #[test]
     fn of_many_networks_of_the_host_the_first_are_named() {
@@ -228,14 +220,8 @@ mod tests {
             mod_revision,
         };
         let keys = [("10.5.90.0-24&fd00:5:0:1::-64", 5), ("10.5.90.0-24&fd00:5:0:2::-64", 6)];
-        let entry = |(key, revision): (&str, i64)| Entry {
-            key: key.to_owned(),
-            value: b"{}".to_vec(),
-            create_revision: revision,
-            mod_revision: revision,
-            etcd_lease: Some(7),
-        };
-        let listing = Listing { entries: keys.map(entry).into(), revision: 6, cluster_id: 1 };
+        let entry = |(key, revision)| samples::entry(key, "{}", revision);
+        let listing = Listing::of(keys.map(entry).into(), 6, 1);
         assert_eq!(keys.map(|(key, revision)| is_late(&held(key, revision), &listing)), [false, true]);
     }
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Claim, HeldLease};
+use super::claim::{Claim, HeldLease};
 use crate::allocate::OverlapPolicy;
-use crate::config::NetworkConfig;
+use crate::entry::Entry;
 use crate::lease::LeaseAttributes;
-use crate::store::Entry;
+use crate::samples::{self, entry};
 
 pub(super) fn claim() -> Claim {
     let json = br#"{"PublicIP":"192.168.64.11","PublicIPv6":null,"BackendType":"vxlan","NodeID":"a"}"#;
     Claim {
-        config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap(),
+        config: samples::config(),
         attributes: LeaseAttributes::from_json(json).unwrap(),
         previous: None,
         addresses: BTreeSet::new(),
@@ -22,16 +22,6 @@ pub(super) fn claim() -> Claim {
         overlap: OverlapPolicy::Refuse,
         ttl: Duration::from_secs(86_400),
         renew_margin: None,
-    }
-}
-
-pub(super) fn entry(key: &str, json: &str, mod_revision: i64) -> Entry {
-    Entry {
-        key: key.to_owned(),
-        value: json.as_bytes().to_vec(),
-        create_revision: mod_revision,
-        mod_revision,
-        etcd_lease: Some(7),
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use super::LeaseSet;
 use super::table::{Group, Id, Table};
 use crate::admission::{QuarantineReason, Standing};
+use crate::backend_config::BackendConfig;
 use crate::family::{Family, bits, overlap, span};
+use crate::identity::Identity;
 use crate::lease::Lease;
 
 impl LeaseSet {
@@ -34,13 +36,13 @@ impl LeaseSet {
         }
         let subnets = |id: Id| self.table.get(id).map(|slot| slot.lease.subnets);
         by_age.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| subnets(a.1).cmp(&subnets(b.1))));
-        let mut taken = Taken::default();
+        let mut older = Older::default();
         for (_, id) in by_age {
             let Some(slot) = self.table.get_mut(id) else { continue };
             slot.mark = false;
             let verdict = self.admission.standing(&slot.lease).and_then(|standing| {
                 if standing != Standing::Own {
-                    taken.take(&self.table, id)?;
+                    older.take(&self.table, id, &self.admission.config.backend)?;
                 }
                 Ok(standing)
             });
@@ -55,25 +57,25 @@ type Age = (bool, i64);
 
 /// What the older leases of a group have taken.
 #[derive(Default)]
-struct Taken {
+struct Older {
     /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
     subnets: BTreeMap<(Family, [u8; 16]), Id>,
-    /// VTEP MACs, each with the youngest of the leases that bear it.
-    macs: HashMap<(Family, [u8; 6]), Id>,
+    /// What identifies a peer, each with the youngest of the leases that bear it.
+    identities: HashMap<(Family, Identity), Id>,
 }
 
-impl Taken {
+impl Older {
     /// Takes what the lease claims, if all of that is free.
-    fn take(&mut self, table: &Table, id: Id) -> Result<(), QuarantineReason> {
+    fn take(&mut self, table: &Table, id: Id, backend: &BackendConfig) -> Result<(), QuarantineReason> {
         let Some(slot) = table.get(id) else { return Ok(()) };
         let lease = &slot.lease;
-        if let Some(reason) = self.overlap(table, lease).or_else(|| self.double(table, lease)) {
+        if let Some(reason) = self.overlap(table, lease).or_else(|| self.double(table, lease, backend)) {
             return Err(reason);
         }
         for (family, subnet) in lease.subnets.iter() {
             self.subnets.insert((family, bits(subnet.network()).to_be_bytes()), id);
-            if let Some(data) = lease.attributes.vxlan(family) {
-                self.macs.insert((family, data.vtep_mac.into_array()), id);
+            if let Some(identity) = backend.identity(lease.attributes.data.get(family)) {
+                self.identities.insert((family, identity), id);
             }
         }
         Ok(())
@@ -88,14 +90,18 @@ impl Taken {
         })
     }
 
-    fn double(&self, table: &Table, lease: &Lease) -> Option<QuarantineReason> {
+    fn double(&self, table: &Table, lease: &Lease, backend: &BackendConfig) -> Option<QuarantineReason> {
         lease.subnets.iter().find_map(|(family, _)| {
-            let mac = lease.attributes.vxlan(family)?.vtep_mac;
-            let older = &table.get(*self.macs.get(&(family, mac.into_array()))?)?.lease;
+            let identity = backend.identity(lease.attributes.data.get(family))?;
+            let older = &table.get(*self.identities.get(&(family, identity))?)?.lease;
             // One host may hold two leases for a while; they lead to the same place.
             let same = older.attributes.public_ips.get(family) == lease.attributes.public_ips.get(family);
             let holder = || lease.attributes.holder_and_node();
-            (!same).then(|| QuarantineReason::MacTaken { holder: holder(), mac, older: older.subnets })
+            (!same).then(|| QuarantineReason::IdentityTaken {
+                holder: holder(),
+                identity,
+                older: older.subnets,
+            })
         })
     }
 }

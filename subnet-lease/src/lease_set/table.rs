@@ -1,4 +1,4 @@
-//! The leases by number, and the numbers by what two leases can get into conflict over: addresses and MACs.
+//! The leases by number, and the numbers by what two leases can get into conflict over: addresses and what identifies a peer.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::admission::Standing;
+use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
 use crate::family::{Family, bits, span};
+use crate::identity::Identity;
 use crate::key::Subnets;
 use crate::lease::Lease;
 
@@ -19,15 +21,17 @@ pub(super) type Id = u32;
 pub(super) struct Table {
     slots: Vec<Option<Slot>>,
     free: Vec<Id>,
-    v4: Index<[u8; 4]>,
-    v6: Index<[u8; 16]>,
+    /// By the first address of the subnet, in network byte order.
+    v4: BTreeSet<([u8; 4], Id)>,
+    v6: BTreeSet<([u8; 16], Id)>,
+    identities: BTreeSet<(Family, Identity, Id)>,
 }
 
 /// One lease. 16 bytes: a network has as many as hosts.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) lease: Arc<Lease>,
-    pub(super) state: State,
+    pub(super) judgement: Judgement,
     /// Whether a doubted list lacks it.
     pub(super) missing: bool,
     /// Set and taken back by whoever walks over many leases.
@@ -36,7 +40,7 @@ pub(super) struct Slot {
 
 /// The last judgement on a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum Judgement {
     /// None yet.
     Unjudged,
     /// Not bad.
@@ -57,15 +61,7 @@ pub(super) struct Group {
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Reach {
     Subnet(IpNetwork),
-    Mac(Family, [u8; 6]),
-}
-
-/// The leases of one family; addresses are in network byte order.
-#[derive(Debug, Clone, Default)]
-struct Index<A> {
-    /// By the first address of the subnet.
-    subnets: BTreeSet<(A, Id)>,
-    macs: BTreeSet<([u8; 6], Id)>,
+    Identity(Family, Identity),
 }
 
 impl Table {
@@ -99,8 +95,8 @@ impl Table {
 
     /// All leases, by their subnets: those with IPv4 first, by their IPv4 subnet.
     pub(super) fn in_order(&self) -> impl Iterator<Item = &Slot> {
-        let v4 = self.v4.subnets.iter().filter_map(|(_, id)| self.get(*id));
-        let v6 = self.v6.subnets.iter().filter_map(|(_, id)| self.get(*id));
+        let v4 = self.v4.iter().filter_map(|(_, id)| self.get(*id));
+        let v6 = self.v6.iter().filter_map(|(_, id)| self.get(*id));
         v4.chain(v6.filter(|slot| slot.lease.subnets.get(Family::V4).is_none()))
     }
 
@@ -117,32 +113,35 @@ impl Table {
         found
     }
 
-    pub(super) fn insert(&mut self, lease: Lease) -> Id {
+    pub(super) fn insert(&mut self, lease: Arc<Lease>, backend: &BackendConfig) -> Id {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             Id::try_from(self.slots.len() - 1).expect("a store holds fewer than 2^32 leases")
         });
         for (family, subnet) in lease.subnets.iter() {
             let first = bits(subnet.network());
-            let mac = lease.attributes.vxlan(family).map(|data| data.vtep_mac.into_array());
             match family {
-                Family::V4 => self.v4.insert(v4(first), mac, id),
-                Family::V6 => self.v6.insert(v6(first), mac, id),
-            }
+                Family::V4 => self.v4.insert((v4(first), id)),
+                Family::V6 => self.v6.insert((v6(first), id)),
+            };
+            let identity = backend.identity(lease.attributes.data.get(family));
+            self.identities.extend(identity.map(|identity| (family, identity, id)));
         }
         self.slots[id as usize] =
-            Some(Slot { lease: Arc::new(lease), state: State::Unjudged, missing: false, mark: false });
+            Some(Slot { lease, judgement: Judgement::Unjudged, missing: false, mark: false });
         id
     }
 
-    pub(super) fn remove(&mut self, id: Id) {
+    pub(super) fn remove(&mut self, id: Id, backend: &BackendConfig) {
         let Some(Slot { lease, .. }) = self.slots.get_mut(id as usize).and_then(Option::take) else { return };
         for (family, subnet) in lease.subnets.iter() {
             let first = bits(subnet.network());
-            let mac = lease.attributes.vxlan(family).map(|data| data.vtep_mac.into_array());
             match family {
-                Family::V4 => self.v4.remove(v4(first), mac, id),
-                Family::V6 => self.v6.remove(v6(first), mac, id),
+                Family::V4 => self.v4.remove(&(v4(first), id)),
+                Family::V6 => self.v6.remove(&(v6(first), id)),
+            };
+            if let Some(identity) = backend.identity(lease.attributes.data.get(family)) {
+                self.identities.remove(&(family, identity, id));
             }
         }
         self.free.push(id);
@@ -156,14 +155,11 @@ impl Table {
             if reached.insert(Reach::Subnet(subnet)) {
                 self.overlapping(family, &subnet, pool.subnet_len(), |id| ids.push(id));
             }
-            let Some(data) = lease.attributes.vxlan(family) else { continue };
-            let mac = data.vtep_mac.into_array();
-            if reached.insert(Reach::Mac(family, mac)) {
-                let all = (mac, 0)..=(mac, Id::MAX);
-                match family {
-                    Family::V4 => ids.extend(self.v4.macs.range(all).map(|(_, id)| *id)),
-                    Family::V6 => ids.extend(self.v6.macs.range(all).map(|(_, id)| *id)),
-                }
+            let data = lease.attributes.data.get(family);
+            let Some(identity) = config.backend.identity(data) else { continue };
+            if reached.insert(Reach::Identity(family, identity)) {
+                let all = (family, identity, 0)..=(family, identity, Id::MAX);
+                ids.extend(self.identities.range(all).map(|(.., id)| *id));
             }
         }
     }
@@ -203,25 +199,11 @@ impl Table {
         };
         match family {
             Family::V4 => {
-                self.v4.subnets.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id));
+                self.v4.range((v4(first), 0)..=(v4(last), Id::MAX)).for_each(|(_, id)| found(id));
             }
             Family::V6 => {
-                self.v6.subnets.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id));
+                self.v6.range((v6(first), 0)..=(v6(last), Id::MAX)).for_each(|(_, id)| found(id));
             }
-        }
-    }
-}
-
-impl<A: Ord> Index<A> {
-    fn insert(&mut self, first: A, mac: Option<[u8; 6]>, id: Id) {
-        self.subnets.insert((first, id));
-        self.macs.extend(mac.map(|mac| (mac, id)));
-    }
-
-    fn remove(&mut self, first: A, mac: Option<[u8; 6]>, id: Id) {
-        self.subnets.remove(&(first, id));
-        if let Some(mac) = mac {
-            self.macs.remove(&(mac, id));
         }
     }
 }

@@ -1,16 +1,18 @@
 use super::*;
-use crate::admission::OwnLease;
 use crate::config::NetworkConfig;
+use crate::entry::Entry;
 use crate::family::PerFamily;
+use crate::identity::Identity;
+use crate::samples::{self, entry};
 
 /// Host 10.5.1.0/24 of 10.5.0.0/16, at 192.168.64.11 with MAC 02:00:00:00:00:01.
 fn admission() -> Admission {
     Admission {
-        config: NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap(),
+        config: samples::config(),
         own: Some(OwnLease {
             subnets: "10.5.1.0/24".parse().unwrap(),
             addresses: ["192.168.64.11", "203.0.113.11"].map(|ip| ip.parse().unwrap()).into(),
-            macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            identities: PerFamily { v4: Some(Identity::Mac("02:00:00:00:00:01".parse().unwrap())), v6: None },
             node_id: Some("a".into()),
         }),
     }
@@ -26,23 +28,13 @@ fn good(last: u8) -> String {
     vxlan(&format!("192.168.64.{last}"), &format!("02:00:00:00:01:{last:02x}"))
 }
 
-fn entry(key: &str, value: &str, create_revision: i64) -> Entry {
-    Entry {
-        key: key.to_owned(),
-        value: value.as_bytes().to_vec(),
-        create_revision,
-        mod_revision: create_revision,
-        etcd_lease: Some(7),
-    }
-}
-
 fn empty() -> LeaseSet {
     LeaseSet::new(admission(), Caution::default())
 }
 
 fn set(entries: Vec<Entry>) -> LeaseSet {
     let mut set = empty();
-    set.replace(Listing { entries, revision: 100, cluster_id: 1 }, Instant::now());
+    set.replace(Listing::of(entries, 100, 1), Instant::now());
     set
 }
 
@@ -171,6 +163,16 @@ fn one_host_may_hold_two_leases_with_one_mac() {
 }
 
 #[test]
+fn where_addresses_alone_tell_hosts_apart_what_another_backend_wrote_makes_nobody_a_copy() {
+    let config = NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#).unwrap();
+    let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
+    let leases = [("10.5.2.0-24", "192.168.64.12"), ("10.5.3.0-24", "192.168.64.13")];
+    let entry = |(key, ip)| entry(key, &vxlan(ip, "02:00:00:00:01:01"), 2);
+    set.replace(Listing::of(leases.map(entry).into(), 9, 1), Instant::now());
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+}
+
+#[test]
 fn a_bad_lease_takes_no_place_from_a_younger_good_one() {
     let bad = entry("10.5.2.0-25", &vxlan("127.0.0.1", "02:00:00:00:01:0b"), 1);
     let set = set(vec![bad, entry("10.5.2.0-24", &good(12), 2)]);
@@ -220,7 +222,7 @@ fn a_claim_on_a_peers_lease_is_no_change() {
     let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1)]);
     set.take_changes();
     let claimed = good(12).replacen('{', r#"{"Claim":{"PublicIP":"192.168.64.13"},"#, 1);
-    let put = |value: &str| Change::Put(Entry { mod_revision: 9, ..entry("10.5.2.0-24", value, 1) });
+    let put = |value: &str| KeyChange::put(Entry { mod_revision: 9, ..entry("10.5.2.0-24", value, 1) });
     set.apply(WatchEvent::Changed(vec![put(&claimed)]), Instant::now());
     assert!(set.take_changes().is_empty());
     assert_eq!(set.peers().next().unwrap().mod_revision, 9);
@@ -241,26 +243,54 @@ fn the_peers_that_share_addresses_with_a_network_are_found() {
 }
 
 #[test]
+fn what_the_store_says_of_our_own_key_is_reported_once() {
+    let mut set = set(vec![entry("10.5.1.0-24", &good(11), 7), entry("10.5.2.0-24", &good(12), 8)]);
+    assert_eq!((set.take_own_key(), set.take_own_key()), (Some(Some(7)), None));
+    let put = |key: &str, value: &str, revision| KeyChange::put(entry(key, value, revision));
+    let delete = |key: &str| KeyChange::Delete { key: key.to_owned() };
+    for (change, reported) in [
+        (put("10.5.2.0-24", &good(22), 9), None),
+        (put("10.5.1.0-25", &good(31), 10), None),
+        (delete("10.5.1.0-25"), None),
+        (put("10.5.1.0-24", &good(66), 11), Some(Some(11))),
+        (put("10.5.1.0-24", "{", 12), Some(Some(12))),
+        (delete("10.5.1.0-24"), Some(None)),
+    ] {
+        set.apply(WatchEvent::Changed(vec![change.clone()]), Instant::now());
+        assert_eq!(set.take_own_key(), reported, "{change:?}");
+    }
+    set.replace(listing(&[1, 2], 101, 1), Instant::now());
+    assert_eq!(set.take_own_key(), Some(Some(1)));
+    set.replace(listing(&[2], 102, 1), Instant::now());
+    assert_eq!(set.take_own_key(), Some(None));
+    set.set_own(
+        set.admission().own.clone().map(|own| OwnLease { subnets: "10.5.9.0/24".parse().unwrap(), ..own }),
+    );
+    set.apply(WatchEvent::Changed(vec![delete("10.5.1.0-24")]), Instant::now());
+    assert_eq!(set.take_own_key(), None);
+}
+
+#[test]
 fn a_listing_replaces_and_a_change_updates() {
     let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1), entry("10.5.3.0-24", &good(13), 2)]);
     set.apply(
         WatchEvent::Changed(vec![
-            Change::Put(entry("10.5.2.0-24", &good(42), 1)),
-            Change::Delete { key: "10.5.3.0-24".to_owned() },
-            Change::Put(entry("10.5.4.0-24", &good(14), 3)),
+            KeyChange::put(entry("10.5.2.0-24", &good(42), 1)),
+            KeyChange::Delete { key: "10.5.3.0-24".to_owned() },
+            KeyChange::put(entry("10.5.4.0-24", &good(14), 3)),
         ]),
         Instant::now(),
     );
     assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.4.0/24"]);
     let moved = set.peers().next().unwrap().attributes.public_ips.v4;
     assert_eq!(moved, Some("192.168.64.42".parse().unwrap()));
-    set.replace(Listing { entries: vec![], revision: 101, cluster_id: 1 }, Instant::now());
+    set.replace(Listing::of(vec![], 101, 1), Instant::now());
     assert!(set.is_empty() && set.is_complete());
 }
 
-fn listing(keys: &[u8], revision: i64, cluster_id: u64) -> Listing {
+fn listing(keys: &[u8], revision: i64, cluster_id: u64) -> Listing<Lease> {
     let entries = keys.iter().map(|key| entry(&format!("10.5.{key}.0-24"), &good(*key), i64::from(*key)));
-    Listing { entries: entries.collect(), revision, cluster_id }
+    Listing::of(entries.collect(), revision, cluster_id)
 }
 
 #[test]
@@ -292,7 +322,7 @@ fn any_lease_that_another_cluster_or_an_earlier_time_lacks_is_held_until_its_hos
         set.replace(listing(&[2, 3, 4, 5], 100, 1), now);
         set.replace(after, now);
         assert_eq!(peers(&set).len(), 4);
-        set.apply(WatchEvent::Changed(vec![Change::Put(entry("10.5.5.0-24", &good(5), 6))]), now);
+        set.apply(WatchEvent::Changed(vec![KeyChange::put(entry("10.5.5.0-24", &good(5), 6))]), now);
         assert_eq!((peers(&set).len(), set.missing_until()), (4, None));
     }
 }
@@ -302,7 +332,7 @@ fn what_the_store_holds_wins_over_what_it_lost() {
     let (mut set, now) = (empty(), Instant::now());
     set.replace(listing(&[2], 100, 1), now);
     set.replace(listing(&[], 1, 2), now);
-    let half = Change::Put(entry("10.5.2.0-25", &good(9), 7));
+    let half = KeyChange::put(entry("10.5.2.0-25", &good(9), 7));
     set.apply(WatchEvent::Changed(vec![half]), now);
     assert_eq!(peers(&set), ["10.5.2.0/25"]);
 }
@@ -313,8 +343,8 @@ fn a_renewal_is_no_change_and_what_comes_and_goes_between_two_looks_is_none() {
     assert_eq!(set.take_changes().peers.len(), 1);
     let renewed = Entry { mod_revision: 9, etcd_lease: Some(8), ..entry("10.5.2.0-24", &good(12), 1) };
     let guest = entry("10.5.3.0-24", &good(13), 10);
-    set.apply(WatchEvent::Changed(vec![Change::Put(renewed), Change::Put(guest)]), Instant::now());
-    set.apply(WatchEvent::Changed(vec![Change::Delete { key: "10.5.3.0-24".to_owned() }]), Instant::now());
+    set.apply(WatchEvent::Changed(vec![KeyChange::put(renewed), KeyChange::put(guest)]), Instant::now());
+    set.apply(WatchEvent::Changed(vec![KeyChange::Delete { key: "10.5.3.0-24".to_owned() }]), Instant::now());
     assert!(set.take_changes().is_empty());
     assert_eq!(set.peers().next().unwrap().mod_revision, 9);
 }
@@ -330,9 +360,9 @@ fn thousands_of_leases_in_one_conflict_are_judged_in_one_walk() {
     let config = NetworkConfig::parse(br#"{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}"#).unwrap();
     let mut set = LeaseSet::new(Admission { config, own: None }, Caution::default());
     let entries = (1..10_000).map(one_mac).collect();
-    set.apply(WatchEvent::Listed(Listing { entries, revision: 100, cluster_id: 1 }), Instant::now());
+    set.apply(WatchEvent::Listed(Listing::of(entries, 100, 1)), Instant::now());
     assert_eq!((peers(&set), set.quarantined().count()), (vec!["10.4.1.0/24".to_owned()], 9_998));
-    let oldest = Change::Delete { key: "10.4.1.0-24".to_owned() };
+    let oldest = KeyChange::Delete { key: "10.4.1.0-24".to_owned() };
     set.apply(WatchEvent::Changed(vec![oldest]), Instant::now());
     assert_eq!(peers(&set), ["10.4.2.0/24"]);
     assert!(set.quarantined().all(|bad| bad.reason.to_string().contains("older lease 10.4.2.0/24")));

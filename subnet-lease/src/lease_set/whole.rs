@@ -8,11 +8,14 @@ use tokio::time::{Duration, Instant};
 
 use super::{Caution, Changes, LeaseSet};
 use crate::admission::{Admission, OwnLease, QuarantineReason, Standing};
+use crate::backend_config::BackendConfig;
 use crate::config::NetworkConfig;
+use crate::entry::Entry;
 use crate::family::{PerFamily, overlap, span};
+use crate::identity::Identity;
 use crate::lease::{InvalidLease, Lease, LeaseAttributes};
-use crate::store::{Entry, Listing};
-use crate::watch::{Change, WatchEvent};
+use crate::stored::{KeyChange, Listing, Read};
+use crate::watch::WatchEvent;
 
 /// What the store holds, judged from the start each time.
 #[derive(Default)]
@@ -35,12 +38,12 @@ struct Seen {
 }
 
 impl Whole {
-    fn apply(&mut self, event: WatchEvent, caution: Caution, now: Instant) {
+    fn apply(&mut self, event: WatchEvent<Lease>, caution: Caution, now: Instant) {
         match event {
             WatchEvent::Listed(listing) => self.list(&listing, caution, now),
             WatchEvent::Changed(changes) => changes.into_iter().for_each(|change| match change {
-                Change::Put(entry) => self.put(&entry),
-                Change::Delete { key } => {
+                KeyChange::Put(read) => self.put(&read),
+                KeyChange::Delete { key } => {
                     self.leases.remove(&key);
                     self.missing.remove(&key);
                 }
@@ -49,9 +52,9 @@ impl Whole {
         }
     }
 
-    fn list(&mut self, listing: &Listing, caution: Caution, now: Instant) {
+    fn list(&mut self, listing: &Listing<Lease>, caution: Caution, now: Instant) {
         let known = std::mem::take(&mut self.leases);
-        listing.entries.iter().for_each(|entry| self.put(entry));
+        listing.items.iter().for_each(|read| self.put(read));
         let mut gone = BTreeMap::new();
         for (key, lease) in known {
             if let Ok(lease) = lease
@@ -70,9 +73,13 @@ impl Whole {
         self.last = Some((listing.cluster_id, listing.revision));
     }
 
-    fn put(&mut self, entry: &Entry) {
-        self.missing.remove(&entry.key);
-        self.leases.insert(entry.key.clone(), Lease::from_entry(entry));
+    fn put(&mut self, read: &Read<Lease>) {
+        let (key, lease) = match read {
+            Ok(lease) => (lease.subnets.key(), Ok(Lease::clone(lease))),
+            Err(bad) => (bad.entry.key.clone(), Err(bad.reason.clone())),
+        };
+        self.missing.remove(&key);
+        self.leases.insert(key, lease);
     }
 
     fn expire(&mut self, now: Instant) {
@@ -106,7 +113,7 @@ impl Whole {
             let attributes = lease.attributes.clone();
             let verdict = admission.standing(lease).and_then(|standing| match standing {
                 Standing::Own => Ok(standing),
-                _ => conflict(lease, &accepted).map_or(Ok(standing), Err),
+                _ => conflict(lease, &accepted, &admission.config.backend).map_or(Ok(standing), Err),
             });
             match verdict {
                 Ok(Standing::Own) => continue,
@@ -131,7 +138,7 @@ impl Whole {
 }
 
 /// What is wrong with the lease beside those that came first.
-fn conflict(lease: &Lease, accepted: &[&Lease]) -> Option<QuarantineReason> {
+fn conflict(lease: &Lease, accepted: &[&Lease], backend: &BackendConfig) -> Option<QuarantineReason> {
     for (family, subnet) in lease.subnets.iter() {
         let start = |other: &Lease| span(&other.subnets.get(family).unwrap()).0;
         let overlapping = accepted
@@ -143,15 +150,14 @@ fn conflict(lease: &Lease, accepted: &[&Lease]) -> Option<QuarantineReason> {
         }
     }
     for (family, _) in lease.subnets.iter() {
-        let Some(data) = lease.attributes.vxlan(family) else { continue };
+        let of = |lease: &Lease| backend.identity(lease.attributes.data.get(family));
+        let Some(identity) = of(lease) else { continue };
         let ip = lease.attributes.public_ips.get(family);
-        let youngest = accepted.iter().rfind(|other| {
-            other.subnets.get(family).is_some()
-                && other.attributes.vxlan(family).map(|data| data.vtep_mac) == Some(data.vtep_mac)
-        });
+        let youngest =
+            accepted.iter().rfind(|other| other.subnets.get(family).is_some() && of(other) == Some(identity));
         if let Some(older) = youngest.filter(|older| older.attributes.public_ips.get(family) != ip) {
-            let (holder, mac) = (lease.attributes.holder_and_node(), data.vtep_mac);
-            return Some(QuarantineReason::MacTaken { holder, mac, older: older.subnets });
+            let holder = lease.attributes.holder_and_node();
+            return Some(QuarantineReason::IdentityTaken { holder, identity, older: older.subnets });
         }
     }
     None
@@ -197,7 +203,7 @@ fn replay(looked: &mut Seen, changes: Changes) {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Event(WatchEvent),
+    Event(WatchEvent<Lease>),
     Wait(u64),
     Own(usize),
     Look,
@@ -284,14 +290,14 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let put = || entry().prop_map(Change::Put);
-    let delete = || key().prop_map(|key| Change::Delete { key });
+    let put = || entry().prop_map(KeyChange::put);
+    let delete = || key().prop_map(|key| KeyChange::Delete { key });
     let change = prop_oneof![3 => put(), 1 => delete()];
     let listing = (proptest::collection::vec(entry(), 0..16), 1..9i64, 1..3u64).prop_map(
         |(entries, revision, cluster_id)| {
             let entries: BTreeMap<String, Entry> =
                 entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-            Listing { entries: entries.into_values().collect(), revision, cluster_id }
+            Listing::of(entries.into_values().collect(), revision, cluster_id)
         },
     );
     prop_oneof![
@@ -310,7 +316,7 @@ fn admission(config: &str, own: usize) -> Admission {
         own: OWN[own].map(|subnets| OwnLease {
             subnets: subnets.parse().unwrap(),
             addresses: [address("192.168.64.11"), address("fd64::11")].into(),
-            macs: PerFamily { v4: Some("02:00:00:00:00:01".parse().unwrap()), v6: None },
+            identities: PerFamily { v4: Some(Identity::Mac("02:00:00:00:00:01".parse().unwrap())), v6: None },
             node_id: None,
         }),
     }
@@ -335,7 +341,7 @@ fn check(config: &str, steps: Vec<Step>) {
             }
             Step::Own(other) => {
                 own = other;
-                set.set_admission(admission(config, own));
+                set.set_own(admission(config, own).own);
             }
             Step::Look => {
                 let changes = set.take_changes();

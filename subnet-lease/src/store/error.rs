@@ -1,9 +1,8 @@
 //! Why the store did not do what was asked: etcd's many errors, sorted by what a caller can do about them.
 
-use flan_tls_files::BadFile;
+use std::fmt;
 
-use super::unanswered::{Unanswered, innermost, unanswered};
-use crate::store_config::Credentials;
+use flan_tls_files::BadFile;
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -46,71 +45,47 @@ pub enum StoreError {
     },
 }
 
-/// Why a request failed on one endpoint.
-pub(super) enum Failure {
-    /// Another endpoint may answer.
-    Unanswered(Unanswered),
-    /// This is the answer, and any other endpoint's would be the same.
-    Answered(StoreError),
-    /// What we showed of who we are does not count, or no longer; a new token may.
-    Token(StoreError),
+/// What became of one endpoint that did not answer. Displayed as `URL: REASON (REMEDY)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Its URL.
+    pub endpoint: String,
+    /// Why.
+    pub reason: String,
+    /// What would help, where the reason alone tells.
+    pub remedy: Option<String>,
+    /// What kind of reason it is.
+    pub cause: Cause,
 }
 
-/// How the client words it that an answer is not one of gRPC.
-pub(super) const NO_GRPC: &str = "grpc-status header missing";
+/// Kinds of reasons why an endpoint does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// There is no connection: nobody listens, a firewall is between, or no answer comes in time.
+    NoConnection,
+    /// The host name has no address.
+    UnknownHost,
+    /// The other side ended the connection.
+    Ended,
+    /// Somebody is there, and we do not understand each other.
+    NoUnderstanding,
+}
 
-/// Sorts an error of the client: did the store answer, and did it refuse who we are?
-pub(super) fn failure(endpoint: &str, error: &etcd_client::Error, credentials: &Credentials) -> Failure {
-    let nobody = || Failure::Unanswered(unanswered(endpoint, error, credentials));
-    let (endpoint, reason) = (endpoint.to_owned(), innermost(error));
-    let etcd_client::Error::GRpcStatus(status) = error else {
-        return match error {
-            etcd_client::Error::LeaseKeepAliveError(_) => {
-                Failure::Answered(StoreError::Refused { endpoint, reason })
-            }
-            _ => nobody(),
-        };
-    };
-    // The codes of gRPC: 3 invalid argument, 7 permission denied, 9 failed precondition, 12 unimplemented,
-    // 16 unauthenticated; 1 cancelled, 2 unknown, 4 deadline exceeded, 13 internal (a connection that ended), 14 unavailable.
-    match status.code() as i32 {
-        16 => Failure::Token(StoreError::Unauthorised { endpoint, reason }),
-        3 if lacks_token(&reason) => Failure::Token(StoreError::Unauthorised { endpoint, reason }),
-        7 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
-        3 | 9 if is_about_us(&reason) => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
-        // An HTTP server that is no etcd says the same by its 404.
-        12 if reason.contains(NO_GRPC) => nobody(),
-        12 => Failure::Answered(StoreError::NotOffered { endpoint, reason }),
-        1 | 2 | 4 | 13 | 14 => nobody(),
-        _ => Failure::Answered(StoreError::Refused { endpoint, reason }),
+impl Unanswered {
+    /// Nothing came in time.
+    pub fn silent(endpoint: &str, reason: String) -> Self {
+        Self { endpoint: endpoint.to_owned(), reason, remedy: None, cause: Cause::NoConnection }
     }
 }
 
-/// Why the store cancelled a watch at once, as an error: there its words alone tell the kind.
-pub(super) fn refused_watch(endpoint: String, reason: &str) -> StoreError {
-    let reason = reason.split_once(" desc = ").map_or(reason, |(_, words)| words).to_owned();
-    if reason.contains("permission denied") || is_about_us(&reason) {
-        StoreError::Unauthorised { endpoint, reason }
-    } else {
-        StoreError::Refused { endpoint, reason }
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.endpoint, self.reason)?;
+        match &self.remedy {
+            Some(remedy) => write!(f, " ({remedy})"),
+            None => Ok(()),
+        }
     }
-}
-
-/// Whether the store asks nobody who they are: authentication is switched off there. As etcd's own clients do, one goes
-/// on without a token.
-pub(super) fn asks_nobody(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(status)
-        if status.code() as i32 == 9 && status.message().contains("authentication is not enabled"))
-}
-
-/// Whether a request came without a token, or with one that is older than some user or role.
-fn lacks_token(reason: &str) -> bool {
-    ["user name is empty", "auth store is old"].iter().any(|words| reason.contains(words))
-}
-
-/// Whether a request failed for who we are, by the words of etcd where its code says less.
-fn is_about_us(reason: &str) -> bool {
-    lacks_token(reason) || reason.contains("authentication")
 }
 
 fn each(endpoints: &[Unanswered]) -> String {

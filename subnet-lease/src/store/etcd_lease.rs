@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use etcd_client::{Client, LeaseGrantOptions};
 
-use super::{Store, StoreError};
+use super::client::Store;
+use super::error::StoreError;
 
 impl Store {
     /// Makes an etcd lease that lasts `ttl`, in whole seconds.

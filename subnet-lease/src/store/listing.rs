@@ -1,48 +1,11 @@
-//! All leases at one revision, read page by page.
+//! All of a collection at one revision, page by page.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use etcd_client::{Client, GetOptions, GetResponse};
 
-use etcd_client::{Client, GetOptions, GetResponse, KeyValue};
-
-use super::{ANY_SIZE, Store, StoreError, StoredConfig};
-use crate::lease::LeaseAttributes;
-
-/// One key below `<prefix>/subnets/`. Anybody may have written it: etcd takes keys and values of up to 1.5 MB, and what
-/// no lease can be is not kept whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The last part of the key. One that is no text, or has more than 256 bytes, is stood for by its beginning with a
-    /// U+FFFD in it, its size and a number that tells it from others.
-    pub key: String,
-    /// The value; of one with more than [`LeaseAttributes::MOST_BYTES`], only that many bytes and one.
-    pub value: Vec<u8>,
-    /// Store revision at which the key was created.
-    pub create_revision: i64,
-    /// Store revision of the last write.
-    pub mod_revision: i64,
-    /// The etcd lease that keeps the key alive.
-    pub etcd_lease: Option<i64>,
-}
-
-/// All keys below `<prefix>/subnets/` at one revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
-    /// The entries, in the order of their keys.
-    pub entries: Vec<Entry>,
-    /// Store revision of the list.
-    pub revision: i64,
-    /// Which etcd cluster answered.
-    pub cluster_id: u64,
-}
-
-/// All that the store holds of a network, at one revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The network config; `None` when nobody has written one.
-    pub config: Option<StoredConfig>,
-    /// Every lease.
-    pub leases: Listing,
-}
+use super::collection::{Collection, entry};
+use super::error::StoreError;
+use super::limits::ANY_SIZE;
+use crate::stored::{Listing, Stored, read};
 
 /// Keys in the first page of a list: about 300 KB.
 const FIRST_PAGE: i64 = 1000;
@@ -54,63 +17,49 @@ const PAGE_BYTES: usize = 1 << 20;
 /// No page has more keys, however small they are.
 const MOST_IN_PAGE: i64 = 20_000;
 
-impl Store {
-    /// The network config and every lease, at one revision.
-    ///
-    /// # Errors
-    /// Any [`StoreError`], among them a compaction between two requests.
-    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        let leases = self.list().await?;
-        let config = self.config_at(leases.revision).await?;
-        Ok(Snapshot { config, leases })
-    }
-
-    /// How many leases there are.
+impl<T: Stored> Collection<T> {
+    /// How many keys there are.
     ///
     /// # Errors
     /// Any [`StoreError`].
     pub async fn count(&self) -> Result<u64, StoreError> {
-        let prefix = self.subnets_prefix();
         let response = self
+            .store
             .call(|mut client: Client| {
-                let options = GetOptions::new().with_range(prefix_end(&prefix)).with_count_only();
-                let from = prefix.clone();
+                let options = GetOptions::new().with_range(prefix_end(&self.prefix)).with_count_only();
+                let from = self.prefix.clone();
                 async move { client.get(from, Some(options)).await }
             })
             .await?;
         Ok(u64::try_from(response.count()).unwrap_or_default())
     }
 
-    /// Every lease, at one revision, read page by page.
+    /// All of them, at one revision.
     ///
     /// # Errors
     /// Any [`StoreError`], among them a compaction between two pages.
-    pub async fn list(&self) -> Result<Listing, StoreError> {
-        self.list_below(&self.subnets_prefix()).await
-    }
-
-    /// Every key below a prefix, which ends with `/`, at one revision, read page by page.
-    pub(super) async fn list_below(&self, prefix: &str) -> Result<Listing, StoreError> {
-        let mut listing = Listing::default();
-        let (from, end) = (prefix.as_bytes().to_vec(), prefix_end(prefix));
+    pub async fn list(&self) -> Result<Listing<T>, StoreError> {
+        let mut listing = Listing { items: Vec::new(), revision: 0, cluster_id: 0 };
+        let (from, end) = (self.prefix.as_bytes().to_vec(), prefix_end(&self.prefix));
         let mut page = Page { from, end, limit: FIRST_PAGE, most: MOST_IN_PAGE, revision: 0 };
         let mut response = self.page(&mut page).await?;
         if let Some(header) = response.header() {
             (listing.revision, listing.cluster_id) = (header.revision(), header.cluster_id());
         }
         page.revision = listing.revision;
+        let item = |kv| entry(&self.prefix, kv).map(read);
         loop {
             let more = response.more();
             let found = response.take_kvs();
             let Some(last) = found.last().filter(|_| more) else {
-                listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
+                listing.items.extend(found.into_iter().filter_map(item));
                 return Ok(listing);
             };
             page.from = [last.key(), &[0]].concat();
             page.was_read(found.len(), found.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
-            // The store gathers the next page while this one is taken apart.
+            // The store gathers the next page while this one is read.
             let (next, ()) = tokio::join!(biased; self.page(&mut page), async {
-                listing.entries.extend(found.into_iter().filter_map(|kv| entry(prefix, kv)));
+                listing.items.extend(found.into_iter().filter_map(item));
             });
             response = next?;
         }
@@ -120,6 +69,7 @@ impl Store {
     async fn page(&self, page: &mut Page) -> Result<GetResponse, StoreError> {
         loop {
             let response = self
+                .store
                 .call(|client: Client| {
                     let options = GetOptions::new()
                         .with_range(page.end.clone())
@@ -177,47 +127,6 @@ impl Page {
     }
 }
 
-pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
-    let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
-    let etcd_lease = Some(kv.lease()).filter(|lease| *lease != 0);
-    let (key, value) = kv.into_key_value();
-    let (key, value) = (name(key.strip_prefix(prefix.as_bytes())?), bounded(value));
-    Some(Entry { key, value, create_revision, mod_revision, etcd_lease })
-}
-
-/// The last part of a key, and a value, as they are kept in an [`Entry`]. Compiled with `--cfg fuzzing` alone.
-#[cfg(fuzzing)]
-pub fn kept(key: &[u8], value: Vec<u8>) -> (String, Vec<u8>) {
-    (name(key), bounded(value))
-}
-
-/// A value, of which no more is kept than a lease can have, and one byte that tells.
-fn bounded(mut value: Vec<u8>) -> Vec<u8> {
-    if value.len() > LeaseAttributes::MOST_BYTES {
-        value.truncate(LeaseAttributes::MOST_BYTES + 1);
-        value.shrink_to_fit();
-    }
-    value
-}
-
-/// Bytes of a key that is kept whole. The longest that names subnets has 62.
-const MOST_IN_KEY: usize = 256;
-/// Bytes that are kept of any other.
-const HEAD_OF_KEY: usize = 64;
-
-/// A key as text, a different one for each key. What is no key of a lease has a U+FFFD in it and is not kept whole.
-fn name(key: &[u8]) -> String {
-    match std::str::from_utf8(key) {
-        Ok(text) if text.len() <= MOST_IN_KEY => text.to_owned(),
-        _ => {
-            let mut number = DefaultHasher::new();
-            key.hash(&mut number);
-            let head = String::from_utf8_lossy(&key[..key.len().min(HEAD_OF_KEY)]);
-            format!("{head}\u{fffd}... ({} bytes, number {:016x})", key.len(), number.finish())
-        }
-    }
-}
-
 /// The first key after all keys with the prefix, which ends with `/`.
 fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
@@ -262,29 +171,5 @@ mod tests {
         assert!(read < 200 && too_large < 40, "{read} pages, {too_large} too large");
         // Of an etcd that was told to take more.
         assert_eq!(list(&[40 * megabyte; 3]).0, 3);
-    }
-
-    #[test]
-    fn of_a_megabyte_that_can_be_no_lease_little_is_kept() {
-        // A lease to anybody who reads all of it, and to anybody who reads its beginning.
-        let padded = [br#"{"PublicIP":"192.168.64.11"}"#.as_slice(), &vec![b' '; 1 << 20]].concat();
-        let kept = bounded(padded);
-        assert!(kept.capacity() <= LeaseAttributes::MOST_BYTES + 1, "{}", kept.capacity());
-        let error = LeaseAttributes::from_json(&kept).unwrap_err().to_string();
-        assert_eq!(error, "unreadable value: it is larger than a lease, which has at most 8192 bytes");
-    }
-
-    #[test]
-    fn a_key_of_a_megabyte_and_one_that_is_no_text_are_told_from_others_like_them() {
-        let key = |last: u8| name(&[vec![b'A'; 1 << 20], vec![last]].concat());
-        assert!(key(b'1').starts_with("AAAA") && key(b'1').len() < 150, "{}", key(b'1'));
-        assert!(key(b'1').contains("A\u{fffd}... (1048577 bytes, number "), "{}", key(b'1'));
-        assert_ne!(key(b'1'), key(b'2'));
-        assert_eq!(key(b'1'), key(b'1'));
-        assert_ne!(name(b"\xff"), name(b"\xfe"));
-        // What can be typed is itself.
-        for whole in ["10.5.3.0-24", "h1\u{1b}[2J\n", &"k".repeat(MOST_IN_KEY)] {
-            assert_eq!(name(whole.as_bytes()), whole);
-        }
     }
 }

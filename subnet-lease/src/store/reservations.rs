@@ -5,14 +5,16 @@
 
 use std::net::IpAddr;
 
-use etcd_client::{Client, TxnOp};
+use etcd_client::TxnOp;
 
-use super::listing::entry;
-use super::{Store, StoreError, unchanged};
+use super::client::{Store, unchanged};
+use super::collection::Collection;
+use super::error::StoreError;
+use crate::entry::Entry;
 use crate::family::PerFamily;
 use crate::key::Subnets;
-use crate::lease::LeaseAttributes;
-use crate::store::Entry;
+use crate::lease::{InvalidLease, Lease, LeaseAttributes};
+use crate::stored::Stored;
 
 /// A subnet that is kept for one host for ever.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +36,15 @@ impl Reservation {
         let same = |(family, ip)| self.public_ips.get(family) == Some(ip);
         etcd_lease.is_some() && attributes.public_ips.iter().any(same)
     }
+}
 
-    fn from_entry(entry: &Entry) -> Option<Self> {
-        let subnets = Subnets::from_key(&entry.key).ok()?;
-        Some(Self { subnets, public_ips: LeaseAttributes::from_json(&entry.value).ok()?.public_ips })
+impl Stored for Reservation {
+    const PLURAL: &'static str = "reservations";
+    type Invalid = InvalidLease;
+
+    fn read(entry: &Entry) -> Result<Self, InvalidLease> {
+        let Lease { subnets, attributes, .. } = Lease::from_entry(entry)?;
+        Ok(Self { subnets, public_ips: attributes.public_ips })
     }
 }
 
@@ -47,15 +54,8 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub async fn reservation(&self, subnets: &Subnets) -> Result<Option<Reservation>, StoreError> {
-        let path = self.reservation_key(subnets);
-        let mut response = self
-            .call(|mut client: Client| {
-                let path = path.clone();
-                async move { client.get(path, None).await }
-            })
-            .await?;
-        let found = response.take_kvs().into_iter().next();
-        Ok(found.and_then(|kv| Reservation::from_entry(&entry(&self.reservations_prefix(), kv)?)))
+        let found = self.remembered().get(&subnets.key()).await?;
+        Ok(found.and_then(|entry| Reservation::read(&entry).ok()))
     }
 
     /// All reservations that are remembered.
@@ -63,8 +63,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub async fn reservations(&self) -> Result<Vec<Reservation>, StoreError> {
-        let listing = self.list_below(&self.reservations_prefix()).await?;
-        Ok(listing.entries.iter().filter_map(Reservation::from_entry).collect())
+        Ok(self.remembered().list().await?.readable().cloned().collect())
     }
 
     /// Writes a lease without an etcd lease, and remembers that; in the same moment deletes what the host holds
@@ -78,21 +77,21 @@ impl Store {
         reservation: &Reservation,
         value: &[u8],
         seen: i64,
-        instead: &[&Entry],
+        instead: &[&Lease],
     ) -> Result<Option<i64>, StoreError> {
-        let path = self.subnet_key(&reservation.subnets.key());
-        let memory = self.reservation_key(&reservation.subnets);
+        let (leases, remembered) = (self.leases(), self.remembered());
+        let path = leases.path(&reservation.subnets.key());
+        let memory = remembered.path(&reservation.subnets.key());
         let mut provided = vec![unchanged(&path, seen)];
         let mut operations =
             vec![TxnOp::put(path, value, None), TxnOp::put(memory, reservation.to_json(), None)];
-        for entry in instead {
-            let other = self.subnet_key(&entry.key);
-            provided.push(unchanged(&other, entry.mod_revision));
-            operations.push(TxnOp::delete(other, None));
-            let remembered = Subnets::from_key(&entry.key).map(|subnets| self.reservation_key(&subnets));
-            operations.extend(remembered.map(|key| TxnOp::delete(key, None)));
+        for lease in instead {
+            let key = lease.subnets.key();
+            provided.push(unchanged(&leases.path(&key), lease.mod_revision));
+            operations
+                .extend([leases.path(&key), remembered.path(&key)].map(|path| TxnOp::delete(path, None)));
         }
-        self.commit_all(provided, operations).await
+        self.commit(provided, operations).await
     }
 
     /// Remembers a reservation that stands already.
@@ -100,8 +99,8 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub async fn remember(&self, reservation: &Reservation) -> Result<(), StoreError> {
-        let put = TxnOp::put(self.reservation_key(&reservation.subnets), reservation.to_json(), None);
-        self.commit_all(Vec::new(), vec![put]).await.map(drop)
+        let path = self.remembered().path(&reservation.subnets.key());
+        self.commit(Vec::new(), vec![TxnOp::put(path, reservation.to_json(), None)]).await.map(drop)
     }
 
     /// Deletes a lease if its last write still is the one at `seen`, 0 for none, and what is remembered of a reservation.
@@ -110,17 +109,14 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub async fn release(&self, subnets: &Subnets, seen: i64) -> Result<bool, StoreError> {
-        let path = self.subnet_key(&subnets.key());
-        let operations = [path.clone(), self.reservation_key(subnets)].map(|key| TxnOp::delete(key, None));
-        self.commit_all(vec![unchanged(&path, seen)], operations.into()).await.map(|done| done.is_some())
+        let key = subnets.key();
+        let paths = [self.leases().path(&key), self.remembered().path(&key)];
+        let seen = vec![unchanged(&paths[0], seen)];
+        self.commit(seen, paths.map(|path| TxnOp::delete(path, None)).into()).await.map(|done| done.is_some())
     }
 
-    fn reservations_prefix(&self) -> String {
-        format!("{}/reservations/", self.config.prefix)
-    }
-
-    fn reservation_key(&self, subnets: &Subnets) -> String {
-        format!("{}{}", self.reservations_prefix(), subnets.key())
+    fn remembered(&self) -> Collection<Reservation> {
+        Collection::below(self, "reservations")
     }
 }
 

@@ -2,10 +2,12 @@
 
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 
-use super::error::refused_watch;
+use super::client::Store;
+use super::error::{StoreError, Unanswered};
+use super::failure::refused_watch;
+use super::limits::REQUEST_LIMIT;
 use super::stream::{Watch, WatchMessage};
-use super::unanswered::Unanswered;
-use super::{REQUEST_LIMIT, Store, StoreError};
+use crate::stored::Stored;
 
 /// What one member of the store says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,7 +57,7 @@ impl Store {
     /// # Errors
     /// Any [`StoreError`].
     pub async fn may_watch(&self) -> Result<(), StoreError> {
-        let mut watch = self.watch(0).await?;
+        let mut watch = self.leases().watch(0).await?;
         match tokio::time::timeout(REQUEST_LIMIT, signs_of_life(&mut watch)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(reason)) => Err(refused_watch(self.endpoints(), &reason)),
@@ -74,7 +76,7 @@ impl Store {
     /// Any [`StoreError`].
     pub async fn may_write(&self) -> Result<(), StoreError> {
         // Two keys, as a transaction may not do two things to one.
-        let [written, deleted] = PROBES.map(|key| self.subnet_key(key));
+        let [written, deleted] = PROBES.map(|key| self.leases().path(key));
         let operations = [TxnOp::put(written.as_str(), "", None), TxnOp::delete(deleted, None)];
         self.never(&written, &operations).await
     }
@@ -107,7 +109,7 @@ impl Store {
 }
 
 /// Waits for the word that the watch is open, and then for the answer to a question.
-async fn signs_of_life(watch: &mut Watch) -> Result<(), String> {
+async fn signs_of_life<T: Stored>(watch: &mut Watch<T>) -> Result<(), String> {
     if let WatchMessage::Ended(reason) = watch.message().await {
         return Err(reason);
     }

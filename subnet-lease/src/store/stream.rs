@@ -1,25 +1,29 @@
-//! The watch on all leases as a stream of messages.
+//! The watch on a collection as a stream of messages.
+
+use std::marker::PhantomData;
 
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use tokio::sync::watch;
 
-use super::listing::entry;
-use super::unanswered::innermost;
-use super::{ANY_SIZE, Store, StoreError};
-use crate::watch::Change;
+use super::collection::{Collection, entry};
+use super::error::StoreError;
+use super::limits::ANY_SIZE;
+use super::reason::innermost;
+use crate::stored::{KeyChange, Stored};
 
 /// Why a watch ended that we gave up.
 const GIVEN_UP: &str = "this host's own address has changed";
 
-impl Store {
-    /// Opens a watch on all leases, from `revision` on.
+impl<T: Stored> Collection<T> {
+    /// Opens a watch on all of it, from `revision` on.
     ///
     /// # Errors
     /// Any [`StoreError`].
-    pub(crate) async fn watch(&self, revision: i64) -> Result<Watch, StoreError> {
-        let given_up = self.given_up.subscribe();
-        let prefix = self.subnets_prefix();
+    pub(crate) async fn watch(&self, revision: i64) -> Result<Watch<T>, StoreError> {
+        let given_up = self.store.given_up.subscribe();
+        let prefix = self.prefix.clone();
         let stream = self
+            .store
             .call(|client: Client| {
                 // etcd puts up to 1000 revisions of 1.5 MB each into the response to a watch that is behind, unless it
                 // may send a response in pieces. Then a piece has one event, or not much more than 1.5 MB.
@@ -29,28 +33,29 @@ impl Store {
                 async move { client.watch(prefix, Some(options)).await }
             })
             .await?;
-        Ok(Watch { stream, prefix, given_up })
+        Ok(Watch { stream, prefix, given_up, holds: PhantomData })
     }
 }
 
-/// A watch on all leases.
-pub(crate) struct Watch {
+/// A watch on a collection.
+pub(crate) struct Watch<T> {
     stream: WatchStream,
     prefix: String,
     given_up: watch::Receiver<()>,
+    holds: PhantomData<fn() -> T>,
 }
 
 /// What a watch said.
-pub(crate) enum WatchMessage {
-    /// Leases changed; empty when the store only gave a sign of life.
-    Changes(Vec<Change>),
+pub(crate) enum WatchMessage<T: Stored> {
+    /// Keys changed; empty when the store only gave a sign of life.
+    Changes(Vec<KeyChange<T>>),
     /// The watch is over, with the reason.
     Ended(String),
 }
 
-impl Watch {
+impl<T: Stored> Watch<T> {
     /// The next message. Cancel-safe.
-    pub(crate) async fn message(&mut self) -> WatchMessage {
+    pub(crate) async fn message(&mut self) -> WatchMessage<T> {
         let message = tokio::select! {
             message = self.stream.message() => message,
             _ = self.given_up.changed() => return WatchMessage::Ended(GIVEN_UP.to_owned()),
@@ -68,8 +73,8 @@ impl Watch {
                 let change = |event: &etcd_client::Event| {
                     let entry = entry(&self.prefix, event.kv()?.clone())?;
                     Some(match event.event_type() {
-                        EventType::Put => Change::Put(entry),
-                        EventType::Delete => Change::Delete { key: entry.key },
+                        EventType::Put => KeyChange::put(entry),
+                        EventType::Delete => KeyChange::Delete { key: entry.key },
                     })
                 };
                 WatchMessage::Changes(response.events().iter().filter_map(change).collect())

@@ -8,7 +8,8 @@ use flan_tls_files::utc;
 use rustls::pki_types::UnixTime;
 use rustls::{CertificateError, Error};
 
-use super::unanswered::{Words, chain};
+use self::probe::host_and_port;
+use super::reason::{Words, chain};
 use crate::store_config::Credentials;
 
 /// What helps where the store wants to know who we are.
@@ -216,13 +217,6 @@ fn bare_name(name: &str) -> String {
 /// The host of a URL.
 fn host(endpoint: &str) -> &str {
     host_and_port(endpoint.split_once("://").map_or(endpoint, |(_, place)| place)).0
-}
-
-/// The host of what follows `https://`, without brackets, and its port.
-fn host_and_port(place: &str) -> (&str, u16) {
-    let parts = place.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
-    let (host, port) = parts.map_or((place, None), |(host, port)| (host, port.parse().ok()));
-    (host.trim_matches(['[', ']']), port.unwrap_or(443))
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use etcd_client::Client;
 use tokio::sync::watch;
 
-use super::Store;
-use super::error::asks_nobody;
+use super::client::Store;
+use super::failure::asks_nobody;
 
 impl Store {
     /// Whether we have a user and the store asks nobody who they are, because authentication is switched off there. As

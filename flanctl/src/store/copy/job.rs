@@ -129,11 +129,11 @@ impl Job<'_> {
             return Ok(Fate::Unchanged);
         }
         let fate = if key.seen == 0 { Fate::Copied } else { Fate::Overwritten };
-        if self.dry_run || self.to.put(&key.key, &key.value, etcd_lease, key.seen).await?.is_some() {
+        if self.dry_run || self.to.leases().put(&key.key, &key.value, etcd_lease, key.seen).await?.is_some() {
             return Ok(fate);
         }
         // The answer to a write may get lost; tried again, it finds itself.
-        let found = self.to.get(&key.key).await?;
+        let found = self.to.leases().get(&key.key).await?;
         let is_ours = found.is_some_and(|found| found.value == key.value && found.etcd_lease == etcd_lease);
         Ok(if is_ours { fate } else { Fate::ChangedMeanwhile })
     }

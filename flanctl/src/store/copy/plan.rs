@@ -1,6 +1,7 @@
 //! What a copy has to write, found from what stands in both stores.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use flan_subnet_lease::{Entry, LeaseAttributes, Snapshot};
 
@@ -63,14 +64,14 @@ pub(crate) struct Occupied {
 
 /// Compares two stores. Without `force`, a target that holds anything is refused.
 pub(crate) fn plan(source: Snapshot, target: &Snapshot, force: bool) -> Result<Plan, Occupied> {
-    if !force && (target.config.is_some() || !target.leases.entries.is_empty()) {
-        let leases = target.leases.entries.iter().map(|entry| entry.key.clone()).collect();
+    let there = || target.leases.readable();
+    if !force && (target.config.is_some() || there().next().is_some()) {
+        let leases = there().map(|entry| entry.key.clone()).collect();
         return Err(Occupied { config: target.config.is_some(), leases });
     }
-    let standing: HashMap<&str, &Entry> =
-        target.leases.entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
-    let copied: HashSet<&str> = source.leases.entries.iter().map(|entry| entry.key.as_str()).collect();
-    let only_there = target.leases.entries.iter().filter(|entry| !copied.contains(entry.key.as_str()));
+    let standing: HashMap<&str, &Entry> = there().map(|entry| (entry.key.as_str(), entry)).collect();
+    let copied: HashSet<&str> = source.leases.readable().map(|entry| entry.key.as_str()).collect();
+    let only_there = there().filter(|entry| !copied.contains(entry.key.as_str()));
     let left_alone = only_there.map(|entry| entry.key.clone()).collect();
     let config = source.config.map(|config| {
         let stands = target.config.as_ref().is_some_and(|there| there.json == config.json);
@@ -78,7 +79,7 @@ pub(crate) fn plan(source: Snapshot, target: &Snapshot, force: bool) -> Result<P
     });
     let mut plan = Plan { config, left_alone, ..Plan::default() };
     let mut shared: BTreeMap<i64, Group> = BTreeMap::new();
-    for entry in source.leases.entries {
+    for entry in source.leases.items.into_iter().flatten().map(Arc::unwrap_or_clone) {
         if entry.key.contains(char::REPLACEMENT_CHARACTER) {
             plan.skipped.push((entry.key, "its key is not text, or too long"));
             continue;
@@ -140,7 +141,7 @@ mod tests {
     fn store(config: Option<&str>, entries: Vec<Entry>) -> Snapshot {
         Snapshot {
             config: config.map(|json| StoredConfig { json: json.as_bytes().to_vec(), mod_revision: 2 }),
-            leases: Listing { entries, revision: 9, cluster_id: 1 },
+            leases: Listing::of(entries, 9, 1),
         }
     }
 

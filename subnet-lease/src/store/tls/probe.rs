@@ -11,7 +11,6 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::host_and_port;
 use crate::store_config::Credentials;
 
 /// How long all of it may take. A store that refuses us says so at once, and one that does not sends its settings.
@@ -58,4 +57,11 @@ fn config(credentials: &Credentials) -> io::Result<ClientConfig> {
 
 fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(io::Error::other)
+}
+
+/// The host of what follows `https://`, without brackets, and its port.
+pub(super) fn host_and_port(place: &str) -> (&str, u16) {
+    let parts = place.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
+    let (host, port) = parts.map_or((place, None), |(host, port)| (host, port.parse().ok()));
+    (host.trim_matches(['[', ']']), port.unwrap_or(443))
 }

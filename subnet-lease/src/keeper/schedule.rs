@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{FIRST_WAIT, LONGEST_WAIT};
+use super::claim::{FIRST_WAIT, LONGEST_WAIT};
 use crate::backoff::Backoff;
 
 /// What a look at our key came to.
@@ -29,7 +29,7 @@ pub(super) enum Task {
 }
 
 /// When the keeper does what. It knows neither the store nor the clock.
-pub(super) struct Rounds {
+pub(super) struct Schedule {
     interval: Duration,
     /// The last keepalive that succeeded.
     kept: Instant,
@@ -43,7 +43,7 @@ pub(super) struct Rounds {
     mendings: Backoff,
 }
 
-impl Rounds {
+impl Schedule {
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
         Self {
             interval,
@@ -137,51 +137,51 @@ mod tests {
     fn keepalives_are_due_in_their_interval_and_a_look_comes_first() {
         let now = Instant::now();
         let hour = Duration::from_secs(3600);
-        let mut rounds = Rounds::new(hour, now);
-        assert_eq!((rounds.due(), rounds.task()), (now + hour, Task::KeepAlive));
-        rounds.suspect(now);
-        assert_eq!((rounds.due(), rounds.task()), (now, Task::Look));
-        rounds.done(Task::Look, Some(&Looked::Fine), now);
-        assert_eq!((rounds.due(), rounds.task()), (now + hour, Task::KeepAlive));
-        rounds.done(Task::KeepAlive, Some(&Looked::Fine), now + hour);
-        assert_eq!(rounds.due(), now + 2 * hour);
+        let mut schedule = Schedule::new(hour, now);
+        assert_eq!((schedule.due(), schedule.task()), (now + hour, Task::KeepAlive));
+        schedule.suspect(now);
+        assert_eq!((schedule.due(), schedule.task()), (now, Task::Look));
+        schedule.done(Task::Look, Some(&Looked::Fine), now);
+        assert_eq!((schedule.due(), schedule.task()), (now + hour, Task::KeepAlive));
+        schedule.done(Task::KeepAlive, Some(&Looked::Fine), now + hour);
+        assert_eq!(schedule.due(), now + 2 * hour);
     }
 
     #[test]
     fn a_look_that_failed_is_tried_again_after_a_wait() {
         let now = Instant::now();
-        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
-        rounds.suspect(now);
-        let wait = rounds.done(Task::Look, None, now);
+        let mut schedule = Schedule::new(Duration::from_secs(3600), now);
+        schedule.suspect(now);
+        let wait = schedule.done(Task::Look, None, now);
         assert!(wait > Duration::ZERO);
-        rounds.suspect(now);
-        assert_eq!((rounds.due(), rounds.task()), (now + wait, Task::Look));
+        schedule.suspect(now);
+        assert_eq!((schedule.due(), schedule.task()), (now + wait, Task::Look));
     }
 
     #[test]
     fn what_is_new_is_published_at_once_even_where_the_key_is_in_dispute() {
         let now = Instant::now();
-        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
-        rounds.suspect(now);
-        rounds.done(Task::Look, Some(&Looked::Mended), now);
-        rounds.suspect(now);
-        assert!(rounds.due() > now);
-        rounds.publish(now);
-        assert_eq!((rounds.due(), rounds.task()), (now, Task::Look));
-        let wait = rounds.done(Task::Look, None, now);
-        assert_eq!((rounds.due(), rounds.task()), (now + wait, Task::Look));
-        rounds.done(Task::Look, Some(&Looked::Published), now + wait);
-        assert_eq!(rounds.task(), Task::KeepAlive);
+        let mut schedule = Schedule::new(Duration::from_secs(3600), now);
+        schedule.suspect(now);
+        schedule.done(Task::Look, Some(&Looked::Mended), now);
+        schedule.suspect(now);
+        assert!(schedule.due() > now);
+        schedule.publish(now);
+        assert_eq!((schedule.due(), schedule.task()), (now, Task::Look));
+        let wait = schedule.done(Task::Look, None, now);
+        assert_eq!((schedule.due(), schedule.task()), (now + wait, Task::Look));
+        schedule.done(Task::Look, Some(&Looked::Published), now + wait);
+        assert_eq!(schedule.task(), Task::KeepAlive);
     }
 
     #[test]
     fn a_claim_is_objected_to_at_once_however_often_it_comes() {
         let mut now = Instant::now();
-        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
+        let mut schedule = Schedule::new(Duration::from_secs(3600), now);
         for _ in 0..12 {
-            rounds.suspect(now);
-            assert_eq!(rounds.due(), now);
-            rounds.done(Task::Look, Some(&Looked::Objected), now);
+            schedule.suspect(now);
+            assert_eq!(schedule.due(), now);
+            schedule.done(Task::Look, Some(&Looked::Objected), now);
             now += Duration::from_secs(5);
         }
     }
@@ -189,17 +189,17 @@ mod tests {
     #[test]
     fn a_key_in_dispute_is_written_less_and_less_often() {
         let mut now = Instant::now();
-        let mut rounds = Rounds::new(Duration::from_secs(3600), now);
+        let mut schedule = Schedule::new(Duration::from_secs(3600), now);
         let mut waits = Vec::new();
         for _ in 0..12 {
-            rounds.suspect(now);
-            waits.push(rounds.due() - now);
-            now = rounds.due();
-            rounds.done(Task::Look, Some(&Looked::Mended), now);
+            schedule.suspect(now);
+            waits.push(schedule.due() - now);
+            now = schedule.due();
+            schedule.done(Task::Look, Some(&Looked::Mended), now);
         }
         assert_eq!(waits[0], Duration::ZERO);
         assert!(waits[11] >= LONGEST_DISPUTE && waits[11] < CLAIM_WAIT, "{waits:?}");
-        rounds.suspect(now + QUIET);
-        assert_eq!(rounds.due(), now + QUIET);
+        schedule.suspect(now + QUIET);
+        assert_eq!(schedule.due(), now + QUIET);
     }
 }

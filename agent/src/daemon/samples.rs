@@ -1,0 +1,22 @@
+//! Values that tests share.
+
+use std::collections::BTreeSet;
+
+use flan_subnet_lease::{Entry, OwnLease, PerFamily};
+
+/// What was created and last written at this revision, behind an etcd lease.
+pub(super) fn entry(key: &str, value: &str, revision: i64) -> Entry {
+    Entry {
+        key: key.to_owned(),
+        value: value.as_bytes().to_vec(),
+        create_revision: revision,
+        mod_revision: revision,
+        etcd_lease: Some(7),
+    }
+}
+
+/// Of a host without an address.
+pub(super) fn own(subnets: &str) -> OwnLease {
+    let (addresses, identities) = (BTreeSet::new(), PerFamily::default());
+    OwnLease { subnets: subnets.parse().unwrap(), addresses, identities, node_id: None }
+}

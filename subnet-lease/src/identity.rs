@@ -1,0 +1,40 @@
+//! What identifies a peer on the wire, beside its address.
+
+use std::fmt;
+
+use macaddr::MacAddr6;
+
+/// What a backend tells one peer from every other by. Of two hosts with the same, only one can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Identity {
+    /// The MAC of its VXLAN device.
+    Mac(MacAddr6),
+}
+
+impl Identity {
+    /// Whether a host can have it.
+    pub(crate) fn is_usable(self) -> bool {
+        match self {
+            Self::Mac(mac) => !mac.is_nil() && !mac.is_multicast(),
+        }
+    }
+
+    /// How one of two machines that are copies of each other gets another.
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            Self::Mac(_) => {
+                "delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and \
+                 restart fland there"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    /// `VTEP MAC 02:00:00:00:00:01`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mac(mac) => write!(f, "VTEP MAC {}", mac.to_string().to_lowercase()),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What the store holds of a network: its config and its leases.
+
+use etcd_client::{Client, GetOptions, TxnOp};
+
+use super::client::{Store, unchanged};
+use super::collection::Collection;
+use super::error::StoreError;
+use super::limits::ANY_SIZE;
+use crate::entry::Entry;
+use crate::lease::Lease;
+use crate::stored::Listing;
+
+/// The network config as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredConfig {
+    /// The JSON.
+    pub json: Vec<u8>,
+    /// Store revision of the last write.
+    pub mod_revision: i64,
+}
+
+/// All that the store holds of a network, at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// The network config; `None` when nobody has written one.
+    pub config: Option<StoredConfig>,
+    /// Every lease, as it stands.
+    pub leases: Listing<Entry>,
+}
+
+/// Where the leases are.
+const LEASES: &str = "subnets";
+
+impl Store {
+    /// The leases, each under the key that its subnets make.
+    pub fn leases(&self) -> Collection<Lease> {
+        Collection::below(self, LEASES)
+    }
+
+    /// The network config and every lease, at one revision.
+    ///
+    /// # Errors
+    /// Any [`StoreError`], among them a compaction between two requests.
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let leases = Collection::below(self, LEASES).list().await?;
+        let config = self.config_at(leases.revision).await?;
+        Ok(Snapshot { config, leases })
+    }
+
+    /// The network config; `None` when nobody has written one.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn config(&self) -> Result<Option<StoredConfig>, StoreError> {
+        self.config_at(0).await
+    }
+
+    /// Writes the network config if it still is what the caller saw. Answers whether it was.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn put_config(&self, json: &[u8], seen: Option<&StoredConfig>) -> Result<bool, StoreError> {
+        let key = self.config_key();
+        let seen = unchanged(&key, seen.map_or(0, |seen| seen.mod_revision));
+        let put = TxnOp::put(key.as_str(), json, None);
+        self.commit(vec![seen], vec![put]).await.map(|revision| revision.is_some())
+    }
+
+    /// The network config as it was at a revision, 0 for the present.
+    pub(super) async fn config_at(&self, revision: i64) -> Result<Option<StoredConfig>, StoreError> {
+        let key = self.config_key();
+        let response = self
+            .call(|client: Client| {
+                let (key, options) = (key.clone(), GetOptions::new().with_revision(revision));
+                let mut client = client.kv_client().max_decoding_message_size(ANY_SIZE);
+                async move { client.get(key, Some(options)).await }
+            })
+            .await?;
+        Ok(response
+            .kvs()
+            .first()
+            .map(|kv| StoredConfig { json: kv.value().to_vec(), mod_revision: kv.mod_revision() }))
+    }
+
+    pub(super) fn config_key(&self) -> String {
+        format!("{}/config", self.prefix())
+    }
+}
