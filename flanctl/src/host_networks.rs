@@ -1,6 +1,6 @@
 //! What a network config means to the host on which it is written.
 
-use flan_agent::host_networks::{HostNetworks, collisions};
+use flan_backends::{HostNetworks, collisions};
 use flan_subnet_lease::NetworkConfig;
 
 /// Warns of networks of this host that the config's network meets. A host that does not tell of its networks is not one

@@ -86,7 +86,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             leave::run(store, &args).await
         }
         Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
-            let env = docker::wait(&subnet_file, timeout).await?;
+            let env = docker::wait(&subnet_file.path, timeout).await?;
             match docker_opts {
                 Some(file) => docker::write_options(&env, &file, &docker_opts_key).await,
                 None => Ok(()),
