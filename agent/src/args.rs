@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile};
-use flan_subnet_lease::OverlapPolicy;
+use flan_subnet_lease::{NodeIdentity, OverlapPolicy};
 use regex::Regex;
 
 use crate::embedded_args::EmbeddedArgs;
@@ -266,6 +266,14 @@ impl Args {
             ));
         }
         Ok(Some(margin))
+    }
+
+    /// Who this host is, whatever its address: as the flags say, else by the host name and the machine id.
+    pub fn identity(&self) -> NodeIdentity {
+        let name = || Some(hostname::get().ok()?.to_string_lossy().into_owned());
+        let host = self.node_name.clone().or_else(name);
+        let host = host.filter(|name| !name.is_empty()).map(String::into_boxed_str);
+        NodeIdentity { host, id: self.node_id.id() }
     }
 }
 

@@ -86,15 +86,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::embedded_args::EmbeddedArgs;
-
-    #[derive(Parser)]
-    struct Sample {
-        #[command(flatten)]
-        store: StoreArgs,
-        #[command(flatten)]
-        embedded: EmbeddedArgs,
-    }
+    use crate::embedded_args::tests::Sample;
 
     /// What is said of a start with a certificate for these names, `cert.pem`, and these flags.
     fn start_with(names: &[&str], listen: &str, flags: &[&str]) -> Result<(), String> {

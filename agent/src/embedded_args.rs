@@ -6,7 +6,7 @@ use clap::Args;
 use flan_agent_api::{StoreArgs, Urls};
 use flan_embedded_store::Settings;
 
-use crate::serving_args::{ServingArgs, listen, tls};
+use crate::serving_args::ServingArgs;
 
 /// The store that this agent brings along.
 #[derive(Debug, Clone, Args)]
@@ -72,7 +72,7 @@ impl EmbeddedArgs {
     /// When `store` names other endpoints: of two stores nobody could tell which one counts. When a URL is none to listen
     /// on.
     pub fn settings(&self, store: &StoreArgs) -> Result<Option<Settings>, String> {
-        let Some(data_dir) = self.embedded_store.clone() else { return Ok(None) };
+        let Some(data_dir) = &self.embedded_store else { return Ok(None) };
         if !store.etcd_endpoints.is_empty() {
             return Err(format!(
                 "--embedded-store {} brings the store along, and --etcd-endpoints {} (or the variable \
@@ -81,18 +81,14 @@ impl EmbeddedArgs {
                 store.given_endpoints()
             ));
         }
-        Ok(Some(Settings {
-            data_dir,
-            listen: listen(&self.store_listen, "--store-listen", "--store-trusted-ca-file")?,
-            tls: tls(&self.store_cert_file, &self.store_key_file, &self.store_trusted_ca_file),
-            insecure: self.serving.store_insecure,
-            retention: self.serving.auto_compaction_retention,
-        }))
+        let tls = [&self.store_cert_file, &self.store_key_file, &self.store_trusted_ca_file];
+        let flags = ["--store-listen", "--store-trusted-ca-file"];
+        self.serving.settings(data_dir, &self.store_listen, tls, flags).map(Some)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use clap::Parser;
@@ -101,11 +97,11 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Sample {
+    pub(crate) struct Sample {
         #[command(flatten)]
-        store: StoreArgs,
+        pub(crate) store: StoreArgs,
         #[command(flatten)]
-        embedded: EmbeddedArgs,
+        pub(crate) embedded: EmbeddedArgs,
     }
 
     fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Option<Settings>, String> {

@@ -12,7 +12,6 @@ mod flag_values;
 pub mod interface;
 pub mod log;
 pub mod lookout;
-pub mod node;
 mod notify;
 mod ports;
 mod problem;

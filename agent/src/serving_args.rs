@@ -1,12 +1,12 @@
-//! The flags that `fland --embedded-store` and `fland store` have in common, and how both read those that they name
-//! apart.
+//! The flags that `fland --embedded-store` and `fland store` have in common, and what follows from those that they
+//! name apart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use flan_agent_api::Urls;
-use flan_embedded_store::{ListenUrl, TlsFiles};
+use flan_embedded_store::{ListenUrl, Settings, TlsFiles};
 use flan_subnet_lease::without_user;
 
 use crate::flag_values::{duration, switch};
@@ -30,6 +30,32 @@ pub struct ServingArgs {
     pub auto_compaction_retention: Duration,
 }
 
+impl ServingArgs {
+    /// What the store is started with. `tls` are the files with the certificate, its key, and the CAs that sign clients'
+    /// certificates; the command line takes neither of the first two without the other. `flags` are those for `listen`
+    /// and for the CAs.
+    ///
+    /// # Errors
+    /// What is no URL to listen on, and what would be.
+    pub(crate) fn settings(
+        &self,
+        data_dir: &Path,
+        listen: &[Urls],
+        tls: [&Option<PathBuf>; 3],
+        flags: [&str; 2],
+    ) -> Result<Settings, String> {
+        let [certificate, key, client_authorities] = tls.map(Clone::clone);
+        let both = certificate.zip(key);
+        Ok(Settings {
+            data_dir: data_dir.to_owned(),
+            listen: addresses(listen, flags)?,
+            tls: both.map(|(certificate, key)| TlsFiles { certificate, key, client_authorities }),
+            insecure: self.store_insecure,
+            retention: self.auto_compaction_retention,
+        })
+    }
+}
+
 /// A list of many leases is read in pages, all at the revision of the first one, and a watch begins behind the list.
 /// With less than this, a slow one could find that its revision is gone.
 const LEAST: Duration = Duration::from_secs(60);
@@ -43,12 +69,9 @@ fn retention(text: &str) -> Result<Duration, String> {
     duration(text, LEAST)
 }
 
-/// Where a store is to listen, as the flag `flag` says; `authorities` is the flag for those that sign clients'
+/// Where a store is to listen, as the first of these flags says; the second is the one for those that sign clients'
 /// certificates.
-///
-/// # Errors
-/// What is no URL to listen on, and what would be.
-pub(crate) fn listen(lists: &[Urls], flag: &str, authorities: &str) -> Result<Vec<ListenUrl>, String> {
+fn addresses(lists: &[Urls], [flag, authorities]: [&str; 2]) -> Result<Vec<ListenUrl>, String> {
     let read = |list: &Urls, url: &str| {
         url.parse().map_err(|invalid| {
             // As with endpoints, it may be a half of what names a user.
@@ -62,16 +85,6 @@ pub(crate) fn listen(lists: &[Urls], flag: &str, authorities: &str) -> Result<Ve
         })
     };
     lists.iter().flat_map(|list| list.each().map(move |url| read(list, url))).collect()
-}
-
-/// The files together, where a certificate and its key are given; the command line takes neither without the other.
-pub(crate) fn tls(
-    certificate: &Option<PathBuf>,
-    key: &Option<PathBuf>,
-    client_authorities: &Option<PathBuf>,
-) -> Option<TlsFiles> {
-    let (certificate, key) = certificate.clone().zip(key.clone())?;
-    Some(TlsFiles { certificate, key, client_authorities: client_authorities.clone() })
 }
 
 #[cfg(test)]
@@ -101,7 +114,7 @@ mod tests {
     fn a_store_does_not_listen_for_users() {
         let refusal = |text: &str| {
             let urls = [Urls::from("http://127.0.0.1:1".to_owned()), Urls::from(text.to_owned())];
-            listen(&urls, "--listen", "--ca").unwrap_err()
+            addresses(&urls, ["--listen", "--ca"]).unwrap_err()
         };
         assert_eq!(
             refusal("http://u:s3cret@10.0.0.2:2379"),

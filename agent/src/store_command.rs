@@ -10,7 +10,7 @@ use crate::embedded::Embedded;
 use crate::log::LogArgs;
 use crate::notify;
 use crate::refused::refused;
-use crate::serving_args::{ServingArgs, listen, tls};
+use crate::serving_args::ServingArgs;
 
 /// Run only the store, without an agent: an etcd for the agents, in one local file
 ///
@@ -61,13 +61,9 @@ impl StoreCommand {
     /// # Errors
     /// What is no URL to listen on, and what would be.
     pub fn settings(&self) -> Result<Settings, String> {
-        Ok(Settings {
-            data_dir: self.data_dir.clone(),
-            listen: listen(&self.listen_client_urls, "--listen-client-urls", "--trusted-ca-file")?,
-            tls: tls(&self.cert_file, &self.key_file, &self.trusted_ca_file),
-            insecure: self.serving.store_insecure,
-            retention: self.serving.auto_compaction_retention,
-        })
+        let tls = [&self.cert_file, &self.key_file, &self.trusted_ca_file];
+        let flags = ["--listen-client-urls", "--trusted-ca-file"];
+        self.serving.settings(&self.data_dir, &self.listen_client_urls, tls, flags)
     }
 }
 

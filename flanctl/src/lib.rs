@@ -9,7 +9,6 @@ mod env_file;
 mod failure;
 mod hand_over;
 mod host;
-mod host_networks;
 mod leave;
 mod output;
 mod progress;

@@ -27,7 +27,7 @@ use crate::lookout::Lookout;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
-use crate::{node, notify, rights};
+use crate::{notify, rights};
 
 /// How often the network config is looked at.
 const CONFIG_CHECK: Duration = Duration::from_secs(30);
@@ -108,7 +108,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         Reconciler::new(kernel, firewall::Linux::new(), backend::ownership(&config, nftables));
     reconciler.set_underlay(external.underlay.link);
     let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
-    let node = node::identity(&args);
+    let node = args.identity();
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
     let Chosen { backend, macs, datapath } =
         backend::choose(&config, &args.udp_without, &external.underlay, abilities, &seed, &actual)
