@@ -1,24 +1,23 @@
 //! The command line of `fland`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use flan_subnet_lease::OverlapPolicy;
+use clap::{Parser, Subcommand, ValueEnum};
+use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile};
+use flan_subnet_lease::{NodeIdentity, OverlapPolicy};
 use regex::Regex;
 
 use crate::embedded_args::EmbeddedArgs;
+use crate::flag_values::{duration, switch};
 use crate::log::LogArgs;
-use crate::store_args::StoreArgs;
 use crate::store_command::StoreCommand;
 
-/// Joins this host's containers to those of the other hosts.
+/// Connect this host's containers to those of the other hosts
 ///
-/// fland leases the subnet of this host's docker0 bridge from the store, which is etcd or a host that carries it, writes
-/// it to a file for dockerd, and programs the kernel so that packets for the other hosts' subnets reach them. It runs
-/// until it is told to stop, and what it has set up keeps working when it does.
+/// fland leases a subnet for this host's docker0 bridge from the store (etcd, or a host with the embedded store),
+/// writes it to a file for dockerd, and programs the kernel to send packets for the other hosts' subnets to those
+/// hosts. It runs until it is stopped. On vxlan, host-gw and alloc, packets flow on after that.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "fland",
@@ -29,7 +28,7 @@ use crate::store_command::StoreCommand;
     // started leads to no refusal. flanctl, not fland, takes the flags of the store after a command.
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    mut_args(|arg| arg.global(false))
+    mut_args(|arg| switch(arg).global(false))
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -44,8 +43,8 @@ pub struct Args {
     #[allow(missing_docs)]
     pub embedded: EmbeddedArgs,
 
-    /// External interface, by name or address; may be given more than once, the first that exists is taken. By
-    /// default the one that holds --public-ip or --public-ipv6, else the one with the best default route
+    /// External interface, by name or address. May be repeated; fland takes the first that exists. By default the
+    /// interface that holds --public-ip or --public-ipv6, else the one with the best default route
     #[arg(
         long,
         value_name = "NAME|IP",
@@ -55,7 +54,7 @@ pub struct Args {
     )]
     pub iface: Vec<String>,
 
-    /// Regular expression for the name or an address of the external interface; tried after --iface
+    /// Regular expression for the name or an address of the external interface. Tried after --iface
     #[arg(
         long,
         value_name = "REGEX",
@@ -65,7 +64,7 @@ pub struct Args {
     )]
     pub iface_regex: Vec<Regex>,
 
-    /// Take the interface that packets to this address leave by
+    /// Take the interface through which packets to this address leave
     #[arg(
         long,
         value_name = "IP",
@@ -75,26 +74,15 @@ pub struct Args {
     )]
     pub iface_can_reach: Option<IpAddr>,
 
-    /// IPv4 address that peers send to. Without --iface, the interface that holds it is taken; where none does, it is the
-    /// address outside of a NAT
-    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IP", help_heading = "External interface")]
-    pub public_ip: Option<Ipv4Addr>,
+    #[command(flatten, next_help_heading = "External interface")]
+    #[allow(missing_docs)]
+    pub public_ips: PublicIps,
 
-    /// IPv6 address that peers send to; as --public-ip
-    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IPV6", help_heading = "External interface")]
-    pub public_ipv6: Option<Ipv6Addr>,
+    #[command(flatten, next_help_heading = "Lease")]
+    #[allow(missing_docs)]
+    pub subnet_file: SubnetFile,
 
-    /// File that tells dockerd and the CNI plugin what was leased
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "FLAND_SUBNET_FILE",
-        default_value = "/run/flannel/subnet.env",
-        help_heading = "Lease"
-    )]
-    pub subnet_file: PathBuf,
-
-    /// How long the lease outlives this agent, such as 24h or 90m; from 60s to 1y
+    /// Lifetime of the lease after this agent has stopped, for example 24h or 90m. From 60s to 1y
     #[arg(
         long,
         value_name = "DURATION",
@@ -105,22 +93,21 @@ pub struct Args {
     )]
     pub subnet_lease_ttl: Duration,
 
-    /// Renew the lease at the latest this many minutes before it ends; less than --subnet-lease-ttl. It is renewed
-    /// after a third of its time in any case
+    /// Renew the lease at the latest this many minutes before it ends. Must be less than --subnet-lease-ttl. fland
+    /// renews it after a third of its lifetime in any case
     #[arg(long, value_name = "MINUTES", env = "FLAND_SUBNET_LEASE_RENEW_MARGIN", help_heading = "Lease")]
     pub subnet_lease_renew_margin: Option<u32>,
 
-    /// Name of this host, shown in listings; the host name by default
+    /// Name of this host in listings. The host name by default
     #[arg(long, value_name = "NAME", env = "FLAND_NODE_NAME", help_heading = "Lease")]
     pub node_name: Option<String>,
 
-    /// Identity of this machine, by which its lease is told from that of another machine with the same address;
-    /// made from /etc/machine-id by default
-    #[arg(long, value_name = "ID", env = "FLAND_NODE_ID", help_heading = "Lease")]
-    pub node_id: Option<String>,
+    #[command(flatten, next_help_heading = "Lease")]
+    #[allow(missing_docs)]
+    pub node_id: NodeId,
 
-    /// What to do where every free subnet overlaps another network of this host: refuse, and wait for another to
-    /// become free, or take one with a warning. A subnet that this host holds already is kept in any case
+    /// What to do if every free subnet overlaps another network of this host: refuse (wait until another one is free)
+    /// or warn (take one, and log a warning). A subnet that this host already holds is kept in either case
     #[arg(
         long,
         value_name = "refuse|warn",
@@ -133,62 +120,22 @@ pub struct Args {
     pub subnet_overlap: SubnetOverlap,
 
     /// Masquerade packets that leave the overlay network
-    #[arg(
-        long,
-        env = "FLAND_IP_MASQ",
-        default_value = "false",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        value_parser = BoolishValueParser::new(),
-        help_heading = "Packets"
-    )]
+    #[arg(long, env = "FLAND_IP_MASQ", default_value = "false", help_heading = "Packets")]
     pub ip_masq: bool,
 
-    /// Take packets of the overlay only from the addresses of current peers; needs nftables in the kernel
-    #[arg(
-        long,
-        env = "FLAND_SOURCE_CHECK",
-        default_value = "true",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        value_parser = BoolishValueParser::new(),
-        help_heading = "Packets"
-    )]
+    /// Accept overlay packets only from the addresses of current peers. Requires nftables in the kernel
+    #[arg(long, env = "FLAND_SOURCE_CHECK", default_value = "true", help_heading = "Packets")]
     pub source_check: bool,
 
-    /// Keep a rule first in the iptables FORWARD chain that accepts the overlay network; Docker drops it otherwise
-    #[arg(
-        long,
-        env = "FLAND_IPTABLES_FORWARD_RULES",
-        default_value = "true",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        value_parser = BoolishValueParser::new(),
-        help_heading = "Packets"
-    )]
+    /// Keep a rule at the top of the iptables FORWARD chain that accepts overlay packets, which Docker drops otherwise
+    #[arg(long, env = "FLAND_IPTABLES_FORWARD_RULES", default_value = "true", help_heading = "Packets")]
     pub iptables_forward_rules: bool,
 
     /// Drop packets for this host's subnet while no bridge holds it, instead of sending them back out
-    #[arg(
-        long,
-        env = "FLAND_IP_BLACKHOLE_ROUTE",
-        default_value = "false",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        value_parser = BoolishValueParser::new(),
-        help_heading = "Packets"
-    )]
+    #[arg(long, env = "FLAND_IP_BLACKHOLE_ROUTE", default_value = "false", help_heading = "Packets")]
     pub ip_blackhole_route: bool,
 
-    /// Compare the kernel with the plan this often, even if nothing seems to have changed; at least 1s
+    /// Compare the kernel with the plan at this interval, even if nothing seems to have changed. At least 1s
     #[arg(
         long,
         value_name = "DURATION",
@@ -211,7 +158,8 @@ pub struct Args {
     )]
     pub mass_loss_percent: u8,
 
-    /// How long peers that such a list lacks are kept, unless they come back earlier; 0s to believe every list
+    /// How long to keep peers that a distrusted lease list is missing, unless they reappear earlier. With 0s, fland
+    /// trusts every list
     #[arg(
         long,
         value_name = "DURATION",
@@ -233,7 +181,7 @@ pub struct Args {
     )]
     pub udp_without: Vec<UdpMode>,
 
-    /// Address to answer GET /healthz and GET /status on; 0.0.0.0 for every IPv4 address of this host
+    /// Address on which to answer GET /healthz and GET /status. 0.0.0.0 stands for every IPv4 address of this host
     #[arg(
         long,
         value_name = "IP",
@@ -243,7 +191,7 @@ pub struct Args {
     )]
     pub healthz_ip: IpAddr,
 
-    /// TCP port to answer GET /healthz and GET /status on; 0 for none
+    /// TCP port on which to answer GET /healthz and GET /status. 0 disables both
     #[arg(
         long,
         value_name = "PORT",
@@ -286,25 +234,22 @@ impl From<SubnetOverlap> for OverlapPolicy {
 /// What makes the udp backend fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum UdpMode {
-    /// Large TCP and UDP packets from and to the device: virtio-net headers, TSO and USO.
+    /// Large TCP and UDP packets to and from the device (virtio-net headers, TSO, USO)
     TunOffload,
-    /// Many datagrams in one send: UDP_SEGMENT.
+    /// Many datagrams in one send (UDP_SEGMENT)
     Gso,
-    /// Many datagrams in one receive: UDP_GRO.
+    /// Many datagrams in one receive (UDP_GRO)
     Gro,
 }
 
-/// 365.25 days, as humantime counts.
-const YEAR: Duration = Duration::from_secs(31_557_600);
-
 const AFTER_HELP: &str = "\
-Each flag is also read from the environment: FLAND_ and the flag's name in upper case with underscores, else \
-FLANNELD_ and the same. A flag wins over both.
+Each flag can also be set by an environment variable: FLAND_ and the flag's name in upper case with underscores \
+(FLAND_IP_MASQ), or FLANNELD_ and the same. A flag overrides FLAND_, which overrides FLANNELD_.
 
 Exit codes:
-  0  stopped by SIGTERM or SIGINT; routes, lease and subnet file stay
-  1  an error at run time, told on standard error
-  2  a setting that cannot work, told on standard error";
+  0  stopped by SIGTERM or SIGINT; routes, lease and subnet file remain
+  1  error at run time; the reason is on standard error
+  2  setting that cannot work; the reason is on standard error";
 
 impl Args {
     /// The renew margin, which must be shorter than the lease.
@@ -322,6 +267,14 @@ impl Args {
         }
         Ok(Some(margin))
     }
+
+    /// Who this host is, whatever its address: as the flags say, else by the host name and the machine id.
+    pub fn identity(&self) -> NodeIdentity {
+        let name = || Some(hostname::get().ok()?.to_string_lossy().into_owned());
+        let host = self.node_name.clone().or_else(name);
+        let host = host.filter(|name| !name.is_empty()).map(String::into_boxed_str);
+        NodeIdentity { host, id: self.node_id.id() }
+    }
 }
 
 fn lease_ttl(text: &str) -> Result<Duration, String> {
@@ -335,19 +288,6 @@ fn resync_interval(text: &str) -> Result<Duration, String> {
 fn pattern(text: &str) -> Result<Regex, String> {
     // The library draws the place in three lines; the last one says what is wrong.
     Regex::new(text).map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
-}
-
-/// A duration in whole seconds, from `least` to a year.
-pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> {
-    let duration =
-        humantime::parse_duration(text).map_err(|error| format!("{error}; expected such as 24h or 90s"))?;
-    if duration < least {
-        return Err(format!("at least {} is needed", humantime::format_duration(least)));
-    }
-    if duration > YEAR {
-        return Err("at most 1y is possible".to_owned());
-    }
-    Ok(Duration::from_secs(duration.as_secs()))
 }
 
 #[cfg(test)]
@@ -390,6 +330,14 @@ mod tests {
             (read(&["-v"]).unwrap().log.v, read(&["-v=5"]).unwrap().log.v, read(&["-v", "3"]).unwrap().log.v),
             (1, 5, 3)
         );
+    }
+
+    #[test]
+    fn flags_of_the_agent_are_none_of_the_store() {
+        for flag in ["--etcd-endpoints=http://10.0.0.2:2379", "--ip-masq", "--embedded-store=/data"] {
+            assert!(read(&["store", flag]).unwrap_err().contains("unexpected argument"), "{flag}");
+        }
+        assert!(read(&["--ip-masq", "store"]).is_err(), "an agent and a store at once");
     }
 
     #[test]

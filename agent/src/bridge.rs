@@ -1,12 +1,11 @@
 //! Whether the bridge that containers are behind is as `subnet.env` says: dockerd may have been started before the agent,
 //! or with what the file said then.
 
+use flan_agent_api::SubnetEnv;
 use flan_kernel::LinkName;
 use flan_kernel::netlink::Bridge;
 use flan_subnet_lease::Family;
 use ipnetwork::IpNetwork;
-
-use crate::subnet_env::SubnetEnv;
 
 /// The bridges of Docker and of the CNI plugin, where nobody has chosen another name.
 const DEFAULTS: [&str; 2] = [DOCKERS, "cni0"];

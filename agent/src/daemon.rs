@@ -16,6 +16,7 @@ mod underlay;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use flan_agent_api::{Code, SubnetEnv};
 use flan_backends::Backend;
 use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
@@ -31,10 +32,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::lookout::{Lookout, Ours};
 use crate::notify;
-use crate::problem::Code;
 use crate::reconcile::{Heard, Outcome, Reconciler};
 use crate::status::SharedStatus;
-use crate::subnet_env::SubnetEnv;
 use backend::UdpRunner;
 use overlaps::NetworkWatch;
 use peers::{Teller, Unreached};
@@ -272,8 +271,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             && self.reconciler.has_devices()
         {
             problem = problem.or(datapath.keep_running(&own.subnets, outcome.device_is_new).err());
-            let gauge = datapath.gauge();
-            self.status.update(|status| status.datapath = gauge);
+            self.status.gauge(datapath.gauge());
         }
         if !self.ready && self.datapath.as_ref().is_none_or(UdpRunner::is_running) {
             problem = problem.or(self.get_ready().err());

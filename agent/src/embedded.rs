@@ -1,15 +1,14 @@
-//! The store, when this process carries it: started, told of, and where a program on this host finds it.
+//! The store, when this process carries it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use anyhow::anyhow;
+use flan_agent_api::{StoreArgs, urls};
 use flan_embedded_store::{ListenUrl, Running, Settings, StartError};
 use flan_tls_files::{Holder, Identity};
 use tracing::info;
 
 use crate::refused::refused;
-use crate::store_args::StoreArgs;
 
 /// A store that is served by this process.
 pub struct Embedded {
@@ -55,7 +54,9 @@ impl Embedded {
 /// # Errors
 /// What does not fit, and what would.
 pub fn ensure_reachable(settings: &Settings, client: &StoreArgs) -> Result<(), String> {
-    let (Some(files), Some(url)) = (&settings.tls, local(&settings.listen)) else { return Ok(()) };
+    let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+    let dialled = urls::local_url(listen.iter().map(String::as_str)).and_then(|url| url.parse().ok());
+    let (Some(files), Some(url)): (_, Option<ListenUrl>) = (&settings.tls, dialled) else { return Ok(()) };
     if let (Some(authorities), None) = (&files.client_authorities, &client.etcd_certfile) {
         return Err(format!(
             "--store-trusted-ca-file {} lets the store serve only clients with a certificate, and this agent, its first \
@@ -77,28 +78,6 @@ pub fn ensure_reachable(settings: &Settings, client: &StoreArgs) -> Result<(), S
     ))
 }
 
-/// The URL by which a program on this host reaches a store that listens at `urls`: on loopback where it listens there,
-/// which no change of the host's addresses takes away; else the first. `None` when it listens nowhere.
-pub fn local_url(urls: &[String]) -> Option<String> {
-    let urls: Vec<ListenUrl> = urls.iter().filter_map(|url| url.parse().ok()).collect();
-    local(&urls).map(|url| url.to_string())
-}
-
-fn local(urls: &[ListenUrl]) -> Option<ListenUrl> {
-    urls.iter().find_map(on_loopback).or_else(|| urls.first().copied())
-}
-
-fn on_loopback(url: &ListenUrl) -> Option<ListenUrl> {
-    let mut url = *url;
-    if url.address.ip().is_unspecified() {
-        match url.address.is_ipv4() {
-            true => url.address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            false => url.address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        }
-    }
-    url.is_loopback().then_some(url)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -107,31 +86,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::Args;
-
-    fn dialled(urls: &[&str]) -> Option<String> {
-        local_url(&urls.iter().map(ToString::to_string).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn a_store_on_all_addresses_is_dialled_on_loopback() {
-        assert_eq!(dialled(&["http://0.0.0.0:2379"]).unwrap(), "http://127.0.0.1:2379");
-        assert_eq!(dialled(&["https://[::]:4001"]).unwrap(), "https://[::1]:4001");
-    }
-
-    #[test]
-    fn loopback_is_dialled_wherever_it_stands_in_the_list() {
-        assert_eq!(dialled(&["http://127.0.0.1:1"]).unwrap(), "http://127.0.0.1:1");
-        assert_eq!(dialled(&["http://10.0.0.2:1", "http://[::1]:2"]).unwrap(), "http://[::1]:2");
-        assert_eq!(dialled(&["http://10.0.0.2:1", "http://0.0.0.0:2"]).unwrap(), "http://127.0.0.1:2");
-    }
-
-    #[test]
-    fn without_loopback_the_first_address_is_dialled() {
-        assert_eq!(dialled(&["https://10.0.0.2:1", "https://10.0.0.3:1"]).unwrap(), "https://10.0.0.2:1");
-        assert_eq!(dialled(&["http://[2001:db8::1]:2379"]).unwrap(), "http://[2001:db8::1]:2379");
-        assert_eq!(dialled(&[]), None);
-    }
+    use crate::embedded_args::tests::Sample;
 
     /// What is said of a start with a certificate for these names, `cert.pem`, and these flags.
     fn start_with(names: &[&str], listen: &str, flags: &[&str]) -> Result<(), String> {
@@ -144,7 +99,7 @@ mod tests {
         let (certificate, key) = (path("cert.pem"), path("key.pem"));
         let fixed = ["fland", "--embedded-store=/data", "--store-listen", listen];
         let files = ["--store-cert-file", &certificate, "--store-key-file", &key];
-        let args = Args::try_parse_from([&fixed[..], &files[..], flags].concat()).unwrap();
+        let args = Sample::try_parse_from([&fixed[..], &files[..], flags].concat()).unwrap();
         let settings = args.embedded.settings(&args.store).unwrap().unwrap();
         assert!(Path::new(&certificate).exists());
         ensure_reachable(&settings, &args.store)

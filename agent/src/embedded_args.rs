@@ -1,27 +1,28 @@
 //! The flags of a store that runs in the agent's own process.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Args};
-use flan_embedded_store::{Settings, TlsFiles};
+use clap::Args;
+use flan_agent_api::{StoreArgs, Urls};
+use flan_embedded_store::Settings;
 
-use crate::retention;
-use crate::store_args::StoreArgs;
-use crate::urls::{self, Urls};
+use crate::serving_args::ServingArgs;
 
 /// The store that this agent brings along.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Embedded store, instead of etcd")]
+#[command(
+    next_help_heading = "Embedded store, instead of etcd",
+    mut_group("ServingArgs", |group| group.requires("embedded_store"))
+)]
 pub struct EmbeddedArgs {
-    /// Carry the store on this host, in this directory, which is made if it is not there: the other hosts need no etcd,
-    /// and name this host in --etcd-endpoints. There is one copy of the data. When the store fails, fland ends
+    /// Run the store on this host, in this directory, which is created if missing. The other hosts need no etcd, and
+    /// name this host in --etcd-endpoints. There is one copy of the data. If the store fails, fland exits
     #[arg(long, value_name = "DIR", env = "FLAND_EMBEDDED_STORE")]
     pub embedded_store: Option<PathBuf>,
 
-    /// Where the store listens: URLs with an IP address and a port, separated by commas. The agent dials the first that
-    /// is on loopback or on all addresses, else the first; with https:// the certificate must name what it dials
+    /// URLs on which the store listens, separated by commas, each with an IP address and a port. The agent connects to
+    /// the first one on loopback or on all addresses, else to the first. With https://, the certificate must name that
+    /// address
     #[arg(
         long,
         value_name = "URLS",
@@ -31,7 +32,7 @@ pub struct EmbeddedArgs {
     )]
     pub store_listen: Vec<Urls>,
 
-    /// File with the store's certificate, for https://
+    /// Certificate file of the store, for https://
     #[arg(
         long,
         value_name = "FILE",
@@ -40,7 +41,7 @@ pub struct EmbeddedArgs {
     )]
     pub store_cert_file: Option<PathBuf>,
 
-    /// File with the key of the store's certificate
+    /// Key file of the store's certificate
     #[arg(
         long,
         value_name = "FILE",
@@ -49,8 +50,8 @@ pub struct EmbeddedArgs {
     )]
     pub store_key_file: Option<PathBuf>,
 
-    /// CA file. Every client, including this agent, must present a certificate signed by one of these CAs. Without it, the
-    /// store serves everybody who reaches it
+    /// CA file. Every client, including this agent, must present a certificate signed by one of these CAs. Without it,
+    /// the store serves anyone who can reach it
     #[arg(
         long,
         value_name = "FILE",
@@ -59,30 +60,9 @@ pub struct EmbeddedArgs {
     )]
     pub store_trusted_ca_file: Option<PathBuf>,
 
-    /// Let the store listen beyond loopback without TLS: everybody who reaches it can take any subnet
-    #[arg(
-        long,
-        env = "FLAND_STORE_INSECURE",
-        default_value = "false",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        value_parser = BoolishValueParser::new(),
-        requires = "embedded_store"
-    )]
-    pub store_insecure: bool,
-
-    /// How long the store keeps the history of the keys, in memory, such as 1h or 30m; at least 1m
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "FLAND_AUTO_COMPACTION_RETENTION",
-        default_value = "1h",
-        value_parser = retention::parse,
-        requires = "embedded_store"
-    )]
-    pub auto_compaction_retention: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub serving: ServingArgs,
 }
 
 impl EmbeddedArgs {
@@ -92,7 +72,7 @@ impl EmbeddedArgs {
     /// When `store` names other endpoints: of two stores nobody could tell which one counts. When a URL is none to listen
     /// on.
     pub fn settings(&self, store: &StoreArgs) -> Result<Option<Settings>, String> {
-        let Some(data_dir) = self.embedded_store.clone() else { return Ok(None) };
+        let Some(data_dir) = &self.embedded_store else { return Ok(None) };
         if !store.etcd_endpoints.is_empty() {
             return Err(format!(
                 "--embedded-store {} brings the store along, and --etcd-endpoints {} (or the variable \
@@ -101,40 +81,37 @@ impl EmbeddedArgs {
                 store.given_endpoints()
             ));
         }
-        Ok(Some(Settings {
-            data_dir,
-            listen: urls::listen(&self.store_listen, "--store-listen", "--store-trusted-ca-file")?,
-            tls: tls(&self.store_cert_file, &self.store_key_file, &self.store_trusted_ca_file),
-            insecure: self.store_insecure,
-            retention: self.auto_compaction_retention,
-        }))
+        let tls = [&self.store_cert_file, &self.store_key_file, &self.store_trusted_ca_file];
+        let flags = ["--store-listen", "--store-trusted-ca-file"];
+        self.serving.settings(data_dir, &self.store_listen, tls, flags).map(Some)
     }
 }
 
-/// The files together, where a certificate and its key are given; the command line takes neither without the other.
-pub(crate) fn tls(
-    certificate: &Option<PathBuf>,
-    key: &Option<PathBuf>,
-    client_authorities: &Option<PathBuf>,
-) -> Option<TlsFiles> {
-    let (certificate, key) = certificate.clone().zip(key.clone())?;
-    Some(TlsFiles { certificate, key, client_authorities: client_authorities.clone() })
-}
-
 #[cfg(test)]
-mod tests {
-    use crate::args::Args;
-    use crate::store_args;
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use flan_agent_api::command_line;
 
     use super::*;
+
+    #[derive(Parser)]
+    pub(crate) struct Sample {
+        #[command(flatten)]
+        pub(crate) store: StoreArgs,
+        #[command(flatten)]
+        pub(crate) embedded: EmbeddedArgs,
+    }
 
     fn read(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Option<Settings>, String> {
         let arguments = ["fland"].iter().chain(arguments).map(Into::into);
         let variable = |name: &str| {
             environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
-        let args: Args = store_args::read(arguments, variable).map_err(|error| error.to_string())?;
-        args.embedded.settings(&args.store)
+        let sample: Sample =
+            command_line::read(arguments, variable, |_| None).map_err(|error| error.to_string())?;
+        sample.embedded.settings(&sample.store)
     }
 
     #[test]

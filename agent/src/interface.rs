@@ -225,8 +225,7 @@ impl Selection<'_> {
 
     /// The addresses for peers that the flags give, of the families in use.
     fn public_ips(&self) -> PerFamily<IpAddr> {
-        let given =
-            PerFamily { v4: self.args.public_ip.map(IpAddr::V4), v6: self.args.public_ipv6.map(IpAddr::V6) };
+        let given = self.args.public_ips.given();
         self.config.networks().filter_map(|(family, _)| given.get(family).copied()).collect()
     }
 

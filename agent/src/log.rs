@@ -13,11 +13,11 @@ use self::sparing::Sparing;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Observation")]
 pub struct LogArgs {
-    /// How logs are written to standard error
+    /// Format of the log on standard error
     #[arg(long, value_enum, env = "FLAND_LOG_FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
-    /// Log more: 1 for each operation on the kernel, 5 for everything
+    /// Verbosity of the log: 1 adds every kernel operation, 5 adds everything
     #[arg(
         short,
         long = "v",
@@ -33,9 +33,9 @@ pub struct LogArgs {
 /// How logs look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// For people
     Text,
-    /// One JSON object a line.
+    /// One JSON object a line
     Json,
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flan_agent_api::{Code, SubnetEnv};
 use flan_kernel::firewall::others::{Glance, OtherRules, Traffic};
 use flan_kernel::netlink::{self, Bridge};
 use futures::FutureExt;
@@ -14,9 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::info;
 
 use crate::bridge;
-use crate::problem::Code;
 use crate::status::SharedStatus;
-use crate::subnet_env::SubnetEnv;
 
 /// How often there is a glance.
 const GLANCE: Duration = Duration::from_secs(3);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use flan_agent::args::{Args, Command};
 use flan_agent::refused::RefusedSetting;
-use flan_agent::{daemon, log, store_args, store_command};
+use flan_agent::{daemon, log, store_command};
+use flan_agent_api::command_line;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
@@ -19,7 +20,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let mut args: Args = store_args::parse();
+    let mut args: Args = command_line::parse();
     let command = args.command.take();
     log::start(match &command {
         Some(Command::Store(store)) => &store.log,

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::ops::BitOrAssign;
 use std::time::Duration;
 
+use flan_agent_api::Repairs;
 use flan_kernel::{
     Change, Fact, FailedOperation, Firewall, FirewallError, GivingUp, Kernel, KernelError, Ledger, LinkName,
     Object, Operation, Ownership, Ruleset, State,
@@ -21,7 +22,6 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::burst::Burst;
-pub use self::burst::Repairs;
 use self::waiting::Waiting;
 
 /// Brings the kernel in line.

@@ -1,31 +1,30 @@
 //! `fland store`: the store alone, without an agent.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Args};
+use clap::Args;
+use flan_agent_api::Urls;
 use flan_embedded_store::Settings;
 
 use crate::embedded::Embedded;
-use crate::embedded_args::tls;
 use crate::log::LogArgs;
+use crate::notify;
 use crate::refused::refused;
-use crate::urls::{self, Urls};
-use crate::{notify, retention};
+use crate::serving_args::ServingArgs;
 
-/// Run the store alone, without an agent: what etcd is to the agents, on one local file
+/// Run only the store, without an agent: an etcd for the agents, in one local file
 ///
-/// It speaks etcd's protocol, and agents find it by --etcd-endpoints. There is one copy of the data, on this host. While
-/// it is away packets flow as before, and no host can join. It needs no root. Flags have etcd's names where etcd has
-/// them; each is also read from the environment, as those of the agent are: FLAND_DATA_DIR.
+/// It speaks etcd's protocol, and agents name it in --etcd-endpoints. There is one copy of the data, on this host.
+/// While the store is down, packets flow as before, and no host can join. It does not need root. Flags have etcd's
+/// names where etcd has such a flag. Like those of the agent, each can also be set by an environment variable
+/// (FLAND_DATA_DIR).
 #[derive(Debug, Clone, Args)]
 pub struct StoreCommand {
-    /// Directory of the data; made if it is not there
+    /// Data directory, created if missing
     #[arg(long, value_name = "DIR", env = "FLAND_DATA_DIR", default_value = "/var/lib/flan/store")]
     pub data_dir: PathBuf,
 
-    /// Where to listen: URLs with an IP address and a port, separated by commas; port 0 is any free one
+    /// URLs to listen on, separated by commas, each with an IP address and a port. Port 0 takes any free port
     #[arg(
         long,
         value_name = "URLS",
@@ -34,41 +33,22 @@ pub struct StoreCommand {
     )]
     pub listen_client_urls: Vec<Urls>,
 
-    /// File with our certificate, for https://
+    /// Certificate file of the store, for https://
     #[arg(long, value_name = "FILE", env = "FLAND_CERT_FILE", requires = "key_file")]
     pub cert_file: Option<PathBuf>,
 
-    /// File with the key of our certificate
+    /// Key file of the store's certificate
     #[arg(long, value_name = "FILE", env = "FLAND_KEY_FILE", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
 
-    /// CA file. Every client must present a certificate signed by one of these CAs. Without it, the store serves everybody
-    /// who reaches it
+    /// CA file. Every client must present a certificate signed by one of these CAs. Without it, the store serves anyone
+    /// who can reach it
     #[arg(long, value_name = "FILE", env = "FLAND_TRUSTED_CA_FILE", requires = "cert_file")]
     pub trusted_ca_file: Option<PathBuf>,
 
-    /// Listen beyond loopback without TLS: everybody who reaches the store can take any subnet
-    #[arg(
-        long,
-        env = "FLAND_STORE_INSECURE",
-        default_value = "false",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        value_parser = BoolishValueParser::new()
-    )]
-    pub store_insecure: bool,
-
-    /// How long the history of the keys is kept, in memory, such as 1h or 30m; at least 1m
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "FLAND_AUTO_COMPACTION_RETENTION",
-        default_value = "1h",
-        value_parser = retention::parse
-    )]
-    pub auto_compaction_retention: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub serving: ServingArgs,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -81,13 +61,9 @@ impl StoreCommand {
     /// # Errors
     /// What is no URL to listen on, and what would be.
     pub fn settings(&self) -> Result<Settings, String> {
-        Ok(Settings {
-            data_dir: self.data_dir.clone(),
-            listen: urls::listen(&self.listen_client_urls, "--listen-client-urls", "--trusted-ca-file")?,
-            tls: tls(&self.cert_file, &self.key_file, &self.trusted_ca_file),
-            insecure: self.store_insecure,
-            retention: self.auto_compaction_retention,
-        })
+        let tls = [&self.cert_file, &self.key_file, &self.trusted_ca_file];
+        let flags = ["--listen-client-urls", "--trusted-ca-file"];
+        self.serving.settings(&self.data_dir, &self.listen_client_urls, tls, flags)
     }
 }
 
@@ -104,18 +80,24 @@ pub async fn run(command: &StoreCommand) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use crate::args::{Args, Command};
-    use crate::store_args;
+    use std::time::Duration;
+
+    use clap::Parser;
+    use flan_agent_api::command_line;
 
     use super::*;
 
+    #[derive(Parser)]
+    struct Sample {
+        #[command(flatten)]
+        store: StoreCommand,
+    }
+
     fn read(arguments: &[&str]) -> Result<Settings, String> {
-        let arguments = ["fland", "store"].iter().chain(arguments).map(Into::into);
-        let args: Args = store_args::read(arguments, |_| None).map_err(|error| error.to_string())?;
-        match args.command {
-            Some(Command::Store(command)) => command.settings(),
-            None => Err("no command was read".to_owned()),
-        }
+        let arguments = ["fland"].iter().chain(arguments).map(Into::into);
+        let sample: Sample =
+            command_line::read(arguments, |_| None, |_| None).map_err(|error| error.to_string())?;
+        sample.store.settings()
     }
 
     #[test]
@@ -148,14 +130,5 @@ mod tests {
         assert!(refusal("--key-file=key.pem").contains("--cert-file"));
         assert!(refusal("--trusted-ca-file=ca.pem").contains("--cert-file"));
         assert!(refusal("--auto-compaction-retention=1").contains("such as 1h"));
-    }
-
-    #[test]
-    fn flags_of_the_agent_are_none_of_the_store() {
-        for flag in ["--etcd-endpoints=http://10.0.0.2:2379", "--ip-masq", "--embedded-store=/data"] {
-            assert!(read(&[flag]).map(drop).unwrap_err().contains("unexpected argument"), "{flag}");
-        }
-        let before = ["fland", "--ip-masq", "store"].map(Into::into).into_iter();
-        assert!(store_args::read::<Args>(before, |_| None).is_err(), "an agent and a store at once");
     }
 }

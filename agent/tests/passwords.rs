@@ -3,6 +3,7 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../agent-api/tests/support/mod.rs"]
 mod support;
 
 use std::process::Command;

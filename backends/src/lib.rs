@@ -6,6 +6,7 @@
 mod alloc;
 mod holdings;
 mod host_gw;
+mod host_networks;
 mod route;
 #[cfg(test)]
 mod samples;
@@ -22,6 +23,7 @@ use ipnetwork::IpNetwork;
 pub use alloc::Alloc;
 pub use holdings::{Holdings, may_be_ours};
 pub use host_gw::HostGw;
+pub use host_networks::{HostNetworks, collisions, enclosing};
 pub use route::Gateways;
 pub use udp::Udp;
 pub use vxlan::Vxlan;

@@ -4,9 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flan_agent::store_args::DEFAULT_ENDPOINT;
-use flan_agent::urls::Urls;
-use flan_agent::{embedded, store_args};
+use flan_agent_api::command_line::{self, variable_in};
+use flan_agent_api::{DEFAULT_ENDPOINT, Urls, urls};
 use flan_subnet_lease::{Store, StoreConfig};
 
 use crate::args::{Args, Command, StoreCommand};
@@ -44,7 +43,7 @@ enum Place {
 /// Reads the command line, with the file behind it.
 pub(crate) fn read() -> Result<(Args, Access), Failure> {
     // The first reading tells which file.
-    let first: Args = store_args::parse();
+    let first: Args = command_line::parse();
     let file = SettingsFile::open(first.env_file.as_deref())?;
     let told_by = match (&first.store.etcd_endpoints, &file.content) {
         (endpoints, _) if !endpoints.is_empty() => Place::Person,
@@ -55,7 +54,7 @@ pub(crate) fn read() -> Result<(Args, Access), Failure> {
     };
     let Ok(content) = &file.content else { return Ok((first, Access { file, told_by })) };
     let is_for_another = is_for_another_store(&first, content);
-    let mut args: Args = store_args::parse_beside(|name| {
+    let mut args: Args = command_line::parse_beside(|name| {
         let bare = name.trim_start_matches("FLANNELD_").trim_start_matches("FLAND_");
         if is_for_another && CREDENTIALS.contains(&bare) { None } else { content.value(name) }
     });
@@ -80,11 +79,10 @@ pub(crate) fn open(config: StoreConfig) -> Result<Store, Failure> {
 
 /// Where a file says that the store is: in these words, or by saying that this host carries it.
 fn endpoints_in(file: &EnvFile) -> Option<String> {
-    let value = |name: &str| store_args::variable_in(|name| file.value(name), name);
+    let value = |name: &str| variable_in(|name| file.value(name), name);
     let listening = |name: &str, default: &str| {
-        let urls = value(name).unwrap_or_else(|| default.to_owned());
-        let urls: Vec<String> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        embedded::local_url(&urls)
+        let listen = Urls::from(value(name).unwrap_or_else(|| default.to_owned()));
+        urls::local_url(listen.each())
     };
     value("FLAND_ETCD_ENDPOINTS")
         .or_else(|| {
@@ -101,7 +99,7 @@ fn is_for_another_store(args: &Args, file: &EnvFile) -> bool {
         _ => &args.store.etcd_endpoints,
     };
     let has_tls = endpoints_in(file).is_some_and(|urls| urls.contains("https://"))
-        || store_args::variable_in(|name| file.value(name), "FLAND_ETCD_CAFILE").is_some();
+        || variable_in(|name| file.value(name), "FLAND_ETCD_CAFILE").is_some();
     has_tls && named.iter().flat_map(Urls::each).any(|url| url.starts_with("http://"))
 }
 

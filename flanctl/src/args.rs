@@ -5,14 +5,10 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent::store_args::StoreArgs;
-use flan_agent::urls::Urls;
+use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile, Urls};
 use flan_subnet_lease::{BackendConfig, Password, Subnets};
 
-use crate::host::HostArgs;
-use crate::leave::LeaveArgs;
-
-/// Shows and changes who holds which subnet.
+/// Show and change which host holds which subnet
 #[derive(Debug, Parser)]
 #[command(name = "flanctl", version, after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -30,38 +26,33 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The network config, which all hosts share
+    /// Read, check or write the network config, which all hosts share
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// The store: check it, or copy it to another
+    /// Check the store, or copy it to another one
     #[command(subcommand)]
     Store(StoreCommand),
-    /// The leases: who holds which subnet
+    /// List, reserve or release subnets
     #[command(subcommand)]
     Subnets(SubnetsCommand),
-    /// Prepare this host for flanneld. Stop fland first. Needs root. On vxlan, host-gw and alloc no packet is lost
+    /// Prepare this host for flanneld. Stop fland first. Requires root. On vxlan, host-gw and alloc, no packet is lost
     HandOver(HostArgs),
-    /// Take this host out of the network: delete its lease and all that fland has made here. fland must be stopped.
-    /// Needs root
+    /// Take this host out of the network: delete its lease and everything that fland made here. Stop fland first.
+    /// Requires root
     Leave(LeaveArgs),
-    /// Wait until the agent on this host has leased a subnet and written its file
+    /// Wait until the agent on this host has leased a subnet and written the subnet file
     Wait {
-        /// The file that the agent writes
-        #[arg(
-            long,
-            value_name = "FILE",
-            env = "FLAND_SUBNET_FILE",
-            default_value = "/run/flannel/subnet.env"
-        )]
-        subnet_file: PathBuf,
-        /// Give up after this time, such as 60s
+        #[command(flatten)]
+        subnet_file: SubnetFile,
+        /// Give up after this time, for example 90s
         #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
         timeout: Duration,
-        /// Then write dockerd's options to this file, as variables for a unit's EnvironmentFile=: DOCKER_OPT_BIP,
-        /// DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU, where this dockerd needs it DOCKER_OPT_DIRECT_ROUTING, and all together
+        /// Write dockerd's options to this file afterwards, as variables for a unit's EnvironmentFile=: DOCKER_OPT_BIP,
+        /// DOCKER_OPT_IPMASQ, DOCKER_OPT_MTU, DOCKER_OPT_DIRECT_ROUTING if this dockerd needs it, and one with all of
+        /// them
         #[arg(long, value_name = "FILE")]
         docker_opts: Option<PathBuf>,
-        /// Name of the variable with all of dockerd's options together
+        /// Name of the variable with all of dockerd's options
         #[arg(long, value_name = "NAME", default_value = "DOCKER_OPTS")]
         docker_opts_key: String,
     },
@@ -71,76 +62,76 @@ pub(crate) enum Command {
 pub(crate) enum ConfigCommand {
     /// Print the network config from the store
     Get,
-    /// Check a network config and write it to the store. Agents take it at their next start
+    /// Check a network config and write it to the store. Agents use it after their next start
     Set {
-        /// A JSON file, or - for standard input
+        /// JSON file, or - for standard input
         file: PathBuf,
-        /// Backend to add where FILE names none; vxlan by default
+        /// Backend to add if FILE names none. vxlan by default
         #[arg(long, value_name = "TYPE", value_parser = PossibleValuesParser::new(BackendConfig::supported_names()))]
         backend: Option<String>,
         /// Write the config even if it strands existing leases
         #[arg(long)]
         force: bool,
     },
-    /// Check a network config without writing it; needs no store
+    /// Check a network config without writing it. Requires no store
     Validate {
-        /// A JSON file, or - for standard input
+        /// JSON file, or - for standard input
         file: PathBuf,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
-    /// Ask each endpoint how it is, and the store whether these credentials may do what the agent does. Writes no key
+    /// Check each endpoint, and whether these credentials permit all that the agent does. Writes no key
     Check {
-        /// Form of the output
+        /// Output format
         #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
         output: ReportForm,
     },
-    /// Copy the network config and all leases into another store, from which agents can go on
+    /// Copy the network config and all leases to another store, which agents can then use
     Copy(CopyArgs),
 }
 
 /// From where to where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CopyArgs {
-    /// URLs of the store to copy from, separated by commas; the credentials of --etcd-... are for this one
+    /// URLs of the store to copy from, separated by commas. The --etcd-... credentials are for this store
     #[arg(long, value_name = "URLS", required = true)]
     pub(crate) from: Vec<Urls>,
-    /// URLs of the store to copy to, separated by commas; the credentials of --to-... are for this one
+    /// URLs of the store to copy to, separated by commas. The --to-... credentials are for this store
     #[arg(long, value_name = "URLS", required = true)]
     pub(crate) to: Vec<Urls>,
-    /// File with the authorities that sign the certificates of --to; the system's by default
+    /// CA file: certificates of the CAs that sign the certificates of --to. The system's CAs by default
     #[arg(long, value_name = "FILE", env = "FLAND_TO_CAFILE")]
     pub(crate) to_cafile: Option<PathBuf>,
-    /// File with our own certificate for --to
+    /// Client certificate file for --to
     #[arg(long, value_name = "FILE", env = "FLAND_TO_CERTFILE")]
     pub(crate) to_certfile: Option<PathBuf>,
-    /// File with the key of our own certificate for --to
+    /// Key file of the client certificate for --to
     #[arg(long, value_name = "FILE", env = "FLAND_TO_KEYFILE")]
     pub(crate) to_keyfile: Option<PathBuf>,
-    /// User name in --to
+    /// User name for --to
     #[arg(long, value_name = "NAME", env = "FLAND_TO_USERNAME")]
     pub(crate) to_username: Option<String>,
-    /// Password in --to; better given in the environment, where `ps` does not show it
+    /// Password for --to. Prefer the environment variable: `ps` shows flags
     #[arg(long, value_name = "PASSWORD", env = "FLAND_TO_PASSWORD", hide_env_values = true)]
     pub(crate) to_password: Option<Password>,
-    /// Copy into a store that is not empty: overwrite what both have, leave what only --to has
+    /// Copy to a store that is not empty: overwrite keys that both have, keep keys that only --to has
     #[arg(long)]
     pub(crate) force: bool,
-    /// Say what would be done, and write nothing
+    /// Show what would be copied, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Form of the output
+    /// Output format
     #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
     pub(crate) output: ReportForm,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SubnetsCommand {
-    /// List all leases, the bad ones with their reason
+    /// List all leases, with what is wrong with the bad ones
     Ls {
-        /// Form of the output
+        /// Output format
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
         /// Print the list again after each change
@@ -149,19 +140,19 @@ pub(crate) enum SubnetsCommand {
     },
     /// Show one lease in full
     Show {
-        /// Such as 10.5.52.0/24, the name of the host that holds it, or the key of a lease that names no subnet
+        /// Subnet, for example 10.5.52.0/24; name of the host that holds it; or key of a lease that names no subnet
         #[arg(value_name = "SUBNET|HOST")]
         subnet: String,
-        /// Form of the output
+        /// Output format
         #[arg(short, long, value_enum, default_value_t = Form::Yaml)]
         output: Form,
     },
-    /// Reserve a subnet for one host; a reservation never expires. If the host holds this subnet, its lease becomes the
-    /// reservation. If it holds another, it moves at the next start of fland there, or at once with --now
+    /// Reserve a subnet for one host. A reservation never expires. If the host holds this subnet, its lease becomes the
+    /// reservation. If it holds another one, it moves when fland next starts there, or at once with --now
     Reserve {
-        /// Such as 10.5.52.0/24
+        /// Subnet, for example 10.5.52.0/24
         subnet: Subnets,
-        /// The host's underlay address, with a second one, after a comma, for IPv6; or its name, where it holds a lease
+        /// Underlay address of the host, and one for IPv6 after a comma; or the host's name, if it holds a lease
         #[arg(long, value_name = "IP|HOST", value_delimiter = ',', required = true)]
         public_ip: Vec<String>,
         /// Move the host at once: delete its current lease in the same transaction. Its containers are cut off until you
@@ -169,25 +160,58 @@ pub(crate) enum SubnetsCommand {
         #[arg(long)]
         now: bool,
     },
-    /// Delete a lease or a reservation. An agent that is alive takes its lease back at once; then this says so and
-    /// exits with 6. Stop fland on that host first
+    /// Delete a lease or a reservation. Stop fland on its host first: an agent that is alive takes its lease back at
+    /// once, and this command says so and exits with 6
     Release {
-        /// Such as 10.5.52.0/24, the name of the host that holds it, or the key of a lease that names no subnet
+        /// Subnet, for example 10.5.52.0/24; name of the host that holds it; or key of a lease that names no subnet
         #[arg(value_name = "SUBNET|HOST")]
         subnet: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(short, long)]
         yes: bool,
     },
+}
+
+/// A change of this host.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HostArgs {
+    #[command(flatten)]
+    pub(crate) subnet_file: SubnetFile,
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
+}
+
+/// How this host leaves, and what is its own.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LeaveArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Keep the lease in the store, so that this host gets the same subnet if it returns before the lease expires
+    #[arg(long)]
+    pub(crate) keep_lease: bool,
+    /// File with dockerd's options that flanctl wait wrote
+    #[arg(long, value_name = "FILE", default_value = "/run/flannel/docker_opts.env")]
+    pub(crate) docker_opts: PathBuf,
+    #[command(flatten)]
+    pub(crate) node_id: NodeId,
+    #[command(flatten)]
+    pub(crate) public_ips: PublicIps,
+    /// Do not ask for confirmation
+    #[arg(short, long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     /// For people
     Table,
-    /// For people with wide terminals
+    /// For people, with more columns
     Wide,
-    /// For programs; apiVersion tells when the form changes
+    /// For programs. apiVersion changes with the format
     Json,
     /// The same as YAML
     Yaml,
@@ -197,22 +221,22 @@ pub(crate) enum Form {
 pub(crate) enum ReportForm {
     /// For people
     Text,
-    /// For programs; apiVersion tells when the form changes
+    /// For programs. apiVersion changes with the format
     Json,
     /// The same as YAML
     Yaml,
 }
 
 const AFTER_HELP: &str = "\
-Flags that say how to reach the store are also read from the environment: FLAND_ and the flag's name in upper case \
-with underscores, else FLANNELD_ and the same; what is not there is read from /etc/default/fland, or from another file \
-(--env-file). A flag wins over the environment, which wins over the file. On a host that carries the store \
-(FLAND_EMBEDDED_STORE), flanctl dials it as the agent does.
+Flags that say how to reach the store can also be set by environment variables: FLAND_ and the flag's name in upper \
+case with underscores, or FLANNELD_ and the same. What neither sets is read from /etc/default/fland, or from another \
+file (--env-file). A flag overrides the environment, which overrides the file. On a host with the embedded store \
+(FLAND_EMBEDDED_STORE), flanctl connects to it as the agent does.
 
 Exit codes:
   0  done
-  1  an error that has no code of its own
-  2  a command line, file or setting that cannot work; not root; nobody at the terminal to ask
+  1  error without a code of its own
+  2  command line, file or setting that cannot work; no root privileges; no terminal to ask for confirmation
   3  the store cannot be reached
   4  the store refuses these credentials
   5  there is no network config in the store

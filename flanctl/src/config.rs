@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
+use flan_backends::{HostNetworks, collisions};
 use flan_subnet_lease::{
     Admission, Caution, LeaseSet, NetworkConfig, QuarantineReason, Store, StoredConfig, Subnets, WatchEvent,
 };
@@ -30,7 +31,7 @@ pub(crate) async fn set(
 ) -> Result<(), Failure> {
     let draft = Draft::new(&read(file)?, backend)?;
     check(&draft.config)?;
-    crate::host_networks::warn_of_collisions(&draft.config).await;
+    warn_of_collisions(&draft.config).await;
     let seen = store.config().await?;
     if seen.as_ref().is_some_and(|seen| seen.json == draft.json) {
         return output::print(&format!("{}/config already says so", store.prefix()));
@@ -144,6 +145,15 @@ fn check(config: &NetworkConfig) -> Result<(), Failure> {
         eprintln!("flanctl: warning: {warning}");
     }
     config.supported().map_err(unusable)
+}
+
+/// Warns of networks of this host that the config's network meets. A host that does not tell of its networks is not one
+/// to warn of: the config may be written anywhere.
+async fn warn_of_collisions(config: &NetworkConfig) {
+    let Ok(networks) = HostNetworks::read().await else { return };
+    for text in collisions(config, &networks) {
+        eprintln!("flanctl: warning: {text}");
+    }
 }
 
 /// A config in one line.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use flan_agent::subnet_env::SubnetEnv;
+use flan_agent_api::SubnetEnv;
 use tokio::time::Instant;
 
 use crate::failure::{Failure, Kind};

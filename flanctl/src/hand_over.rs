@@ -5,12 +5,13 @@
 
 use flan_kernel::{FamilyRules, LinkKind, OwnRules};
 
+use crate::args::HostArgs;
 use crate::failure::{Failure, Kind};
-use crate::host::{Host, HostArgs, Report};
+use crate::host::{Host, Report};
 
 /// Hands the host over.
 pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
-    let mut host = Host::read(&args.subnet_file).await?;
+    let mut host = Host::read(&args.subnet_file.path).await?;
     let mut report = Report::new("HandOver", args.dry_run);
     let families = families(&host);
     for rules in host.standing_rules(&mut report) {
@@ -42,7 +43,7 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
 /// Puts flanneld's rules, and takes ours away once they stand.
 async fn replace(rules: OwnRules, families: &[FamilyRules], args: &HostArgs) -> Result<(), Failure> {
     if families.is_empty() && rules.flannels().is_some() {
-        let message = format!("{} does not say what this host's network is", args.subnet_file.display());
+        let message = format!("{} does not say what this host's network is", args.subnet_file.path.display());
         return Err(Failure::new(Kind::Other, message));
     }
     let refused = |reason| Failure::new(Kind::Other, reason);

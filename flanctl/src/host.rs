@@ -3,34 +3,18 @@
 
 mod report;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use flan_agent::only_agent::OnlyAgent;
-use flan_agent::subnet_env::SubnetEnv;
+use flan_agent_api::{OnlyAgent, SubnetEnv};
 use flan_backends::{Holdings, may_be_ours};
 use flan_kernel::{FirewallError, Kernel, KernelError, OwnRules, Ownership, State, diff, netlink};
 
 pub(crate) use report::Report;
 
-use crate::args::ReportForm;
 use crate::failure::{Failure, Kind};
 
 /// Where the drop-in of `make install` is, which starts fland with Docker.
 const DOCKER_DROP_IN: &str = "/etc/systemd/system/docker.service.d/flan.conf";
-
-/// What both commands take.
-#[derive(Debug, clap::Args)]
-pub(crate) struct HostArgs {
-    /// The file that the agent wrote; it says which subnet is this host's
-    #[arg(long, value_name = "FILE", env = "FLAND_SUBNET_FILE", default_value = "/run/flannel/subnet.env")]
-    pub(crate) subnet_file: PathBuf,
-    /// Show what would be done, and change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
-    pub(crate) output: ReportForm,
-}
 
 /// The host, read once.
 pub(crate) struct Host {

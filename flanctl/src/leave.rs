@@ -4,18 +4,18 @@ mod lease;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::Path;
 
-use flan_agent::node;
-use flan_agent::subnet_env::SubnetEnv;
+use flan_agent_api::SubnetEnv;
 use flan_kernel::{State, netlink};
 use flan_subnet_lease::{Lease, NodeIdentity, Store};
 use ipnetwork::IpNetwork;
 
+use crate::args::LeaveArgs;
 use crate::confirm::confirmed;
 use crate::failure::{Failure, Kind};
-use crate::host::{Host, HostArgs, Report};
+use crate::host::{Host, Report};
 use crate::subnets;
 
 use lease::Holder;
@@ -23,33 +23,9 @@ use lease::Holder;
 /// The directory that the agent's unit makes for its files.
 const RUN_DIRECTORY: &str = "/run/flannel";
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct LeaveArgs {
-    #[command(flatten)]
-    host: HostArgs,
-    /// Leave the lease in the store, so that this host gets the same subnet when it comes back in time
-    #[arg(long)]
-    pub(crate) keep_lease: bool,
-    /// The file with dockerd's options that flanctl wait wrote
-    #[arg(long, value_name = "FILE", default_value = "/run/flannel/docker_opts.env")]
-    docker_opts: PathBuf,
-    /// Identity of this machine, where the agent was given one
-    #[arg(long, value_name = "ID", env = "FLAND_NODE_ID")]
-    node_id: Option<String>,
-    /// IPv4 address that peers sent to, where it is on no interface of this host
-    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IP")]
-    public_ip: Option<Ipv4Addr>,
-    /// IPv6 address that peers sent to, where it is on no interface of this host
-    #[arg(long, value_name = "IP", env = "FLAND_PUBLIC_IPV6")]
-    public_ipv6: Option<Ipv6Addr>,
-    /// Do not ask
-    #[arg(short, long)]
-    yes: bool,
-}
-
 /// Leaves. Without a store, the lease stays.
 pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Failure> {
-    let mut host = Host::read(&args.host.subnet_file).await?;
+    let mut host = Host::read(&args.host.subnet_file.path).await?;
     let leases = match &store {
         Some(store) => Some((store, own_leases(store, &host, args).await)),
         None => None,
@@ -114,7 +90,7 @@ async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run
 
 /// The files go last, and stay when anything failed: the next try finds the rest by what they say.
 async fn delete_files(report: &mut Report, args: &LeaveArgs) {
-    for file in [&args.host.subnet_file, &args.docker_opts] {
+    for file in [&args.host.subnet_file.path, &args.docker_opts] {
         if !file.exists() {
             continue;
         }
@@ -149,7 +125,7 @@ async fn delete_lease(store: &Store, lease: &Lease) -> Result<(), Failure> {
 async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<Lease>, Failure> {
     let listing = store.leases().list().await?;
     let holder = Holder {
-        node: NodeIdentity { host: None, id: node::id(args.node_id.clone()) },
+        node: NodeIdentity { host: None, id: args.node_id.id() },
         addresses: addresses(args).await?,
         previous: host.env.as_ref().and_then(SubnetEnv::subnets),
     };
@@ -161,6 +137,5 @@ async fn addresses(args: &LeaveArgs) -> Result<BTreeSet<IpAddr>, Failure> {
     let interfaces = netlink::interfaces().await.map_err(|reason| Failure::new(Kind::Other, reason))?;
     let held = interfaces.iter().filter(|interface| !interface.loopback);
     let held = held.flat_map(|interface| interface.addresses.iter().map(IpNetwork::ip));
-    let given = args.public_ip.map(IpAddr::from).into_iter().chain(args.public_ipv6.map(IpAddr::from));
-    Ok(held.chain(given).collect())
+    Ok(held.chain(args.public_ips.given().values().copied()).collect())
 }

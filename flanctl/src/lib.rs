@@ -9,7 +9,6 @@ mod env_file;
 mod failure;
 mod hand_over;
 mod host;
-mod host_networks;
 mod leave;
 mod output;
 mod progress;
@@ -86,7 +85,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             leave::run(store, &args).await
         }
         Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
-            let env = docker::wait(&subnet_file, timeout).await?;
+            let env = docker::wait(&subnet_file.path, timeout).await?;
             match docker_opts {
                 Some(file) => docker::write_options(&env, &file, &docker_opts_key).await,
                 None => Ok(()),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use flan_agent::status::API_VERSION;
+use flan_agent_api::API_VERSION;
 use flan_subnet_lease::{
     BackendData, Lease, LeaseSet, PerFamily, Reservation, Subnets, cut, printable, shown, without_controls,
 };

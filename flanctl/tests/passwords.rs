@@ -3,14 +3,12 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../agent/tests/support/mod.rs"]
+#[path = "../../agent-api/tests/support/mod.rs"]
 mod support;
 
 use std::path::PathBuf;
 use std::process::Command;
 
-use clap::CommandFactory;
-use flan_agent::args::Args;
 use support::{LISTS, UrlFlag, ensure_discreet, said, url_flags};
 
 /// Commands that ask the store before all else. Others would change this host, or wait.
@@ -104,13 +102,13 @@ fn no_flag_that_takes_urls_repeats_a_user() {
 
 #[test]
 fn the_settings_of_a_store_on_this_host_are_not_repeated_with_a_user() {
-    let listening: Vec<UrlFlag> = url_flags(&Args::command());
-    for flag in listening.iter().filter(|flag| flag.flag != "--etcd-endpoints") {
+    let commands = ["config", "get"].map(str::to_owned).to_vec();
+    let get = UrlFlag { commands, flag: String::new(), variable: None, required: vec![] };
+    for variable in ["FLAND_STORE_LISTEN", "FLAND_LISTEN_CLIENT_URLS"] {
         for list in LISTS {
-            let file = EnvFile::with("listen", flag.variable.as_ref().unwrap(), list);
-            let command = UrlFlag { commands: vec!["config".to_owned(), "get".to_owned()], ..flag.clone() };
+            let file = EnvFile::with("listen", variable, list);
             // What nobody can listen on names no store: the default is tried.
-            ensure_discreet(&said(flanctl(&command, &file)).1, &format!("{:?} in a file", flag.variable));
+            ensure_discreet(&said(flanctl(&get, &file)).1, &format!("{variable} in a file"));
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Which backend the network config asks for, and the data path that one of them runs.
 
-use flan_backends::udp::{Datapath, ForwardingTable, Routes};
+use std::sync::Arc;
+
+use flan_backends::udp::{Datapath, ForwardingTable, Gauge, Routes};
 use flan_backends::{Abilities, Alloc, Backend, BackendError, HostGw, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State, sysctl};
 use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, Subnets, UdpConfig};
@@ -8,7 +10,6 @@ use tracing::warn;
 
 use crate::args::UdpMode;
 use crate::ports;
-use crate::status::DatapathGauge;
 
 /// The backend of this network.
 pub(super) struct Chosen {
@@ -147,9 +148,9 @@ impl UdpRunner {
     }
 
     /// What it does, for the status.
-    pub(super) fn gauge(&self) -> Option<DatapathGauge> {
+    pub(super) fn gauge(&self) -> Option<Arc<Gauge>> {
         let (_, datapath) = self.running.as_ref()?;
-        Some(DatapathGauge(datapath.gauge()))
+        Some(datapath.gauge())
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use flan_agent_api::Code;
 use flan_kernel::{Firewall, Kernel};
 use flan_subnet_lease::{Lease, OwnLease, Sighting};
 use tokio::time::Instant;
 
 use super::Daemon;
-use crate::problem::Code;
 
 /// How long a machine that was heard of and holds no lease is taken for one that will hold one.
 const GRACE: Duration = Duration::from_secs(120);

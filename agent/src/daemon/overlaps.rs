@@ -6,6 +6,8 @@ use std::fmt::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use flan_agent_api::Code;
+use flan_backends::{HostNetworks, enclosing};
 use flan_kernel::{Firewall, Kernel, KernelError, LinkName};
 use flan_subnet_lease::{HostNetwork, LeaseSet, NetworkConfig, Subnets, encloses, overlap};
 use futures::future::BoxFuture;
@@ -15,8 +17,6 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{Daemon, sooner};
-use crate::host_networks::{self, HostNetworks};
-use crate::problem::Code;
 
 /// Networks or peers that a problem names.
 const SHOWN: usize = 3;
@@ -143,7 +143,7 @@ fn of_ours(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
         }
         let overlay = admission.config.networks().find(|(_, net)| encloses(&host.network, net));
         if let Some((_, overlay)) = overlay {
-            texts.push(host_networks::enclosing(host, &overlay));
+            texts.push(enclosing(host, &overlay));
         } else if let Some((_, subnet)) =
             own.subnets.iter().find(|(_, subnet)| overlap(&host.network, subnet))
         {

@@ -4,13 +4,13 @@ mod ration;
 
 use std::collections::BTreeMap;
 
+use flan_agent_api::{QuarantinedLease, SHOWN_IN_LISTS, UnreachablePeer};
 use flan_backends::Unreachable;
 use flan_subnet_lease::{Changes, Lease, LeaseSet, PeerChange, Subnets, shown};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::ration::Ration;
-use crate::status::{QuarantinedLease, SHOWN_IN_LISTS, UnreachablePeer};
 
 /// Peers that are told of one by one; of more at once, only the numbers.
 const AT_ONCE: usize = 5;

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use flan_agent_api::{Code, StoreArgs};
 use flan_subnet_lease::{Holding, LeaseAttributes, Reservation, Store};
 use tokio::sync::watch;
 use tracing::debug;
 
-use crate::problem::Code;
 use crate::status::SharedStatus;
-use crate::store_args::StoreArgs;
 
 /// Compares our lease with what is remembered of a reservation, at once, then every `interval` and whenever our lease
 /// changes. Ends with the keeper of the lease.

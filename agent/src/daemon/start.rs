@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use anyhow::Context;
+use flan_agent_api::{Code, EmbeddedStore, OnlyAgent, StoreArgs, SubnetEnv, Urls, urls};
 use flan_backends::{Abilities, Backend, Gateways};
 use flan_kernel::{Ruleset, State, firewall, netlink};
 use flan_subnet_lease::{
@@ -23,15 +24,10 @@ use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::interface::{self, External, Held, InterfaceError};
 use crate::lookout::Lookout;
-use crate::only_agent::OnlyAgent;
-use crate::problem::Code;
 use crate::reconcile::Reconciler;
 use crate::refused::refused;
-use crate::status::{self, EmbeddedStore, SharedStatus};
-use crate::store_args::StoreArgs;
-use crate::subnet_env::SubnetEnv;
-use crate::urls::Urls;
-use crate::{node, notify, rights};
+use crate::status::{self, SharedStatus};
+use crate::{notify, rights};
 
 /// How often the network config is looked at.
 const CONFIG_CHECK: Duration = Duration::from_secs(30);
@@ -65,7 +61,8 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
     }
     let Some(settings) = settings else { return join(args, renew_margin, status).await };
     let mut embedded = Embedded::start(settings).await?;
-    args.store.etcd_endpoints.extend(embedded::local_url(embedded.urls()).map(Urls::from));
+    let local = urls::local_url(embedded.urls().iter().map(String::as_str));
+    args.store.etcd_endpoints.extend(local.map(Urls::from));
     status.update(|status| {
         let (data_dir, listen) = (embedded.data_dir().to_owned(), embedded.urls().to_vec());
         status.embedded_store = Some(EmbeddedStore { data_dir, listen });
@@ -111,7 +108,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         Reconciler::new(kernel, firewall::Linux::new(), backend::ownership(&config, nftables));
     reconciler.set_underlay(external.underlay.link);
     let actual = reconciler.read_now().await.context("cannot read the kernel's state")?;
-    let node = node::identity(&args);
+    let node = args.identity();
     let seed = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
     let Chosen { backend, datapath } =
         backend::choose(&config, &args.udp_without, &external.underlay, abilities, &seed, &actual)
@@ -175,7 +172,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     ));
 
     let options = Options {
-        subnet_file: args.subnet_file.clone(),
+        subnet_file: args.subnet_file.path.clone(),
         ip_masq: args.ip_masq,
         forward_rules: args.iptables_forward_rules,
         blackhole_route: args.ip_blackhole_route,
@@ -339,8 +336,8 @@ fn attributes(
 
 /// The subnets that the subnet file names.
 fn previous(args: &Args) -> Option<Subnets> {
-    let file = args.subnet_file.display();
-    match SubnetEnv::load(&args.subnet_file) {
+    let file = args.subnet_file.path.display();
+    match SubnetEnv::load(&args.subnet_file.path) {
         Ok(env) => env?.subnets(),
         Err(reason) => {
             warn!(%file, %reason, "cannot use the subnet file to find out what this host held before");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flan_agent_api::Code;
 use flan_backends::Abilities;
 use flan_kernel::{Firewall, Kernel, KernelError, LinkName, netlink};
 use flan_subnet_lease::{LeaseAttributes, NetworkConfig, OwnLease, Store};
@@ -13,7 +14,6 @@ use super::backend::{self, Chosen};
 use super::{Daemon, UNDERLAY_DEBOUNCE};
 use crate::args::Args;
 use crate::interface::{AGAIN, External, Held, Selection, Verdict, other_choice};
-use crate::problem::Code;
 
 /// Changes of other interfaces within this time are taken together: containers come and go all the time.
 const OTHERS_DEBOUNCE: Duration = Duration::from_secs(2);

@@ -1,35 +1,12 @@
 //! Counting what was put right, and telling of it once it is quiet again.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
+use flan_agent_api::Repairs;
 use flan_kernel::{Object, Operation};
-use serde::Serialize;
 use tokio::time::Instant;
 use tracing::{info, warn};
-
-/// Repairs, by the kind of what was repaired.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Repairs {
-    /// Devices.
-    pub link: u64,
-    /// Addresses on them.
-    pub address: u64,
-    /// Neighbours.
-    pub neighbour: u64,
-    /// Forwarding entries.
-    pub fdb: u64,
-    /// Next hop objects.
-    pub next_hop: u64,
-    /// Routes.
-    pub route: u64,
-    /// Senders that are let in.
-    pub sender: u64,
-    /// Packet filter rules.
-    pub rules: u64,
-}
 
 /// Repairs so far, and those of this moment.
 #[derive(Debug, Default)]
@@ -100,8 +77,8 @@ impl Burst {
     /// One more repair.
     pub(super) fn count(&mut self, operation: &Operation, now: Instant) {
         let object = operation.object();
-        *self.now.of(&object) += 1;
-        *self.total.of(&object) += 1;
+        *counter(&mut self.now, &object) += 1;
+        *counter(&mut self.total, &object) += 1;
         self.first.get_or_insert_with(|| operation.to_string());
         self.last = Some(now);
         if self.lately.len() < REMEMBERED {
@@ -158,40 +135,17 @@ impl Burst {
     }
 }
 
-impl Repairs {
-    fn of(&mut self, object: &Object) -> &mut u64 {
-        match object {
-            Object::Link(_) => &mut self.link,
-            Object::Address(_) => &mut self.address,
-            Object::Neighbour(_) => &mut self.neighbour,
-            Object::Fdb(_) => &mut self.fdb,
-            Object::NextHop(_) => &mut self.next_hop,
-            Object::Route(_) => &mut self.route,
-            Object::Source(_) => &mut self.sender,
-            Object::Check(_) => &mut self.rules,
-        }
-    }
-}
-
-impl fmt::Display for Repairs {
-    /// `2 routes, 1 neighbour`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = [
-            (self.link, "link", "links"),
-            (self.address, "address", "addresses"),
-            (self.neighbour, "neighbour", "neighbours"),
-            (self.fdb, "forwarding entry", "forwarding entries"),
-            (self.next_hop, "next hop", "next hops"),
-            (self.route, "route", "routes"),
-            (self.sender, "sender", "senders"),
-            (self.rules, "set of rules", "sets of rules"),
-        ];
-        let parts: Vec<String> = kinds
-            .into_iter()
-            .filter(|(count, ..)| *count > 0)
-            .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
-            .collect();
-        f.write_str(&parts.join(", "))
+/// The counter of those that are of this object's kind.
+fn counter<'a>(repairs: &'a mut Repairs, object: &Object) -> &'a mut u64 {
+    match object {
+        Object::Link(_) => &mut repairs.link,
+        Object::Address(_) => &mut repairs.address,
+        Object::Neighbour(_) => &mut repairs.neighbour,
+        Object::Fdb(_) => &mut repairs.fdb,
+        Object::NextHop(_) => &mut repairs.next_hop,
+        Object::Route(_) => &mut repairs.route,
+        Object::Source(_) => &mut repairs.sender,
+        Object::Check(_) => &mut repairs.rules,
     }
 }
 
@@ -234,11 +188,5 @@ mod tests {
         assert_eq!(waits[19], Some(WAITS.1));
         assert!(waits[20..28].iter().all(Option::is_none), "{waits:?}");
         assert_eq!(waits[28], Some(WAITS.0));
-    }
-
-    #[test]
-    fn repairs_are_told_by_kind_and_number() {
-        let repairs = Repairs { route: 2, neighbour: 1, fdb: 3, ..Repairs::default() };
-        assert_eq!(repairs.to_string(), "1 neighbour, 3 forwarding entries, 2 routes");
     }
 }

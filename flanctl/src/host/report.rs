@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flan_agent::status::API_VERSION;
+use flan_agent_api::API_VERSION;
 use serde::Serialize;
 
 use crate::args::ReportForm;

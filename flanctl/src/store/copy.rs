@@ -6,8 +6,7 @@ mod report;
 
 use std::cell::Cell;
 
-use flan_agent::store_args::StoreArgs;
-use flan_agent::urls::UserSettings;
+use flan_agent_api::{StoreArgs, UserSettings};
 use flan_subnet_lease::{Endpoint, Store, StoreConfig, StoreError};
 
 use crate::access;

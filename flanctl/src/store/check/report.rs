@@ -7,7 +7,7 @@ mod rights;
 
 use std::collections::BTreeMap;
 
-use flan_agent::status::API_VERSION;
+use flan_agent_api::API_VERSION;
 use flan_subnet_lease::{MemberStatus, StoreConfig};
 use serde::Serialize;
 

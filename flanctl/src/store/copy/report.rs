@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flan_agent::status::API_VERSION;
+use flan_agent_api::API_VERSION;
 use flan_subnet_lease::{Store, shown};
 use serde::Serialize;
 

@@ -1,8 +1,8 @@
 //! URLs as flags and variables list them, read only where they are needed.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use flan_embedded_store::ListenUrl;
 use flan_subnet_lease::{Endpoint, InvalidEndpoint, StoreError, split_urls, without_user};
 
 /// A list of URLs, separated by commas, as somebody gave it: perhaps with a password, which no output shows.
@@ -18,7 +18,8 @@ impl Urls {
         split_urls(&self.0).into_iter().map(str::trim)
     }
 
-    fn names_user(&self) -> bool {
+    /// Whether one of them may name a user.
+    pub fn names_user(&self) -> bool {
         without_user(&self.0) != self.0
     }
 }
@@ -59,25 +60,30 @@ pub fn endpoints(lists: &[Urls], [name, password]: UserSettings) -> Result<Vec<E
     })
 }
 
-/// Where a store is to listen, as the flag `flag` says; `authorities` is the flag for those that sign clients'
-/// certificates.
-///
-/// # Errors
-/// What is no URL to listen on, and what would be.
-pub fn listen(lists: &[Urls], flag: &str, authorities: &str) -> Result<Vec<ListenUrl>, String> {
-    let read = |list: &Urls, url: &str| {
-        url.parse().map_err(|invalid| {
-            // As with endpoints, it may be a half of what names a user.
-            let shown = if without_user(url) == url { list.to_string() } else { without_user(url) };
-            match list.names_user() {
-                false => format!("{flag} {url:?}: {invalid}"),
-                true => format!(
-                    "{flag} {shown}: {invalid}. The store has no users; let it demand client certificates ({authorities})"
-                ),
-            }
-        })
-    };
-    lists.iter().flat_map(|list| list.each().map(move |url| read(list, url))).collect()
+/// The URL by which a program on this host reaches a store that listens at these: on loopback where it listens there,
+/// which no change of the host's addresses takes away; else the first. `None` when it listens nowhere.
+pub fn local_url<'a>(listen: impl Iterator<Item = &'a str>) -> Option<String> {
+    let places: Vec<Place<'a>> = listen.filter_map(place).collect();
+    let (scheme, address) = places.iter().find_map(on_loopback).or_else(|| places.first().copied())?;
+    Some(format!("{scheme}://{address}"))
+}
+
+/// What a URL to listen on says.
+type Place<'a> = (&'a str, SocketAddr);
+
+fn place(url: &str) -> Option<Place<'_>> {
+    let (scheme, place) = url.trim_end_matches('/').split_once("://")?;
+    let address = place.replacen("localhost:", "127.0.0.1:", 1).parse().ok()?;
+    matches!(scheme, "http" | "https").then_some((scheme, address))
+}
+
+fn on_loopback<'a>(&(scheme, mut address): &Place<'a>) -> Option<Place<'a>> {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address.ip().to_canonical().is_loopback().then_some((scheme, address))
 }
 
 #[cfg(test)]
@@ -109,20 +115,30 @@ mod tests {
         assert_eq!(refusal("b:2"), "endpoint \"b:2\" is not a URL such as http://127.0.0.1:2379");
     }
 
+    fn dialled(urls: &[&str]) -> Option<String> {
+        local_url(urls.iter().copied())
+    }
+
     #[test]
-    fn a_store_does_not_listen_for_users() {
-        let refusal = |text: &str| {
-            let urls = [Urls::from("http://127.0.0.1:1".to_owned()), Urls::from(text.to_owned())];
-            listen(&urls, "--listen", "--ca").unwrap_err()
-        };
+    fn a_store_on_all_addresses_is_dialled_on_loopback() {
+        assert_eq!(dialled(&["http://0.0.0.0:2379"]).unwrap(), "http://127.0.0.1:2379");
+        assert_eq!(dialled(&["https://[::]:4001"]).unwrap(), "https://[::1]:4001");
+    }
+
+    #[test]
+    fn loopback_is_dialled_wherever_it_stands_in_the_list() {
+        assert_eq!(dialled(&["http://localhost:1/"]).unwrap(), "http://127.0.0.1:1");
+        assert_eq!(dialled(&["http://10.0.0.2:1", "http://[::1]:2"]).unwrap(), "http://[::1]:2");
+        assert_eq!(dialled(&["http://10.0.0.2:1", "http://0.0.0.0:2"]).unwrap(), "http://127.0.0.1:2");
+    }
+
+    #[test]
+    fn without_loopback_the_first_address_is_dialled() {
+        assert_eq!(dialled(&["https://10.0.0.2:1", "https://10.0.0.3:1"]).unwrap(), "https://10.0.0.2:1");
         assert_eq!(
-            refusal("http://u:s3cret@10.0.0.2:2379"),
-            "--listen http://***@10.0.0.2:2379: expected an IP address and a port, such as http://127.0.0.1:2379. The store \
-             has no users; let it demand client certificates (--ca)"
+            dialled(&["http://store:1", "http://[2001:db8::1]:2379"]).unwrap(),
+            "http://[2001:db8::1]:2379"
         );
-        assert_eq!(
-            refusal("http://store:2379"),
-            "--listen \"http://store:2379\": expected an IP address and a port, such as http://127.0.0.1:2379"
-        );
+        assert_eq!(dialled(&[]), None);
     }
 }

@@ -1,0 +1,21 @@
+//! What the daemon `fland` and the command line `flanctl` agree on, and nothing else: flags and how they are read, the
+//! documents and files that one writes and the other reads, and by what each knows this host.
+
+pub mod command_line;
+mod host_args;
+mod only_agent;
+mod problem;
+mod status;
+mod store_args;
+mod subnet_env;
+pub mod urls;
+
+pub use host_args::{NodeId, PublicIps, SubnetFile};
+pub use only_agent::OnlyAgent;
+pub use problem::{Code, Problem};
+pub use status::{
+    API_VERSION, Datapath, EmbeddedStore, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status, UnreachablePeer,
+};
+pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
+pub use subnet_env::{SubnetEnv, SubnetEnvError};
+pub use urls::{Urls, UserSettings};

@@ -1,0 +1,36 @@
+//! How values of flags are read.
+
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{Arg, ArgAction};
+
+/// 365.25 days, as humantime counts.
+const YEAR: Duration = Duration::from_secs(31_557_600);
+
+/// A duration in whole seconds, from `least` to a year.
+pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> {
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}; expected such as 24h or 90s"))?;
+    if duration < least {
+        return Err(format!("at least {} is needed", humantime::format_duration(least)));
+    }
+    if duration > YEAR {
+        return Err("at most 1y is possible".to_owned());
+    }
+    Ok(Duration::from_secs(duration.as_secs()))
+}
+
+/// Lets a flag that is `true` or `false` be given bare or with its value, as flannel's are: `--ip-masq`,
+/// `--ip-masq=false`.
+pub(crate) fn switch(arg: Arg) -> Arg {
+    match arg.get_action() {
+        ArgAction::SetTrue => arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_parser(BoolishValueParser::new()),
+        _ => arg,
+    }
+}
