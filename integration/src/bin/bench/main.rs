@@ -10,6 +10,7 @@ mod ping;
 mod report;
 mod results;
 mod rows;
+mod runs;
 mod targets;
 mod underlay;
 
@@ -23,7 +24,8 @@ use flan_integration::{Lab, LabOptions, StoreKind, cpu, interrupt, tools, wait};
 
 use crate::arguments::{Arguments, Output};
 use crate::pair::Pair;
-use crate::results::{Machine, Results, Run, UnderlayRecord};
+use crate::results::{Machine, Results, UnderlayRecord};
+use crate::runs::Run;
 use crate::underlay::{Features, Underlay};
 
 /// How long it is looked whether the machine does something else.

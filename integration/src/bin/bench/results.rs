@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use crate::arguments::Arguments;
 use crate::ends::Ends;
-use crate::figures::{Figure, Figures};
+use crate::figures::Figure;
 use crate::iperf;
 use crate::measure::Measure;
 use crate::rows::Row;
+use crate::runs::{Run, median_of, ratios};
 use crate::targets::{self, Target};
 use crate::underlay::{Features, Underlay};
 
@@ -58,18 +59,6 @@ pub(crate) struct UnderlayRecord {
     pub(crate) features: Features,
     /// How busy the machine was with all rows standing idle; what is not near 0 disturbs.
     pub(crate) busy_percent_before: f64,
-}
-
-/// One run.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Run {
-    pub(crate) underlay: Underlay,
-    /// From 1.
-    pub(crate) round: u32,
-    pub(crate) row: Row,
-    pub(crate) measure: Measure,
-    pub(crate) figures: Figures,
 }
 
 /// A figure over all rounds.
@@ -145,29 +134,6 @@ impl Machine {
     }
 }
 
-/// The ratios of a figure of one row to that of another in the same round; none of a round where that is 0.
-pub(crate) fn ratios(runs: &[Run], underlay: Underlay, figure: Figure, row: Row, to: Row) -> Vec<f64> {
-    let values = values(runs, underlay, row, figure);
-    let others = self::values(runs, underlay, to, figure);
-    let pairs = values.iter().filter_map(|(round, value)| {
-        let (_, other) = others.iter().find(|(other_round, _)| other_round == round)?;
-        Some((value, other))
-    });
-    pairs.filter(|(_, other)| **other != 0.0).map(|(value, other)| value / other).collect()
-}
-
-/// The median of a figure over all rounds.
-pub(crate) fn median_of(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option<f64> {
-    let values: Vec<f64> = values(runs, underlay, row, figure).into_iter().map(|(_, value)| value).collect();
-    median(&values)
-}
-
-/// Round and value.
-fn values(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Vec<(u32, f64)> {
-    let wanted = runs.iter().filter(|run| run.underlay == underlay && run.row == row);
-    wanted.filter_map(|run| Some((run.round, *run.figures.get(&figure)?))).collect()
-}
-
 fn summary(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option<Summary> {
     let median_value = median_of(runs, underlay, row, figure)?;
     let ratio = median(&ratios(runs, underlay, figure, row, Row::CONTROL));
@@ -175,13 +141,9 @@ fn summary(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// A run with one figure.
-    pub(crate) fn run(underlay: Underlay, round: u32, row: Row, figure: Figure, value: f64) -> Run {
-        Run { underlay, round, row, measure: Measure::Tcp1, figures: Figures::from([(figure, value)]) }
-    }
+    use crate::runs::tests::run;
 
     fn throughput(round: u32, row: Row, value: f64) -> Run {
         run(Underlay::Offloads, round, row, Figure::Tcp1Gbps, value)

@@ -4,8 +4,8 @@ use flan_integration::statistics::median;
 use serde::Serialize;
 
 use crate::figures::Figure;
-use crate::results::{Run, median_of, ratios};
 use crate::rows::Row;
+use crate::runs::{Run, median_of, ratios};
 use crate::underlay::Underlay;
 
 /// A target, judged.
@@ -128,7 +128,7 @@ fn target(underlay: Underlay, name: &'static str, wanted: Bound, found: Option<f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::tests::run;
+    use crate::runs::tests::run;
 
     fn reached(runs: &[Run], underlay: Underlay, name: &str) -> Option<bool> {
         judge(runs, &[underlay]).into_iter().find(|target| target.name == name).unwrap().reached

@@ -26,9 +26,9 @@ use flan_integration::{Lab, LabOptions, StoreKind, cpu, interrupt, tools, wait};
 
 use crate::arguments::{Arguments, Output};
 use crate::control::Form;
-use crate::measure::{Measure, Values, median_of, p99_of};
+use crate::measure::{Measure, Run, Values, median_of, p99_of};
 use crate::peers::{NETWORK, Peer};
-use crate::results::{Machine, Results, Run};
+use crate::results::{Machine, Results};
 use crate::store::Store;
 use crate::subject::Subject;
 

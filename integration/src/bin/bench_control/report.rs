@@ -2,8 +2,8 @@
 
 use flan_integration::report::{align_right_from, lines, plain_table};
 
-use crate::measure::{Measure, median_of, p99_of};
-use crate::results::{Results, Run};
+use crate::measure::{Measure, Run, median_of, p99_of};
+use crate::results::Results;
 use crate::targets::{Target, ratio};
 
 /// Below the table.

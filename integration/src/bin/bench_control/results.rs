@@ -9,7 +9,7 @@ use flan_integration::report;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
-use crate::measure::Values;
+use crate::measure::Run;
 use crate::targets::{self, Target};
 
 /// Everything.
@@ -38,14 +38,6 @@ pub(crate) struct Machine {
     pub(crate) iproute2: String,
     /// How busy it was before the first run; what is not near 0 disturbs.
     pub(crate) busy_percent_before: f64,
-}
-
-/// All values for one number of peers.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Run {
-    pub(crate) peers: u32,
-    pub(crate) values: Values,
 }
 
 impl Results {

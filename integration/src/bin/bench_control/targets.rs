@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use crate::measure::{Measure, median_of, p99_of};
-use crate::results::Run;
+use crate::measure::{Measure, Run, median_of, p99_of};
 
 /// A target, judged.
 #[derive(Debug, Clone, PartialEq, Serialize)]
