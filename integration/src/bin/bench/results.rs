@@ -1,21 +1,18 @@
 //! All that was measured, and what follows from it. Serialized, it is the JSON file.
 
-use std::path::Path;
-use std::thread;
-
-use anyhow::{Context, Result};
-use flan_integration::report;
+use anyhow::Result;
+use flan_integration::bench::machine::{Machine, sysctl};
+use flan_integration::bench::target::Target;
 use flan_integration::statistics::median;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
 use crate::ends::Ends;
 use crate::figures::Figure;
-use crate::iperf;
 use crate::measure::Measure;
 use crate::rows::Row;
 use crate::runs::{Run, median_of, ratios};
-use crate::targets::{self, Target};
+use crate::targets;
 use crate::underlay::{Features, Underlay};
 
 /// Everything.
@@ -24,6 +21,8 @@ use crate::underlay::{Features, Underlay};
 pub(crate) struct Results {
     api_version: &'static str,
     pub(crate) machine: Machine,
+    /// Of TCP, on both ends: a new namespace takes the machine's.
+    pub(crate) congestion_control: String,
     pub(crate) ends: Ends,
     pub(crate) rounds: u32,
     /// Of each run that measures throughput.
@@ -34,18 +33,6 @@ pub(crate) struct Results {
     pub(crate) summaries: Vec<Summary>,
     pub(crate) targets: Vec<Target>,
     runs: Vec<Run>,
-}
-
-/// What it was measured on.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Machine {
-    /// `uname -r`.
-    pub(crate) kernel: String,
-    pub(crate) cpus: usize,
-    pub(crate) iperf3: String,
-    /// Of TCP, on both ends: a new namespace takes the machine's.
-    pub(crate) congestion_control: String,
 }
 
 /// A setting of the underlay.
@@ -80,7 +67,7 @@ impl Results {
         machine: Machine,
         underlays: Vec<UnderlayRecord>,
         runs: Vec<Run>,
-    ) -> Results {
+    ) -> Result<Results> {
         let (rows, measures) = (arguments.rows(), arguments.measures());
         let mut summaries = Vec::new();
         for underlay in underlays.iter().map(|record| record.name) {
@@ -90,9 +77,10 @@ impl Results {
                 }
             }
         }
-        Results {
-            api_version: "flan-bench/v1",
+        Ok(Results {
+            api_version: "flan-bench/v2",
             machine,
+            congestion_control: sysctl("net/ipv4/tcp_congestion_control")?,
             ends: arguments.ends,
             rounds: arguments.rounds,
             seconds: arguments.seconds,
@@ -102,35 +90,13 @@ impl Results {
             underlays,
             summaries,
             runs,
-        }
+        })
     }
 
     /// The summary of a figure, if it was measured.
     pub(crate) fn summary(&self, underlay: Underlay, row: Row, figure: Figure) -> Option<&Summary> {
         let mut all = self.summaries.iter();
         all.find(|summary| (summary.underlay, summary.row, summary.figure) == (underlay, row, figure))
-    }
-
-    /// As JSON, for people as well.
-    pub(crate) fn json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).context("cannot write the results as JSON")
-    }
-
-    /// Writes the JSON file.
-    pub(crate) fn write(&self, file: &Path) -> Result<()> {
-        report::write_file(file, &self.json()?)
-    }
-}
-
-impl Machine {
-    /// Reads it.
-    pub(crate) fn read() -> Result<Machine> {
-        Ok(Machine {
-            kernel: report::sysctl("kernel/osrelease")?,
-            cpus: thread::available_parallelism().context("cannot count the CPUs")?.get(),
-            iperf3: iperf::version()?,
-            congestion_control: report::sysctl("net/ipv4/tcp_congestion_control")?,
-        })
     }
 }
 

@@ -8,40 +8,29 @@ mod report;
 mod server;
 
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use flan_integration::command::Place;
+use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
-use flan_integration::report::write_file;
-use flan_integration::{interrupt, tools, wait};
+use flan_integration::{tools, wait};
 
-use crate::arguments::{Arguments, Output};
+use crate::arguments::Arguments;
 use crate::measure::Values;
 use crate::report::{Results, judge};
 use crate::server::{Kind, Server};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(bench(&arguments)));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("\nThe bench has failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(run(&arguments))
+    })
 }
 
-async fn bench(arguments: &Arguments) -> Result<()> {
+async fn run(arguments: &Arguments) -> Result<()> {
     tools::flan_binary("fland")?;
     tools::find("etcd").context("etcd is not installed; on Debian: apt-get install etcd-server")?;
-    interrupt::end_waits_on_signals()?;
     let mut found = [Values::default(), Values::default()];
     for round in 1..=arguments.rounds {
         for (kind, values) in Kind::BOTH.into_iter().zip(&mut found) {
@@ -52,21 +41,15 @@ async fn bench(arguments: &Arguments) -> Result<()> {
     }
     let [etcd, embedded] = found;
     let results = Results {
-        api_version: "flan-bench-store/v1",
-        machine: machine()?,
+        api_version: "flan-bench-store/v2",
+        machine: Machine::read(&[("etcd", "--version")])?,
         rounds: arguments.rounds,
         clients: arguments.clients,
         targets: judge(&etcd, &embedded),
         etcd,
         embedded,
     };
-    write_file(&arguments.json, &results.json()?)?;
-    match arguments.output {
-        Output::Table => println!("{}", results.render()),
-        Output::Json => println!("{}", results.json()?),
-    }
-    eprintln!("Every single value is in {}", arguments.json.display());
-    Ok(())
+    arguments.report.finish(&results, &results.render())
 }
 
 /// Everything for one of the two, from an empty directory.
@@ -88,12 +71,4 @@ async fn measure(arguments: &Arguments, kind: Kind, round: u32, values: &mut Val
     fanout::run(&server, &clients, values).await?;
     done("");
     Ok(())
-}
-
-fn machine() -> Result<String> {
-    let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = Place::default().run("uname", ["-r"])?;
-    let etcd = Place::default().run("etcd", ["--version"])?;
-    let etcd = etcd.lines().next().unwrap_or_default().to_owned();
-    Ok(format!("{cpus} CPUs, Linux {}, {etcd}", kernel.trim()))
 }
