@@ -29,7 +29,7 @@ use crate::{Backend, BackendError, LeaseFields, Underlay, Unreachable, senders};
 
 pub use counters::{Counters, Totals};
 pub use datapath::{Datapath, DatapathError};
-pub use forwarding::{ForwardingTable, Routes};
+pub use forwarding::ForwardingTable;
 pub use gauge::{Gauge, Modes};
 
 /// Bytes that the wire adds to a packet: outer IPv4 header (20) and UDP header (8).
@@ -102,7 +102,7 @@ impl Udp {
                 mtu: self.mtu,
                 strict: subnet.filter(|_| self.config.strict_source),
             },
-            table.clone(),
+            table.reader(),
         )
     }
 

@@ -30,7 +30,7 @@ use self::endpoints::Endpoints;
 use self::pacing::Pacer;
 pub(super) use self::settings::Settings;
 use self::worker::{Share, Worker};
-use super::forwarding::ForwardingTable;
+use super::forwarding::ForwardingReader;
 use super::gauge::{Gauge, Modes};
 
 /// Threads, and queues of the device: one for each processor within these bounds. tokio-tun takes no fewer than two
@@ -73,7 +73,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    pub(super) fn start(settings: Settings, table: ForwardingTable) -> Result<Self, DatapathError> {
+    pub(super) fn start(settings: Settings, table: ForwardingReader) -> Result<Self, DatapathError> {
         let device = settings.device;
         let tun_error = |source| DatapathError::Tun { device, source };
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);

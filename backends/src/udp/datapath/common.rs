@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicBool;
 use flan_kernel::tun::TunMode;
 
 use super::settings::Settings;
-use crate::udp::forwarding::ForwardingTable;
+use crate::udp::forwarding::ForwardingReader;
 use crate::udp::gauge::Gauge;
 
 /// What all threads of a data path see.
 pub(super) struct Common {
     pub(super) settings: Settings,
-    pub(super) table: ForwardingTable,
+    pub(super) table: ForwardingReader,
     /// How the device takes and gives packets.
     pub(super) tun: TunMode,
     pub(super) gauge: Arc<Gauge>,

@@ -62,10 +62,7 @@ impl Inbound {
             let packets = datagram.bytes.len().div_ceil(datagram.segment_size);
             add(&counters.received_packets, packets);
             add(&counters.received_bytes, datagram.bytes.len());
-            // As a rule the index tells, at the same cost for any number of peers; a foreign inner source needs a search.
-            let from_its_subnet =
-                inner_source(datagram.bytes).is_some_and(|inner| is_of(&routes, inner, *source.ip()));
-            if !from_its_subnet && !routes.is_peer(*source.ip()) {
+            if !routes.is_peer(*source.ip()) {
                 add(&counters.dropped_foreign_source, packets);
                 continue;
             }

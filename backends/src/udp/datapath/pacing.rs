@@ -342,7 +342,7 @@ mod tests {
             strict: None,
         };
         let gauge = Arc::new(Gauge::new(Modes { tun, udp, merge: false }));
-        let (table, over) = (ForwardingTable::default(), AtomicBool::new(false));
+        let (table, over) = (ForwardingTable::default().reader(), AtomicBool::new(false));
         Pacer::new(Arc::new(Common { settings, table, tun, gauge, over }), Arc::new(socket))
     }
 
