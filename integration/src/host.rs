@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::command::{self, Outcome, Place};
+use crate::command::{Outcome, Place};
 use crate::docker::Docker;
+use crate::flanctl;
 use crate::netns::Netns;
 use crate::notify::Notifications;
 use crate::overlay::{self, DEVICE, Overlay};
 use crate::process::{self, Process};
 use crate::subnet_env::{SubnetEnv, SubnetValues};
-use crate::tools;
 use crate::wait;
 
 pub use self::agent::{STATUS_FLAGS, STATUS_PORT};
@@ -155,13 +155,7 @@ impl Host {
 
     /// As [`Host::flanctl`], with `input` on its standard input.
     pub fn flanctl_with_input(&self, args: &[&str], input: &str) -> Result<Outcome> {
-        let mut command = self.place.command(tools::flan_binary("flanctl")?);
-        command
-            // Not that of the machine.
-            .env("FLAND_ENV_FILE", "/dev/null")
-            .args(["--etcd-endpoints", &self.spec.etcd_endpoints, "--etcd-prefix", &self.spec.etcd_prefix])
-            .args(args);
-        command::run_with_input(&command, input)
+        flanctl::run(&self.place, self.etcd(), args, input)
     }
 
     /// The file that all agents of this host log to, one after the other.

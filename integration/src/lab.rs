@@ -17,9 +17,10 @@ use anyhow::{Context, Result, ensure};
 use self::directory::prefixed;
 use self::removal::Remains;
 use self::underlay::{Segment, Underlay};
-use crate::command::{self, Outcome};
+use crate::command::Outcome;
 use crate::detour::Detour;
 use crate::docker;
+use crate::flanctl;
 use crate::forky;
 use crate::host::{Host, HostSpec};
 use crate::netns::Netns;
@@ -217,11 +218,7 @@ impl Lab {
     }
 
     fn flanctl_at(&self, etcd_prefix: &str, args: &[&str], input: &str) -> Result<Outcome> {
-        let mut command = self.underlay.netns.place().command(tools::flan_binary("flanctl")?);
-        // Not the settings of the machine.
-        command.env("FLAND_ENV_FILE", "/dev/null");
-        command.args(["--etcd-endpoints", &self.store.endpoints(), "--etcd-prefix", etcd_prefix]).args(args);
-        command::run_with_input(&command, input)
+        flanctl::run(&self.underlay.netns.place(), (&self.store.endpoints(), etcd_prefix), args, input)
     }
 
     /// A web server on [`OUTSIDE`] that tells who asks.

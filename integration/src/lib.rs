@@ -27,6 +27,7 @@ pub mod docker;
 #[cfg(test)]
 mod docs;
 pub mod end;
+mod flanctl;
 pub mod flannel;
 pub mod forgery;
 pub mod forky;

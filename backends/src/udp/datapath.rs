@@ -120,7 +120,7 @@ impl Datapath {
     fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), DatapathError> {
         let common = self.common.clone();
         let guarded = move || {
-            let _ends = Ends(common);
+            let _note = EndNote(common);
             body();
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(guarded);
@@ -161,9 +161,9 @@ impl Drop for Datapath {
 }
 
 /// Notes that a thread has ended, also by a panic.
-struct Ends(Arc<Common>);
+struct EndNote(Arc<Common>);
 
-impl Drop for Ends {
+impl Drop for EndNote {
     fn drop(&mut self) {
         self.0.over.store(true, Relaxed);
     }

@@ -12,7 +12,7 @@ use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use super::endpoints::Endpoints;
-use crate::udp::coalescing::{Coalescer, Merging, Refused};
+use crate::udp::coalescing::{Coalescer, Merging, PushError};
 use crate::udp::counters::{Counters, add};
 use crate::udp::forwarding::Routes;
 use crate::udp::icmp::{Limit, Reason};
@@ -79,13 +79,13 @@ impl Inbound {
                 }
                 match batch.push(packet) {
                     Ok(()) => {}
-                    Err((Refused::TtlExpired, packet)) => {
+                    Err((PushError::TtlExpired, packet)) => {
                         add(&counters.dropped_ttl, 1);
                         if limit.allows(Instant::now()) {
                             endpoints.send_icmp(packet, Reason::TtlExpired);
                         }
                     }
-                    Err((Refused::NotIp, _)) => add(&counters.dropped_malformed, 1),
+                    Err((PushError::NotIp, _)) => add(&counters.dropped_malformed, 1),
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::pacing::Entrance;
 use crate::udp::counters::add;
 use crate::udp::icmp::{Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
-use crate::udp::segmentation::{Refused, Segments};
+use crate::udp::segmentation::{Segments, SplitError};
 
 /// Bytes that are read before anything is sent: few enough to be still in the processor's cache, and enough that the
 /// tail of one large packet, which a single send does not take, leaves with the next.
@@ -111,7 +111,7 @@ impl Outbound {
                         outgoing.add(peer.address, [IoSlice::new(headers), IoSlice::new(payload)]);
                     }
                 }
-                Err(Refused::TtlExpired) => add(&counters.dropped_ttl, 1),
+                Err(SplitError::TtlExpired) => add(&counters.dropped_ttl, 1),
                 Err(_) => add(&counters.dropped_malformed, 1),
             }
         }

@@ -78,7 +78,7 @@ impl<'a> Outgoing<'a> {
                     rest = after;
                 }
                 Err(error) => {
-                    self.lost(first, &error, &mut too_big);
+                    self.count_lost(first, &error, &mut too_big);
                     rest = after;
                 }
             }
@@ -93,7 +93,7 @@ impl<'a> Outgoing<'a> {
             match self.hand_over(rest) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(error) => {
-                    self.lost(first, &error, too_big);
+                    self.count_lost(first, &error, too_big);
                     rest = after;
                 }
             }
@@ -132,7 +132,7 @@ impl<'a> Outgoing<'a> {
         add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
     }
 
-    fn lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
+    fn count_lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
         let counters = &self.common.gauge.counters;
         if udp_socket::is_too_big(error) {
             add(&counters.dropped_too_big, train.count);

@@ -35,9 +35,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     tools::check_for_bench()?;
-    for binary in ["fland", "flanctl"] {
-        tools::flan_binary(binary)?;
-    }
     let machine = Machine::read(&[("iperf3", "--version")])?;
     announce(arguments);
 

@@ -3,6 +3,7 @@
 mod arguments;
 mod control;
 mod kernel;
+mod leases;
 mod measure;
 mod peers;
 mod repair;
@@ -10,7 +11,6 @@ mod report;
 mod restart;
 mod results;
 mod sends;
-mod store;
 mod subject;
 mod targets;
 mod writes;
@@ -27,10 +27,10 @@ use flan_integration::{Lab, LabOptions, StoreKind, tools, wait};
 
 use crate::arguments::Arguments;
 use crate::control::Form;
+use crate::leases::Leases;
 use crate::measure::{Measure, Run, Values, median_of, p99_of};
 use crate::peers::{NETWORK, Peer};
 use crate::results::Results;
-use crate::store::Store;
 use crate::subject::Subject;
 
 /// Beyond so many peers the control in flannel's form takes minutes.
@@ -43,9 +43,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     tools::check_for_bench_control()?;
-    for binary in ["fland", "flanctl"] {
-        tools::flan_binary(binary)?;
-    }
     let busy = bench::busy_percent("")?;
     let machine = Machine::read(&[("etcd", "--version"), ("ip", "-V")])?;
     let mut results = Results::new(arguments, machine, busy);
@@ -67,7 +64,7 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
     let options = LabOptions { store: Some(StoreKind::Etcd), store_data, ..LabOptions::default() };
     Lab::run(options, |lab| {
         lab.set_network(NETWORK)?;
-        let store = Store::connect(lab)?;
+        let store = Leases::connect(lab)?;
         let started = Instant::now();
         store.load(Peer::residents(peers))?;
         done(&format!("written in {:.1} s", started.elapsed().as_secs_f64()));

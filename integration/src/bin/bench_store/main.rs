@@ -13,12 +13,13 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
-use flan_integration::{tools, wait};
+use flan_integration::{StoreKind, tools, wait};
 
 use crate::arguments::Arguments;
+use crate::load::Request;
 use crate::measure::Values;
 use crate::report::{Results, judge};
-use crate::server::{Kind, Server};
+use crate::server::{Program, Server};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -29,14 +30,14 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
-    tools::flan_binary("fland")?;
-    tools::find("etcd").context("etcd is not installed; on Debian: apt-get install etcd-server")?;
+    tools::check_for_store(StoreKind::Etcd)?;
+    tools::check_for_store(StoreKind::Embedded)?;
     let mut found = [Values::default(), Values::default()];
     for round in 1..=arguments.rounds {
-        for (kind, values) in Kind::BOTH.into_iter().zip(&mut found) {
-            measure(arguments, kind, round, values)
+        for (program, values) in Program::BOTH.into_iter().zip(&mut found) {
+            measure(arguments, program, round, values)
                 .await
-                .with_context(|| format!("{}, round {round}", kind.name()))?;
+                .with_context(|| format!("{}, round {round}", program.name()))?;
         }
     }
     let [etcd, embedded] = found;
@@ -53,14 +54,14 @@ async fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Everything for one of the two, from an empty directory.
-async fn measure(arguments: &Arguments, kind: Kind, round: u32, values: &mut Values) -> Result<()> {
-    let say = |what: &str| begin(&format!("{}, round {round}/{}: {what}", kind.name(), arguments.rounds));
+async fn measure(arguments: &Arguments, program: Program, round: u32, values: &mut Values) -> Result<()> {
+    let say = |what: &str| begin(&format!("{}, round {round}/{}: {what}", program.name(), arguments.rounds));
     say("starts and is filled");
-    let server = Server::start(kind, &arguments.data_dir).await?;
+    let server = Server::start(program, &arguments.data_dir).await?;
     let clients = server.clients(arguments.clients).await?;
     load::fill(&clients).await?;
     done("");
-    for load in load::Kind::ALL {
+    for load in Request::ALL {
         wait::ensure_not_interrupted()?;
         let (name, unit) = load.rate().name();
         say(name);
