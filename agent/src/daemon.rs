@@ -334,6 +334,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 want_peer(&*self.backend, &mut self.reconciler, &mut self.unreached, after);
             }
         }
+        if let Some(datapath) = &mut self.datapath {
+            datapath.change(&changes.peers);
+        }
         self.peers_are_planned();
     }
 
@@ -344,14 +347,14 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         for peer in self.leases.peers() {
             want_peer(&*self.backend, &mut self.reconciler, &mut self.unreached, peer);
         }
+        if let Some(datapath) = &mut self.datapath {
+            datapath.replace(self.leases.peers());
+        }
         self.peers_are_planned();
     }
 
     /// Tells those who go by the list of peers.
     fn peers_are_planned(&mut self) {
-        if let Some(datapath) = &self.datapath {
-            datapath.feed(&self.leases.peers().collect::<Vec<_>>());
-        }
         self.show_lists();
         self.look_at_overlaps();
     }

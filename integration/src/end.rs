@@ -5,7 +5,6 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 
 use crate::command::Place;
-use crate::host::Host;
 use crate::netns::Netns;
 use crate::subnet_env::SubnetEnv;
 
@@ -23,8 +22,8 @@ pub struct End {
 }
 
 impl End {
-    /// A namespace behind `docker0`, which has the subnet's address; the namespace has the one after it.
-    pub fn behind_bridge(host: &Host, subnet: &SubnetEnv) -> Result<End> {
+    /// A namespace behind `docker0` in that of a host. The bridge has the subnet's address, the end the one after it.
+    pub fn behind_bridge(host: &Netns, subnet: &SubnetEnv) -> Result<End> {
         let bridge = subnet.subnet.ip();
         let length = subnet.subnet.prefix();
         let end = End {
@@ -32,16 +31,16 @@ impl End {
             ..End::behind_bare_bridge(host, subnet.mtu)?
         };
         host.ip(&format!("address add {bridge}/{length} dev docker0"))?;
-        host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
+        host.place().run("sh", ["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])?;
         end.place.run("ip", ["address", "add", &format!("{}/{length}", end.address), "dev", "eth0"])?;
         end.place.run("ip", ["route", "add", "default", "via", &bridge.to_string()])?;
         Ok(end)
     }
 
     /// As [`End::behind_bridge`], without any address yet.
-    pub fn behind_bare_bridge(host: &Host, mtu: u32) -> Result<End> {
+    pub fn behind_bare_bridge(host: &Netns, mtu: u32) -> Result<End> {
         // Named as the lab's other namespaces, so that the lab removes it.
-        let netns = Netns::create(&format!("{}-c", host.netns().name()))?;
+        let netns = Netns::create(&format!("{}-c", host.name()))?;
         host.ip("link add docker0 type bridge")?;
         host.ip(&format!("link add container type veth peer name eth0 netns {}", netns.name()))?;
         host.ip(&format!("link set container master docker0 mtu {mtu} up"))?;

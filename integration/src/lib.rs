@@ -17,6 +17,7 @@
 //! A second segment hangs on the same router, for [`Lab::host_behind_router`], and with [`LabOptions::ipv6`] the first has
 //! fd00:64::/64 beside its IPv4.
 
+pub mod bench;
 pub mod chance;
 pub mod clock;
 pub mod command;
@@ -26,6 +27,7 @@ pub mod docker;
 #[cfg(test)]
 mod docs;
 pub mod end;
+mod flanctl;
 pub mod flannel;
 pub mod forgery;
 pub mod forky;
@@ -41,7 +43,6 @@ mod notify;
 pub mod overlay;
 pub mod process;
 pub mod progress;
-pub mod report;
 pub mod statistics;
 pub mod store;
 pub mod subnet_env;

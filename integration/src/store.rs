@@ -4,6 +4,7 @@
 //! What the lab itself needs of a store goes by `flanctl`. The keys here are read and written by `etcdctl`, whichever
 //! store it is: an eye that is not ours.
 
+mod client;
 mod disk;
 mod health;
 mod kind;
@@ -20,6 +21,7 @@ use crate::netns::Netns;
 use crate::process::Lifetime;
 use crate::tools;
 
+pub use self::client::StoreClient;
 pub use self::disk::Disk;
 pub use self::health::ensure_healthy;
 pub use self::kind::{STORE_VARIABLE, StoreKind};

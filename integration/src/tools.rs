@@ -92,13 +92,20 @@ pub fn faketime() -> Result<PathBuf> {
 /// As [`check`], with the programs that only the bench and the soak run.
 pub fn check_for_bench() -> Result<()> {
     check()?;
+    check_for_flan()?;
     check_programs(&BENCH_PROGRAMS)
 }
 
 /// As [`check`], with the programs that only the bench of the control plane runs.
 pub fn check_for_bench_control() -> Result<()> {
     check()?;
+    check_for_flan()?;
     check_programs(&BENCH_CONTROL_PROGRAMS)
+}
+
+/// An error unless `fland` and `flanctl` are built.
+pub fn check_for_flan() -> Result<()> {
+    ["fland", "flanctl"].into_iter().try_for_each(|binary| flan_binary(binary).map(drop))
 }
 
 /// The path of `fland` or `flanctl`: in `$FLAN_BIN_DIR`, or where cargo put the running program.

@@ -86,7 +86,7 @@ pub enum Object {
 
 /// What the kernel has told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
+pub struct KernelChange {
     /// When it was told.
     pub at: Instant,
     /// The object is no more; else it is new or has another form.
@@ -102,11 +102,11 @@ pub struct Mark(usize);
 /// Records changes from its start until it is dropped.
 #[derive(Debug)]
 pub struct Witness {
-    shared: Arc<Shared>,
+    record: Arc<Record>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct Record {
     seen: Mutex<Seen>,
     more: Condvar,
     ended: AtomicBool,
@@ -114,7 +114,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Seen {
-    changes: Vec<Change>,
+    changes: Vec<KernelChange>,
     /// Why the record is not complete.
     trouble: Option<String>,
 }
@@ -122,20 +122,20 @@ struct Seen {
 impl Witness {
     /// Starts recording in this namespace; on return nothing is missed any more.
     pub fn start(netns: &Netns) -> Result<Witness> {
-        let shared = Arc::new(Shared::default());
-        let (netns, for_thread) = (netns.clone(), Arc::clone(&shared));
+        let record = Arc::new(Record::default());
+        let (netns, for_thread) = (netns.clone(), Arc::clone(&record));
         let (tell, told) = mpsc::channel();
         thread::spawn(move || match listen(&netns) {
             Ok(socket) => {
                 let _ = tell.send(Ok(()));
-                record(&socket, &for_thread);
+                keep_record(&socket, &for_thread);
             }
             Err(error) => {
                 let _ = tell.send(Err(error));
             }
         });
         told.recv().context("the witness's thread has ended")??;
-        Ok(Witness { shared })
+        Ok(Witness { record })
     }
 
     /// The place after all changes that were told so far.
@@ -144,7 +144,7 @@ impl Witness {
     }
 
     /// The changes after `mark`. An error if the kernel could not tell all.
-    pub fn since(&self, mark: Mark) -> Result<Vec<Change>> {
+    pub fn since(&self, mark: Mark) -> Result<Vec<KernelChange>> {
         let seen = self.seen();
         seen.complete()?;
         Ok(seen.changes[mark.0..].to_vec())
@@ -157,14 +157,14 @@ impl Witness {
         what: &str,
         mark: Mark,
         limit: Duration,
-        mut is_meant: impl FnMut(&Change) -> bool,
+        mut is_meant: impl FnMut(&KernelChange) -> bool,
     ) -> Result<Instant> {
         let started = Instant::now();
         let mut next = mark.0;
         loop {
             let seen = self.seen();
             let seen = if seen.changes.len() == next && seen.trouble.is_none() {
-                let waited = self.shared.more.wait_timeout(seen, PAUSE);
+                let waited = self.record.more.wait_timeout(seen, PAUSE);
                 waited.unwrap_or_else(PoisonError::into_inner).0
             } else {
                 seen
@@ -187,13 +187,13 @@ impl Witness {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
+        self.record.ended.store(true, Ordering::Relaxed);
     }
 }
 
@@ -221,7 +221,7 @@ impl Object {
 }
 
 /// How many of them there are of each kind, for messages: `3 routes, 1 neighbour`.
-pub fn summary(changes: &[Change]) -> String {
+pub fn summary(changes: &[KernelChange]) -> String {
     let count = |kind: &str, is_kind: fn(&Object) -> bool| {
         let of_kind: Vec<_> = changes.iter().filter(|change| is_kind(&change.object)).collect();
         let objects: HashSet<_> = of_kind.iter().map(|change| change.object).collect();
@@ -253,10 +253,10 @@ fn listen(netns: &Netns) -> Result<OwnedFd> {
 }
 
 /// Until the owner is gone, or the socket fails.
-fn record(socket: &OwnedFd, shared: &Shared) {
+fn keep_record(socket: &OwnedFd, record: &Record) {
     let mut buffer = vec![0; LARGEST];
     let mut batch = Vec::with_capacity(BATCH);
-    while !shared.ended.load(Ordering::Relaxed) {
+    while !record.ended.load(Ordering::Relaxed) {
         let mut trouble = None;
         // The first one is waited for; those that are there already come with it.
         let mut flags = RecvFlags::empty();
@@ -274,12 +274,12 @@ fn record(socket: &OwnedFd, shared: &Shared) {
         if batch.is_empty() && trouble.is_none() {
             continue;
         }
-        let mut seen = shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = record.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.changes.append(&mut batch);
         let failed = trouble.is_some();
         seen.trouble = seen.trouble.take().or(trouble);
         drop(seen);
-        shared.more.notify_all();
+        record.more.notify_all();
         if failed {
             return;
         }
@@ -287,13 +287,13 @@ fn record(socket: &OwnedFd, shared: &Shared) {
 }
 
 /// The changes that a datagram tells of. What is none of the objects here is left out.
-fn collect(mut datagram: &[u8], at: Instant, changes: &mut Vec<Change>) {
+fn collect(mut datagram: &[u8], at: Instant, changes: &mut Vec<KernelChange>) {
     const HEADER: usize = 16;
     while let (Some(length), Some(kind)) = (u32_at(datagram, 0), u16_at(datagram, 4)) {
         let length = length as usize;
         let Some(body) = datagram.get(HEADER..length) else { return };
         if let Some((gone, object)) = object(kind, body) {
-            changes.push(Change { at, gone, object });
+            changes.push(KernelChange { at, gone, object });
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }

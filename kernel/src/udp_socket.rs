@@ -4,31 +4,24 @@
 //! libc: nix's `sendmmsg` and `recvmmsg` build vectors. Source: `udp(7)`, `sendmmsg(2)`, `recvmmsg(2)`,
 //! `net/ipv4/udp.c`.
 
+mod message;
+mod raw;
+mod receive;
+
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
-/// Most bytes of payload in one datagram or one segmented send over IPv4: 65,535 less the IP and UDP headers.
-pub const MAX_PAYLOAD_BYTES: usize = 65_507;
+use self::message::{Envelope, check_slices};
 
-/// Most bytes of payload in a segmented send that leaves whole by a device with an Ethernet header. From one more
-/// on, it is past the usual `gso_max_size` of 65,536 bytes, and the kernel cuts it in software, which is many times
-/// as slow (`gso_features_check` in `net/core/dev.c`).
-pub const MAX_GSO_BYTES: usize = 65_493;
-
-/// Most segments in one send (`UDP_MAX_SEGMENTS` before Linux 6.9, which allows 128).
-pub const MAX_SEGMENTS: usize = 64;
-
-/// Most datagrams that [`UdpSocket::send_many`] hands over in one call.
-pub const MAX_MESSAGES: usize = 64;
-
-/// Most slices in one message (`UIO_MAXIOV` in `linux/uio.h`).
-pub const MAX_SLICES: usize = 1024;
+pub use self::message::{MAX_GSO_BYTES, MAX_MESSAGES, MAX_PAYLOAD_BYTES, MAX_SEGMENTS, Message};
+pub use self::raw::MAX_SLICES;
+pub use self::receive::{Datagram, ReceiveBatch};
 
 /// What to ask of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,18 +60,6 @@ impl fmt::Display for UdpModes {
             (false, false) => "plain",
         })
     }
-}
-
-/// One message for [`UdpSocket::send_many`].
-#[derive(Debug, Clone, Copy)]
-pub struct Message<'a> {
-    /// Where to; of the socket's own family.
-    pub to: SocketAddr,
-    /// The payload, gathered from at most [`MAX_SLICES`].
-    pub slices: &'a [IoSlice<'a>],
-    /// Cut the payload into datagrams of that many bytes, the last one shorter: at most [`MAX_SEGMENTS`] of them.
-    /// `None` sends one datagram.
-    pub segment_size: Option<u16>,
 }
 
 /// A bound, unconnected, non-blocking UDP socket. It may be used from several threads at once.
@@ -202,9 +183,9 @@ impl UdpSocket {
                 ptr::null_mut(),
             )
         };
-        batch.filled = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        batch.expect_more_of_the_same();
-        Ok(batch.filled)
+        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+        batch.filled_with(received);
+        Ok(received)
     }
 }
 
@@ -234,283 +215,6 @@ pub fn is_too_big(error: &io::Error) -> bool {
 /// lost if not sent again.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
-}
-
-/// Buffers for one [`UdpSocket::receive`], used again and again.
-#[derive(Debug)]
-pub struct ReceiveBatch {
-    /// Buffers of [`BUFFER_BYTES`], one after the other. Memory that no datagram ever reached is never touched, and
-    /// costs nothing.
-    storage: Box<[u8]>,
-    slots: Box<[Slot]>,
-    headers: Box<[libc::mmsghdr]>,
-    filled: usize,
-    /// Datagrams to ask for next time.
-    wanted: usize,
-    asked: usize,
-}
-
-// SAFETY: the raw pointers in `slots` and `headers` are written by `prepare` and followed only by the kernel within
-// the same `receive`, which has the batch exclusively, on whichever thread it is.
-#[allow(unsafe_code)]
-unsafe impl Send for ReceiveBatch {}
-
-/// Every datagram fits, merged ones included.
-const BUFFER_BYTES: usize = 65_536;
-
-/// Bytes that one [`UdpSocket::receive`] aims at: they fit into a core's second-level cache beside all else.
-const RECEIVE_BYTES: usize = 256 << 10;
-
-/// A received datagram, or several of one sender that the kernel merged.
-#[derive(Debug)]
-pub struct Datagram<'a> {
-    /// Outer source.
-    pub source: SocketAddr,
-    /// The payloads, one after the other.
-    pub bytes: &'a mut [u8],
-    /// Bytes of each payload but the last, which may be shorter. Never 0; the length of `bytes` where nothing was
-    /// merged.
-    pub segment_size: usize,
-}
-
-/// What the kernel writes beside the payload of one received message.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    name: Name,
-    control: Control,
-    buffer: libc::iovec,
-}
-
-impl ReceiveBatch {
-    /// Room for `datagrams` (1 to 1,024), each possibly merged from many: 64 KiB of address space for each.
-    pub fn new(datagrams: usize) -> Self {
-        let datagrams = datagrams.clamp(1, MAX_SLICES);
-        let buffer = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        let slot = Slot { name: Name::EMPTY, control: Control::empty(), buffer };
-        Self {
-            storage: vec![0; datagrams * BUFFER_BYTES].into(),
-            slots: vec![slot; datagrams].into(),
-            headers: vec![libc::mmsghdr { msg_hdr: empty_header(), msg_len: 0 }; datagrams].into(),
-            filled: 0,
-            wanted: datagrams,
-            asked: datagrams,
-        }
-    }
-
-    /// Whether the last receive brought as many as it asked for: more may wait.
-    pub fn is_full(&self) -> bool {
-        self.filled == self.asked
-    }
-
-    /// Asks for as many next time as make [`RECEIVE_BYTES`], if they are like the ones of this time.
-    fn expect_more_of_the_same(&mut self) {
-        let bytes: usize = self.headers[..self.filled].iter().map(|header| header.msg_len as usize).sum();
-        let likely = (self.filled * RECEIVE_BYTES).checked_div(bytes).unwrap_or(usize::MAX);
-        self.wanted = likely.clamp(1, self.slots.len());
-    }
-
-    /// What the last [`UdpSocket::receive`] brought, in the order of arrival. Only what did not fit is left out, which
-    /// cannot happen with the kernels that are known.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
-        let buffers = self.storage.chunks_exact_mut(BUFFER_BYTES);
-        let filled = self.headers[..self.filled].iter().zip(&*self.slots);
-        buffers.zip(filled).filter_map(|(buffer, (header, slot))| {
-            let message = &header.msg_hdr;
-            if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
-                return None;
-            }
-            let bytes = buffer.get_mut(..header.msg_len as usize)?;
-            let merged = slot.control.segment_size(message.msg_controllen as _);
-            let segment_size = merged.unwrap_or(bytes.len()).max(1);
-            Some(Datagram { source: slot.name.address(message.msg_namelen)?, bytes, segment_size })
-        })
-    }
-
-    /// Points every header to its slot and buffer.
-    fn prepare(&mut self) -> &mut [libc::mmsghdr] {
-        self.filled = 0;
-        self.asked = self.wanted;
-        let buffers = self.storage.chunks_exact_mut(BUFFER_BYTES);
-        for ((header, slot), buffer) in self.headers.iter_mut().zip(&mut self.slots).zip(buffers) {
-            slot.buffer = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: BUFFER_BYTES };
-            let message = &mut header.msg_hdr;
-            message.msg_name = (&raw mut slot.name).cast();
-            message.msg_namelen = size_of::<Name>() as libc::socklen_t;
-            message.msg_iov = &raw mut slot.buffer;
-            message.msg_iovlen = 1;
-            message.msg_control = (&raw mut slot.control).cast();
-            message.msg_controllen = size_of::<Control>() as _;
-        }
-        &mut self.headers[..self.wanted]
-    }
-}
-
-/// What a message to send needs beside its payload.
-struct Envelope {
-    name: Name,
-    name_bytes: libc::socklen_t,
-    control: Control,
-    control_bytes: usize,
-}
-
-impl Envelope {
-    fn new(message: &Message<'_>) -> Self {
-        let (name, name_bytes) = Name::new(message.to);
-        let (control, control_bytes) = match message.segment_size {
-            Some(size) => (Control::segment(size), size_of::<Control>()),
-            None => (Control::empty(), 0),
-        };
-        Self { name, name_bytes, control, control_bytes }
-    }
-
-    /// A header that points into this envelope and to the slices of `message`.
-    fn header(&mut self, message: &Message<'_>) -> libc::msghdr {
-        let mut header = empty_header();
-        header.msg_name = (&raw mut self.name).cast();
-        header.msg_namelen = self.name_bytes;
-        // `IoSlice` is laid out as `struct iovec` (its documentation); sends only read through it.
-        header.msg_iov = message.slices.as_ptr().cast_mut().cast();
-        header.msg_iovlen = message.slices.len() as _;
-        if self.control_bytes > 0 {
-            header.msg_control = (&raw mut self.control).cast();
-            header.msg_controllen = self.control_bytes as _;
-        }
-        header
-    }
-}
-
-/// The kernel says `EMSGSIZE` for too many slices, which means something else here.
-fn check_slices(message: &Message<'_>) -> io::Result<()> {
-    if message.slices.len() <= MAX_SLICES {
-        return Ok(());
-    }
-    let text = format!("{} slices in a message; {MAX_SLICES} are possible", message.slices.len());
-    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
-}
-
-/// A socket address of either family, as the kernel lays it out. Both begin with the family.
-#[derive(Clone, Copy)]
-#[repr(C)]
-union Name {
-    v4: libc::sockaddr_in,
-    v6: libc::sockaddr_in6,
-}
-
-impl Name {
-    const EMPTY: Self = Self {
-        v6: libc::sockaddr_in6 {
-            sin6_family: 0,
-            sin6_port: 0,
-            sin6_flowinfo: 0,
-            sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
-            sin6_scope_id: 0,
-        },
-    };
-
-    /// The name of `address`, and how many bytes of it count.
-    fn new(address: SocketAddr) -> (Self, libc::socklen_t) {
-        let mut name = Self::EMPTY;
-        let bytes = match address {
-            SocketAddr::V4(address) => {
-                name.v4 = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
-                    sin_port: address.port().to_be(),
-                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-                    sin_zero: [0; 8],
-                };
-                size_of::<libc::sockaddr_in>()
-            }
-            SocketAddr::V6(address) => {
-                name.v6 = libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                    sin6_port: address.port().to_be(),
-                    sin6_flowinfo: address.flowinfo().to_be(),
-                    sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
-                    sin6_scope_id: address.scope_id(),
-                };
-                size_of::<libc::sockaddr_in6>()
-            }
-        };
-        (name, bytes as libc::socklen_t)
-    }
-
-    /// The address, if the kernel wrote `bytes` of one.
-    fn address(&self, bytes: libc::socklen_t) -> Option<SocketAddr> {
-        // SAFETY: every byte of the union is initialised by `EMPTY`, and all bit patterns are valid in both variants.
-        #[allow(unsafe_code)]
-        let (v4, v6) = unsafe { (self.v4, self.v6) };
-        match (libc::c_int::from(v4.sin_family), bytes as usize) {
-            (libc::AF_INET, size) if size >= size_of::<libc::sockaddr_in>() => {
-                let address = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
-                Some(SocketAddrV4::new(address, u16::from_be(v4.sin_port)).into())
-            }
-            (libc::AF_INET6, size) if size >= size_of::<libc::sockaddr_in6>() => {
-                let address = Ipv6Addr::from(v6.sin6_addr.s6_addr);
-                let port = u16::from_be(v6.sin6_port);
-                Some(
-                    SocketAddrV6::new(address, port, u32::from_be(v6.sin6_flowinfo), v6.sin6_scope_id).into(),
-                )
-            }
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Debug for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.address(size_of::<Self>() as libc::socklen_t))
-    }
-}
-
-/// Space for one control message with a number (`cmsg(3)`): the segment size, `u16` when sending and `int` when
-/// receiving. Laid out as `CMSG_DATA` and `CMSG_SPACE` say, which a test holds it to.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Control {
-    header: libc::cmsghdr,
-    data: [u8; 8],
-}
-
-impl Control {
-    fn empty() -> Self {
-        // SAFETY: cmsghdr consists of integers, for which zero is a value; musl's has private padding, so that it
-        // cannot be written out.
-        #[allow(unsafe_code)]
-        let header = unsafe { std::mem::zeroed() };
-        Self { header, data: [0; 8] }
-    }
-
-    fn segment(size: u16) -> Self {
-        let mut control = Self::empty();
-        control.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u16>()) as _;
-        control.header.cmsg_level = libc::SOL_UDP;
-        control.header.cmsg_type = libc::UDP_SEGMENT;
-        control.data[..2].copy_from_slice(&size.to_ne_bytes());
-        control
-    }
-
-    /// The segment size in bytes, if the kernel wrote one into the `bytes` that it used.
-    fn segment_size(&self, bytes: usize) -> Option<usize> {
-        let &[a, b, c, d, ..] = &self.data;
-        let complete = bytes >= size_of::<libc::cmsghdr>() + size_of::<libc::c_int>();
-        let ours = self.header.cmsg_level == libc::SOL_UDP && self.header.cmsg_type == libc::UDP_GRO;
-        (complete && ours).then(|| i32::from_ne_bytes([a, b, c, d])).and_then(|size| size.try_into().ok())
-    }
-}
-
-impl fmt::Debug for Control {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.segment_size(size_of::<Self>()))
-    }
-}
-
-fn empty_header() -> libc::msghdr {
-    // SAFETY: msghdr consists of integers and pointers, for which zero is a value; musl's has private padding, so
-    // that it cannot be written out.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::mem::zeroed()
-    }
 }
 
 /// `IP_MTU_DISCOVER` (`ip(7)`), which nix does not have.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use flan_backends::udp::{Datapath, ForwardingTable, Gauge, Routes};
+use flan_backends::udp::{Datapath, ForwardingTable, Gauge};
 use flan_backends::{Abilities, Alloc, Backend, BackendError, HostGw, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State, sysctl};
-use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, Subnets, UdpConfig};
+use flan_subnet_lease::{BackendConfig, Lease, NetworkConfig, PeerChange, Subnets, UdpConfig};
 use tracing::warn;
 
 use crate::args::UdpMode;
@@ -98,9 +98,14 @@ impl UdpRunner {
         Self { backend, table: ForwardingTable::default(), running: None, taken: None }
     }
 
-    /// Takes in the peers of this moment.
-    pub(super) fn feed(&self, peers: &[&Lease]) {
-        self.table.replace(Routes::new(peers));
+    /// Takes in what became of some peers.
+    pub(super) fn change(&mut self, changes: &[PeerChange]) {
+        self.table.change(changes);
+    }
+
+    /// Takes in all peers of this moment, in place of those that there were.
+    pub(super) fn replace<'a>(&mut self, peers: impl Iterator<Item = &'a Lease>) {
+        self.table.replace(peers);
     }
 
     /// Starts the data path, or another one where the device was made anew or our subnet has changed.

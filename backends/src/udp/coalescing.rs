@@ -2,7 +2,7 @@
 //! one, as the kernel's GRO does (net/ipv4/tcp_offload.c, net/ipv4/udp_offload.c), where that can be undone exactly.
 
 use super::checksum::Sum;
-use super::packet::{Ip, TCP, Tcp, Ttl, UDP, Udp, VnetHeader, decrement_ttl};
+use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 
 /// The most segments in one write.
 pub(crate) const MAX_SEGMENTS: usize = 64;
@@ -27,7 +27,7 @@ pub(crate) struct Merging {
 
 /// Why a received packet is not written to the TUN. It was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub(crate) enum Refused {
+pub(crate) enum PushError {
     #[error("not a whole IPv4 or IPv6 packet")]
     NotIp,
     #[error("time to live exceeded")]
@@ -73,12 +73,12 @@ impl<'p> Batch<'_, 'p> {
     /// lengths would have to be made again to have it back.
     ///
     /// # Errors
-    /// [`Refused`], with the packet as it was, for one that may not be forwarded.
-    pub(crate) fn push(&mut self, packet: &'p mut [u8]) -> Result<(), (Refused, &'p mut [u8])> {
+    /// [`PushError`], with the packet as it was, for one that may not be forwarded.
+    pub(crate) fn push(&mut self, packet: &'p mut [u8]) -> Result<(), (PushError, &'p mut [u8])> {
         match decrement_ttl(packet) {
             Ttl::Forward => {}
-            Ttl::Expired => return Err((Refused::TtlExpired, packet)),
-            Ttl::NotIp => return Err((Refused::NotIp, packet)),
+            Ttl::Expired => return Err((PushError::TtlExpired, packet)),
+            Ttl::NotIp => return Err((PushError::NotIp, packet)),
         }
         let packet: &'p [u8] = packet;
         let Some(ip) = Ip::parse(packet) else { return Ok(()) };
@@ -251,7 +251,7 @@ impl Group<'_> {
             Ip::V6(_) => put(ip, 4, transport_len),
         }
         match first.transport {
-            Transport::Tcp(_) if self.pushed => transport[13] |= Tcp::PSH,
+            Transport::Tcp(_) if self.pushed => transport[13] |= TcpSegment::PSH,
             Transport::Tcp(_) => {}
             Transport::Udp(_) => put(transport, 4, transport_len),
         }
@@ -310,8 +310,8 @@ impl<'p> Parsed<'p> {
             return Self::FlowUnknown;
         }
         let transport = match ip.protocol() {
-            TCP => Tcp::parse(ip.payload()).map(Transport::Tcp),
-            UDP => Udp::parse(ip.payload()).map(Transport::Udp),
+            TCP => TcpSegment::parse(ip.payload()).map(Transport::Tcp),
+            UDP => UdpDatagram::parse(ip.payload()).map(Transport::Udp),
             _ => None,
         };
         let Some(transport) = transport else { return Self::FlowUnknown };
@@ -332,8 +332,8 @@ impl<'p> Parsed<'p> {
 
 #[derive(Debug, Clone, Copy)]
 enum Transport<'p> {
-    Tcp(Tcp<'p>),
-    Udp(Udp<'p>),
+    Tcp(TcpSegment<'p>),
+    Udp(UdpDatagram<'p>),
 }
 
 impl<'p> Transport<'p> {
@@ -347,14 +347,14 @@ impl<'p> Transport<'p> {
     fn header_len(&self) -> usize {
         match self {
             Self::Tcp(tcp) => tcp.header_len(),
-            Self::Udp(_) => Udp::HEADER_LEN,
+            Self::Udp(_) => UdpDatagram::HEADER_LEN,
         }
     }
 
     fn checksum_offset(&self) -> usize {
         match self {
-            Self::Tcp(_) => Tcp::CHECKSUM,
-            Self::Udp(_) => Udp::CHECKSUM,
+            Self::Tcp(_) => TcpSegment::CHECKSUM,
+            Self::Udp(_) => UdpDatagram::CHECKSUM,
         }
     }
 
@@ -403,7 +403,9 @@ impl Candidate<'_> {
         };
         let transport = match self.transport {
             Transport::Tcp(tcp) => {
-                tcp.flags() & !Tcp::PSH == Tcp::ACK && tcp.reserved() == 0 && tcp.checksum() != 0xffff
+                tcp.flags() & !TcpSegment::PSH == TcpSegment::ACK
+                    && tcp.reserved() == 0
+                    && tcp.checksum() != 0xffff
             }
             Transport::Udp(udp) => udp.checksum() != 0,
         };
@@ -420,7 +422,7 @@ impl Candidate<'_> {
     }
 
     fn is_pushed(&self) -> bool {
-        matches!(self.transport, Transport::Tcp(tcp) if tcp.flags() & Tcp::PSH != 0)
+        matches!(self.transport, Transport::Tcp(tcp) if tcp.flags() & TcpSegment::PSH != 0)
     }
 
     /// Whether the IP header of `next` is what the segment `index` after this one would have.

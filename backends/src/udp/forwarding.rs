@@ -1,14 +1,16 @@
-//! Which peer a packet goes to: longest match over the peers' subnets, read by the data path without locks.
+//! Which peer a packet goes to: the peers' subnets, read by the data path without locks, and changed peer by peer.
 
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use flan_subnet_lease::{Family, Lease};
+use arc_swap::{ArcSwap, Guard};
+use flan_subnet_lease::{Family, Lease, PeerChange};
+use foldhash::HashMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 /// Whom a packet goes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer {
     /// Underlay address.
     pub(super) address: Ipv4Addr,
@@ -17,111 +19,120 @@ pub(super) struct Peer {
     pub(super) paced: bool,
 }
 
-/// Peers' subnets, replaced as a whole when leases change. Clones share one table.
-#[derive(Clone, Default)]
-pub struct ForwardingTable(Arc<ArcSwap<Routes>>);
-
-/// One state of the table.
+/// The peers, for the one who feeds them in.
 ///
-/// Where all subnets have one length, as a rule, a packet's peer is found by one index into a dense array; else by
-/// binary search. Subnets do not overlap: the leases were checked.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Routes {
-    index: Index,
-    /// Underlay addresses of all peers, sorted: whose datagrams are taken.
-    sources: Vec<Ipv4Addr>,
+/// There are two tables. Readers have one; changes go into the other, and then the two change places. So a change costs
+/// what it is about, however many peers there are, and readers see all of it or nothing.
+#[derive(Default)]
+pub struct ForwardingTable {
+    published: Arc<ArcSwap<Routes>>,
+    spare: Arc<Routes>,
+    /// What was changed last, which the spare one lacks.
+    missed: Vec<Route>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Index {
-    /// Sorted by first address: the first and last address of each subnet, and its peer.
-    #[default]
-    Empty,
-    Sorted(Vec<(u32, u32, Peer)>),
-    /// From the subnet that begins at `first`, one slot for each subnet of `host_bits`.
-    Dense {
-        first: u32,
-        host_bits: u32,
-        peers: Vec<Option<Peer>>,
-    },
+/// The table, for the threads of a data path.
+#[derive(Clone)]
+pub(super) struct ForwardingReader(Arc<ArcSwap<Routes>>);
+
+/// One state of the table. Subnets do not overlap: the leases were checked.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Routes {
+    /// By [`key`].
+    peers: HashMap<u64, Peer>,
+    /// The masks of the subnets, as a rule one, and how many subnets have each.
+    masks: Vec<(u32, usize)>,
+    /// Underlay addresses of the peers, whose datagrams are taken, and how many subnets each has.
+    sources: HashMap<Ipv4Addr, usize>,
 }
 
-/// Slots of a dense index at most: 12 MB.
-const DENSE: usize = 1 << 21;
+/// A subnet and its peer, or that it has none any more.
+type Route = (Ipv4Network, Option<Peer>);
 
 impl ForwardingTable {
-    /// Replaces the table.
-    pub fn replace(&self, routes: Routes) {
-        self.0.store(Arc::new(routes));
+    /// Takes in what became of some peers. Those without IPv4 are left out: the wire carries IPv4.
+    pub fn change(&mut self, changes: &[PeerChange]) {
+        let gone = changes.iter().filter_map(|change| Some((route(change.before.as_ref()?)?.0, None)));
+        let here = changes.iter().filter_map(|change| route(change.after.as_ref()?));
+        let news: Vec<Route> = gone.chain(here).collect();
+        // A copy only if a reader that began before the last change is still at it.
+        let routes = Arc::make_mut(&mut self.spare);
+        for route in self.missed.iter().chain(&news) {
+            routes.set(*route);
+        }
+        self.missed = news;
+        self.spare = self.published.swap(self.spare.clone());
     }
 
+    /// Takes in all peers of this moment, in place of those that there were.
+    pub fn replace<'a>(&mut self, peers: impl Iterator<Item = &'a Lease>) {
+        let mut routes = Routes::default();
+        peers.filter_map(route).for_each(|route| routes.set(route));
+        self.published.store(Arc::new(routes.clone()));
+        (self.spare, self.missed) = (Arc::new(routes), Vec::new());
+    }
+
+    /// The side of the data path.
+    pub(super) fn reader(&self) -> ForwardingReader {
+        ForwardingReader(self.published.clone())
+    }
+}
+
+impl ForwardingReader {
     /// The table of this moment, for one batch of packets.
-    pub fn read(&self) -> arc_swap::Guard<Arc<Routes>> {
+    pub(super) fn read(&self) -> Guard<Arc<Routes>> {
         self.0.load()
     }
 }
 
 impl Routes {
-    /// The table for these peers. Those without IPv4 are left out: the wire carries IPv4.
-    pub fn new(peers: &[&Lease]) -> Self {
-        let mut routes: Vec<(Ipv4Network, Peer)> = peers.iter().filter_map(|peer| route(peer)).collect();
-        routes.sort_unstable();
-        let mut sources: Vec<Ipv4Addr> = routes.iter().map(|(_, peer)| peer.address).collect();
-        sources.sort_unstable();
-        sources.dedup();
-        Self { index: Index::new(&routes), sources }
-    }
-
     /// The peer behind an address.
     pub(super) fn peer(&self, destination: Ipv4Addr) -> Option<Peer> {
-        let address = destination.to_bits();
-        match &self.index {
-            Index::Empty => None,
-            Index::Dense { first, host_bits, peers } => {
-                let slot = address.checked_sub(*first)? >> host_bits;
-                *peers.get(slot as usize)?
-            }
-            Index::Sorted(ranges) => {
-                let after = ranges.partition_point(|(first, _, _)| *first <= address);
-                let (_, last, peer) = ranges.get(after.checked_sub(1)?)?;
-                (address <= *last).then_some(*peer)
-            }
-        }
+        self.masks.iter().find_map(|&(mask, _)| self.peers.get(&key(destination, mask))).copied()
     }
 
     /// Whether an underlay address is a peer's.
-    pub fn is_peer(&self, source: Ipv4Addr) -> bool {
-        self.sources.binary_search(&source).is_ok()
+    pub(super) fn is_peer(&self, source: Ipv4Addr) -> bool {
+        self.sources.contains_key(&source)
+    }
+
+    fn set(&mut self, (subnet, peer): Route) {
+        let mask = subnet.mask().to_bits();
+        let key = key(subnet.network(), mask);
+        let before = match peer {
+            Some(peer) => self.peers.insert(key, peer),
+            None => self.peers.remove(&key),
+        };
+        match self.masks.iter_mut().find(|(other, _)| *other == mask) {
+            Some((_, subnets)) => {
+                *subnets = *subnets + usize::from(peer.is_some()) - usize::from(before.is_some());
+            }
+            None => self.masks.extend(peer.map(|_| (mask, 1))),
+        }
+        self.masks.retain(|(_, subnets)| *subnets > 0);
+        if let Some(peer) = peer {
+            *self.sources.entry(peer.address).or_default() += 1;
+        }
+        if let Some(Entry::Occupied(mut subnets)) = before.map(|before| self.sources.entry(before.address)) {
+            *subnets.get_mut() -= 1;
+            if *subnets.get() == 0 {
+                subnets.remove();
+            }
+        }
     }
 }
 
-impl Index {
-    fn new(routes: &[(Ipv4Network, Peer)]) -> Self {
-        let (Some((first, _)), Some((last, _))) = (routes.first(), routes.last()) else { return Self::Empty };
-        let host_bits = 32 - u32::from(first.prefix());
-        let start = first.network().to_bits();
-        let slots = (last.network().to_bits() - start).checked_shr(host_bits).unwrap_or(0) as usize + 1;
-        let uniform = routes.iter().all(|(subnet, _)| subnet.prefix() == first.prefix());
-        if !uniform || slots > DENSE || host_bits == 32 {
-            let range = |(subnet, peer): &(Ipv4Network, Peer)| {
-                (subnet.network().to_bits(), subnet.broadcast().to_bits(), *peer)
-            };
-            return Self::Sorted(routes.iter().map(range).collect());
-        }
-        let mut peers = vec![None; slots];
-        for (subnet, peer) in routes {
-            peers[((subnet.network().to_bits() - start) >> host_bits) as usize] = Some(*peer);
-        }
-        Self::Dense { first: start, host_bits, peers }
-    }
+/// Of the subnet with this mask that an address is in: its first address and the mask.
+fn key(address: Ipv4Addr, mask: u32) -> u64 {
+    u64::from(address.to_bits() & mask) << 32 | u64::from(mask)
 }
 
-fn route(peer: &Lease) -> Option<(Ipv4Network, Peer)> {
+fn route(peer: &Lease) -> Option<Route> {
     match (peer.subnets.get(Family::V4)?, peer.attributes.public_ips.get(Family::V4)?) {
         (IpNetwork::V4(subnet), IpAddr::V4(address)) => {
             // Every fland that has a node id writes it into its lease, and no flanneld does.
             let paced = peer.attributes.node.id.is_none();
-            Some((subnet, Peer { address: *address, paced }))
+            Some((subnet, Some(Peer { address: *address, paced })))
         }
         _ => None,
     }
@@ -129,6 +140,8 @@ fn route(peer: &Lease) -> Option<(Ipv4Network, Peer)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -147,12 +160,21 @@ mod tests {
         Peer { address: ip(address), paced: true }
     }
 
+    fn table(leases: &[Lease]) -> ForwardingTable {
+        let mut table = ForwardingTable::default();
+        table.replace(leases.iter());
+        table
+    }
+
+    fn change(before: Option<Lease>, after: Option<Lease>) -> PeerChange {
+        PeerChange { before: before.map(Arc::new), after: after.map(Arc::new) }
+    }
+
     #[test]
     fn a_peer_with_a_node_id_gets_its_packets_as_fast_as_they_come() {
         let mut ours = lease("10.5.2.0/24", "192.168.64.12");
         ours.attributes.node.id = Some("5f1c".into());
-        let flannels = lease("10.5.9.0/24", "192.168.64.19");
-        let routes = Routes::new(&[&ours, &flannels]);
+        let routes = table(&[ours, lease("10.5.9.0/24", "192.168.64.19")]).reader().read();
         assert_eq!(routes.peer(ip("10.5.2.1")), Some(Peer { address: ip("192.168.64.12"), paced: false }));
         assert_eq!(routes.peer(ip("10.5.9.1")), Some(theirs("192.168.64.19")));
     }
@@ -160,8 +182,7 @@ mod tests {
     #[test]
     fn a_packet_finds_its_peer_and_no_other() {
         let leases = [lease("10.5.2.0/24", "192.168.64.12"), lease("10.5.9.0/24", "192.168.64.19")];
-        let routes = Routes::new(&leases.iter().collect::<Vec<_>>());
-        assert!(matches!(routes.index, Index::Dense { .. }));
+        let routes = table(&leases).reader().read();
         assert_eq!(routes.peer(ip("10.5.2.255")), Some(theirs("192.168.64.12")));
         assert_eq!(routes.peer(ip("10.5.9.0")), Some(theirs("192.168.64.19")));
         for nobody in ["10.5.1.255", "10.5.3.0", "10.5.10.0", "0.0.0.0", "255.255.255.255"] {
@@ -171,33 +192,76 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_table_is_seen_by_every_reader() {
-        let table = ForwardingTable::default();
-        let reader = table.clone();
-        table.replace(Routes::new(&[&lease("10.5.2.0/24", "192.168.64.12")]));
-        assert_eq!(reader.read().peer(ip("10.5.2.7")), Some(theirs("192.168.64.12")));
-        table.replace(Routes::default());
+    fn a_change_is_seen_by_every_reader_from_its_next_batch_on() {
+        let mut table = ForwardingTable::default();
+        let reader = table.reader();
+        let one = lease("10.5.2.0/24", "192.168.64.12");
+        table.change(&[change(None, Some(one.clone()))]);
+        let batch = reader.read();
+        table.change(&[change(Some(one.clone()), Some(lease("10.5.2.0/24", "192.168.64.13")))]);
+        table.change(&[change(Some(lease("10.5.2.0/24", "192.168.64.13")), None)]);
+        assert_eq!(batch.peer(ip("10.5.2.7")), Some(theirs("192.168.64.12")));
         assert_eq!(reader.read().peer(ip("10.5.2.7")), None);
+        assert!(!reader.read().is_peer(ip("192.168.64.12")));
+    }
+
+    #[test]
+    fn a_subnet_that_goes_over_to_another_lease_stays_whatever_the_order() {
+        let (before, after) = (lease("10.5.2.0/24", "192.168.64.12"), lease("10.5.2.0/24", "192.168.64.13"));
+        let changes = [change(None, Some(after)), change(Some(before.clone()), None)];
+        for changes in [changes.clone(), [changes[1].clone(), changes[0].clone()]] {
+            let mut table = table(std::slice::from_ref(&before));
+            table.change(&changes);
+            assert_eq!(table.reader().read().peer(ip("10.5.2.7")), Some(theirs("192.168.64.13")));
+        }
+    }
+
+    #[test]
+    fn no_change_copies_the_table_while_nobody_reads_it() {
+        let mut table = table(&[lease("10.5.2.0/24", "192.168.64.12")]);
+        let reader = table.reader();
+        let mut places = HashSet::new();
+        for number in 0..100 {
+            table.change(&[change(None, Some(lease(&format!("10.6.{number}.0/24"), "192.168.64.13")))]);
+            places.insert(Arc::as_ptr(&reader.read()));
+        }
+        assert_eq!(places.len(), 2);
     }
 
     proptest! {
         /// Against the plain way: look at every subnet.
         #[test]
         fn every_address_finds_what_a_plain_search_finds(
-            blocks in proptest::collection::btree_map(0u32..64, 0u32..4, 0..20), mixed: bool, probe in 0u32..0x1_4000,
+            steps in proptest::collection::vec((0u32..16, proptest::option::of(0u32..4)), 0..40),
+            mixed: bool, probe in 0u32..0x1400, reading in proptest::collection::vec(any::<bool>(), 40),
         ) {
-            let leases: Vec<Lease> = blocks.iter().map(|(block, cut)| {
-                let length = if mixed { 24 + cut } else { 24 };
-                let base = Ipv4Addr::from_bits(0x0a05_0000 + block * 256);
-                lease(&format!("{base}/{length}"), &Ipv4Addr::from_bits(0xc0a8_0001 + block).to_string())
-            }).collect();
-            let peers: Vec<&Lease> = leases.iter().collect();
+            let mut table = ForwardingTable::default();
+            let reader = table.reader();
+            let mut leases: BTreeMap<u32, Lease> = BTreeMap::new();
+            let mut batches = Vec::new();
+            for ((block, host), reads) in steps.into_iter().zip(reading) {
+                let length = if mixed { 24 + block % 4 } else { 24 };
+                let subnet = format!("{}/{length}", Ipv4Addr::from_bits(0x0a05_0000 + block * 256));
+                let after = host.map(|host| lease(&subnet, &Ipv4Addr::from_bits(0xc0a8_0001 + host).to_string()));
+                let before = match after.clone() {
+                    Some(after) => leases.insert(block, after),
+                    None => leases.remove(&block),
+                };
+                table.change(&[change(before, after)]);
+                batches.extend(reads.then(|| reader.read()));
+            }
             let address = Ipv4Addr::from_bits(0x0a05_0000 - 0x100 + probe);
-            let plain = peers.iter().find_map(|peer| {
+            let plain = leases.values().find_map(|peer| {
                 let (subnet, peer) = route(peer)?;
-                subnet.contains(address).then_some(peer)
+                subnet.contains(address).then_some(peer)?
             });
-            prop_assert_eq!(Routes::new(&peers).peer(address), plain);
+            let routes = reader.read();
+            prop_assert_eq!(routes.peer(address), plain);
+            for host in 0..4 {
+                let source = Ipv4Addr::from_bits(0xc0a8_0001 + host);
+                let mut peers = leases.values().filter_map(|peer| route(peer)?.1);
+                prop_assert_eq!(routes.is_peer(source), peers.any(|peer| peer.address == source));
+            }
         }
     }
 }

@@ -187,12 +187,12 @@ impl<'a> Ipv6<'a> {
 
 /// A TCP segment (RFC 9293), header and payload.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Tcp<'a> {
+pub(crate) struct TcpSegment<'a> {
     header: &'a [u8; 20],
     bytes: &'a [u8],
 }
 
-impl<'a> Tcp<'a> {
+impl<'a> TcpSegment<'a> {
     pub(crate) const FIN: u8 = 0x01;
     pub(crate) const SYN: u8 = 0x02;
     pub(crate) const RST: u8 = 0x04;
@@ -259,12 +259,12 @@ impl<'a> Tcp<'a> {
 
 /// A UDP datagram (RFC 768), header and payload.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Udp<'a> {
+pub(crate) struct UdpDatagram<'a> {
     header: &'a [u8; 8],
     bytes: &'a [u8],
 }
 
-impl<'a> Udp<'a> {
+impl<'a> UdpDatagram<'a> {
     /// Bytes of the header.
     pub(crate) const HEADER_LEN: usize = 8;
     /// Offset of the checksum in the header, bytes.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::checksum::Sum;
-use super::packet::{Ip, TCP, Tcp, Ttl, UDP, Udp, VnetHeader, decrement_ttl};
+use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 
 /// The most segments that one packet is cut into. TCP's smallest segment size (48 bytes, `tcp_min_snd_mss`) makes 1364
 /// of 64 KiB, and `UDP_MAX_SEGMENTS` is 128.
@@ -18,7 +18,7 @@ const MAX_HEADERS: usize = 60 + 60;
 
 /// Why a packet from the TUN is not sent. It was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub(crate) enum Refused {
+pub(crate) enum SplitError {
     #[error("shorter than a virtio-net header")]
     Truncated,
     #[error("not a whole IPv4 or IPv6 packet")]
@@ -55,17 +55,17 @@ impl Segments {
     /// The packet may be changed in place. For its destination before that, see [`Ip::parse`].
     ///
     /// # Errors
-    /// [`Refused`], with `packet` as it was, for one at the end of its time to live and for whatever the kernel never
+    /// [`SplitError`], with `packet` as it was, for one at the end of its time to live and for whatever the kernel never
     /// sends.
-    pub(crate) fn split<'a>(&'a mut self, packet: &'a mut [u8]) -> Result<Split<'a>, Refused> {
-        let vnet = VnetHeader::parse(packet).ok_or(Refused::Truncated)?;
+    pub(crate) fn split<'a>(&'a mut self, packet: &'a mut [u8]) -> Result<Split<'a>, SplitError> {
+        let vnet = VnetHeader::parse(packet).ok_or(SplitError::Truncated)?;
         let packet = &mut packet[VnetHeader::LEN..];
-        let ip = Ip::parse(packet).ok_or(Refused::NotIp)?;
+        let ip = Ip::parse(packet).ok_or(SplitError::NotIp)?;
         if ip.packet_len() != packet.len() {
-            return Err(Refused::Length);
+            return Err(SplitError::Length);
         }
         if ip.ttl() <= 1 {
-            return Err(Refused::TtlExpired);
+            return Err(SplitError::TtlExpired);
         }
         if vnet.gso_type == VnetHeader::GSO_NONE {
             let header_len = ip.header_len();
@@ -80,7 +80,7 @@ impl Segments {
         let payload_size = usize::from(vnet.gso_size).min(payload.len());
         let count = payload.len().div_ceil(payload_size.max(1)).max(1);
         if count > MAX_SEGMENTS {
-            return Err(Refused::GsoSize);
+            return Err(SplitError::GsoSize);
         }
         let header_len = template.header_len;
         let len = header_len * count;
@@ -123,16 +123,16 @@ fn payload_range(index: usize, size: usize, len: usize) -> Range<usize> {
 }
 
 /// Makes a packet that needs no cutting ready in place: checksum, then time to live.
-fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), Refused> {
-    let ip = Ip::parse(packet).ok_or(Refused::NotIp)?;
+fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), SplitError> {
+    let ip = Ip::parse(packet).ok_or(SplitError::NotIp)?;
     if vnet.flags & VnetHeader::NEEDS_CSUM != 0 {
         if ip.is_fragment() {
-            return Err(Refused::Fragment);
+            return Err(SplitError::Fragment);
         }
         let start = usize::from(vnet.csum_start);
         let field = start + usize::from(vnet.csum_offset);
         if start < ip.header_len() || !vnet.csum_offset.is_multiple_of(2) || field + 2 > packet.len() {
-            return Err(Refused::ChecksumPlace);
+            return Err(SplitError::ChecksumPlace);
         }
         // The field holds the sum of the pseudo-header, so summing it too is what is wanted.
         let checksum = nonzero_if_udp(ip.protocol(), Sum::of(&packet[start..]).checksum());
@@ -140,8 +140,8 @@ fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), Refused> {
     }
     match decrement_ttl(packet) {
         Ttl::Forward => Ok(()),
-        Ttl::Expired => Err(Refused::TtlExpired),
-        Ttl::NotIp => Err(Refused::NotIp),
+        Ttl::Expired => Err(SplitError::TtlExpired),
+        Ttl::NotIp => Err(SplitError::NotIp),
     }
 }
 
@@ -169,23 +169,23 @@ struct Template {
 }
 
 impl Template {
-    fn new(vnet: &VnetHeader, ip: &Ip<'_>, packet: &[u8]) -> Result<Self, Refused> {
+    fn new(vnet: &VnetHeader, ip: &Ip<'_>, packet: &[u8]) -> Result<Self, SplitError> {
         let protocol = expected_protocol(vnet.gso_type, ip)?;
         if vnet.gso_size == 0 {
-            return Err(Refused::GsoSize);
+            return Err(SplitError::GsoSize);
         }
         let (ip_header_len, transport) = (ip.header_len(), ip.payload());
         let (transport_len, checksum, sequence, flags) = match protocol {
             TCP => {
-                let tcp = Tcp::parse(transport).ok_or(Refused::GsoHeaders)?;
-                if tcp.flags() & (Tcp::SYN | Tcp::RST) != 0 {
-                    return Err(Refused::GsoHeaders);
+                let tcp = TcpSegment::parse(transport).ok_or(SplitError::GsoHeaders)?;
+                if tcp.flags() & (TcpSegment::SYN | TcpSegment::RST) != 0 {
+                    return Err(SplitError::GsoHeaders);
                 }
-                (tcp.header_len(), Tcp::CHECKSUM, tcp.sequence(), tcp.flags())
+                (tcp.header_len(), TcpSegment::CHECKSUM, tcp.sequence(), tcp.flags())
             }
             _ => {
-                Udp::parse(transport).ok_or(Refused::Length)?;
-                (Udp::HEADER_LEN, Udp::CHECKSUM, 0, 0)
+                UdpDatagram::parse(transport).ok_or(SplitError::Length)?;
+                (UdpDatagram::HEADER_LEN, UdpDatagram::CHECKSUM, 0, 0)
             }
         };
         // hdr_len is no more than a hint: for a forwarded packet it covers some of the payload.
@@ -196,7 +196,7 @@ impl Template {
             && usize::from(vnet.csum_offset) == checksum
             && usize::from(vnet.hdr_len) <= packet.len();
         if !consistent {
-            return Err(Refused::GsoHeaders);
+            return Err(SplitError::GsoHeaders);
         }
 
         let header_len = ip_header_len + transport_len;
@@ -258,22 +258,22 @@ impl Template {
             let sequence = self.sequence.wrapping_add(offset as u32);
             let mut flags = self.flags;
             if index > 0 {
-                flags &= !Tcp::CWR;
+                flags &= !TcpSegment::CWR;
             }
             if !is_last {
-                flags &= !(Tcp::FIN | Tcp::PSH);
+                flags &= !(TcpSegment::FIN | TcpSegment::PSH);
             }
             transport[4..8].copy_from_slice(&sequence.to_be_bytes());
             transport[13] = flags;
-            put(transport, Tcp::CHECKSUM, sum.double_word(sequence).word(u16::from(flags)).checksum());
+            put(transport, TcpSegment::CHECKSUM, sum.double_word(sequence).word(u16::from(flags)).checksum());
         } else {
             put(transport, 4, transport_len);
-            put(transport, Udp::CHECKSUM, nonzero_if_udp(UDP, sum.word(transport_len).checksum()));
+            put(transport, UdpDatagram::CHECKSUM, nonzero_if_udp(UDP, sum.word(transport_len).checksum()));
         }
     }
 }
 
-fn expected_protocol(gso_type: u8, ip: &Ip<'_>) -> Result<u8, Refused> {
+fn expected_protocol(gso_type: u8, ip: &Ip<'_>) -> Result<u8, SplitError> {
     const TCPV4_ECN: u8 = VnetHeader::GSO_TCPV4 | VnetHeader::GSO_ECN;
     const TCPV6_ECN: u8 = VnetHeader::GSO_TCPV6 | VnetHeader::GSO_ECN;
     match (gso_type, ip) {
@@ -281,9 +281,9 @@ fn expected_protocol(gso_type: u8, ip: &Ip<'_>) -> Result<u8, Refused> {
         (VnetHeader::GSO_TCPV6 | TCPV6_ECN, Ip::V6(_)) => Ok(TCP),
         (VnetHeader::GSO_UDP_L4, _) => Ok(UDP),
         (VnetHeader::GSO_TCPV4 | TCPV4_ECN | VnetHeader::GSO_TCPV6 | TCPV6_ECN, _) => {
-            Err(Refused::GsoHeaders)
+            Err(SplitError::GsoHeaders)
         }
-        _ => Err(Refused::GsoType),
+        _ => Err(SplitError::GsoType),
     }
 }
 

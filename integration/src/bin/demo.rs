@@ -60,9 +60,7 @@ fn main() -> ExitCode {
 fn demo(store: StoreKind, keep: bool) -> Result<()> {
     tools::check()?;
     tools::check_for_store(store)?;
-    for binary in ["fland", "flanctl"] {
-        tools::flan_binary(binary)?;
-    }
+    tools::check_for_flan()?;
     if lab::is_kept(NAME) {
         bail!("a demo is up already; `make demo-down` removes it");
     }

@@ -116,8 +116,3 @@ impl Run {
         watching.events(&[*id], last).map(drop)
     }
 }
-
-/// The revision that an answer has; `None` for a refusal.
-fn revision_of(answer: &Answer) -> Option<i64> {
-    Some(answer.revision()).filter(|revision| *revision > 0)
-}

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use flan_integration::host::STATUS_FLAGS;
 use flan_integration::lab::ROUTER;
 use flan_integration::overlay::DEVICE;
-use flan_integration::witness::{Change, Object, Witness};
+use flan_integration::witness::{KernelChange, Object, Witness};
 use flan_integration::{Host, Lab, LabOptions, wait};
 
 use crate::paper_peer::PaperPeer;
@@ -50,7 +50,7 @@ fn wait_until_no_problem(host: &Host) -> Result<()> {
 }
 
 /// True for a change that makes, or unmakes, the route to this peer.
-fn is_route_to(peer: PaperPeer, change: &Change) -> bool {
+fn is_route_to(peer: PaperPeer, change: &KernelChange) -> bool {
     matches!(&change.object, Object::Route { destination, .. } if destination.to_string() == peer.subnet())
 }
 
@@ -181,7 +181,7 @@ impl Fight<'_> {
         let mut mark = self.witness.mark();
         self.delete()?;
         while !over.load(Ordering::Relaxed) {
-            let is_back = |change: &Change| !change.gone && is_route_to(CONTESTED, change);
+            let is_back = |change: &KernelChange| !change.gone && is_route_to(CONTESTED, change);
             // Not back yet is what is hoped for.
             let pause = Duration::from_millis(200);
             let Ok(back) = self.witness.wait_for("a repair", mark, pause, is_back) else { continue };

@@ -63,8 +63,8 @@ fn wait_until_answered(host: &Host, target: impl Into<IpAddr>) -> Result<()> {
 /// be reached by IPv6.
 fn end_of(host: &Host, values: &SubnetValues) -> Result<(End, Ipv6Addr)> {
     let end = match values.subnet {
-        Some(_) => End::behind_bridge(host, &host.subnet_env()?)?,
-        None => End::behind_bare_bridge(host, values.mtu)?,
+        Some(_) => End::behind_bridge(host.netns(), &host.subnet_env()?)?,
+        None => End::behind_bare_bridge(host.netns(), values.mtu)?,
     };
     let subnet6 = values.subnet6.context("no IPv6 subnet")?;
     let (bridge, length) = (subnet6.ip(), subnet6.prefix());

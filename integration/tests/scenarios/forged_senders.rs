@@ -34,7 +34,7 @@ impl Stage {
         let mut hosts = bare_hosts(lab, 3)?;
         let flags = [&STATUS_FLAGS[..], flags].concat();
         on_all(&mut hosts, |host| host.start_agent_with(&flags))?;
-        let end = End::behind_bridge(&hosts[0], &hosts[0].subnet_env()?)?;
+        let end = End::behind_bridge(hosts[0].netns(), &hosts[0].subnet_env()?)?;
         let listener = Listener::at(&end.netns)?;
         Ok(Stage { stranger: lab.host("stranger")?, hosts, end, listener })
     }

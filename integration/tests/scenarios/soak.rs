@@ -66,8 +66,8 @@ fn traffic_between_two_hosts_on_udp_does_not_notice_others_that_come_and_go() ->
         let mut steady = [lab.host("h1")?, lab.host("h2")?];
         on_all(&mut steady, |host| host.start_agent_with(&["--ip-masq", "--healthz-port", STATUS_PORT]))?;
         let ends = [
-            End::behind_bridge(&steady[0], &steady[0].subnet_env()?)?,
-            End::behind_bridge(&steady[1], &steady[1].subnet_env()?)?,
+            End::behind_bridge(steady[0].netns(), &steady[0].subnet_env()?)?,
+            End::behind_bridge(steady[1].netns(), &steady[1].subnet_env()?)?,
         ];
         wait::until("the path to carry a packet", Duration::from_secs(15), || {
             visitors::ping_once(&ends[0].place, ends[1].address)

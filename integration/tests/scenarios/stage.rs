@@ -47,7 +47,7 @@ pub(crate) fn hosts_with_status(lab: &Lab, count: usize) -> Result<Vec<Host>> {
 
 /// On each host a namespace that stands for a container.
 pub(crate) fn ends_of(hosts: &[Host]) -> Result<Vec<End>> {
-    hosts.iter().map(|host| End::behind_bridge(host, &host.subnet_env()?)).collect()
+    hosts.iter().map(|host| End::behind_bridge(host.netns(), &host.subnet_env()?)).collect()
 }
 
 /// Waits until a packet has come back from there.

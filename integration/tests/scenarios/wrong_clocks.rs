@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use etcd_client::{Client, PutOptions};
+use etcd_client::PutOptions;
 use flan_integration::clock::Clock;
-use flan_integration::inside::Inside;
 use flan_integration::overlay::DEVICE;
-use flan_integration::store::PREFIX;
+use flan_integration::store::{PREFIX, StoreClient};
 use flan_integration::vitals::cpu_seconds;
 use flan_integration::{Host, Lab, LabOptions, wait};
 
@@ -144,24 +143,16 @@ fn spawn_under(host: &mut Host, clock: &Clock, flags: &[&str]) -> Result<()> {
 }
 
 /// The store as one client sees it.
-struct Subject {
-    inside: Inside,
-    client: Client,
-}
+struct Subject(StoreClient);
 
 impl Subject {
-    const LIMIT: Duration = Duration::from_secs(10);
-
     fn connect(lab: &Lab, url: &str) -> Result<Subject> {
-        let (inside, url) = (Inside::of(lab.underlay())?, url.to_owned());
-        let client = inside.run(Self::LIMIT, async move { Ok(Client::connect([url], None).await?) })?;
-        Ok(Subject { inside, client })
+        StoreClient::connect(lab.underlay(), url, Duration::from_secs(10)).map(Subject)
     }
 
     /// Writes a key with a new etcd lease, whose id is returned.
     fn grant(&self, seconds: i64, key: &'static str) -> Result<i64> {
-        let mut client = self.client.clone();
-        self.inside.run(Self::LIMIT, async move {
+        self.0.run(|mut client| async move {
             let lease = client.lease_grant(seconds, None).await?.id();
             client.put(key, "1", Some(PutOptions::new().with_lease(lease))).await?;
             Ok(lease)
@@ -170,19 +161,16 @@ impl Subject {
 
     /// Seconds that an etcd lease has left.
     fn left(&self, lease: i64) -> Result<i64> {
-        let mut client = self.client.clone();
-        self.inside.run(Self::LIMIT, async move { Ok(client.lease_time_to_live(lease, None).await?.ttl()) })
+        self.0.run(|mut client| async move { Ok(client.lease_time_to_live(lease, None).await?.ttl()) })
     }
 
     fn has(&self, key: &'static str) -> Result<bool> {
-        let mut client = self.client.clone();
-        self.inside.run(Self::LIMIT, async move { Ok(!client.get(key, None).await?.kvs().is_empty()) })
+        self.0.run(|mut client| async move { Ok(!client.get(key, None).await?.kvs().is_empty()) })
     }
 
     /// How many hosts have a lease.
     fn leases(&self) -> Result<i64> {
-        let mut client = self.client.clone();
-        self.inside.run(Self::LIMIT, async move {
+        self.0.run(|mut client| async move {
             let below = etcd_client::GetOptions::new().with_prefix().with_count_only();
             Ok(client.get(format!("{PREFIX}/subnets/"), Some(below)).await?.count())
         })

@@ -1,3 +1,5 @@
+use std::io::IoSlice;
+
 use super::*;
 
 use nix::poll::{PollFd, PollFlags, poll};
@@ -177,32 +179,6 @@ fn errors_are_classified() {
 fn buffers_are_raised_and_never_lowered() {
     let (_, _, modes) = loopback(UdpOptions { buffer_bytes: 1, ..ALL });
     assert!(modes.receive_buffer_bytes > 10_000 && modes.send_buffer_bytes > 10_000, "{modes:?}");
-}
-
-#[test]
-fn addresses_survive_the_kernels_layout() {
-    for text in ["192.0.2.1:8285", "[2001:db8::1]:8285", "[fe80::1%3]:1"] {
-        let address: SocketAddr = text.parse().unwrap();
-        let (name, bytes) = Name::new(address);
-        assert_eq!(name.address(bytes), Some(address));
-        assert_eq!(name.address(0), None);
-    }
-}
-
-#[test]
-fn the_control_message_is_laid_out_as_the_macros_say() {
-    let control = Control::segment(1400);
-    let mut header = empty_header();
-    header.msg_control = (&raw const control).cast_mut().cast();
-    header.msg_controllen = size_of::<Control>() as _;
-    // SAFETY: the header points to a complete control message that outlives the block.
-    #[allow(unsafe_code)]
-    unsafe {
-        let first = libc::CMSG_FIRSTHDR(&raw const header);
-        assert_eq!((*first).cmsg_len as u64, u64::from(libc::CMSG_LEN(2)));
-        assert_eq!(libc::CMSG_DATA(first).cast_const(), control.data.as_ptr());
-        assert_eq!(size_of::<Control>(), libc::CMSG_SPACE(4) as usize);
-    }
 }
 
 #[test]

@@ -85,8 +85,8 @@ fn only_what_is_asked_for_is_merged() {
 
 #[test]
 fn a_segment_that_differs_in_any_field_is_not_merged() {
-    type Change = fn(&mut Sample);
-    let changes: [(&str, Change); 13] = [
+    type Edit = fn(&mut Sample);
+    let changes: [(&str, Edit); 13] = [
         ("time to live", |sample| sample.ttl -= 1),
         ("ECN", |sample| sample.tos = 3),
         ("DF", |sample| sample.dont_fragment = true),
@@ -123,7 +123,7 @@ fn neither_an_empty_segment_nor_a_datagram_without_checksum_is_merged() {
 #[test]
 fn a_push_or_a_short_segment_ends_a_merge() {
     let mut samples = Sample::new(false, TCP, &noise(600, 1)).cut(100);
-    samples[2].flags |= Tcp::PSH;
+    samples[2].flags |= TcpSegment::PSH;
     assert_eq!(counts(&samples), [3, 3]);
 
     let sample = Sample::new(false, TCP, &noise(350, 1));
@@ -174,8 +174,8 @@ fn a_packet_at_the_end_of_its_life_and_one_that_is_none_are_handed_back() {
     let (mut copy, mut nothing) = (expired.clone(), vec![0x45, 0, 0]);
     let mut coalescer = Coalescer::new(BOTH);
     let mut batch = coalescer.batch();
-    assert_eq!(batch.push(&mut expired), Err((Refused::TtlExpired, &mut copy[..])));
-    assert_eq!(batch.push(&mut nothing), Err((Refused::NotIp, &mut [0x45, 0, 0][..])));
+    assert_eq!(batch.push(&mut expired), Err((PushError::TtlExpired, &mut copy[..])));
+    assert_eq!(batch.push(&mut nothing), Err((PushError::NotIp, &mut [0x45, 0, 0][..])));
     assert_eq!(batch.writes().len(), 0);
 }
 
@@ -201,7 +201,7 @@ enum Event {
     Acknowledge,
     Window,
     Finish,
-    Lost,
+    Gap,
     Corrupt { at: usize },
     Trailer,
 }
@@ -213,7 +213,7 @@ fn events() -> impl Strategy<Value = Event> {
         1 => Just(Event::Acknowledge),
         1 => Just(Event::Window),
         1 => Just(Event::Finish),
-        1 => Just(Event::Lost),
+        1 => Just(Event::Gap),
         1 => (0..1000_usize).prop_map(|at| Event::Corrupt { at }),
         1 => Just(Event::Trailer),
     ]
@@ -227,15 +227,15 @@ fn flow(mut sample: Sample, events: &[Event]) -> Vec<Vec<u8>> {
         match event {
             Event::Data { len: wanted, pushed } => {
                 len = *wanted;
-                flags |= if *pushed { Tcp::PSH } else { 0 };
+                flags |= if *pushed { TcpSegment::PSH } else { 0 };
             }
             Event::Acknowledge => {
                 sample.acknowledgement = sample.acknowledgement.wrapping_add(1);
                 len = 0;
             }
             Event::Window => sample.window = sample.window.wrapping_add(1),
-            Event::Finish => flags |= Tcp::FIN,
-            Event::Lost => sample.sequence = sample.sequence.wrapping_add(100),
+            Event::Finish => flags |= TcpSegment::FIN,
+            Event::Gap => sample.sequence = sample.sequence.wrapping_add(100),
             Event::Corrupt { .. } | Event::Trailer => {}
         }
         sample.payload = noise(len, index as u64);
@@ -276,7 +276,7 @@ proptest! {
             .map(|(index, (mut sample, events, plain))| {
                 sample.flow = index as u8;
                 if plain {
-                    sample.flags = Tcp::ACK;
+                    sample.flags = TcpSegment::ACK;
                     sample.ip_options.clear();
                 }
                 flow(sample, &events).into_iter()
@@ -313,7 +313,8 @@ proptest! {
 
     #[test]
     fn splitting_and_merging_gives_the_super_packet(sample in samples(1..20_000), size in 320..3000_u16) {
-        let sample = Sample { flags: Tcp::ACK | sample.flags & Tcp::PSH, ip_options: Vec::new(), ..sample };
+        let flags = TcpSegment::ACK | sample.flags & TcpSegment::PSH;
+        let sample = Sample { flags, ip_options: Vec::new(), ..sample };
         let mut tun = sample.super_packet(size);
         let mut segments = Segments::new();
         let split = segments.split(&mut tun).unwrap();

@@ -1,19 +1,19 @@
 //! From the wire to the device: fetch what waits, check where it comes from, merge what belongs together, write it.
 
-use std::io::{self, IoSlice};
+use std::io;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use flan_kernel::tun::{TunMode, TunQueue, is_gone};
+use flan_kernel::tun::{TunMode, is_gone};
 use flan_kernel::udp_socket::{self, ReceiveBatch};
 use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
-use super::outbound::send_icmp;
-use super::worker::Port;
-use crate::udp::coalescing::{Coalescer, MAX_SEGMENTS, Merging, Refused, Write};
-use crate::udp::counters::add;
+use super::endpoints::Endpoints;
+use crate::udp::coalescing::{Coalescer, Merging, PushError};
+use crate::udp::counters::{Counters, add};
 use crate::udp::forwarding::Routes;
 use crate::udp::icmp::{Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
@@ -36,9 +36,9 @@ impl Inbound {
     }
 
     /// Moves one batch, and says whether more may wait. An error means that the device is gone.
-    pub(super) fn pass(&mut self, port: Port<'_>) -> io::Result<bool> {
-        match port.socket.receive(&mut self.received) {
-            Ok(_) => self.deliver(port)?,
+    pub(super) fn pass(&mut self, endpoints: &Endpoints) -> io::Result<bool> {
+        match endpoints.socket.receive(&mut self.received) {
+            Ok(_) => self.deliver(endpoints)?,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             // An answer to what was sent earlier, such as "port unreachable": the peer is away.
             Err(error) => {
@@ -50,22 +50,19 @@ impl Inbound {
     }
 
     /// Writes what was received to the device.
-    fn deliver(&mut self, port: Port<'_>) -> io::Result<()> {
+    fn deliver(&mut self, endpoints: &Endpoints) -> io::Result<()> {
         let Self { received, coalescer, limit } = self;
-        let Port { shared, queue, .. } = port;
-        let counters = &shared.gauge.counters;
+        let common = &*endpoints.common;
+        let counters = &common.gauge.counters;
         add(&counters.received_batches, 1);
-        let routes = shared.table.read();
+        let routes = common.table.read();
         let mut batch = coalescer.batch();
         for datagram in received.datagrams() {
             let SocketAddr::V4(source) = datagram.source else { continue };
             let packets = datagram.bytes.len().div_ceil(datagram.segment_size);
             add(&counters.received_packets, packets);
             add(&counters.received_bytes, datagram.bytes.len());
-            // As a rule the index tells, at the same cost for any number of peers; a foreign inner source needs a search.
-            let from_its_subnet =
-                inner_source(datagram.bytes).is_some_and(|inner| is_of(&routes, inner, *source.ip()));
-            if !from_its_subnet && !routes.is_peer(*source.ip()) {
+            if !routes.is_peer(*source.ip()) {
                 add(&counters.dropped_foreign_source, packets);
                 continue;
             }
@@ -76,39 +73,38 @@ impl Inbound {
                 };
                 let is_refused =
                     |own: Ipv4Network| !is_of(&routes, inner, *source.ip()) || !goes_to(packet, own);
-                if shared.settings.strict.is_some_and(is_refused) {
+                if common.settings.strict.is_some_and(is_refused) {
                     add(&counters.dropped_strict_source, 1);
                     continue;
                 }
                 match batch.push(packet) {
                     Ok(()) => {}
-                    Err((Refused::TtlExpired, packet)) => {
+                    Err((PushError::TtlExpired, packet)) => {
                         add(&counters.dropped_ttl, 1);
-                        let told =
-                            limit.allows(Instant::now()) && send_icmp(port, packet, Reason::TtlExpired);
-                        add(&counters.icmp_sent, usize::from(told));
+                        if limit.allows(Instant::now()) {
+                            endpoints.send_icmp(packet, Reason::TtlExpired);
+                        }
                     }
-                    Err((Refused::NotIp, _)) => add(&counters.dropped_malformed, 1),
+                    Err((PushError::NotIp, _)) => add(&counters.dropped_malformed, 1),
                 }
             }
         }
         let mut merging_refused = false;
         for write in batch.writes() {
-            let refused = match put(queue, shared.tun, &write) {
+            match endpoints.write(write.header, iter::once(write.headers).chain(write.payload())) {
                 Err(error) if write.count > 1 && is_refused(&error) => {
                     merging_refused = true;
-                    write
-                        .packets()
-                        .try_for_each(|packet| counted(port, 1, put_alone(queue, shared.tun, packet)))
+                    for packet in write.packets() {
+                        counted(counters, 1, endpoints.write(VnetHeader::default(), iter::once(packet)))?;
+                    }
                 }
-                result => counted(port, write.count, result),
-            };
-            refused?;
+                result => counted(counters, write.count, result)?,
+            }
         }
         drop(batch);
         if merging_refused {
             warn!("the device refuses merged packets; writing them one by one from now on");
-            shared.gauge.merge.store(false, Relaxed);
+            common.gauge.merge.store(false, Relaxed);
             *coalescer = Coalescer::new(Merging { tcp: false, udp: false });
         }
         Ok(())
@@ -116,8 +112,7 @@ impl Inbound {
 }
 
 /// Counts what became of a write that carries `packets`. An error means that the device is gone.
-fn counted(port: Port<'_>, packets: usize, result: io::Result<()>) -> io::Result<()> {
-    let counters = &port.shared.gauge.counters;
+fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::Result<()> {
     match result {
         Ok(()) => {
             add(&counters.written, 1);
@@ -154,23 +149,4 @@ fn goes_to(bytes: &[u8], network: Ipv4Network) -> bool {
 /// Whether the peer at `outer` holds the subnet of `inner`.
 fn is_of(routes: &Routes, inner: Ipv4Addr, outer: Ipv4Addr) -> bool {
     routes.peer(inner).is_some_and(|peer| peer.address == outer)
-}
-
-fn put(queue: &TunQueue, mode: TunMode, write: &Write<'_>) -> io::Result<()> {
-    let header = write.header.to_bytes();
-    let mut slices = [IoSlice::new(&[]); MAX_SEGMENTS + 2];
-    let pieces =
-        mode.vnet_header.then_some(&header[..]).into_iter().chain([write.headers]).chain(write.payload());
-    let mut count = 0;
-    for (slice, piece) in slices.iter_mut().zip(pieces) {
-        *slice = IoSlice::new(piece);
-        count += 1;
-    }
-    queue.write(&slices[..count])
-}
-
-fn put_alone(queue: &TunQueue, mode: TunMode, packet: &[u8]) -> io::Result<()> {
-    let header = VnetHeader::default().to_bytes();
-    let header = if mode.vnet_header { &header[..] } else { &[] };
-    queue.write(&[IoSlice::new(header), IoSlice::new(packet)])
 }

@@ -4,13 +4,13 @@ use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::endpoints::Endpoints;
 use super::outgoing::Outgoing;
 use super::pacing::Entrance;
-use super::worker::Port;
 use crate::udp::counters::add;
-use crate::udp::icmp::{self, Limit, Reason};
+use crate::udp::icmp::{Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
-use crate::udp::segmentation::{Refused, Segments};
+use crate::udp::segmentation::{Segments, SplitError};
 
 /// Bytes that are read before anything is sent: few enough to be still in the processor's cache, and enough that the
 /// tail of one large packet, which a single send does not take, leaves with the next.
@@ -45,24 +45,24 @@ impl Outbound {
     }
 
     /// Moves one batch, and says whether more may wait. An error means that the device is gone.
-    pub(super) fn pass(&mut self, port: Port<'_>) -> io::Result<bool> {
-        let (count, more) = self.read(port)?;
+    pub(super) fn pass(&mut self, endpoints: &Endpoints) -> io::Result<bool> {
+        let (count, more) = self.read(endpoints)?;
         if count > 0 {
-            self.forward(port, count);
+            self.forward(endpoints, count);
         }
         Ok(more)
     }
 
     /// Reads what waits, at most one batch, and says how many that is and whether more may wait.
-    fn read(&mut self, port: Port<'_>) -> io::Result<(usize, bool)> {
+    fn read(&mut self, endpoints: &Endpoints) -> io::Result<(usize, bool)> {
         // In plain mode the packet goes where it would be with a header, and the header says "nothing to do".
-        let start = if port.shared.tun.vnet_header { 0 } else { VnetHeader::LEN };
+        let start = if endpoints.common.tun.vnet_header { 0 } else { VnetHeader::LEN };
         let mut bytes = 0;
         for (count, slot) in self.slots.iter_mut().enumerate() {
             if bytes >= BATCH_BYTES {
                 return Ok((count, true));
             }
-            match port.queue.read(&mut slot.buffer[start..]) {
+            match endpoints.queue.read(&mut slot.buffer[start..]) {
                 Ok(length) => slot.length = start + length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((count, false)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok((count, true)),
@@ -73,17 +73,17 @@ impl Outbound {
         Ok((self.slots.len(), true))
     }
 
-    fn forward(&mut self, port: Port<'_>, count: usize) {
+    fn forward(&mut self, endpoints: &Endpoints, count: usize) {
         let Self { slots, limit, paced } = self;
-        let shared = port.shared;
-        let counters = &shared.gauge.counters;
+        let common = &*endpoints.common;
+        let counters = &common.gauge.counters;
         let mut tell = |packet: &[u8], reason| {
-            if limit.allows(Instant::now()) && send_icmp(port, packet, reason) {
-                add(&counters.icmp_sent, 1);
+            if limit.allows(Instant::now()) {
+                endpoints.send_icmp(packet, reason);
             }
         };
-        let routes = shared.table.read();
-        let mut outgoing = Outgoing::new(shared, port.socket);
+        let routes = common.table.read();
+        let mut outgoing = Outgoing::new(common, &endpoints.socket);
         for slot in &mut slots[..count] {
             let packet = &mut slot.buffer[..slot.length];
             let inner = packet.get(VnetHeader::LEN..).unwrap_or_default();
@@ -111,22 +111,14 @@ impl Outbound {
                         outgoing.add(peer.address, [IoSlice::new(headers), IoSlice::new(payload)]);
                     }
                 }
-                Err(Refused::TtlExpired) => add(&counters.dropped_ttl, 1),
+                Err(SplitError::TtlExpired) => add(&counters.dropped_ttl, 1),
                 Err(_) => add(&counters.dropped_malformed, 1),
             }
         }
-        let mtu = u16::try_from(shared.settings.mtu).unwrap_or(u16::MAX);
+        let mtu = u16::try_from(common.settings.mtu).unwrap_or(u16::MAX);
         outgoing.send(|packet| tell(packet, Reason::TooBig(mtu)));
     }
 }
 
 /// Where the time to live stands in an IPv4 header.
 const TTL_AT: usize = 8;
-
-/// Gives the device an ICMP error for the sender of `packet`. Answers whether there was one to give.
-pub(super) fn send_icmp(port: Port<'_>, packet: &[u8], reason: Reason) -> bool {
-    let Some(error) = icmp::error(packet, port.shared.settings.address, reason) else { return false };
-    let header = [0; VnetHeader::LEN];
-    let header = if port.shared.tun.vnet_header { &header[..] } else { &[] };
-    port.queue.write(&[IoSlice::new(header), IoSlice::new(&error)]).is_ok()
-}

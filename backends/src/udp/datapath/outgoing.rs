@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use flan_kernel::udp_socket::{self, MAX_GSO_BYTES, MAX_SEGMENTS, Message, UdpSocket};
 use tracing::warn;
 
-use super::Shared;
+use super::common::Common;
 use crate::udp::counters::add;
 
 /// Wire packets on their way, those to one peer and of one size together.
 pub(super) struct Outgoing<'a> {
-    shared: &'a Shared,
+    common: &'a Common,
     socket: &'a UdpSocket,
     /// Whether the kernel takes several wire packets in one piece.
     gso: bool,
@@ -35,9 +35,9 @@ struct Train {
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(shared: &'a Shared, socket: &'a UdpSocket) -> Self {
-        let gso = shared.gauge.gso.load(Relaxed);
-        Self { shared, socket, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
+    pub(super) fn new(common: &'a Common, socket: &'a UdpSocket) -> Self {
+        let gso = common.gauge.gso.load(Relaxed);
+        Self { common, socket, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
     }
 
     /// Lets a wire packet leave with the next [`Outgoing::send`], behind those that were added before.
@@ -57,7 +57,7 @@ impl<'a> Outgoing<'a> {
 
     /// Sends everything; `too_big` is given each packet that the path does not carry.
     pub(super) fn send(&self, mut too_big: impl FnMut(&[u8])) {
-        let gso = &self.shared.gauge.gso;
+        let gso = &self.common.gauge.gso;
         let mut rest = &self.trains[..];
         while let [first, after @ ..] = rest {
             let several = first.count > 1;
@@ -78,7 +78,7 @@ impl<'a> Outgoing<'a> {
                     rest = after;
                 }
                 Err(error) => {
-                    self.lost(first, &error, &mut too_big);
+                    self.count_lost(first, &error, &mut too_big);
                     rest = after;
                 }
             }
@@ -93,7 +93,7 @@ impl<'a> Outgoing<'a> {
             match self.hand_over(rest) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(error) => {
-                    self.lost(first, &error, too_big);
+                    self.count_lost(first, &error, too_big);
                     rest = after;
                 }
             }
@@ -110,7 +110,7 @@ impl<'a> Outgoing<'a> {
 
     fn message(&self, train: &Train) -> Message<'_> {
         Message {
-            to: SocketAddr::new(train.peer.into(), self.shared.settings.port),
+            to: SocketAddr::new(train.peer.into(), self.common.settings.port),
             slices: &self.slices[train.first..train.first + 2 * train.count],
             segment_size: u16::try_from(train.size).ok().filter(|_| train.count > 1),
         }
@@ -126,14 +126,14 @@ impl<'a> Outgoing<'a> {
     }
 
     fn count(&self, sent: &[Train]) {
-        let counters = &self.shared.gauge.counters;
+        let counters = &self.common.gauge.counters;
         add(&counters.sent_batches, 1);
         add(&counters.sent_packets, sent.iter().map(|train| train.count).sum());
         add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
     }
 
-    fn lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
-        let counters = &self.shared.gauge.counters;
+    fn count_lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
+        let counters = &self.common.gauge.counters;
         if udp_socket::is_too_big(error) {
             add(&counters.dropped_too_big, train.count);
             too_big(&gathered(&self.slices[train.first..train.first + 2]));

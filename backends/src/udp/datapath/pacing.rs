@@ -21,7 +21,7 @@ use flan_kernel::scheduling;
 use flan_kernel::udp_socket::UdpSocket;
 use tracing::debug;
 
-use super::Shared;
+use super::common::Common;
 use super::outgoing::Outgoing;
 use crate::udp::counters::add;
 use crate::udp::segmentation::Split;
@@ -62,7 +62,7 @@ pub(super) struct Entrance(SyncSender<Packet>);
 pub(super) struct Pacer {
     handed_over: Receiver<Packet>,
     lanes: Lanes,
-    shared: Arc<Shared>,
+    common: Arc<Common>,
     socket: Arc<UdpSocket>,
 }
 
@@ -78,9 +78,9 @@ impl Entrance {
 }
 
 impl Pacer {
-    pub(super) fn new(shared: Arc<Shared>, socket: Arc<UdpSocket>) -> (Self, Entrance) {
+    pub(super) fn new(common: Arc<Common>, socket: Arc<UdpSocket>) -> (Self, Entrance) {
         let (entrance, handed_over) = sync_channel(HANDED_OVER);
-        (Self { handed_over, lanes: Lanes::default(), shared, socket }, Entrance(entrance))
+        (Self { handed_over, lanes: Lanes::default(), common, socket }, Entrance(entrance))
     }
 
     /// Runs until the data path is over; what waits then is lost. At ordinary priority, other than the workers: what
@@ -90,7 +90,7 @@ impl Pacer {
             debug!(%reason, "pauses between bursts are longer than needed");
         }
         // One that waits for a packet learns of the end from the workers, whose entrances are dropped with them.
-        while !self.shared.over.load(Relaxed) {
+        while !self.common.over.load(Relaxed) {
             let mut without_room = self.lanes.fill(&self.handed_over, Instant::now());
             let now = Instant::now();
             let received = match self.lanes.next(now) {
@@ -108,7 +108,7 @@ impl Pacer {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if without_room > 0 {
-                add(&self.shared.gauge.counters.dropped_full, without_room);
+                add(&self.common.gauge.counters.dropped_full, without_room);
             }
         }
     }
@@ -116,7 +116,7 @@ impl Pacer {
     fn send(&mut self, peer: Ipv4Addr) {
         let burst = self.lanes.burst(peer);
         let begun = Instant::now();
-        let mut outgoing = Outgoing::new(&self.shared, &self.socket);
+        let mut outgoing = Outgoing::new(&self.common, &self.socket);
         for bytes in &burst {
             outgoing.add(peer, [IoSlice::new(bytes), IoSlice::new(&[])]);
         }
@@ -215,9 +215,10 @@ mod tests {
     use flan_kernel::tun::TunMode;
     use flan_kernel::udp_socket::UdpOptions;
 
-    use super::super::{Gauge, Modes, Settings};
+    use super::super::settings::Settings;
     use super::*;
     use crate::udp::forwarding::ForwardingTable;
+    use crate::udp::gauge::{Gauge, Modes};
 
     const ONE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 11);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 12);
@@ -341,8 +342,8 @@ mod tests {
             strict: None,
         };
         let gauge = Arc::new(Gauge::new(Modes { tun, udp, merge: false }));
-        let (table, over) = (ForwardingTable::default(), AtomicBool::new(false));
-        Pacer::new(Arc::new(Shared { settings, table, tun, gauge, over }), Arc::new(socket))
+        let (table, over) = (ForwardingTable::default().reader(), AtomicBool::new(false));
+        Pacer::new(Arc::new(Common { settings, table, tun, gauge, over }), Arc::new(socket))
     }
 
     #[test]
@@ -350,10 +351,10 @@ mod tests {
         let (mut pacer, _entrance) = pacer();
         let later = Instant::now() + Duration::from_secs(3600);
         assert!(pacer.lanes.add(packet(ONE, 0), later));
-        let shared = pacer.shared.clone();
-        shared.over.store(true, Relaxed);
+        let common = pacer.common.clone();
+        common.over.store(true, Relaxed);
         pacer.run();
-        assert_eq!(shared.gauge.totals().sent_packets, 0);
+        assert_eq!(common.gauge.totals().sent_packets, 0);
     }
 
     #[test]
@@ -361,12 +362,12 @@ mod tests {
         let (mut pacer, entrance) = pacer();
         let later = Instant::now() + Duration::from_secs(3600);
         assert!(pacer.lanes.add(packet(ONE, 0), later));
-        let shared = pacer.shared.clone();
+        let common = pacer.common.clone();
         let thread = std::thread::spawn(move || pacer.run());
         entrance.0.send(packet(Ipv4Addr::LOCALHOST, 0)).unwrap();
         let limit = Instant::now() + Duration::from_secs(10);
         let left = || {
-            let totals = shared.gauge.totals();
+            let totals = common.gauge.totals();
             totals.sent_packets + totals.dropped_refused
         };
         while left() == 0 {

@@ -5,26 +5,21 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use flan_kernel::scheduling;
-use flan_kernel::tun::TunQueue;
-use flan_kernel::udp_socket::UdpSocket;
 use flan_kernel::wait::{Waker, wait_readable};
 use tracing::{debug, warn};
 
-use super::Shared;
+use super::endpoints::Endpoints;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::pacing::Entrance;
 
 /// A queue of the device, a socket, and what is needed to move packets between them.
 pub(super) struct Worker {
-    shared: Arc<Shared>,
+    endpoints: Endpoints,
     share: Share,
-    queue: TunQueue,
-    socket: Arc<UdpSocket>,
     waker: Waker,
     outbound: Outbound,
     inbound: Inbound,
@@ -37,26 +32,11 @@ pub(super) struct Share {
     pub(super) of: usize,
 }
 
-/// The two ends between which a worker moves packets, and what all workers share.
-#[derive(Clone, Copy)]
-pub(super) struct Port<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) queue: &'a TunQueue,
-    pub(super) socket: &'a UdpSocket,
-}
-
 impl Worker {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        share: Share,
-        queue: TunQueue,
-        socket: Arc<UdpSocket>,
-        waker: Waker,
-        paced: Entrance,
-    ) -> Self {
-        let batch = shared.settings.batch();
-        let (outbound, inbound) = (Outbound::new(batch, paced), Inbound::new(batch, shared.tun));
-        Self { shared, share, queue, socket, waker, outbound, inbound }
+    pub(super) fn new(endpoints: Endpoints, share: Share, waker: Waker, paced: Entrance) -> Self {
+        let batch = endpoints.common.settings.batch();
+        let (outbound, inbound) = (Outbound::new(batch, paced), Inbound::new(batch, endpoints.common.tun));
+        Self { endpoints, share, waker, outbound, inbound }
     }
 
     /// Runs until the data path is over, or the device is gone.
@@ -64,9 +44,10 @@ impl Worker {
         self.settle();
         // Whether something may wait at the queue, and at the socket.
         let mut waiting = [true; 2];
-        while !self.shared.over.load(Relaxed) {
+        while !self.endpoints.common.over.load(Relaxed) {
             if waiting == [false; 2] {
-                match wait_readable([self.queue.as_fd(), self.socket.as_fd()], &self.waker) {
+                let Endpoints { queue, socket, .. } = &self.endpoints;
+                match wait_readable([queue.as_fd(), socket.as_fd()], &self.waker) {
                     Ok([queue, _]) if queue.hung_up => return warn!("the device is gone"),
                     Ok(both) => waiting = both.map(|fd| fd.readable || fd.hung_up),
                     Err(reason) => return warn!(%reason, "cannot wait for packets"),
@@ -82,8 +63,8 @@ impl Worker {
     /// Moves one batch each way where something may wait, and says where more may. An error means that the device is
     /// gone.
     fn pass(&mut self, [queue, socket]: [bool; 2]) -> io::Result<[bool; 2]> {
-        let port = Port { shared: &self.shared, queue: &self.queue, socket: &self.socket };
-        Ok([queue && self.outbound.pass(port)?, socket && self.inbound.pass(port)?])
+        let Self { endpoints, outbound, inbound, .. } = self;
+        Ok([queue && outbound.pass(endpoints)?, socket && inbound.pass(endpoints)?])
     }
 
     /// Finds the thread its place: near the packets, and before ordinary threads, as the kernel's own packet work is.

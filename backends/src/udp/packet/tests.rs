@@ -16,9 +16,12 @@ fn the_fields_of_an_ipv4_tcp_packet_are_read() {
     assert_eq!((v4.id(), v4.tos(), v4.dont_fragment(), v4.is_fragment()), (0xfffe, 3, true, false));
     assert!(v4.is_intact());
 
-    let tcp = Tcp::parse(ip.payload()).unwrap();
+    let tcp = TcpSegment::parse(ip.payload()).unwrap();
     assert_eq!((tcp.ports(), tcp.sequence(), tcp.acknowledgement()), (0x8001_14fe, sample.sequence, 7));
-    assert_eq!((tcp.flags(), tcp.reserved(), tcp.window(), tcp.urgent_pointer()), (Tcp::ACK, 0, 512, 0));
+    assert_eq!(
+        (tcp.flags(), tcp.reserved(), tcp.window(), tcp.urgent_pointer()),
+        (TcpSegment::ACK, 0, 512, 0)
+    );
     assert_eq!((tcp.header_len(), tcp.options(), tcp.payload()), (32, &[1; 12][..], &b"abc"[..]));
 }
 
@@ -31,7 +34,7 @@ fn the_fields_of_an_ipv6_udp_packet_are_read() {
     assert_eq!(ip.destination(), "fd00:5::fe".parse::<IpAddr>().unwrap());
     let Ip::V6(v6) = ip else { panic!("{ip:?}") };
     assert_eq!(v6.class_and_flow(), 0x6ab5_1234);
-    assert_eq!(Udp::parse(ip.payload()).unwrap().payload(), b"abc");
+    assert_eq!(UdpDatagram::parse(ip.payload()).unwrap().payload(), b"abc");
 }
 
 #[test]
@@ -43,7 +46,7 @@ fn a_packet_with_less_or_more_than_it_says_is_cut_off_or_refused() {
         bytes.push(0);
         let ip = Ip::parse(&bytes).unwrap();
         assert_eq!(ip.packet_len(), len);
-        assert_eq!(Udp::parse(ip.payload()).unwrap().payload(), b"abc");
+        assert_eq!(UdpDatagram::parse(ip.payload()).unwrap().payload(), b"abc");
     }
 }
 
@@ -102,10 +105,10 @@ proptest! {
             bytes[2..6].copy_from_slice(&[0, len, 0, len.saturating_sub(40)]);
         }
         for at in 0..bytes.len() {
-            if let Some(tcp) = Tcp::parse(&bytes[at..]) {
+            if let Some(tcp) = TcpSegment::parse(&bytes[at..]) {
                 prop_assert_eq!(20 + tcp.options().len() + tcp.payload().len(), bytes.len() - at);
             }
-            if let Some(udp) = Udp::parse(&bytes[at..]) {
+            if let Some(udp) = UdpDatagram::parse(&bytes[at..]) {
                 prop_assert_eq!(8 + udp.payload().len(), bytes.len() - at);
             }
         }

@@ -18,7 +18,7 @@ fn len(split: &Split<'_>) -> usize {
 }
 
 /// What `change` to a super-packet's virtio-net header leads to.
-fn refusal(sample: &Sample, change: impl FnOnce(&mut VnetHeader)) -> Option<Refused> {
+fn refusal(sample: &Sample, change: impl FnOnce(&mut VnetHeader)) -> Option<SplitError> {
     let mut packet = sample.super_packet(100);
     let mut header = VnetHeader::parse(&packet).unwrap();
     change(&mut header);
@@ -71,21 +71,21 @@ fn a_super_packet_without_payload_is_one_segment() {
 fn what_the_kernel_never_sends_is_refused() {
     let sample = Sample::new(false, TCP, &[0; 300]);
     assert_eq!(refusal(&sample, |_| {}), None);
-    assert_eq!(refusal(&sample, |header| header.gso_size = 0), Some(Refused::GsoSize));
-    assert_eq!(refusal(&sample, |header| header.gso_type = 3), Some(Refused::GsoType));
-    assert_eq!(refusal(&sample, |header| header.gso_type = 0x80), Some(Refused::GsoType));
-    assert_eq!(refusal(&sample, |header| header.gso_type = 4), Some(Refused::GsoHeaders));
-    assert_eq!(refusal(&sample, |header| header.gso_type = 5), Some(Refused::Length));
-    assert_eq!(refusal(&sample, |header| header.flags = 0), Some(Refused::GsoHeaders));
-    assert_eq!(refusal(&sample, |header| header.csum_start = 24), Some(Refused::GsoHeaders));
-    assert_eq!(refusal(&sample, |header| header.csum_offset = 6), Some(Refused::GsoHeaders));
-    assert_eq!(refusal(&sample, |header| header.hdr_len = 341), Some(Refused::GsoHeaders));
-    assert_eq!(refusal(&Sample { ttl: 1, ..sample.clone() }, |_| {}), Some(Refused::TtlExpired));
+    assert_eq!(refusal(&sample, |header| header.gso_size = 0), Some(SplitError::GsoSize));
+    assert_eq!(refusal(&sample, |header| header.gso_type = 3), Some(SplitError::GsoType));
+    assert_eq!(refusal(&sample, |header| header.gso_type = 0x80), Some(SplitError::GsoType));
+    assert_eq!(refusal(&sample, |header| header.gso_type = 4), Some(SplitError::GsoHeaders));
+    assert_eq!(refusal(&sample, |header| header.gso_type = 5), Some(SplitError::Length));
+    assert_eq!(refusal(&sample, |header| header.flags = 0), Some(SplitError::GsoHeaders));
+    assert_eq!(refusal(&sample, |header| header.csum_start = 24), Some(SplitError::GsoHeaders));
+    assert_eq!(refusal(&sample, |header| header.csum_offset = 6), Some(SplitError::GsoHeaders));
+    assert_eq!(refusal(&sample, |header| header.hdr_len = 341), Some(SplitError::GsoHeaders));
+    assert_eq!(refusal(&Sample { ttl: 1, ..sample.clone() }, |_| {}), Some(SplitError::TtlExpired));
     for flags in [0x12, 0x14] {
-        assert_eq!(refusal(&Sample { flags, ..sample.clone() }, |_| {}), Some(Refused::GsoHeaders));
+        assert_eq!(refusal(&Sample { flags, ..sample.clone() }, |_| {}), Some(SplitError::GsoHeaders));
     }
     let tiny = Sample::new(false, UDP, &[0; 3000]);
-    assert_eq!(refusal(&tiny, |header| header.gso_size = 1), Some(Refused::GsoSize));
+    assert_eq!(refusal(&tiny, |header| header.gso_size = 1), Some(SplitError::GsoSize));
 }
 
 #[test]
@@ -94,10 +94,10 @@ fn a_place_for_the_checksum_outside_the_payload_is_refused() {
     for (csum_start, csum_offset, refused) in [
         (20, 16, None),
         (20, 28, None),
-        (20, 30, Some(Refused::ChecksumPlace)),
-        (20, 17, Some(Refused::ChecksumPlace)),
-        (18, 16, Some(Refused::ChecksumPlace)),
-        (65_535, 65_534, Some(Refused::ChecksumPlace)),
+        (20, 30, Some(SplitError::ChecksumPlace)),
+        (20, 17, Some(SplitError::ChecksumPlace)),
+        (18, 16, Some(SplitError::ChecksumPlace)),
+        (65_535, 65_534, Some(SplitError::ChecksumPlace)),
     ] {
         let place = |header: &mut VnetHeader| {
             *header = VnetHeader { gso_type: VnetHeader::GSO_NONE, csum_start, csum_offset, ..*header };
@@ -116,8 +116,8 @@ fn a_fragment_is_forwarded_but_neither_cut_nor_summed() {
         Segments::new().split(&mut packet).map(|split| split.segments().len())
     };
     assert_eq!(fragment(VnetHeader::GSO_NONE, 0), Ok(1));
-    assert_eq!(fragment(VnetHeader::GSO_NONE, VnetHeader::NEEDS_CSUM), Err(Refused::Fragment));
-    assert_eq!(fragment(VnetHeader::GSO_UDP_L4, VnetHeader::NEEDS_CSUM), Err(Refused::GsoHeaders));
+    assert_eq!(fragment(VnetHeader::GSO_NONE, VnetHeader::NEEDS_CSUM), Err(SplitError::Fragment));
+    assert_eq!(fragment(VnetHeader::GSO_UDP_L4, VnetHeader::NEEDS_CSUM), Err(SplitError::GsoHeaders));
 }
 
 #[test]

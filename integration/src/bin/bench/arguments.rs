@@ -1,8 +1,7 @@
 //! The command line.
 
-use std::path::PathBuf;
-
 use clap::{Parser, ValueEnum, value_parser};
+use flan_integration::bench::ReportArguments;
 
 use crate::ends::Ends;
 use crate::measure::Measure;
@@ -12,6 +11,7 @@ use crate::underlay::Underlay;
 /// How fast packets travel between two hosts in network namespaces, over each data path, compared with a VXLAN of the
 /// kernel made by hand.
 #[derive(Debug, Parser)]
+#[command(mut_arg("json", |json| json.default_value("target/bench/datapath.json")))]
 pub(crate) struct Arguments {
     /// How often each measure is taken on each row; the median is reported.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
@@ -37,22 +37,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, default_value_t = Ends::Hosts)]
     pub(crate) ends: Ends,
 
-    /// What is printed on standard output.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
-
-    /// The file that gets every single run, medians, ratios and targets as JSON.
-    #[arg(long, value_name = "FILE", default_value = "target/bench/datapath.json")]
-    pub(crate) json: PathBuf,
-}
-
-/// The form of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// One table for each setting of the underlay, and the targets.
-    Table,
-    /// What goes into the JSON file, too.
-    Json,
+    #[command(flatten)]
+    pub(crate) report: ReportArguments,
 }
 
 impl Arguments {

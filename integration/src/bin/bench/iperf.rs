@@ -87,12 +87,6 @@ pub(crate) fn udp(result: &Value, payload: u32) -> Result<Udp> {
     Ok(udp)
 }
 
-/// The version, as `iperf3 --version` prints it first.
-pub(crate) fn version() -> Result<String> {
-    let text = Place::default().run("iperf3", ["--version"])?;
-    Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
-}
-
 impl Tcp {
     pub(crate) fn gigabits_per_second(&self) -> f64 {
         self.received_bits_per_second / 1e9

@@ -10,49 +10,32 @@ mod ping;
 mod report;
 mod results;
 mod rows;
+mod runs;
 mod targets;
 mod underlay;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
-use flan_integration::{Lab, LabOptions, StoreKind, cpu, interrupt, tools, wait};
+use flan_integration::{Lab, LabOptions, StoreKind, tools, wait};
 
-use crate::arguments::{Arguments, Output};
+use crate::arguments::Arguments;
 use crate::pair::Pair;
-use crate::results::{Machine, Results, Run, UnderlayRecord};
+use crate::results::{Results, UnderlayRecord};
+use crate::runs::Run;
 use crate::underlay::{Features, Underlay};
 
-/// How long it is looked whether the machine does something else.
-const IDLE_SAMPLE: Duration = Duration::from_millis(1500);
-
-/// More than this is told as a disturbance, in percent of all CPUs.
-const BUSY_PERCENT: f64 = 10.0;
-
 fn main() -> ExitCode {
-    match bench(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) if wait::ensure_not_interrupted().is_err() => {
-            eprintln!("\nInterrupted; everything is removed again.");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("\nThe bench has failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let arguments = Arguments::parse();
+    bench::main(|| run(&arguments))
 }
 
-fn bench(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments) -> Result<()> {
     tools::check_for_bench()?;
-    for binary in ["fland", "flanctl"] {
-        tools::flan_binary(binary)?;
-    }
-    interrupt::end_waits_on_signals()?;
-    let machine = Machine::read()?;
+    let machine = Machine::read(&[("iperf3", "--version")])?;
     announce(arguments);
 
     let mut underlays = Vec::new();
@@ -60,14 +43,8 @@ fn bench(arguments: &Arguments) -> Result<()> {
     for underlay in arguments.underlays() {
         underlays.push(measure_all(arguments, underlay, &mut runs)?);
     }
-    let results = Results::new(arguments, machine, underlays, runs);
-    results.write(&arguments.json)?;
-    match arguments.output {
-        Output::Table => println!("{}", report::render(&results)),
-        Output::Json => println!("{}", results.json()?),
-    }
-    eprintln!("Every single run is in {}", arguments.json.display());
-    Ok(())
+    let results = Results::new(arguments, machine, underlays, runs)?;
+    arguments.report.finish(&results, &report::render(&results))
 }
 
 /// All runs with one setting of the underlay, in a lab of their own.
@@ -91,12 +68,7 @@ fn measure_all(arguments: &Arguments, underlay: Underlay, runs: &mut Vec<Run>) -
             pairs.push(pair);
             done("");
         }
-        begin(&format!("{underlay}: is this machine idle?"));
-        record.busy_percent_before = cpu::busy_percent_during(IDLE_SAMPLE)?;
-        done(&format!("{:.0} % busy", record.busy_percent_before));
-        if record.busy_percent_before > BUSY_PERCENT {
-            eprintln!("  Something else works on this machine: the figures will be noisy, and too low.");
-        }
+        record.busy_percent_before = bench::busy_percent(&format!("{underlay}: "))?;
         for round in 1..=arguments.rounds {
             for measure in arguments.measures() {
                 for pair in &pairs {

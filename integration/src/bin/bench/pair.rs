@@ -46,7 +46,7 @@ impl Pair {
             None => subnets_of_mtu(mtu_of_eth0(&hosts[0])?)?,
         };
         let end = |number: usize| match ends {
-            Ends::Containers => End::behind_bridge(&hosts[number], &subnets[number]),
+            Ends::Containers => End::behind_bridge(hosts[number].netns(), &subnets[number]),
             Ends::Hosts => Ok(End {
                 netns: hosts[number].netns().clone(),
                 place: hosts[number].netns().place(),

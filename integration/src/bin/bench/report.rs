@@ -1,12 +1,11 @@
 //! What people read: a table for each setting of the underlay, and the targets.
 
-use comfy_table::CellAlignment;
-use flan_integration::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::target;
 
 use crate::ends::Ends;
 use crate::figures::Figure;
 use crate::results::{Results, Summary, UnderlayRecord};
-use crate::targets::{Bound, Target};
 use crate::underlay::Underlay;
 
 /// Below each table.
@@ -27,24 +26,18 @@ pub(crate) fn render(results: &Results) -> String {
         }
     }
     parts.push(LEGEND.to_owned());
-    parts.push(format!("Targets\n\n{}", targets(&results.targets)));
+    parts.push(target::table(&results.targets));
     format!("\n{}\n", parts.join("\n\n"))
 }
 
 fn preamble(results: &Results) -> String {
-    let machine = &results.machine;
     let between = match results.ends {
         Ends::Hosts => "two hosts",
         Ends::Containers => "containers (behind docker0) on two hosts",
     };
     format!(
-        "Between {between} in network namespaces; rounds: {}, seconds a run: {}.\n{} CPUs, Linux {}, {}, TCP with {}.",
-        results.rounds,
-        results.seconds,
-        machine.cpus,
-        machine.kernel,
-        machine.iperf3,
-        machine.congestion_control
+        "Between {between} in network namespaces; rounds: {}, seconds a run: {}.\n{}, TCP with {}.",
+        results.rounds, results.seconds, results.machine, results.congestion_control
     )
 }
 
@@ -83,30 +76,4 @@ fn cell(figure: Figure, summary: Option<&Summary>) -> String {
     let Some(summary) = summary else { return "-".to_owned() };
     let ratio = summary.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x"));
     format!("{} {ratio:>7}", figure.shown(summary.median))
-}
-
-fn targets(targets: &[Target]) -> String {
-    let mut table = plain_table();
-    for target in targets {
-        let (wanted, found) = match target.wanted {
-            Bound::RatioAtLeast(least) => {
-                (format!("at least {least:.2}x"), target.found.map(|ratio| format!("{ratio:.2}x")))
-            }
-            Bound::MicrosecondsAtMost(most) => {
-                (format!("at most +{most:.0} µs"), target.found.map(|longer| format!("{longer:+.0} µs")))
-            }
-        };
-        let verdict = match target.reached {
-            None => "not measured",
-            Some(true) => "reached",
-            Some(false) => "MISSED",
-        };
-        let found = found.unwrap_or_else(|| "-".to_owned());
-        let underlay = target.underlay.to_string();
-        table.add_row([underlay, target.name.to_owned(), wanted, found, verdict.to_owned()]);
-    }
-    if let Some(column) = table.column_mut(3) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    lines(&table)
 }

@@ -1,20 +1,18 @@
 //! All that was measured, and what follows from it. Serialized, it is the JSON file.
 
-use std::path::Path;
-use std::thread;
-
-use anyhow::{Context, Result};
-use flan_integration::report;
+use anyhow::Result;
+use flan_integration::bench::machine::{Machine, sysctl};
+use flan_integration::bench::target::Target;
 use flan_integration::statistics::median;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
 use crate::ends::Ends;
-use crate::figures::{Figure, Figures};
-use crate::iperf;
+use crate::figures::Figure;
 use crate::measure::Measure;
 use crate::rows::Row;
-use crate::targets::{self, Target};
+use crate::runs::{Run, median_of, ratios};
+use crate::targets;
 use crate::underlay::{Features, Underlay};
 
 /// Everything.
@@ -23,6 +21,8 @@ use crate::underlay::{Features, Underlay};
 pub(crate) struct Results {
     api_version: &'static str,
     pub(crate) machine: Machine,
+    /// Of TCP, on both ends: a new namespace takes the machine's.
+    pub(crate) congestion_control: String,
     pub(crate) ends: Ends,
     pub(crate) rounds: u32,
     /// Of each run that measures throughput.
@@ -33,18 +33,6 @@ pub(crate) struct Results {
     pub(crate) summaries: Vec<Summary>,
     pub(crate) targets: Vec<Target>,
     runs: Vec<Run>,
-}
-
-/// What it was measured on.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Machine {
-    /// `uname -r`.
-    pub(crate) kernel: String,
-    pub(crate) cpus: usize,
-    pub(crate) iperf3: String,
-    /// Of TCP, on both ends: a new namespace takes the machine's.
-    pub(crate) congestion_control: String,
 }
 
 /// A setting of the underlay.
@@ -58,18 +46,6 @@ pub(crate) struct UnderlayRecord {
     pub(crate) features: Features,
     /// How busy the machine was with all rows standing idle; what is not near 0 disturbs.
     pub(crate) busy_percent_before: f64,
-}
-
-/// One run.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Run {
-    pub(crate) underlay: Underlay,
-    /// From 1.
-    pub(crate) round: u32,
-    pub(crate) row: Row,
-    pub(crate) measure: Measure,
-    pub(crate) figures: Figures,
 }
 
 /// A figure over all rounds.
@@ -91,7 +67,7 @@ impl Results {
         machine: Machine,
         underlays: Vec<UnderlayRecord>,
         runs: Vec<Run>,
-    ) -> Results {
+    ) -> Result<Results> {
         let (rows, measures) = (arguments.rows(), arguments.measures());
         let mut summaries = Vec::new();
         for underlay in underlays.iter().map(|record| record.name) {
@@ -101,9 +77,10 @@ impl Results {
                 }
             }
         }
-        Results {
-            api_version: "flan-bench/v1",
+        Ok(Results {
+            api_version: "flan-bench/v2",
             machine,
+            congestion_control: sysctl("net/ipv4/tcp_congestion_control")?,
             ends: arguments.ends,
             rounds: arguments.rounds,
             seconds: arguments.seconds,
@@ -113,7 +90,7 @@ impl Results {
             underlays,
             summaries,
             runs,
-        }
+        })
     }
 
     /// The summary of a figure, if it was measured.
@@ -121,51 +98,6 @@ impl Results {
         let mut all = self.summaries.iter();
         all.find(|summary| (summary.underlay, summary.row, summary.figure) == (underlay, row, figure))
     }
-
-    /// As JSON, for people as well.
-    pub(crate) fn json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).context("cannot write the results as JSON")
-    }
-
-    /// Writes the JSON file.
-    pub(crate) fn write(&self, file: &Path) -> Result<()> {
-        report::write_file(file, &self.json()?)
-    }
-}
-
-impl Machine {
-    /// Reads it.
-    pub(crate) fn read() -> Result<Machine> {
-        Ok(Machine {
-            kernel: report::sysctl("kernel/osrelease")?,
-            cpus: thread::available_parallelism().context("cannot count the CPUs")?.get(),
-            iperf3: iperf::version()?,
-            congestion_control: report::sysctl("net/ipv4/tcp_congestion_control")?,
-        })
-    }
-}
-
-/// The ratios of a figure of one row to that of another in the same round; none of a round where that is 0.
-pub(crate) fn ratios(runs: &[Run], underlay: Underlay, figure: Figure, row: Row, to: Row) -> Vec<f64> {
-    let values = values(runs, underlay, row, figure);
-    let others = self::values(runs, underlay, to, figure);
-    let pairs = values.iter().filter_map(|(round, value)| {
-        let (_, other) = others.iter().find(|(other_round, _)| other_round == round)?;
-        Some((value, other))
-    });
-    pairs.filter(|(_, other)| **other != 0.0).map(|(value, other)| value / other).collect()
-}
-
-/// The median of a figure over all rounds.
-pub(crate) fn median_of(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option<f64> {
-    let values: Vec<f64> = values(runs, underlay, row, figure).into_iter().map(|(_, value)| value).collect();
-    median(&values)
-}
-
-/// Round and value.
-fn values(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Vec<(u32, f64)> {
-    let wanted = runs.iter().filter(|run| run.underlay == underlay && run.row == row);
-    wanted.filter_map(|run| Some((run.round, *run.figures.get(&figure)?))).collect()
 }
 
 fn summary(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option<Summary> {
@@ -175,13 +107,9 @@ fn summary(runs: &[Run], underlay: Underlay, row: Row, figure: Figure) -> Option
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// A run with one figure.
-    pub(crate) fn run(underlay: Underlay, round: u32, row: Row, figure: Figure, value: f64) -> Run {
-        Run { underlay, round, row, measure: Measure::Tcp1, figures: Figures::from([(figure, value)]) }
-    }
+    use crate::runs::tests::run;
 
     fn throughput(round: u32, row: Row, value: f64) -> Run {
         run(Underlay::Offloads, round, row, Figure::Tcp1Gbps, value)

@@ -1,35 +1,12 @@
 //! What the data paths should reach, and whether they did.
 
+use flan_integration::bench::target::{Bound, Target};
 use flan_integration::statistics::median;
-use serde::Serialize;
 
 use crate::figures::Figure;
-use crate::results::{Run, median_of, ratios};
 use crate::rows::Row;
+use crate::runs::{Run, median_of, ratios};
 use crate::underlay::Underlay;
-
-/// A target, judged.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Target {
-    pub(crate) underlay: Underlay,
-    pub(crate) name: &'static str,
-    pub(crate) wanted: Bound,
-    /// Null if it was not measured.
-    pub(crate) found: Option<f64>,
-    /// Null if it was not measured.
-    pub(crate) reached: Option<bool>,
-}
-
-/// What is wanted of a value.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum Bound {
-    /// A ratio, no smaller.
-    RatioAtLeast(f64),
-    /// A difference in microseconds, no greater.
-    MicrosecondsAtMost(f64),
-}
 
 /// The least ratio of a row's figure to that of another row; `None` on an underlay that it is not asked for.
 struct LeastRatio {
@@ -101,34 +78,26 @@ pub(crate) fn judge(runs: &[Run], underlays: &[Underlay]) -> Vec<Target> {
 }
 
 fn judge_one(runs: &[Run], underlay: Underlay) -> Vec<Target> {
+    let target = |name, wanted, unit, found| Target::new(&underlay, name, wanted, unit, found);
     let mut targets = Vec::new();
     for LeastRatio { name, figure, row, to, offloads, no_udp_offloads } in RATIOS {
-        let wanted = match underlay {
+        let least = match underlay {
             Underlay::Offloads => offloads,
             Underlay::NoUdpOffloads | Underlay::NoTunnelOffloads => no_udp_offloads,
         };
         let found = median(&ratios(runs, underlay, figure, row, to));
-        targets.extend(wanted.map(|wanted| target(underlay, name, Bound::RatioAtLeast(wanted), found)));
+        targets.extend(least.map(|least| target(name, Bound::AtLeast(least), "x", found)));
     }
     let ping = |row| median_of(runs, underlay, row, Figure::RttMedianMicroseconds);
     let longer = ping(Row::FlanUdp).zip(ping(Row::CONTROL)).map(|(udp, control)| udp - control);
-    let name = "flan udp beyond control, median ping";
-    targets.push(target(underlay, name, Bound::MicrosecondsAtMost(LATENCY), longer));
+    targets.push(target("flan udp beyond control, median ping", Bound::AtMost(LATENCY), "µs", longer));
     targets
-}
-
-fn target(underlay: Underlay, name: &'static str, wanted: Bound, found: Option<f64>) -> Target {
-    let reached = found.map(|found| match wanted {
-        Bound::RatioAtLeast(least) => found >= least,
-        Bound::MicrosecondsAtMost(most) => found <= most,
-    });
-    Target { underlay, name, wanted, found, reached }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::tests::run;
+    use crate::runs::tests::run;
 
     fn reached(runs: &[Run], underlay: Underlay, name: &str) -> Option<bool> {
         judge(runs, &[underlay]).into_iter().find(|target| target.name == name).unwrap().reached

@@ -1,14 +1,14 @@
 //! The command line.
 
-use std::path::PathBuf;
-
-use clap::{Parser, ValueEnum, value_parser};
+use clap::{Parser, value_parser};
+use flan_integration::bench::ReportArguments;
 
 use crate::peers::MOST;
 
 /// How fast one fland follows many leases: what stands in etcd is in the kernel how much later, at what cost, and how
 /// that compares with `ip -batch` doing the same.
 #[derive(Debug, Parser)]
+#[command(mut_arg("json", |json| json.default_value("target/bench/control.json")))]
 pub(crate) struct Arguments {
     /// Numbers of peers, separated by commas, up to 50000.
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [100, 1000, 10_000, MOST],
@@ -39,22 +39,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) no_strace: bool,
 
-    /// What is printed on standard output.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
-
-    /// The file that gets every single value, and the targets, as JSON.
-    #[arg(long, value_name = "FILE", default_value = "target/bench/control.json")]
-    pub(crate) json: PathBuf,
-}
-
-/// The form of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// A table, and the targets.
-    Table,
-    /// What goes into the JSON file, too.
-    Json,
+    #[command(flatten)]
+    pub(crate) report: ReportArguments,
 }
 
 impl Arguments {

@@ -3,6 +3,7 @@
 mod arguments;
 mod control;
 mod kernel;
+mod leases;
 mod measure;
 mod peers;
 mod repair;
@@ -10,79 +11,48 @@ mod report;
 mod restart;
 mod results;
 mod sends;
-mod store;
 mod subject;
 mod targets;
 mod writes;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
 use flan_integration::store::StoreData;
-use flan_integration::{Lab, LabOptions, StoreKind, cpu, interrupt, tools, wait};
+use flan_integration::{Lab, LabOptions, StoreKind, tools, wait};
 
-use crate::arguments::{Arguments, Output};
+use crate::arguments::Arguments;
 use crate::control::Form;
-use crate::measure::{Measure, Values, median_of, p99_of};
+use crate::leases::Leases;
+use crate::measure::{Measure, Run, Values, median_of, p99_of};
 use crate::peers::{NETWORK, Peer};
-use crate::results::{Machine, Results, Run};
-use crate::store::Store;
+use crate::results::Results;
 use crate::subject::Subject;
-
-/// How long it is looked whether the machine does something else.
-const IDLE_SAMPLE: Duration = Duration::from_millis(1500);
-
-/// More than this is told as a disturbance, in percent of all CPUs.
-const BUSY_PERCENT: f64 = 10.0;
 
 /// Beyond so many peers the control in flannel's form takes minutes.
 const MOST_INLINE: u32 = 10_000;
 
 fn main() -> ExitCode {
-    match bench(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) if wait::ensure_not_interrupted().is_err() => {
-            eprintln!("\nInterrupted; everything is removed again.");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("\nThe bench has failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let arguments = Arguments::parse();
+    bench::main(|| run(&arguments))
 }
 
-fn bench(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &Arguments) -> Result<()> {
     tools::check_for_bench_control()?;
-    for binary in ["fland", "flanctl"] {
-        tools::flan_binary(binary)?;
-    }
-    interrupt::end_waits_on_signals()?;
-    begin("is this machine idle?");
-    let busy = cpu::busy_percent_during(IDLE_SAMPLE)?;
-    done(&format!("{busy:.0} % busy"));
-    if busy > BUSY_PERCENT {
-        eprintln!("  Something else works on this machine: times will be noisy, and too long.");
-    }
-    let machine = Machine::read(busy)?;
-
-    let mut runs = Vec::new();
+    let busy = bench::busy_percent("")?;
+    let machine = Machine::read(&[("etcd", "--version"), ("ip", "-V")])?;
+    let mut results = Results::new(arguments, machine, busy);
     for peers in arguments.peers() {
         let values = with_peers(arguments, peers).with_context(|| format!("with {peers} peers"))?;
-        runs.push(Run { peers, values });
+        results.add(Run { peers, values });
         // What is measured is not lost if a greater number fails.
-        Results::new(arguments, machine.clone(), runs.clone()).write(&arguments.json)?;
+        arguments.report.write(&results)?;
     }
-    let results = Results::new(arguments, machine, runs);
-    match arguments.output {
-        Output::Table => println!("{}", report::render(&results)),
-        Output::Json => println!("{}", results.json()?),
-    }
-    eprintln!("Every single value is in {}", arguments.json.display());
-    Ok(())
+    arguments.report.finish(&results, &report::render(&results))
 }
 
 /// Everything for one number of peers, in a lab of its own.
@@ -94,7 +64,7 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
     let options = LabOptions { store: Some(StoreKind::Etcd), store_data, ..LabOptions::default() };
     Lab::run(options, |lab| {
         lab.set_network(NETWORK)?;
-        let store = Store::connect(lab)?;
+        let store = Leases::connect(lab)?;
         let started = Instant::now();
         store.load(Peer::residents(peers))?;
         done(&format!("written in {:.1} s", started.elapsed().as_secs_f64()));

@@ -47,8 +47,16 @@ pub(crate) enum Measure {
     IdleAtSixtySeconds,
 }
 
-/// All values that were taken, for one number of peers.
+/// All values that were taken.
 pub(crate) type Values = BTreeMap<Measure, Vec<f64>>;
+
+/// All values for one number of peers.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Run {
+    pub(crate) peers: u32,
+    pub(crate) values: Values,
+}
 
 impl Measure {
     /// All, in the order of the report.

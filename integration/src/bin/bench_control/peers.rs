@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use flan_integration::flannel::lease_value;
 use flan_integration::store::PREFIX;
-use flan_integration::witness::{Change, Mac, Object};
+use flan_integration::witness::{KernelChange, Mac, Object};
 use ipnetwork::IpNetwork;
 
 /// The network config: room for 65,535 hosts. Agents choose from above all [`Peer`]s.
@@ -112,7 +112,7 @@ impl Programmed {
     }
 
     /// Takes note of a change.
-    pub(crate) fn follow(&mut self, change: &Change) {
+    pub(crate) fn follow(&mut self, change: &KernelChange) {
         match &change.object {
             Object::Route { destination, .. } => {
                 if let Some(base) = base_of_route(destination) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use flan_integration::Lab;
-use flan_integration::witness::{Change, Object};
+use flan_integration::witness::{KernelChange, Object};
 
 use crate::control;
 use crate::kernel;
@@ -55,10 +55,10 @@ pub(crate) fn all_at_once(lab: &Lab, subject: &Subject, values: &mut Values) -> 
     Ok(())
 }
 
-fn is_route(change: &Change) -> bool {
+fn is_route(change: &KernelChange) -> bool {
     matches!(&change.object, Object::Route { destination, .. } if base_of_route(destination).is_some())
 }
 
-fn is_route_of(change: &Change, peer: Peer) -> bool {
+fn is_route_of(change: &KernelChange, peer: Peer) -> bool {
     matches!(&change.object, Object::Route { destination, .. } if base_of_route(destination) == Some(peer.base()))
 }

@@ -1,10 +1,11 @@
 //! What people read: a table with a column for each number of peers, and the targets.
 
-use flan_integration::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::target;
 
-use crate::measure::{Measure, median_of, p99_of};
-use crate::results::{Results, Run};
-use crate::targets::{Target, ratio};
+use crate::measure::{Measure, Run, median_of, p99_of};
+use crate::results::Results;
+use crate::targets::ratio;
 
 /// Below the table.
 const LEGEND: &str = "Times are medians. Behind a control stands how many times as long fland took. A write is timed from just before it \
@@ -12,25 +13,21 @@ is\nsent until the kernel's notification is read; etcd's own time is part of it:
 
 /// The whole report.
 pub(crate) fn render(results: &Results) -> String {
-    let parts = [preamble(results), table(results), LEGEND.to_owned(), targets(&results.targets)];
+    let parts = [preamble(results), table(results), LEGEND.to_owned(), target::table(&results.targets)];
     format!("\n{}\n", parts.join("\n\n"))
 }
 
 fn preamble(results: &Results) -> String {
-    let machine = &results.machine;
     format!(
         "One fland and one etcd in network namespaces; leases of flannel's form, vxlan, IPv4. Rounds of each start: {}, \
-         writes of\neach kind: {}, seconds idle: {}. {} CPUs, Linux {}, {} {}, {}.\nBefore the first run the machine \
+         writes of\neach kind: {}, seconds idle: {}. etcd writes to {}. {}.\nBefore the first run the machine \
          was {:.0} % busy.",
         results.rounds,
         results.writes,
         results.idle_seconds,
-        machine.cpus,
-        machine.kernel,
-        machine.etcd,
-        if results.etcd_on_disk { "on disk" } else { "in memory" },
-        machine.iproute2,
-        machine.busy_percent_before
+        if results.etcd_on_disk { "the disk" } else { "memory" },
+        results.machine,
+        results.busy_percent_before
     )
 }
 
@@ -65,25 +62,4 @@ fn cell(run: &Run, measure: Measure) -> String {
 
 fn shown(measure: Measure, value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| measure.shown(value))
-}
-
-fn targets(targets: &[Target]) -> String {
-    let mut table = plain_table();
-    for target in targets {
-        let (at_most, unit) = (target.at_most, target.unit);
-        let found = target.found.map_or_else(|| "-".to_owned(), |found| format!("{found:.2} {unit}"));
-        let verdict = match target.reached {
-            None => "not measured",
-            Some(true) => "reached",
-            Some(false) => "MISSED",
-        };
-        let wanted = format!("at most {at_most} {unit}");
-        table.add_row([target.peers.to_string(), target.name.to_owned(), wanted, found, verdict.to_owned()]);
-    }
-    for column in [0, 3] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(comfy_table::CellAlignment::Right);
-        }
-    }
-    format!("Targets\n\n{}", lines(&table))
 }

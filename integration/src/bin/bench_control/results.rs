@@ -1,16 +1,12 @@
 //! All that was measured, and what follows from it. Serialized, it is the JSON file.
 
-use std::path::Path;
-use std::thread;
-
-use anyhow::{Context, Result};
-use flan_integration::command::Place;
-use flan_integration::report;
+use flan_integration::bench::machine::Machine;
+use flan_integration::bench::target::Target;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
-use crate::measure::Values;
-use crate::targets::{self, Target};
+use crate::measure::Run;
+use crate::targets;
 
 /// Everything.
 #[derive(Debug, Serialize)]
@@ -18,6 +14,8 @@ use crate::targets::{self, Target};
 pub(crate) struct Results {
     api_version: &'static str,
     pub(crate) machine: Machine,
+    /// How busy it was before the first run; what is not near 0 disturbs.
+    pub(crate) busy_percent_before: f64,
     pub(crate) rounds: u32,
     pub(crate) writes: u32,
     pub(crate) idle_seconds: u32,
@@ -27,66 +25,25 @@ pub(crate) struct Results {
     pub(crate) runs: Vec<Run>,
 }
 
-/// What it was measured on.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Machine {
-    /// `uname -r`.
-    pub(crate) kernel: String,
-    pub(crate) cpus: usize,
-    pub(crate) etcd: String,
-    pub(crate) iproute2: String,
-    /// How busy it was before the first run; what is not near 0 disturbs.
-    pub(crate) busy_percent_before: f64,
-}
-
-/// All values for one number of peers.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Run {
-    pub(crate) peers: u32,
-    pub(crate) values: Values,
-}
-
 impl Results {
-    /// Judges the targets.
-    pub(crate) fn new(arguments: &Arguments, machine: Machine, runs: Vec<Run>) -> Results {
+    /// Nothing yet.
+    pub(crate) fn new(arguments: &Arguments, machine: Machine, busy_percent_before: f64) -> Results {
         Results {
-            api_version: "flan-bench-control/v1",
+            api_version: "flan-bench-control/v2",
             machine,
+            busy_percent_before,
             rounds: arguments.rounds,
             writes: arguments.writes,
             idle_seconds: arguments.idle_seconds,
             etcd_on_disk: arguments.etcd_on_disk,
-            targets: targets::judge(&runs),
-            runs,
+            targets: targets::judge(&[]),
+            runs: Vec::new(),
         }
     }
 
-    /// As JSON, for people as well.
-    pub(crate) fn json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).context("cannot write the results as JSON")
-    }
-
-    /// Writes the JSON file.
-    pub(crate) fn write(&self, file: &Path) -> Result<()> {
-        report::write_file(file, &self.json()?)
-    }
-}
-
-impl Machine {
-    /// Reads it.
-    pub(crate) fn read(busy_percent_before: f64) -> Result<Machine> {
-        let version = |program: &str, argument: &str| -> Result<String> {
-            let text = Place::default().run(program, [argument])?;
-            Ok(text.lines().next().unwrap_or_default().to_owned())
-        };
-        Ok(Machine {
-            kernel: report::sysctl("kernel/osrelease")?,
-            cpus: thread::available_parallelism().context("cannot count the CPUs")?.get(),
-            etcd: version("etcd", "--version")?,
-            iproute2: version("ip", "-V")?,
-            busy_percent_before,
-        })
+    /// Takes a run in, and judges the targets.
+    pub(crate) fn add(&mut self, run: Run) {
+        self.runs.push(run);
+        self.targets = targets::judge(&self.runs);
     }
 }

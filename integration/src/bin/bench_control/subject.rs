@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::vitals::{self, Vitals};
-use flan_integration::witness::{Change, Object, Witness};
+use flan_integration::witness::{KernelChange, Object, Witness};
 use flan_integration::{Host, Lab, wait};
 
 use crate::kernel;
@@ -81,9 +81,9 @@ impl Subject {
     }
 
     /// The changes that are about objects of the overlay.
-    pub(crate) fn ours(&self, changes: Vec<Change>) -> Result<Vec<Change>> {
+    pub(crate) fn ours(&self, changes: Vec<KernelChange>) -> Result<Vec<KernelChange>> {
         let device = kernel::device_index(&self.host)?;
-        let is_ours = |change: &Change| match &change.object {
+        let is_ours = |change: &KernelChange| match &change.object {
             Object::NextHop { .. } => true,
             Object::Route { destination, .. } if base_of_route(destination).is_some() => true,
             object => object.index() == Some(device),

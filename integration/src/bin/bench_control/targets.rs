@@ -1,24 +1,8 @@
 //! What is wanted, and whether it was found.
 
-use serde::Serialize;
+use flan_integration::bench::target::{Bound, Target};
 
-use crate::measure::{Measure, median_of, p99_of};
-use crate::results::Run;
-
-/// A target, judged.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Target {
-    pub(crate) name: &'static str,
-    pub(crate) peers: u32,
-    /// In `unit`; no greater.
-    pub(crate) at_most: f64,
-    pub(crate) unit: &'static str,
-    /// Null if it was not measured.
-    pub(crate) found: Option<f64>,
-    /// Null if it was not measured.
-    pub(crate) reached: Option<bool>,
-}
+use crate::measure::{Measure, Run, median_of, p99_of};
 
 /// A number of peers, with what is wanted of it.
 struct Wanted {
@@ -72,11 +56,8 @@ const WANTED: [Wanted; 14] = [
 
 /// Judges all targets.
 pub(crate) fn judge(runs: &[Run]) -> Vec<Target> {
-    let judged = WANTED.iter().map(|wanted| {
-        let &Wanted { name, peers, at_most, unit, found } = wanted;
-        let found = found(runs, peers);
-        let reached = found.map(|found| found <= at_most);
-        Target { name, peers, at_most, unit, found, reached }
+    let judged = WANTED.iter().map(|&Wanted { name, peers, at_most, unit, found }| {
+        Target::new(&peers, name, Bound::AtMost(at_most), unit, found(runs, peers))
     });
     judged.collect()
 }
@@ -124,7 +105,8 @@ mod tests {
     }
 
     fn reached(runs: &[Run], peers: u32, name: &str) -> Option<bool> {
-        judge(runs).into_iter().find(|target| target.peers == peers && target.name == name).unwrap().reached
+        let mut targets = judge(runs).into_iter();
+        targets.find(|target| target.subject == peers.to_string() && target.name == name).unwrap().reached
     }
 
     #[test]

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use flan_integration::witness::{Change, Mark, Object};
+use flan_integration::witness::{KernelChange, Mark, Object};
 
+use crate::leases::{Leases, Written};
 use crate::measure::{Measure, Values};
 use crate::peers::{Peer, base_of_route};
-use crate::store::{Store, Written};
 use crate::subject::Subject;
 
 /// How long one write may take to arrive.
@@ -18,18 +18,18 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TELL: Duration = Duration::from_secs(10);
 
 /// Takes the measure with so many peers that come, change and go.
-pub(crate) fn run(subject: &Subject, store: &Store, count: u32, values: &mut Values) -> Result<()> {
+pub(crate) fn run(subject: &Subject, store: &Leases, count: u32, values: &mut Values) -> Result<()> {
     let mut told = Instant::now();
     for number in 0..count {
         let peer = Peer::visitor(number);
         let other_mac = peer.mac_of_generation(1);
-        let is_route = |change: &Change, gone: bool| match &change.object {
+        let is_route = |change: &KernelChange, gone: bool| match &change.object {
             Object::Route { destination, .. } => {
                 change.gone == gone && base_of_route(destination) == Some(peer.base())
             }
             _ => false,
         };
-        let has_other_mac = |change: &Change| match &change.object {
+        let has_other_mac = |change: &KernelChange| match &change.object {
             Object::Neighbour { address, mac, .. } => {
                 !change.gone && *address == Some(IpAddr::V4(peer.base())) && *mac == Some(other_mac)
             }
@@ -62,7 +62,7 @@ fn note(
     mark: Mark,
     written: Written,
     values: &mut Values,
-    is_meant: impl FnMut(&Change) -> bool,
+    is_meant: impl FnMut(&KernelChange) -> bool,
 ) -> Result<()> {
     let (what, _) = measure.name();
     let arrived = subject.witness.wait_for(what, mark, LIMIT, is_meant)?;

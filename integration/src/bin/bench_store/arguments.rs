@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum, value_parser};
+use clap::{Parser, value_parser};
+use flan_integration::bench::ReportArguments;
 
 /// How fast the embedded store is beside a real etcd with one member: both with their data on the same disk, both on
 /// loopback, one after the other.
 #[derive(Debug, Parser)]
+#[command(mut_arg("json", |json| json.default_value("target/bench/store.json")))]
 pub(crate) struct Arguments {
     /// How often each is measured; the median is reported.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=20))]
@@ -24,20 +26,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "target/bench/store")]
     pub(crate) data_dir: PathBuf,
 
-    /// What is printed on standard output.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
-
-    /// The file that gets every single value, and the targets, as JSON.
-    #[arg(long, value_name = "FILE", default_value = "target/bench/store.json")]
-    pub(crate) json: PathBuf,
+    #[command(flatten)]
+    pub(crate) report: ReportArguments,
 }
 
-/// The form of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
-    /// A table, and the targets.
-    Table,
-    /// What goes into the JSON file, too.
-    Json,
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use etcd_client::{Client, PutOptions, WatchOptions, WatchStream};
 use tokio::sync::Notify;
 
-use crate::load::VALUE;
+use crate::load::{VALUE, spread};
 use crate::measure::{Measure, Values};
 use crate::server::Server;
 
@@ -22,12 +22,12 @@ const TTL: i64 = 86_400;
 
 /// How long it takes until all have heard of a write; then how much memory everything takes, with many leases.
 pub(crate) async fn run(server: &Server, clients: &[Client], values: &mut Values) -> Result<()> {
-    let heard = Arc::new(Heard::default());
+    let deliveries = Arc::new(Deliveries::default());
     let mut tasks = Vec::new();
     for client in clients.iter().cycle().take(WATCHERS as usize) {
         let mut client = client.clone();
         let stream = client.watch("fan/", Some(WatchOptions::new().with_prefix())).await?;
-        tasks.push(tokio::spawn(listen(stream, heard.clone())));
+        tasks.push(tokio::spawn(listen(stream, deliveries.clone())));
     }
     let mut writer = server.client().await?;
     let mut times = Vec::new();
@@ -35,7 +35,7 @@ pub(crate) async fn run(server: &Server, clients: &[Client], values: &mut Values
     for number in 1..=WRITES {
         let sent = Instant::now();
         writer.put(format!("fan/{}", number % 16), VALUE, None).await?;
-        heard.wait_for(number * WATCHERS).await?;
+        deliveries.wait_for(number * WATCHERS).await?;
         times.push(sent.elapsed().as_secs_f64());
     }
     let elapsed = started.elapsed().as_secs_f64();
@@ -53,12 +53,12 @@ pub(crate) async fn run(server: &Server, clients: &[Client], values: &mut Values
 }
 
 #[derive(Default)]
-struct Heard {
+struct Deliveries {
     events: AtomicU32,
     more: Notify,
 }
 
-impl Heard {
+impl Deliveries {
     async fn wait_for(&self, events: u32) -> Result<()> {
         let all = async {
             loop {
@@ -76,30 +76,20 @@ impl Heard {
     }
 }
 
-async fn listen(mut stream: WatchStream, heard: Arc<Heard>) {
+async fn listen(mut stream: WatchStream, deliveries: Arc<Deliveries>) {
     while let Ok(Some(response)) = stream.message().await {
         let events = u32::try_from(response.events().len()).unwrap_or(0);
-        if heard.events.fetch_add(events, Ordering::SeqCst) % WATCHERS + events >= WATCHERS {
-            heard.more.notify_waiters();
+        if deliveries.events.fetch_add(events, Ordering::SeqCst) % WATCHERS + events >= WATCHERS {
+            deliveries.more.notify_waiters();
         }
     }
 }
 
 async fn lease(clients: &[Client]) -> Result<()> {
-    let mut tasks = Vec::new();
-    for (number, client) in (0..).zip(clients.iter().cloned()) {
-        let step = clients.len();
-        tasks.push(tokio::spawn(async move {
-            let mut client = client;
-            for key in (number..LEASES).step_by(step) {
-                let lease = client.lease_grant(TTL, None).await?.id();
-                client.put(format!("leased/{key}"), VALUE, Some(PutOptions::new().with_lease(lease))).await?;
-            }
-            anyhow::Ok(())
-        }));
-    }
-    for task in tasks {
-        task.await.context("a client of the bench has panicked")??;
-    }
-    Ok(())
+    spread(clients, LEASES, async |client: &mut Client, key| {
+        let lease = client.lease_grant(TTL, None).await?.id();
+        client.put(format!("leased/{key}"), VALUE, Some(PutOptions::new().with_lease(lease))).await?;
+        Ok(())
+    })
+    .await
 }

@@ -16,7 +16,7 @@ const TTL: i64 = 600;
 
 /// What each client asks, again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Request {
     Put,
     Txn,
     RangeOfOne,
@@ -24,80 +24,91 @@ pub(crate) enum Kind {
     KeepAlive,
 }
 
-impl Kind {
-    pub(crate) const ALL: [Kind; 5] =
-        [Kind::Put, Kind::Txn, Kind::RangeOfOne, Kind::RangeOfMany, Kind::KeepAlive];
+impl Request {
+    pub(crate) const ALL: [Request; 5] =
+        [Request::Put, Request::Txn, Request::RangeOfOne, Request::RangeOfMany, Request::KeepAlive];
 
     pub(crate) fn rate(self) -> Measure {
         match self {
-            Kind::Put => Measure::Put,
-            Kind::Txn => Measure::Txn,
-            Kind::RangeOfOne => Measure::RangeOfOne,
-            Kind::RangeOfMany => Measure::RangeOfMany,
-            Kind::KeepAlive => Measure::KeepAlive,
+            Request::Put => Measure::Put,
+            Request::Txn => Measure::Txn,
+            Request::RangeOfOne => Measure::RangeOfOne,
+            Request::RangeOfMany => Measure::RangeOfMany,
+            Request::KeepAlive => Measure::KeepAlive,
         }
     }
 
     fn latency(self) -> Measure {
         match self {
-            Kind::Put => Measure::PutTime,
-            Kind::Txn => Measure::TxnTime,
-            Kind::RangeOfOne => Measure::RangeOfOneTime,
-            Kind::RangeOfMany => Measure::RangeOfManyTime,
-            Kind::KeepAlive => Measure::KeepAliveTime,
+            Request::Put => Measure::PutTime,
+            Request::Txn => Measure::TxnTime,
+            Request::RangeOfOne => Measure::RangeOfOneTime,
+            Request::RangeOfMany => Measure::RangeOfManyTime,
+            Request::KeepAlive => Measure::KeepAliveTime,
         }
     }
 }
 
 /// Writes what the ranges ask for.
 pub(crate) async fn fill(clients: &[Client]) -> Result<()> {
-    let mut tasks = Vec::new();
-    for (number, client) in (0..).zip(clients.iter().cloned()) {
-        let step = clients.len();
-        tasks.push(tokio::spawn(async move {
-            let mut client = client;
-            for key in (number..MANY).step_by(step) {
-                client.put(key_of(key), VALUE, None).await?;
-            }
-            anyhow::Ok(())
-        }));
-    }
-    for task in tasks {
-        task.await.context("a client of the bench has panicked")??;
-    }
-    Ok(())
+    spread(clients, MANY, async |client: &mut Client, key| {
+        client.put(key_of(key), VALUE, None).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Does something for each of so many keys, all clients at a time and each for its share of the keys.
+pub(crate) async fn spread(
+    clients: &[Client],
+    keys: u32,
+    work: impl AsyncFn(&mut Client, u32) -> Result<()>,
+) -> Result<()> {
+    let work = &work;
+    let shares = (0..).zip(clients.iter().cloned()).map(|(number, mut client)| async move {
+        for key in (number..keys).step_by(clients.len()) {
+            work(&mut client, key).await?;
+        }
+        Ok(())
+    });
+    futures::future::try_join_all(shares).await.map(drop)
 }
 
 /// Sends one kind of request by all clients for some seconds; notes how many were answered in a second, and how long the
 /// slowest hundredth took at least.
-pub(crate) async fn run(kind: Kind, clients: &[Client], seconds: u32, values: &mut Values) -> Result<()> {
+pub(crate) async fn run(
+    request: Request,
+    clients: &[Client],
+    seconds: u32,
+    values: &mut Values,
+) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(seconds.into());
     let started = Instant::now();
     let mut tasks = Vec::new();
     for (number, client) in (0..).zip(clients.iter().cloned()) {
-        tasks.push(tokio::spawn(one(kind, client, number, until)));
+        tasks.push(tokio::spawn(one(request, client, number, until)));
     }
     let mut times = Vec::new();
     for task in tasks {
         times.extend(task.await.context("a client of the bench has panicked")??);
     }
     let elapsed = started.elapsed().as_secs_f64();
-    values.note(kind.rate(), times.len() as f64 / elapsed);
+    values.note(request.rate(), times.len() as f64 / elapsed);
     let p99 = flan_integration::statistics::percentile(&times, 99).context("nothing was answered")?;
-    values.note(kind.latency(), p99 * 1e3);
+    values.note(request.latency(), p99 * 1e3);
     Ok(())
 }
 
-async fn one(kind: Kind, mut client: Client, number: u32, until: Instant) -> Result<Vec<f64>> {
+async fn one(request: Request, mut client: Client, number: u32, until: Instant) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     let mut seen = 0;
     let own = format!("own/{number}");
     let mut kept = None;
-    if kind == Kind::KeepAlive {
+    if request == Request::KeepAlive {
         let lease = client.lease_grant(TTL, None).await?.id();
         kept = Some(client.lease_keep_alive(lease).await?);
     }
-    if kind == Kind::Txn {
+    if request == Request::Txn {
         seen = client
             .put(own.as_str(), VALUE, None)
             .await?
@@ -109,9 +120,9 @@ async fn one(kind: Kind, mut client: Client, number: u32, until: Instant) -> Res
         if sent >= until {
             break;
         }
-        match kind {
-            Kind::Put => drop(client.put(own.as_str(), VALUE, None).await?),
-            Kind::Txn => {
+        match request {
+            Request::Put => drop(client.put(own.as_str(), VALUE, None).await?),
+            Request::Txn => {
                 let txn = Txn::new()
                     .when([Compare::mod_revision(own.as_str(), CompareOp::Equal, seen)])
                     .and_then([TxnOp::put(own.as_str(), VALUE, None)]);
@@ -119,16 +130,16 @@ async fn one(kind: Kind, mut client: Client, number: u32, until: Instant) -> Res
                 anyhow::ensure!(answer.succeeded(), "a comparison with what was written does not hold");
                 seen = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
-            Kind::RangeOfOne => {
+            Request::RangeOfOne => {
                 let key = key_of((number * 199 + turn * 31) % MANY);
                 let found = client.get(key, None).await?;
                 anyhow::ensure!(found.kvs().len() == 1, "a key is not there");
             }
-            Kind::RangeOfMany => {
+            Request::RangeOfMany => {
                 let found = client.get("many/", Some(GetOptions::new().with_prefix())).await?;
                 anyhow::ensure!(found.kvs().len() == MANY as usize, "{} keys", found.kvs().len());
             }
-            Kind::KeepAlive => {
+            Request::KeepAlive => {
                 if let Some((keeper, answers)) = &mut kept {
                     keeper.keep_alive().await?;
                     let answer = answers.message().await?.context("the stream has ended")?;

@@ -8,76 +8,60 @@ mod report;
 mod server;
 
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use flan_integration::command::Place;
+use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
-use flan_integration::report::write_file;
-use flan_integration::{interrupt, tools, wait};
+use flan_integration::{StoreKind, tools, wait};
 
-use crate::arguments::{Arguments, Output};
+use crate::arguments::Arguments;
+use crate::load::Request;
 use crate::measure::Values;
 use crate::report::{Results, judge};
-use crate::server::{Kind, Server};
+use crate::server::{Program, Server};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(bench(&arguments)));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("\nThe bench has failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::main(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(run(&arguments))
+    })
 }
 
-async fn bench(arguments: &Arguments) -> Result<()> {
-    tools::flan_binary("fland")?;
-    tools::find("etcd").context("etcd is not installed; on Debian: apt-get install etcd-server")?;
-    interrupt::end_waits_on_signals()?;
+async fn run(arguments: &Arguments) -> Result<()> {
+    tools::check_for_store(StoreKind::Etcd)?;
+    tools::check_for_store(StoreKind::Embedded)?;
     let mut found = [Values::default(), Values::default()];
     for round in 1..=arguments.rounds {
-        for (kind, values) in Kind::BOTH.into_iter().zip(&mut found) {
-            measure(arguments, kind, round, values)
+        for (program, values) in Program::BOTH.into_iter().zip(&mut found) {
+            measure(arguments, program, round, values)
                 .await
-                .with_context(|| format!("{}, round {round}", kind.name()))?;
+                .with_context(|| format!("{}, round {round}", program.name()))?;
         }
     }
     let [etcd, embedded] = found;
     let results = Results {
-        api_version: "flan-bench-store/v1",
-        machine: machine()?,
+        api_version: "flan-bench-store/v2",
+        machine: Machine::read(&[("etcd", "--version")])?,
         rounds: arguments.rounds,
         clients: arguments.clients,
         targets: judge(&etcd, &embedded),
         etcd,
         embedded,
     };
-    write_file(&arguments.json, &results.json()?)?;
-    match arguments.output {
-        Output::Table => println!("{}", results.render()),
-        Output::Json => println!("{}", results.json()?),
-    }
-    eprintln!("Every single value is in {}", arguments.json.display());
-    Ok(())
+    arguments.report.finish(&results, &results.render())
 }
 
 /// Everything for one of the two, from an empty directory.
-async fn measure(arguments: &Arguments, kind: Kind, round: u32, values: &mut Values) -> Result<()> {
-    let say = |what: &str| begin(&format!("{}, round {round}/{}: {what}", kind.name(), arguments.rounds));
+async fn measure(arguments: &Arguments, program: Program, round: u32, values: &mut Values) -> Result<()> {
+    let say = |what: &str| begin(&format!("{}, round {round}/{}: {what}", program.name(), arguments.rounds));
     say("starts and is filled");
-    let server = Server::start(kind, &arguments.data_dir).await?;
+    let server = Server::start(program, &arguments.data_dir).await?;
     let clients = server.clients(arguments.clients).await?;
     load::fill(&clients).await?;
     done("");
-    for load in load::Kind::ALL {
+    for load in Request::ALL {
         wait::ensure_not_interrupted()?;
         let (name, unit) = load.rate().name();
         say(name);
@@ -88,12 +72,4 @@ async fn measure(arguments: &Arguments, kind: Kind, round: u32, values: &mut Val
     fanout::run(&server, &clients, values).await?;
     done("");
     Ok(())
-}
-
-fn machine() -> Result<String> {
-    let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = Place::default().run("uname", ["-r"])?;
-    let etcd = Place::default().run("etcd", ["--version"])?;
-    let etcd = etcd.lines().next().unwrap_or_default().to_owned();
-    Ok(format!("{cpus} CPUs, Linux {}, {etcd}", kernel.trim()))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use flan_integration::bench::target::Bound;
 use flan_integration::statistics::median;
 use serde::Serialize;
 
@@ -61,32 +62,16 @@ impl Measure {
     }
 
     /// What is wanted of the embedded store's value divided by etcd's.
-    pub(crate) fn wanted(self) -> Option<Wanted> {
+    pub(crate) fn wanted(self) -> Option<Bound> {
         match self {
             Measure::Put
             | Measure::Txn
             | Measure::RangeOfOne
             | Measure::RangeOfMany
             | Measure::KeepAlive
-            | Measure::FanOut => Some(Wanted::AtLeast(1.0)),
-            Measure::Memory => Some(Wanted::AtMost(0.5)),
+            | Measure::FanOut => Some(Bound::AtLeast(1.0)),
+            Measure::Memory => Some(Bound::AtMost(0.5)),
             _ => None,
-        }
-    }
-}
-
-/// A bound on a ratio.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Wanted {
-    AtLeast(f64),
-    AtMost(f64),
-}
-
-impl Wanted {
-    pub(crate) fn is_reached_by(self, ratio: f64) -> bool {
-        match self {
-            Wanted::AtLeast(bound) => ratio >= bound,
-            Wanted::AtMost(bound) => ratio <= bound,
         }
     }
 }

@@ -1,17 +1,18 @@
-//! The report: a table for people, everything as JSON for programs.
+//! The report: tables for people, everything as JSON for programs.
 
-use anyhow::{Context, Result};
-use flan_integration::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::machine::Machine;
+use flan_integration::bench::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::target::{self, Target};
 use serde::Serialize;
 
-use crate::measure::{Measure, Values, Wanted};
+use crate::measure::{Measure, Values};
 
 /// Everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Results {
     pub(crate) api_version: &'static str,
-    pub(crate) machine: String,
+    pub(crate) machine: Machine,
     pub(crate) rounds: u32,
     pub(crate) clients: u32,
     pub(crate) targets: Vec<Target>,
@@ -19,68 +20,38 @@ pub(crate) struct Results {
     pub(crate) embedded: Values,
 }
 
-/// A target, judged.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Target {
-    name: &'static str,
-    /// The embedded store's median divided by etcd's.
-    ratio: f64,
-    wanted: String,
-    reached: bool,
-}
-
 impl Results {
-    pub(crate) fn json(&self) -> Result<String> {
-        serde_json::to_string_pretty(self).context("cannot write the results as JSON")
-    }
-
     pub(crate) fn render(&self) -> String {
         let mut table = plain_table();
-        table.set_header(["", "", "etcd", "embedded", "ratio", "wanted", ""]);
+        table.set_header(["", "", "etcd", "embedded", "ratio"]);
         for measure in Measure::ALL {
             let (name, unit) = measure.name();
             let medians = (self.etcd.median(measure), self.embedded.median(measure));
             let (Some(etcd), Some(embedded)) = medians else { continue };
-            let (wanted, verdict) = match measure.wanted() {
-                Some(wanted) => (shown(wanted), verdict(wanted.is_reached_by(embedded / etcd))),
-                None => (String::new(), ""),
-            };
             let ratio = format!("{:.2}x", embedded / etcd);
-            table.add_row([name, unit, &number(etcd), &number(embedded), &ratio, &wanted, verdict]);
+            table.add_row([name, unit, &number(etcd), &number(embedded), &ratio]);
         }
         align_right_from(&mut table, 2);
         format!(
             "The embedded store beside a real etcd with one member, both on loopback and on the same disk; {}.\n{} \
-             rounds, {} clients. Medians.\n{}",
+             rounds, {} clients. Medians.\n{}\n\n{}",
             self.machine,
             self.rounds,
             self.clients,
-            lines(&table)
+            lines(&table),
+            target::table(&self.targets)
         )
     }
 }
 
-/// What is wanted of the medians, and whether it was found.
+/// Judges the embedded store's medians divided by etcd's.
 pub(crate) fn judge(etcd: &Values, embedded: &Values) -> Vec<Target> {
     let judged = Measure::ALL.into_iter().filter_map(|measure| {
-        let wanted = measure.wanted()?;
-        let ratio = embedded.median(measure)? / etcd.median(measure)?;
-        let reached = wanted.is_reached_by(ratio);
-        Some(Target { name: measure.name().0, ratio, wanted: shown(wanted), reached })
+        let ratio =
+            etcd.median(measure).zip(embedded.median(measure)).map(|(etcd, embedded)| embedded / etcd);
+        Some(Target::new(&"embedded to etcd", measure.name().0, measure.wanted()?, "x", ratio))
     });
     judged.collect()
-}
-
-fn shown(wanted: Wanted) -> String {
-    match wanted {
-        Wanted::AtLeast(bound) => format!("at least {bound:.1}x"),
-        Wanted::AtMost(bound) => format!("at most {bound:.1}x"),
-    }
-}
-
-fn verdict(reached: bool) -> &'static str {
-    if reached { "reached" } else { "MISSED" }
 }
 
 fn number(value: f64) -> String {

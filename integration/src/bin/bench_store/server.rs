@@ -19,20 +19,20 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) enum Kind {
+pub(crate) enum Program {
     /// etcd, one member.
     Etcd,
     /// `fland store`.
     Embedded,
 }
 
-impl Kind {
-    pub(crate) const BOTH: [Kind; 2] = [Kind::Etcd, Kind::Embedded];
+impl Program {
+    pub(crate) const BOTH: [Program; 2] = [Program::Etcd, Program::Embedded];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::Etcd => "etcd",
-            Kind::Embedded => "embedded",
+            Program::Etcd => "etcd",
+            Program::Embedded => "embedded",
         }
     }
 }
@@ -46,16 +46,16 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts one, and waits until it answers.
-    pub(crate) async fn start(kind: Kind, data_dir: &Path) -> Result<Server> {
-        let dir = data_dir.join(kind.name());
+    pub(crate) async fn start(program: Program, data_dir: &Path) -> Result<Server> {
+        let dir = data_dir.join(program.name());
         if dir.exists() {
             fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let url = format!("http://{}", free_place()?);
         let mut command;
-        match kind {
-            Kind::Etcd => {
+        match program {
+            Program::Etcd => {
                 let peer_url = format!("http://{}", free_place()?);
                 command = Command::new("etcd");
                 command.arg("--name=etcd").arg("--data-dir").arg(dir.join("data"));
@@ -65,13 +65,13 @@ impl Server {
                 command.arg(format!("--initial-advertise-peer-urls={peer_url}"));
                 command.arg(format!("--initial-cluster=etcd={peer_url}"));
             }
-            Kind::Embedded => {
+            Program::Embedded => {
                 command = Command::new(tools::flan_binary("fland")?);
                 command.arg("store").arg("--data-dir").arg(dir.join("data"));
                 command.arg("--listen-client-urls").arg(&url);
             }
         }
-        let process = Process::spawn(kind.name(), &command, &dir.join("log"), Lifetime::Bound)?;
+        let process = Process::spawn(program.name(), &command, &dir.join("log"), Lifetime::Bound)?;
         let mut server = Server { url, process, dir };
         server.wait().await?;
         Ok(server)

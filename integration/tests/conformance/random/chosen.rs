@@ -6,7 +6,6 @@ use etcd_client::proto::{
 };
 use flan_integration::chance::Chance;
 
-use super::revision_of;
 use crate::answer::Answer;
 use crate::call::Call;
 use crate::requests::{Is, ZERO, compact, compare, delete, grant, op, put, range, revoke, time_to_live};
@@ -187,4 +186,9 @@ fn lease(chance: &mut Chance) -> i64 {
 /// As [`Chance::below`], for the numbers that the API has.
 fn below(chance: &mut Chance, bound: i64) -> i64 {
     i64::try_from(chance.below(bound.max(1).unsigned_abs())).unwrap_or_default()
+}
+
+/// The revision that an answer has; `None` for a refusal.
+fn revision_of(answer: &Answer) -> Option<i64> {
+    Some(answer.revision()).filter(|revision| *revision > 0)
 }

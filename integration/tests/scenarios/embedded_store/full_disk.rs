@@ -5,9 +5,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use etcd_client::{AlarmAction, AlarmType, Client, DeleteOptions, Error};
-use flan_integration::inside::Inside;
-use flan_integration::store::StoreData;
+use etcd_client::{AlarmAction, AlarmType, DeleteOptions, Error};
+use flan_integration::store::{StoreClient, StoreData};
 use flan_integration::{Lab, LabOptions, wait};
 use tonic::Code;
 
@@ -107,29 +106,22 @@ fn ensure_no_space(error: &Error) -> Result<()> {
 }
 
 /// The store as one client sees it.
-struct Subject {
-    inside: Inside,
-    client: Client,
-}
+struct Subject(StoreClient);
 
 impl Subject {
     fn connect(lab: &Lab) -> Result<Subject> {
-        let inside = Inside::of(lab.underlay())?;
-        let endpoints = lab.store().endpoints();
-        let client = inside.run(LIMIT, async move { Ok(Client::connect([endpoints], None).await?) })?;
-        Ok(Subject { inside, client })
+        StoreClient::connect(lab.underlay(), &lab.store().endpoints(), LIMIT).map(Subject)
     }
 
     /// The inner error is the store's.
     fn put(&self, key: &str, value: Vec<u8>) -> Result<Result<(), Error>> {
-        let (mut client, key) = (self.client.clone(), key.to_owned());
-        self.inside.run(LIMIT, async move { Ok(client.put(key, value, None).await.map(drop)) })
+        let key = key.to_owned();
+        self.0.run(|mut client| async move { Ok(client.put(key, value, None).await.map(drop)) })
     }
 
     /// How many keys it deleted.
     fn delete_below(&self, prefix: &'static str) -> Result<i64> {
-        let mut client = self.client.clone();
-        self.inside.run(LIMIT, async move {
+        self.0.run(|mut client| async move {
             let options = DeleteOptions::new().with_prefix();
             Ok(client.delete(prefix, Some(options)).await?.deleted())
         })
@@ -137,8 +129,7 @@ impl Subject {
 
     /// Forgets the history up to now.
     fn compact(&self) -> Result<()> {
-        let mut client = self.client.clone();
-        self.inside.run(LIMIT, async move {
+        self.0.run(|mut client| async move {
             let revision = client.status().await?.header().context("a status without header")?.revision();
             client.compact(revision, None).await?;
             Ok(())
@@ -146,14 +137,12 @@ impl Subject {
     }
 
     fn grant(&self) -> Result<i64> {
-        let mut client = self.client.clone();
-        self.inside.run(LIMIT, async move { Ok(client.lease_grant(600, None).await?.id()) })
+        self.0.run(|mut client| async move { Ok(client.lease_grant(600, None).await?.id()) })
     }
 
     /// The time that the lease has then, in seconds.
     fn keep_alive(&self, lease: i64) -> Result<i64> {
-        let mut client = self.client.clone();
-        self.inside.run(LIMIT, async move {
+        self.0.run(|mut client| async move {
             let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
             keeper.keep_alive().await?;
             Ok(answers.message().await?.context("no answer to a keepalive")?.ttl())
@@ -161,8 +150,7 @@ impl Subject {
     }
 
     fn has_alarm(&self) -> Result<bool> {
-        let mut client = self.client.clone();
-        self.inside.run(LIMIT, async move {
+        self.0.run(|mut client| async move {
             let alarms = client.alarm(AlarmAction::Get, AlarmType::None, None).await?;
             Ok(alarms.alarms().iter().any(|alarm| alarm.alarm() == AlarmType::Nospace))
         })
@@ -173,8 +161,8 @@ impl Subject {
         let before = (0..10).map(|number| (format!("before/{number}"), b"kept".to_vec()));
         let filling = (0..filling).map(|number| (format!("filling/{number}"), vec![b'x'; WRITE_BYTES]));
         for (key, value) in before.chain(filling) {
-            let (mut client, wanted) = (self.client.clone(), key.clone());
-            let held = self.inside.run(LIMIT, async move {
+            let wanted = key.clone();
+            let held = self.0.run(|mut client| async move {
                 Ok(client.get(wanted, None).await?.kvs().first().map(|kv| kv.value().to_vec()))
             })?;
             ensure!(held == Some(value), "{key} is lost");

@@ -23,12 +23,12 @@ pub(super) struct Writers {
     inside: Inside,
     endpoints: Vec<String>,
     count: usize,
-    shared: Arc<Shared>,
+    account: Arc<Account>,
 }
 
 /// What all of them know.
 #[derive(Default)]
-struct Shared {
+struct Account {
     acknowledged: Mutex<Vec<Written>>,
     count: AtomicUsize,
     /// The newest revision that any of them was told.
@@ -50,21 +50,21 @@ impl Writers {
     pub(super) fn start(lab: &Lab, count: usize) -> Result<Writers> {
         let inside = Inside::of(lab.underlay())?;
         let endpoints: Vec<String> = lab.store().endpoints().split(',').map(str::to_owned).collect();
-        let shared = Arc::new(Shared::default());
-        shared.running.store(count, Ordering::SeqCst);
+        let account = Arc::new(Account::default());
+        account.running.store(count, Ordering::SeqCst);
         for number in 0..count {
-            let (shared, endpoints) = (Arc::clone(&shared), endpoints.clone());
+            let (account, endpoints) = (Arc::clone(&account), endpoints.clone());
             inside.spawn(async move {
-                write(number, &endpoints, &shared).await;
-                shared.running.fetch_sub(1, Ordering::SeqCst);
+                write(number, &endpoints, &account).await;
+                account.running.fetch_sub(1, Ordering::SeqCst);
             });
         }
-        Ok(Writers { inside, endpoints, count, shared })
+        Ok(Writers { inside, endpoints, count, account })
     }
 
     /// Waits until so many more writes are acknowledged.
     pub(super) fn wait_for_more(&self, count: usize) -> Result<()> {
-        let acknowledged = &self.shared.count;
+        let acknowledged = &self.account.count;
         let wanted = acknowledged.load(Ordering::SeqCst) + count;
         wait::until(&format!("{count} writes more"), WRITES_LIMIT, || {
             let now = acknowledged.load(Ordering::SeqCst);
@@ -75,13 +75,13 @@ impl Writers {
 
     /// Ends them, looks for every write that was acknowledged, and returns how many there are.
     pub(super) fn stop_and_find_all(self) -> Result<usize> {
-        self.shared.ended.store(true, Ordering::SeqCst);
+        self.account.ended.store(true, Ordering::SeqCst);
         wait::until("the writers to end", WRITES_LIMIT, || {
-            let running = self.shared.running.load(Ordering::SeqCst);
+            let running = self.account.running.load(Ordering::SeqCst);
             ensure!(running == 0, "{running} go on");
             Ok(())
         })?;
-        let gone_back = self.shared.gone_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone_back = self.account.gone_back.lock().unwrap_or_else(PoisonError::into_inner);
         ensure!(gone_back.is_empty(), "revisions went back: {gone_back:#?}");
 
         let mut held = Vec::new();
@@ -89,7 +89,7 @@ impl Writers {
             held.extend(held_of(&self.inside, &self.endpoints, number)?);
         }
         let held: std::collections::HashMap<_, _> = held.into_iter().collect();
-        let acknowledged = self.shared.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let acknowledged = self.account.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         let lost: Vec<_> = acknowledged
             .iter()
             .filter(|write| held.get(&write.key) != Some(&(write.value.clone(), write.revision)))
@@ -106,15 +106,15 @@ async fn connect(endpoints: &[String]) -> Result<Client> {
     Client::connect(endpoints, Some(options)).await.context("cannot connect to the store")
 }
 
-async fn write(number: usize, endpoints: &[String], shared: &Shared) {
+async fn write(number: usize, endpoints: &[String], account: &Account) {
     let Ok(mut client) = connect(endpoints).await else { return };
     // Another key each time, also after a failure: what was not acknowledged may have been written or not.
     for attempt in 0.. {
-        if shared.ended.load(Ordering::SeqCst) {
+        if account.ended.load(Ordering::SeqCst) {
             return;
         }
         let (key, value) = (format!("{}{attempt:08}", prefix_of(number)), format!("{number} {attempt}"));
-        let newest = shared.newest.load(Ordering::SeqCst);
+        let newest = account.newest.load(Ordering::SeqCst);
         let answer = client.put(key.clone(), value.clone(), None).await;
         let Some(revision) = answer.ok().and_then(|answer| Some(answer.header()?.revision())) else {
             tokio::time::sleep(PAUSE).await;
@@ -122,12 +122,12 @@ async fn write(number: usize, endpoints: &[String], shared: &Shared) {
         };
         if revision <= newest {
             let told = format!("{key} was written at {revision} after something at {newest}");
-            shared.gone_back.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+            account.gone_back.lock().unwrap_or_else(PoisonError::into_inner).push(told);
         }
-        shared.newest.fetch_max(revision, Ordering::SeqCst);
-        let mut acknowledged = shared.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        account.newest.fetch_max(revision, Ordering::SeqCst);
+        let mut acknowledged = account.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         acknowledged.push(Written { key, value, revision });
-        shared.count.store(acknowledged.len(), Ordering::SeqCst);
+        account.count.store(acknowledged.len(), Ordering::SeqCst);
     }
 }
 

@@ -45,13 +45,13 @@ const SERVER_LIMIT: Duration = Duration::from_secs(10);
 /// Traffic that runs until it is stopped or dropped.
 #[derive(Debug)]
 pub(crate) struct Load {
-    shared: Arc<Shared>,
+    progress: Arc<LoadProgress>,
     threads: Vec<JoinHandle<()>>,
     _servers: Vec<Process>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LoadProgress {
     over: AtomicBool,
     counts: Counts,
     failure: Mutex<Option<anyhow::Error>>,
@@ -112,17 +112,17 @@ impl Load {
             address: ends[server].address,
             pages: pages_of(dir, server),
         });
-        let shared = Arc::new(Shared::default());
+        let progress = Arc::new(LoadProgress::default());
         let threads = vec![
-            Shared::repeat(&shared, &ways, |way, _, counts| transfer_page(way, counts)),
-            Shared::repeat(&shared, &ways, burst),
+            LoadProgress::repeat(&progress, &ways, |way, _, counts| transfer_page(way, counts)),
+            LoadProgress::repeat(&progress, &ways, burst),
         ];
-        Ok(Load { shared, threads, _servers: servers })
+        Ok(Load { progress, threads, _servers: servers })
     }
 
     /// What ended the traffic, if it has ended.
     pub(crate) fn ensure_running(&self) -> Result<()> {
-        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let failure = self.progress.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         match failure {
             Some(failure) => Err(failure),
             None if self.threads.iter().any(JoinHandle::is_finished) => Err(anyhow!("the traffic has ended")),
@@ -131,7 +131,7 @@ impl Load {
     }
 
     pub(crate) fn tally(&self) -> Tally {
-        let counts = &self.shared.counts;
+        let counts = &self.progress.counts;
         Tally {
             pages: counts.pages.load(Relaxed),
             tcp_bursts: counts.tcp_bursts.load(Relaxed),
@@ -146,14 +146,14 @@ impl Load {
     pub(crate) fn stop(mut self) -> Result<Tally> {
         self.ensure_running()?;
         self.join();
-        match self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match self.progress.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(failure) => Err(failure),
             None => Ok(self.tally()),
         }
     }
 
     fn join(&mut self) {
-        self.shared.over.store(true, Relaxed);
+        self.progress.over.store(true, Relaxed);
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -166,21 +166,21 @@ impl Drop for Load {
     }
 }
 
-impl Shared {
+impl LoadProgress {
     /// Does `work` this way and that, over and over, in a thread of its own. The work is told how often it was done.
     fn repeat(
-        shared: &Arc<Shared>,
+        progress: &Arc<LoadProgress>,
         ways: &[Way; 2],
         work: impl Fn(&Way, usize, &Counts) -> Result<()> + Send + 'static,
     ) -> JoinHandle<()> {
-        let (shared, ways) = (shared.clone(), ways.clone());
+        let (progress, ways) = (progress.clone(), ways.clone());
         thread::spawn(move || {
             for number in 0.. {
-                if shared.over.load(Relaxed) {
+                if progress.over.load(Relaxed) {
                     return;
                 }
-                if let Err(error) = work(&ways[number % 2], number, &shared.counts) {
-                    *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                if let Err(error) = work(&ways[number % 2], number, &progress.counts) {
+                    *progress.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     return;
                 }
                 thread::sleep(PAUSE);

@@ -1,13 +1,11 @@
 //! The bench's own connection to etcd: one, and kept.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use etcd_client::{Client, Txn, TxnOp, WatchOptions, WatchStream};
+use etcd_client::{Txn, TxnOp, WatchOptions, WatchStream};
 use flan_integration::Lab;
-use flan_integration::inside::Inside;
-use flan_integration::store::PREFIX;
+use flan_integration::store::{PREFIX, StoreClient};
 
 use crate::peers::Peer;
 
@@ -17,11 +15,8 @@ const BATCH: usize = 100;
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A connection from the lab's underlay to its etcd.
-pub(crate) struct Store {
-    inside: Inside,
-    client: Client,
-}
+/// The leases of a lab's store.
+pub(crate) struct Leases(StoreClient);
 
 /// When a write was sent, and how long etcd took to acknowledge it.
 #[derive(Debug, Clone, Copy)]
@@ -30,18 +25,12 @@ pub(crate) struct Written {
     pub(crate) acknowledged: Duration,
 }
 
-impl Store {
+impl Leases {
     /// Connects.
-    pub(crate) fn connect(lab: &Lab) -> Result<Store> {
-        let inside = Inside::of(lab.underlay())?;
-        let endpoints: Vec<String> = lab.store().endpoints().split(',').map(str::to_owned).collect();
-        let client = on(&inside, async move {
-            let mut client = Client::connect(endpoints, None).await?;
-            client.get("/", None).await?;
-            Ok(client)
-        })
-        .context("cannot connect to etcd")?;
-        Ok(Store { inside, client })
+    pub(crate) fn connect(lab: &Lab) -> Result<Leases> {
+        let client = StoreClient::connect(lab.underlay(), &lab.store().endpoints(), LIMIT)?;
+        client.run(|mut client| async move { Ok(client.get("/", None).await.map(drop)?) })?;
+        Ok(Leases(client))
     }
 
     /// Writes the leases of these peers, without etcd leases.
@@ -50,9 +39,10 @@ impl Store {
         for batch in peers.chunks(BATCH) {
             flan_integration::wait::ensure_not_interrupted()?;
             let puts: Vec<_> = batch.iter().map(|peer| TxnOp::put(peer.key(), peer.value(), None)).collect();
-            let mut client = self.client.clone();
-            on(&self.inside, async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) })
-                .context("cannot write leases")?;
+            let written = self
+                .0
+                .run(|mut client| async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) });
+            written.context("cannot write leases")?;
         }
         Ok(())
     }
@@ -60,8 +50,7 @@ impl Store {
     /// Milliseconds from each of so many writes to its event on a watch that does nothing else: what etcd and the way
     /// to it take of the time until a route.
     pub(crate) fn bare_watch(&self, writes: u32) -> Result<Vec<f64>> {
-        let mut client = self.client.clone();
-        self.inside.run(LIMIT * 10, async move {
+        self.0.run_within(LIMIT * 10, |mut client| async move {
             let watched = WatchOptions::new().with_prefix();
             let mut events = client.watch(format!("{PREFIX}/subnets/"), Some(watched)).await?;
             let mut milliseconds = Vec::new();
@@ -84,8 +73,7 @@ impl Store {
 
     /// Writes one key.
     pub(crate) fn put(&self, key: String, value: String) -> Result<Written> {
-        let mut client = self.client.clone();
-        on(&self.inside, async move {
+        self.0.run(|mut client| async move {
             let sent = Instant::now();
             client.put(key, value, None).await?;
             Ok(Written { sent, acknowledged: sent.elapsed() })
@@ -94,8 +82,7 @@ impl Store {
 
     /// Removes one key.
     pub(crate) fn delete(&self, key: String) -> Result<Written> {
-        let mut client = self.client.clone();
-        on(&self.inside, async move {
+        self.0.run(|mut client| async move {
             let sent = Instant::now();
             client.delete(key, None).await?;
             Ok(Written { sent, acknowledged: sent.elapsed() })
@@ -105,11 +92,4 @@ impl Store {
 
 async fn next(events: &mut WatchStream) -> Result<()> {
     events.message().await?.context("the watch has ended").map(drop)
-}
-
-fn on<T: Send + 'static>(
-    inside: &Inside,
-    work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    inside.run(LIMIT, work)
 }

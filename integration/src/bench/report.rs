@@ -38,12 +38,6 @@ pub fn write_file(file: &Path, text: &str) -> Result<()> {
     give_to_owner_of_parent(file)
 }
 
-/// The value of a file below /proc/sys.
-pub fn sysctl(file: &str) -> Result<String> {
-    let path = format!("/proc/sys/{file}");
-    Ok(fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
-}
-
 fn give_to_owner_of_parent(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let owner = fs::metadata(parent).with_context(|| format!("cannot look at {}", parent.display()))?;

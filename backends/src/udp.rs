@@ -10,6 +10,7 @@ mod datapath;
 mod forwarding;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod gauge;
 mod icmp;
 mod packet;
 mod segmentation;
@@ -27,8 +28,9 @@ use ipnetwork::IpNetwork;
 use crate::{Backend, BackendError, Underlay, Unreachable, senders};
 
 pub use counters::{Counters, Totals};
-pub use datapath::{Datapath, DatapathError, Gauge, Modes};
-pub use forwarding::{ForwardingTable, Routes};
+pub use datapath::{Datapath, DatapathError};
+pub use forwarding::ForwardingTable;
+pub use gauge::{Gauge, Modes};
 
 /// Bytes that the wire adds to a packet: outer IPv4 header (20) and UDP header (8).
 const OVERHEAD: u32 = 28;
@@ -100,7 +102,7 @@ impl Udp {
                 mtu: self.mtu,
                 strict: subnet.filter(|_| self.config.strict_source),
             },
-            table.clone(),
+            table.reader(),
         )
     }
 

@@ -1,0 +1,50 @@
+//! What a data path does, for whoever looks; also after its end.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use flan_kernel::tun::TunMode;
+use flan_kernel::udp_socket::UdpModes;
+
+use super::counters::{Counters, Totals};
+
+/// What the kernel gave of what was wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Modes {
+    /// How packets are exchanged with the device.
+    pub tun: TunMode,
+    /// How datagrams are exchanged with the sockets.
+    pub udp: UdpModes,
+    /// Whether segments that arrive are merged for the device.
+    pub merge: bool,
+}
+
+/// The modes and counters of one data path, written by its threads and read by anybody.
+#[derive(Debug)]
+pub struct Gauge {
+    modes: Modes,
+    /// Whether batches go out with `UDP_SEGMENT`; off for good once the kernel has refused one.
+    pub(super) gso: AtomicBool,
+    /// Whether packets are merged for the device; off for good once the kernel has refused a merged one.
+    pub(super) merge: AtomicBool,
+    pub(super) counters: Counters,
+}
+
+impl Gauge {
+    pub(super) fn new(modes: Modes) -> Self {
+        let (gso, merge) = (AtomicBool::new(modes.udp.gso), AtomicBool::new(modes.merge));
+        Self { modes, gso, merge, counters: Counters::default() }
+    }
+
+    /// The modes in force.
+    pub fn modes(&self) -> Modes {
+        let mut modes = self.modes;
+        modes.udp.gso &= self.gso.load(Relaxed);
+        modes.merge &= self.merge.load(Relaxed);
+        modes
+    }
+
+    /// What was done so far.
+    pub fn totals(&self) -> Totals {
+        self.counters.totals()
+    }
+}

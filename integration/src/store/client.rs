@@ -1,0 +1,49 @@
+//! A client of a store, from inside a lab.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use etcd_client::Client;
+
+use crate::inside::Inside;
+use crate::netns::Netns;
+
+/// A connection that is kept.
+pub struct StoreClient {
+    inside: Inside,
+    client: Client,
+    limit: Duration,
+}
+
+impl StoreClient {
+    /// Connects from a namespace to the members at these client URLs, separated by commas. Whatever is done with it may
+    /// take as long as `limit`.
+    pub fn connect(netns: &Netns, endpoints: &str, limit: Duration) -> Result<StoreClient> {
+        let inside = Inside::of(netns)?;
+        let urls: Vec<String> = endpoints.split(',').map(str::to_owned).collect();
+        let client = inside.run(limit, async move { Ok(Client::connect(urls, None).await?) });
+        let client = client.with_context(|| format!("cannot connect to {endpoints}"))?;
+        Ok(StoreClient { inside, client, limit })
+    }
+
+    /// Does something with it.
+    pub fn run<T: Send + 'static, W>(&self, work: impl FnOnce(Client) -> W) -> Result<T>
+    where
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.run_within(self.limit, work)
+    }
+
+    /// As [`StoreClient::run`], with another limit.
+    pub fn run_within<T: Send + 'static, W>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce(Client) -> W,
+    ) -> Result<T>
+    where
+        W: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.inside.run(limit, work(self.client.clone()))
+    }
+}
