@@ -50,7 +50,7 @@ help:
 	@echo 'sudo make test        everything: lint, unit tests, systemd units, conformance, scenarios'
 	@echo '     make lint        format, clippy, rustdoc'
 	@echo '     make unit        the tests that need no root, etcd or network'
-	@echo '     make units       systemd-analyze verify'
+	@echo 'sudo make units       systemd-analyze verify'
 	@echo 'sudo make conformance the embedded store against real etcd, of two versions, call by call'
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded or etcd-forky takes another store'
 	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
@@ -91,7 +91,7 @@ unit:
 	$(CARGO) test --locked -p flan-integration --lib --bins
 
 units: build
-	deploy/verify.sh
+	$(AS_ROOT) deploy/verify.sh
 
 conformance: build
 	$(CARGO) test --locked -p flan-integration --test conformance --no-run
