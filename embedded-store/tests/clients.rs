@@ -1,4 +1,4 @@
-//! Clients of a store that is served: many at once, and those with and without a certificate.
+//! Clients of a running store: many at once, with and without a certificate.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use etcd_client::{
 use flan_embedded_store::{Running, Settings, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-/// Who count up at once, each by comparing what it saw.
+/// Clients that count up at once, each by comparing what it saw.
 const WRITERS: usize = 200;
-/// What they count, each number with so many of them.
+/// Counters, each shared by several writers.
 const COUNTERS: usize = 20;
-/// How far each counts.
+/// How far each writer counts.
 const TURNS: usize = 5;
-/// Connections with a watch each, more than threads that serve.
+/// Connections with one watch each, more than serving threads.
 const WATCHERS: usize = 16;
-/// What they are told of, by as many writers.
+/// Writes, by as many writers.
 const WRITES: i64 = 1600;
-/// A connection that nobody takes must fail by then.
+/// A connection that is not accepted must fail within this time.
 const LIMIT: Duration = Duration::from_secs(10);
 
 async fn store(dir: &Path, url: &str, tls: Option<TlsFiles>) -> Running {
@@ -68,14 +68,14 @@ fn keys(counter: usize) -> [String; 2] {
     ["a", "b"].map(|half| format!("counter/{counter}/{half}"))
 }
 
-/// What both keys of a counter say.
+/// The value of both keys of a counter.
 struct Pair {
     number: usize,
     version: i64,
     revision: i64,
 }
 
-/// Nothing before the first turn. Both keys are of one transaction at any moment.
+/// `None` before the first turn. One transaction writes both keys, so they always agree.
 async fn seen(client: &mut Client, counter: usize) -> Option<Pair> {
     let prefix = GetOptions::new().with_prefix();
     let found = client.get(format!("counter/{counter}/"), Some(prefix)).await.expect("an answer");
@@ -88,7 +88,7 @@ async fn seen(client: &mut Client, counter: usize) -> Option<Pair> {
     Some(Pair { number, version: a.version(), revision: a.mod_revision() })
 }
 
-/// Counts up, trying again whenever another one was faster.
+/// Counts up, and tries again when another writer was faster.
 async fn count(mut client: Client, counter: usize) {
     let [a, b] = keys(counter);
     for _ in 0..TURNS {
@@ -131,7 +131,7 @@ async fn many_who_watch_while_many_write_and_one_compacts_are_told_of_each_write
         loop {
             let seen = client.get("key", None).await.expect("an answer");
             let revision = seen.header().expect("a header").revision();
-            // A guess: what is just being written is forgotten as soon as it is there. Refused where it is not yet.
+            // A guess, so that a new revision is compacted soon after its write. The store refuses a future one.
             let _ = client.compact(revision + WATCHERS as i64 / 2, None).await;
         }
     });
@@ -150,7 +150,7 @@ async fn many_who_watch_while_many_write_and_one_compacts_are_told_of_each_write
     compact.abort();
 }
 
-/// More than are told something at once, half of them from a revision on that is past.
+/// More watchers than can be served at once. Half of them start at a past revision.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_thousands_of_watches_in_one_stream_is_told_once_before_progress_is() {
     const WATCHES: i64 = 3000;
@@ -188,7 +188,7 @@ async fn each_of_thousands_of_watches_in_one_stream_is_told_once_before_progress
     }
 }
 
-/// An authority, and what it gives out.
+/// A CA and the certificates that it issues.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -289,7 +289,7 @@ async fn an_empty_file_is_no_new_store() {
     assert!(refusal.contains("it is empty"), "{refusal}");
 }
 
-/// Until a client has said what it speaks it has ten seconds.
+/// A client has ten seconds to say what it speaks.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_says_nothing_is_sent_away_and_who_says_something_is_served() {
     let dir = tempfile::tempdir().unwrap();
