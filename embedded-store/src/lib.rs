@@ -37,7 +37,7 @@ use tracing::info;
 
 use crate::handle::Worker;
 use crate::in_flight::InFlight;
-use crate::serve::Listening;
+use crate::serve::{Admitted, Listening};
 use crate::service::Service;
 pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
 use crate::threads::Threads;
@@ -54,6 +54,8 @@ pub struct Running {
     failures: mpsc::Receiver<String>,
     /// Dropping this ends the threads.
     _stop: watch::Sender<()>,
+    /// Without these, the serving threads would end, and report that, before the thread that ended first reports why.
+    _serving: Vec<mpsc::Sender<Admitted>>,
 }
 
 /// Opens the file and serves it on its own threads, so that many clients do not slow the agent in the same process.
@@ -109,10 +111,11 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         })?;
     }
     let limit = ConnectionLimit::of_clients();
+    let senders = serving.clone();
     threads.spawn("store", async move {
         let mut work = JoinSet::new();
         for listening in listening {
-            work.spawn(listening.accept(serving.clone(), limit.clone()));
+            work.spawn(listening.accept(senders.clone(), limit.clone()));
         }
         work.spawn(upkeep);
         match work.join_next().await {
@@ -120,7 +123,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             _ => "the store's thread has panicked".to_owned(),
         }
     })?;
-    Ok(Running { client_urls, file: path, failures, _stop: stop })
+    Ok(Running { client_urls, file: path, failures, _stop: stop, _serving: serving })
 }
 
 impl Running {

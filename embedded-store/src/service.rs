@@ -57,12 +57,7 @@ impl Service {
     async fn turn<T>(&self, request: &Request<T>, ranges: usize) -> Result<Turn, Refusal> {
         match ranges {
             0 => Ok(Turn::default()),
-            ranges => {
-                let extensions = request.extensions();
-                let by_tls = || Some(extensions.get::<TlsConnectInfo<Client>>()?.get_ref());
-                let client = extensions.get::<Client>().or_else(by_tls);
-                self.in_flight.turn(client.cloned(), ranges).await
-            }
+            ranges => self.in_flight.turn(client(request), ranges).await,
         }
     }
 
@@ -92,4 +87,11 @@ impl Service {
     fn sign(&self, header: &mut Option<PbResponseHeader>) {
         *header = self.header_at(header.as_ref().map_or(0, |header| header.revision));
     }
+}
+
+/// The connection of a request, with TLS or without.
+fn client<T>(request: &Request<T>) -> Option<Client> {
+    let extensions = request.extensions();
+    let by_tls = || Some(extensions.get::<TlsConnectInfo<Client>>()?.get_ref());
+    extensions.get::<Client>().or_else(by_tls).cloned()
 }

@@ -251,6 +251,39 @@ async fn only_who_has_a_certificate_of_the_authority_is_served() {
     assert!(ask(&url.replacen("https", "http", 1), TlsOptions::new()).await.is_err(), "without TLS");
 }
 
+/// Opens watch streams on one connection until the store refuses one. Returns how many there are, and the refusal.
+async fn watch_streams(url: &str, options: Option<ConnectOptions>) -> (usize, String) {
+    let mut client = Client::connect([url], options).await.expect("a connection");
+    let mut open = Vec::new();
+    loop {
+        match client.watch("key", None).await {
+            Ok(stream) if open.len() < 40 => open.push(stream),
+            Ok(_) => return (open.len(), "none".to_owned()),
+            Err(refusal) => return (open.len(), refusal.to_string()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_has_sixteen_watch_streams_with_tls_and_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (certificate, key) = authority.give_out();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("cert.pem"), certificate).unwrap();
+    std::fs::write(path("key.pem"), key).unwrap();
+    let files = TlsFiles { certificate: path("cert.pem"), key: path("key.pem"), client_authorities: None };
+    let secure = store(&path("secure"), "https://127.0.0.1:0", Some(files)).await;
+    let trusting = TlsOptions::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let options = ConnectOptions::new().with_tls(trusting);
+    let plain = store(&path("plain"), "http://127.0.0.1:0", None).await;
+    for (running, options) in [(&plain, None), (&secure, Some(options))] {
+        let (streams, refusal) = watch_streams(&running.client_urls()[0], options).await;
+        assert_eq!(streams, 16);
+        assert!(refusal.contains("too many requests"), "{refusal}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_whose_file_is_taken_away_acknowledges_nothing_more_and_ends() {
     let dir = tempfile::tempdir().unwrap();

@@ -42,7 +42,7 @@ impl PbWatchService for Service {
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+        let client = super::client(&request).unwrap_or_default();
         let place = client.watch_stream()?;
         // Boxed, because each response moves it twice.
         let session = Box::new(Session::new(self.clone(), client, place, request.into_inner()));
