@@ -1,68 +1,68 @@
-# The verbs of this tree. `sudo make demo` and `sudo make test` are the two to start with; both install what is missing.
-# Nothing here calls sudo for root, who may have none.
+# Start with `sudo make demo` and `sudo make test`. Both install missing packages.
+# For root, no recipe calls sudo: a machine without sudo works.
 
 .PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install uninstall tools forky-root
 .DEFAULT_GOAL := help
 
-# Root's PATH lacks these under `su`.
+# Under `su`, root's PATH lacks these directories.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 CARGO := integration/cargo.sh
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-# Where `make install` puts things; DESTDIR goes before all of them.
+# Target directories of `make install`, below DESTDIR.
 PREFIX ?= /usr/local
 UNITDIR ?= /etc/systemd/system
 
-# What keeps the store: `etcd`, `etcd-forky`, which is a newer one, or `embedded`, which is `fland store`. By default the
-# demo takes what needs no package, and the scenarios the machine's etcd.
+# The store: `etcd`, `etcd-forky` (a newer one) or `embedded` (`fland store`). By default, the demo uses `embedded`, which
+# needs no package, and the scenarios use the machine's etcd.
 STORE ?=
 
-# The two servers that the conformance suite compares, `ONE,OTHER`: each is etcd, etcd-forky, embedded or the URL of one
-# that runs; by default the embedded store with either etcd. And what its random calls are: a seed that it printed sends
-# them again.
+# The two servers that the conformance suite compares, `ONE,OTHER`: each is etcd, etcd-forky, embedded or the URL of a
+# running server. By default, the suite compares the embedded store with each etcd. The seed selects the random calls. A
+# seed that the suite printed repeats them.
 CONFORMANCE_PAIR ?=
 CONFORMANCE_SEED ?=
 
-# Where the root of Debian forky is that the tests keep for their next run: in /var/cache/flan if this is empty.
+# Root directory of Debian forky, which the tests keep between runs. If empty: in /var/cache/flan.
 FLAN_FORKY_ROOT ?=
 
-# Scenarios at a time. They wait more than they compute.
+# Scenarios that run at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
 
-# What the story of chance damages: a seed that it printed lets it do so again.
+# Seed of the scenario that damages at random. A seed that it printed repeats the damage.
 DAMAGE_SEED ?=
 
-# How long the soak's traffic runs, and what its hosts do by chance: a seed that a soak printed lets them do it again.
+# Seconds of the soak's traffic, and the seed of its random events. A seed that a soak printed repeats the events.
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
 
-# How long each fuzz target runs.
+# Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 30
 
-# The path of what a `cargo ... --message-format=json` has built, by its name.
+# The path of a binary that `cargo ... --message-format=json` built, by its name.
 path_of = sed -n 's|.*"executable":"\([^"]*/$(1)\(-[0-9a-f]*\)\{0,1\}\)".*|\1|p' | tail -n 1
 
 help:
-	@echo 'As root, leave out sudo.'
-	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up, STORE=etcd takes etcd'
-	@echo 'sudo make demo-down   remove a demo that was left up'
+	@echo 'If you are root, leave out sudo.'
+	@echo 'sudo make demo        two Docker hosts in network namespaces; KEEP=1 leaves them up, STORE=etcd uses etcd'
+	@echo 'sudo make demo-down   remove a demo that KEEP=1 left up'
 	@echo 'sudo make test        everything: lint, unit tests, systemd units, conformance, scenarios'
 	@echo '     make lint        format, clippy, rustdoc'
 	@echo '     make unit        the tests that need no root, etcd or network'
-	@echo '     make units       systemd-analyze verify'
-	@echo 'sudo make conformance the embedded store against real etcd, of two versions, call by call'
-	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded or etcd-forky takes another store'
-	@echo 'sudo make soak        minutes of traffic over udp while hosts come and go: losses, leaks; SOAK_SECONDS=600'
-	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help for what can be chosen'
-	@echo 'sudo make bench-control  how fast one fland follows 100 to 50000 leases, and what it costs; ARGS=--help'
-	@echo '     make bench-store  the embedded store beside a real etcd; ARGS=--help'
-	@echo '     make fuzz        bytes from outside against the rules; FUZZ_SECONDS=30 for each target'
-	@echo '     make release     fland and flanctl as they are installed'
-	@echo 'sudo make install     fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
-	@echo 'sudo make uninstall   removes what make install put there; before it: flanctl leave'
-	@echo 'sudo make forky-root  Docker and etcd of Debian forky, which the tests use: a minute, and kept in /var/cache/flan'
-	@echo '     make audit       licences, bans and sources of dependencies (cargo-deny)'
+	@echo 'sudo make units       check the systemd units with systemd-analyze'
+	@echo 'sudo make conformance compare the embedded store with two versions of etcd, call by call'
+	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded or etcd-forky selects another store'
+	@echo 'sudo make soak        traffic over udp while hosts come and go, to find losses and leaks; SOAK_SECONDS=600'
+	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help lists the options'
+	@echo 'sudo make bench-control  speed and cost of one fland with 100 to 50000 leases; ARGS=--help lists the options'
+	@echo '     make bench-store  speed of the embedded store beside a real etcd; ARGS=--help lists the options'
+	@echo '     make fuzz        untrusted bytes against the rules; FUZZ_SECONDS=30 for each target'
+	@echo '     make release     build fland and flanctl for make install'
+	@echo 'sudo make install     install fland and flanctl to $(PREFIX)/bin, units to $(UNITDIR)'
+	@echo 'sudo make uninstall   remove what make install installed; first run flanctl leave'
+	@echo 'sudo make forky-root  fetch Docker and etcd of Debian forky for the tests: a minute; kept in /var/cache/flan'
+	@echo '     make audit       check licences, bans and sources of dependencies (cargo-deny)'
 
 demo: WITHOUT_ETCD := $(if $(filter etcd,$(STORE)),,--without-etcd)
 demo: build
@@ -75,7 +75,7 @@ demo-down: tools
 	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
 	$(AS_ROOT) "$$demo" down
 
-# The random calls are the same each time here, and others each time that `make conformance` is run by itself.
+# `make test` always sends the same random calls. `make conformance` alone sends new ones each time.
 test: forky-root
 	@$(MAKE) --no-print-directory lint unit units
 	@$(MAKE) --no-print-directory conformance CONFORMANCE_SEED=$(or $(CONFORMANCE_SEED),906912)
@@ -91,7 +91,7 @@ unit:
 	$(CARGO) test --locked -p flan-integration --lib --bins
 
 units: build
-	deploy/verify.sh
+	$(AS_ROOT) deploy/verify.sh
 
 conformance: build
 	$(CARGO) test --locked -p flan-integration --test conformance --no-run
@@ -108,7 +108,7 @@ scenarios: build
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) \
 		FLAN_DAMAGE_SEED=$(DAMAGE_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
 
-# Left out of the scenarios, for it takes minutes.
+# Not part of the scenarios, because it takes minutes.
 soak: build
 	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
@@ -134,23 +134,23 @@ bench-store: tools release
 		| $(call path_of,bench-store)); \
 	"$$bench" $(ARGS)
 
-# Finds inputs that break a rule: see fuzz/run.sh, which runs one target or one input as well.
+# Finds inputs that break a rule. fuzz/run.sh can also run one target or one input.
 fuzz:
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
-# What is installed needs no more than what builds it.
+# Installs only the packages that the build needs.
 release:
 	@integration/install-tools.sh --to-build
 	$(CARGO) build --release --locked --bins
 
-# Builds nothing: what is installed was built by an ordinary user.
+# Builds nothing: an ordinary user has run `make release`.
 install:
 	@test -x target/release/fland || { echo 'there is nothing to install yet; first: make release' >&2; exit 1; }
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-store.service
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
 
-# A directory that others use as well is not empty, and stays.
+# The directory of the drop-in stays if it holds other files.
 uninstall:
 	@test -n '$(DESTDIR)' || for unit in fland fland-store; do \
 		case "$$(systemctl show --property ActiveState --value $$unit 2>/dev/null)" in \
@@ -161,7 +161,7 @@ uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,fland flanctl)
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-store.service docker.service.d/flan.conf)
 	@rmdir $(DESTDIR)$(UNITDIR)/docker.service.d 2>/dev/null || true
-	@echo 'On a host that has neither left nor been handed over to flannel, the lease, devices, routes and rules stay.'
+	@echo 'The lease, devices, routes and rules stay, unless you ran flanctl leave or hand-over on this host.'
 	@echo 'To remove them: target/release/flanctl leave'
 	@echo 'Then: systemctl daemon-reload'
 
@@ -175,7 +175,7 @@ build: tools
 tools:
 	@integration/install-tools.sh $(WITHOUT_ETCD)
 
-# Docker and etcd of the next Debian. The tests that need them make them too, which takes a minute; `make test` does so
-# before anything else. Kept: to get those that it has today, remove the directory.
+# Docker and etcd of the next Debian, in a minute. Tests that need them also fetch them; `make test` does so first. To get
+# the current versions, remove the directory.
 forky-root: tools
 	@$(AS_ROOT) env FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) integration/forky-root.sh >/dev/null

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks the units with systemd-analyze, as they stand once everything is installed. Needs root for a mount namespace
-# of its own, in which /usr/local/bin holds the binaries that were built; the machine's own files are not touched.
+# Checks the units with systemd-analyze, as if everything were installed. Needs root for its own mount namespace, where
+# /usr/local/bin holds the built binaries. The machine's files stay untouched.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 bin=${FLAN_BIN_DIR:-$here/../target/debug}
@@ -13,7 +13,7 @@ trap 'rm -rf "$units"' EXIT
 cp "$here/fland.service" "$here/fland-store.service" "$units/"
 mkdir "$units/docker.service.d"
 cp "$here/docker.service.d/flan.conf" "$units/docker.service.d/"
-# The drop-in needs a unit to drop into; Debian's, or the same in short where Docker came another way.
+# The drop-in needs a docker.service: the machine's, or a short form of it.
 for docker in /lib/systemd/system/docker.service /etc/systemd/system/docker.service; do
     [ -f "$docker" ] && cp "$docker" "$units/docker.service" && break
 done
@@ -25,6 +25,6 @@ report=$(SYSTEMD_UNIT_PATH="$units:" unshare --mount sh -euc '
     cp "$1/fland" "$1/flanctl" /usr/local/bin/
     systemd-analyze verify "$2/fland.service" "$2/fland-store.service" "$2/docker.service" 2>&1
 ' sh "$bin" "$units") || { echo "$report" >&2; exit 1; }
-# verify exits with 0 on warnings; those about our own files count. Other units of the machine are not ours.
+# verify exits with 0 on warnings. Warnings about our files count; those about other units do not.
 if echo "$report" | grep -E "fland(-store)?\.service|flan\.conf|docker\.service"; then exit 1; fi
 echo "fland.service, fland-store.service and docker.service with flan.conf: verified"

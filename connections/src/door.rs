@@ -1,4 +1,4 @@
-//! Taking connections, as far as there are places for them.
+//! Accepts connections within the limit.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -7,28 +7,28 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
-use crate::{ConnectionLimit, Slot};
+use crate::limit::{ConnectionLimit, Slot};
 
-/// When no connection can be taken, as there are too many files open, for one, it is tried again after this.
+/// After a failed accept, such as with too many open files, the next try comes after this time.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// A socket that listens, and the places behind it.
+/// A listening socket with its limit.
 #[derive(Debug)]
 pub struct Door {
     listener: TcpListener,
     limit: Arc<ConnectionLimit>,
     at: String,
-    /// Whether it was told that no connection can be taken.
+    /// Whether the failure was logged.
     is_known: bool,
 }
 
 impl Door {
-    /// `at` says in the log which socket it is.
+    /// `at` names the socket in the log.
     pub fn new(listener: TcpListener, limit: Arc<ConnectionLimit>, at: impl Display) -> Self {
         Self { listener, limit, at: at.to_string(), is_known: false }
     }
 
-    /// The next connection and its place. Why there is none is logged once, and tried again and again.
+    /// The next connection and its slot. If there is none, logs the reason once and keeps trying.
     pub async fn next(&mut self) -> (TcpStream, Slot) {
         loop {
             match self.listener.accept().await {
@@ -37,7 +37,7 @@ impl Door {
                         self.is_known = false;
                         return (connection, slot);
                     }
-                    None => self.warn_once(&format!("there are {} already", self.limit.most())),
+                    None => self.warn_once(&format!("all {} are in use", self.limit.most())),
                 },
                 Err(reason) => {
                     self.warn_once(&reason);
@@ -49,7 +49,7 @@ impl Door {
 
     fn warn_once(&mut self, reason: &dyn Display) {
         if !std::mem::replace(&mut self.is_known, true) {
-            warn!(at = self.at, %reason, "cannot take connections; trying again and again");
+            warn!(at = self.at, %reason, "cannot accept connections; trying again");
         }
     }
 }

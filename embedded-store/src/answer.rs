@@ -1,4 +1,4 @@
-//! What the store answers to requests that tell of keys, in the records that hold them.
+//! Answers that contain keys. They hold pointers to the store's records.
 
 use std::sync::Arc;
 
@@ -7,18 +7,18 @@ use etcd_client::proto::{PbDeleteResponse, PbPutResponse, PbRangeResponse, PbRes
 use crate::keys::Record;
 use crate::message::Message;
 
-/// The fields with keys, of etcd's `RangeResponse`, `PutResponse` and `DeleteRangeResponse`.
+/// Field numbers of the keys in etcd's `RangeResponse`, `PutResponse` and `DeleteRangeResponse`.
 const KVS: u32 = 2;
 const PREV_KV: u32 = 2;
 const PREV_KVS: u32 = 3;
-/// `TxnResponse`'s field with what its operations answer, and the fields of that: one for each kind.
+/// Field number of the operations' answers in `TxnResponse`, and one field number for each kind of operation.
 const RESPONSES: u32 = 3;
 const RESPONSE_RANGE: u32 = 1;
 const RESPONSE_PUT: u32 = 2;
 const RESPONSE_DELETE: u32 = 3;
 const RESPONSE_TXN: u32 = 4;
 
-/// What a range holds.
+/// The result of a range.
 #[derive(Debug, Default)]
 pub(crate) struct Range {
     pub(crate) header: Option<PbResponseHeader>,
@@ -28,24 +28,24 @@ pub(crate) struct Range {
     pub(crate) count: i64,
 }
 
-/// What a put has done.
+/// The result of a put.
 #[derive(Debug)]
 pub(crate) struct Put {
     pub(crate) header: Option<PbResponseHeader>,
-    /// The key before, if that was asked for.
+    /// The key before the put, if the client asked for it.
     pub(crate) before: Option<Arc<Record>>,
 }
 
-/// What a deletion has done.
+/// The result of a deletion.
 #[derive(Debug)]
 pub(crate) struct Delete {
     pub(crate) header: Option<PbResponseHeader>,
     pub(crate) deleted: i64,
-    /// The keys before, if they were asked for.
+    /// The keys before the deletion, if the client asked for them.
     pub(crate) before: Vec<Arc<Record>>,
 }
 
-/// What a transaction has done.
+/// The result of a transaction.
 #[derive(Debug)]
 pub(crate) struct Txn {
     pub(crate) header: Option<PbResponseHeader>,
@@ -53,7 +53,7 @@ pub(crate) struct Txn {
     pub(crate) responses: Vec<Operation>,
 }
 
-/// What an operation of a transaction has done.
+/// The result of one operation of a transaction.
 #[derive(Debug)]
 pub(crate) enum Operation {
     Range(Range),

@@ -1,4 +1,4 @@
-//! What is wrong with a request by itself, whatever the store holds (etcd's `api/v3rpc/key.go`).
+//! Errors of a request that do not depend on the store's contents (etcd's `api/v3rpc/key.go`).
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,9 +8,9 @@ use etcd_client::proto::{
 
 use crate::refusal::Refusal;
 
-/// The most operations of a transaction with all that are in it: each put is held against each deletion.
+/// Most operations in a transaction, including nested ones. The check compares each put with each deletion.
 const MOST_IN_ALL: usize = 16_384;
-/// The most comparisons, or operations of one branch (`--max-txn-ops`).
+/// Most comparisons, or operations of one branch (`--max-txn-ops`).
 const MOST_OPERATIONS: usize = 128;
 
 pub(crate) fn range(request: &PbRangeRequest) -> Result<(), Refusal> {
@@ -69,17 +69,17 @@ fn operations(request: &PbTxnRequest, most: usize) -> Result<(), Refusal> {
     })
 }
 
-/// What one branch of a transaction writes: a key may be written only once on any way through it.
+/// The keys that one branch of a transaction writes. No path may write a key twice.
 #[derive(Default)]
 struct Written<'a> {
     puts: HashSet<&'a [u8]>,
-    /// The ends of what is deleted by the beginnings.
+    /// The ends of deleted ranges, by their first key.
     deletions: HashMap<&'a [u8], Vec<&'a [u8]>>,
 }
 
 impl<'a> Written<'a> {
     fn deletes(&self, key: &[u8]) -> bool {
-        // A deletion of all keys from one on counts for none here: etcd lets it and a put stand side by side.
+        // A deletion of all keys from one on does not count: etcd accepts it beside a put.
         let covers = |first: &[u8], end: &[u8]| match end {
             [] => key == first,
             end => key >= first && key < end,
@@ -115,7 +115,7 @@ fn intervals(operations: &[PbTxnRequestOp]) -> Result<Written<'_>, Refusal> {
             for key in &then.puts {
                 written.put(key, |_| false)?;
             }
-            // Only one of the two branches is taken.
+            // A transaction takes only one of its two branches.
             for key in &otherwise.puts {
                 written.put(key, |key| then.puts.contains(key))?;
             }

@@ -1,4 +1,4 @@
-//! The file: everything that must outlive us, in one redb database. Only the writer writes it.
+//! The redb file with everything that must survive a restart. Only the writer writes it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use crate::leases::Stored;
 use crate::place::Place;
 use crate::refusal::Refusal;
 
-/// Changes of keys by revision and number in it: a `KeyValue` of etcd's `kv.proto`.
+/// Changes of keys, by revision and number in the revision: a `KeyValue` of etcd's `kv.proto`.
 const CHANGES: TableDefinition<'static, (i64, u32), &[u8]> = TableDefinition::new("changes");
-/// Leases by id: seconds granted, seconds that remain from a start on.
+/// Leases by id: seconds granted, seconds that remain after a start.
 const LEASES: TableDefinition<'static, i64, (i64, i64)> = TableDefinition::new("leases");
 /// Numbers by name.
 const NUMBERS: TableDefinition<'static, &str, i64> = TableDefinition::new("numbers");
@@ -28,56 +28,56 @@ const MEMBER: &str = "member";
 const STARTS: &str = "starts";
 const FORMAT: &str = "format";
 
-/// How the tables are to be read.
+/// Version of the tables' format.
 const THIS_FORMAT: i64 = 1;
-/// Pages that redb keeps in memory. All that is read often is in ours.
+/// Bytes of redb's page cache. Our own memory holds everything that is read often.
 const CACHE_BYTES: usize = 4 << 20;
 
 /// The open file.
 pub(crate) struct File {
     path: PathBuf,
     place: Place,
-    /// `None` after a write has failed: redb then has to read everything anew.
+    /// `None` after a failed write: redb then has to read everything again.
     database: Option<Database>,
 }
 
-/// What a file holds.
+/// What a file held when it was opened.
 #[derive(Debug)]
-pub(crate) struct Content {
+pub(crate) struct Loaded {
     pub(crate) records: Vec<Record>,
     pub(crate) revision: i64,
     pub(crate) compacted: i64,
     pub(crate) leases: Vec<(i64, Stored)>,
-    pub(crate) identity: Identity,
+    pub(crate) identity: MemberIdentity,
 }
 
-/// Who we are to clients.
+/// The store's identity for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub(crate) struct MemberIdentity {
     pub(crate) cluster: u64,
     pub(crate) member: u64,
-    /// How often the file was opened to be served, which stands for raft's term.
+    /// How often the file was opened for serving. Stands in for raft's term.
     pub(crate) starts: u64,
 }
 
-/// What is written at once.
+/// One write.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    /// The last revision of which it is certain that it is on disk.
+    /// The last revision that is certainly on disk.
     pub(crate) after: i64,
-    /// The last revision, with everything in it.
+    /// The last revision of this batch.
     pub(crate) revision: i64,
     pub(crate) compacted: i64,
     pub(crate) records: Vec<Arc<Record>>,
-    /// Records that nobody can see any more.
+    /// Records that no client can see any more.
     pub(crate) superfluous: Vec<(i64, u32)>,
-    /// Leases as they are; `None` for one that is gone.
+    /// Leases with their values; `None` for a deleted one.
     pub(crate) leases: Vec<(i64, Option<Stored>)>,
 }
 
 impl File {
-    /// Opens the file, or makes it, and notes that it was opened.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Content), redb::Error> {
+    /// Opens the file, or creates it, and counts the start.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Loaded), redb::Error> {
         let place = Place::prepare(path, make)?;
         let database = database(path)?;
         let identity = count_start(&database)?;
@@ -89,18 +89,18 @@ impl File {
         &self.path
     }
 
-    /// The file, to be looked after.
+    /// Where the file is, for checks.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Writes all of a batch or nothing. What was written survives the loss of power.
+    /// Writes the whole batch or nothing. The result survives a power loss.
     pub(crate) fn write(&mut self, batch: &Batch) -> Result<(), Refusal> {
         let written = self.try_write(batch);
         if written.is_err() {
             self.database = None;
         }
-        // Nothing is acknowledged that went into a file which nobody will find again.
+        // A write to a file that was moved or deleted must not be acknowledged.
         self.place.check().map_err(Refusal::Gone)?;
         written.map_err(|reason| match &reason {
             redb::Error::Io(error) if is_for_want_of_space(error) => Refusal::NoSpace,
@@ -108,7 +108,7 @@ impl File {
         })
     }
 
-    /// Gives room in the file that is not used back to the disk. Answers whether it could.
+    /// Returns unused space in the file to the disk. Returns whether that worked.
     pub(crate) fn shrink(&mut self) -> bool {
         let shrunk = self.opened().is_ok()
             && self.database.as_mut().is_some_and(|database| database.compact().is_ok());
@@ -118,7 +118,7 @@ impl File {
         shrunk
     }
 
-    /// The last revision that is on disk, where it can be told.
+    /// The last revision on disk, if it can be read.
     pub(crate) fn revision(&mut self) -> Option<i64> {
         let transaction = self.opened().ok()?.begin_read().ok()?;
         Some(transaction.open_table(NUMBERS).ok()?.get(REVISION).ok()??.value())
@@ -141,7 +141,7 @@ impl File {
         let transaction = self.opened()?.begin_write()?;
         {
             let mut changes = transaction.open_table(CHANGES)?;
-            // What a write has left that was said to have failed.
+            // Removes what an earlier write left although it reported a failure.
             changes.retain_in((batch.after + 1, 0).., |_, _| false)?;
             for record in &batch.records {
                 let place = (record.kv.mod_revision, record.number);
@@ -170,7 +170,7 @@ fn database(path: &Path) -> Result<Database, redb::Error> {
     Ok(Database::builder().set_cache_size(CACHE_BYTES).open(path)?)
 }
 
-/// Makes an empty store of a new file.
+/// Initialises an empty store in a new file.
 fn make(file: std::fs::File) -> Result<(), redb::Error> {
     let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
     let transaction = database.begin_write()?;
@@ -187,8 +187,8 @@ fn make(file: std::fs::File) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Notes another start of a store that this version can read.
-fn count_start(database: &Database) -> Result<Identity, redb::Error> {
+/// Counts a start of a store whose format this version reads.
+fn count_start(database: &Database) -> Result<MemberIdentity, redb::Error> {
     let transaction = database.begin_write()?;
     let identity = {
         let mut numbers = transaction.open_table(NUMBERS)?;
@@ -211,13 +211,13 @@ fn count_start(database: &Database) -> Result<Identity, redb::Error> {
         let starts = number(&numbers, STARTS)?.unwrap_or(0) + 1;
         numbers.insert(STARTS, starts)?;
         let id = |name| number(&numbers, name).map(|found| found.unwrap_or(1).unsigned_abs());
-        Identity { cluster: id(CLUSTER)?, member: id(MEMBER)?, starts: starts.unsigned_abs() }
+        MemberIdentity { cluster: id(CLUSTER)?, member: id(MEMBER)?, starts: starts.unsigned_abs() }
     };
     transaction.commit()?;
     Ok(identity)
 }
 
-fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error> {
+fn read(database: &Database, identity: MemberIdentity) -> Result<Loaded, redb::Error> {
     let transaction = database.begin_read()?;
     let mut records = Vec::new();
     for entry in transaction.open_table(CHANGES)?.iter()? {
@@ -243,10 +243,10 @@ fn read(database: &Database, identity: Identity) -> Result<Content, redb::Error>
             "it has a change of revision {last} and ends with {revision}"
         )));
     }
-    Ok(Content { records, revision, compacted: number(COMPACTED)?.unwrap_or(NEVER), leases, identity })
+    Ok(Loaded { records, revision, compacted: number(COMPACTED)?.unwrap_or(NEVER), leases, identity })
 }
 
-/// Whether there is no room on the disk, or for this user.
+/// Whether the disk, or this user's quota, is full.
 pub(crate) fn is_for_want_of_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -300,6 +300,6 @@ mod tests {
         assert_eq!(again.records, [(*b).clone()]);
         assert_eq!((again.revision, again.compacted), (3, 3));
         assert_eq!(again.leases, [(7, lease)]);
-        assert_eq!(again.identity, Identity { starts: 2, ..content.identity });
+        assert_eq!(again.identity, MemberIdentity { starts: 2, ..content.identity });
     }
 }

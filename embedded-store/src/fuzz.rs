@@ -1,5 +1,5 @@
-//! The store as the targets in `fuzz/` call it: its services over a state in memory, without sockets, threads and file; and
-//! what it mends of a client's bytes. What comes out is judged there. Compiled with `--cfg fuzzing` alone.
+//! The store for the targets in `fuzz/`: its services over contents in memory, without sockets, threads and file. Also
+//! the fix for etcdctl's bytes. The targets judge the results. Compiled only with `--cfg fuzzing`.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -18,78 +18,78 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::codegen::Service as _;
 
-use crate::file::Identity;
+use crate::contents::Contents;
+use crate::file::MemberIdentity;
+use crate::handle::{self, Held, Outcome, Reply, StoreHandle, Worker};
 use crate::in_flight::{Client, InFlight};
 use crate::keys::{Keys, NEVER};
 use crate::leases::Leases;
 use crate::refusal::Refusal;
-pub use crate::serve::mended;
+use crate::request::{WriteAnswer, WriteRequest};
+pub use crate::serve::fixed;
 use crate::service::Service;
-use crate::shared::{self, Held, Outcome, Reply, Shared, Worker};
-use crate::state::State;
-use crate::writer::{self, Answer};
 
-/// A store and one connection to it. It lives in the runtime, of one thread, in which it was made.
+/// A store and one connection to it. It lives in the single-threaded runtime that created it.
 pub struct Store {
     routes: Router,
-    shared: Arc<Shared>,
+    store: Arc<StoreHandle>,
     in_flight: Arc<InFlight>,
     client: Client,
     next_write_fails: Arc<AtomicBool>,
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Debug, Default)]
 pub struct Answered {
-    /// gRPC's code; `None` where none was sent.
+    /// gRPC's code; `None` if the store sent none.
     pub status: Option<i32>,
-    /// What was sent: messages, each with the five bytes before it that gRPC has there.
+    /// The messages, each with gRPC's prefix of five bytes.
     pub body: Vec<u8>,
-    /// Bytes of the largest piece of it.
+    /// Size of the largest piece in bytes.
     pub largest_piece: usize,
-    /// Bytes of memory that it kept before any of it was taken, where that is counted.
+    /// Bytes of memory that the answer kept before the client took any of it, where the store counts them.
     pub kept: usize,
 }
 
-/// A call of `Watch/Watch` that goes on.
+/// An open call of `Watch/Watch`.
 pub struct Watch {
     requests: mpsc::UnboundedSender<Result<Bytes, Infallible>>,
     answers: Body,
 }
 
 impl Store {
-    /// A new one.
+    /// An empty store.
     pub fn empty() -> Self {
         let keys = Keys::load(Vec::new(), 1, NEVER).0;
-        let held = Arc::new(Held::new(State::new(keys, Leases::default())));
+        let held = Arc::new(Held::new(Contents::new(keys, Leases::default())));
         let (sender, queue) = mpsc::channel(16);
-        let (Worker { shared, notifier }, outcomes) = shared::worker(&held, &sender, 0);
+        let (Worker { store, notifier }, outcomes) = handle::worker(&held, &sender, 0);
         let next_write_fails = Arc::new(AtomicBool::new(false));
         tokio::spawn(notifier.run());
         tokio::spawn(write(held, queue, outcomes, next_write_fails.clone()));
         let in_flight = InFlight::of_a_store();
         let service = Service {
-            shared: shared.clone(),
-            identity: Identity { cluster: 1, member: 2, starts: 3 },
+            store: store.clone(),
+            identity: MemberIdentity { cluster: 1, member: 2, starts: 3 },
             client_urls: Arc::default(),
             file: Arc::new(PathBuf::new()),
             in_flight: in_flight.clone(),
         };
         let routes = crate::serve::routes(service).prepare().into_axum_router();
-        Self { routes, shared, in_flight, client: Client::default(), next_write_fails }
+        Self { routes, store, in_flight, client: Client::default(), next_write_fails }
     }
 
-    /// The last revision that anybody is shown.
+    /// The last revision that clients see.
     pub fn revision(&self) -> i64 {
-        self.shared.revision()
+        self.store.revision()
     }
 
-    /// Bytes of memory that answers keep which nobody has taken.
+    /// Bytes of memory of answers that no client has taken.
     pub fn kept(&self) -> usize {
         self.in_flight.held()
     }
 
-    /// Calls a method, as in `KV/Range`, with everything that the client sends.
+    /// Calls a method such as `KV/Range` with all bytes of the client.
     pub async fn call(&self, method: &str, body: Vec<u8>) -> Answered {
         let mut answered = Answered::default();
         let (status, body) = self.start(method, Body::from(body)).await;
@@ -97,7 +97,7 @@ impl Store {
         let mut body = pin!(body);
         while let Some(Ok(frame)) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
             if let Some(trailers) = frame.trailers_ref() {
-                // The last, as HTTP/2 has it. Some bodies would go on.
+                // HTTP/2 ends with the trailers. Some bodies would go on.
                 answered.status = status_in(trailers);
                 break;
             }
@@ -109,22 +109,22 @@ impl Store {
         answered
     }
 
-    /// Begins a call of `Watch/Watch`.
+    /// Opens a call of `Watch/Watch`.
     pub async fn watch(&self) -> Watch {
         let (requests, stream) = mpsc::unbounded_channel();
         let body = Body::from_stream(UnboundedReceiverStream::new(stream));
         Watch { requests, answers: self.start("Watch/Watch", body).await.1 }
     }
 
-    /// The next request to the writer fails, as on a full disk.
+    /// Makes the next request to the writer fail, as on a full disk.
     pub fn let_next_write_fail(&self) {
         self.next_write_fails.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the leases whose time is over.
+    /// Ends expired leases.
     pub async fn expire(&self) {
-        let expired = self.shared.state().leases.expired(Instant::now());
-        let _ = self.shared.write(writer::Request::Expire(expired)).await;
+        let expired = self.store.contents().leases.expired(Instant::now());
+        let _ = self.store.write(WriteRequest::Expire(expired)).await;
     }
 
     async fn start(&self, method: &str, body: Body) -> (Option<i32>, Body) {
@@ -139,13 +139,13 @@ impl Store {
 }
 
 impl Watch {
-    /// Sends bytes of the client.
+    /// Sends bytes from the client.
     pub fn send(&self, bytes: Vec<u8>) {
-        // Who has sent what is no request is not listened to any more.
+        // The store stops listening after an invalid request.
         let _ = self.requests.send(Ok(bytes.into()));
     }
 
-    /// What the client is told without waiting for more to happen.
+    /// Everything that the store sends without further events.
     pub fn told(&mut self) -> Vec<u8> {
         let mut told = Vec::new();
         let answers = &mut self.answers;
@@ -160,7 +160,7 @@ impl Watch {
         told
     }
 
-    /// Sends no more, and waits for the end of what the client is told.
+    /// Ends the client's side, and collects everything that the store still sends.
     pub async fn end(self) -> Vec<u8> {
         let Self { requests, mut answers } = self;
         drop(requests);
@@ -179,30 +179,32 @@ fn status_in(headers: &HeaderMap) -> Option<i32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-/// Stands for [`writer::Writer`], as far as that is about the file.
+/// Stands in for [`crate::writer::Writer`] without the file.
 async fn write(
     held: Arc<Held>,
-    mut queue: mpsc::Receiver<(writer::Request, Reply)>,
+    mut queue: mpsc::Receiver<(WriteRequest, Reply)>,
     outcomes: mpsc::UnboundedSender<Outcome>,
     next_fails: Arc<AtomicBool>,
 ) {
     while let Some((request, Reply { sender, .. })) = queue.recv().await {
         let fails = next_fails.swap(false, Ordering::Relaxed);
-        let mut state = held.state_mut();
+        let mut contents = held.contents_mut();
         let answer = match request {
-            writer::Request::Compact(revision) => state.compact(revision).map(|_| Answer::Done(state.stored)),
+            WriteRequest::Compact(revision) => {
+                contents.compact(revision).map(|_| WriteAnswer::Done(contents.stored))
+            }
             request => {
-                let answer = writer::carry_out(&mut state, request, Instant::now());
+                let answer = request.carry_out(&mut contents, Instant::now());
                 if fails {
-                    state.take_back();
+                    contents.take_back();
                 }
-                state.stored = state.keys.revision();
-                state.leases.stored();
+                contents.stored = contents.keys.revision();
+                contents.leases.stored();
                 if fails { Err(Refusal::NoSpace) } else { answer }
             }
         };
-        let stored = state.stored;
-        drop(state);
+        let stored = contents.stored;
+        drop(contents);
         // The store may be gone.
         let _ = outcomes.send(Outcome { stored, answers: vec![(answer, sender)] });
     }

@@ -1,5 +1,5 @@
-//! The answers that clients have not taken yet. What they keep in memory is bounded, for each client and for all, and who
-//! takes nothing makes room for those who do.
+//! The answers that clients have not taken yet. Their memory is limited for each client and in total. An answer from
+//! which the client takes nothing gives way to others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,41 +12,42 @@ use tokio::time::Instant;
 use crate::message::{Message, PIECE};
 use crate::refusal::Refusal;
 
-/// Bytes of memory that all of them may keep together; one that is larger goes by itself.
+/// Bytes of memory of all waiting answers together. One larger answer goes alone.
 const MOST: usize = 64 << 20;
-/// Ranges that are read for one connection until it has taken what came of them; more of them wait.
+/// Ranges that one connection reads until it has taken the answers. Further ones wait.
 const OF_A_CONNECTION: u32 = 16;
-/// Ranges that are read at once for all, until there is room for what came of them.
+/// Ranges that are read at once for all connections, until there is room for the answers.
 const READ_AT_ONCE: u32 = 16;
-/// Streams of watches of one connection. Clients have one, or a few, and any number of watches on each.
+/// Watch streams of one connection. Clients have one or a few, each with any number of watches.
 const WATCH_STREAMS: usize = 16;
-/// Bytes that one connection's watches may take, and what the smallest of them takes.
+/// Bytes for the watches of one connection, and the bytes of the smallest watch.
 const WATCH_ROOM: usize = 4 << 20;
 const WATCH_UNIT: usize = 512;
-/// How long a request waits for all of that, before it is refused: shorter than agents wait for an answer (30 s).
+/// How long a request waits for its turn and for room before it is refused. Shorter than agents wait for an answer (30
+/// s).
 const WAIT: Duration = Duration::from_secs(20);
-/// An answer of which nothing was taken for so long goes when others need its room.
+/// An answer from which the client takes nothing for this long gives way when others need the room.
 const SLOW: Duration = Duration::from_secs(1);
-/// And after so long it goes anyway: what it tells of may be deleted and compacted, and is held for it alone.
+/// After this long it goes in any case: its records may be deleted and compacted, and only this answer keeps them.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// All of them.
+/// All waiting answers.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     most: usize,
     reading: Arc<Semaphore>,
-    open: Mutex<Open>,
+    table: Mutex<AnswerTable>,
     left: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct AnswerTable {
     next: u64,
     held: usize,
     answers: BTreeMap<u64, Arc<Untaken>>,
 }
 
-/// One connection's part in them. Clones are the same connection.
+/// One connection's share. Clones are the same connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     reading: Arc<Semaphore>,
@@ -55,25 +56,25 @@ pub(crate) struct Client {
     watched: Arc<Semaphore>,
 }
 
-/// That ranges may be read now. By default for what tells of one key alone, which may be read at any time.
+/// Permission to read ranges. The default is for requests about one key, which need no permission.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     own: Option<OwnedSemaphorePermit>,
     reading: Option<OwnedSemaphorePermit>,
-    /// Since when the request has waited.
+    /// When the request began to wait.
     since: Option<Instant>,
 }
 
-/// An answer that its client takes, piece by piece.
+/// An answer that its client takes piece by piece.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    _seat: Option<Seat>,
+    _registered: Option<Registered>,
     untaken: Arc<Untaken>,
     _own: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
-struct Seat {
+struct Registered {
     all: Arc<InFlight>,
     number: u64,
 }
@@ -86,9 +87,9 @@ struct Untaken {
 
 #[derive(Debug)]
 struct Rest {
-    /// `None` when it made room.
+    /// `None` after the answer gave way.
     message: Option<Message>,
-    /// When a piece was taken last.
+    /// When the client last took a piece.
     taken: Instant,
 }
 
@@ -104,12 +105,12 @@ impl Default for Client {
 }
 
 impl Client {
-    /// One more stream of watches, if this connection may have one.
+    /// Opens one more watch stream, if this connection may have one.
     pub(crate) fn watch_stream(&self) -> Result<OwnedSemaphorePermit, Refusal> {
         self.watching.clone().try_acquire_owned().map_err(|_| Refusal::TooManyRequests)
     }
 
-    /// Room for a watch of which so many bytes are remembered, if this connection has some left.
+    /// Reserves room for a watch that takes this many bytes, if this connection has some left.
     pub(crate) fn watch(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let units = u32::try_from(1 + bytes / WATCH_UNIT).ok()?;
         self.watched.clone().try_acquire_many_owned(units).ok()
@@ -117,17 +118,17 @@ impl Client {
 }
 
 impl InFlight {
-    /// As many as a store may have.
+    /// The answers of one store.
     pub(crate) fn of_a_store() -> Arc<Self> {
         Self::new(MOST)
     }
 
     fn new(most: usize) -> Arc<Self> {
         let reading = Arc::new(Semaphore::new(READ_AT_ONCE as usize));
-        Arc::new(Self { most, reading, open: Mutex::default(), left: Notify::new() })
+        Arc::new(Self { most, reading, table: Mutex::default(), left: Notify::new() })
     }
 
-    /// Waits until this client may have so many more ranges read, as far as there are ever that many.
+    /// Waits until this client may read this many more ranges. A number above the limits waits for the whole limit.
     pub(crate) async fn turn(&self, client: Option<Client>, ranges: usize) -> Result<Turn, Refusal> {
         let ranges = u32::try_from(ranges).unwrap_or(u32::MAX);
         let since = Some(Instant::now());
@@ -144,7 +145,7 @@ impl InFlight {
         waited.await.map_err(|_| Refusal::TooManyRequests)
     }
 
-    /// The way of an answer to its client, as soon as there is room for it.
+    /// Waits for room and admits an answer.
     pub(crate) async fn admit(self: &Arc<Self>, turn: Turn, message: Message) -> Result<Flight, Refusal> {
         let Turn { own, reading, since } = turn;
         let now = Instant::now();
@@ -154,56 +155,56 @@ impl InFlight {
         let rest = Mutex::new(Rest { message: Some(message), taken: now });
         let untaken = Arc::new(Untaken { cost, rest });
         if is_small {
-            return Ok(Flight { _seat: None, untaken, _own: None });
+            return Ok(Flight { _registered: None, untaken, _own: None });
         }
         let number = loop {
-            if let Some(number) = self.seat(&untaken, Instant::now()) {
+            if let Some(number) = self.register(&untaken, Instant::now()) {
                 break number;
             }
             if since.elapsed() >= WAIT {
                 return Err(Refusal::TooManyRequests);
             }
-            // Somebody has taken what he asked for, or has taken nothing for long enough.
+            // Woken when a client took its answer. The timeout finds clients that have taken nothing for long enough.
             let _ = tokio::time::timeout(SLOW / 4, self.left.notified()).await;
         };
         drop(reading);
         untaken.rest().taken = Instant::now();
-        Ok(Flight { _seat: Some(Seat { all: self.clone(), number }), untaken, _own: own })
+        Ok(Flight { _registered: Some(Registered { all: self.clone(), number }), untaken, _own: own })
     }
 
-    /// Ends those of which nothing is taken any more.
+    /// Ends the answers that no client takes any more.
     pub(crate) fn end_stuck(&self) {
-        let (mut open, now) = (self.open(), Instant::now());
-        while open.end_slowest(now, STUCK) {}
+        let (mut table, now) = (self.table(), Instant::now());
+        while table.end_slowest(now, STUCK) {}
     }
 
-    fn seat(&self, untaken: &Arc<Untaken>, now: Instant) -> Option<u64> {
-        let mut open = self.open();
-        while open.held + untaken.cost > self.most && !open.answers.is_empty() {
-            if !open.end_slowest(now, SLOW) {
+    fn register(&self, untaken: &Arc<Untaken>, now: Instant) -> Option<u64> {
+        let mut table = self.table();
+        while table.held + untaken.cost > self.most && !table.answers.is_empty() {
+            if !table.end_slowest(now, SLOW) {
                 return None;
             }
         }
-        open.next += 1;
-        open.held += untaken.cost;
-        let number = open.next;
-        open.answers.insert(number, untaken.clone());
+        table.next += 1;
+        table.held += untaken.cost;
+        let number = table.next;
+        table.answers.insert(number, untaken.clone());
         Some(number)
     }
 
-    /// Bytes of memory that they keep.
+    /// Bytes of memory of all waiting answers.
     #[cfg(fuzzing)]
     pub(crate) fn held(&self) -> usize {
-        self.open().held
+        self.table().held
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, AnswerTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Open {
-    /// Ends the one of which nothing was taken for longest, if that is as long as `time`.
+impl AnswerTable {
+    /// Ends the answer that stalled longest, if it stalled for at least `time`.
     fn end_slowest(&mut self, now: Instant, time: Duration) -> bool {
         let slowest = self.answers.iter().map(|(number, untaken)| (untaken.rest().taken, *number)).min();
         let Some((_, number)) = slowest.filter(|(taken, _)| now.duration_since(*taken) >= time) else {
@@ -229,7 +230,7 @@ impl Untaken {
 }
 
 impl Flight {
-    /// The next piece, `None` when there is no more; refused where it made room for another one.
+    /// The next piece; `None` at the end. An error if the answer gave way to another.
     pub(crate) fn next(&self) -> Result<Option<Bytes>, Refusal> {
         let mut rest = self.untaken.rest();
         rest.taken = Instant::now();
@@ -237,9 +238,9 @@ impl Flight {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Registered {
     fn drop(&mut self) {
-        let removed = self.all.open().remove(self.number);
+        let removed = self.all.table().remove(self.number);
         if removed.is_some() {
             self.all.left.notify_one();
         }
@@ -276,7 +277,7 @@ mod tests {
         let third = all.admit(Turn::default(), message(50_000)).await.unwrap();
         assert_eq!(slow.next().unwrap_err(), Refusal::TooManyRequests);
         assert_eq!(started.elapsed(), Duration::ZERO);
-        // No more is there to be had, until one of them is through.
+        // There is no more room until one of them finishes.
         let waiting = tokio::spawn({
             let all = all.clone();
             async move { all.admit(Turn::default(), message(50_000)).await.map(drop) }
@@ -287,7 +288,7 @@ mod tests {
         waiting.await.unwrap().unwrap();
         assert!(rest_of(&third) > 50_000);
         drop((slow, third));
-        assert_eq!(all.open().held, 0);
+        assert_eq!(all.table().held, 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
-//! The keys with their history since the last compaction. Pure: etcd's `mvcc` package is what it must agree with.
+//! The keys with their history since the last compaction. Pure. Must agree with etcd's `mvcc` package.
 //!
-//! A change that is under way, and those that are not on disk yet, are here already: who reads says up to which revision.
+//! Changes of the current request, and changes that are not on disk yet, are already here. Readers say up to which
+//! revision they read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -11,9 +12,9 @@ use etcd_client::proto::PbKeyValue;
 /// One change of one key.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Record {
-    /// The key after the change. Of a deleted one there are the key and the revision alone, and its version is 0.
+    /// The key after the change. A deletion has only the key and the revision, and version 0.
     pub(crate) kv: PbKeyValue,
-    /// Which change of its revision it is, from 0.
+    /// Number of the change in its revision, from 0.
     pub(crate) number: u32,
 }
 
@@ -23,13 +24,13 @@ impl Record {
     }
 }
 
-/// What stands for the revision of the last compaction before the first one.
+/// Stands for the revision of the last compaction before the first one.
 pub(crate) const NEVER: i64 = -1;
 
-/// Revisions by which somebody may be late who is told of everything, and that a compaction does not take from him.
+/// Revisions by which a follower may be late without losing compacted changes.
 const FOLLOWED: usize = 1024;
 
-/// Keys from a first one to before another, as requests name them.
+/// A range of keys, as requests name it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span<'a> {
     first: &'a [u8],
@@ -37,7 +38,7 @@ pub(crate) struct Span<'a> {
 }
 
 impl<'a> Span<'a> {
-    /// `key` alone where there is no `range_end`; all keys from it on where that is a zero byte.
+    /// `key` alone if `range_end` is empty; all keys from `key` on if it is a zero byte.
     pub(crate) fn new(key: &'a [u8], range_end: &'a [u8]) -> Self {
         let end = match range_end {
             [] => Bound::Included(key),
@@ -64,23 +65,24 @@ impl<'a> Span<'a> {
 /// The keys with their history.
 #[derive(Debug)]
 pub(crate) struct Keys {
-    /// What became of each key, oldest first.
+    /// The changes of each key, oldest first.
     histories: BTreeMap<Vec<u8>, Vec<Arc<Record>>>,
-    /// The changes by their revisions, without a gap; the first may be that of the last compaction.
+    /// The changes by revision, without gaps. The first revision may be that of the last compaction.
     log: VecDeque<Vec<Arc<Record>>>,
-    /// The revision of the first in `log`.
+    /// The first revision in `log`.
     log_start: i64,
-    /// The last that compactions took out of `log`, by revisions without a gap, for those who were about to be told of it.
+    /// The last changes that compactions took out of `log`, by revision without gaps, for watches that were about to
+    /// receive them.
     taken_out: VecDeque<(i64, Vec<Arc<Record>>)>,
     revision: i64,
     compacted: i64,
-    /// The changes of the revision that is being made.
+    /// The changes of the current revision.
     step: Vec<Arc<Record>>,
 }
 
 impl Keys {
-    /// As they are on disk: the records in their order, the last revision and the last compaction. Answers also which
-    /// records the compaction has made superfluous.
+    /// Loads the records in order, the last revision and the last compaction. Also returns the records that the
+    /// compaction made superfluous.
     pub(crate) fn load(records: Vec<Record>, revision: i64, compacted: i64) -> (Self, Vec<(i64, u32)>) {
         let log_start = compacted.max(2); // an empty store has revision 1
         let mut keys = Self {
@@ -104,39 +106,39 @@ impl Keys {
         (keys, superfluous)
     }
 
-    /// The last revision, whether or not it is on disk.
+    /// The last revision, on disk or not.
     pub(crate) fn revision(&self) -> i64 {
         self.revision
     }
 
-    /// The revision that a request sees which is being carried out.
+    /// The revision that the current request sees.
     pub(crate) fn revision_in_step(&self) -> i64 {
         self.revision + i64::from(!self.step.is_empty())
     }
 
-    /// The revision of the last compaction, [`NEVER`] before the first.
+    /// The revision of the last compaction; [`NEVER`] before the first.
     pub(crate) fn compacted(&self) -> i64 {
         self.compacted
     }
 
-    /// Each key of the span as it was at a revision, in their order.
+    /// The keys of the span at a revision, in order.
     pub(crate) fn range<'a>(
         &'a self,
         span: Span<'a>,
         revision: i64,
     ) -> impl Iterator<Item = &'a Arc<Record>> {
         let bounds = (Bound::Included(span.first), span.end);
-        // An empty span would panic.
+        // BTreeMap panics on an empty span.
         let found = (!span.is_empty()).then(|| self.histories.range::<[u8], _>(bounds));
         found.into_iter().flatten().filter_map(move |(_, history)| at(history, revision))
     }
 
-    /// One key as it was at a revision.
+    /// One key at a revision.
     pub(crate) fn find(&self, key: &[u8], revision: i64) -> Option<&Arc<Record>> {
         at(self.histories.get(key)?, revision)
     }
 
-    /// Writes a key, as a part of the next revision.
+    /// Writes a key as part of the next revision.
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: i64) {
         let mod_revision = self.revision + 1;
         let before =
@@ -146,7 +148,7 @@ impl Keys {
         self.change(kv);
     }
 
-    /// Deletes a key that is there, as a part of the next revision.
+    /// Deletes an existing key as part of the next revision.
     pub(crate) fn delete(&mut self, key: Vec<u8>) {
         self.change(PbKeyValue { key, mod_revision: self.revision + 1, ..PbKeyValue::default() });
     }
@@ -158,7 +160,7 @@ impl Keys {
         self.step.push(record);
     }
 
-    /// Ends a request: its changes, if it made any, become a revision.
+    /// Ends a request. Its changes, if any, become a revision.
     pub(crate) fn end_step(&mut self) {
         if !self.step.is_empty() {
             self.log.push_back(std::mem::take(&mut self.step));
@@ -166,7 +168,7 @@ impl Keys {
         }
     }
 
-    /// The changes after a revision, each revision's by itself; none that were compacted.
+    /// The changes after a revision, grouped by revision, without compacted ones.
     pub(crate) fn changes_since(&self, revision: i64) -> impl Iterator<Item = (i64, &[Arc<Record>])> {
         let skipped = usize::try_from(revision + 1 - self.log_start).unwrap_or(0);
         let first = self.log_start.max(revision + 1);
@@ -174,8 +176,8 @@ impl Keys {
         changes.zip(first..).map(|(changes, revision)| (revision, changes))
     }
 
-    /// The same for somebody who was told of everything until a moment ago: also what compactions took away meanwhile.
-    /// `None` where that is not known any more.
+    /// The changes after a revision, for a follower that knew everything until a moment ago. Includes changes that were
+    /// compacted since. `None` if they are no longer known.
     pub(crate) fn changes_for_follower(
         &self,
         revision: i64,
@@ -202,7 +204,7 @@ impl Keys {
         }
     }
 
-    /// Forgets what cannot be seen at `revision` any more, nor later. Answers which records that are.
+    /// Removes everything that is invisible at `revision` and later. Returns the removed records.
     pub(crate) fn compact(&mut self, revision: i64) -> Vec<(i64, u32)> {
         if revision <= self.compacted {
             return Vec::new();
@@ -211,7 +213,7 @@ impl Keys {
         let mut forgotten = Vec::new();
         self.histories.retain(|_, history| {
             let older = history.partition_point(|record| record.kv.mod_revision <= revision);
-            // The last of them can still be seen, unless it is that there is no such key.
+            // The last record stays visible, unless it is a deletion.
             let goes = match older.checked_sub(1).and_then(|last| history.get(last)) {
                 Some(last) if !last.is_deletion() => older - 1,
                 _ => older,
@@ -223,13 +225,13 @@ impl Keys {
         while self.log_start < revision
             && let Some(changes) = self.log.pop_front()
         {
-            // What remains of the revision of the compaction before; all of it was taken out then.
+            // The rest of the previous compaction's revision. All of it was taken out then.
             if self.log_start != before {
                 self.taken_out.push_back((self.log_start, changes));
             }
             self.log_start += 1;
         }
-        // A watch may begin at the compacted revision, and is told what remains of it.
+        // A watch may start at the compacted revision, and receives the rest of it.
         let histories = &self.histories;
         if self.log_start == revision
             && let Some(first) = self.log.front_mut()
@@ -247,9 +249,9 @@ impl Keys {
     }
 }
 
-/// The state of a key at a revision, if it was there.
+/// The value of a key at a revision, if the key existed.
 fn at(history: &[Arc<Record>], revision: i64) -> Option<&Arc<Record>> {
-    // The last is what is asked for nearly always.
+    // Nearly all requests ask for the last one.
     let last = match history.last() {
         Some(last) if last.kv.mod_revision <= revision => last,
         _ => history[..history.partition_point(|record| record.kv.mod_revision <= revision)].last()?,

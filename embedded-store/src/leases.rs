@@ -1,5 +1,5 @@
-//! The leases: how long each lasts and which keys it keeps. Pure: time is an argument. etcd's `lease` package is what it
-//! must agree with.
+//! The leases: how long each lasts, and which keys it keeps. Pure: time is an argument. Must agree with etcd's `lease`
+//! package.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,12 +13,12 @@ const SHORTEST: i64 = 2;
 /// The longest (`MaxLeaseTTL`).
 const LONGEST: i64 = 9_000_000_000;
 
-/// What is kept of a lease on disk.
+/// The part of a lease that is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stored {
-    /// How long it was granted for, in seconds.
+    /// Granted time in seconds.
     pub(crate) granted: i64,
-    /// How long it lasts from a start on, in seconds: never shorter than what remained when the store ended.
+    /// Seconds that the lease lasts after a start. Never shorter than what remained when the store ended.
     pub(crate) remaining: i64,
 }
 
@@ -33,9 +33,9 @@ struct Lease {
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     by_id: BTreeMap<i64, Lease>,
-    /// Those that differ from what is on disk.
+    /// Leases that differ from the disk.
     unstored: BTreeSet<i64>,
-    /// What undoes each change that is not on disk, oldest first.
+    /// Undoes each change that is not on disk, oldest first.
     undo: Vec<Undo>,
 }
 
@@ -49,7 +49,7 @@ enum Undo {
 }
 
 impl Leases {
-    /// As they are on disk. Each lasts as long from `now` on as was left when that was written.
+    /// Loads leases from disk. Each lasts as long from `now` on as was left when it was written.
     pub(crate) fn load(stored: impl IntoIterator<Item = (i64, Stored)>, now: Instant) -> Self {
         let lease =
             |stored: Stored| Lease { stored, expires: after(now, stored.remaining), keys: BTreeSet::new() };
@@ -59,7 +59,7 @@ impl Leases {
         }
     }
 
-    /// Makes a lease, with an id of its own choice for 0. Answers id and seconds.
+    /// Creates a lease; id 0 asks for any id. Returns id and seconds.
     pub(crate) fn grant(&mut self, id: i64, seconds: i64, now: Instant) -> Result<(i64, i64), Refusal> {
         if seconds > LONGEST {
             return Err(Refusal::LeaseTtlTooLarge);
@@ -77,7 +77,7 @@ impl Leases {
         Ok((id, granted))
     }
 
-    /// Ends a lease. Answers the keys that it kept, in their order; the caller deletes them.
+    /// Ends a lease. Returns its keys in order; the caller deletes them.
     pub(crate) fn revoke(&mut self, id: i64) -> Result<Vec<Vec<u8>>, Refusal> {
         let lease = self.by_id.remove(&id).ok_or(Refusal::LeaseNotFound)?;
         let keys = lease.keys.iter().cloned().collect();
@@ -86,8 +86,8 @@ impl Leases {
         Ok(keys)
     }
 
-    /// Sets a lease back to its full time. Answers the seconds, and whether that must be written: `None` for a lease
-    /// that is not there or has expired.
+    /// Renews a lease to its full time. Returns the seconds, and whether to write them. `None` for a lease that does
+    /// not exist or has expired.
     pub(crate) fn renew(&mut self, id: i64, now: Instant) -> Option<(i64, bool)> {
         let lease = self.by_id.get_mut(&id).filter(|lease| lease.expires > now)?;
         let granted = lease.stored.granted;
@@ -95,7 +95,7 @@ impl Leases {
         Some((granted, lease.stored.remaining < granted))
     }
 
-    /// Notes for the disk how long each of these lasts, if that is no longer what is written there.
+    /// Records for the disk how long each of these leases lasts, if the disk says otherwise.
     pub(crate) fn checkpoint(&mut self, ids: &[i64], now: Instant) {
         for id in ids {
             let Some(lease) = self.by_id.get_mut(id) else { continue };
@@ -109,7 +109,7 @@ impl Leases {
         }
     }
 
-    /// Those of which the disk says that more than `slack` remains beyond what does.
+    /// Leases whose time on disk exceeds the real one by more than `slack`.
     pub(crate) fn to_checkpoint(&self, slack: Duration, now: Instant) -> Vec<i64> {
         let is_due = |lease: &Lease| {
             let on_disk = Duration::from_secs(u64::try_from(lease.stored.remaining).unwrap_or(0));
@@ -122,31 +122,31 @@ impl Leases {
         self.by_id.contains_key(&id)
     }
 
-    /// Whether it is there and its time is over.
+    /// Whether the lease exists and has expired.
     pub(crate) fn has_expired(&self, id: i64, now: Instant) -> bool {
         self.by_id.get(&id).is_some_and(|lease| lease.expires <= now)
     }
 
-    /// Those whose time is over.
+    /// All expired leases.
     pub(crate) fn expired(&self, now: Instant) -> Vec<i64> {
         self.by_id.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect()
     }
 
-    /// Seconds that remain, seconds that were granted, and the keys that it keeps.
+    /// Remaining seconds, granted seconds, and keys of a lease.
     pub(crate) fn look(&self, id: i64, now: Instant) -> Option<(i64, i64, impl Iterator<Item = &Vec<u8>>)> {
         let lease = self.by_id.get(&id)?;
         let left = lease.expires.saturating_duration_since(now).as_secs();
         Some((i64::try_from(left).unwrap_or(i64::MAX), lease.stored.granted, lease.keys.iter()))
     }
 
-    /// All ids; those first that expire first.
+    /// All ids. Leases that expire first come first.
     pub(crate) fn ids(&self) -> Vec<i64> {
         let mut by_time: Vec<_> = self.by_id.iter().map(|(id, lease)| (lease.expires, *id)).collect();
         by_time.sort_unstable();
         by_time.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// A key that was kept by one lease, 0 for none, is kept by another from now on.
+    /// Moves a key from one lease to another; 0 means no lease.
     pub(crate) fn move_key(&mut self, key: &[u8], from: i64, to: i64) {
         if from == to {
             return;
@@ -163,18 +163,18 @@ impl Leases {
         }
     }
 
-    /// What is to be written: each lease as it is, or that it is gone.
+    /// What to write: the values of each lease, or that it is gone.
     pub(crate) fn unstored(&self) -> Vec<(i64, Option<Stored>)> {
         self.unstored.iter().map(|id| (*id, self.by_id.get(id).map(|lease| lease.stored))).collect()
     }
 
-    /// All of it was written.
+    /// Everything was written.
     pub(crate) fn stored(&mut self) {
         self.unstored.clear();
         self.undo.clear();
     }
 
-    /// Undoes what was not written. As it may have been all the same, those leases are written again, as they are.
+    /// Undoes what was not written. The disk may have it nevertheless, so these leases are written again.
     pub(crate) fn take_back(&mut self) {
         while let Some(undo) = self.undo.pop() {
             match undo {
@@ -258,7 +258,7 @@ mod tests {
         leases.checkpoint(&[7], later);
         assert_eq!(leases.unstored(), [(7, Some(Stored { granted: 100, remaining: 40 }))]);
         leases.stored();
-        // A renewal says that what is on disk is too short by now.
+        // After a renewal, the time on disk is too short.
         assert_eq!(leases.renew(7, later), Some((100, true)));
         leases.checkpoint(&[7], later);
         assert_eq!(leases.unstored(), [(7, Some(Stored { granted: 100, remaining: 100 }))]);

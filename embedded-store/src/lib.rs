@@ -1,25 +1,26 @@
-//! A lease store on one local file that speaks the etcd v3 API: what leases need of it, with etcd's meaning.
+//! A lease store on one local file. It serves the part of the etcd v3 API that leases need, with etcd's meaning.
 //!
-//! For labs and small sites, and for tests. There is one copy of the data, and who moves to a real etcd copies the keys
-//! and changes one flag.
+//! For labs, small sites and tests. There is one copy of the data. To move to a real etcd, copy the keys and change one
+//! flag.
 
 mod answer;
 mod check;
+mod contents;
 mod file;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod handle;
 mod in_flight;
 mod keys;
 mod leases;
 mod message;
 mod place;
 mod refusal;
+mod request;
 mod reserve;
 mod serve;
 mod service;
 mod settings;
-mod shared;
-mod state;
 mod threads;
 mod upkeep;
 mod writer;
@@ -34,28 +35,30 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
+use crate::handle::Worker;
 use crate::in_flight::InFlight;
-use crate::serve::Listening;
+use crate::serve::{Admitted, Listening};
 use crate::service::Service;
 pub use crate::settings::{InvalidListenUrl, ListenUrl, Settings, StartError, TlsFiles};
-use crate::shared::Worker;
 use crate::threads::Threads;
 use crate::writer::Opened;
 
-/// The name of the file in its directory.
+/// Name of the file in the data directory.
 const FILE: &str = "store.redb";
 
-/// A store that is served, until this is dropped.
+/// A running store. Dropping it stops the store.
 #[derive(Debug)]
 pub struct Running {
     client_urls: Vec<String>,
     file: PathBuf,
     failures: mpsc::Receiver<String>,
-    /// Its threads end when this is gone.
+    /// Dropping this ends the threads.
     _stop: watch::Sender<()>,
+    /// Without these, the serving threads would end, and report that, before the thread that ended first reports why.
+    _serving: Vec<mpsc::Sender<Admitted>>,
 }
 
-/// Opens the file and serves it, by threads of its own: many clients do not hold up the agent in the same process.
+/// Opens the file and serves it on its own threads, so that many clients do not slow the agent in the same process.
 ///
 /// # Errors
 /// [`StartError`], before anything is served.
@@ -77,16 +80,16 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let threads = Threads { stopped, failed };
     threads.spawn_blocking("store-writer", || writer.run())?;
     let in_flight = InFlight::of_a_store();
-    let upkeep = upkeep::run(workers[0].shared.clone(), in_flight.clone(), place, settings.retention);
+    let upkeep = upkeep::run(workers[0].store.clone(), in_flight.clone(), place, settings.retention);
     {
-        let state = workers[0].shared.state();
-        let (keys, leases) = (state.key_count(), state.leases.ids().len());
-        info!(file = %path.display(), keys, leases, revision = state.stored, "opened the store");
+        let contents = workers[0].store.contents();
+        let (keys, leases) = (contents.key_count(), contents.leases.ids().len());
+        info!(file = %path.display(), keys, leases, revision = contents.stored, "opened the store");
     }
     let mut serving = Vec::new();
-    for Worker { shared, notifier } in workers {
+    for Worker { store, notifier } in workers {
         let service = Service {
-            shared,
+            store,
             identity,
             client_urls: Arc::new(client_urls.clone()),
             file: Arc::new(path.clone()),
@@ -96,7 +99,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         let (sender, connections) = mpsc::channel(serve::CONNECTIONS_WAITING);
         serving.push(sender);
         threads.spawn("store-serve", async {
-            // Why there is nothing more to tell, the writer says itself.
+            // The writer reports why it ended.
             let telling = async {
                 notifier.run().await;
                 std::future::pending::<String>().await
@@ -108,10 +111,11 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         })?;
     }
     let limit = ConnectionLimit::of_clients();
+    let senders = serving.clone();
     threads.spawn("store", async move {
         let mut work = JoinSet::new();
         for listening in listening {
-            work.spawn(listening.accept(serving.clone(), limit.clone()));
+            work.spawn(listening.accept(senders.clone(), limit.clone()));
         }
         work.spawn(upkeep);
         match work.join_next().await {
@@ -119,21 +123,21 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             _ => "the store's thread has panicked".to_owned(),
         }
     })?;
-    Ok(Running { client_urls, file: path, failures, _stop: stop })
+    Ok(Running { client_urls, file: path, failures, _stop: stop, _serving: serving })
 }
 
 impl Running {
-    /// Where it listens, with the port that was chosen where port 0 was asked for: `http://127.0.0.1:2379`.
+    /// The URLs that the store listens on, such as `http://127.0.0.1:2379`. Port 0 is replaced by the chosen port.
     pub fn client_urls(&self) -> &[String] {
         &self.client_urls
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Waits until it can serve no longer, and says why. Cancel-safe.
+    /// Waits until the store cannot continue, and returns the reason. Cancel-safe.
     pub async fn failed(&mut self) -> String {
         self.failures.recv().await.unwrap_or_else(|| "the store has ended".to_owned())
     }

@@ -1,5 +1,5 @@
-//! An answer as it goes over the wire, made piece by piece as the client takes it. What it tells of keys stays where it is,
-//! in the records that the store holds anyway: an answer of many megabytes that nobody reads is a list of pointers.
+//! An answer, encoded piece by piece as the client takes it. Keys stay in the store's records: an answer of many
+//! megabytes that no client reads is a list of pointers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use crate::keys::Record;
 
-/// Bytes of a piece: a frame of HTTP/2.
+/// Bytes of a piece: one HTTP/2 frame.
 pub(crate) const PIECE: usize = 16 << 10;
-/// A value of so many bytes is not copied.
+/// A value of this size or more is not copied.
 const LARGE: usize = 4 << 10;
-/// The field of `mvccpb.KeyValue` with the value.
+/// Field number of the value in `mvccpb.KeyValue`.
 const VALUE: u32 = 5;
-/// The fields of `mvccpb.Event` with the key, and with the key before.
+/// Field numbers of the key and the previous key in `mvccpb.Event`.
 const EVENT_KV: u32 = 2;
 const EVENT_PREV_KV: u32 = 3;
 /// `mvccpb.Event.EventType`.
 const DELETE: i32 = 1;
 
-/// A message of Protobuf that is encoded as it is taken.
+/// A Protobuf message that is encoded as the client takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
-    /// Bytes that it has when it is encoded.
+    /// Encoded length in bytes.
     length: usize,
     parts: VecDeque<Part>,
 }
@@ -34,21 +34,21 @@ pub(crate) struct Message {
 #[derive(Debug)]
 enum Part {
     Bytes(Bytes),
-    Keys(Keys),
-    Events { tag: u32, changes: std::vec::IntoIter<Change> },
+    Keys(Records),
+    Events { tag: u32, events: std::vec::IntoIter<Event> },
 }
 
-/// What a watch is told of one key.
+/// One event of a watch.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Change {
+pub(crate) struct Event {
     pub(crate) record: Arc<Record>,
-    /// The key before, where the watch asked for it.
+    /// The key before, if the watch asked for it.
     pub(crate) before: Option<Arc<Record>>,
 }
 
-/// A repeated field.
+/// A repeated field of keys.
 #[derive(Debug)]
-struct Keys {
+struct Records {
     tag: u32,
     without_values: bool,
     records: Vec<Arc<Record>>,
@@ -56,13 +56,13 @@ struct Keys {
 }
 
 impl Message {
-    /// Appends these fields.
+    /// Appends fields.
     pub(crate) fn fields(mut self, fields: &impl prost::Message) -> Self {
         self.push(fields.encode_to_vec().into());
         self
     }
 
-    /// Appends a field that is a message itself.
+    /// Appends a field that is itself a message.
     pub(crate) fn field(mut self, tag: u32, message: Message) -> Self {
         self.push(begin(tag, message.length));
         self.length += message.length;
@@ -70,26 +70,26 @@ impl Message {
         self
     }
 
-    /// Appends a repeated field with keys.
+    /// Appends a repeated field of keys.
     pub(crate) fn keys(mut self, tag: u32, records: Vec<Arc<Record>>, without_values: bool) -> Self {
         let length = |record: &Arc<Record>| field_len(tag, length_of(&record.kv, without_values));
         self.length += records.iter().map(length).sum::<usize>();
         if !records.is_empty() {
-            self.parts.push_back(Part::Keys(Keys { tag, without_values, records, taken: 0 }));
+            self.parts.push_back(Part::Keys(Records { tag, without_values, records, taken: 0 }));
         }
         self
     }
 
-    /// Appends a repeated field with events.
-    pub(crate) fn events(mut self, tag: u32, changes: Vec<Change>) -> Self {
-        self.length += changes.iter().map(|change| field_len(tag, change.length())).sum::<usize>();
-        if !changes.is_empty() {
-            self.parts.push_back(Part::Events { tag, changes: changes.into_iter() });
+    /// Appends a repeated field of events.
+    pub(crate) fn events(mut self, tag: u32, events: Vec<Event>) -> Self {
+        self.length += events.iter().map(|event| field_len(tag, event.length())).sum::<usize>();
+        if !events.is_empty() {
+            self.parts.push_back(Part::Events { tag, events: events.into_iter() });
         }
         self
     }
 
-    /// With the five bytes before it that gRPC has there: not compressed, and the length.
+    /// Adds gRPC's prefix of five bytes: no compression, and the length.
     pub(crate) fn framed(mut self) -> Self {
         let length = u32::try_from(self.length).unwrap_or(u32::MAX).to_be_bytes();
         self.parts.push_front(Part::Bytes([&[0], &length[..]].concat().into()));
@@ -97,23 +97,23 @@ impl Message {
         self
     }
 
-    /// Bytes that it has when it is encoded.
+    /// Encoded length in bytes.
     pub(crate) fn length(&self) -> usize {
         self.length
     }
 
-    /// Bytes of memory that it takes, with a piece of it on its way, beside what the store holds anyway.
+    /// Bytes of memory that the message takes, including one piece in transit, without the store's records.
     pub(crate) fn cost(&self) -> usize {
         let of_part = |part: &Part| match part {
             Part::Bytes(bytes) => bytes.len(),
             Part::Keys(keys) => keys.records.capacity() * size_of::<Arc<Record>>(),
-            Part::Events { changes, .. } => changes.len() * size_of::<Change>(),
+            Part::Events { events, .. } => events.len() * size_of::<Event>(),
         };
         let parts: usize = self.parts.iter().map(of_part).sum();
         PIECE + self.parts.capacity() * size_of::<Part>() + parts
     }
 
-    /// The next bytes, [`PIECE`] at most; `None` when all are taken.
+    /// The next bytes, at most [`PIECE`]; `None` at the end.
     pub(crate) fn next(&mut self) -> Option<Bytes> {
         let mut piece = BytesMut::new();
         while piece.len() < PIECE
@@ -135,7 +135,7 @@ impl Message {
                     }),
                     None => drop(self.parts.pop_front()),
                 },
-                Part::Events { tag, changes } => match changes.next() {
+                Part::Events { tag, events } => match events.next() {
                     Some(change) => {
                         let event = Message::default().field(*tag, change.into());
                         event.parts.into_iter().rev().for_each(|part| self.parts.push_front(part));
@@ -153,8 +153,8 @@ impl Message {
     }
 }
 
-impl Change {
-    /// Bytes that it has as an event.
+impl Event {
+    /// Encoded length as an event.
     pub(crate) fn length(&self) -> usize {
         let of = |tag, record: &Arc<Record>| field_len(tag, record.kv.encoded_len());
         let before = self.before.as_ref().map_or(0, |record| of(EVENT_PREV_KV, record));
@@ -166,8 +166,8 @@ impl Change {
     }
 }
 
-impl From<Change> for Message {
-    fn from(change: Change) -> Self {
+impl From<Event> for Message {
+    fn from(change: Event) -> Self {
         let kind = change.kind();
         Self::default().fields(&kind).keys(EVENT_KV, vec![change.record], false).keys(
             EVENT_PREV_KV,
@@ -177,8 +177,8 @@ impl From<Change> for Message {
     }
 }
 
-impl Keys {
-    /// The next of them; what comes of fields one after the other is as well encoded as what comes of them together.
+impl Records {
+    /// The next key. Encoding the fields one after the other equals encoding the message at once.
     fn next(&mut self) -> Option<[Bytes; 3]> {
         let record = self.records.get(self.taken)?;
         self.taken += 1;
@@ -197,7 +197,7 @@ impl Keys {
     }
 }
 
-/// The value of a record, where it is.
+/// The value of a record, without a copy.
 struct Value(Arc<Record>);
 
 impl AsRef<[u8]> for Value {
@@ -206,7 +206,7 @@ impl AsRef<[u8]> for Value {
     }
 }
 
-/// What stands before a field of this many bytes.
+/// Tag and length before a field of this many bytes.
 fn begin(tag: u32, length: usize) -> Bytes {
     let mut bytes = BytesMut::new();
     encode_key(tag, WireType::LengthDelimited, &mut bytes);
@@ -214,7 +214,7 @@ fn begin(tag: u32, length: usize) -> Bytes {
     bytes.freeze()
 }
 
-/// Bytes of a field of this many bytes, with what stands before it.
+/// Bytes of a field of this many bytes, with tag and length.
 fn field_len(tag: u32, length: usize) -> usize {
     key_len(tag) + encoded_len_varint(length as u64) + length
 }
@@ -281,20 +281,20 @@ mod tests {
             let kv = PbKeyValue { key, value, version, mod_revision: 9, ..PbKeyValue::default() };
             Arc::new(Record { kv, number: 0 })
         };
-        let change = |record, before| Change { record, before };
+        let change = |record, before| Event { record, before };
         let changes = vec![
             change(record(3, 1), None),
             change(record(50_000, 2), Some(record(3, 1))),
             change(record(0, 0), Some(record(LARGE, 2))),
         ];
-        let event = |change: &Change| PbEvent {
+        let event = |change: &Event| PbEvent {
             r#type: i32::from(change.record.kv.version == 0),
             kv: Some(change.record.kv.clone()),
             prev_kv: change.before.as_ref().map(|record| record.kv.clone()),
         };
         let fields = PbWatchResponse { watch_id: 7, fragment: true, ..PbWatchResponse::default() };
         let whole = PbWatchResponse { events: changes.iter().map(event).collect(), ..fields.clone() };
-        let lengths: Vec<usize> = changes.iter().map(Change::length).collect();
+        let lengths: Vec<usize> = changes.iter().map(Event::length).collect();
         assert_eq!(lengths, whole.events.iter().map(prost::Message::encoded_len).collect::<Vec<_>>());
         let message = Message::default().fields(&fields).events(11, changes);
         assert_eq!(message.length(), whole.encoded_len());

@@ -1,4 +1,5 @@
-//! Where the file is: never left half made, readable by its owner alone, and known to be gone when somebody takes it away.
+//! The path of the file. The file is never half made, only its owner can read it, and the store notices when somebody
+//! takes it away.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
@@ -7,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-/// What may be done with the file: read and written by its owner.
+/// Mode of the file: only its owner can read and write it.
 const FILE_MODE: u32 = 0o600;
-/// The rights of everybody but the owner.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
 
-/// A file by its path, and by what tells it from another one that is put there.
+/// A file by its path, and by the device and inode that distinguish it from a replacement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     path: PathBuf,
@@ -21,8 +22,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The file at `path`. Where there is none, `make` makes it aside, so that the start of a store that is killed leaves
-    /// nothing that looks like one.
+    /// The file at `path`. If it does not exist, `make` creates it under another name first. So a store that is killed
+    /// at its start leaves no half-made file.
     pub(crate) fn prepare<E: From<io::Error>>(
         path: &Path,
         make: impl FnOnce(fs::File) -> Result<(), E>,
@@ -33,7 +34,7 @@ impl Place {
                 let reason = "it is a link to a file that is not there; is its disk mounted?";
                 return Err(io::Error::other(reason).into());
             }
-            // Of a name of our own: another process may be about to do the same.
+            // A name of this process: another process may do the same.
             let aside = path.with_extension(format!("{}.new", std::process::id()));
             let file = OpenOptions::new()
                 .read(true)
@@ -43,7 +44,7 @@ impl Place {
                 .mode(FILE_MODE)
                 .open(&aside)?;
             let made = make(file).and_then(|()| match fs::hard_link(&aside, path) {
-                // The other one was faster: its store is the one.
+                // The other process was faster. Its store counts.
                 Err(reason) if reason.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 linked => Ok(linked?),
             });
@@ -61,38 +62,40 @@ impl Place {
         keep_to_owner(path, &found);
         if fs::metadata(dir)?.mode() & OTHERS != 0 {
             let dir = dir.display();
-            warn!("others may look into {dir}, where the store is; chmod 700 {dir} keeps them out");
+            warn!("other users can read {dir}, which holds the store; run: chmod 700 {dir}");
         }
         Ok(Self { path: path.to_owned(), device: found.dev(), inode: found.ino() })
     }
 
-    /// Whether the file is still the one at its path. What is written into one that was deleted is lost with this process.
+    /// Checks that the file is still at its path. Writes to a deleted file are lost when this process ends.
     ///
     /// # Errors
-    /// What has become of it.
+    /// What happened to the file.
     pub(crate) fn check(&self) -> Result<(), String> {
         let path = self.path.display();
         match fs::metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == (self.device, self.inode) => Ok(()),
-            Ok(_) => Err(format!("somebody put another file in the place of {path}")),
+            Ok(_) => Err(format!("somebody replaced {path} by another file")),
             Err(reason) if reason.kind() == io::ErrorKind::NotFound => {
                 Err(format!("somebody deleted or moved {path}"))
             }
-            // A directory that cannot be read at this moment says nothing of the file.
+            // If the directory cannot be read now, that says nothing about the file.
             Err(_) => Ok(()),
         }
     }
 }
 
-/// Takes the file from everybody but its owner, whatever it was made with.
+/// Removes the permissions of group and others.
 fn keep_to_owner(path: &Path, found: &fs::Metadata) {
     if found.mode() & OTHERS == 0 {
         return;
     }
     let file = path.display();
     match fs::set_permissions(path, Permissions::from_mode(FILE_MODE)) {
-        Ok(()) => info!(%file, "others could read the store's file; now only its owner can"),
-        Err(reason) => warn!(%file, %reason, "others can read the store's file"),
+        Ok(()) => info!(%file, "other users could read the store's file; now only its owner can"),
+        Err(reason) => {
+            warn!(%file, %reason, "cannot remove other users' access to the store's file");
+        }
     }
 }
 

@@ -1,8 +1,8 @@
-//! Why a request is refused, in etcd's words and codes: clients compare them (`api/v3rpc/rpctypes/error.go`).
+//! Reasons for a refusal, with etcd's texts and codes. Clients compare them (`api/v3rpc/rpctypes/error.go`).
 
 use tonic::{Code, Status};
 
-/// Why a request is refused.
+/// The reason for a refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     EmptyKey,
@@ -18,20 +18,20 @@ pub(crate) enum Refusal {
     LeaseExists,
     LeaseTtlTooLarge,
     NoSpace,
-    /// Answers that nobody takes have all the room.
+    /// Answers that no client takes use all the room.
     TooManyRequests,
-    /// An answer is larger than gRPC lets clients take.
+    /// The answer is larger than gRPC allows.
     AnswerTooLarge,
     /// The file cannot be written for another reason.
     Broken(String),
-    /// The file is no longer where it was.
+    /// The file is no longer at its path.
     Gone(String),
-    /// The store ends.
+    /// The store is stopping.
     Stopped,
 }
 
 impl Refusal {
-    /// What a client is told.
+    /// The text for the client.
     pub(crate) fn reason(&self) -> &str {
         self.parts().1
     }
@@ -72,7 +72,7 @@ impl From<Refusal> for Status {
     }
 }
 
-/// A part of etcd that is not served.
+/// The answer to a call of etcd that this store does not serve.
 pub(crate) fn not_served(what: &str) -> Status {
     Status::unimplemented(format!("{what} is not served by flan's embedded store; use an etcd for it"))
 }

@@ -1,5 +1,4 @@
-//! Room on the disk that is kept for what makes room. To delete takes some space as well; on a disk that is full, nobody
-//! could.
+//! Reserved disk space for deletions. A deletion also writes, so without a reserve nobody could delete on a full disk.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,11 +10,11 @@ use tracing::warn;
 
 use crate::file::is_for_want_of_space;
 
-/// What is kept, or as much as leaves as much again to others: a deletion writes some pages of each table, and the largest
-/// transaction deletes a few thousand keys.
+/// Possible sizes. The reserve takes the largest that leaves as much again to others. A deletion writes some pages of
+/// each table, and the largest transaction deletes a few thousand keys.
 const SIZES: [u64; 3] = [4 << 20, 2 << 20, 1 << 20];
 
-/// A file that only takes room.
+/// A file that only occupies space.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
@@ -23,19 +22,19 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve of the store at `store`, held if there is room for it.
+    /// The reserve of the store at `store`, held if there is space.
     pub(crate) fn beside(store: &Path) -> Self {
         let mut reserve = Self { path: store.with_extension("reserve"), is_held: false };
         reserve.hold();
         reserve
     }
 
-    /// Whether room is kept.
+    /// Whether the space is reserved.
     pub(crate) fn is_held(&self) -> bool {
         self.is_held
     }
 
-    /// Takes the room, where there is enough. Answers whether it is held now.
+    /// Reserves the space, if there is enough. Returns whether the reserve is held.
     pub(crate) fn hold(&mut self) -> bool {
         if self.is_held {
             return true;
@@ -47,16 +46,16 @@ impl Reserve {
                 false
             }
             Err(reason) => {
-                // The store is better off without than not writing at all.
+                // A store without a reserve is better than a store that cannot write.
                 let path = self.path.display();
-                warn!(%path, %reason, "cannot keep room for deletions on a full disk");
+                warn!(%path, %reason, "cannot reserve disk space for deletions");
                 true
             }
         };
         self.is_held
     }
 
-    /// Gives the room away.
+    /// Releases the space.
     pub(crate) fn release(&mut self) {
         self.is_held = false;
         self.remove();
@@ -65,7 +64,7 @@ impl Reserve {
     fn allocate(&self) -> io::Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let disk = statvfs(dir)?;
-        // Of a file that is there already, its room is ours.
+        // The space of an existing reserve file is ours.
         let held = fs::metadata(&self.path).map_or(0, |file| file.blocks() * 512);
         let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(held);
         let size = SIZES.into_iter().find(|size| free >= 2 * size).ok_or(io::ErrorKind::StorageFull)?;
@@ -73,7 +72,7 @@ impl Reserve {
         loop {
             return match fallocate(&file, FallocateFlags::empty(), 0, size) {
                 Err(rustix::io::Errno::INTR) => continue,
-                // A file system that cannot keep room.
+                // This file system cannot reserve space.
                 Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
                 allocated => Ok(allocated?),
             };
@@ -81,7 +80,7 @@ impl Reserve {
     }
 
     fn remove(&self) {
-        // What cannot be removed now takes no more room than before.
+        // A file that cannot be removed takes no more space than before.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -1,7 +1,8 @@
-//! The sockets: TLS, gRPC, and `/health` for those who speak plain HTTP.
+//! The sockets: TLS, gRPC, and `/health` over plain HTTP.
 
+mod causes;
 mod connection;
-mod hpack;
+mod etcdctl_authority;
 mod tls;
 
 use std::convert::Infallible;
@@ -21,27 +22,28 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use self::causes::causes;
 use self::connection::Connection;
 #[cfg(fuzzing)]
-pub use self::connection::mended;
+pub use self::etcdctl_authority::fixed;
 pub(crate) use self::tls::Acceptor;
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
 
-/// Connections that wait to be accepted: all hosts of a site come at once when the store is back.
+/// Connections that the kernel queues: all hosts of a site connect at once when the store is back.
 const BACKLOG: u32 = 1024;
-/// Connections that wait for one that serves.
+/// Connections that wait for a serving thread.
 pub(crate) const CONNECTIONS_WAITING: usize = 16;
-/// Requests of a connection that are under way at once. Each costs memory, and a watch is one, of any number of keys.
+/// Concurrent requests of one connection. Each takes memory. A watch stream is one request with any number of watches.
 const STREAMS: u32 = 1024;
-/// A client without a sign of life is asked for one after this.
+/// The server pings a silent client after this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// A connection that may be served, and its place.
+/// An admitted connection and its slot.
 pub(crate) type Admitted = (TcpStream, Slot);
 
-/// A socket that listens, and where.
+/// A listening socket and its URL.
 pub(crate) struct Listening {
     pub(crate) url: ListenUrl,
     listener: TcpListener,
@@ -63,7 +65,7 @@ impl Listening {
         Ok(Self { url: ListenUrl { address, ..url }, listener })
     }
 
-    /// Gives each connection to the next of those who serve, as far as `limit` allows; answers why no longer.
+    /// Passes connections to the serving threads in turn, within `limit`. Returns the reason when it cannot continue.
     pub(crate) async fn accept(
         self,
         serving: Vec<mpsc::Sender<Admitted>>,
@@ -73,7 +75,7 @@ impl Listening {
             Ok(listener) => accept(Door::new(listener, limit, self.url), &serving).await,
             Err(reason) => reason.to_string(),
         };
-        format!("cannot go on serving {}: {reason}", self.url)
+        format!("cannot continue to serve {}: {reason}", self.url)
     }
 }
 
@@ -81,7 +83,7 @@ async fn accept(mut door: Door, serving: &[mpsc::Sender<Admitted>]) -> String {
     for next in serving.iter().cycle() {
         let admitted = loop {
             let (connection, slot) = door.next().await;
-            // One that is gone already is nobody's loss.
+            // A connection that is already gone needs no handling.
             if let Ok(connection) = connection.into_std() {
                 break (connection, slot);
             }
@@ -90,10 +92,10 @@ async fn accept(mut door: Door, serving: &[mpsc::Sender<Admitted>]) -> String {
             break;
         }
     }
-    "a thread that serves has ended".to_owned()
+    "a serving thread has ended".to_owned()
 }
 
-/// A server, ready for its connections, and what shakes hands with those of TLS.
+/// The gRPC server, and the TLS acceptor if TLS is on.
 pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<(Server, Option<Acceptor>), StartError> {
     let server = Server::builder()
         .accept_http1(true)
@@ -102,12 +104,12 @@ pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<(Server, Option<Acceptor>
     Ok((server, tls.map(Acceptor::new).transpose()?))
 }
 
-/// What is answered under which path.
+/// The routes of the server.
 pub(crate) fn routes(service: Service) -> Routes {
     let health = {
         let service = service.clone();
         get(move || async move {
-            let healthy = service.shared.failure().is_none();
+            let healthy = service.store.failure().is_none();
             ([("content-type", "application/json")], format!(r#"{{"health":"{healthy}"}}"#))
         })
     };
@@ -117,14 +119,14 @@ pub(crate) fn routes(service: Service) -> Routes {
     }))
 }
 
-/// Serves connections until no more can come; answers why.
+/// Serves connections until there are no more. Returns the reason.
 pub(crate) async fn serve(
     (mut server, tls): (Server, Option<Acceptor>),
     routes: Routes,
     connections: mpsc::Receiver<Admitted>,
 ) -> String {
     let incoming = ReceiverStream::new(connections).filter_map(|(connection, slot)| {
-        // One that is gone already is nobody's loss.
+        // A connection that is already gone needs no handling.
         let ready = connection.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(connection));
         future::ready(ready.ok().map(|tcp| Connection::new(tcp, slot)))
     });
@@ -132,24 +134,14 @@ pub(crate) async fn serve(
     let served = match tls {
         None => server.serve_with_incoming(incoming.map(Ok::<_, Infallible>)).await,
         Some(tls) => {
-            // All that come at once: they are as many as there are slots, and each has its time.
+            // All handshakes run at once. The slots limit their number, and each has a time limit.
             let handshakes = incoming.map(|connection| tls.clone().accept(connection));
             let shaken = handshakes.buffer_unordered(usize::MAX).filter_map(future::ready);
             server.serve_with_incoming(shaken.map(Ok::<_, Infallible>)).await
         }
     };
     match served {
-        Ok(()) => "nobody takes connections any longer".to_owned(),
-        Err(reason) => format!("cannot go on serving: {}", causes(&reason)),
+        Ok(()) => "no thread accepts connections any more".to_owned(),
+        Err(reason) => format!("cannot continue to serve: {}", causes(&reason)),
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -1,4 +1,4 @@
-//! The gRPC services of etcd, as far as they are served.
+//! The gRPC services of etcd that the store serves.
 
 mod body;
 mod kv;
@@ -17,33 +17,33 @@ use tonic::service::Routes;
 use tonic::transport::server::TlsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::file::Identity;
+use crate::file::MemberIdentity;
+use crate::handle::StoreHandle;
 use crate::in_flight::{Client, InFlight, Turn};
 use crate::message::Message;
 use crate::refusal::Refusal;
-use crate::shared::Shared;
 
-/// What every service works with. Clones are the same store.
+/// Shared by all services. Clones are the same store.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) identity: Identity,
+    pub(crate) store: Arc<StoreHandle>,
+    pub(crate) identity: MemberIdentity,
     pub(crate) client_urls: Arc<Vec<String>>,
     pub(crate) file: Arc<PathBuf>,
     pub(crate) in_flight: Arc<InFlight>,
 }
 
-/// The largest request that is served (`--max-request-bytes`).
+/// Largest request in bytes (`--max-request-bytes`).
 const LARGEST_REQUEST: usize = 3 << 19;
-/// The largest request of a stream of watches, which names a key or a range.
+/// Largest request on a watch stream in bytes. It names a key or a range.
 const LARGEST_WATCH_REQUEST: usize = 64 << 10;
-/// The largest answer that clients take (gRPC's `math.MaxInt32`).
+/// Largest answer that clients accept (gRPC's `math.MaxInt32`).
 const LARGEST_ANSWER: usize = i32::MAX as usize;
-/// What is read of a larger one, to refuse it in words.
+/// Largest request that is read at all, so that the refusal can say why.
 const LARGEST_READ: usize = LARGEST_REQUEST + (512 << 10);
 
 impl Service {
-    /// Everything that is answered, by its path.
+    /// All routes of the services.
     pub(crate) fn routes(self) -> Routes {
         let services = Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(LARGEST_READ))
             .add_service(PbWatchServer::new(self.clone()).max_decoding_message_size(LARGEST_WATCH_REQUEST))
@@ -53,20 +53,15 @@ impl Service {
         services.into_axum_router().layer(map_response(body::put_in)).into()
     }
 
-    /// Waits until the client of a request may have so many ranges read; of what is no range, any number may be.
+    /// Waits until the client of a request may read this many ranges. Requests without ranges do not wait.
     async fn turn<T>(&self, request: &Request<T>, ranges: usize) -> Result<Turn, Refusal> {
         match ranges {
             0 => Ok(Turn::default()),
-            ranges => {
-                let extensions = request.extensions();
-                let by_tls = || Some(extensions.get::<TlsConnectInfo<Client>>()?.get_ref());
-                let client = extensions.get::<Client>().or_else(by_tls);
-                self.in_flight.turn(client.cloned(), ranges).await
-            }
+            ranges => self.in_flight.turn(client(request), ranges).await,
         }
     }
 
-    /// An answer that is made as the client takes it.
+    /// An answer that is encoded as the client takes it.
     async fn answer<T: Default>(
         &self,
         turn: Turn,
@@ -80,16 +75,23 @@ impl Service {
     }
 
     fn header(&self) -> Option<PbResponseHeader> {
-        self.header_at(self.shared.revision())
+        self.header_at(self.store.revision())
     }
 
     fn header_at(&self, revision: i64) -> Option<PbResponseHeader> {
-        let Identity { cluster, member, starts } = self.identity;
+        let MemberIdentity { cluster, member, starts } = self.identity;
         Some(PbResponseHeader { cluster_id: cluster, member_id: member, revision, raft_term: starts })
     }
 
-    /// Says who answers.
+    /// Adds the store's identity to a header.
     fn sign(&self, header: &mut Option<PbResponseHeader>) {
         *header = self.header_at(header.as_ref().map_or(0, |header| header.revision));
     }
+}
+
+/// The connection of a request, with TLS or without.
+fn client<T>(request: &Request<T>) -> Option<Client> {
+    let extensions = request.extensions();
+    let by_tls = || Some(extensions.get::<TlsConnectInfo<Client>>()?.get_ref());
+    extensions.get::<Client>().or_else(by_tls).cloned()
 }

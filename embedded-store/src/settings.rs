@@ -1,4 +1,4 @@
-//! Where the file is, where to listen and for whom: refused by name where it cannot work.
+//! The settings of a store. Settings that cannot work are refused by name.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -6,42 +6,42 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What a store needs to know to start.
+/// The settings of a store.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Directory of the file; made if it is not there.
+    /// Directory of the file. Created if it does not exist.
     pub data_dir: PathBuf,
-    /// Where to listen.
+    /// URLs to listen on.
     pub listen: Vec<ListenUrl>,
-    /// Certificates for the `https` URLs among them.
+    /// Certificates for the `https` URLs.
     pub tls: Option<TlsFiles>,
-    /// Whether anybody who reaches us beyond loopback may read and write without TLS.
+    /// Whether any client beyond loopback may read and write without TLS.
     pub insecure: bool,
     /// How long the history of the keys is kept.
     pub retention: Duration,
 }
 
-/// Files in PEM form, read when the store starts.
+/// PEM files, read when the store starts.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// Our certificate, with those between it and its authority.
+    /// The store's certificate, with the intermediate certificates.
     pub certificate: PathBuf,
-    /// Its key.
+    /// The key of the store's certificate.
     pub key: PathBuf,
-    /// Authorities of which clients must have a certificate; without, every client is served.
+    /// CAs. A client needs a certificate of one of them. `None` serves every client.
     pub client_authorities: Option<PathBuf>,
 }
 
 /// An address to listen on, written as a URL: `http://127.0.0.1:2379`, `https://[2001:db8::1]:2379`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenUrl {
-    /// Address and port; port 0 is any free one.
+    /// Address and port. Port 0 means any free port.
     pub address: SocketAddr,
-    /// Whether it begins with `https`.
+    /// Whether the URL begins with `https`.
     pub tls: bool,
 }
 
-/// A text that says nowhere to listen. It is not repeated here, as it may hold a password.
+/// An invalid listen URL. Not repeated here, because it may hold a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected an IP address and a port, such as http://127.0.0.1:2379")]
 pub struct InvalidListenUrl;
@@ -49,44 +49,42 @@ pub struct InvalidListenUrl;
 /// Why a store does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A setting that cannot work.
+    /// A setting cannot work.
     #[error("{0}")]
     Setting(String),
     /// The file cannot be used.
     #[error("cannot open the store {}: {reason}", path.display())]
     File {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// An address cannot be listened on.
+    /// The store cannot listen on an address.
     #[error("cannot listen on {url}: {source}")]
     Listen {
-        /// Which.
+        /// The URL.
         url: ListenUrl,
-        /// Why.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
-    /// There is no thread to be had.
+    /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
 }
 
 impl Settings {
-    /// Refuses what cannot work or is not safe.
+    /// Refuses settings that cannot work or are not safe.
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let setting = |text: String| Err(StartError::Setting(text));
         if self.listen.is_empty() {
-            return setting(
-                "no URL to listen on is given; expected one such as http://127.0.0.1:2379".into(),
-            );
+            return setting("no listen URL is given; expected one such as http://127.0.0.1:2379".into());
         }
         for url in &self.listen {
             match &self.tls {
                 None if url.tls => {
-                    return setting(format!("{url} needs a certificate and a key, and none are given"));
+                    return setting(format!("{url} requires a certificate and a key"));
                 }
                 Some(_) if !url.tls => {
                     return setting(format!("a certificate is given, but {url} is not https://"));
@@ -94,7 +92,7 @@ impl Settings {
                 None if !url.is_loopback() && !self.insecure => {
                     return setting(format!(
                         "{url} is not on loopback: without TLS everybody who reaches it can take any subnet; use https:// with \
-                         certificates, or allow it in words (--store-insecure)"
+                         certificates, or allow it with --store-insecure"
                     ));
                 }
                 _ => {}
@@ -105,7 +103,7 @@ impl Settings {
 }
 
 impl ListenUrl {
-    /// Whether only this host reaches it.
+    /// Whether only this host can connect.
     pub fn is_loopback(&self) -> bool {
         match self.address.ip() {
             IpAddr::V6(address) => address.to_canonical().is_loopback(),
@@ -124,7 +122,7 @@ impl FromStr for ListenUrl {
             "https" => true,
             _ => return Err(InvalidListenUrl),
         };
-        // etcd takes a name nowhere but here.
+        // etcd accepts this host name, and no other.
         let place = place.replacen("localhost:", "127.0.0.1:", 1);
         Ok(Self { address: place.parse().map_err(|_| InvalidListenUrl)?, tls })
     }

@@ -1,4 +1,4 @@
-//! The threads of a store: each does one thing, until the store is stopped.
+//! The threads of a store. Each does one thing until the store stops.
 
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,10 +8,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::settings::StartError;
 
-/// Threads that serve, at most: a small site needs no more.
+/// Most serving threads. A small site needs no more.
 const MOST_SERVING: usize = 4;
 
-/// How many threads serve clients.
+/// Number of threads that serve clients.
 pub(crate) fn count_to_serve() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(MOST_SERVING)
 }
@@ -19,14 +19,15 @@ pub(crate) fn count_to_serve() -> usize {
 /// Starts threads.
 #[derive(Debug)]
 pub(crate) struct Threads {
-    /// Closed when the store is stopped.
+    /// Closed when the store stops.
     pub(crate) stopped: watch::Receiver<()>,
-    /// Is told why a thread has ended. When the store was stopped nobody wants to know.
+    /// Receives the reason when a thread ends. Nobody reads it after a stop.
     pub(crate) failed: mpsc::Sender<String>,
 }
 
 impl Threads {
-    /// A thread for `work` and all that this spawns. It gives a reason when it ends before the store is stopped.
+    /// Starts a thread for `work` and the tasks that it spawns. If the thread ends before the store stops, it gives a
+    /// reason.
     pub(crate) fn spawn(
         &self,
         name: &str,
@@ -39,7 +40,7 @@ impl Threads {
                 _ = stopped.changed() => String::new(),
             }
         };
-        // Made by the thread itself: where none can be had, it could not be dropped here.
+        // The thread creates its own runtime: a failure here could not drop it.
         self.spawn_blocking(name, || {
             match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime.block_on(until_stopped),
@@ -48,7 +49,7 @@ impl Threads {
         })
     }
 
-    /// A thread for work that waits for more than sockets.
+    /// Starts a thread for blocking work.
     pub(crate) fn spawn_blocking(
         &self,
         name: &str,

@@ -1,5 +1,5 @@
-//! What time brings: leases end, how long the others last is noted, old history is forgotten, answers are not taken, and
-//! somebody takes the file away.
+//! Timed work: ends leases, records how long the others last, compacts old history, ends answers that no client takes,
+//! and checks that the file is there.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,24 +8,24 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
+use crate::handle::StoreHandle;
 use crate::in_flight::InFlight;
 use crate::place::Place;
-use crate::shared::Shared;
-use crate::writer::Request;
+use crate::request::WriteRequest;
 
-/// How often is looked for leases that have expired.
+/// How often expired leases are ended.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the file is told how long leases last, where it believes in so much more. A lease that is shorter is given its
-/// full time by each start.
+/// How often the times of leases on disk are corrected, and the error that is corrected. A lease shorter than this gets
+/// its full time at each start.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
-/// How often is looked whether the file is still there.
+/// How often the file's presence is checked.
 const PLACE_INTERVAL: Duration = Duration::from_secs(2);
-/// Steps in which history is forgotten.
+/// Steps in which the history is compacted.
 const STEPS: u32 = 10;
 
-/// Looks after a store, until it cannot go on; answers why.
+/// Does the timed work until the store cannot continue. Returns the reason.
 pub(crate) async fn run(
-    shared: Arc<Shared>,
+    store: Arc<StoreHandle>,
     in_flight: Arc<InFlight>,
     place: Place,
     retention: Duration,
@@ -44,23 +44,23 @@ pub(crate) async fn run(
                 }
             }
             _ = expiry.tick() => {
-                end_leases(&shared).await;
-                if shared.failure().is_some() {
-                    // Whether the file can be written again.
-                    let _ = shared.write(Request::Checkpoint(Vec::new())).await;
+                end_leases(&store).await;
+                if store.failure().is_some() {
+                    // Finds out whether the file can be written again.
+                    let _ = store.write(WriteRequest::Checkpoint(Vec::new())).await;
                 }
             }
             _ = checkpoint.tick() => {
-                let due = shared.state().leases.to_checkpoint(CHECKPOINT_INTERVAL, Instant::now());
-                if !due.is_empty() && let Err(refusal) = shared.write(Request::Checkpoint(due)).await {
-                    debug!(?refusal, "cannot note how long leases last");
+                let due = store.contents().leases.to_checkpoint(CHECKPOINT_INTERVAL, Instant::now());
+                if !due.is_empty() && let Err(refusal) = store.write(WriteRequest::Checkpoint(due)).await {
+                    debug!(?refusal, "cannot record how long leases last");
                 }
             }
             _ = history.tick() => {
-                if let Some(revision) = past.forget(Instant::now(), retention, shared.revision()) {
-                    match shared.write(Request::Compact(revision)).await {
-                        Ok(_) => debug!(revision, "forgot the history before"),
-                        // Somebody else has compacted meanwhile.
+                if let Some(revision) = past.forget(Instant::now(), retention, store.revision()) {
+                    match store.write(WriteRequest::Compact(revision)).await {
+                        Ok(_) => debug!(revision, "compacted the history"),
+                        // Somebody else has compacted.
                         Err(refusal) => debug!(revision, ?refusal, "did not compact"),
                     }
                 }
@@ -69,17 +69,17 @@ pub(crate) async fn run(
     }
 }
 
-async fn end_leases(shared: &Shared) {
-    let expired = shared.state().leases.expired(Instant::now());
+async fn end_leases(store: &StoreHandle) {
+    let expired = store.contents().leases.expired(Instant::now());
     if expired.is_empty() {
         return;
     }
     let leases = expired.len();
-    match shared.write(Request::Expire(expired)).await {
-        Ok(_) => info!(leases, "leases have expired, and what they kept is deleted"),
+    match store.write(WriteRequest::Expire(expired)).await {
+        Ok(_) => info!(leases, "leases have expired; deleted their keys"),
         Err(refusal) => {
             let reason = refusal.reason();
-            warn!(leases, reason, "leases have expired, and what they kept cannot be deleted yet");
+            warn!(leases, reason, "leases have expired, but their keys cannot be deleted yet");
         }
     }
 }
@@ -90,19 +90,19 @@ fn interval(period: Duration) -> tokio::time::Interval {
     interval
 }
 
-/// Which revision was the last at which time.
+/// The last revision at points in time.
 #[derive(Debug, Default)]
 struct Past(VecDeque<(Instant, i64)>);
 
 impl Past {
-    /// Notes the revision of now. Answers up to which one the history is older than `retention`, when there is more of that
-    /// than the last time.
+    /// Records the current revision. Returns the revision up to which the history is older than `retention`, if it has
+    /// grown since the last call.
     fn forget(&mut self, now: Instant, retention: Duration, revision: i64) -> Option<i64> {
         if self.0.back().is_none_or(|(_, last)| *last < revision) {
             self.0.push_back((now, revision));
         }
         let mut old = None;
-        // What was the last revision then is seen until the next one came.
+        // The last revision of that time stayed visible until the next one.
         while self.0.front().is_some_and(|(at, _)| now.duration_since(*at) >= retention) {
             old = self.0.pop_front().map(|(_, revision)| revision);
         }

@@ -1,4 +1,4 @@
-//! Clients of a store that is served: many at once, and those with and without a certificate.
+//! Clients of a running store: many at once, with and without a certificate.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use etcd_client::{
 use flan_embedded_store::{Running, Settings, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-/// Who count up at once, each by comparing what it saw.
+/// Clients that count up at once, each by comparing what it saw.
 const WRITERS: usize = 200;
-/// What they count, each number with so many of them.
+/// Counters, each shared by several writers.
 const COUNTERS: usize = 20;
-/// How far each counts.
+/// How far each writer counts.
 const TURNS: usize = 5;
-/// Connections with a watch each, more than threads that serve.
+/// Connections with one watch each, more than serving threads.
 const WATCHERS: usize = 16;
-/// What they are told of, by as many writers.
+/// Writes, by as many writers.
 const WRITES: i64 = 1600;
-/// A connection that nobody takes must fail by then.
+/// A connection that is not accepted must fail within this time.
 const LIMIT: Duration = Duration::from_secs(10);
 
 async fn store(dir: &Path, url: &str, tls: Option<TlsFiles>) -> Running {
@@ -68,14 +68,14 @@ fn keys(counter: usize) -> [String; 2] {
     ["a", "b"].map(|half| format!("counter/{counter}/{half}"))
 }
 
-/// What both keys of a counter say.
+/// The value of both keys of a counter.
 struct Pair {
     number: usize,
     version: i64,
     revision: i64,
 }
 
-/// Nothing before the first turn. Both keys are of one transaction at any moment.
+/// `None` before the first turn. One transaction writes both keys, so they always agree.
 async fn seen(client: &mut Client, counter: usize) -> Option<Pair> {
     let prefix = GetOptions::new().with_prefix();
     let found = client.get(format!("counter/{counter}/"), Some(prefix)).await.expect("an answer");
@@ -88,7 +88,7 @@ async fn seen(client: &mut Client, counter: usize) -> Option<Pair> {
     Some(Pair { number, version: a.version(), revision: a.mod_revision() })
 }
 
-/// Counts up, trying again whenever another one was faster.
+/// Counts up, and tries again when another writer was faster.
 async fn count(mut client: Client, counter: usize) {
     let [a, b] = keys(counter);
     for _ in 0..TURNS {
@@ -131,7 +131,7 @@ async fn many_who_watch_while_many_write_and_one_compacts_are_told_of_each_write
         loop {
             let seen = client.get("key", None).await.expect("an answer");
             let revision = seen.header().expect("a header").revision();
-            // A guess: what is just being written is forgotten as soon as it is there. Refused where it is not yet.
+            // A guess, so that a new revision is compacted soon after its write. The store refuses a future one.
             let _ = client.compact(revision + WATCHERS as i64 / 2, None).await;
         }
     });
@@ -150,7 +150,7 @@ async fn many_who_watch_while_many_write_and_one_compacts_are_told_of_each_write
     compact.abort();
 }
 
-/// More than are told something at once, half of them from a revision on that is past.
+/// More watchers than can be served at once. Half of them start at a past revision.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_thousands_of_watches_in_one_stream_is_told_once_before_progress_is() {
     const WATCHES: i64 = 3000;
@@ -188,7 +188,7 @@ async fn each_of_thousands_of_watches_in_one_stream_is_told_once_before_progress
     }
 }
 
-/// An authority, and what it gives out.
+/// A CA and the certificates that it issues.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -251,6 +251,39 @@ async fn only_who_has_a_certificate_of_the_authority_is_served() {
     assert!(ask(&url.replacen("https", "http", 1), TlsOptions::new()).await.is_err(), "without TLS");
 }
 
+/// Opens watch streams on one connection until the store refuses one. Returns how many there are, and the refusal.
+async fn watch_streams(url: &str, options: Option<ConnectOptions>) -> (usize, String) {
+    let mut client = Client::connect([url], options).await.expect("a connection");
+    let mut open = Vec::new();
+    loop {
+        match client.watch("key", None).await {
+            Ok(stream) if open.len() < 40 => open.push(stream),
+            Ok(_) => return (open.len(), "none".to_owned()),
+            Err(refusal) => return (open.len(), refusal.to_string()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_has_sixteen_watch_streams_with_tls_and_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (certificate, key) = authority.give_out();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("cert.pem"), certificate).unwrap();
+    std::fs::write(path("key.pem"), key).unwrap();
+    let files = TlsFiles { certificate: path("cert.pem"), key: path("key.pem"), client_authorities: None };
+    let secure = store(&path("secure"), "https://127.0.0.1:0", Some(files)).await;
+    let trusting = TlsOptions::new().ca_certificate(Certificate::from_pem(authority.pem()));
+    let options = ConnectOptions::new().with_tls(trusting);
+    let plain = store(&path("plain"), "http://127.0.0.1:0", None).await;
+    for (running, options) in [(&plain, None), (&secure, Some(options))] {
+        let (streams, refusal) = watch_streams(&running.client_urls()[0], options).await;
+        assert_eq!(streams, 16);
+        assert!(refusal.contains("too many requests"), "{refusal}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_whose_file_is_taken_away_acknowledges_nothing_more_and_ends() {
     let dir = tempfile::tempdir().unwrap();
@@ -289,7 +322,7 @@ async fn an_empty_file_is_no_new_store() {
     assert!(refusal.contains("it is empty"), "{refusal}");
 }
 
-/// Until a client has said what it speaks it has ten seconds.
+/// A client has ten seconds to say what it speaks.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_says_nothing_is_sent_away_and_who_says_something_is_served() {
     let dir = tempfile::tempdir().unwrap();

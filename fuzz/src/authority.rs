@@ -1,7 +1,7 @@
 //! Of what a client of the embedded store says, the server reads everything as it was said, but for an `:authority` that is
 //! a URL: that is replaced.
 
-use flan_embedded_store::fuzz::mended;
+use flan_embedded_store::fuzz::fixed;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The largest frame that a server must read.
@@ -24,10 +24,10 @@ pub fn check(bytes: &[u8]) {
 }
 
 fn check_read(bytes: &[u8]) {
-    let (read, kept_back) = mended([bytes], bytes.len() + 1);
+    let (read, kept_back) = fixed([bytes], bytes.len() + 1);
     assert!(kept_back < FRAME_HEADER + LARGEST_FRAME, "{kept_back} bytes are kept back");
     for pieces in [1, 7, 1000] {
-        let (in_pieces, kept_back) = mended(bytes.chunks(pieces), pieces);
+        let (in_pieces, kept_back) = fixed(bytes.chunks(pieces), pieces);
         assert_eq!(in_pieces, read, "read otherwise in pieces of {pieces}");
         assert!(kept_back < FRAME_HEADER + LARGEST_FRAME, "{kept_back} bytes are kept back");
     }
@@ -43,7 +43,7 @@ fn check_read(bytes: &[u8]) {
         if payload != payload_read {
             let has_fields = header[3] == HEADERS && header[4] & END_HEADERS != 0;
             assert!(has_fields && payload.len() <= LARGEST_FRAME, "changed without need");
-            check_mended(payload, payload_read);
+            check_fixed(payload, payload_read);
         }
         (before, after) = (rest, rest_read);
     }
@@ -59,7 +59,7 @@ fn frame(bytes: &[u8]) -> Option<((&[u8], &[u8]), &[u8])> {
 }
 
 /// Checks that the value of one `:authority`, and a URL, has made room for another.
-fn check_mended(before: &[u8], after: &[u8]) {
+fn check_fixed(before: &[u8], after: &[u8]) {
     assert!(after.len() <= before.len(), "it has become longer, and may not fit where it did");
     let is_replaced_at = |at: usize| {
         let removed = before.len() - (after.len() - REPLACEMENT.len());

@@ -1,14 +1,14 @@
-//! What a certificate says of itself.
+//! The contents of a certificate.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
-use crate::Holder;
+use crate::holder::Holder;
 use crate::time::{seconds, utc};
 
-/// A certificate, as far as it decides whether TLS can use it.
+/// The parts of a certificate that decide whether TLS can use it.
 pub(crate) struct Certificate {
     /// Counted from 1.
     version: u32,
@@ -16,9 +16,9 @@ pub(crate) struct Certificate {
     not_before: i64,
     not_after: i64,
     is_authority: bool,
-    /// The host names and IP addresses that it is for.
+    /// The host names and IP addresses of the certificate.
     pub(crate) names: Vec<String>,
-    /// What it may be used for; `None` for everything.
+    /// Allowed uses; `None` allows everything.
     purposes: Option<Purposes>,
 }
 
@@ -28,7 +28,7 @@ struct Purposes {
 }
 
 impl Certificate {
-    /// Reads one in DER form. The error is the rest of a sentence that begins with the file.
+    /// Reads a certificate in DER form. The error continues a sentence that begins with the file.
     pub(crate) fn read(der: impl AsRef<[u8]>) -> Result<Self, String> {
         let damaged = |reason: &dyn std::fmt::Display| format!("holds a damaged certificate: {reason}");
         let (_, certificate) = X509Certificate::from_der(der.as_ref()).map_err(|reason| damaged(&reason))?;
@@ -47,7 +47,7 @@ impl Certificate {
         })
     }
 
-    /// What is wrong with a form that TLS does not take.
+    /// The fault of a certificate in a form that TLS does not accept.
     pub(crate) fn outdated_form(&self) -> Option<String> {
         (self.version != X509Version::V3.0 + 1).then(|| {
             format!(
@@ -58,7 +58,7 @@ impl Certificate {
         })
     }
 
-    /// Why it can never serve its holder.
+    /// Why the certificate can never work for its holder.
     pub(crate) fn misfit(&self, holder: Holder) -> Option<String> {
         if holder == Holder::Client {
             return None;
@@ -72,8 +72,8 @@ impl Certificate {
         }
         if self.names.is_empty() {
             return Some(
-                "names no host: it has no subjectAltName, and clients look nowhere else; issue it with the addresses that \
-                 are dialled, as docs/tls.md shows"
+                "names no host: it has no subjectAltName, and clients check nothing else; issue it with the dialled \
+                 addresses, as docs/tls.md shows"
                     .to_owned(),
             );
         }
@@ -82,7 +82,7 @@ impl Certificate {
         })
     }
 
-    /// Why the other side may refuse it.
+    /// Why the other side may refuse the certificate.
     pub(crate) fn doubts(&self, holder: Holder, now: SystemTime) -> Vec<String> {
         let untimely = self.untimely(now);
         let not_for_clients = holder == Holder::Client
@@ -94,7 +94,7 @@ impl Certificate {
         untimely.into_iter().chain(purpose).collect()
     }
 
-    /// That it is expired, or not valid yet.
+    /// The text for a certificate that has expired or is not valid yet.
     pub(crate) fn untimely(&self, now: SystemTime) -> Option<String> {
         let now = seconds(now);
         if now > self.not_after {
@@ -111,7 +111,7 @@ impl Certificate {
     }
 }
 
-/// A name that a client can dial.
+/// A name that clients can dial.
 fn name(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),

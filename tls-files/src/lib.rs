@@ -1,9 +1,10 @@
-//! Certificates and keys on this host, in PEM form: read, checked, and named when they cannot be used.
+//! Reads certificates and keys on this host, in PEM form. Checks them, and names those that cannot work.
 //!
-//! TLS reports a bad file of ours as a failed connection, often in words that blame the other side. So our own files are
-//! checked before anything is dialled or served. Nothing here opens a connection.
+//! If one of our files is bad, TLS reports a failed connection, often in words that blame the other side. So we check
+//! our files before we dial or serve. This crate opens no connection.
 
 mod certificate;
+mod holder;
 mod pem;
 mod time;
 
@@ -18,49 +19,41 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys, RootCertStore};
 
 use crate::certificate::Certificate;
+pub use crate::holder::Holder;
 pub use crate::time::utc;
 
-/// Whose certificate and key they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
-    /// The one who connects.
-    Client,
-    /// The store, which clients connect to.
-    Store,
-}
-
-/// A certificate and its key that can be used.
+/// A usable certificate and its key.
 #[derive(Clone)]
 pub struct Identity {
-    /// The certificate, with those between it and its CA, in PEM form.
+    /// The certificate with its intermediate certificates, in PEM form.
     pub certificate: Vec<u8>,
     /// The key, in PEM form.
     pub key: Vec<u8>,
-    /// The host names and IP addresses that the certificate is for.
+    /// The host names and IP addresses of the certificate.
     pub names: Vec<String>,
-    /// What may keep the other side from accepting it, each as a sentence that names the file.
+    /// Reasons why the other side may refuse it, each a sentence that names the file.
     pub doubts: Vec<String>,
 }
 
-/// Certificates of authorities that can be used.
+/// Usable CA certificates.
 #[derive(Clone)]
 pub struct Authorities {
     /// The certificates, in PEM form.
     pub pem: Vec<u8>,
-    /// What may keep them from being of use, each as a sentence that names the file.
+    /// Reasons why they may not work, each a sentence that names the file.
     pub doubts: Vec<String>,
 }
 
 /// A file that cannot be used. Displayed as `the client key /etc/flan/key.pem is empty`.
 #[derive(Debug)]
 pub struct BadFile {
-    /// What it should be: `the client key`.
+    /// What the file should be: `the client key`.
     what: &'static str,
     path: PathBuf,
     fault: Fault,
 }
 
-/// What is wrong with a file.
+/// The fault of a file.
 #[derive(Debug)]
 enum Fault {
     Unreadable(io::Error),
@@ -69,11 +62,11 @@ enum Fault {
 }
 
 impl Identity {
-    /// Reads a certificate and its key, and checks that TLS can use them. `now` decides what is expired, which is a doubt
-    /// and no fault: the other side judges by its own clock, and the file may be renewed.
+    /// Reads a certificate and its key, and checks that TLS can use them. A certificate that has expired at `now` is a
+    /// doubt, not a fault: the other side has its own clock, and somebody may renew the file.
     ///
     /// # Errors
-    /// [`BadFile`] for the first of them that cannot be used.
+    /// [`BadFile`] for the first file that cannot be used.
     pub fn load(holder: Holder, certificate: &Path, key: &Path, now: SystemTime) -> Result<Self, BadFile> {
         let (certificate, key) = match holder {
             Holder::Client => {
@@ -97,10 +90,10 @@ impl Identity {
 }
 
 impl Authorities {
-    /// Reads certificates of authorities, and checks that TLS can use one at least.
+    /// Reads CA certificates, and checks that TLS can use at least one.
     ///
     /// # Errors
-    /// [`BadFile`] when it cannot.
+    /// [`BadFile`] if it cannot.
     pub fn load(path: &Path, now: SystemTime) -> Result<Self, BadFile> {
         let file = File::new("the CA file", path);
         let pem = file.read()?;
@@ -109,7 +102,7 @@ impl Authorities {
         if ignored == certificates.len() {
             return Err(file.unusable("holds a damaged certificate".to_owned()));
         }
-        // A CA of version 1 is taken, as TLS takes it. What cannot be read in detail is left to TLS.
+        // TLS accepts a CA of version 1. Details that cannot be read here are left to TLS.
         let read: Vec<_> = certificates.iter().filter_map(|der| Certificate::read(der).ok()).collect();
         let ends: Vec<_> = read.iter().filter_map(|certificate| certificate.untimely(now)).collect();
         let doubts = match ends.first() {
@@ -121,7 +114,7 @@ impl Authorities {
 }
 
 impl BadFile {
-    /// Whether another user may read it.
+    /// Whether this user lacks permission to read the file. Another user may have it.
     pub fn is_forbidden(&self) -> bool {
         matches!(&self.fault, Fault::Unreadable(reason) if reason.kind() == io::ErrorKind::PermissionDenied)
     }
@@ -139,7 +132,7 @@ impl fmt::Display for BadFile {
 
 impl std::error::Error for BadFile {}
 
-/// Neither is ever shown: one of them holds a key.
+/// Shows neither file, because one holds a key.
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("names", &self.names).finish_non_exhaustive()
@@ -152,7 +145,7 @@ impl fmt::Debug for Authorities {
     }
 }
 
-/// A file and what it should be.
+/// A file, and what it should be.
 #[derive(Clone, Copy)]
 struct File<'a> {
     what: &'static str,
@@ -176,7 +169,7 @@ impl<'a> File<'a> {
         self.bad(Fault::Unusable(fault))
     }
 
-    /// The first certificate of a chain, which is its holder's own.
+    /// The first certificate of a chain, which belongs to the holder.
     fn leaf(&self, chain: &[CertificateDer<'_>], holder: Holder) -> Result<Certificate, BadFile> {
         let chain: Vec<Certificate> = chain
             .iter()
@@ -198,7 +191,7 @@ impl fmt::Display for File<'_> {
     }
 }
 
-/// Makes sure that the key is that of the first certificate.
+/// Checks that the key belongs to the first certificate.
 fn matching(
     certificate: File<'_>,
     chain: &[CertificateDer<'static>],
@@ -212,11 +205,11 @@ fn matching(
     let fits =
         |chain: &[CertificateDer<'static>]| CertifiedKey::new(chain.to_vec(), signing.clone()).keys_match();
     match fits(chain) {
-        // Where a key does not tell its public half, nobody can compare.
+        // Without the public half of the key, a comparison is impossible.
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
         Err(Error::InconsistentKeys(_)) if (1..chain.len()).any(|at| fits(&chain[at..]).is_ok()) => {
             Err(certificate.unusable(
-                "does not begin with the certificate of its key; put that one first, then the CAs between"
+                "does not begin with the certificate of its key; put that certificate first, then the intermediate CAs"
                     .to_owned(),
             ))
         }

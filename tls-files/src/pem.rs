@@ -1,11 +1,11 @@
-//! What a file holds, by the labels of its PEM blocks.
+//! The contents of a file, by the labels of its PEM blocks.
 
 use std::path::Path;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The certificates in a file; one at least. The error is the rest of a sentence that begins with the file.
+/// The certificates in a file, at least one. The error continues a sentence that begins with the file.
 pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if !has(pem, "CERTIFICATE") {
         return Err(something_else(pem, "certificate", "openssl x509 -inform der"));
@@ -17,11 +17,11 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, S
     }
 }
 
-/// The first private key in a file. The error is the rest of a sentence that begins with the file.
+/// The first private key in a file. The error continues a sentence that begins with the file.
 pub(crate) fn key(pem: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     if has(pem, "ENCRYPTED PRIVATE KEY") || contains(pem, "Proc-Type: 4,ENCRYPTED") {
         return Err(format!(
-            "is protected by a passphrase, which nobody types here; remove it: openssl pkey -in {0} -out {0}.plain",
+            "is protected by a passphrase, which nobody can type here; remove it: openssl pkey -in {0} -out {0}.plain",
             path.display()
         ));
     }
@@ -35,9 +35,9 @@ fn something_else(content: &[u8], wanted: &str, from_der: &str) -> String {
     if content.iter().all(u8::is_ascii_whitespace) {
         return "is empty".to_owned();
     }
-    // In DER both begin with a sequence of a length of two bytes.
+    // In DER, both begin with a sequence whose length has two bytes.
     if content.starts_with(&[0x30, 0x82]) {
-        return format!("is in DER form; expected PEM, which {from_der} makes of it");
+        return format!("is in DER form; expected PEM; convert it with {from_der}");
     }
     let held = labels(content).next().map(|label| match label {
         label if label.ends_with("PRIVATE KEY") => "a private key".to_owned(),
@@ -55,7 +55,7 @@ fn has(pem: &[u8], label: &str) -> bool {
     labels(pem).any(|held| held == label)
 }
 
-/// The labels of the blocks: of `-----BEGIN CERTIFICATE-----` the word between.
+/// The labels of the PEM blocks, such as `CERTIFICATE`.
 fn labels(pem: &[u8]) -> impl Iterator<Item = &str> {
     pem.split(|byte| *byte == b'\n').filter_map(|line| {
         let line = std::str::from_utf8(line.trim_ascii()).ok()?;

@@ -1,12 +1,11 @@
-//! Times as a person reads them.
+//! Times for people.
 
 use std::time::{Duration, SystemTime};
 
-/// The last second of the year 9999, after which no certificate has a date.
+/// The last second of the year 9999. Certificates have no later date.
 const LAST: u64 = 253_402_300_799;
 
-/// A time in seconds since 1970 as `2026-11-27 13:45 UTC`. What lies before 1970 or after 9999 becomes the nearest that
-/// does not.
+/// Formats seconds since 1970 as `2026-11-27 13:45 UTC`. Times before 1970 or after 9999 become the nearest valid time.
 pub fn utc(seconds: i64) -> String {
     let seconds = u64::try_from(seconds).unwrap_or(0).min(LAST);
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -16,7 +15,7 @@ pub fn utc(seconds: i64) -> String {
     format!("{date} {} UTC", time.rsplit_once(':').map_or(time, |(minutes, _)| minutes))
 }
 
-/// Seconds since 1970, 0 for all times before.
+/// Seconds since 1970; 0 for earlier times.
 pub(crate) fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)

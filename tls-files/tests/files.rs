@@ -1,6 +1,6 @@
-//! Files that cannot be used are named with what is wrong with them.
+//! Files that cannot be used are named with their fault.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -13,7 +13,7 @@ use rcgen::{
     PKCS_ECDSA_P384_SHA384, date_time_ymd,
 };
 
-/// Made by `openssl x509 -req` without `-extfile`; its key is nowhere.
+/// Made by `openssl x509 -req` without `-extfile`. Its key does not exist.
 const VERSION_1: &str = "\
 -----BEGIN CERTIFICATE-----
 MIIBGjCBwQIUbmGl4VQgXLXjQiKkb4kDMa8y+M0wCgYIKoZIzj0EAwIwDzENMAsG
@@ -25,7 +25,7 @@ CgUWJTBnFURDBSanAiBFmAYksBcyzVlMnq4tsLeC5KpmOeJ9xw+q+3ybLMGn9g==
 -----END CERTIFICATE-----
 ";
 
-/// A directory with a CA, `ca.pem`, and what it issues.
+/// A directory with a CA, `ca.pem`, and the certificates that it issued.
 struct Site {
     dir: tempfile::TempDir,
     ca: CertifiedIssuer<'static, KeyPair>,
@@ -98,7 +98,7 @@ fn a_certificate_of_version_1_is_named_and_not_blamed_on_the_other_side() {
     assert!(refusal.starts_with(&named), "{refusal}");
     assert!(refusal.contains("docs/tls.md"), "{refusal}");
     assert!(store(&old, &key).unwrap_err().contains("X.509 version 1"));
-    // Of a CA, TLS takes it.
+    // TLS accepts it as a CA.
     assert!(authorities(&old).is_ok());
 }
 
@@ -134,7 +134,7 @@ fn files_that_hold_nothing_of_use_are_told_apart() {
     assert!(
         client(&der, &key)
             .unwrap_err()
-            .contains("is in DER form; expected PEM, which openssl x509 -inform der")
+            .contains("is in DER form; expected PEM; convert it with openssl x509 -inform der")
     );
     let torn = site.write("torn.pem", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n");
     assert!(authorities(&torn).unwrap_err().contains("holds a damaged certificate"));

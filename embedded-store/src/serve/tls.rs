@@ -1,5 +1,5 @@
-//! TLS with clients: the server's certificate, whom it serves, and a word in the log for those whom it does not. A client
-//! that is refused learns little of why (since TLS 1.3 that its connection ends), and often is a program that says nothing.
+//! TLS with clients: the server's certificate, the accepted clients, and a log line for each refused one. A refused
+//! client learns little (since TLS 1.3 only that its connection ends), and many programs print nothing.
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::warn;
 
-use super::causes;
+use super::causes::causes;
 use super::connection::{Connection, FIRST_WORDS};
 use crate::settings::{StartError, TlsFiles};
 
-/// Takes connections of TLS. Clones are the same.
+/// Accepts TLS connections. Clones share the settings.
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     tls: TlsAcceptor,
@@ -27,7 +27,7 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    /// Reads the files. What clients may not accept of them is logged.
+    /// Reads the files. Logs what clients may not accept.
     pub(super) fn new(files: &TlsFiles) -> Result<Self, StartError> {
         let bad = |bad: BadFile| StartError::Setting(bad.to_string());
         let now = SystemTime::now();
@@ -46,7 +46,7 @@ impl Acceptor {
         Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), client_authorities })
     }
 
-    /// Shakes hands with a client; `None` with one that fails to, which is logged where that is for a reason.
+    /// Performs the handshake. `None` if it fails; logs the reason if there is one.
     pub(super) async fn accept(self, connection: Connection) -> Option<TlsStream<Connection>> {
         let client = connection.peer();
         let error = match tokio::time::timeout(FIRST_WORDS, self.tls.accept(connection)).await {
@@ -54,10 +54,10 @@ impl Acceptor {
             Ok(Err(error)) => error,
             Err(_) => return None,
         };
-        // Who says nothing more, or is gone, has not been refused.
+        // A client that stopped or disconnected was not refused.
         let error = error.get_ref()?.downcast_ref::<Error>()?;
         let reason = self.words(error);
-        // Without the port, so that it is the same warning each time that the client tries.
+        // Without the port, so that each try of a client gives the same warning.
         match client {
             Some(client) => warn!(%client, reason, "refused the TLS handshake of a client"),
             None => warn!(reason, "refused the TLS handshake of a client"),
@@ -65,7 +65,7 @@ impl Acceptor {
         None
     }
 
-    /// Why a handshake fails, in words that a client cannot make long, nor other ones each time.
+    /// Why a handshake failed. A client cannot make the text long or different each time.
     fn words(&self, error: &Error) -> String {
         match error {
             Error::NoCertificatesPresented => format!("it shows no certificate; {}", self.requirement()),
@@ -128,7 +128,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> 
     CertificateDer::pem_slice_iter(pem).collect()
 }
 
-/// An error's own name, without what it has from the client: `PeerIncompatible(NoCipherSuitesInCommon)`.
+/// The name of an error without data from the client: `PeerIncompatible(NoCipherSuitesInCommon)`.
 fn name(error: impl Debug) -> String {
     let is_of_name = |c: &char| c.is_ascii_alphanumeric() || "()".contains(*c);
     format!("{error:?}").chars().take_while(is_of_name).take(100).collect()

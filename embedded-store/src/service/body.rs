@@ -1,5 +1,5 @@
-//! The body of an answer that is made as the client takes it. The services' traits know whole messages alone: what they
-//! answer is an empty one, beside which lies what takes its place.
+//! The body of an answer that is encoded as the client takes it. The traits of the services return only whole messages.
+//! So a service returns an empty message and attaches the real body to it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,24 +15,24 @@ use tonic::{Response, Status};
 use crate::in_flight::Flight;
 use crate::refusal::Refusal;
 
-/// Lies beside an empty message.
+/// The real body, attached to an empty message.
 #[derive(Debug, Clone)]
 struct Beside(Arc<Mutex<Option<axum::body::Body>>>);
 
-/// Pieces of messages, one after the other, and that all is well.
+/// Pieces of messages in sequence, then a success status.
 struct Body<S> {
     flights: S,
-    /// The one that is being taken.
+    /// The current message.
     flight: Option<Flight>,
     has_ended: bool,
 }
 
-/// An answer in the place of which this one is to be sent.
+/// A response that stands for this one message.
 pub(super) fn response<T: Default>(flight: Flight) -> Response<T> {
     responses(T::default(), stream::iter([Ok(flight)]))
 }
 
-/// An answer in the place of which all of these are to be sent.
+/// A response that stands for these messages.
 pub(super) fn responses<T>(
     empty: T,
     flights: impl Stream<Item = Result<Flight, Refusal>> + Send + Unpin + 'static,
@@ -43,7 +43,7 @@ pub(super) fn responses<T>(
     response
 }
 
-/// Puts an answer in its place.
+/// Replaces the empty message by the attached body.
 pub(super) async fn put_in(
     mut response: axum::http::Response<axum::body::Body>,
 ) -> axum::http::Response<axum::body::Body> {
@@ -55,7 +55,7 @@ pub(super) async fn put_in(
 }
 
 impl<S: Stream<Item = Result<Flight, Refusal>> + Unpin> Body<S> {
-    /// The next piece, `None` when there is no more.
+    /// The next piece; `None` at the end.
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Refusal>> {
         loop {
             match &self.flight {

@@ -1,4 +1,4 @@
-//! `service KV`: reads from memory, everything else by way of the writer.
+//! `service KV`: reads from memory. All changes go to the writer.
 
 use etcd_client::proto::{
     PbCompactionRequest, PbCompactionResponse, PbDeleteRequest, PbDeleteResponse, PbKvService, PbPutRequest,
@@ -12,7 +12,7 @@ use super::{LARGEST_REQUEST, Service};
 use crate::check;
 use crate::in_flight::Turn;
 use crate::refusal::{Refusal, not_served};
-use crate::writer::{Answer, Request as Write};
+use crate::request::{WriteAnswer, WriteRequest as Write};
 
 #[tonic::async_trait]
 impl PbKvService for Service {
@@ -21,7 +21,7 @@ impl PbKvService for Service {
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         check::range(request.get_ref())?;
         let turn = self.turn(&request, usize::from(tells_of_many(request.get_ref()))).await?;
-        let mut range = self.shared.state().range(request.get_ref())?;
+        let mut range = self.store.contents().range(request.get_ref())?;
         self.sign(&mut range.header);
         self.answer(turn, range).await
     }
@@ -36,8 +36,8 @@ impl PbKvService for Service {
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
         fits(request.get_ref())?;
         check::put(request.get_ref())?;
-        match self.shared.write(Write::Put(request.into_inner())).await? {
-            Answer::Put(mut put) => {
+        match self.store.write(Write::Put(request.into_inner())).await? {
+            WriteAnswer::Put(mut put) => {
                 self.sign(&mut put.header);
                 self.answer(Turn::default(), put).await
             }
@@ -51,8 +51,8 @@ impl PbKvService for Service {
     ) -> Result<Response<PbDeleteResponse>, Status> {
         check::delete(request.get_ref())?;
         let turn = self.turn(&request, usize::from(request.get_ref().prev_kv)).await?;
-        match self.shared.write(Write::Delete(request.into_inner())).await? {
-            Answer::Delete(mut delete) => {
+        match self.store.write(Write::Delete(request.into_inner())).await? {
+            WriteAnswer::Delete(mut delete) => {
                 self.sign(&mut delete.header);
                 self.answer(turn, delete).await
             }
@@ -64,8 +64,8 @@ impl PbKvService for Service {
         fits(request.get_ref())?;
         check::txn(request.get_ref())?;
         let turn = self.turn(&request, ranges(request.get_ref())).await?;
-        match self.shared.write(Write::Txn(request.into_inner())).await? {
-            Answer::Txn(mut txn) => {
+        match self.store.write(Write::Txn(request.into_inner())).await? {
+            WriteAnswer::Txn(mut txn) => {
                 self.sign(&mut txn.header);
                 self.answer(turn, txn).await
             }
@@ -77,8 +77,8 @@ impl PbKvService for Service {
         &self,
         request: Request<PbCompactionRequest>,
     ) -> Result<Response<PbCompactionResponse>, Status> {
-        match self.shared.write(Write::Compact(request.into_inner().revision)).await? {
-            Answer::Done(revision) => {
+        match self.store.write(Write::Compact(request.into_inner().revision)).await? {
+            WriteAnswer::Done(revision) => {
                 Ok(Response::new(PbCompactionResponse { header: self.header_at(revision) }))
             }
             other => Err(unexpected(&other)),
@@ -86,12 +86,12 @@ impl PbKvService for Service {
     }
 }
 
-/// Whether a range may be one of many keys.
+/// Whether a range can return many keys.
 fn tells_of_many(request: &PbRangeRequest) -> bool {
     !request.range_end.is_empty() && !request.count_only
 }
 
-/// How many of a transaction's operations may tell of many keys.
+/// How many operations of a transaction can return many keys.
 fn ranges(request: &PbTxnRequest) -> usize {
     let of = |operation: &PbTxnRequestOp| match &operation.request {
         Some(PbTxnOpRequest::RequestRange(range)) => usize::from(tells_of_many(range)),
@@ -106,6 +106,6 @@ fn fits(request: &impl Message) -> Result<(), Refusal> {
     if request.encoded_len() > LARGEST_REQUEST { Err(Refusal::RequestTooLarge) } else { Ok(()) }
 }
 
-pub(super) fn unexpected(answer: &Answer) -> Status {
-    Status::internal(format!("the writer answered something else: {answer:?}"))
+pub(super) fn unexpected(answer: &WriteAnswer) -> Status {
+    Status::internal(format!("unexpected answer of the writer: {answer:?}"))
 }

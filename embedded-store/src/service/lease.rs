@@ -1,4 +1,4 @@
-//! `service Lease`. A renewal touches memory alone, unless the file says that less remains.
+//! `service Lease`. A renewal changes only memory, unless the file has a shorter time.
 
 use std::pin::Pin;
 
@@ -14,21 +14,21 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Service;
 use super::kv::unexpected;
 use crate::message::Message;
-use crate::writer::{Answer, Request as Write};
+use crate::request::{WriteAnswer, WriteRequest as Write};
 
 impl Service {
-    /// Sets a lease back to its full time; a time of 0 says that there is none.
+    /// Renews a lease to its full time. A time of 0 means that there is no such lease.
     async fn keep_alive(&self, id: i64) -> PbLeaseKeepAliveResponse {
-        let renew = || self.shared.state_mut().leases.renew(id, Instant::now());
+        let renew = || self.store.contents_mut().leases.renew(id, Instant::now());
         let mut renewed = renew();
         if renewed.is_none() {
-            // That it is gone may not be on disk yet, and be undone.
-            let _ = self.shared.write(Write::Checkpoint(Vec::new())).await;
+            // The end of the lease may not be on disk yet, and may be undone.
+            let _ = self.store.write(Write::Checkpoint(Vec::new())).await;
             renewed = renew();
         }
         if let Some((_, true)) = renewed {
-            // A full disk does not keep anybody from renewing: only a start would give less time.
-            let _ = self.shared.write(Write::Checkpoint(vec![id])).await;
+            // A full disk prevents no renewal: only a restart would give less time.
+            let _ = self.store.write(Write::Checkpoint(vec![id])).await;
         }
         let ttl = renewed.map_or(0, |(seconds, _)| seconds);
         PbLeaseKeepAliveResponse { header: self.header(), id, ttl }
@@ -44,8 +44,8 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         let PbLeaseGrantRequest { ttl, id } = request.into_inner();
-        match self.shared.write(Write::Grant { id, seconds: ttl }).await? {
-            Answer::Granted { id, seconds, revision } => Ok(Response::new(PbLeaseGrantResponse {
+        match self.store.write(Write::Grant { id, seconds: ttl }).await? {
+            WriteAnswer::Granted { id, seconds, revision } => Ok(Response::new(PbLeaseGrantResponse {
                 header: self.header_at(revision),
                 id,
                 ttl: seconds,
@@ -59,8 +59,8 @@ impl PbLeaseService for Service {
         &self,
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
-        match self.shared.write(Write::Revoke(request.into_inner().id)).await? {
-            Answer::Done(revision) => {
+        match self.store.write(Write::Revoke(request.into_inner().id)).await? {
+            WriteAnswer::Done(revision) => {
                 Ok(Response::new(PbLeaseRevokeResponse { header: self.header_at(revision) }))
             }
             other => Err(unexpected(&other)),
@@ -86,7 +86,7 @@ impl PbLeaseService for Service {
         let turn = self.turn(&request, usize::from(request.get_ref().keys)).await?;
         let PbLeaseTimeToLiveRequest { id, keys } = request.into_inner();
         let header = self.header();
-        let response = match self.shared.state().leases.look(id, Instant::now()) {
+        let response = match self.store.contents().leases.look(id, Instant::now()) {
             Some((ttl, granted_ttl, kept)) => PbLeaseTimeToLiveResponse {
                 header,
                 id,
@@ -104,7 +104,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseLeasesRequest>,
     ) -> Result<Response<PbLeaseLeasesResponse>, Status> {
         let turn = self.turn(&request, 1).await?;
-        let ids = self.shared.state().leases.ids();
+        let ids = self.store.contents().leases.ids();
         let leases = ids.into_iter().map(|id| PbLeaseStatus { id }).collect();
         let response = PbLeaseLeasesResponse { header: self.header(), leases };
         self.answer(turn, Message::default().fields(&response)).await

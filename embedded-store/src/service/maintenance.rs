@@ -1,4 +1,4 @@
-//! `service Maintenance` and `service Cluster`: how the store is, and that it is alone.
+//! `service Maintenance` and `service Cluster`: the store's status, and its single member.
 
 use etcd_client::proto::{
     PbAlarmMember, PbAlarmRequest, PbAlarmResponse, PbClusterService, PbDefragmentRequest,
@@ -15,12 +15,12 @@ use super::Service;
 use crate::file::File;
 use crate::refusal::{Refusal, not_served};
 
-/// The oldest version of etcd whose answers ours are held against, and that we are not it.
+/// The oldest etcd version that we compare our answers with, and a mark that this is not etcd.
 const VERSION: &str = concat!("3.4.0+flan.", env!("CARGO_PKG_VERSION"));
 /// `AlarmAction` and `AlarmType` in etcd's `rpc.proto`.
 const ASK: i32 = 0;
 const NO_SPACE: i32 = 1;
-/// The name in the list of members.
+/// Name in the list of members.
 const NAME: &str = "flan";
 
 #[tonic::async_trait]
@@ -30,19 +30,19 @@ impl PbMaintenanceService for Service {
     async fn alarm(&self, request: Request<PbAlarmRequest>) -> Result<Response<PbAlarmResponse>, Status> {
         let request = request.into_inner();
         if request.action != ASK {
-            // An alarm ends by itself, with what it is about.
+            // An alarm ends when its cause ends.
             return Err(not_served("Maintenance/Alarm with another action than GET"));
         }
         let is_asked_for = request.alarm == 0 || request.alarm == NO_SPACE;
         let alarm = PbAlarmMember { member_id: self.identity.member, alarm: NO_SPACE };
-        let alarms = if self.shared.is_full() && is_asked_for { vec![alarm] } else { Vec::new() };
-        // Of etcd, 3.5 sends this header; 3.4 sends none.
+        let alarms = if self.store.is_full() && is_asked_for { vec![alarm] } else { Vec::new() };
+        // etcd 3.5 sends this header, 3.4 does not.
         Ok(Response::new(PbAlarmResponse { header: self.header(), alarms }))
     }
 
     async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
         let size = i64::try_from(File::size(&self.file)).unwrap_or(i64::MAX);
-        let index = u64::try_from(self.shared.revision()).unwrap_or(0);
+        let index = u64::try_from(self.store.revision()).unwrap_or(0);
         let failure = |refusal| match refusal {
             Refusal::NoSpace => format!("memberID:{} alarm:NOSPACE ", self.identity.member),
             refusal => Status::from(refusal).message().to_owned(),
@@ -56,7 +56,7 @@ impl PbMaintenanceService for Service {
             raft_term: self.identity.starts,
             raft_index: index,
             raft_applied_index: index,
-            errors: self.shared.failure().map(failure).into_iter().collect(),
+            errors: self.store.failure().map(failure).into_iter().collect(),
             ..PbStatusResponse::default()
         }))
     }

@@ -1,6 +1,6 @@
-//! `service Watch`. A watch is a place in the history: whenever something has come on disk, each goes on from where it is.
-//! So a client that reads slowly holds up nobody, and costs little memory: what it is told lies in the store's records, and
-//! is read when it takes it.
+//! `service Watch`. A watch is a position in the history. When a change reaches the disk, each watch continues from its
+//! position. So a slow client delays nobody and takes little memory: its events stay in the store's records until it
+//! reads them.
 
 mod cursor;
 
@@ -21,17 +21,17 @@ use crate::in_flight::{Client, Turn};
 use crate::message::Message;
 use crate::refusal::Refusal;
 
-/// How often a watch that asked for it is told that nothing has happened.
+/// How often a watch that asked for progress hears that nothing happened.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
-/// Watches that are looked at at once: whoever writes waits for that.
+/// Watches that are handled in one go. The writer waits for that.
 const MOST_AT_ONCE: usize = 1024;
-/// Bytes of responses that lie ready, at most, with one more response: a client that reads nothing has no more of them.
+/// Bytes of responses that lie ready, beside one more response. A client that reads nothing holds no more.
 const READY_BYTES: usize = 16 << 10;
-/// What a response takes in memory beside its bytes, at most.
+/// Memory of a response beside its bytes, at most.
 const RESPONSE: usize = 512;
-/// The field of `WatchResponse` with the events.
+/// Field number of the events in `WatchResponse`.
 const EVENTS: u32 = 11;
-/// What stands in for the number of a watch where none is meant.
+/// The watch id of a response that concerns no watch.
 const NO_WATCH: i64 = -1;
 
 #[tonic::async_trait]
@@ -42,11 +42,11 @@ impl PbWatchService for Service {
         &self,
         request: Request<Streaming<PbWatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+        let client = super::client(&request).unwrap_or_default();
         let place = client.watch_stream()?;
-        // Boxed, as each response takes it from here to there and back.
+        // Boxed, because each response moves it twice.
         let session = Box::new(Session::new(self.clone(), client, place, request.into_inner()));
-        // It works when the client takes what comes of it: there is no task, and no queue that grows.
+        // The session works when the client reads. There is no task, and no queue that grows.
         let responses = stream::unfold(session, |mut session| async move {
             let response = session.next().await?.framed();
             Some((session.service.in_flight.admit(Turn::default(), response).await, session))
@@ -64,29 +64,29 @@ struct Session {
     requests: Streaming<PbWatchRequest>,
     cursors: BTreeMap<i64, Cursor>,
     next_id: i64,
-    /// Responses that are to be sent, in their order.
+    /// Responses to send, in order.
     ready: VecDeque<Message>,
-    /// Whether some watch may have more to be told of.
+    /// Whether some watch may have more events.
     is_behind: bool,
     round: Round,
-    /// The revision up to which all of them were told, where none is behind.
+    /// All watches have received everything up to this revision, if none is behind.
     told: i64,
     stored: watch::Receiver<i64>,
     progress: Interval,
-    /// How often the client has asked up to where it was told, and has no answer.
+    /// Unanswered progress requests of the client.
     asked_for_progress: usize,
-    /// Whether it is time to say so to watches that asked for it.
+    /// Whether to report progress to the watches that asked for it.
     is_progress_due: bool,
 }
 
-/// A round of all watches, each of which is told something.
+/// A round over all watches, which gives each its events.
 #[derive(Debug, Default)]
 struct Round {
-    /// The watch that is next, where the round is not through.
+    /// The next watch, if the round is not finished.
     next: Option<i64>,
-    /// The last revision on disk when it began.
+    /// The last revision on disk when the round began.
     stored: i64,
-    /// Whether some watch has more to be told of than went into one response.
+    /// Whether some watch has more events than fit into one response.
     is_behind: bool,
 }
 
@@ -100,7 +100,7 @@ impl Session {
         let mut progress = tokio::time::interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            stored: service.shared.subscribe(),
+            stored: service.store.subscribe(),
             service,
             client,
             _place: place,
@@ -124,7 +124,7 @@ impl Session {
                 return Some(response);
             }
             if self.is_behind {
-                // A client that is slower than the writes can still say that it has enough.
+                // A client that is slower than the writes can still cancel.
                 if let Some(Some(Ok(request))) = self.requests.next().now_or_never() {
                     self.answer(request);
                 }
@@ -133,7 +133,7 @@ impl Session {
             }
             if self.asked_for_progress > 0 {
                 self.asked_for_progress -= 1;
-                // It says that everything up to its revision was told.
+                // This response says that the client has received everything up to its revision.
                 let header = self.service.header_at(self.told);
                 let response = PbWatchResponse { header, watch_id: NO_WATCH, ..PbWatchResponse::default() };
                 return Some(Message::default().fields(&response));
@@ -186,19 +186,19 @@ impl Session {
         }
     }
 
-    /// Begins a watch, under the number that is asked for, or any for 0.
+    /// Creates a watch with the requested id, or any id for 0.
     fn create(&mut self, asked: i64, wish: Wish) {
         let (has_room, no_room) = (wish.room.is_some(), Refusal::TooManyRequests);
-        let refusal = match Cursor::new(wish, self.service.shared.revision()) {
+        let refusal = match Cursor::new(wish, self.service.store.revision()) {
             Ok(_) if !has_room => no_room.reason(),
             Ok(_) if self.cursors.contains_key(&asked) && asked != 0 => {
                 "mvcc: duplicate watch ID provided on the WatchStream"
             }
             Ok(cursor) => {
                 let number = if asked == 0 { self.free_id() } else { asked };
-                let is_behind = cursor.is_behind(&self.service.shared.state());
+                let is_behind = cursor.is_behind(&self.service.store.contents());
                 self.is_behind |= is_behind;
-                // A round that is under way may have passed its number.
+                // The current round may have passed its id.
                 self.round.is_behind |= is_behind;
                 self.cursors.insert(number, cursor);
                 self.tell(&PbWatchResponse { watch_id: number, created: true, ..self.response() });
@@ -215,7 +215,7 @@ impl Session {
         });
     }
 
-    /// Ends a watch; of one that is not there, nothing is said.
+    /// Ends a watch. Says nothing about an unknown one.
     fn cancel(&mut self, watch_id: i64) {
         if self.cursors.remove(&watch_id).is_some() {
             self.tell(&PbWatchResponse { watch_id, canceled: true, ..self.response() });
@@ -230,13 +230,13 @@ impl Session {
         self.next_id - 1
     }
 
-    /// Tells each watch what has happened since it was told last, as much as goes into one response; the next of them later,
-    /// when many bytes are ready or many watches were looked at. Answers whether some may have more to be told of.
+    /// Gives each watch its next events, as many as fit into one response. Stops when many bytes are ready or many
+    /// watches were handled, and continues later. Returns whether some watch may have more.
     fn go_on(&mut self) -> bool {
-        let state = self.service.shared.state();
+        let contents = self.service.store.contents();
         let round = &mut self.round;
         let first = round.next.take().unwrap_or_else(|| {
-            *round = Round { stored: state.stored, ..Round::default() };
+            *round = Round { stored: contents.stored, ..Round::default() };
             i64::MIN
         });
         let (mut bytes, mut ended) = (0, Vec::new());
@@ -246,10 +246,10 @@ impl Session {
                 break;
             }
             let response = PbWatchResponse { watch_id: *number, ..PbWatchResponse::default() };
-            let response = match cursor.next(&state) {
+            let response = match cursor.next(&contents) {
                 Next::Nothing => continue,
                 Next::Events { revision, events, fragment } => {
-                    round.is_behind |= cursor.is_behind(&state);
+                    round.is_behind |= cursor.is_behind(&contents);
                     let header = self.service.header_at(revision);
                     Message::default()
                         .fields(&PbWatchResponse { header, fragment, ..response })
@@ -269,7 +269,7 @@ impl Session {
             bytes += RESPONSE + response.length();
             self.ready.push_back(response);
         }
-        drop(state);
+        drop(contents);
         for number in ended {
             self.cursors.remove(&number);
         }

@@ -1,26 +1,26 @@
-//! One watch: what it looks for, and how far it has been told.
+//! One watch: its key range, and its position in the history.
 
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::contents::Contents;
 use crate::keys::{Record, Span};
-use crate::message::Change;
-use crate::state::State;
+use crate::message::Event;
 
 /// `FilterType` in etcd's `rpc.proto`.
 pub(super) const NO_PUT: i32 = 0;
 pub(super) const NO_DELETE: i32 = 1;
 
-/// A response ends after the revision with which it has so many bytes of events.
+/// A response ends after the revision that exceeds this many bytes of events.
 const RESPONSE_BYTES: usize = 1 << 20;
 
-/// What a client asks to be told.
+/// What a client wants from a watch.
 #[derive(Debug, Default)]
 pub(super) struct Wish {
     pub(super) key: Vec<u8>,
     pub(super) range_end: Vec<u8>,
-    /// The first revision that it wants to hear of; 0 for the next.
+    /// The first revision that the client wants; 0 for the next.
     pub(super) start_revision: i64,
     pub(super) no_puts: bool,
     pub(super) no_deletions: bool,
@@ -28,7 +28,7 @@ pub(super) struct Wish {
     pub(super) progress_notify: bool,
     /// Whether the events of one revision may come in several responses.
     pub(super) fragment: bool,
-    /// What it takes of its connection's room for watches.
+    /// The watch's share of its connection's room for watches.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
@@ -36,24 +36,24 @@ pub(super) struct Wish {
 #[derive(Debug)]
 pub(super) struct Cursor {
     wish: Wish,
-    /// The first revision that was not told.
+    /// The first revision that was not sent.
     next: i64,
-    /// Whether it was ever told of everything there was. A compaction takes nothing from it that happened since.
+    /// Whether the watch has ever received everything. Since then, compactions take no events from it.
     follows: bool,
-    /// What is left of a revision that comes in several responses.
-    rest: Vec<Change>,
-    /// Whether it was told of something since the last time that progress was.
+    /// The rest of a revision that comes in several responses.
+    rest: Vec<Event>,
+    /// Whether the watch received events since its last progress report.
     was_told: bool,
 }
 
-/// What a watch is to be told.
+/// The next thing to send.
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
-    /// Nothing has happened.
+    /// No events.
     Nothing,
-    /// This, and nothing else up to a revision, unless more of that revision follows.
-    Events { revision: i64, events: Vec<Change>, fragment: bool },
-    /// What it wants to hear of is forgotten, up to this revision.
+    /// Events up to a revision. If `fragment`, more events of that revision follow.
+    Events { revision: i64, events: Vec<Event>, fragment: bool },
+    /// The requested history is compacted, up to this revision.
     Compacted(i64),
 }
 
@@ -71,29 +71,29 @@ impl Cursor {
         Ok(Self { wish, next, follows: next > revision, rest: Vec::new(), was_told: false })
     }
 
-    /// Whether it was not told of everything that is on disk.
-    pub(super) fn is_behind(&self, state: &State) -> bool {
-        self.next <= state.stored || !self.rest.is_empty()
+    /// Whether the disk has more than the watch has received.
+    pub(super) fn is_behind(&self, contents: &Contents) -> bool {
+        self.next <= contents.stored || !self.rest.is_empty()
     }
 
-    pub(super) fn next(&mut self, state: &State) -> Next {
+    pub(super) fn next(&mut self, contents: &Contents) -> Next {
         if !self.rest.is_empty() {
             return self.fragment();
         }
-        let compacted = state.keys.compacted();
+        let compacted = contents.keys.compacted();
         let after = self.next - 1;
         let (told, events, bytes) = if self.follows {
-            let Some(changes) = state.keys.changes_for_follower(after) else {
+            let Some(changes) = contents.keys.changes_for_follower(after) else {
                 return Next::Compacted(compacted);
             };
-            self.events(state, changes)
+            self.events(contents, changes)
         } else if self.next < compacted {
             return Next::Compacted(compacted);
         } else {
-            self.events(state, state.keys.changes_since(after))
+            self.events(contents, contents.keys.changes_since(after))
         };
         self.next = told + 1;
-        self.follows |= self.next > state.stored;
+        self.follows |= self.next > contents.stored;
         if events.is_empty() {
             return Next::Nothing;
         }
@@ -105,21 +105,21 @@ impl Cursor {
         Next::Events { revision: told, events, fragment: false }
     }
 
-    /// The next response's events with their bytes, and up to which revision they tell.
+    /// The events of the next response with their bytes, and the revision that they reach.
     fn events<'s>(
         &self,
-        state: &State,
+        contents: &Contents,
         changes: impl Iterator<Item = (i64, &'s [Arc<Record>])>,
-    ) -> (i64, Vec<Change>, usize) {
-        let mut events: Vec<Change> = Vec::new();
+    ) -> (i64, Vec<Event>, usize) {
+        let mut events: Vec<Event> = Vec::new();
         let mut bytes = 0;
         let mut told = self.next - 1;
         for (revision, changes) in changes {
-            if revision > state.stored || bytes >= RESPONSE_BYTES {
+            if revision > contents.stored || bytes >= RESPONSE_BYTES {
                 break;
             }
             for change in changes.iter().filter(|change| self.looks_for(change)) {
-                let event = self.event(state, change);
+                let event = self.event(contents, change);
                 bytes += event.length();
                 events.push(event);
             }
@@ -128,7 +128,7 @@ impl Cursor {
         (told, events, bytes)
     }
 
-    /// Whether it asked for a word when nothing has happened, and nothing has since this was last asked.
+    /// Whether the client wants progress reports, and received no events since this was last asked.
     pub(super) fn is_to_be_told(&mut self) -> bool {
         self.wish.progress_notify && !std::mem::take(&mut self.was_told)
     }
@@ -153,13 +153,13 @@ impl Cursor {
         Span::new(&self.wish.key, &self.wish.range_end).contains(&change.kv.key) && !is_filtered
     }
 
-    fn event(&self, state: &State, change: &Arc<Record>) -> Change {
+    fn event(&self, contents: &Contents, change: &Arc<Record>) -> Event {
         let before = change.kv.mod_revision - 1;
-        let before = match self.wish.prev_kv && before >= state.keys.compacted() {
-            true => state.keys.find(&change.kv.key, before).cloned(),
+        let before = match self.wish.prev_kv && before >= contents.keys.compacted() {
+            true => contents.keys.find(&change.kv.key, before).cloned(),
             false => None,
         };
-        Change { record: change.clone(), before }
+        Event { record: change.clone(), before }
     }
 }
 
@@ -169,7 +169,7 @@ mod tests {
     use crate::keys::Keys;
     use crate::leases::Leases;
 
-    fn state(changes: &[(&str, &str)]) -> State {
+    fn contents(changes: &[(&str, &str)]) -> Contents {
         let mut keys = Keys::load(Vec::new(), 1, crate::keys::NEVER).0;
         for (key, value) in changes {
             match *value {
@@ -178,12 +178,12 @@ mod tests {
             }
             keys.end_step();
         }
-        State::new(keys, Leases::default())
+        Contents::new(keys, Leases::default())
     }
 
     fn told(next: Next) -> Vec<(i64, String)> {
         let Next::Events { events, .. } = next else { panic!("{next:?}") };
-        let told = |event: Change| {
+        let told = |event: Event| {
             (event.record.kv.mod_revision, String::from_utf8(event.record.kv.key.clone()).unwrap())
         };
         events.into_iter().map(told).collect()
@@ -195,65 +195,65 @@ mod tests {
 
     #[test]
     fn a_watch_goes_on_from_where_it_is() {
-        let mut state = state(&[("a", "1"), ("b", "1"), ("a", "2")]);
-        let mut cursor = Cursor::new(Wish { start_revision: 2, ..wish("a", "") }, state.stored).unwrap();
-        assert_eq!(told(cursor.next(&state)), [(2, "a".to_owned()), (4, "a".to_owned())]);
-        assert_eq!(cursor.next(&state), Next::Nothing);
-        state.keys.put(b"a".to_vec(), b"3".to_vec(), 0);
-        state.keys.end_step();
-        assert_eq!(cursor.next(&state), Next::Nothing, "what is not on disk is not told");
-        state.stored = 5;
-        assert!(cursor.is_behind(&state));
-        assert_eq!(told(cursor.next(&state)), [(5, "a".to_owned())]);
+        let mut contents = contents(&[("a", "1"), ("b", "1"), ("a", "2")]);
+        let mut cursor = Cursor::new(Wish { start_revision: 2, ..wish("a", "") }, contents.stored).unwrap();
+        assert_eq!(told(cursor.next(&contents)), [(2, "a".to_owned()), (4, "a".to_owned())]);
+        assert_eq!(cursor.next(&contents), Next::Nothing);
+        contents.keys.put(b"a".to_vec(), b"3".to_vec(), 0);
+        contents.keys.end_step();
+        assert_eq!(cursor.next(&contents), Next::Nothing, "what is not on disk is not told");
+        contents.stored = 5;
+        assert!(cursor.is_behind(&contents));
+        assert_eq!(told(cursor.next(&contents)), [(5, "a".to_owned())]);
     }
 
     #[test]
     fn a_watch_from_the_future_waits_for_it() {
-        let state = state(&[("a", "1"), ("a", "2")]);
-        let mut cursor = Cursor::new(Wish { start_revision: 9, ..wish("a", "") }, state.stored).unwrap();
-        assert_eq!((cursor.next(&state), cursor.next), (Next::Nothing, 9));
+        let contents = contents(&[("a", "1"), ("a", "2")]);
+        let mut cursor = Cursor::new(Wish { start_revision: 9, ..wish("a", "") }, contents.stored).unwrap();
+        assert_eq!((cursor.next(&contents), cursor.next), (Next::Nothing, 9));
     }
 
     #[test]
     fn what_is_forgotten_cannot_be_told() {
-        let mut state = state(&[("a", "1"), ("a", "2"), ("a", "3")]);
-        state.compact(3).unwrap();
-        let mut cursor = Cursor::new(Wish { start_revision: 2, ..wish("a", "") }, state.stored).unwrap();
-        assert_eq!(cursor.next(&state), Next::Compacted(3));
-        let mut cursor = Cursor::new(Wish { start_revision: 3, ..wish("a", "") }, state.stored).unwrap();
-        assert_eq!(told(cursor.next(&state)).len(), 2);
+        let mut contents = contents(&[("a", "1"), ("a", "2"), ("a", "3")]);
+        contents.compact(3).unwrap();
+        let mut cursor = Cursor::new(Wish { start_revision: 2, ..wish("a", "") }, contents.stored).unwrap();
+        assert_eq!(cursor.next(&contents), Next::Compacted(3));
+        let mut cursor = Cursor::new(Wish { start_revision: 3, ..wish("a", "") }, contents.stored).unwrap();
+        assert_eq!(told(cursor.next(&contents)).len(), 2);
     }
 
     #[test]
     fn a_compaction_takes_nothing_from_a_watch_that_was_told_of_everything_before() {
-        let mut state = state(&[("a", "1")]);
-        let mut new = Cursor::new(wish("a", "z"), state.stored).unwrap();
-        let mut old = Cursor::new(Wish { start_revision: 2, ..wish("a", "z") }, state.stored).unwrap();
-        assert_eq!(told(old.next(&state)).len(), 1);
+        let mut contents = contents(&[("a", "1")]);
+        let mut new = Cursor::new(wish("a", "z"), contents.stored).unwrap();
+        let mut old = Cursor::new(Wish { start_revision: 2, ..wish("a", "z") }, contents.stored).unwrap();
+        assert_eq!(told(old.next(&contents)).len(), 1);
 
-        // Before either is asked again.
+        // Before either continues.
         for value in ["2", "3", ""] {
             match value {
-                "" => state.keys.delete(b"a".to_vec()),
-                value => state.keys.put(b"a".to_vec(), value.into(), 0),
+                "" => contents.keys.delete(b"a".to_vec()),
+                value => contents.keys.put(b"a".to_vec(), value.into(), 0),
             }
-            state.keys.end_step();
+            contents.keys.end_step();
         }
-        state.stored = 5;
-        state.compact(5).unwrap();
+        contents.stored = 5;
+        contents.compact(5).unwrap();
         for cursor in [&mut new, &mut old] {
-            assert_eq!(told(cursor.next(&state)), [3, 4, 5].map(|revision| (revision, "a".to_owned())));
-            assert_eq!(cursor.next(&state), Next::Nothing);
+            assert_eq!(told(cursor.next(&contents)), [3, 4, 5].map(|revision| (revision, "a".to_owned())));
+            assert_eq!(cursor.next(&contents), Next::Nothing);
         }
-        let mut late = Cursor::new(Wish { start_revision: 3, ..wish("a", "z") }, state.stored).unwrap();
-        assert_eq!(late.next(&state), Next::Compacted(5));
+        let mut late = Cursor::new(Wish { start_revision: 3, ..wish("a", "z") }, contents.stored).unwrap();
+        assert_eq!(late.next(&contents), Next::Compacted(5));
     }
 
     #[test]
     fn filters_and_previous_values_are_as_asked_for() {
-        let state = state(&[("a", "1"), ("a", "2"), ("a", "")]);
+        let contents = contents(&[("a", "1"), ("a", "2"), ("a", "")]);
         let asked = Wish { start_revision: 1, no_puts: true, prev_kv: true, ..wish("a", "") };
-        let Next::Events { events, .. } = Cursor::new(asked, state.stored).unwrap().next(&state) else {
+        let Next::Events { events, .. } = Cursor::new(asked, contents.stored).unwrap().next(&contents) else {
             panic!()
         };
         assert_eq!(events.len(), 1);
@@ -264,16 +264,16 @@ mod tests {
     #[test]
     fn much_is_told_in_several_responses() {
         let large = "x".repeat(600_000);
-        let mut state = state(&[]);
+        let mut contents = contents(&[]);
         for key in ["a", "b", "c"] {
-            state.keys.put(key.into(), large.clone().into(), 0);
+            contents.keys.put(key.into(), large.clone().into(), 0);
         }
-        state.keys.end_step();
-        state.stored = 2;
+        contents.keys.end_step();
+        contents.stored = 2;
         let asked = Wish { start_revision: 1, fragment: true, ..wish("a", "z") };
-        let mut cursor = Cursor::new(asked, state.stored).unwrap();
+        let mut cursor = Cursor::new(asked, contents.stored).unwrap();
         let mut seen = Vec::new();
-        while let Next::Events { events, fragment, .. } = cursor.next(&state) {
+        while let Next::Events { events, fragment, .. } = cursor.next(&contents) {
             seen.push((events.len(), fragment));
         }
         assert_eq!(seen, [(1, true), (1, true), (1, false)]);

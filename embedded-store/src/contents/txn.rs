@@ -1,10 +1,10 @@
-//! Transactions: all comparisons first, of the nested ones too, then the branches that they chose, as one revision.
+//! Transactions: all comparisons first, including nested ones, then the chosen branches, as one revision.
 
 use etcd_client::proto::{
     PbCompare, PbKeyValue, PbTargetUnion, PbTxnOpRequest, PbTxnRequest, PbTxnRequestOp,
 };
 
-use super::{State, header};
+use super::{Contents, header};
 use crate::answer::{Operation, Txn};
 use crate::keys::Span;
 use crate::refusal::Refusal;
@@ -22,7 +22,8 @@ mod comparing {
     pub(super) const LEASE: i32 = 4;
 }
 
-/// What a transaction will do: the branch of it that is taken, and of each transaction in that branch.
+/// The operations that a transaction will carry out: its chosen branch, and the paths of the transactions in that
+/// branch.
 struct Path<'a> {
     succeeded: bool,
     operations: &'a [PbTxnRequestOp],
@@ -30,7 +31,7 @@ struct Path<'a> {
 }
 
 impl Path<'_> {
-    /// Visits every operation that will be carried out, in that order, up to one that is refused.
+    /// Visits every operation of the path in order, up to the first refusal.
     fn walk(&self, visit: &mut impl FnMut(&PbTxnOpRequest) -> Result<(), Refusal>) -> Result<(), Refusal> {
         let mut inner = self.inner.iter();
         for operation in self.operations.iter().filter_map(|operation| operation.request.as_ref()) {
@@ -43,7 +44,7 @@ impl Path<'_> {
     }
 }
 
-impl State {
+impl Contents {
     pub(crate) fn txn(&mut self, request: &PbTxnRequest) -> Result<Txn, Refusal> {
         let path = self.path(request);
         self.check_path(&path)?;
@@ -66,7 +67,7 @@ impl State {
         Path { succeeded, operations, inner }
     }
 
-    /// Refuses before anything is changed: for any put first, then for any range.
+    /// Refuses before any change: first for any put, then for any range.
     fn check_path(&self, path: &Path<'_>) -> Result<(), Refusal> {
         self.check_puts(path)?;
         self.check_ranges(path)
@@ -75,7 +76,7 @@ impl State {
     fn check_puts(&self, path: &Path<'_>) -> Result<(), Refusal> {
         path.walk(&mut |operation| match operation {
             PbTxnOpRequest::RequestPut(put) => {
-                // In the other order than a put by itself, as etcd does it.
+                // A put alone has these checks in the other order. etcd does the same.
                 self.check_kept(put)?;
                 self.check_lease(put)
             }
@@ -110,16 +111,17 @@ impl State {
             };
             responses.push(response);
         }
-        // That of a transaction in another one tells nothing.
+        // A nested transaction reports no revision.
         Ok(Txn { header: header(0), succeeded: path.succeeded, responses })
     }
 
-    /// Whether a comparison holds for every key of its range; where there is none, for a key that never was.
+    /// Whether a comparison holds for every key of its range. For an empty range, compares with a key that never
+    /// existed.
     fn holds(&self, compare: &PbCompare) -> bool {
         let span = Span::new(&compare.key, &compare.range_end);
         let mut found = self.keys.range(span, self.keys.revision()).peekable();
         if found.peek().is_none() {
-            // A value that is not there differs from every value.
+            // A missing value differs from every value.
             return compare.target != comparing::VALUE && holds_for(compare, &PbKeyValue::default());
         }
         found.all(|record| holds_for(compare, &record.kv))

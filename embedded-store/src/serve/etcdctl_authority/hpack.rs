@@ -1,26 +1,25 @@
-//! Header blocks of HTTP/2 (HPACK, RFC 7541), as far as it takes to find a field without decoding the others.
+//! Header blocks of HTTP/2 (HPACK, RFC 7541): finds one field without decoding the others.
 
 use std::ops::Range;
 
-/// A value that may stand where [`url_as_authority`] has found one: length and text. It is no longer than any URL, so that
-/// what the client believes to be in the table of fields fits there.
+/// The replacement for a value that [`url_as_authority`] found: length and text. It is no longer than any URL, so it
+/// fits the dynamic table wherever the original did.
 pub(super) const ANY_AUTHORITY: &[u8] = b"\x04etcd";
 
-/// The place of `:authority` in the static table.
+/// Index of `:authority` in the static table.
 const AUTHORITY: usize = 1;
 const HTTP: &[u8] = b"http:";
-/// The same in the code of appendix B: 29 bits.
+/// `http:` in the Huffman code of appendix B: 29 bits.
 const HTTP_ENCODED: [u8; 3] = [0x9d, 0x29, 0xae];
 const LAST_BITS: (u8, u8) = (0xf8, 0xe0);
-/// Set in the length of a string that is in that code.
+/// This bit of a string's length says that the string is Huffman-encoded.
 const IS_ENCODED: u8 = 0x80;
 
-/// Where the value of `:authority` stands in a block, with its length, if it is a URL. `None` as well for what is no header
-/// block.
+/// The bytes of the `:authority` value with its length, if the value is a URL. `None` also if this is no header block.
 pub(super) fn url_as_authority(block: &[u8]) -> Option<Range<usize>> {
     let mut at = 0;
     while let Some(&first) = block.get(at) {
-        // RFC 7541, 6: how the bits begin tells what follows.
+        // RFC 7541, 6: the first bits give the kind of the field.
         let (prefix, is_literal) = match first {
             0x80.. => (7, false),
             0x40..=0x7f => (6, true),
@@ -50,14 +49,14 @@ pub(super) fn url_as_authority(block: &[u8]) -> Option<Range<usize>> {
     None
 }
 
-/// The number that begins with the last `prefix` bits of a byte, and where it ends.
+/// The integer in the last `prefix` bits of a byte and what follows, and its end.
 fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     let largest = (1_usize << prefix) - 1;
     let mut number = usize::from(*block.get(at)?) & largest;
     if number < largest {
         return Some((number, at + 1));
     }
-    // Larger numbers than three more bytes hold have no place in a block.
+    // No number in a block needs more than three more bytes.
     for (place, byte) in block.get(at + 1..)?.iter().take(3).enumerate() {
         number += usize::from(byte & 0x7f) << (7 * place);
         if byte & 0x80 == 0 {
@@ -67,7 +66,7 @@ fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     None
 }
 
-/// A string as it stands there, compressed or not, and where it ends.
+/// A string without decoding, and its end.
 fn string(block: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let (length, start) = integer(block, at, 7)?;
     let end = start.checked_add(length)?;
@@ -93,7 +92,7 @@ mod tests {
     fn other_values_and_other_fields_are_not() {
         assert_eq!(url_as_authority(b"\x41\x01a"), None);
         assert_eq!(url_as_authority(b"\x44\x08http://a"), None);
-        // "httpd", and bytes of a URL that claim to be encoded.
+        // "httpd", and bytes of a URL that are marked as encoded.
         assert_eq!(url_as_authority(b"\x41\x84\x9d\x29\xae\x93"), None);
         assert_eq!(url_as_authority(b"\x41\x88http://a"), None);
         assert_eq!(url_as_authority(b""), None);

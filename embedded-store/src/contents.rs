@@ -1,5 +1,5 @@
-//! What the store holds, and what each request makes of it. Pure: time is an argument. etcd's `server/apply.go` is what it
-//! must agree with.
+//! The store's contents, and the effect of each request on them. Pure: time is an argument. Must agree with etcd's
+//! `server/apply.go`.
 
 mod txn;
 
@@ -15,15 +15,15 @@ use crate::refusal::Refusal;
 
 /// Keys and leases.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct Contents {
     pub(crate) keys: Keys,
     pub(crate) leases: Leases,
-    /// The last revision that is on disk: nobody is shown what comes after it.
+    /// The last revision on disk. Clients see nothing later.
     pub(crate) stored: i64,
 }
 
-impl State {
-    /// Keys and leases as they are on disk.
+impl Contents {
+    /// The keys and leases from disk.
     pub(crate) fn new(keys: Keys, mut leases: Leases) -> Self {
         let revision = keys.revision();
         for record in keys.range(Span::new(&[0], &[0]), revision) {
@@ -33,12 +33,12 @@ impl State {
         Self { keys, leases, stored: revision }
     }
 
-    /// What a range holds, as far as it is on disk.
+    /// A range of what is on disk.
     pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<Range, Refusal> {
         self.range_at(request, self.stored)
     }
 
-    /// Number of keys, as far as they are on disk.
+    /// Number of keys on disk.
     pub(crate) fn key_count(&self) -> usize {
         self.keys.range(Span::new(&[0], &[0]), self.stored).count()
     }
@@ -57,7 +57,7 @@ impl State {
         response
     }
 
-    /// Ends a lease and deletes what it kept.
+    /// Ends a lease and deletes its keys.
     pub(crate) fn revoke(&mut self, id: i64) -> Result<(), Refusal> {
         for key in self.leases.revoke(id)? {
             self.keys.delete(key);
@@ -66,15 +66,15 @@ impl State {
         Ok(())
     }
 
-    /// Ends a lease if its time is over: it may have been renewed or revoked since somebody saw that.
+    /// Ends a lease if it has expired. It may have been renewed or revoked since the caller looked.
     pub(crate) fn expire(&mut self, id: i64, now: Instant) {
         if self.leases.has_expired(id, now) {
-            // It is there.
+            // `has_expired` found it.
             let _ = self.revoke(id);
         }
     }
 
-    /// Forgets the history up to a revision. Answers which records go.
+    /// Compacts the history up to a revision. Returns the records to remove.
     pub(crate) fn compact(&mut self, revision: i64) -> Result<Vec<(i64, u32)>, Refusal> {
         if revision <= self.keys.compacted() {
             return Err(Refusal::Compacted);
@@ -91,7 +91,7 @@ impl State {
         self.leases.take_back();
     }
 
-    /// Refuses a put to a lease that is not there.
+    /// Refuses a put with a lease that does not exist.
     fn check_lease(&self, request: &PbPutRequest) -> Result<(), Refusal> {
         match request.lease {
             0 => Ok(()),
@@ -100,7 +100,7 @@ impl State {
         }
     }
 
-    /// Refuses a put that is to leave something as it is where nothing is.
+    /// Refuses a put that keeps the value or lease of a key that does not exist.
     fn check_kept(&self, request: &PbPutRequest) -> Result<(), Refusal> {
         let keeps = request.ignore_value || request.ignore_lease;
         match keeps && self.keys.find(&request.key, self.keys.revision_in_step()).is_none() {
@@ -137,7 +137,7 @@ impl State {
         }
     }
 
-    /// Refuses a range of a time that nobody knows.
+    /// Refuses a range at a compacted or future revision.
     fn check_range(&self, request: &PbRangeRequest, current: i64) -> Result<(), Refusal> {
         if request.revision > current {
             return Err(Refusal::FutureRevision);
@@ -158,7 +158,8 @@ impl State {
             return Ok(response);
         }
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        // Those that are looked at: an order by something else than the key, with no direction, is one of the first keys.
+        // Records to examine. Without a direction, a limit selects the first keys even when the order is by another
+        // field.
         let most = if is_of_the_first(request) { limit.saturating_add(1) } else { usize::MAX };
         let mut records: Vec<&Arc<Record>> = found.by_ref().take(most).collect();
         response.count = count(records.len() + found.count());
@@ -172,7 +173,7 @@ impl State {
     }
 }
 
-/// A header that tells a revision; who answers adds who it is.
+/// A header with a revision. The service adds the store's identity.
 pub(crate) fn header(revision: i64) -> Option<PbResponseHeader> {
     Some(PbResponseHeader { revision, ..PbResponseHeader::default() })
 }
@@ -192,7 +193,7 @@ mod sorting {
     pub(super) const BY_VALUE: i32 = 4;
 }
 
-/// Whether a limit counts before anything else.
+/// Whether the limit applies before filters and order.
 fn is_of_the_first(request: &PbRangeRequest) -> bool {
     let bounds = [
         request.min_mod_revision,
@@ -209,7 +210,7 @@ fn is_within(request: &PbRangeRequest, kv: &PbKeyValue) -> bool {
         && within(kv.create_revision, request.min_create_revision, request.max_create_revision)
 }
 
-/// Equal ones stay in the order of their keys, whatever the direction.
+/// Records that compare equal keep the order of their keys in both directions.
 fn sort(request: &PbRangeRequest, records: &mut [&Arc<Record>]) {
     let of = |one: &PbKeyValue, other: &PbKeyValue| match request.sort_target {
         sorting::BY_VERSION => one.version.cmp(&other.version),
