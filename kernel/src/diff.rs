@@ -7,7 +7,7 @@ use crate::kind::{Changed, Edit, Kind, Upheaval};
 use crate::kinds::{ForEach, Listed, Operation, State, for_each};
 
 /// The operations that lead from `actual` to `desired`, in an order that never leaves a gap: first everything that is
-/// added or changed, in the order of the [list of kinds](crate::kinds), then everything that is deleted, the other way round.
+/// added or changed, in the order of the list of kinds (`kinds.rs`), then everything that is deleted, the other way round.
 ///
 /// What goes down with a device is neither deleted by itself nor taken for present: the routes of a device that is
 /// down, everything on a device that is replaced, and the neighbours of a device whose MAC changes are added anew.

@@ -14,7 +14,7 @@ pub use ours::OwnRules;
 use crate::KernelError;
 use crate::kind::link_name::LinkName;
 
-/// The packet filter. Adapters: [`Linux`] and [`FakeFirewall`](crate::fake::FakeFirewall).
+/// The packet filter. Adapters: [`Linux`], and one in memory for tests (feature `fake`).
 pub trait Firewall: Send {
     /// Makes our rules exactly what `ruleset` says, leaving everybody else's alone. Idempotent: rules that already
     /// stand are not written again. The answer says whether anything had to be changed.

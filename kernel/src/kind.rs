@@ -1,6 +1,6 @@
 //! A kind of object that the kernel holds: what names one, what it is, and how it behaves.
 //!
-//! A kind is one file below this one, and one line in the [list](crate::kinds). Nothing else knows it by name: state, plan,
+//! A kind is one file below this one, and one line in the list (`kinds.rs`). Nothing else knows it by name: state, plan,
 //! ledger, diff, operation, fake and netlink are written once for all kinds.
 
 pub mod address;
