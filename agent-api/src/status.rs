@@ -1,6 +1,6 @@
 //! What the agent says of itself in `GET /status`.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use flan_backends::udp::Totals;
 use flan_subnet_lease::{Quarantined, shown};
@@ -61,47 +61,25 @@ pub struct Status {
     pub problems: Vec<Problem>,
 }
 
-/// Repairs, by the kind of what was repaired.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Repairs {
-    /// Devices.
-    pub link: u64,
-    /// Addresses on them.
-    pub address: u64,
-    /// Neighbours.
-    pub neighbour: u64,
-    /// Forwarding entries.
-    pub fdb: u64,
-    /// Next hop objects.
-    pub next_hop: u64,
-    /// Routes.
-    pub route: u64,
-    /// Senders that are let in.
-    pub sender: u64,
-    /// Packet filter rules.
-    pub rules: u64,
-}
+/// How often each kind of object was repaired, by its name: `route`, `nexthop`; `rules` are the packet filter's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Repairs(BTreeMap<&'static str, u64>);
 
-impl fmt::Display for Repairs {
-    /// `2 routes, 1 neighbour`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = [
-            (self.link, "link", "links"),
-            (self.address, "address", "addresses"),
-            (self.neighbour, "neighbour", "neighbours"),
-            (self.fdb, "forwarding entry", "forwarding entries"),
-            (self.next_hop, "next hop", "next hops"),
-            (self.route, "route", "routes"),
-            (self.sender, "sender", "senders"),
-            (self.rules, "set of rules", "sets of rules"),
-        ];
-        let parts: Vec<String> = kinds
-            .into_iter()
-            .filter(|(count, ..)| *count > 0)
-            .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
-            .collect();
-        f.write_str(&parts.join(", "))
+impl Repairs {
+    /// None yet of any of these kinds.
+    pub fn of_kinds(kinds: impl IntoIterator<Item = &'static str>) -> Self {
+        Self(kinds.into_iter().map(|kind| (kind, 0)).collect())
+    }
+
+    /// So many more.
+    pub fn add(&mut self, kind: &'static str, more: u64) {
+        *self.0.entry(kind).or_default() += more;
+    }
+
+    /// How many of this kind.
+    pub fn of(&self, kind: &str) -> u64 {
+        self.0.get(kind).copied().unwrap_or_default()
     }
 }
 
@@ -155,15 +133,4 @@ pub struct UnreachablePeer {
     pub holder: String,
     /// Why not.
     pub reason: String,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn repairs_are_told_by_kind_and_number() {
-        let repairs = Repairs { route: 2, neighbour: 1, fdb: 3, ..Repairs::default() };
-        assert_eq!(repairs.to_string(), "1 neighbour, 3 forwarding entries, 2 routes");
-    }
 }

@@ -34,6 +34,8 @@ pub struct Reconciler<K, F> {
     ledger: Ledger,
     /// Reads everything, while that lasts.
     reading: Option<BoxFuture<'static, Result<State, KernelError>>>,
+    /// Whether everything must be read once more after that.
+    read_again: bool,
     /// Whether the kernel was ever read. Before that, nothing is known to be missing or superfluous.
     known: bool,
     /// Why the last reading failed.
@@ -109,6 +111,7 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             underlay: None,
             ledger: Ledger::default(),
             reading: None,
+            read_again: false,
             known: false,
             unread: None,
             read_at: None,
@@ -173,8 +176,10 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
         self.ledger.compact();
     }
 
-    /// Begins to read everything, unless that is being done.
+    /// Begins to read everything; if that is being done, it is done once more afterwards.
     pub fn read(&mut self) {
+        // What happened since that one began it may not show.
+        self.read_again = self.reading.is_some();
         if self.reading.is_none() {
             self.read_at = None;
             self.listen();
@@ -198,7 +203,11 @@ impl<K: Kernel, F: Firewall> Reconciler<K, F> {
             changes = self.kernel.changes() => self.take_in(changes),
             read = reading => {
                 self.reading = None;
-                self.take_in_all(read)
+                let heard = self.take_in_all(read);
+                if self.read_again {
+                    self.read();
+                }
+                heard
             }
         }
     }

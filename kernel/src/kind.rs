@@ -222,9 +222,10 @@ impl<K: Kind> Edit<K> {
         }
     }
 
-    /// The device that must be there for it.
+    /// The device that must be there for it. A next hop object is deleted by its id alone.
     pub fn device(&self) -> Option<LinkName> {
-        K::device(self.key(), self.value())
+        let by_id = self.is_deletion() && K::as_next_hop(self.key(), self.value()).is_some();
+        if by_id { None } else { K::device(self.key(), self.value()) }
     }
 
     /// Whether it takes something away, so that it is as good as done if that is not there.

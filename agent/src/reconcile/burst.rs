@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// Repairs so far, and those of this moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Burst {
     total: Repairs,
     now: Repairs,
@@ -21,6 +21,8 @@ pub(super) struct Burst {
     rules_in_a_row: u32,
 }
 
+/// What repairs of the packet filter's rules are counted under.
+const RULES: &str = "rules";
 /// A burst is over when nothing was repaired for this long.
 const QUIET: Duration = Duration::from_secs(1);
 /// A repair that is undone so soon is undone on purpose. Damage by hand, or by a program that tries many things, comes
@@ -76,9 +78,9 @@ impl Lately {
 impl Burst {
     /// One more repair.
     pub(super) fn count(&mut self, operation: &Operation, now: Instant) {
-        let object = operation.object();
-        *counter(&mut self.now, &object) += 1;
-        *counter(&mut self.total, &object) += 1;
+        let kind = operation.object().name().short;
+        self.now.add(kind, 1);
+        self.total.add(kind, 1);
         self.first.get_or_insert_with(|| operation.to_string());
         self.last = Some(now);
         if self.lately.len() < REMEMBERED {
@@ -97,7 +99,7 @@ impl Burst {
     /// The rules were put in place, after they had stood there or not.
     pub(super) fn count_rules(&mut self, stood_before: bool) {
         if stood_before {
-            self.total.rules += 1;
+            self.total.add(RULES, 1);
             self.rules_in_a_row += 1;
         }
         if self.rules_in_a_row == RULES_IN_A_ROW {
@@ -124,29 +126,34 @@ impl Burst {
             return;
         }
         let first = self.first.take().unwrap_or_default();
-        info!(repaired = %self.now, first, "put right what another program had changed");
-        self.now = Repairs::default();
+        info!(repaired = in_words(&self.now), first, "put right what another program had changed");
+        self.now = Repairs::of_kinds(Object::NAMES.iter().map(|name| name.short));
         self.last = None;
         self.lately.retain(|_, lately| now < lately.last + PEACE);
     }
 
     pub(super) fn repairs(&self) -> Repairs {
-        self.total
+        self.total.clone()
     }
 }
 
-/// The counter of those that are of this object's kind.
-fn counter<'a>(repairs: &'a mut Repairs, object: &Object) -> &'a mut u64 {
-    match object {
-        Object::Link(_) => &mut repairs.link,
-        Object::Address(_) => &mut repairs.address,
-        Object::Neighbour(_) => &mut repairs.neighbour,
-        Object::Fdb(_) => &mut repairs.fdb,
-        Object::NextHop(_) => &mut repairs.next_hop,
-        Object::Route(_) => &mut repairs.route,
-        Object::Source(_) => &mut repairs.sender,
-        Object::Check(_) => &mut repairs.rules,
+impl Default for Burst {
+    fn default() -> Self {
+        let none = || Repairs::of_kinds(Object::NAMES.iter().map(|name| name.short));
+        let mut total = none();
+        total.add(RULES, 0);
+        Self { total, now: none(), first: None, last: None, lately: BTreeMap::new(), rules_in_a_row: 0 }
     }
+}
+
+/// `1 neighbour, 2 routes`.
+fn in_words(repairs: &Repairs) -> String {
+    let parts = Object::NAMES.iter().filter_map(|name| match repairs.of(name.short) {
+        0 => None,
+        1 => Some(format!("1 {}", name.one)),
+        count => Some(format!("{count} {}", name.many)),
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -188,5 +195,14 @@ mod tests {
         assert_eq!(waits[19], Some(WAITS.1));
         assert!(waits[20..28].iter().all(Option::is_none), "{waits:?}");
         assert_eq!(waits[28], Some(WAITS.0));
+    }
+
+    #[test]
+    fn repairs_are_told_by_kind_and_number() {
+        let mut repairs = Repairs::default();
+        for (kind, count) in [("route", 2), ("neighbour", 1), ("fdb", 3)] {
+            repairs.add(kind, count);
+        }
+        assert_eq!(in_words(&repairs), "1 neighbour, 3 forwarding entries, 2 routes");
     }
 }

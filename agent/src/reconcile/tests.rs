@@ -73,7 +73,7 @@ async fn a_second_round_finds_nothing_to_do() {
     settle(&mut reconciler, now).await;
     assert_eq!(kernel.take_applied(), []);
     assert_eq!(reconciler.problem(), None);
-    assert_eq!(reconciler.repairs(), Repairs::default());
+    assert_eq!(reconciler.repairs().of("route"), 0);
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn what_another_program_deletes_is_put_back_and_counted() {
     kernel.edit(|state| state.routes.retain(|route, _| *route != key(3)));
     assert!(reconciler.hear().await.work);
     assert_eq!(reconciler.work(now).await.applied, 1);
-    assert_eq!(reconciler.repairs(), Repairs { route: 1, ..Repairs::default() });
+    assert_eq!((reconciler.repairs().of("route"), reconciler.repairs().of("nexthop")), (1, 0));
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_reading_finds_what_nobody_told() {
         wanted.routes.extend(peer(number).routes);
     }
     assert_eq!(kernel.state(), wanted);
-    assert_eq!(reconciler.repairs().link, 1);
+    assert_eq!(reconciler.repairs().of("link"), 1);
 }
 
 #[test]
@@ -203,7 +203,7 @@ async fn senders_that_went_without_a_word_come_back_with_the_rule_that_measures_
             Operation::Check(Edit::Add { key: check, value: () })
         ]
     );
-    assert_eq!((reconciler.repairs().sender, reconciler.repairs().rules), (1, 1));
+    assert_eq!((reconciler.repairs().of("sender"), reconciler.repairs().of("check")), (1, 1));
 }
 
 #[tokio::test]
@@ -215,13 +215,13 @@ async fn a_repair_that_is_undone_again_and_again_is_not_fought_for() {
         kernel.edit(|state| state.routes.retain(|route, _| *route != key(3)));
         settle(&mut reconciler, now).await;
     }
-    assert_eq!(reconciler.repairs().route, 8);
+    assert_eq!(reconciler.repairs().of("route"), 8);
     assert!(reconciler.problem().unwrap().contains("route 10.5.3.0/24"), "{:?}", reconciler.problem());
     kernel.edit(|state| state.routes.retain(|route, _| *route != key(2)));
     settle(&mut reconciler, now).await;
-    assert_eq!(reconciler.repairs().route, 9, "others are put right at once");
+    assert_eq!(reconciler.repairs().of("route"), 9, "others are put right at once");
     settle(&mut reconciler, now + Duration::from_secs(1)).await;
-    assert_eq!(reconciler.repairs().route, 10);
+    assert_eq!(reconciler.repairs().of("route"), 10);
     assert_eq!(reconciler.problem(), None);
 }
 

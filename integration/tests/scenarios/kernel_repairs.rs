@@ -146,7 +146,7 @@ fn a_nexthop_object_deleted_or_altered_by_hand_is_back_with_its_route_within_a_s
         patient.recovers_from("ip nexthop flush", OBJECT)?;
         all_reach_each_other(&hosts)?;
         let repairs = hosts[0].status()?["repairs"].clone();
-        ensure!(repairs["nextHop"].as_u64() >= Some(1), "no repair of a next hop is counted: {repairs}");
+        ensure!(repairs["nexthop"].as_u64() >= Some(1), "no repair of a next hop is counted: {repairs}");
         Ok(())
     })
 }

@@ -218,6 +218,25 @@ fn a_device_of_udp_that_was_deleted_is_back_and_carries_packets() -> Result<()> 
 }
 
 #[test]
+fn the_route_that_goes_unsaid_with_the_last_address_of_the_device_is_back_with_it() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
+        let before = Standing::of(&hosts[0])?;
+        hosts[0].ip(&format!("addr flush dev {DEVICE}"))?;
+        wait::until("the address and the route to be back", Duration::from_secs(3), || {
+            let now = Standing::of(&hosts[0])?;
+            ensure!(
+                (&now.address, &now.routes) == (&before.address, &before.routes),
+                "{now:?}, before {before:?}"
+            );
+            Ok(())
+        })?;
+        exchange(&webs)?;
+        hosts[0].ensure_agent_runs()
+    })
+}
+
+#[test]
 fn a_path_that_carries_less_than_the_interface_gets_large_packets_as_fragments() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let (hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;

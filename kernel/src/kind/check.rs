@@ -49,7 +49,13 @@ impl NetlinkObject for Checks {
         let first = matches!(check, Check::Shortcut { .. });
         let rule = nft::add_rule(chain, first, &check.to_string(), &expressions);
         let changes = vec![nft::new_chain(chain), rule];
-        Ok(Part { changes, is_deletion: false, ipv6: Some(check.is_ipv6()), set: set_of(check) })
+        Ok(Part {
+            changes,
+            is_deletion: false,
+            is_rule: true,
+            ipv6: Some(check.is_ipv6()),
+            set: set_of(check),
+        })
     }
 
     fn read(reading: &mut Reading<'_>) -> Result<Vec<(Check, ())>, KernelError> {

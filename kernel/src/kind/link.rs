@@ -101,6 +101,11 @@ impl Kind for Links {
         }
     }
 
+    /// A MAC counts where one is wanted.
+    fn is_as_wanted(held: &Box<Link>, wanted: &Box<Link>) -> bool {
+        wanted.differs_for_good(held).is_none() && LinkChange::between(held, wanted) == LinkChange::default()
+    }
+
     fn as_device(name: &LinkName) -> Option<LinkName> {
         Some(*name)
     }

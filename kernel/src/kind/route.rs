@@ -239,25 +239,20 @@ impl NetlinkObject for Routes {
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for &filter in &filters {
                 let by_protocol = matches!(filter, RouteFilter::Protocol(_));
-                let found = reading.socket.dump(&dump(family, filter), Vec::new, |found, body| {
+                let Reading { socket, next_hops, ours, .. } = &mut *reading;
+                let found = socket.dump(&dump(family, filter), Vec::new, |found, body| {
                     // Each in one of the dumps: most of what leads into our devices is of our making.
                     let of_this_dump = (protocol(body) == Some(ROUTE_PROTOCOL)) == by_protocol;
                     if of_this_dump && body.first().copied() == Some(u8::from(family)) {
-                        found.extend(RawRoute::read(body));
+                        let route = RawRoute::read(body).map(|route| route.led_by(next_hops));
+                        found.extend(route.filter(|route| {
+                            route.is_ours(route.target.index().is_some_and(|index| ours.contains_key(&index)))
+                        }));
                     }
                 });
                 all.extend(without_family(found)?);
             }
         }
-        for route in &mut all {
-            // Not every kernel shows it with the route (`net.ipv4.nexthop_compat_mode`).
-            if let RawTarget::NextHop { id, index } = &mut route.target
-                && let Some(known) = reading.next_hops.get(id)
-            {
-                *index = Some(*known);
-            }
-        }
-        all.retain(|route| route.is_ours(route.target.index().is_some_and(|index| reading.is_ours(index))));
         // The kernel lists in the order in which it looks, and of several routes with one key uses the first.
         all.sort_by_key(|route| route.key);
         all.dedup_by_key(|route| route.key);
@@ -511,6 +506,17 @@ impl RawRoute {
             _ => RawTarget::Other(kind),
         };
         Some(Self { key, protocol, target })
+    }
+
+    /// The same with the device that its next hop object leads to, which not every kernel shows with the route
+    /// (`net.ipv4.nexthop_compat_mode`).
+    fn led_by(mut self, next_hops: &BTreeMap<NextHopId, u32>) -> Self {
+        if let RawTarget::NextHop { id, index } = &mut self.target
+            && let Some(known) = next_hops.get(id)
+        {
+            *index = Some(*known);
+        }
+        self
     }
 
     /// Whether it is one of those through which whatever has no route of its own goes.

@@ -46,7 +46,7 @@ impl NetlinkObject for Sources {
             Part { changes: vec![nft::delete_element(set, &key)], is_deletion: true, ..Part::default() }
         } else {
             let changes = vec![nft::add_element(set, &key)];
-            Part { changes, is_deletion: false, ipv6: Some(set.ipv6), set: Some(set) }
+            Part { changes, ipv6: Some(set.ipv6), set: Some(set), ..Part::default() }
         })
     }
 
@@ -54,8 +54,7 @@ impl NetlinkObject for Sources {
         let Some(socket) = &mut reading.nftables else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for set in Set::all() {
-            let keys = nft::elements(socket, set)?;
-            all.extend(keys.iter().filter_map(|key| Some((source(set, key)?, ()))));
+            all.extend(nft::elements(socket, set, |key| Some((source(set, key)?, ())))?);
         }
         Ok(all)
     }

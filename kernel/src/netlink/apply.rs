@@ -50,7 +50,7 @@ pub(super) struct Round<'a> {
     /// Whether one of the batch makes a next hop object, which may turn out to be another's.
     makes_next_hops: bool,
     /// Whether a device that somebody had renamed was deleted, and with it what was to be replaced.
-    took_renamed: bool,
+    pub(super) took_renamed: bool,
     /// The devices that were asked for; those that do not exist have no index.
     indices: BTreeMap<LinkName, Option<u32>>,
     failed: BTreeMap<usize, KernelError>,
@@ -59,13 +59,14 @@ pub(super) struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    pub(super) fn new(operations: &'a [Operation]) -> Self {
+    /// Nothing was done yet, of these; of those before them, a device that was renamed may have been deleted.
+    pub(super) fn new(operations: &'a [Operation], took_renamed: bool) -> Self {
         Self {
             operations,
             begun: 0,
             batch: Batch::default(),
             makes_next_hops: false,
-            took_renamed: false,
+            took_renamed,
             indices: BTreeMap::new(),
             failed: BTreeMap::new(),
             in_the_way: Vec::new(),
@@ -236,12 +237,14 @@ impl<'a> Round<'a> {
             && reason.errno() == Some(libc::ENOENT)
             && let Some(add) = access.taken.without(operation).adding()
         {
+            self.failed.insert(number, reason);
             return self.do_instead(number, &add, access);
         }
         let is_there = reason.errno() == Some(libc::EEXIST);
         self.failed.insert(number, reason);
         match operation.as_next_hop() {
-            _ if !is_there => Ok(()),
+            // Only what was to be added may be in another program's way.
+            _ if !is_there || operation.replacing().is_none() => Ok(()),
             // What names it comes soon.
             Some(_) => self.name_who_is_in_the_way(&[number], access),
             None => {
@@ -251,15 +254,20 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Carries out another operation in place of one that was refused.
+    /// Carries out another operation in place of one that was refused, which stays so if that is not possible.
     fn do_instead(
         &mut self,
         number: usize,
         instead: &Operation,
         access: &mut Access<'_>,
     ) -> Result<(), KernelError> {
-        let request = instead.request(&|name| self.indices.get(&name).copied().flatten());
-        match request.map_or(Ok(()), |request| access.socket.change_one(request)) {
+        if self.missing_device(instead, access)?.is_some() {
+            return Ok(());
+        }
+        let Some(request) = instead.request(&|name| self.indices.get(&name).copied().flatten()) else {
+            return Ok(());
+        };
+        match access.socket.change_one(request) {
             Err(reason) if breaks_socket(&reason) => Err(reason),
             Err(reason) => {
                 self.failed.insert(number, reason);

@@ -93,7 +93,7 @@ impl Kernel for Linux {
 
     async fn apply(&mut self, operations: &[Operation]) -> Vec<FailedOperation> {
         let _generous = (operations.len() > MANY).then(FibSyncMem::raise);
-        let mut failed = Vec::new();
+        let (mut failed, mut broken, mut took_renamed) = (Vec::new(), None, false);
         // Senders are let in before anything leads to them, and kept out after: both take their time.
         let is_for_nftables = |operation: &Operation| operation.changed() == Changed::ByNftables;
         for run in operations.chunk_by(|one, next| is_for_nftables(one) == is_for_nftables(next)) {
@@ -108,12 +108,18 @@ impl Kernel for Linux {
                 );
                 continue;
             }
-            let mut round = Round::new(run);
+            if let Some(reason) = &broken {
+                failed.extend(all_failed(run, reason));
+                continue;
+            }
+            let mut round = Round::new(run, took_renamed);
             if let Err(reason) = self.carry_out(&mut round).await {
                 self.socket = None;
                 round.give_up(&reason);
+                broken = Some(reason);
                 self.hear();
             }
+            took_renamed = round.took_renamed;
             failed.extend(round.into_failed());
         }
         failed
@@ -129,4 +135,14 @@ impl Kernel for Linux {
             self.changes.wait().await;
         }
     }
+}
+
+/// Operations that were not sent, since the kernel does not answer.
+fn all_failed<'a>(
+    operations: &'a [Operation],
+    reason: &'a KernelError,
+) -> impl Iterator<Item = FailedOperation> + 'a {
+    operations
+        .iter()
+        .map(|operation| FailedOperation { operation: operation.clone(), reason: reason.clone() })
 }

@@ -162,10 +162,14 @@ pub(super) fn has_table() -> Result<bool, KernelError> {
     Ok(is_there(false)? || is_there(true)?)
 }
 
-/// The keys of the elements of a set.
-pub(crate) fn elements(socket: &mut Socket, set: Set) -> Result<Vec<Vec<u8>>, KernelError> {
+/// The elements of a set, as `read` reads their keys.
+pub(crate) fn elements<T>(
+    socket: &mut Socket,
+    set: Set,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Vec<T>, KernelError> {
     let found = socket.dump(&Request::Raw(message::dump_elements(set)), Vec::new, |found, body| {
-        found.extend(message::elements(body).map(<[u8]>::to_vec));
+        found.extend(message::elements(body).filter_map(&read));
     });
     if_there(found)
 }
@@ -197,6 +201,8 @@ pub(crate) struct Part {
     pub(crate) changes: Vec<RawRequest>,
     /// Whether they take something away.
     pub(crate) is_deletion: bool,
+    /// Whether they add a rule, which drops whoever is in no set.
+    pub(crate) is_rule: bool,
     /// The table that they need, by its family.
     pub(crate) ipv6: Option<bool>,
     /// The set that they need.
@@ -268,7 +274,12 @@ fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError
         if !is_anew && refusals.iter().any(is_another) {
             tracing::warn!("the nftables table flan-peers is not as we make it; it is made anew");
             is_anew = true;
+            let reason = refusals.into_iter().next().map(|(_, reason)| reason);
             delete_tables()?;
+            // With the table went all senders, and they must be back before the rules.
+            if let Some(reason) = reason.filter(|_| parts.iter().any(|part| part.is_rule)) {
+                return Err(reason);
+            }
             frame = what_holds(parts);
             continue;
         }

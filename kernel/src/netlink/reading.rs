@@ -21,7 +21,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) wanted: Vec<LinkName>,
     /// The devices that next hop objects of anybody lead to.
     pub(crate) next_hops: BTreeMap<NextHopId, u32>,
-    ours: BTreeMap<u32, LinkName>,
+    /// Our devices that are there, by index.
+    pub(crate) ours: BTreeMap<u32, LinkName>,
     /// Device names by index, asked for when first needed.
     names: BTreeMap<u32, LinkName>,
 }

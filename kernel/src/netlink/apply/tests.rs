@@ -53,7 +53,7 @@ fn a_round_without_a_socket_fails_what_is_left_and_keeps_what_is_known() {
         Operation::Route(Edit::Add { key, value: route }),
         Operation::Route(Edit::Delete { key, held: route }),
     ];
-    let mut round = Round::new(&operations);
+    let mut round = Round::new(&operations, false);
     round.begun = 2;
     round.failed.insert(1, KernelError::Errno(libc::EEXIST));
     round.give_up(&KernelError::Socket("gone".to_owned()));
@@ -77,7 +77,7 @@ fn a_refusal_that_says_that_it_is_so_already_is_none() {
     let mut socket = Socket::open().unwrap();
     let (devices, mut taken) = (Mutex::default(), TakenIds::default());
     let mut access = Access { socket: &mut socket, devices: &devices, taken: &mut taken };
-    let mut round = Round::new(&operations);
+    let mut round = Round::new(&operations, false);
     round.settle(0, KernelError::Errno(libc::ENOENT), &mut access).unwrap();
     round.settle(1, KernelError::NoSuchLink(name("flannel.1")), &mut access).unwrap();
     assert!(round.failed.is_empty());
