@@ -4,16 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::KernelError;
-use crate::kind::address::Addresses;
-use crate::kind::check::Checks;
-use crate::kind::fdb::Fdb;
 use crate::kind::gateway::{Gateway, NextHopId};
-use crate::kind::link::Links;
 use crate::kind::link_name::LinkName;
-use crate::kind::neighbour::Neighbours;
-use crate::kind::next_hop::NextHops;
-use crate::kind::route::Routes;
-use crate::kind::source::Sources;
 use crate::kind::{Changed, Edit, Kind, Name, Upheaval};
 use crate::netlink::devices::Devices;
 use crate::netlink::lookup::Lookup;
@@ -32,14 +24,14 @@ use crate::netlink::wire::Frame;
 macro_rules! kinds {
     ($then:ident) => {
         $then! {
-            links: Link(Links),
-            addresses: Address(Addresses),
-            sources: Source(Sources),
-            neighbours: Neighbour(Neighbours),
-            fdb: Fdb(Fdb),
-            next_hops: NextHop(NextHops),
-            routes: Route(Routes),
-            checks: Check(Checks),
+            links: Link(crate::kind::link::Links),
+            addresses: Address(crate::kind::address::Addresses),
+            sources: Source(crate::kind::source::Sources),
+            neighbours: Neighbour(crate::kind::neighbour::Neighbours),
+            fdb: Fdb(crate::kind::fdb::Fdb),
+            next_hops: NextHop(crate::kind::next_hop::NextHops),
+            routes: Route(crate::kind::route::Routes),
+            checks: Check(crate::kind::check::Checks),
         }
     };
 }
@@ -80,7 +72,7 @@ pub(crate) trait ForEach {
 }
 
 macro_rules! define {
-    ($($field:ident: $name:ident($kind:ident),)*) => {
+    ($($field:ident: $name:ident($kind:ty),)*) => {
         /// The part of the kernel's network state that the agent is responsible for, wanted or actual.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct State {

@@ -8,21 +8,13 @@ mod table;
 
 use self::table::Table;
 use crate::diff::diff;
-use crate::kind::address::Addresses;
-use crate::kind::check::Checks;
-use crate::kind::fdb::Fdb;
-use crate::kind::link::Links;
 use crate::kind::link_name::LinkName;
-use crate::kind::neighbour::Neighbours;
-use crate::kind::next_hop::NextHops;
-use crate::kind::route::Routes;
-use crate::kind::source::Sources;
 use crate::kind::{Changed, Kind, Upheaval};
 use crate::kinds::{Entry, Fact, Object, Operation, State, kinds};
 use crate::plan::Plan;
 
 macro_rules! define {
-    ($($field:ident: $name:ident($kind:ident),)*) => {
+    ($($field:ident: $name:ident($kind:ty),)*) => {
         /// What is wanted, and where the kernel differs.
         #[derive(Debug, Clone, Default)]
         pub struct Ledger {
