@@ -14,7 +14,7 @@ use crate::stage::{NETWORK, NETWORK_OF_UDP, ends_of, hosts_with_status, wait_unt
 
 /// A problem is told within two glances of 3 s and what they cost, or with rules of whose changes the kernel does not
 /// tell, within 15 s more.
-const TOLD: Duration = Duration::from_secs(12);
+const TOLD: Duration = Duration::from_secs(30);
 const TOLD_OF_LEGACY: Duration = Duration::from_secs(30);
 
 /// The text of the problem with this code, if the status has it.
