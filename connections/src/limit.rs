@@ -33,6 +33,8 @@ pub struct ConnectionLimit {
 #[derive(Debug, Default)]
 struct Open {
     count: usize,
+    /// Connections among them that were sent away and have not closed yet.
+    leaving: usize,
     /// Connections that had not answered when last checked, the oldest first.
     silent: VecDeque<Weak<Seat>>,
 }
@@ -94,14 +96,15 @@ impl ConnectionLimit {
 
     fn seat(self: &Arc<Self>) -> Option<Slot> {
         let mut open = self.open();
-        let is_silent = |seat: &Arc<Seat>| !seat.has_spoken.load(Ordering::Relaxed);
-        if open.count >= self.most {
-            loop {
-                let oldest = open.silent.pop_front()?;
-                if let Some(seat) = oldest.upgrade().filter(is_silent) {
-                    seat.send_away();
-                    break;
-                }
+        // A connection that has closed or is about to close makes room only once.
+        let is_silent = |seat: &Arc<Seat>| {
+            !seat.has_spoken.load(Ordering::Relaxed) && !seat.must_go.load(Ordering::Relaxed)
+        };
+        while open.count - open.leaving >= self.most {
+            let oldest = open.silent.pop_front()?;
+            if let Some(seat) = oldest.upgrade().filter(is_silent) {
+                seat.send_away();
+                open.leaving += 1;
             }
         }
         if open.silent.len() > 2 * self.most {
@@ -153,7 +156,13 @@ impl Seat {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.limit.open().count -= 1;
+        let mut open = self.limit.open();
+        open.count -= 1;
+        // Another thread may see the seat until its last reference is dropped.
+        if self.seat.must_go.swap(true, Ordering::Relaxed) {
+            open.leaving -= 1;
+        }
+        drop(open);
         // Several accept loops may wait.
         self.limit.left.notify_waiters();
     }
@@ -186,6 +195,21 @@ mod tests {
         assert!(!slots.iter().any(must_go));
         drop(slots);
         assert!(limit.seat().is_some());
+    }
+
+    #[test]
+    fn a_connection_that_has_just_closed_is_not_sent_away_in_place_of_another() {
+        let limit = ConnectionLimit::new(2);
+        let mut slots: Vec<Slot> = std::iter::repeat_with(|| limit.seat()).flatten().take(2).collect();
+        // A thread that looks while another one drops the slot sees the seat.
+        let _still_seen = slots[0].seat.clone();
+        drop(slots.remove(0));
+        let _third = limit.seat().unwrap();
+        let _fourth = limit.seat().unwrap();
+        assert!(must_go(&slots[0]));
+        drop(slots);
+        let open = limit.open();
+        assert_eq!((open.count, open.leaving), (2, 0));
     }
 
     #[tokio::test(start_paused = true)]
