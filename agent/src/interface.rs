@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use flan_backends::Underlay;
 use flan_kernel::netlink::{self, Interface};
 use flan_kernel::{KernelError, LinkName};
-use flan_subnet_lease::{Family, NetworkConfig, PerFamily, is_host_address};
+use flan_subnet_lease::{Family, PerFamily, is_host_address};
 use ipnetwork::IpNetwork;
 use regex::Regex;
 
@@ -40,9 +40,6 @@ impl External {
 /// Why no external interface was found.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// The kernel did not answer.
-    #[error("cannot list network interfaces: {0}")]
-    Kernel(#[from] KernelError),
     /// Nothing that was asked for exists.
     #[error("no interface is {wanted}; there are: {there}")]
     NoMatch {
@@ -98,13 +95,16 @@ pub enum InterfaceError {
     },
 }
 
-/// What decides which interface is the external one: the command line, and the network with its families.
+/// The overlay networks that this host takes part in, with their families.
+pub type Overlays = Vec<(Family, IpNetwork)>;
+
+/// What decides which interface is the external one: the command line, and the overlay networks with their families.
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
     /// The command line.
     pub args: &'a Args,
-    /// The network.
-    pub config: &'a NetworkConfig,
+    /// The overlay networks.
+    pub overlays: &'a [(Family, IpNetwork)],
 }
 
 /// What the kernel says of interfaces and routes at one moment, as far as a [`Selection`] needs it.
@@ -126,18 +126,6 @@ impl Survey {
     fn called(&self, name: LinkName) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.name == name)
     }
-}
-
-/// Finds the external interface for a start, and says what makes its address doubtful, if anything does.
-///
-/// # Errors
-/// [`InterfaceError`] naming what was asked for and what there is.
-pub async fn find(args: &Args, config: &NetworkConfig) -> Result<(External, Option<String>), InterfaceError> {
-    let selection = Selection { args, config };
-    let survey = selection.survey().await?;
-    let external = selection.choose(&survey)?;
-    let doubt = selection.doubt(&external, &survey);
-    Ok((external, doubt))
 }
 
 /// What the flags ask for.
@@ -165,8 +153,8 @@ impl Selection<'_> {
         if let Some(ip) = self.args.iface_can_reach {
             survey.way = Some(netlink::route_to(ip).await);
         } else if self.wanted().is_empty() && self.holder_of_public_ip(&survey).is_none() {
-            for (family, _) in self.config.networks() {
-                survey.default_routes.extend(netlink::default_routes(family == Family::V6).await?);
+            for (family, _) in self.overlays {
+                survey.default_routes.extend(netlink::default_routes(*family == Family::V6).await?);
             }
         }
         Ok(survey)
@@ -226,7 +214,7 @@ impl Selection<'_> {
     /// The addresses for peers that the flags give, of the families in use.
     fn public_ips(&self) -> PerFamily<IpAddr> {
         let given = self.args.public_ips.given();
-        self.config.networks().filter_map(|(family, _)| given.get(family).copied()).collect()
+        self.overlays.iter().filter_map(|(family, _)| given.get(*family).copied()).collect()
     }
 
     /// Whether the flags name this very address.
@@ -310,7 +298,7 @@ impl Selection<'_> {
     fn on(&self, interface: &Interface, asked: PerFamily<IpAddr>) -> Result<External, InterfaceError> {
         let given = self.public_ips();
         let (mut addresses, mut public_ips) = (PerFamily::default(), PerFamily::default());
-        for (family, _) in self.config.networks() {
+        for (family, _) in self.overlays.iter().copied() {
             let missing = || InterfaceError::NoAddress { name: interface.name.to_string(), family };
             let is_here = |ip: &&IpAddr| interface.addresses.iter().any(|address| address.ip() == **ip);
             // Peers take packets from the address that they are told alone.
@@ -359,7 +347,7 @@ impl Selection<'_> {
     }
 
     fn overlay_of(&self, ip: IpAddr) -> Option<IpNetwork> {
-        self.config.networks().map(|(_, network)| network).find(|network| network.contains(ip))
+        self.overlays.iter().map(|(_, network)| *network).find(|network| network.contains(ip))
     }
 }
 

@@ -14,15 +14,9 @@ pub(crate) fn ready() {
     send(&[NotifyState::Ready]);
 }
 
-/// What we do, for `systemctl status`.
-pub(crate) fn working(line: &str) {
+/// What the agent does or waits for, for `systemctl status`.
+pub(crate) fn status(line: &str) {
     send(&[NotifyState::Status(line)]);
-}
-
-/// What we wait for. Who tells so from time to time is alive, also for the watchdog: the event loop, which shows that
-/// otherwise, does not run yet.
-pub(crate) fn waiting(line: &str) {
-    send(&[NotifyState::Status(line), NotifyState::Watchdog]);
 }
 
 /// A sign of life for the watchdog.

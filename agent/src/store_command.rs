@@ -74,7 +74,7 @@ impl StoreCommand {
 pub async fn run(command: &StoreCommand) -> anyhow::Result<()> {
     let mut store = Embedded::start(command.settings().map_err(refused)?).await?;
     notify::ready();
-    notify::working(&format!("serving {}", store.urls().join(" ")));
+    notify::status(&format!("serving {}", store.urls().join(" ")));
     Err(store.failed().await)
 }
 

@@ -137,6 +137,12 @@ impl Ledger {
         self.links.held(&link).is_some_and(|link| link.up)
     }
 
+    /// Of these devices, those that the kernel holds.
+    pub fn devices(&self, names: impl Iterator<Item = LinkName>) -> State {
+        let held = |name| Some((name, self.links.held(&name)?.clone()));
+        State { links: names.filter_map(held).collect(), ..State::default() }
+    }
+
     /// Whether our devices and their addresses are as wanted.
     pub fn has_devices(&self) -> bool {
         self.links.is_in_line() && self.addresses.is_in_line()

@@ -128,7 +128,7 @@ impl Held {
     /// What the external interface is if it is this one. `None` if that has no usable address.
     fn again(&self, was: &External, selection: Selection<'_>, interface: &Interface) -> Option<Again> {
         let (mut addresses, mut replaced) = (PerFamily::default(), None);
-        for (family, _) in selection.config.networks() {
+        for (family, _) in selection.overlays.iter().copied() {
             let before = *was.underlay.addresses.get(family)?;
             if has(interface, before) {
                 addresses.set(family, before);

@@ -1,4 +1,5 @@
 use clap::Parser;
+use flan_subnet_lease::NetworkConfig;
 
 use super::*;
 
@@ -24,8 +25,8 @@ pub(super) fn args(arguments: &[&str]) -> Args {
     Args::parse_from(std::iter::once("fland").chain(arguments.iter().copied()))
 }
 
-pub(super) fn network(config: &str) -> NetworkConfig {
-    NetworkConfig::parse(config.as_bytes()).unwrap()
+pub(super) fn overlays(config: &str) -> Overlays {
+    NetworkConfig::parse(config.as_bytes()).unwrap().networks().collect()
 }
 
 fn host() -> Vec<Interface> {
@@ -37,8 +38,8 @@ fn host() -> Vec<Interface> {
 }
 
 fn choose(survey: &Survey, arguments: &[&str], config: &str) -> Result<External, String> {
-    let (args, config) = (args(arguments), network(config));
-    Selection { args: &args, config: &config }.choose(survey).map_err(|error| error.to_string())
+    let (args, overlays) = (args(arguments), overlays(config));
+    Selection { args: &args, overlays: &overlays }.choose(survey).map_err(|error| error.to_string())
 }
 
 fn find(arguments: &[&str], config: &str) -> Result<External, String> {
@@ -60,8 +61,8 @@ fn by_route(interfaces: Vec<Interface>, routes: &[u32], config: &str) -> Result<
 
 fn doubt_about(interfaces: Vec<Interface>, routes: &[u32], arguments: &[&str]) -> Option<String> {
     let survey = Survey { interfaces, default_routes: routes.to_vec(), way: None };
-    let (args, config) = (args(arguments), network(V4));
-    let selection = Selection { args: &args, config: &config };
+    let (args, overlays) = (args(arguments), overlays(V4));
+    let selection = Selection { args: &args, overlays: &overlays };
     selection.doubt(&selection.choose(&survey).unwrap(), &survey)
 }
 

@@ -1,4 +1,4 @@
-use super::super::tests::{args, interface, network};
+use super::super::tests::{args, interface, overlays};
 use super::*;
 use crate::args::Args;
 
@@ -20,8 +20,8 @@ impl Story {
     fn with(arguments: &[&str], config: &'static str, addresses: &[&str]) -> Self {
         let (args, interfaces) = (args(arguments), vec![interface("eth0", 2, addresses)]);
         let host = Survey { interfaces, default_routes: vec![2], way: None };
-        let parsed = network(config);
-        let external = Selection { args: &args, config: &parsed }.choose(&host).unwrap();
+        let parsed = overlays(config);
+        let external = Selection { args: &args, overlays: &parsed }.choose(&host).unwrap();
         let mut story = Self { args, config, held: Held::default(), external, host, now: Instant::now() };
         assert_eq!(story.look(), Verdict::Keep);
         story
@@ -32,8 +32,8 @@ impl Story {
     }
 
     fn look(&mut self) -> Verdict {
-        let config = network(self.config);
-        let selection = Selection { args: &self.args, config: &config };
+        let overlays = overlays(self.config);
+        let selection = Selection { args: &self.args, overlays: &overlays };
         let chosen = selection.choose(&self.host);
         let verdict = self.held.look(&self.external, selection, &self.host, &chosen, self.now);
         if let Verdict::Adopt(external) = &verdict {
@@ -66,8 +66,8 @@ impl Story {
     }
 
     fn problem(&self) -> Option<String> {
-        let config = network(self.config);
-        other_choice(&self.external, &Selection { args: &self.args, config: &config }.choose(&self.host))
+        let overlays = overlays(self.config);
+        other_choice(&self.external, &Selection { args: &self.args, overlays: &overlays }.choose(&self.host))
     }
 
     fn addresses_are(&mut self, addresses: &[&str]) {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 /// Repairs so far, and those of this moment.
 #[derive(Debug)]
-pub(super) struct Burst {
+pub(super) struct RepairLog {
     total: Repairs,
     now: Repairs,
     /// The first of them, in words.
@@ -23,7 +23,7 @@ pub(super) struct Burst {
 
 /// What repairs of the packet filter's rules are counted under.
 const RULES: &str = "rules";
-/// A burst is over when nothing was repaired for this long.
+/// Repairs are told of when nothing was repaired for this long.
 const QUIET: Duration = Duration::from_secs(1);
 /// A repair that is undone so soon is undone on purpose. Damage by hand, or by a program that tries many things, comes
 /// more slowly. The time holds the moment for which we wait for more damage.
@@ -75,7 +75,7 @@ impl Lately {
     }
 }
 
-impl Burst {
+impl RepairLog {
     /// One more repair.
     pub(super) fn count(&mut self, operation: &Operation, now: Instant) {
         let kind = operation.object().name().short;
@@ -132,12 +132,13 @@ impl Burst {
         self.lately.retain(|_, lately| now < lately.last + PEACE);
     }
 
-    pub(super) fn repairs(&self) -> Repairs {
+    /// How often each kind was put right so far.
+    pub(super) fn total(&self) -> Repairs {
         self.total.clone()
     }
 }
 
-impl Default for Burst {
+impl Default for RepairLog {
     fn default() -> Self {
         let none = || Repairs::of_kinds(Object::NAMES.iter().map(|name| name.short));
         let mut total = none();

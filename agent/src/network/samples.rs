@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use flan_subnet_lease::{Entry, OwnLease, PerFamily};
 
 /// What was created and last written at this revision, behind an etcd lease.
-pub(super) fn entry(key: &str, value: &str, revision: i64) -> Entry {
+pub(crate) fn entry(key: &str, value: &str, revision: i64) -> Entry {
     Entry {
         key: key.to_owned(),
         value: value.as_bytes().to_vec(),
@@ -16,7 +16,7 @@ pub(super) fn entry(key: &str, value: &str, revision: i64) -> Entry {
 }
 
 /// Of a host without an address.
-pub(super) fn own(subnets: &str) -> OwnLease {
+pub(crate) fn own(subnets: &str) -> OwnLease {
     let (addresses, identities) = (BTreeSet::new(), PerFamily::default());
     OwnLease { subnets: subnets.parse().unwrap(), addresses, identities, node_id: None }
 }

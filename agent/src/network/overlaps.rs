@@ -1,74 +1,34 @@
 //! Subnets of the overlay that share addresses with this host's own networks: ours, and the peers'.
 
-use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::fmt::Write;
-use std::net::IpAddr;
-use std::time::Duration;
 
 use flan_agent_api::Code;
 use flan_backends::{HostNetworks, enclosing};
-use flan_kernel::{Firewall, Kernel, KernelError, LinkName};
-use flan_subnet_lease::{HostNetwork, LeaseSet, NetworkConfig, Subnets, encloses, overlap};
-use futures::future::BoxFuture;
-use ipnetwork::IpNetwork;
+use flan_kernel::LinkName;
+use flan_subnet_lease::{HostNetwork, LeaseSet, Subnets, encloses, overlap};
 use tokio::sync::watch;
-use tokio::time::Instant;
-use tracing::debug;
 
-use super::{Daemon, sooner};
+use super::joined::Joined;
+use crate::host::Host;
 
 /// Networks or peers that a problem names.
 const SHOWN: usize = 3;
-/// How often the host's networks are read while the host waits for a lease.
-const WHILE_WAITING: Duration = Duration::from_secs(5);
-/// Changes of addresses within this time lead to one reading.
-const DEBOUNCE: Duration = Duration::from_secs(1);
-
-/// The host's networks as they change.
-pub(super) struct NetworkWatch {
-    /// The overlay networks: only what overlaps them is of interest.
-    overlays: Vec<IpNetwork>,
-    read: HostNetworks,
-    reading: Option<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
-    due: Option<Instant>,
+/// The host's networks that subnets must not overlap, for this network and for the keeper of its lease, which may need
+/// another subnet.
+pub(super) struct Overlaps {
     /// Our own subnets, or those that we held before: what containers have in them is not the host's.
     own: Option<Subnets>,
     /// The external interface, which is none of a container.
     external: LinkName,
-    /// Those that subnets must not overlap, for the keeper, who may need another subnet.
     foreign: watch::Sender<Vec<HostNetwork>>,
 }
 
-impl NetworkWatch {
-    /// Reads them for the first time; a kernel that does not answer leaves them unknown.
-    pub(super) async fn start(config: &NetworkConfig, own: Option<Subnets>, external: LinkName) -> Self {
-        let mut watch = Self {
-            overlays: config.networks().map(|(_, overlay)| overlay).collect(),
-            read: HostNetworks::default(),
-            reading: None,
-            due: None,
-            own,
-            external,
-            foreign: watch::Sender::new(Vec::new()),
-        };
-        watch.read();
-        watch.next().await;
-        watch
-    }
-
-    /// Reads them again and again, for as long as nobody is told of changes.
-    pub(super) async fn keep_reading(&mut self) -> Infallible {
-        loop {
-            tokio::time::sleep(WHILE_WAITING).await;
-            self.read();
-            self.next().await;
-        }
-    }
-
-    /// All addresses of this host at the last reading.
-    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.read.addresses().clone()
+impl Overlaps {
+    /// Of a host with these networks.
+    pub(super) fn new(own: Option<Subnets>, external: LinkName, networks: &HostNetworks) -> Self {
+        let overlaps = Self { own, external, foreign: watch::Sender::default() };
+        overlaps.sort_out(Some(networks));
+        overlaps
     }
 
     /// The networks that subnets must not overlap.
@@ -76,59 +36,25 @@ impl NetworkWatch {
         self.foreign.subscribe()
     }
 
-    /// Begins to read them. While that is being done, they are read once more in a moment: the reading that began before
-    /// may miss what has changed since.
-    pub(super) fn read(&mut self) {
-        self.due = None;
-        match self.reading {
-            None => self.reading = Some(Box::pin(HostNetworks::read_overlapping(self.overlays.clone()))),
-            Some(_) => self.read_soon(),
-        }
-    }
-
-    /// Reads them in a moment, in which more may change.
-    pub(super) fn read_soon(&mut self) {
-        sooner(&mut self.due, DEBOUNCE);
-    }
-
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    /// Waits until they have been read. Cancel-safe.
-    pub(super) async fn next(&mut self) {
-        let Some(reading) = &mut self.reading else { return std::future::pending().await };
-        let read = reading.await;
-        self.reading = None;
-        match read {
-            Ok(read) => self.read = read,
-            // The reconciler tells of a kernel that does not answer.
-            Err(reason) => {
-                debug!(%reason, "cannot read this host's networks; taking them for what they were");
-            }
-        }
-        self.sort_out();
-    }
-
-    /// Tells them from those of the containers.
-    fn sort_out(&self) {
-        let foreign = self.read.foreign(self.own.as_ref(), Some(self.external));
+    /// Tells the host's networks from those of its containers.
+    pub(super) fn sort_out(&self, networks: Option<&HostNetworks>) {
+        let Some(networks) = networks else { return };
+        let foreign = networks.foreign(self.own.as_ref(), Some(self.external));
         self.foreign.send_if_modified(|known| std::mem::replace(known, foreign.clone()) != foreign);
     }
 }
 
-impl<K: Kernel, F: Firewall> Daemon<K, F> {
-    /// Says which subnets share addresses with this host's networks. Costs the same whatever the number of peers.
-    pub(super) fn look_at_overlaps(&mut self) {
+impl Joined {
+    /// Reports which subnets share addresses with this host's networks. Costs the same whatever the number of peers.
+    pub(super) fn look_at_overlaps(&mut self, host: &Host) {
         let own = self.leases.admission().own.as_ref().map(|own| own.subnets);
-        let external = self.underlay.link();
-        if (self.networks.own, self.networks.external) != (own, external) {
-            (self.networks.own, self.networks.external) = (own, external);
-            self.networks.sort_out();
-        }
-        let foreign = self.networks.foreign.borrow();
-        self.status.report(Code::SubnetOverlap, of_ours(&self.leases, &foreign));
-        self.status.report(Code::PeerOverlap, of_peers(&self.leases, &foreign));
+        let external = self.means.underlay().link;
+        let overlaps = &mut self.means.overlaps;
+        (overlaps.own, overlaps.external) = (own, external);
+        overlaps.sort_out(host.networks());
+        let foreign = overlaps.foreign.borrow();
+        self.means.status.report(Code::SubnetOverlap, of_ours(&self.leases, &foreign));
+        self.means.status.report(Code::PeerOverlap, of_peers(&self.leases, &foreign));
     }
 }
 
@@ -201,6 +127,8 @@ fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
 mod tests {
     use flan_subnet_lease::{Admission, Caution, Listing, NetworkConfig, WatchEvent};
 
+    use tokio::time::Instant;
+
     use super::super::samples;
     use super::*;
 
@@ -219,19 +147,6 @@ mod tests {
         let listing = Listing::of(peers.map(entry).collect(), 1, 1);
         leases.apply(WatchEvent::Listed(listing), Instant::now());
         leases
-    }
-
-    #[tokio::test]
-    async fn a_change_during_a_reading_leads_to_another_one() {
-        let config = leases(2..3).admission().config.clone();
-        let mut watch = NetworkWatch::start(&config, None, "eth0".parse().unwrap()).await;
-        watch.read();
-        assert_eq!(watch.due(), None);
-        watch.read();
-        assert!(watch.due().is_some());
-        watch.next().await;
-        watch.read();
-        assert_eq!(watch.due(), None);
     }
 
     fn host(network: &str) -> HostNetwork {

@@ -3,18 +3,17 @@
 use std::time::Duration;
 
 use flan_agent_api::Code;
-use flan_kernel::{Firewall, Kernel};
 use flan_subnet_lease::{Lease, OwnLease, Sighting};
 use tokio::time::Instant;
 
-use super::Daemon;
+use super::joined::Joined;
 
 /// How long a machine that was heard of and holds no lease is taken for one that will hold one.
 const GRACE: Duration = Duration::from_secs(120);
 
-impl<K: Kernel, F: Firewall> Daemon<K, F> {
-    /// Says whether another machine with our node id is still about.
-    pub(super) fn look_for_clones(&mut self, now: Instant) {
+impl Joined {
+    /// Reports whether another machine with our node id is still about.
+    pub(crate) fn look_for_clones(&mut self, now: Instant) {
         let Some(own) = &self.leases.admission().own else { return };
         let wrong = self.twin.as_ref().and_then(|sighting| {
             is_about(sighting, own, self.leases.readable(), now).then(|| {
@@ -29,7 +28,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         if wrong.is_none() {
             self.twin = None;
         }
-        self.status.report(Code::Clone, wrong);
+        self.means.status.report(Code::Clone, wrong);
     }
 }
 

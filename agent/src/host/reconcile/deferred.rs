@@ -10,9 +10,9 @@ use tracing::warn;
 
 use crate::ports;
 
-/// Objects that wait.
+/// Objects whose operations wait.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct Deferred {
     waits: BTreeMap<Object, Wait>,
 }
 
@@ -36,7 +36,7 @@ enum Why {
     Disputed(String),
 }
 
-impl Waiting {
+impl Deferred {
     /// Whether `object` has to wait.
     pub(super) fn holds(&self, object: &Object, now: Instant) -> bool {
         self.waits.get(object).is_some_and(|wait| wait.until > Some(now))
@@ -143,15 +143,15 @@ mod tests {
             operation: Operation::Route(Edit::Delete { key, held: route }),
             reason: KernelError::PortTaken { port: 8472, holder: holder.clone() },
         };
-        let (mut waiting, now) = (Waiting::default(), Instant::now());
+        let (mut deferred, now) = (Deferred::default(), Instant::now());
         let device = Holder::Vxlan { name: "vx9".parse().unwrap(), external: true };
         for holder in [&device, &Holder::Unknown] {
-            waiting.failed(&refused(holder), now);
-            assert_eq!(waiting.port_taken(), Some(ports::taken(8472, &device)));
+            deferred.failed(&refused(holder), now);
+            assert_eq!(deferred.port_taken(), Some(ports::taken(8472, &device)));
         }
-        waiting.succeeded(&Object::Route(key));
-        waiting.failed(&refused(&Holder::Unknown), now);
-        assert_eq!(waiting.port_taken(), Some(ports::taken(8472, &Holder::Unknown)));
+        deferred.succeeded(&Object::Route(key));
+        deferred.failed(&refused(&Holder::Unknown), now);
+        assert_eq!(deferred.port_taken(), Some(ports::taken(8472, &Holder::Unknown)));
     }
 
     #[test]

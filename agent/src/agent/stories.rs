@@ -1,0 +1,239 @@
+//! Whole stories of an agent: what happens to a host and its networks, and what comes of it in a kernel in memory. No
+//! clock, no store, no root.
+
+mod world;
+
+use std::time::Duration;
+
+use flan_kernel::{Change, KernelError, Object, Operation};
+use flan_subnet_lease::WatchEvent;
+
+use self::world::{PEER_2, PEER_3, World, deleted, listed, put};
+
+const VXLAN: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+const SECOND: &str = r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
+const UDP: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
+const OURS: &str = "10.5.1.0/24";
+
+#[test]
+fn a_host_that_held_nothing_before_is_ready_once_it_knows_all_leases() {
+    let mut world = World::with(&[]);
+    assert_eq!(world.waits_for(), "the network config at /coreos.com/network/config in the store");
+    world.config_is(0, VXLAN);
+    assert_eq!(world.claim(0).previous, None);
+    assert_eq!(world.waits_for(), "a lease");
+    world.lease(0, OURS);
+    // An absent lease means nothing before the list.
+    assert_eq!(world.kernel.take_applied(), []);
+    assert_eq!((world.saved.len(), world.notified_ready), (0, 0));
+    world.leases(0, listed(&[PEER_2]));
+    assert_eq!(world.routes(), ["10.5.2.0/24"]);
+    assert_eq!(world.saved[0].bridges.v4, Some("10.5.1.1/24".parse().unwrap()));
+    assert_eq!((world.notified_ready, world.status().ready), (1, true));
+    assert_eq!(world.firewall.standing().families.len(), 1);
+    world.leases(0, put(PEER_3));
+    world.leases(0, deleted(PEER_2));
+    assert_eq!(world.routes(), ["10.5.3.0/24"]);
+    assert_eq!(world.systemd.last().unwrap(), "10.5.1.0/24 with 1 peers");
+}
+
+#[test]
+fn a_restarted_agent_claims_its_subnet_again_and_leaves_what_stands() {
+    let before = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
+    let mut world = World::restarted(before.kernel.clone(), OURS);
+    world.config_is(0, VXLAN);
+    assert_eq!(world.claim(0).previous, OURS.parse().ok());
+    world.lease(0, OURS);
+    // Peer 3 left meanwhile.
+    world.kernel.take_applied();
+    world.leases(0, listed(&[PEER_2]));
+    let applied = world.kernel.take_applied();
+    assert!(!applied.is_empty() && applied.iter().all(Operation::is_deletion), "{applied:?}");
+    assert_eq!(world.routes(), ["10.5.2.0/24"]);
+}
+
+#[test]
+fn a_store_that_is_away_is_asked_again_and_peers_stay_while_it_is_away_later() {
+    let mut world = World::with(&[]);
+    for (nth, wait) in [1, 2, 4, 8, 10, 10].into_iter().enumerate() {
+        assert_eq!(world.config_readings, nth + 1);
+        world.config_answer(0, Err("no answer".to_owned()));
+        assert!(world.waits_for().ends_with(": no answer"));
+        world.pass(Duration::from_millis(wait * 1000 - 1));
+        assert_eq!(world.config_readings, nth + 1, "not before {wait} s");
+        world.pass(Duration::from_millis(1));
+    }
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[PEER_2]));
+    world.leases(0, WatchEvent::Interrupted { reason: "no answer".to_owned() });
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.status().store_problem.as_deref(), Some("no answer"));
+    assert_eq!((world.routes(), world.status().ready), (vec!["10.5.2.0/24".to_owned()], true));
+    world.kernel.take_applied();
+    world.leases(0, listed(&[PEER_2]));
+    assert_eq!((world.status().store_problem, world.kernel.take_applied()), (None, vec![]));
+}
+
+#[test]
+fn a_config_that_this_host_cannot_run_is_waited_for_and_one_that_changes_later_is_told() {
+    let mut world = World::with(&[]);
+    world.config_answer(0, Ok(Some(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec"}}"#.to_vec())));
+    assert!(world.waits_for().contains("ipsec"), "{}", world.waits_for());
+    world.pass(Duration::from_secs(1));
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[]));
+    world.pass(Duration::from_secs(30));
+    world.config_is(0, UDP);
+    assert!(world.status().config_problem.unwrap().contains("has changed"));
+    world.pass(Duration::from_secs(30));
+    world.config_is(0, VXLAN);
+    assert_eq!(world.status().config_problem, None);
+}
+
+#[test]
+fn a_flag_that_names_no_interface_ends_the_agent_with_what_there_is() {
+    let mut world = World::with(&["--iface", "eth7"]);
+    world.config_is(0, VXLAN);
+    let reason = world.ended.expect("it ends");
+    assert!(reason.contains("no interface is called eth7; there are: eth0 (192.168.64.11)"), "{reason}");
+}
+
+#[test]
+fn a_lease_that_is_lost_while_the_kernel_refuses_is_followed_when_it_no_longer_does() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2]);
+    let is_address = |operation: &Operation| matches!(operation.object(), Object::Address(address) if address.address.to_string().starts_with("10.5.9."));
+    world.kernel.fail_next(is_address, KernelError::Errno(12));
+    world.holds(0, "10.5.9.0/24");
+    assert!(!world.status().ready);
+    assert!(world.status().kernel_problem.unwrap().contains("10.5.9.0"));
+    assert_eq!(world.saved.len(), 1, "dockerd must not be told before its subnet stands");
+    world.pass(Duration::from_millis(250));
+    assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+    assert_eq!(world.saved[1].bridges.v4, Some("10.5.9.1/24".parse().unwrap()));
+    assert_eq!(world.routes(), ["10.5.2.0/24"]);
+}
+
+#[test]
+fn a_subnet_file_that_cannot_be_written_is_a_problem_and_tried_again() {
+    let mut world = World::with(&[]);
+    world.cannot_save = true;
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[PEER_2]));
+    world.pass(Duration::from_secs(5));
+    assert!(world.status().kernel_problem.unwrap().starts_with("cannot write /run/flannel/subnet.env: "));
+    assert_eq!((world.notified_ready, world.routes().len()), (0, 1), "packets pass all the same");
+    world.cannot_save = false;
+    world.pass(Duration::from_secs(30));
+    assert_eq!((world.status().kernel_problem, world.notified_ready), (None, 1));
+}
+
+#[test]
+fn peers_that_come_while_the_external_interface_changes_are_reached_from_its_new_address() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2]);
+    world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
+    world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
+    world.hear();
+    world.leases(0, put(PEER_3));
+    assert_eq!(world.local_address(), "192.168.64.11");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.local_address(), "192.168.64.99");
+    assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"]);
+    assert_eq!(world.attributes(0).public_ips.v4, Some("192.168.64.99".parse().unwrap()));
+    assert_eq!(world.reconnects, 1);
+    assert!(world.status().ready);
+}
+
+#[test]
+fn an_external_interface_that_is_gone_for_a_moment_changes_nothing() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2]);
+    world.kernel.take_applied();
+    let addresses = std::mem::take(&mut world.interface.addresses);
+    world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
+    world.hear();
+    world.pass(Duration::from_secs(20));
+    assert!(world.status().kernel_problem.unwrap().contains("192.168.64.11 is gone"));
+    world.interface.addresses = addresses;
+    world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
+    world.hear();
+    world.pass(Duration::from_secs(60));
+    assert_eq!((world.status().kernel_problem, world.kernel.take_applied()), (None, vec![]));
+}
+
+#[test]
+fn an_external_interface_that_is_renamed_keeps_the_device_that_stands_on_it() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2]);
+    world.kernel.take_applied();
+    world.rename_interface("lan0");
+    world.hear();
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.kernel.take_applied(), []);
+    assert_eq!((world.routes(), world.status().ready), (vec!["10.5.2.0/24".to_owned()], true));
+    // What is deleted now is created on the interface under its new name.
+    world.kernel.delete_link("flannel.1".parse().unwrap());
+    world.hear();
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.routes(), ["10.5.2.0/24"]);
+}
+
+#[test]
+fn what_another_program_takes_away_is_put_back_and_counted() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
+    world
+        .kernel
+        .edit(|state| state.routes.retain(|key, _| key.destination != "10.5.2.0/24".parse().unwrap()));
+    world.firewall.flush();
+    world.hear();
+    world.pass(Duration::from_millis(30));
+    assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"]);
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.firewall.standing().families.len(), 1);
+    assert_eq!(world.status().repairs.of("route"), 1);
+    assert_eq!(world.status().repairs.of("rules"), 1);
+}
+
+#[test]
+fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known() {
+    let before = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
+    let mut world = World::of_networks(2, before.kernel.clone(), None, &[]);
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[PEER_2]));
+    assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"], "who knows what the other network will want");
+    assert!(world.status_of(0).ready, "the first does not wait for the second");
+    world.config_is(1, SECOND);
+    world.lease(1, "10.6.1.0/24");
+    let peer = ("10.6.2.0", "192.168.64.12", "02:00:00:00:02:0c");
+    world.leases(1, listed(&[peer]));
+    assert_eq!(world.routes(), ["10.5.2.0/24", "10.6.2.0/24"]);
+    let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
+    assert_eq!(devices, ["flannel.1", "flannel.2"]);
+    assert_eq!(world.firewall.standing().families.len(), 2);
+    world.leases(0, deleted(PEER_2));
+    assert_eq!(world.routes(), ["10.6.2.0/24"]);
+    assert!(world.status_of(0).ready && world.status_of(1).ready);
+}
+
+#[test]
+fn a_network_on_udp_is_ready_when_its_data_path_runs_and_not_before() {
+    world::datapaths(|datapaths| datapaths.refuses = true);
+    let mut world = World::with(&[]);
+    world.config_is(0, UDP);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[("10.5.2.0", "192.168.64.12", "")]));
+    world.pass(Duration::from_secs(1));
+    assert!(!world.status().ready);
+    assert!(world.status().kernel_problem.unwrap().contains("no TUN here"));
+    world::datapaths(|datapaths| datapaths.refuses = false);
+    world.pass(Duration::from_secs(30));
+    assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+    world::datapaths(|datapaths| assert_eq!((datapaths.starts, datapaths.peers), (1, 1)));
+    // A new address of the external interface is another data path; another MTU alone would not be.
+    world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
+    world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
+    world.hear();
+    world.pass(Duration::from_secs(1));
+    world::datapaths(|datapaths| assert_eq!((datapaths.starts, datapaths.peers), (2, 1)));
+}

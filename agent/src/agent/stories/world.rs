@@ -1,0 +1,403 @@
+//! What is around an agent: a kernel and a packet filter in memory, an interface, and whatever a story lets the store say.
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use flan_agent_api::{Status, SubnetEnv};
+use flan_backends::udp::Gauge;
+use flan_backends::{Abilities, Gateways, HostNetworks, Udp};
+use flan_kernel::fake::{FakeFirewall, FakeKernel};
+use flan_kernel::netlink::Interface;
+use flan_kernel::{Change, Firewall, Kernel, LinkKind};
+use flan_subnet_lease::{
+    Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NodeIdentity, PeerChange, Subnets,
+    WatchEvent,
+};
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use crate::agent::{Agent, Effect, Event, NetworkId};
+use crate::args::Args;
+use crate::host::Host;
+use crate::interface::Survey;
+use crate::network::{Datapath, LeaseClaim, Network, NetworkEffect, NetworkEvent, Settings, samples};
+use crate::status::SharedStatus;
+
+/// A peer: the base of its subnet, its address, and the MAC of its device.
+type Peer = (&'static str, &'static str, &'static str);
+pub(super) const PEER_2: Peer = ("10.5.2.0", "192.168.64.12", "02:00:00:00:00:0c");
+pub(super) const PEER_3: Peer = ("10.5.3.0", "192.168.64.13", "02:00:00:00:00:0d");
+
+/// An agent, and all that is around it.
+pub(super) struct World {
+    agent: Agent,
+    statuses: Vec<SharedStatus>,
+    pub(super) kernel: FakeKernel,
+    pub(super) firewall: FakeFirewall,
+    /// The only interface, which has the default route.
+    pub(super) interface: Interface,
+    now: Instant,
+    /// How often the store was asked for a config.
+    pub(super) config_readings: usize,
+    claims: Vec<(NetworkId, LeaseClaim)>,
+    /// The subnet files that were written.
+    pub(super) saved: Vec<SubnetEnv>,
+    pub(super) cannot_save: bool,
+    pub(super) reconnects: usize,
+    pub(super) notified_ready: usize,
+    /// What systemd was told.
+    pub(super) systemd: Vec<String>,
+    /// Why the agent has ended.
+    pub(super) ended: Option<String>,
+}
+
+impl World {
+    /// An agent with these flags that has asked for the config of its network.
+    pub(super) fn with(flags: &[&str]) -> Self {
+        Self::of_networks(1, FakeKernel::new(), None, flags)
+    }
+
+    /// An agent that was restarted on this host, whose subnet file names this subnet.
+    pub(super) fn restarted(kernel: FakeKernel, previous: &str) -> Self {
+        Self::of_networks(1, kernel, previous.parse().ok(), &[])
+    }
+
+    /// An agent that is ready.
+    pub(super) fn joined(config: &str, subnet: &str, peers: &[Peer]) -> Self {
+        let mut world = Self::with(&[]);
+        world.config_is(0, config);
+        world.lease(0, subnet);
+        world.leases(0, listed(peers));
+        assert!(world.status().ready, "{:?}", world.status());
+        world
+    }
+
+    pub(super) fn of_networks(
+        count: usize,
+        kernel: FakeKernel,
+        previous: Option<Subnets>,
+        flags: &[&str],
+    ) -> Self {
+        let args = Arc::new(Args::parse_from(std::iter::once("fland").chain(flags.iter().copied())));
+        let (now, abilities) =
+            (Instant::now(), Abilities { gateways: Gateways::Objects, checks_senders: true });
+        let statuses: Vec<SharedStatus> = (0..count).map(|_| SharedStatus::default()).collect();
+        let network = |(id, status): (NetworkId, &SharedStatus)| {
+            let settings = Settings {
+                place: "/coreos.com/network/config in the store".to_owned(),
+                flags: String::new(),
+                previous,
+                node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
+                renew_margin: None,
+                datapath: FakeDatapath::boxed,
+            };
+            Network::new(id, args.clone(), status.clone(), settings, now)
+        };
+        let networks = statuses.iter().enumerate().map(network).collect();
+        let host = Host::new(args.clone(), abilities, true, statuses[0].clone());
+        let interface = Interface {
+            name: "eth0".parse().unwrap(),
+            index: 2,
+            mtu: 1500,
+            up: true,
+            loopback: false,
+            addresses: vec!["192.168.64.11/24".parse().unwrap()],
+            confined: Default::default(),
+            bridge: false,
+            master: None,
+        };
+        let mut world = Self {
+            agent: Agent::new(host, networks),
+            statuses,
+            kernel,
+            firewall: FakeFirewall::new(),
+            interface,
+            now,
+            config_readings: 0,
+            claims: Vec::new(),
+            saved: Vec::new(),
+            cannot_save: false,
+            reconnects: 0,
+            notified_ready: 0,
+            systemd: Vec::new(),
+            ended: None,
+        };
+        world.feed(Event::Time);
+        world
+    }
+
+    /// The store answers what the config of a network is.
+    pub(super) fn config_is(&mut self, network: NetworkId, json: &str) {
+        self.config_answer(network, Ok(Some(json.as_bytes().to_vec())));
+    }
+
+    /// The store answers so.
+    pub(super) fn config_answer(&mut self, network: NetworkId, answer: Result<Option<Vec<u8>>, String>) {
+        self.feed(Event::Network(network, NetworkEvent::Config(answer)));
+    }
+
+    /// What a network has claimed.
+    pub(super) fn claim(&self, network: NetworkId) -> &Claim {
+        &self.claim_of(network).claim
+    }
+
+    /// What a network lets peers know of us.
+    pub(super) fn attributes(&self, network: NetworkId) -> LeaseAttributes {
+        self.claim_of(network).attributes.borrow().clone()
+    }
+
+    fn claim_of(&self, network: NetworkId) -> &LeaseClaim {
+        let claim = self.claims.iter().find(|(of, _)| *of == network);
+        claim.map(|(_, claim)| claim).expect("the network has claimed a lease")
+    }
+
+    /// A lease of this subnet is ours.
+    pub(super) fn lease(&mut self, network: NetworkId, subnet: &str) {
+        self.claim_of(network);
+        self.feed(Event::Network(network, NetworkEvent::Leased(holding(subnet))));
+    }
+
+    /// Our lease is of this subnet from now on.
+    pub(super) fn holds(&mut self, network: NetworkId, subnet: &str) {
+        self.feed(Event::Network(network, NetworkEvent::Holding(holding(subnet))));
+    }
+
+    /// The store reports leases.
+    pub(super) fn leases(&mut self, network: NetworkId, event: WatchEvent<Lease>) {
+        self.feed(Event::Network(network, NetworkEvent::Leases(event)));
+    }
+
+    /// Lets the agent hear what the kernel has to tell.
+    pub(super) fn hear(&mut self) {
+        self.tell();
+        self.pass(Duration::ZERO);
+    }
+
+    pub(super) fn rename_interface(&mut self, name: &str) {
+        self.interface.name = name.parse().unwrap();
+        let name = self.interface.name;
+        self.kernel.edit(|state| {
+            for link in state.links.values_mut() {
+                if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+                    vxlan.underlay = Some(name);
+                }
+            }
+        });
+        // Of what its own device stands on, the kernel does not tell.
+        let _ = self.kernel.changes().now_or_never();
+        self.kernel.tell(Change::Link(name));
+    }
+
+    /// Lets time pass.
+    pub(super) fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        while let Some(due) = self.agent.due(self.now).filter(|due| *due <= until) {
+            self.now = self.now.max(due);
+            self.feed(Event::Time);
+        }
+        self.now = until;
+    }
+
+    /// The status of the first network.
+    pub(super) fn status(&self) -> Status {
+        self.status_of(0)
+    }
+
+    pub(super) fn status_of(&self, network: NetworkId) -> Status {
+        self.statuses[network].read()
+    }
+
+    pub(super) fn waits_for(&self) -> String {
+        self.status().waiting_for.unwrap_or_default()
+    }
+
+    /// Where routes of ours lead.
+    pub(super) fn routes(&self) -> Vec<String> {
+        self.kernel.state().routes.keys().map(|key| key.destination.to_string()).collect()
+    }
+
+    /// The address that the first device sends from.
+    pub(super) fn local_address(&self) -> String {
+        let state = self.kernel.state();
+        let local = state.links.values().find_map(|link| match &link.kind {
+            LinkKind::Vxlan(vxlan) => vxlan.local,
+            _ => None,
+        });
+        local.as_ref().map(IpAddr::to_string).unwrap_or_default()
+    }
+
+    /// Lets the agent handle an event and, as the event loop does, what is due then.
+    fn feed(&mut self, event: Event) {
+        let effects = self.agent.handle(event, self.now);
+        self.carry_out(effects);
+        let mut rounds = 0;
+        while self.agent.due(self.now).is_some_and(|due| due <= self.now) && self.ended.is_none() {
+            let effects = self.agent.handle(Event::Time, self.now);
+            self.carry_out(effects);
+            rounds += 1;
+            assert!(rounds < 100, "there is no end of what is due at one moment");
+        }
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            if let Some(event) = self.answer(effect) {
+                let effects = self.agent.handle(event, self.now);
+                self.carry_out(effects);
+            }
+        }
+    }
+
+    fn answer(&mut self, effect: Effect) -> Option<Event> {
+        const AT_ONCE: &str = "what is in memory answers at once";
+        match effect {
+            Effect::Read(ownership) => {
+                self.tell();
+                return Some(Event::Read(self.kernel.snapshot(&ownership).now_or_never().expect(AT_ONCE)));
+            }
+            Effect::Apply(operations) => {
+                let refused = self.kernel.apply(&operations).now_or_never().expect(AT_ONCE);
+                let effects = self.agent.handle(Event::CarriedOut { operations, refused }, self.now);
+                self.tell();
+                self.carry_out(effects);
+            }
+            Effect::KeepRules { rules, .. } => {
+                let kept = self.firewall.apply(&rules).now_or_never().expect(AT_ONCE);
+                return Some(Event::Rules(kept.map_err(|reason| reason.to_string())));
+            }
+            Effect::Survey(_) => {
+                let interfaces = vec![self.interface.clone()];
+                return Some(Event::Surveyed(Ok(Survey { interfaces, default_routes: vec![2], way: None })));
+            }
+            Effect::AskName(_) => return Some(Event::Named(Some(self.interface.name))),
+            Effect::ReadNetworks(_) => return Some(Event::Networks(Ok(HostNetworks::default()))),
+            Effect::Reconnect => self.reconnects += 1,
+            Effect::LookFor(_) | Effect::HostChanged | Effect::GiveBackMemory => {}
+            Effect::Ready => self.notified_ready += 1,
+            Effect::Status(status) => self.systemd.push(status),
+            Effect::Network(id, effect) => match effect {
+                NetworkEffect::ReadConfig => self.config_readings += 1,
+                NetworkEffect::ListLeases => {}
+                NetworkEffect::Claim(claim) => self.claims.push((id, *claim)),
+                NetworkEffect::Save(env) => {
+                    let saved = if self.cannot_save { Err("a read-only disk".to_owned()) } else { Ok(()) };
+                    if saved.is_ok() {
+                        self.saved.push(env);
+                    }
+                    return Some(Event::Network(id, NetworkEvent::Saved(saved)));
+                }
+            },
+            Effect::End(reason) => self.ended = Some(reason.to_string()),
+        }
+        None
+    }
+
+    fn tell(&mut self) {
+        while let Some(changes) = self.kernel.changes().now_or_never() {
+            let effects = self.agent.handle(Event::Kernel(changes), self.now);
+            self.carry_out(effects);
+        }
+    }
+}
+
+fn holding(subnet: &str) -> Holding {
+    let subnets = subnet.parse().unwrap();
+    Holding::new(HeldLease { subnets, etcd_lease: Some(7), mod_revision: 1 })
+}
+
+/// The store holds the leases of these peers, and no other.
+pub(super) fn listed(peers: &[Peer]) -> WatchEvent<Lease> {
+    WatchEvent::Listed(Listing::of(peers.iter().map(entry).collect(), 1, 1))
+}
+
+/// A peer has a lease from now on.
+pub(super) fn put(peer: Peer) -> WatchEvent<Lease> {
+    let listing = Listing::of(vec![entry(&peer)], 2, 1);
+    WatchEvent::Changed(listing.items.into_iter().map(KeyChange::Put).collect())
+}
+
+/// A peer's lease is gone.
+pub(super) fn deleted((base, ..): Peer) -> WatchEvent<Lease> {
+    WatchEvent::Changed(vec![KeyChange::Delete { key: format!("{base}-24") }])
+}
+
+fn entry((base, ip, mac): &Peer) -> flan_subnet_lease::Entry {
+    let vni = if base.starts_with("10.6.") { 2 } else { 1 };
+    let backend = match mac.is_empty() {
+        true => r#""BackendType":"udp""#.to_owned(),
+        false => format!(r#""BackendType":"vxlan","BackendData":{{"VNI":{vni},"VtepMAC":"{mac}"}}"#),
+    };
+    samples::entry(&format!("{base}-24"), &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,{backend}}}"#), 2)
+}
+
+/// What happened to the data paths of this test.
+#[derive(Debug, Default)]
+pub(super) struct Datapaths {
+    /// Whether none can be started.
+    pub(super) refuses: bool,
+    pub(super) starts: usize,
+    /// Peers that the last one knows.
+    pub(super) peers: usize,
+}
+
+thread_local! {
+    static DATAPATHS: RefCell<Datapaths> = RefCell::default();
+}
+
+pub(super) fn datapaths(look: impl FnOnce(&mut Datapaths)) {
+    DATAPATHS.with_borrow_mut(look);
+}
+
+/// A data path that moves nothing.
+struct FakeDatapath {
+    runs: bool,
+    peers: usize,
+}
+
+impl FakeDatapath {
+    fn boxed(_: Udp) -> Box<dyn Datapath> {
+        Box::new(Self { runs: false, peers: 0 })
+    }
+}
+
+impl Datapath for FakeDatapath {
+    fn change(&mut self, changes: &[PeerChange]) {
+        self.peers += changes.iter().filter(|change| change.before.is_none()).count();
+        self.peers -= changes.iter().filter(|change| change.after.is_none()).count();
+    }
+
+    fn replace(&mut self, peers: &mut dyn Iterator<Item = &Lease>) {
+        self.peers = peers.count();
+    }
+
+    fn keep_running(&mut self, _: &Subnets, device_is_new: bool) -> Result<(), String> {
+        DATAPATHS.with_borrow_mut(|datapaths| {
+            if datapaths.refuses {
+                return Err("no TUN here".to_owned());
+            }
+            datapaths.starts += usize::from(!self.runs || device_is_new);
+            datapaths.peers = self.peers;
+            self.runs = true;
+            Ok(())
+        })
+    }
+
+    fn does_the_same_as(&self, _: &dyn Datapath) -> bool {
+        false
+    }
+
+    fn taken(&self) -> Option<String> {
+        None
+    }
+
+    fn is_running(&self) -> bool {
+        self.runs
+    }
+
+    fn gauge(&self) -> Option<Arc<Gauge>> {
+        None
+    }
+}

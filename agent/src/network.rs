@@ -1,0 +1,389 @@
+//! One network, from its config to packets that reach the peers: it learns the config, claims a lease, and then follows
+//! the leases of the others.
+//!
+//! It neither waits nor asks: it is told what happens and when, and says which [`Effect`]s follow.
+
+mod backend;
+mod clones;
+mod config;
+mod datapath;
+mod joined;
+mod overlaps;
+mod peers;
+#[cfg(test)]
+pub(crate) mod samples;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flan_agent_api::{Code, SubnetEnv};
+use flan_backends::{BackendError, Underlay};
+use flan_subnet_lease::{
+    Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NodeIdentity, OwnKey, OwnLease, Subnets,
+    WatchEvent,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::warn;
+
+use self::backend::Chosen;
+use self::overlaps::Overlaps;
+use crate::agent::{Effect, NetworkId};
+use crate::args::Args;
+use crate::due::Due;
+use crate::host::Host;
+use crate::interface::External;
+use crate::refused::refused;
+use crate::status::SharedStatus;
+
+pub use self::datapath::{Datapath, UdpRunner};
+pub(crate) use self::joined::Joined;
+
+/// How often the network config is looked at.
+pub const CONFIG_CHECK: Duration = Duration::from_secs(30);
+/// The longest wait for a config that this agent can work with.
+const CONFIG_WAIT: Duration = Duration::from_secs(10);
+/// Why anybody can send.
+const UNCHECKED: &str = "this kernel has no nftables (CONFIG_NF_TABLES), so packets of the overlay are taken from whoever sends \
+                         them: let only the other hosts reach its port, or start fland with --source-check=false";
+
+/// What happened to a network.
+#[derive(Debug)]
+pub enum NetworkEvent {
+    /// The config in the store, as JSON, if there is any; or why it could not be read.
+    Config(Result<Option<Vec<u8>>, String>),
+    /// No lease could be had yet, for this reason.
+    NoLease(String),
+    /// A lease is ours.
+    Leased(Holding),
+    /// What we hold has changed.
+    Holding(Holding),
+    /// The store reported leases.
+    Leases(WatchEvent<Lease>),
+    /// The subnet file was written, or could not be.
+    Saved(Result<(), String>),
+}
+
+/// What must be done for a network.
+#[derive(Debug)]
+pub enum NetworkEffect {
+    /// Read the config from the store. [`NetworkEvent::Config`] follows.
+    ReadConfig,
+    /// Begin to list the leases, for the claim that will need the list.
+    ListLeases,
+    /// Take a lease, keep it, and watch all leases. [`NetworkEvent::Leased`] follows, then the others without end.
+    Claim(Box<LeaseClaim>),
+    /// Write the subnet file. [`NetworkEvent::Saved`] follows.
+    Save(SubnetEnv),
+}
+
+/// What is needed to take and keep a lease.
+#[derive(Debug)]
+pub struct LeaseClaim {
+    /// What this host wants to hold.
+    pub claim: Claim,
+    /// What peers need to know of us, as it changes.
+    pub attributes: watch::Receiver<LeaseAttributes>,
+    /// What the store is seen to hold under our key.
+    pub own_key: watch::Receiver<OwnKey>,
+}
+
+/// What a network is told once, before it begins.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where its config is, for people.
+    pub place: String,
+    /// How `flanctl` reaches the store, as typed: ` --etcd-endpoints http://...`.
+    pub flags: String,
+    /// The subnets that the subnet file names.
+    pub previous: Option<Subnets>,
+    /// Who this host is.
+    pub node: NodeIdentity,
+    /// A keepalive is sent at the latest this long before the end of the lease.
+    pub renew_margin: Option<Duration>,
+    /// Makes the data path of a backend that runs threads.
+    pub datapath: fn(flan_backends::Udp) -> Box<dyn Datapath>,
+}
+
+/// One network.
+pub struct Network {
+    id: NetworkId,
+    args: Arc<Args>,
+    status: SharedStatus,
+    settings: Settings,
+    phase: Phase,
+    config_due: Due,
+    /// Readings of the config in a row that gave none that works.
+    failures: u32,
+    /// How the config in the store is not the one that we run with.
+    config_problem: Option<&'static str>,
+}
+
+/// How far it has come.
+enum Phase {
+    /// It has no config that works.
+    Config,
+    /// It does not know this host yet.
+    Host(Box<NetworkConfig>),
+    /// It has no lease.
+    Lease(Box<Means>),
+    /// It takes part.
+    Joined(Box<Joined>),
+}
+
+/// What a network works with on this host, and what it tells those who keep its lease.
+struct Means {
+    id: NetworkId,
+    args: Arc<Args>,
+    status: SharedStatus,
+    config: NetworkConfig,
+    chosen: Chosen,
+    node: NodeIdentity,
+    external: External,
+    /// What peers need to know of us.
+    attributes: watch::Sender<LeaseAttributes>,
+    /// What the store holds under our key.
+    own_key: watch::Sender<OwnKey>,
+    overlaps: Overlaps,
+}
+
+impl Network {
+    /// A network that has not begun.
+    pub fn new(
+        id: NetworkId,
+        args: Arc<Args>,
+        status: SharedStatus,
+        settings: Settings,
+        now: Instant,
+    ) -> Self {
+        let mut config_due = Due::default();
+        config_due.at(now);
+        let (phase, failures, config_problem) = (Phase::Config, 0, None);
+        Self { id, args, status, settings, phase, config_due, failures, config_problem }
+    }
+
+    /// Takes in what happened, and answers what must be done.
+    pub(crate) fn handle(&mut self, event: NetworkEvent, host: &mut Host, now: Instant) -> Vec<Effect> {
+        match event {
+            NetworkEvent::Config(read) => self.config_was_read(read, host, now),
+            NetworkEvent::NoLease(reason) => vec![self.waits_for(&format!("a lease: {reason}"))],
+            NetworkEvent::Leased(holding) => self.join(holding, host, now),
+            NetworkEvent::Holding(holding) => {
+                if let Some(joined) = self.joined_mut() {
+                    joined.holds(holding, host, now);
+                }
+                Vec::new()
+            }
+            NetworkEvent::Leases(event) => {
+                if let Some(joined) = self.joined_mut() {
+                    joined.leases_changed(event, host, now);
+                }
+                Vec::new()
+            }
+            NetworkEvent::Saved(saved) => {
+                self.joined_mut().map_or_else(Vec::new, |joined| joined.saved(saved, host, now))
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn time_passed(&mut self, now: Instant) -> Vec<Effect> {
+        match self.config_due.is_over(now) {
+            true => {
+                let first = matches!(self.phase, Phase::Config) && self.failures == 0;
+                let waits = first.then(|| self.waits_for(&self.config_place()));
+                waits.into_iter().chain([self.effect(NetworkEffect::ReadConfig)]).collect()
+            }
+            false => Vec::new(),
+        }
+    }
+
+    /// When there is something to do although nothing happens.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.config_due.time().into_iter().chain(self.joined().and_then(Joined::due)).min()
+    }
+
+    /// Claims a lease, once this host is known.
+    pub(crate) fn claim_lease(&mut self, host: &Host) -> Vec<Effect> {
+        let Phase::Host(config) = &self.phase else { return Vec::new() };
+        let Some((external, networks)) = host.known() else { return Vec::new() };
+        let chosen = match self.choose_for(config, external, host) {
+            Ok(chosen) => chosen,
+            Err(reason) => return vec![Effect::End(refused(reason))],
+        };
+        if self.args.source_check && backend::udp_port(config).is_some() {
+            self.status.report(Code::UncheckedSenders, (!host.nftables).then(|| UNCHECKED.to_owned()));
+        }
+        let Settings { previous, node, renew_margin, .. } = &self.settings;
+        let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
+        let claim = Claim {
+            config: (**config).clone(),
+            attributes: LeaseAttributes {
+                public_ips: external.public_ips,
+                backend: config.backend.lease_type().map(Cow::Borrowed),
+                data: chosen.backend.lease_data(),
+                node: node.clone(),
+                other: None,
+            },
+            previous: *previous,
+            addresses: networks.addresses().clone(),
+            networks: overlaps.subscribe(),
+            overlap: self.args.subnet_overlap.into(),
+            ttl: self.args.subnet_lease_ttl,
+            renew_margin: *renew_margin,
+        };
+        let (attributes, own_key) = (watch::Sender::new(claim.attributes.clone()), watch::Sender::new(None));
+        let claim = LeaseClaim { claim, attributes: attributes.subscribe(), own_key: own_key.subscribe() };
+        self.phase = Phase::Lease(Box::new(Means {
+            id: self.id,
+            args: self.args.clone(),
+            status: self.status.clone(),
+            config: (**config).clone(),
+            chosen,
+            node: node.clone(),
+            external: external.clone(),
+            attributes,
+            own_key,
+            overlaps,
+        }));
+        vec![self.waits_for("a lease"), self.effect(NetworkEffect::Claim(Box::new(claim)))]
+    }
+
+    /// The lease is ours: from now on the network follows those of the others.
+    fn join(&mut self, holding: Holding, host: &mut Host, now: Instant) -> Vec<Effect> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Config);
+        let Phase::Lease(means) = phase else {
+            self.phase = phase;
+            return Vec::new();
+        };
+        let held = holding.lease.subnets;
+        if let Some(before) = self.settings.previous.filter(|before| *before != held) {
+            warn!(%before, now = %held, "this host has another subnet than before: restart Docker, or containers stay cut off");
+        }
+        self.phase = Phase::Joined(Box::new(Joined::new(*means, holding, host, now)));
+        vec![self.waits_for("the list of leases")]
+    }
+
+    /// What this network would work with if the external interface were this one; `None` while it works with nothing.
+    pub(crate) fn choose(&self, external: &External, host: &Host) -> Result<Option<Chosen>, BackendError> {
+        match &self.phase {
+            Phase::Config | Phase::Host(_) => Ok(None),
+            Phase::Lease(means) => self.choose_for(&means.config, external, host).map(Some),
+            Phase::Joined(joined) => self.choose_for(joined.config(), external, host).map(Some),
+        }
+    }
+
+    fn choose_for(
+        &self,
+        config: &NetworkConfig,
+        external: &External,
+        host: &Host,
+    ) -> Result<Chosen, BackendError> {
+        let NodeIdentity { host: name, id } = &self.settings.node;
+        let seed = id.as_deref().or(name.as_deref()).unwrap_or_default();
+        // What stands now names the MACs to keep.
+        let devices = host.reconciler.devices();
+        backend::choose(
+            config,
+            &self.args.udp_without,
+            &external.underlay,
+            host.abilities,
+            seed,
+            &devices,
+            self.settings.datapath,
+        )
+    }
+
+    /// Moves to this external interface, for which nothing is planned any more.
+    pub(crate) fn move_to(&mut self, chosen: Chosen, host: &mut Host, now: Instant) {
+        let Some(external) = host.external.external.clone() else { return };
+        match &mut self.phase {
+            Phase::Config | Phase::Host(_) => {}
+            Phase::Lease(means) => means.move_to(external, chosen),
+            Phase::Joined(joined) => joined.move_to(external, chosen, host, now),
+        }
+    }
+
+    /// Reports which subnets share addresses with this host's networks.
+    pub(crate) fn look_at_overlaps(&mut self, host: &Host) {
+        match &mut self.phase {
+            Phase::Config | Phase::Host(_) => {}
+            Phase::Lease(means) => means.overlaps.sort_out(host.networks()),
+            Phase::Joined(joined) => joined.look_at_overlaps(host),
+        }
+    }
+
+    /// Whether it waits for a lease.
+    pub(crate) fn waits_for_lease(&self) -> bool {
+        matches!(self.phase, Phase::Lease(_))
+    }
+
+    /// The network, if this host takes part in it.
+    pub(crate) fn joined(&self) -> Option<&Joined> {
+        match &self.phase {
+            Phase::Joined(joined) => Some(joined),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn joined_mut(&mut self) -> Option<&mut Joined> {
+        match &mut self.phase {
+            Phase::Joined(joined) => Some(joined),
+            _ => None,
+        }
+    }
+
+    fn waits_for(&self, what: &str) -> Effect {
+        self.status.update(|status| status.waiting_for = Some(what.to_owned()));
+        Effect::Status(format!("waiting for {what}"))
+    }
+
+    fn effect(&self, effect: NetworkEffect) -> Effect {
+        Effect::Network(self.id, effect)
+    }
+}
+
+impl Means {
+    fn move_to(&mut self, external: External, chosen: Chosen) {
+        let mtus = (self.chosen.backend.mtu(), chosen.backend.mtu());
+        if mtus.0 != mtus.1 {
+            warn!(
+                before = mtus.0,
+                now = mtus.1,
+                "containers may send packets of another size than before: restart Docker, or large packets may be lost"
+            );
+        }
+        self.chosen.replace_by(chosen);
+        self.attributes.send_modify(|attributes| {
+            (attributes.public_ips, attributes.data) =
+                (external.public_ips, self.chosen.backend.lease_data());
+        });
+        self.external = external;
+        self.show();
+    }
+
+    /// What the status says of how this host takes part.
+    fn show(&self) {
+        self.status.update(|status| {
+            status.backend = self.config.backend.name();
+            status.mtu = self.chosen.backend.mtu();
+            status.public_ips = self.external.public_ips.values().map(ToString::to_string).collect();
+        });
+    }
+
+    /// What peers are measured by, with these subnets of ours.
+    fn own(&self, subnets: Subnets) -> OwnLease {
+        OwnLease {
+            subnets,
+            addresses: self.external.own_addresses(),
+            identities: self.config.backend.identities(&self.chosen.backend.lease_data()),
+            node_id: self.node.id.clone(),
+        }
+    }
+
+    fn underlay(&self) -> &Underlay {
+        &self.external.underlay
+    }
+}

@@ -1,0 +1,163 @@
+//! The network config: the first that this agent can run, and what becomes of it in the store later.
+
+use flan_agent_api::Code;
+use flan_subnet_lease::{ConfigError, NetworkConfig};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::{CONFIG_CHECK, CONFIG_WAIT, Network, NetworkEffect, Phase, backend};
+use crate::agent::Effect;
+use crate::host::{Host, retry_after};
+
+impl Network {
+    /// Where the config is, for people.
+    pub(super) fn config_place(&self) -> String {
+        format!("the network config at {}", self.settings.place)
+    }
+
+    /// Takes in the config as the store holds it.
+    pub(super) fn config_was_read(
+        &mut self,
+        read: Result<Option<Vec<u8>>, String>,
+        host: &mut Host,
+        now: Instant,
+    ) -> Vec<Effect> {
+        let ours = match &self.phase {
+            Phase::Config => {
+                return match self.usable(read) {
+                    Ok(config) => self.begin(config, host, now),
+                    Err(problem) => {
+                        self.failures += 1;
+                        self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
+                        vec![self.waits_for(&format!("{}: {problem}", self.config_place()))]
+                    }
+                };
+            }
+            Phase::Host(config) => config,
+            Phase::Lease(means) => &means.config,
+            Phase::Joined(joined) => joined.config(),
+        };
+        self.config_due.at(now + CONFIG_CHECK);
+        // A store that cannot be reached is reported by the watch on the leases.
+        if let Ok(stored) = read {
+            let compared = still_ours(stored.as_deref(), ours);
+            self.report_change(compared);
+        }
+        Vec::new()
+    }
+
+    /// The config, if this agent can run it; else what keeps it from that.
+    fn usable(&self, read: Result<Option<Vec<u8>>, String>) -> Result<NetworkConfig, String> {
+        let place = &self.settings.place;
+        match read {
+            Ok(Some(json)) => usable(&json).map_err(|reason| {
+                error!(%reason, "cannot work with the network config at {place}");
+                reason.to_string()
+            }),
+            Ok(None) => {
+                let flags = &self.settings.flags;
+                warn!(
+                    "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
+                );
+                Err("there is none".to_owned())
+            }
+            Err(reason) => {
+                warn!(%reason, "cannot read the network config");
+                Err(reason)
+            }
+        }
+    }
+
+    /// Has this host looked at for what the config asks for.
+    fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Vec<Effect> {
+        self.status.report(Code::DoubtfulConfig, doubts(&config));
+        self.config_due.at(now + CONFIG_CHECK);
+        let ownership = backend::ownership(&config, host.nftables);
+        let mut effects = host.prepare(config.networks().collect(), ownership, now);
+        self.phase = Phase::Host(Box::new(config));
+        effects.push(self.effect(NetworkEffect::ListLeases));
+        effects
+    }
+
+    fn report_change(&mut self, compared: Result<NetworkConfig, &'static str>) {
+        let problem = match compared {
+            // It may be written better than at our start.
+            Ok(now) => {
+                self.status.report(Code::DoubtfulConfig, doubts(&now));
+                None
+            }
+            Err(problem) => Some(problem),
+        };
+        if problem == self.config_problem {
+            return;
+        }
+        match problem {
+            Some(problem) => warn!("{problem}"),
+            None => info!("the network config is the one that this agent runs with again"),
+        }
+        self.config_problem = problem;
+        self.status.update(|status| status.config_problem = problem.map(str::to_owned));
+    }
+}
+
+/// The stored config, if it says what we run with, however it is written; or how it is another.
+fn still_ours(stored: Option<&[u8]>, ours: &NetworkConfig) -> Result<NetworkConfig, &'static str> {
+    let stored =
+        stored.ok_or("the network config is gone from the store; this agent could not start again")?;
+    NetworkConfig::parse(stored)
+        .ok()
+        .filter(|now| now.agrees_with(ours))
+        .ok_or("the network config has changed; this agent runs with the old one until it is restarted")
+}
+
+/// The config, if this agent can run it.
+fn usable(json: &[u8]) -> Result<NetworkConfig, ConfigError> {
+    let config = NetworkConfig::parse(json)?;
+    config.supported()?;
+    Ok(config)
+}
+
+/// All that is doubtful about the config, in one text.
+fn doubts(config: &NetworkConfig) -> Option<String> {
+    let texts: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    Some(texts.join(". Also, ")).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TACIT: &[u8] = br#"{"Network":"10.5.0.0/16","SubnetLenn":24}"#;
+
+    #[test]
+    fn a_config_that_this_agent_does_not_run_is_refused_as_flanctl_refuses_it() {
+        let both = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",
+            "Backend":{"Type":"udp"}}"#;
+        let wireguard = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#;
+        for json in [both.as_slice(), wireguard] {
+            let judged = NetworkConfig::parse(json).unwrap().supported().unwrap_err();
+            assert_eq!(usable(json).unwrap_err().to_string(), judged.to_string());
+        }
+        assert_eq!(usable(TACIT).unwrap().backend.name(), "udp");
+    }
+
+    #[test]
+    fn all_doubts_are_one_problem_and_none_is_none() {
+        let doubts = doubts(&usable(TACIT).unwrap()).unwrap();
+        assert!(doubts.starts_with("the network config names no Backend: flannel takes udp"), "{doubts}");
+        assert!(doubts.contains(". Also, the network config has the field SubnetLenn"), "{doubts}");
+        let plain = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#;
+        assert_eq!(super::doubts(&usable(plain).unwrap()), None);
+    }
+
+    #[test]
+    fn a_config_that_is_written_better_has_not_changed() {
+        let ours = usable(TACIT).unwrap();
+        let better = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
+        assert_eq!(still_ours(Some(better), &ours).unwrap().warnings, []);
+        let other = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+        assert!(still_ours(Some(other), &ours).unwrap_err().contains("has changed"));
+        assert!(still_ours(Some(b"{"), &ours).unwrap_err().contains("has changed"));
+        assert!(still_ours(None, &ours).unwrap_err().contains("is gone"));
+    }
+}

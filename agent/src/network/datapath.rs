@@ -1,0 +1,107 @@
+//! What moves packets between a device and the wire in this process, where a backend needs that.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use flan_backends::Udp;
+use flan_backends::udp::{self, ForwardingTable, Gauge};
+use flan_kernel::sysctl;
+use flan_subnet_lease::{Lease, PeerChange, Subnets};
+use tracing::warn;
+
+use crate::ports;
+
+/// A data path. It is told of every peer, whether it runs or not.
+pub trait Datapath: Any + Send {
+    /// Takes in changes of some peers.
+    fn change(&mut self, changes: &[PeerChange]);
+
+    /// Takes in all peers, in place of those that there were.
+    fn replace(&mut self, peers: &mut dyn Iterator<Item = &Lease>);
+
+    /// Starts the data path, or starts it again where the device was created again or our subnet has changed.
+    ///
+    /// # Errors
+    /// When it cannot be started; try again later.
+    fn keep_running(&mut self, own: &Subnets, device_is_new: bool) -> Result<(), String>;
+
+    /// Whether the other one would do what this one does.
+    fn does_the_same_as(&self, other: &dyn Datapath) -> bool;
+
+    /// Who has what it needs to start, and what to do.
+    fn taken(&self) -> Option<String>;
+
+    /// Whether it runs.
+    fn is_running(&self) -> bool;
+
+    /// Its modes and counters, for the status.
+    fn gauge(&self) -> Option<Arc<Gauge>>;
+}
+
+/// Keeps the udp backend's data path running, and its forwarding table up to date.
+pub struct UdpRunner {
+    backend: Udp,
+    table: ForwardingTable,
+    running: Option<(Subnets, udp::Datapath)>,
+    /// Who has what it needs to start.
+    taken: Option<String>,
+}
+
+impl UdpRunner {
+    /// One that does not run yet.
+    pub fn boxed(backend: Udp) -> Box<dyn Datapath> {
+        Box::new(Self { backend, table: ForwardingTable::default(), running: None, taken: None })
+    }
+}
+
+impl Datapath for UdpRunner {
+    fn change(&mut self, changes: &[PeerChange]) {
+        self.table.change(changes);
+    }
+
+    fn replace(&mut self, peers: &mut dyn Iterator<Item = &Lease>) {
+        self.table.replace(peers);
+    }
+
+    fn keep_running(&mut self, own: &Subnets, device_is_new: bool) -> Result<(), String> {
+        let stands = |(subnets, datapath): &(Subnets, udp::Datapath)| {
+            subnets == own && !datapath.is_over() && !device_is_new
+        };
+        if self.running.as_ref().is_some_and(stands) {
+            return Ok(());
+        }
+        self.running = None; // ends its threads, and frees the port
+        let before = self.taken.take();
+        // The errors that the data path sends to senders on this host come from the device's own address.
+        if let Err(reason) = sysctl::accept_local(self.backend.device()) {
+            warn!(%reason, "senders will not be told when no peer has a destination");
+        }
+        let datapath = self.backend.start(own, &self.table).map_err(|reason| {
+            self.taken = ports::keeps_from_starting(&reason, before);
+            // Who is in the way is a problem with a code of its own.
+            if self.taken.is_none() {
+                warn!(%reason, "cannot start the data path");
+            }
+            self.taken.clone().unwrap_or_else(|| reason.to_string())
+        })?;
+        self.running = Some((*own, datapath));
+        Ok(())
+    }
+
+    fn does_the_same_as(&self, other: &dyn Datapath) -> bool {
+        (other as &dyn Any).downcast_ref::<Self>().is_some_and(|other| self.backend == other.backend)
+    }
+
+    fn taken(&self) -> Option<String> {
+        self.taken.clone()
+    }
+
+    fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    fn gauge(&self) -> Option<Arc<Gauge>> {
+        let (_, datapath) = self.running.as_ref()?;
+        Some(datapath.gauge())
+    }
+}

@@ -1,0 +1,328 @@
+//! A network that this host has a lease in: what is wanted of the kernel for ourselves and for each peer.
+
+use flan_agent_api::SubnetEnv;
+use flan_backends::Backend;
+use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
+use flan_kernel::{FamilyRules, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State};
+use flan_subnet_lease::{
+    Admission, Caution, Family, Holding, Lease, LeaseSet, NetworkConfig, OwnLease, PerFamily, Sighting,
+    Subnets, WatchEvent,
+};
+use ipnetwork::IpNetwork;
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use super::backend::{self, Chosen};
+use super::peers::{self, Teller, Unreached};
+use super::{Means, NetworkEffect};
+use crate::agent::Effect;
+use crate::host::Host;
+use crate::host::reconcile::Reconciler;
+use crate::interface::External;
+use crate::lookout::Ours;
+
+/// A network that this host has a lease in.
+pub(crate) struct Joined {
+    pub(super) means: Means,
+    /// All leases. Our own subnets are part of what they are measured by.
+    pub(crate) leases: LeaseSet,
+    /// Another machine with our node id.
+    pub(super) twin: Option<Sighting>,
+    /// What is wanted of the kernel for ourselves, whoever the peers are.
+    planned: State,
+    /// Peers that this backend cannot reach from here.
+    unreached: Unreached,
+    teller: Teller,
+    /// Packets can reach the peers, and dockerd knows its subnet.
+    pub(crate) is_ready: bool,
+    /// What failed beside the kernel's objects: the data path, then the subnet file.
+    pub(crate) problem: Option<String>,
+    unsaved: Option<String>,
+}
+
+impl Joined {
+    pub(super) fn new(means: Means, holding: Holding, host: &mut Host, now: Instant) -> Self {
+        let Holding { lease, twin, .. } = holding;
+        means.own_key.send_replace(Some(lease.mod_revision));
+        means.show();
+        let caution = Caution { percent: means.args.mass_loss_percent, grace: means.args.mass_loss_grace };
+        let admission = Admission { config: means.config.clone(), own: Some(means.own(lease.subnets)) };
+        let mut joined = Self {
+            means,
+            leases: LeaseSet::new(admission, caution),
+            twin,
+            planned: State::default(),
+            unreached: Unreached::default(),
+            teller: Teller::default(),
+            is_ready: false,
+            problem: None,
+            unsaved: None,
+        };
+        joined.plan_host(host, now);
+        joined.look_for_clones(now);
+        joined
+    }
+
+    pub(super) fn config(&self) -> &NetworkConfig {
+        &self.means.config
+    }
+
+    /// Takes in what the store reported.
+    pub(super) fn leases_changed(&mut self, event: WatchEvent<Lease>, host: &mut Host, now: Instant) {
+        if let WatchEvent::Interrupted { reason } = event {
+            self.means.status.update(|status| status.store_problem = Some(reason));
+            return;
+        }
+        self.leases.apply(event, now);
+        if let Some(own_key) = self.leases.take_own_key() {
+            self.means.own_key.send_replace(own_key);
+        }
+        self.means.status.update(|status| status.store_problem = None);
+        host.schedule(now);
+    }
+
+    /// Takes in what we hold.
+    pub(super) fn holds(&mut self, holding: Holding, host: &mut Host, now: Instant) {
+        let Holding { lease, problem, twin } = holding;
+        if twin.is_some() && twin != self.twin {
+            self.twin = twin;
+            self.look_for_clones(now);
+        }
+        self.means.status.update(|status| status.lease_problem = problem);
+        let Some(own) = self.leases.admission().own.clone() else { return };
+        if own.subnets != lease.subnets {
+            self.leases.set_own(Some(OwnLease { subnets: lease.subnets, ..own }));
+            self.plan_host(host, now);
+            host.schedule(now);
+        }
+    }
+
+    /// Wants for ourselves what the backend plans, instead of what was wanted before.
+    fn plan_host(&mut self, host: &mut Host, now: Instant) {
+        let Some(own) = &self.leases.admission().own else { return };
+        let mut planned = State::default();
+        self.means.chosen.backend.plan_host(&own.subnets, &mut planned);
+        if self.means.args.ip_blackhole_route {
+            for (_, subnet) in own.subnets.iter() {
+                // Behind every other route, so that the bridge's own wins as soon as there is one.
+                let key = RouteKey { destination: subnet, metric: u32::MAX };
+                planned
+                    .routes
+                    .insert(key, Route { target: RouteTarget::Blackhole, protocol: ROUTE_PROTOCOL });
+            }
+        }
+        self.means.status.update(|status| {
+            status.subnets = own.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect();
+            // The subnet file and dockerd are out of date.
+            status.ready = false;
+        });
+        self.is_ready = false;
+        self.planned.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
+        planned.entries().for_each(|entry| host.reconciler.wanting().want(entry));
+        self.planned = planned;
+        host.rules_have_changed(now);
+    }
+
+    /// Wants for each peer that has changed what the backend plans for it now.
+    pub(crate) fn plan_changes(&mut self, host: &mut Host, now: Instant) {
+        self.leases.expire(now);
+        let changes = self.leases.take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        self.teller.tell(&changes, now);
+        if !changes.quarantine.is_empty() {
+            // What stands in a bad lease may have been large.
+            host.tidy(now);
+        }
+        if changes.peers.is_empty() {
+            self.show_lists();
+            return;
+        }
+        let backend = &*self.means.chosen.backend;
+        for change in &changes.peers {
+            if let Some(before) = &change.before {
+                self.unreached.forget(before);
+                // Of a peer that cannot be reached nothing was wanted.
+                let _ = backend.plan_peer(before, &mut host.reconciler.giving_up());
+            }
+            if let Some(after) = &change.after {
+                want_peer(backend, &mut host.reconciler, &mut self.unreached, after, now);
+            }
+        }
+        if let Some(datapath) = &mut self.means.chosen.datapath {
+            datapath.change(&changes.peers);
+        }
+        self.peers_are_planned(host);
+    }
+
+    /// Wants for every peer what the backend plans, when nothing is wanted for any.
+    fn plan_all_peers(&mut self, host: &mut Host, now: Instant) {
+        self.unreached.clear();
+        self.teller.tell(&self.leases.take_changes(), now);
+        for peer in self.leases.peers() {
+            want_peer(&*self.means.chosen.backend, &mut host.reconciler, &mut self.unreached, peer, now);
+        }
+        if let Some(datapath) = &mut self.means.chosen.datapath {
+            datapath.replace(&mut self.leases.peers());
+        }
+        self.peers_are_planned(host);
+    }
+
+    fn peers_are_planned(&mut self, host: &Host) {
+        self.show_lists();
+        self.look_at_overlaps(host);
+    }
+
+    /// What the status says of peers and bad leases.
+    fn show_lists(&self) {
+        self.means.status.update(|status| {
+            status.peers = self.leases.peer_count() - self.unreached.count();
+            (status.unreachable, status.unreachable_count) = (self.unreached.some(), self.unreached.count());
+            status.quarantined = peers::some_quarantined(&self.leases);
+            status.quarantined_count = self.leases.quarantined_count();
+        });
+    }
+
+    /// Moves to this external interface, for which nothing is planned any more.
+    pub(super) fn move_to(&mut self, external: External, chosen: Chosen, host: &mut Host, now: Instant) {
+        self.means.move_to(external, chosen);
+        if let Some(own) = &self.leases.admission().own {
+            let own = self.means.own(own.subnets);
+            self.leases.set_own(Some(own));
+        }
+        self.planned = State::default();
+        self.plan_host(host, now);
+        self.plan_all_peers(host, now);
+    }
+
+    /// Adds what this network wants of the packet filter, and whether it forwards IPv4 and IPv6.
+    pub(crate) fn add_rules(&self, host: &Host, rules: &mut Ruleset, forwarding: &mut (bool, bool)) {
+        let Some(own) = &self.leases.admission().own else { return };
+        rules.masquerade |= self.means.args.ip_masq;
+        if self.means.args.iptables_forward_rules {
+            let devices = self.planned.links.keys().copied().chain(host.external.link());
+            rules.forward.extend(devices);
+        }
+        for (family, network) in self.config().networks() {
+            match family {
+                Family::V4 => forwarding.0 = true,
+                Family::V6 => forwarding.1 = true,
+            }
+            if let Some(subnet) = own.subnets.get(family) {
+                rules.families.push(FamilyRules { network, subnet });
+            }
+        }
+    }
+
+    /// Starts what can be started now that the kernel is in line: the data path, then dockerd by its file.
+    pub(crate) fn carry_on(&mut self, host: &Host, device_is_new: bool) -> Option<Effect> {
+        self.problem = self.unsaved.clone();
+        let own = self.leases.admission().own.as_ref()?;
+        if !self.leases.is_complete() || !host.reconciler.has_devices() {
+            // What keeps them from it is told by the reconciler, and tried again.
+            return None;
+        }
+        if let Some(datapath) = &mut self.means.chosen.datapath {
+            self.problem = datapath.keep_running(&own.subnets, device_is_new).err().or(self.problem.take());
+            self.means.status.gauge(datapath.gauge());
+            if !datapath.is_running() {
+                return None;
+            }
+        }
+        let save = || NetworkEffect::Save(self.subnet_env(&own.subnets));
+        (!self.is_ready).then(|| Effect::Network(self.means.id, save()))
+    }
+
+    fn subnet_env(&self, own: &Subnets) -> SubnetEnv {
+        let mut networks: PerFamily<IpNetwork> = PerFamily::default();
+        for (family, network) in self.config().networks() {
+            networks.set(family, network);
+        }
+        SubnetEnv::new(networks, own, self.means.chosen.backend.mtu(), self.means.args.ip_masq)
+    }
+
+    /// Takes in whether dockerd's file was written: then this host is ready.
+    pub(super) fn saved(&mut self, saved: Result<(), String>, host: &mut Host, now: Instant) -> Vec<Effect> {
+        let Some(own) = &self.leases.admission().own else { return Vec::new() };
+        let file = self.means.args.subnet_file.path.display();
+        if let Err(reason) = saved {
+            error!(%file, %reason, "cannot write the subnet file");
+            let problem = format!("cannot write {file}: {reason}");
+            if self.unsaved.replace(problem.clone()).is_none() {
+                host.has_failed(problem, now);
+            }
+            return Vec::new();
+        }
+        (self.is_ready, self.unsaved) = (true, None);
+        let (mtu, peers) = (self.means.chosen.backend.mtu(), self.leases.peer_count());
+        self.means.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
+        info!(subnets = %own.subnets, mtu, peers, %file, "ready");
+        vec![
+            Effect::LookFor(Ours { traffic: self.traffic(), env: self.subnet_env(&own.subnets) }),
+            Effect::Ready,
+        ]
+    }
+
+    /// What the packet filter of this host must let pass.
+    fn traffic(&self) -> Traffic {
+        let config = self.config();
+        let external = self.means.underlay();
+        let underlay = Way { link: external.link, ours: false };
+        let of_family = |(family, network)| {
+            let subnet = self.leases.admission().own.as_ref()?.subnets.get(family)?;
+            let addresses = self.planned.addresses.keys();
+            let own = addresses.filter(|address| Family::of(address.address.ip()) == family);
+            let mut devices: Vec<Way> = own.map(|address| Way { link: address.link, ours: true }).collect();
+            if devices.is_empty() || backend::routes_directly(config) {
+                devices.push(underlay);
+            }
+            Some(FamilyTraffic { network, subnet, devices })
+        };
+        Traffic {
+            families: config.networks().filter_map(of_family).collect(),
+            outer: backend::udp_port(config).map(|port| Outer {
+                port,
+                link: underlay.link,
+                addresses: external.addresses.values().copied().collect(),
+            }),
+            ..Traffic::default()
+        }
+    }
+
+    /// When there is something to do although nothing happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let dues = [self.leases.missing_until(), self.teller.due(), self.unreached.due()];
+        dues.into_iter().flatten().min()
+    }
+
+    /// Sums up for the log what got no line of its own, if it is time.
+    pub(crate) fn sum_up(&mut self, now: Instant) {
+        self.teller.sum_up(&self.leases, now);
+        self.unreached.sum_up(now);
+    }
+
+    /// Who has a port that the data path needs, and what to do.
+    pub(crate) fn port_taken(&self) -> Option<String> {
+        self.means.chosen.datapath.as_ref().and_then(|datapath| datapath.taken())
+    }
+
+    /// In one line, if it is ready.
+    pub(crate) fn what_works(&self) -> Option<String> {
+        let own = self.leases.admission().own.as_ref().filter(|_| self.is_ready)?;
+        Some(format!("{} with {} peers", own.subnets, self.leases.peer_count()))
+    }
+}
+
+/// Wants for a peer what the backend plans, or notes why it plans nothing.
+fn want_peer(
+    backend: &dyn Backend,
+    reconciler: &mut Reconciler,
+    unreached: &mut Unreached,
+    peer: &Lease,
+    now: Instant,
+) {
+    if let Err(reason) = backend.plan_peer(peer, reconciler.wanting()) {
+        unreached.note(peer, &reason, now);
+    }
+}
