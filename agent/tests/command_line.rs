@@ -99,6 +99,23 @@ fn a_setting_that_is_refused_ends_with_2() {
 }
 
 #[test]
+fn a_flag_of_flannels_that_fland_lacks_is_refused_by_name() {
+    for flag in [
+        "--iptables-resync=5",
+        "--net-config-path=/etc/kube-flannel/net-conf.json",
+        "--kube-subnet-mgr",
+        "--kube-api-url=https://10.0.0.1:6443",
+        "--kubeconfig-file=/etc/kube",
+        "--set-node-network-unavailable",
+    ] {
+        let (code, said) = ended(fland(&[flag]).output().unwrap());
+        assert_eq!(code, Some(2), "{said}");
+        let name = flag.split('=').next().unwrap();
+        assert!(said.contains(&format!("unexpected argument '{name}'")), "{said}");
+    }
+}
+
+#[test]
 fn the_help_of_the_store_tells_of_the_store_alone() {
     let (code, help) = ended(fland(&["store", "--help"]).output().unwrap());
     assert_eq!(code, Some(0), "{help}");
