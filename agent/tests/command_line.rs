@@ -3,6 +3,8 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -67,6 +69,21 @@ fn a_store_says_when_it_serves_and_stops_on_a_signal() {
         for part in ["serving the store", "http://127.0.0.1:", &data.display().to_string(), "stopping"] {
             assert!(said.contains(part), "{part}: {said}");
         }
+    }
+}
+
+#[test]
+fn a_directory_that_others_can_read_is_told_with_what_closes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let warning =
+        format!("other users can read {0}, which holds the store; run: chmod 700 {0}", data.display());
+    for (mode, is_told) in [(0o755, true), (0o750, true), (0o700, false)] {
+        std::fs::set_permissions(&data, Permissions::from_mode(mode)).unwrap();
+        let (_, said) = store(directory.path(), &[]).stopped_by(Signal::TERM);
+        assert_eq!(said.contains(&warning), is_told, "{mode:o}: {said}");
+        std::fs::remove_file(directory.path().join("notify")).unwrap();
     }
 }
 
