@@ -113,21 +113,30 @@ fn a_policy_of_legacy_iptables_is_named_until_the_line_that_is_named_cures_it() 
 }
 
 #[test]
-fn a_vxlan_device_in_external_mode_on_our_port_is_named_in_one_line_until_it_goes() -> Result<()> {
+fn a_vxlan_device_in_external_mode_on_the_port_of_vxlan_is_named_in_one_line_until_it_goes() -> Result<()> {
+    a_vxlan_device_on_the_port_is_named_until_it_goes(NETWORK, 8472, DEVICE)
+}
+
+#[test]
+fn a_vxlan_device_in_external_mode_on_the_port_of_udp_is_named_in_one_line_until_it_goes() -> Result<()> {
+    a_vxlan_device_on_the_port_is_named_until_it_goes(NETWORK_OF_UDP, 8285, "flannel0")
+}
+
+fn a_vxlan_device_on_the_port_is_named_until_it_goes(network: &str, port: u16, device: &str) -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        lab.set_network(NETWORK)?;
+        lab.set_network(network)?;
         let mut host = lab.host("h1")?;
-        host.ip("link add theirs type vxlan external dstport 8472")?;
+        host.ip(&format!("link add theirs type vxlan external dstport {port}"))?;
         host.ip("link set theirs up")?;
         host.spawn_agent(&STATUS_FLAGS)?;
-        let named = "UDP port 8472 is taken by VXLAN device theirs in external mode";
+        let named = &format!("UDP port {port} is taken by VXLAN device theirs in external mode");
         wait_for_problem(&host, "port-taken", &[named, "ip link del theirs"], TOLD)?;
         let health = host.status()?["kernelProblem"].to_string();
         ensure!(health.contains(named), "{health}");
 
         host.ip("link del theirs")?;
         host.wait_for_agent()?;
-        host.ip(&format!("link show dev {DEVICE} up"))?;
+        host.ip(&format!("link show dev {device} up"))?;
         wait_until_solved(&host, "port-taken", TOLD)?;
         let told = host.log_lines(&["WARN"])?;
         ensure!(told.len() == 1 && told[0].contains(named), "more than one warning: {told:#?}");
