@@ -3,6 +3,8 @@
 // Helpers of tests fail as tests do.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -71,6 +73,21 @@ fn a_store_says_when_it_serves_and_stops_on_a_signal() {
 }
 
 #[test]
+fn a_directory_that_others_can_read_is_told_with_what_closes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let warning =
+        format!("other users can read {0}, which holds the store; run: chmod 700 {0}", data.display());
+    for (mode, is_told) in [(0o755, true), (0o750, true), (0o700, false)] {
+        std::fs::set_permissions(&data, Permissions::from_mode(mode)).unwrap();
+        let (_, said) = store(directory.path(), &[]).stopped_by(Signal::TERM);
+        assert_eq!(said.contains(&warning), is_told, "{mode:o}: {said}");
+        std::fs::remove_file(directory.path().join("notify")).unwrap();
+    }
+}
+
+#[test]
 fn the_environment_of_an_agent_does_not_keep_a_store_from_starting() {
     let directory = tempfile::tempdir().unwrap();
     let environment = [
@@ -95,6 +112,23 @@ fn a_setting_that_is_refused_ends_with_2() {
         let (code, said) = ended(both);
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("http://10.0.0.2:2379") && said.contains(variable), "{said}");
+    }
+}
+
+#[test]
+fn a_flag_of_flannels_that_fland_lacks_is_refused_by_name() {
+    for flag in [
+        "--iptables-resync=5",
+        "--net-config-path=/etc/kube-flannel/net-conf.json",
+        "--kube-subnet-mgr",
+        "--kube-api-url=https://10.0.0.1:6443",
+        "--kubeconfig-file=/etc/kube",
+        "--set-node-network-unavailable",
+    ] {
+        let (code, said) = ended(fland(&[flag]).output().unwrap());
+        assert_eq!(code, Some(2), "{said}");
+        let name = flag.split('=').next().unwrap();
+        assert!(said.contains(&format!("unexpected argument '{name}'")), "{said}");
     }
 }
 

@@ -53,6 +53,13 @@ pub(crate) fn read() -> Result<(Args, Access), Failure> {
         _ => Place::Nobody,
     };
     let Ok(content) = &file.content else { return Ok((first, Access { file, told_by })) };
+    if content.begins_with_mark() {
+        eprintln!(
+            "flanctl: warning: {} begins with a byte order mark; because of it, systemd does not give fland the variable in \
+             the first line. Save the file without the mark",
+            file.path.display()
+        );
+    }
     let is_for_another = is_for_another_store(&first, content);
     let mut args: Args = command_line::parse_beside(|name| {
         let bare = name.trim_start_matches("FLANNELD_").trim_start_matches("FLAND_");

@@ -8,12 +8,15 @@ use std::path::Path;
 
 /// The variables of a file.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct EnvFile(HashMap<String, String>);
+pub(crate) struct EnvFile {
+    variables: HashMap<String, String>,
+    begins_with_mark: bool,
+}
 
 impl fmt::Debug for EnvFile {
     /// Their names: a value may be a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.variables.keys()).finish()
     }
 }
 
@@ -24,15 +27,21 @@ impl EnvFile {
 
     /// What the file says of a variable.
     pub(crate) fn value(&self, name: &str) -> Option<String> {
-        self.0.get(name).cloned()
+        self.variables.get(name).cloned()
+    }
+
+    /// Whether it begins with a byte order mark. systemd takes that for a part of the first variable's name.
+    pub(crate) fn begins_with_mark(&self) -> bool {
+        self.begins_with_mark
     }
 
     /// The last assignment of a name counts. What is no assignment is ignored, as systemd ignores it.
     fn parse(text: &str) -> Self {
+        let unmarked = text.strip_prefix('\u{feff}');
         let mut reader = Reader::default();
-        text.chars().for_each(|c| reader.step(c));
+        unmarked.unwrap_or(text).chars().for_each(|c| reader.step(c));
         reader.end();
-        Self(reader.variables)
+        Self { variables: reader.variables, begins_with_mark: unmarked.is_some() }
     }
 }
 
@@ -134,7 +143,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Vec<(String, String)> {
-        let mut variables: Vec<_> = EnvFile::parse(text).0.into_iter().collect();
+        let mut variables: Vec<_> = EnvFile::parse(text).variables.into_iter().collect();
         variables.sort();
         variables
     }
@@ -174,6 +183,14 @@ mod tests {
         assert_eq!(value("A=1\nA="), "");
         assert_eq!(read("export A=1\n9=2\nnothing\n=3\nB"), []);
         assert_eq!(read("A=1\r\n"), [("A".to_owned(), "1".to_owned())]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_name_and_is_told() {
+        assert_eq!(value("\u{feff}A=1"), "1");
+        assert_eq!(value("\u{feff}# where = it is\nA=1"), "1");
+        assert!(EnvFile::parse("\u{feff}A=1").begins_with_mark());
+        assert!(!EnvFile::parse("A=1").begins_with_mark());
     }
 
     #[test]

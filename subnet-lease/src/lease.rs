@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::backend_config::BackendConfig;
 use crate::backend_data::{BackendData, VxlanData};
+use crate::config::without_byte_order_mark;
 use crate::entry::Entry;
 use crate::family::{Family, PerFamily};
 use crate::key::{InvalidKey, Subnets};
@@ -112,7 +113,7 @@ impl LeaseAttributes {
     /// Bytes of the value of a lease at most. flannel and flan write some 200; what is larger is no lease.
     pub const MOST_BYTES: usize = Entry::MOST_BYTES;
 
-    /// Reads the value of a lease.
+    /// Reads the value of a lease, with or without a byte order mark.
     ///
     /// # Errors
     /// [`InvalidLease::Value`] with the reader's reason.
@@ -122,7 +123,7 @@ impl LeaseAttributes {
             return Err(InvalidLease::Value(reason));
         }
         // The reader may repeat a text of the value.
-        serde_json::from_slice(json)
+        serde_json::from_slice(without_byte_order_mark(json))
             .map_err(|error| InvalidLease::Value(shown(&error.to_string()).into_owned()))
     }
 
@@ -326,6 +327,13 @@ mod tests {
         ] {
             assert_eq!(String::from_utf8(read(json).to_json()).unwrap(), json);
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_before_a_lease_is_passed_over() {
+        let json = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        assert_eq!(read(&format!("\u{feff}{json}")), read(json));
+        assert!(LeaseAttributes::from_json("\u{feff}".as_bytes()).is_err());
     }
 
     #[test]

@@ -147,6 +147,20 @@ async fn a_watch_tells_what_happens_after_its_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_written_only_over_what_its_writer_has_seen() {
+    let site = Site::new().await;
+    let held = acquire(&site, 1, TTL).await.held().clone();
+    let (leases, key) = (site.store().leases(), held.subnets.key());
+    let theirs = leases.put(&key, b"theirs", held.etcd_lease, held.mod_revision).await.unwrap().unwrap();
+    for unseen in [0, held.mod_revision, theirs + 1] {
+        assert_eq!(leases.put(&key, b"ours", held.etcd_lease, unseen).await.unwrap(), None);
+        assert!(!leases.delete(&key, unseen).await.unwrap());
+    }
+    assert_eq!(leases.get(&key).await.unwrap().unwrap().value, b"theirs");
+    assert!(leases.put(&key, b"ours", held.etcd_lease, theirs).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_takes_back_what_was_deleted_and_keeps_it_beyond_its_time() {
     let site = Site::new().await;
     let keeper = acquire(&site, 1, Duration::from_secs(2)).await;

@@ -91,14 +91,18 @@ fn credentials(authority: &Authority, identity: Option<[PathBuf; 2]>) -> Credent
     Credentials { ca_file: Some(authority.pem.clone()), cert_file, key_file, user: None }
 }
 
-/// What became of the first request to this URL.
-async fn asked(url: &str, credentials: Credentials) -> Result<(), Unanswered> {
-    let store = Store::new(StoreConfig {
+fn client(url: &str, credentials: Credentials) -> Store {
+    Store::new(StoreConfig {
         endpoints: vec![url.parse().unwrap()],
         prefix: "/coreos.com/network".to_owned(),
         credentials,
-    });
-    match store.unwrap().config().await {
+    })
+    .unwrap()
+}
+
+/// What became of the first request to this URL.
+async fn asked(url: &str, credentials: Credentials) -> Result<(), Unanswered> {
+    match client(url, credentials).config().await {
         Ok(_) => Ok(()),
         Err(StoreError::Unreachable(unanswered)) => Err(unanswered.into_iter().next().unwrap()),
         Err(other) => panic!("{other}"),
@@ -110,6 +114,25 @@ async fn certificates_that_fit_reach_the_store() {
     let ca = Authority::new("site");
     let store = served(Some(ca.issue("store", &loopback())), Some(&ca)).await;
     asked(&store.url(), credentials(&ca, Some(ca.issue("client", &loopback())))).await.unwrap();
+}
+
+#[tokio::test]
+async fn certificates_replaced_under_a_running_client_count_from_its_next_connection() {
+    let (ca, other) = (Authority::new("site"), Authority::new("elsewhere"));
+    let store = served(Some(ca.issue("store", &loopback())), Some(&ca)).await;
+    let client_files = other.issue("client", &loopback());
+    let client = client(&store.url(), credentials(&other, Some(client_files.clone())));
+    let refused = client.config().await.unwrap_err().to_string();
+    assert!(refused.contains("is not signed by a CA in"), "{refused}");
+
+    fs::copy(&ca.pem, &other.pem).unwrap();
+    let refused = client.config().await.unwrap_err().to_string();
+    assert!(refused.contains("it refuses our client certificate"), "{refused}");
+
+    for (file, to) in ca.issue("client", &loopback()).iter().zip(&client_files) {
+        fs::copy(file, to).unwrap();
+    }
+    assert_eq!(client.config().await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -149,3 +149,59 @@ impl Connected for Connection {
         self.client.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flan_connections::ConnectionLimit;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What a client of HTTP/2 says first, and a frame of SETTINGS.
+    const FIRST: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    /// A frame that answers a PING.
+    const PONG: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\0\0\0\0\0\0\0\0";
+
+    /// A client and the connection to it.
+    async fn connected() -> (std::net::TcpStream, Connection) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        accepted.set_nonblocking(true).unwrap();
+        let slot = ConnectionLimit::new(1).admit().await.unwrap();
+        (client, Connection::new(TcpStream::from_std(accepted).unwrap(), slot))
+    }
+
+    /// How long the client is silent until its connection is closed.
+    async fn silence(connection: &mut Connection) -> Duration {
+        let started = Instant::now();
+        let closed = connection.read_u8().await.unwrap_err();
+        assert_eq!(closed.kind(), io::ErrorKind::TimedOut);
+        Duration::from_secs(started.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_answer_is_closed_after_ten_seconds_whatever_it_said_before() {
+        let (mut client, mut connection) = connected().await;
+        client.write_all(FIRST).unwrap();
+        connection.read_exact(&mut [0; FIRST.len()]).await.unwrap();
+        assert_eq!(silence(&mut connection).await, FIRST_WORDS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_answered_is_closed_ninety_seconds_after_its_last_words() {
+        let (mut client, mut connection) = connected().await;
+        connection.write_all(b"settings").await.unwrap();
+        client.write_all(FIRST).unwrap();
+        connection.read_exact(&mut [0; FIRST.len()]).await.unwrap();
+        for _ in 0..3 {
+            let next = tokio::time::timeout(SILENCE - Duration::from_secs(1), connection.read_u8()).await;
+            assert!(next.is_err(), "closed too early");
+            client.write_all(PONG).unwrap();
+            connection.read_exact(&mut [0; PONG.len()]).await.unwrap();
+        }
+        assert_eq!(silence(&mut connection).await, Duration::from_secs(90));
+    }
+}

@@ -124,7 +124,8 @@ impl Host {
 
     /// What an agent that was started with [`STATUS_FLAGS`] answers to `GET /status`.
     pub fn status(&self) -> Result<Value> {
-        let text = traffic::fetch(&self.place, &format!("http://127.0.0.1:{STATUS_PORT}/status"))
+        // A root of its own may have no program for that.
+        let text = traffic::fetch(&self.netns().place(), &format!("http://127.0.0.1:{STATUS_PORT}/status"))
             .with_context(|| format!("the status of fland on {}", self.spec.name))?;
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text:?}"))
     }

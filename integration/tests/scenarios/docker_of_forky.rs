@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use flan_integration::host::on_all;
+use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::lab::{OUTSIDE, ROUTER};
 use flan_integration::{Host, Lab, LabOptions, wait};
 
+use crate::obstacles::{TOLD, problem, wait_for_problem, wait_until_solved};
 use crate::stage::{NETWORK, talk_both_ways, wait_until_all_know_each_other};
 
 /// What lets packets of other hosts pass, from 28.2 on.
@@ -32,7 +33,7 @@ fn hosts(lab: &Lab, of_forky: &[&str]) -> Result<Vec<Host>> {
     for name in of_forky {
         hosts.push(lab.host_of_forky(name)?);
     }
-    on_all(&mut hosts, Host::start_agent)?;
+    on_all(&mut hosts, |host| host.start_agent_with(&STATUS_FLAGS))?;
     wait_until_all_know_each_other(&hosts)?;
     Ok(hosts)
 }
@@ -70,7 +71,15 @@ fn containers_of_two_releases_of_docker_talk_with_the_options_of_the_drop_in() -
             assert_eq!(container.source_seen_by(OUTSIDE)?, IpAddr::from(host.address()));
         }
         a_macvlan_network_beside_it(&hosts)?;
-        talk_both_ways(&web1, &web2)
+        talk_both_ways(&web1, &web2)?;
+        for host in &hosts {
+            wait::until("no rules of Docker's to be told of", TOLD, || {
+                let told = problem(host, "packet-filter")?;
+                ensure!(told.is_none(), "{told:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     })
 }
 
@@ -94,7 +103,7 @@ fn a_macvlan_network_beside_it(hosts: &[Host]) -> Result<()> {
 }
 
 #[test]
-fn without_the_option_docker_28_drops_what_comes_from_another_host() -> Result<()> {
+fn without_the_option_docker_28_drops_what_comes_from_another_host_and_the_agent_says_so() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = hosts(lab, &["h2"])?;
         on_all(&mut hosts, |host| {
@@ -115,6 +124,19 @@ fn without_the_option_docker_28_drops_what_comes_from_another_host() -> Result<(
         }
         let dropped = hosts[1].run("iptables", &["-w", "-t", "raw", "-S", "PREROUTING"])?;
         ensure!(dropped.contains(&format!("-d {}/32 ! -i docker0 -j DROP", web2.address()?)), "{dropped}");
-        Ok(())
+        let chain =
+            "chain PREROUTING of iptables -t raw drops what other hosts send to containers at docker0";
+        wait_for_problem(&hosts[1], "packet-filter", &[chain, DIRECT_ROUTING], TOLD)?;
+        let told = problem(&hosts[0], "packet-filter")?;
+        ensure!(told.is_none(), "h1 has no such rules: {told:?}");
+
+        drop(web2);
+        hosts[1].stop_docker()?;
+        let options = hosts[1].docker_options()?;
+        hosts[1].start_docker_with(&options)?;
+        let web2 = hosts[1].run_container("again", &[])?;
+        wait_until_the_agents_rules_come_first(&hosts[1])?;
+        wait_until_solved(&hosts[1], "packet-filter", TOLD)?;
+        talk_both_ways(&web1, &web2)
     })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flan_integration::host::on_all;
+use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::{Host, Lab, LabOptions, wait};
 
 use crate::stage::{NETWORK, bare_hosts, hosts, wait_until_all_know_each_other};
@@ -31,6 +31,22 @@ fn a_third_host_joins_and_one_leaves() -> Result<()> {
         wait_until_all_know_each_other(&hosts)?;
         ping.wait_for_answers(50)?;
         ping.stop()?.nothing_lost(50)
+    })
+}
+
+#[test]
+fn a_host_that_finds_a_bad_config_waits_and_joins_when_it_is_corrected() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.store().put("config", r#"{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}"#)?;
+        let mut host = lab.host("h1")?;
+        host.spawn_agent(&STATUS_FLAGS)?;
+        wait::until("the agent to say what is wrong", Duration::from_secs(5), || {
+            let waits = host.status()?["waitingFor"].to_string();
+            ensure!(waits.contains("the network config") && waits.contains("ipip"), "{waits}");
+            Ok(())
+        })?;
+        lab.set_network(NETWORK)?;
+        host.wait_for_agent()
     })
 }
 

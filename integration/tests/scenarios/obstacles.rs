@@ -14,11 +14,11 @@ use crate::stage::{NETWORK, NETWORK_OF_UDP, ends_of, hosts_with_status, wait_unt
 
 /// A problem is told within two glances of 3 s and what they cost, or with rules of whose changes the kernel does not
 /// tell, within 15 s more. On a machine that does other things it may take twice as long.
-const TOLD: Duration = Duration::from_secs(24);
+pub(crate) const TOLD: Duration = Duration::from_secs(24);
 const TOLD_OF_LEGACY: Duration = Duration::from_secs(45);
 
 /// The text of the problem with this code, if the status has it.
-fn problem(host: &Host, code: &str) -> Result<Option<String>> {
+pub(crate) fn problem(host: &Host, code: &str) -> Result<Option<String>> {
     let status = host.status()?;
     let problems = status["problems"].as_array().context("no list of problems")?;
     let found = problems.iter().find(|problem| problem["code"] == code);
@@ -26,7 +26,7 @@ fn problem(host: &Host, code: &str) -> Result<Option<String>> {
 }
 
 /// Waits until the status has a problem with this code that names all of `parts`.
-fn wait_for_problem(host: &Host, code: &str, parts: &[&str], limit: Duration) -> Result<String> {
+pub(crate) fn wait_for_problem(host: &Host, code: &str, parts: &[&str], limit: Duration) -> Result<String> {
     wait::until(&format!("a problem {code} that names {parts:?}"), limit, || {
         let text = problem(host, code)?.context("there is no such problem")?;
         ensure!(parts.iter().all(|part| text.contains(part)), "it is {text:?}");
@@ -34,7 +34,7 @@ fn wait_for_problem(host: &Host, code: &str, parts: &[&str], limit: Duration) ->
     })
 }
 
-fn wait_until_solved(host: &Host, code: &str, limit: Duration) -> Result<()> {
+pub(crate) fn wait_until_solved(host: &Host, code: &str, limit: Duration) -> Result<()> {
     wait::until(&format!("{code} to be solved"), limit, || {
         let problem = problem(host, code)?;
         ensure!(problem.is_none(), "it is {problem:?}");
@@ -113,21 +113,30 @@ fn a_policy_of_legacy_iptables_is_named_until_the_line_that_is_named_cures_it() 
 }
 
 #[test]
-fn a_vxlan_device_in_external_mode_on_our_port_is_named_in_one_line_until_it_goes() -> Result<()> {
+fn a_vxlan_device_in_external_mode_on_the_port_of_vxlan_is_named_in_one_line_until_it_goes() -> Result<()> {
+    a_vxlan_device_on_the_port_is_named_until_it_goes(NETWORK, 8472, DEVICE)
+}
+
+#[test]
+fn a_vxlan_device_in_external_mode_on_the_port_of_udp_is_named_in_one_line_until_it_goes() -> Result<()> {
+    a_vxlan_device_on_the_port_is_named_until_it_goes(NETWORK_OF_UDP, 8285, "flannel0")
+}
+
+fn a_vxlan_device_on_the_port_is_named_until_it_goes(network: &str, port: u16, device: &str) -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        lab.set_network(NETWORK)?;
+        lab.set_network(network)?;
         let mut host = lab.host("h1")?;
-        host.ip("link add theirs type vxlan external dstport 8472")?;
+        host.ip(&format!("link add theirs type vxlan external dstport {port}"))?;
         host.ip("link set theirs up")?;
         host.spawn_agent(&STATUS_FLAGS)?;
-        let named = "UDP port 8472 is taken by VXLAN device theirs in external mode";
+        let named = &format!("UDP port {port} is taken by VXLAN device theirs in external mode");
         wait_for_problem(&host, "port-taken", &[named, "ip link del theirs"], TOLD)?;
         let health = host.status()?["kernelProblem"].to_string();
         ensure!(health.contains(named), "{health}");
 
         host.ip("link del theirs")?;
         host.wait_for_agent()?;
-        host.ip(&format!("link show dev {DEVICE} up"))?;
+        host.ip(&format!("link show dev {device} up"))?;
         wait_until_solved(&host, "port-taken", TOLD)?;
         let told = host.log_lines(&["WARN"])?;
         ensure!(told.len() == 1 && told[0].contains(named), "more than one warning: {told:#?}");
@@ -137,14 +146,23 @@ fn a_vxlan_device_in_external_mode_on_our_port_is_named_in_one_line_until_it_goe
 
 #[test]
 fn a_process_on_the_port_of_udp_is_named_in_one_line_until_it_lets_go() -> Result<()> {
+    a_process_on_the_port_is_named_until_it_lets_go(NETWORK_OF_UDP, 8285)
+}
+
+#[test]
+fn a_process_on_the_port_of_vxlan_is_named_in_one_line_until_it_lets_go() -> Result<()> {
+    a_process_on_the_port_is_named_until_it_lets_go(NETWORK, 8472)
+}
+
+fn a_process_on_the_port_is_named_until_it_lets_go(network: &str, port: u16) -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        lab.set_network(NETWORK_OF_UDP)?;
+        lab.set_network(network)?;
         let mut host = lab.host("h1")?;
-        let address = (host.address(), 8285);
-        let bind = async move { UdpSocket::bind(address).context("the port of udp") };
+        let address = (host.address(), port);
+        let bind = async move { UdpSocket::bind(address).context("the port of the backend") };
         let socket = Inside::of(host.netns())?.run(Duration::from_secs(5), bind)?;
         host.spawn_agent(&STATUS_FLAGS)?;
-        let named = format!("UDP port 8285 is taken by process {} (", std::process::id());
+        let named = format!("UDP port {port} is taken by process {} (", std::process::id());
         wait_for_problem(&host, "port-taken", &[&named, "stop it"], TOLD)?;
 
         drop(socket);

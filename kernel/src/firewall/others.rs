@@ -1,7 +1,8 @@
 //! Packet filter rules of other programs that stop what we send and forward. We only look at them.
 //!
 //! A packet must pass every base chain on its way, so one chain that drops undoes what ours accept. Looked at are the
-//! `forward` and `input` hooks, in nftables and in the legacy tables of `iptables`, which are another packet filter beside it.
+//! `prerouting`, `forward` and `input` hooks, in nftables and in the legacy tables of `iptables`, which are another packet
+//! filter beside it.
 
 mod chains;
 mod iptables_listing;
@@ -16,7 +17,7 @@ use ipnetwork::IpNetwork;
 pub use obstacle::Obstacle;
 pub use reading::Glance;
 
-use self::chains::{Device, Fate, Hook, Packet, Sender, Table, addresses};
+use self::chains::{Base, Device, Fate, Hook, Packet, Sender, Table, addresses};
 use super::FirewallError;
 use crate::kind::link_name::LinkName;
 
@@ -81,21 +82,26 @@ impl OtherRules {
         let arriving = traffic.arriving();
         let mut obstacles = Vec::new();
         for (table, chain, base) in self.base_chains() {
-            let packets = match base.hook {
-                Hook::Forward => &forwarded,
-                Hook::Input => &arriving,
+            let kinds: &[&[Packet]] = match base.hook {
+                Hook::Prerouting => &[&forwarded, &arriving],
+                Hook::Forward => &[&forwarded],
+                Hook::Input => &[&arriving],
                 Hook::Postrouting => continue,
             };
-            let stopped: Vec<(&Packet, bool)> = packets
+            let mut found: Vec<Obstacle> = kinds
                 .iter()
-                .filter(|packet| table.owner.sees(packet.ipv6))
-                .filter_map(|packet| match table.fate(chain, packet) {
-                    Fate::Dropped => Some((packet, false)),
-                    Fate::Rejected => Some((packet, true)),
-                    Fate::Passes | Fate::Masqueraded => None,
+                .filter_map(|packets| {
+                    let stopped: Vec<_> = packets
+                        .iter()
+                        .filter_map(|packet| Some((packet, rejects(table, chain, packet)?)))
+                        .collect();
+                    Obstacle::new(table, chain, base, &stopped, traffic)
                 })
                 .collect();
-            obstacles.extend(Obstacle::new(table, chain, base, &stopped, traffic));
+            if base.hook == Hook::Prerouting && found.is_empty() {
+                found.extend(closed_bridges(table, chain, base, &forwarded));
+            }
+            obstacles.append(&mut found);
         }
         obstacles
     }
@@ -119,12 +125,43 @@ impl OtherRules {
         bridges
     }
 
-    fn base_chains(&self) -> impl Iterator<Item = (&Table, &str, chains::Base)> {
+    fn base_chains(&self) -> impl Iterator<Item = (&Table, &str, Base)> {
         self.0.iter().flat_map(|table| {
             table.chains.iter().filter_map(move |(name, chain)| Some((table, name.as_str(), chain.base?)))
         })
     }
 }
+
+/// Whether a packet that is stopped there is rejected; `None` if it passes, or never comes there.
+fn rejects(table: &Table, chain: &str, packet: &Packet) -> Option<bool> {
+    match table.fate(chain, packet) {
+        _ if !table.owner.sees(packet.ipv6) => None,
+        Fate::Dropped => Some(false),
+        Fate::Rejected => Some(true),
+        Fate::Passes | Fate::Masqueraded => None,
+    }
+}
+
+/// The bridges that Docker 28 has closed to other hosts, by a rule for each container.
+fn closed_bridges(table: &Table, chain: &str, base: Base, forwarded: &[Packet]) -> Vec<Obstacle> {
+    let mut obstacles = Vec::new();
+    for packet in forwarded {
+        let Device::Named(bridge) = packet.leaves else { continue };
+        let all = &packet.destination;
+        let of_bridge = table
+            .closed_but_from(bridge)
+            .filter(|closed| all.contains(closed.start()) && all.contains(closed.end()));
+        // One that passes all the same, as a rule before lets it, stands for the rest.
+        let first = of_bridge.take(CONTAINERS).find_map(|closed| {
+            rejects(table, chain, &Packet { destination: closed.clone(), ..packet.clone() })
+        });
+        obstacles.extend(first.map(|rejects| Obstacle::of_docker(table, chain, base, bridge, rejects)));
+    }
+    obstacles
+}
+
+/// Containers whose rules are looked at for each bridge.
+const CONTAINERS: usize = 16;
 
 impl Traffic {
     /// Both ways between this host's bridges and the devices to other hosts.

@@ -126,6 +126,15 @@ fn a_byte_order_mark_is_passed_over_and_told() {
 }
 
 #[test]
+fn what_flannel_is_told_of_nftables_changes_nothing() {
+    let vxlan = r#""Backend": {"Type": "vxlan"}"#;
+    let plain = with_network(vxlan).unwrap();
+    for value in ["true", "false"] {
+        assert_eq!(with_network(&format!(r#""EnableNFTables": {value}, {vxlan}"#)).unwrap(), plain);
+    }
+}
+
+#[test]
 fn what_fland_runs_is_supported_and_the_rest_refused_by_name() {
     let both = r#""EnableIPv6": true, "IPv6Network": "fd00:5::/48""#;
     let on = |backend: &str| format!(r#""Backend": {{"Type": "{backend}"}}"#);
@@ -247,8 +256,16 @@ fn an_error_names_the_field_the_value_and_what_would_work() {
     ] {
         assert_eq!(with_backend(fields).unwrap_err(), message);
     }
-    let error = with_network(r#""Backend": {"Type": "vxlan", "VNI": 16777216}"#).unwrap_err();
-    assert_eq!(error, "Backend.VNI 16777216 is not a number from 1 to 9999999");
+    for (setting, message) in [
+        (r#""vxlan", "VNI": 16777216"#, "VNI 16777216 is not a number from 1 to 9999999"),
+        (r#""vxlan", "VNI": 0"#, "VNI 0 is not a number from 1 to 9999999"),
+        (r#""vxlan", "Port": 70000"#, "Port 70000 is not a number from 0 to 65535"),
+        (r#""udp", "Port": 70000"#, "Port 70000 is not a number from 0 to 65535"),
+        (r#""vxlan", "MTU": 0"#, "MTU 0 is not a number from 646 to 65535"),
+    ] {
+        let error = with_network(&format!(r#""Backend": {{"Type": {setting}}}"#)).unwrap_err();
+        assert_eq!(error, format!("Backend.{message}"));
+    }
     assert_eq!(
         parse("{}").unwrap_err(),
         "Network is missing: give the IPv4 network to take subnets from, such as 10.5.0.0/16, or set EnableIPv4 to false"

@@ -183,7 +183,7 @@ async fn put_with_new_lease(
             Err(error) => error.into(),
         };
     if let Err(reason) = store.revoke(etcd_lease).await {
-        debug!(%reason, "an unused etcd lease stays until it expires");
+        debug!(%reason, "an unused lease stays in the store until it expires");
     }
     Err(outcome)
 }

@@ -288,6 +288,17 @@ fn a_listing_replaces_and_a_change_updates() {
     assert!(set.is_empty() && set.is_complete());
 }
 
+#[test]
+fn a_lease_that_changed_while_nobody_watched_is_seen_in_the_next_list() {
+    let mut set = set(vec![entry("10.5.2.0-24", &good(12), 1)]);
+    let _ = set.take_changes();
+    let moved = Listing::of(vec![entry("10.5.2.0-24", &good(42), 2)], 101, 1);
+    set.replace(moved, Instant::now());
+    let ip = set.peers().next().unwrap().attributes.public_ips.v4;
+    assert_eq!(ip, Some("192.168.64.42".parse().unwrap()));
+    assert!(!set.take_changes().is_empty());
+}
+
 fn listing(keys: &[u8], revision: i64, cluster_id: u64) -> Listing<Lease> {
     let entries = keys.iter().map(|key| entry(&format!("10.5.{key}.0-24"), &good(*key), i64::from(*key)));
     Listing::of(entries.collect(), revision, cluster_id)

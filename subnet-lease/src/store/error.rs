@@ -25,7 +25,7 @@ pub enum StoreError {
     #[error("{0}")]
     Setting(String),
     /// The etcd lease has expired or was revoked.
-    #[error("etcd lease {0:x} no longer exists")]
+    #[error("lease {0:x} no longer exists in the store")]
     LeaseGone(i64),
     /// The store does not offer this part of etcd's protocol.
     #[error("the store at {endpoint} does not offer this: {reason}")]

@@ -203,7 +203,7 @@ mod tests {
              backend vxlan\n\
              ok        list leases      12 leases\n\
              ok        watch leases     opened one\n\
-             ok        etcd leases      granted, renewed and revoked one\n\
+             ok        store leases     granted, renewed and revoked one\n\
              ok        write leases     allowed; nothing was written"
         );
         assert!(report.ok);

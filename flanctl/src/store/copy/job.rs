@@ -74,7 +74,7 @@ impl Job<'_> {
             // The store counts whole seconds down.
             Ok((left, _)) => left + Duration::from_secs(1),
             Err(StoreError::LeaseGone(_)) => {
-                let expired = |key: Key| Item::skipped(key.key, "its etcd lease has expired");
+                let expired = |key: Key| Item::skipped(key.key, "its lease in the store has expired");
                 return Ok(group.keys.into_iter().map(expired).collect());
             }
             Err(error) => return Err(error),
@@ -89,7 +89,7 @@ impl Job<'_> {
             && unused
             && let Err(reason) = self.to.revoke(etcd_lease).await
         {
-            eprintln!("flanctl: warning: an unused etcd lease stays until it expires: {reason}");
+            eprintln!("flanctl: warning: an unused lease stays in the store until it expires: {reason}");
         }
         outcome.map(|()| items)
     }

@@ -216,7 +216,7 @@ mod tests {
             Item::written("10.5.1.0-24", Fate::Overwritten, DAY),
             Item::written("10.5.2.0-24", Fate::Unchanged, None),
             Item::written("10.5.3.0-24", Fate::ChangedMeanwhile, DAY),
-            Item::skipped("10.5.4.0-24".to_owned(), "its etcd lease has expired"),
+            Item::skipped("10.5.4.0-24".to_owned(), "its lease in the store has expired"),
         ];
         let report = report(false, Some(Fate::Unchanged), items, &["10.5.9.0-24"]);
         assert_eq!(
@@ -226,7 +226,7 @@ mod tests {
              found 2 there already: config, 10.5.2.0-24\n\
              left 1 that only http://b:2379 has: 10.5.9.0-24\n\
              did not write 1 that somebody else wrote meanwhile: 10.5.3.0-24\n\
-             skipped 10.5.4.0-24: its etcd lease has expired"
+             skipped 10.5.4.0-24: its lease in the store has expired"
         );
         assert_eq!(report.changed_meanwhile(), 1);
     }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use etcd_client::{AlarmAction, AlarmType, DeleteOptions, Error};
+use etcd_client::{AlarmAction, AlarmType, DeleteOptions, Error, PutOptions};
 use flan_integration::store::{StoreClient, StoreData};
 use flan_integration::{Lab, LabOptions, wait};
 use tonic::Code;
@@ -22,6 +22,13 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// Keys that are deleted one after the other, without a pause.
 const SPARE: [&str; 3] = ["spare/1", "spare/2", "spare/3"];
 
+/// Seconds of a lease that ends on the full disk, and its keys. To delete so many takes room.
+const SHORT: u32 = 5;
+const ENDING: usize = 200;
+
+/// For so long no write may succeed on a full disk. A store tries again sooner.
+const FULL: Duration = Duration::from_secs(1);
+
 /// How etcd says it.
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -36,7 +43,12 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
     let options = LabOptions { store_data: StoreData::InMemoryOf { mib: DISK }, ..embedded() };
     Lab::run(options, |lab| {
         let client = Subject::connect(lab)?;
-        let lease = client.grant()?;
+        let lease = client.grant(600)?;
+        let (ending, revoked) = (client.grant(SHORT)?, client.grant(600)?);
+        for number in 0..ENDING {
+            client.put_leased(&format!("ending/{number}"), ending)?;
+        }
+        client.put_leased("revoked", revoked)?;
         for number in 0..10 {
             client.put(&format!("before/{number}"), b"kept".to_vec())??;
         }
@@ -55,14 +67,23 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
             ensure!(kept < MOST_WRITES, "{kept} writes of {WRITE_BYTES} bytes on a full disk");
         };
         ensure_no_space(&refused)?;
-        // A small one too.
-        let Err(refused) = client.put("small", b"1".to_vec())? else { bail!("a small write goes through") };
-        ensure_no_space(&refused)?;
+        client.fill_up(ending)?;
         ensure!(client.has_alarm()?, "no alarm is raised");
         ensure!(client.keep_alive(lease)? > 0, "the lease is lost");
         client.ensure_all_there(kept)?;
 
         // What makes room goes on.
+        ensure!(client.keep_alive(ending)? > 0, "a lease that was kept alive has ended");
+        wait::until("the end of a lease that nobody keeps", Duration::from_secs(30), || {
+            ensure!(!client.is_there("ending/0")?, "its keys are there");
+            Ok(())
+        })?;
+        // What was kept free for that is taken as well.
+        let more = lab.store().data_dir(0)?.join("more");
+        fill(&more)?;
+        client.fill_up(lease)?;
+        client.revoke(revoked).context("on the full disk")?;
+        ensure!(!client.is_there("revoked")?, "the key of a revoked lease is there");
         for key in SPARE {
             ensure!(client.delete_below(key).context("on the full disk")? == 1, "{key} is not deleted");
         }
@@ -71,7 +92,9 @@ fn a_full_disk_refuses_writes_and_nothing_else_until_there_is_room_again() -> Re
         client.compact().context("on the full disk")?;
         client.ensure_all_there(0)?;
 
-        std::fs::remove_file(&ballast).with_context(|| format!("cannot remove {}", ballast.display()))?;
+        for file in [ballast, more] {
+            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
         wait::until("a write, and the end of the alarm", ROOM_LIMIT, || {
             client.put("after", b"1".to_vec())??;
             ensure!(!client.has_alarm()?, "the alarm is still raised");
@@ -119,6 +142,23 @@ impl Subject {
         self.0.run(|mut client| async move { Ok(client.put(key, value, None).await.map(drop)) })
     }
 
+    /// Writes little until not even that succeeds, and keeps a lease alive meanwhile.
+    fn fill_up(&self, lease: i64) -> Result<()> {
+        for number in 0..MOST_WRITES {
+            let refused = wait::while_holds("small writes are refused", FULL, || {
+                self.keep_alive(lease)?;
+                match self.put(&format!("small/{number}"), vec![b'x'; 64])? {
+                    Ok(()) => bail!("one goes through"),
+                    Err(error) => ensure_no_space(&error),
+                }
+            });
+            if refused.is_ok() {
+                return Ok(());
+            }
+        }
+        bail!("{MOST_WRITES} small writes on a full disk")
+    }
+
     /// How many keys it deleted.
     fn delete_below(&self, prefix: &'static str) -> Result<i64> {
         self.0.run(|mut client| async move {
@@ -136,8 +176,24 @@ impl Subject {
         })
     }
 
-    fn grant(&self) -> Result<i64> {
-        self.0.run(|mut client| async move { Ok(client.lease_grant(600, None).await?.id()) })
+    fn put_leased(&self, key: &str, lease: i64) -> Result<()> {
+        let key = key.to_owned();
+        self.0.run(move |mut client| async move {
+            let options = PutOptions::new().with_lease(lease);
+            Ok(client.put(key, "1", Some(options)).await.map(drop)?)
+        })
+    }
+
+    fn is_there(&self, key: &'static str) -> Result<bool> {
+        self.0.run(|mut client| async move { Ok(!client.get(key, None).await?.kvs().is_empty()) })
+    }
+
+    fn grant(&self, seconds: u32) -> Result<i64> {
+        self.0.run(move |mut client| async move { Ok(client.lease_grant(seconds.into(), None).await?.id()) })
+    }
+
+    fn revoke(&self, lease: i64) -> Result<()> {
+        self.0.run(move |mut client| async move { Ok(client.lease_revoke(lease).await.map(drop)?) })
     }
 
     /// The time that the lease has then, in seconds.

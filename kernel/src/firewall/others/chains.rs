@@ -26,7 +26,7 @@ pub(super) enum Owner {
     /// `nft`, with the table's family and name.
     Nft { family: String, table: String },
     /// `iptables`, `ip6tables-legacy` or the like.
-    Iptables { program: &'static str, ipv6: bool },
+    Iptables { program: &'static str, ipv6: bool, table: &'static str },
 }
 
 impl Owner {
@@ -56,6 +56,7 @@ pub(super) struct Base {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hook {
+    Prerouting,
     Input,
     Forward,
     Postrouting,
@@ -241,6 +242,21 @@ impl Table {
         let policy_drops = self.chains.get(chain).and_then(|chain| chain.base).is_some_and(|base| base.drops);
         let policy = if policy_drops { Fate::Dropped } else { Fate::Passes };
         self.walk(chain, packet, 0).unwrap_or(policy)
+    }
+
+    /// The addresses that some rule drops packets for unless these come in by `bridge`.
+    pub(super) fn closed_but_from(&self, bridge: LinkName) -> impl Iterator<Item = &Addresses> {
+        let drops = |rule: &&Rule| matches!(rule.verdict, Verdict::Drop | Verdict::Reject);
+        let rules = self.chains.values().flat_map(|chain| &chain.rules).filter(drops);
+        let closed = rules.filter(move |rule| {
+            let is_bridge = |pattern: &Pattern| pattern.matches(bridge.as_str());
+            let excepts = |test: &Test| matches!(&test.what, What::In(names) if names.iter().any(is_bridge));
+            rule.tests.iter().any(|test| test.negated && excepts(test))
+        });
+        closed.flat_map(|rule| &rule.tests).flat_map(|test| match &test.what {
+            What::Destination(ranges) if !test.negated => ranges.as_slice(),
+            _ => &[],
+        })
     }
 
     /// `None` if the packet comes to the end of the chain.

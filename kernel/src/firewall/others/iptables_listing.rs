@@ -10,8 +10,8 @@ use super::chains::{
     Addresses, Base, Chain, Hook, Owner, Pattern, Rule, Table, Test, Verdict, What, addresses,
 };
 
-/// One table as `program` lists it.
-pub(super) fn parse(program: &'static str, ipv6: bool, listing: &str) -> Table {
+/// The table of this name as `program` lists it.
+pub(super) fn parse(program: &'static str, ipv6: bool, table: &'static str, listing: &str) -> Table {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::new();
     for line in listing.lines() {
         let mut words = words(line).into_iter();
@@ -23,11 +23,12 @@ pub(super) fn parse(program: &'static str, ipv6: bool, listing: &str) -> Table {
             _ => {}
         }
     }
-    Table { owner: Owner::Iptables { program, ipv6 }, chains }
+    Table { owner: Owner::Iptables { program, ipv6, table }, chains }
 }
 
 fn base(chain: &str, drops: bool) -> Option<Base> {
     let (hook, priority) = match chain {
+        "PREROUTING" => (Hook::Prerouting, -300),
         "INPUT" => (Hook::Input, 0),
         "FORWARD" => (Hook::Forward, 0),
         "POSTROUTING" => (Hook::Postrouting, 100),
@@ -169,12 +170,12 @@ mod tests {
     use super::*;
 
     fn rules(lines: &str) -> Vec<Rule> {
-        parse("iptables", false, lines).chains.remove("FORWARD").unwrap().rules
+        parse("iptables", false, "filter", lines).chains.remove("FORWARD").unwrap().rules
     }
 
     #[test]
     fn policies_make_base_chains() {
-        let table = parse("iptables", false, "-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N DOCKER\n");
+        let table = parse("iptables", false, "filter", "-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N DOCKER\n");
         let base = Base { hook: Hook::Forward, priority: 0, drops: true };
         assert_eq!(table.chains["FORWARD"].base, Some(base));
         assert_eq!((table.chains["OUTPUT"].base, table.chains["DOCKER"].base), (None, None));

@@ -75,6 +75,7 @@ fn chain<'t, 'a>(tables: &'t mut BTreeMap<Home<'a>, Table>, home: Home<'a>, name
 fn add_chain<'a>(tables: &mut BTreeMap<Home<'a>, Table>, object: &'a Value) {
     let (Some(home), Some(name)) = (home(object), text(object, "name")) else { return };
     let hook = match text(object, "hook") {
+        Some("prerouting") => Some(Hook::Prerouting),
         Some("input") => Some(Hook::Input),
         Some("forward") => Some(Hook::Forward),
         Some("postrouting") => Some(Hook::Postrouting),

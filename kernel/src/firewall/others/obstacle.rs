@@ -3,8 +3,9 @@
 use std::fmt;
 
 use super::Traffic;
-use super::chains::{Base, Hook, Owner, Packet, Table};
+use super::chains::{Base, Owner, Packet, Table};
 use crate::firewall::prefix;
+use crate::kind::link_name::LinkName;
 
 /// A chain of another program that drops or rejects what it should let pass.
 ///
@@ -30,6 +31,7 @@ enum Manager<'a> {
     },
     Iptables {
         program: &'static str,
+        table: &'static str,
     },
 }
 
@@ -43,18 +45,12 @@ impl Obstacle {
         traffic: &Traffic,
     ) -> Option<Self> {
         let (_, rejects) = *stopped.first()?;
-        let name = match &table.owner {
-            Owner::Nft { family, table } => {
-                format!("nftables chain {family} {table} {chain} (priority {})", base.priority)
-            }
-            Owner::Iptables { program, .. } => format!("chain {chain} of {program}"),
-        };
         let manager = manager(table);
         let families = traffic
             .families
             .iter()
             .filter(|family| stopped.iter().any(|(packet, _)| packet.ipv6 == family.network.is_ipv6()));
-        let (what, cure) = if base.hook == Hook::Forward {
+        let (what, cure) = if stopped.iter().all(|(packet, _)| !packet.for_this_host) {
             let networks: Vec<String> = families.clone().map(|family| prefix(family.network)).collect();
             let mut cures: Vec<String> = networks
                 .iter()
@@ -72,7 +68,17 @@ impl Obstacle {
             cures.extend(manager.at_last());
             (format!("what other hosts send to UDP port {port}"), cures)
         };
-        Some(Self { chain: name, rejects, what, cure: cure.join(" && ") })
+        Some(Self { chain: named(table, chain, base), rejects, what, cure: cure.join(" && ") })
+    }
+
+    /// What other hosts send to the containers at this bridge is stopped by Docker's rules for each container.
+    pub(super) fn of_docker(table: &Table, chain: &str, base: Base, bridge: LinkName, rejects: bool) -> Self {
+        Self {
+            chain: named(table, chain, base),
+            rejects,
+            what: format!("what other hosts send to containers at {bridge}"),
+            cure: "start dockerd with --allow-direct-routing (Docker 28.2 or newer)".to_owned(),
+        }
     }
 }
 
@@ -83,13 +89,28 @@ impl fmt::Display for Obstacle {
     }
 }
 
+/// How people find the chain.
+fn named(table: &Table, chain: &str, base: Base) -> String {
+    match &table.owner {
+        Owner::Nft { family, table } => {
+            format!("nftables chain {family} {table} {chain} (priority {})", base.priority)
+        }
+        Owner::Iptables { program, table, .. } => format!("chain {chain} of {program}{}", option(table)),
+    }
+}
+
+/// What `iptables` is told of a table beside its usual one.
+fn option(table: &str) -> String {
+    if table == "filter" { String::new() } else { format!(" -t {table}") }
+}
+
 fn manager(table: &Table) -> Manager<'_> {
     match &table.owner {
         Owner::Nft { table, .. } if table == "firewalld" => Manager::Firewalld,
         Owner::Nft { table, .. } if table == "docker-bridges" => Manager::Docker,
         Owner::Nft { family, table } => Manager::Nft { family, table },
         Owner::Iptables { ipv6, .. } if table.chains.contains_key(ufws(*ipv6)) => Manager::Ufw,
-        Owner::Iptables { program, .. } => Manager::Iptables { program },
+        Owner::Iptables { program, table, .. } => Manager::Iptables { program, table },
     }
 }
 
@@ -126,8 +147,9 @@ impl Manager<'_> {
                     "nft insert rule {family} {table} {chain} {ip} saddr {network} {ip} daddr {network} accept"
                 )]
             }
-            Self::Iptables { program } => {
-                vec![format!("{program} -I {chain} -s {network} -d {network} -j ACCEPT")]
+            Self::Iptables { program, table } => {
+                let table = option(table);
+                vec![format!("{program}{table} -I {chain} -s {network} -d {network} -j ACCEPT")]
             }
         }
     }
@@ -141,7 +163,9 @@ impl Manager<'_> {
             Self::Nft { family, table } => {
                 format!("nft insert rule {family} {table} {chain} udp dport {port} accept")
             }
-            Self::Iptables { program } => format!("{program} -I {chain} -p udp --dport {port} -j ACCEPT"),
+            Self::Iptables { program, table } => {
+                format!("{program}{} -I {chain} -p udp --dport {port} -j ACCEPT", option(table))
+            }
         }
     }
 

@@ -31,6 +31,9 @@ impl Glance {
 /// Our own tables.
 const OURS: [(&str, &str); 3] = [("inet", "flan"), ("ip", "flan-peers"), ("ip6", "flan-peers")];
 
+/// The tables of iptables that are looked at, in the order in which a packet meets them.
+const TABLES: [&str; 4] = ["raw", "mangle", "filter", "nat"];
+
 /// The tables of everybody else.
 pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
     let mut tables = Vec::new();
@@ -40,7 +43,7 @@ pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
     }
     for ipv6 in [false, true] {
         let family = if ipv6 { "ip6" } else { "ip" };
-        for name in ["filter", "nat"] {
+        for name in TABLES {
             // `nft` does not show all of what iptables has put there.
             if let Some(index) = tables.iter().position(|table| is(table, (family, name)))
                 && let Some(program) = nft_variant(ipv6)
@@ -102,9 +105,9 @@ pub(super) fn leave_to(by_iptables: &Table, by_nft: &mut Table) {
 }
 
 /// One table as a program of the `iptables` family lists it; `None` if it refuses, as it does for what `nft` has made.
-async fn listed(program: &'static str, ipv6: bool, table: &str) -> Option<Table> {
+async fn listed(program: &'static str, ipv6: bool, table: &'static str) -> Option<Table> {
     match program::run(program, &["-w", "5", "-t", table, "-S"], "").await {
-        Ok(listing) => Some(iptables_listing::parse(program, ipv6, &listing)),
+        Ok(listing) => Some(iptables_listing::parse(program, ipv6, table, &listing)),
         Err(error) => {
             tracing::debug!(%error, "these rules are not looked at");
             None

@@ -12,6 +12,9 @@ const UFW_CURED: &str = include_str!("samples/ufw-allowed.rules");
 const DOCKER: &str = include_str!("samples/docker.rules");
 /// Docker 29 with `--firewall-backend=nftables`.
 const DOCKER_BRIDGES: &str = include_str!("samples/docker-bridges.json");
+/// The table `raw` of Docker 28.5 without `--allow-direct-routing`, as iptables lists it and as nft does.
+const DOCKER_RAW: &str = include_str!("samples/docker-28-raw.rules");
+const DOCKER_RAW_BY_NFT: &str = include_str!("samples/docker-28-raw.json");
 
 fn name(text: &str) -> LinkName {
     text.parse().unwrap()
@@ -38,7 +41,7 @@ fn nft(listing: &str) -> OtherRules {
 }
 
 fn iptables(listing: &str) -> OtherRules {
-    OtherRules(vec![iptables_listing::parse("iptables", false, listing)])
+    OtherRules(vec![iptables_listing::parse("iptables", false, "filter", listing)])
 }
 
 fn told(rules: &OtherRules) -> Vec<String> {
@@ -102,6 +105,59 @@ fn dockers_own_nftables_drop_what_comes_to_its_bridge() {
     assert_eq!(nft(DOCKER_BRIDGES).obstacles(&elsewhere), []);
 }
 
+fn raw(listing: &str) -> OtherRules {
+    OtherRules(vec![iptables_listing::parse("iptables", false, "raw", listing)])
+}
+
+#[test]
+fn docker_28_drops_what_comes_from_other_hosts_until_it_is_told_to_let_it_in() {
+    let told_of = |chain: &str| {
+        format!(
+            "{chain} drops what other hosts send to containers at docker0; to let it pass: start dockerd with \
+             --allow-direct-routing (Docker 28.2 or newer)"
+        )
+    };
+    assert_eq!(told(&raw(DOCKER_RAW)), [told_of("chain PREROUTING of iptables -t raw")]);
+    let by_nft = nft(DOCKER_RAW_BY_NFT);
+    assert_eq!(told(&by_nft), [told_of("nftables chain ip raw PREROUTING (priority -300)")]);
+    // One problem, however many containers there are.
+    let another = "-A PREROUTING -d 10.5.52.3/32 ! -i docker0 -j DROP\n";
+    assert_eq!(told(&raw(&format!("{DOCKER_RAW}{another}"))).len(), 1);
+
+    let let_in = "-P PREROUTING ACCEPT\n-A PREROUTING -i flannel.1 -j ACCEPT\n";
+    assert_eq!(told(&raw(&format!("{let_in}{another}"))), [""; 0]);
+    for no_matter in [
+        "-d 10.5.52.2/32 -j DROP",
+        "-d 10.5.52.2/32 ! -i br-apps -j DROP",
+        "-d 172.18.0.2/32 ! -i docker0 -j DROP",
+        "-d 127.0.0.1/32 ! -i lo -p tcp -m tcp --dport 8080 -j DROP",
+    ] {
+        assert_eq!(told(&raw(&format!("-P PREROUTING ACCEPT\n-A PREROUTING {no_matter}\n"))), [""; 0]);
+    }
+}
+
+#[test]
+fn what_is_dropped_as_soon_as_it_arrives_is_told_too() {
+    let rule = |rule: &str| told(&raw(&format!("-P PREROUTING ACCEPT\n-A PREROUTING {rule}\n")));
+    assert_eq!(
+        rule("-s 10.0.0.0/8 ! -i docker0 -j DROP"),
+        [
+            "chain PREROUTING of iptables -t raw drops what this host forwards between containers in 10.5.0.0/16; to let it \
+          pass: iptables -t raw -I PREROUTING -s 10.5.0.0/16 -d 10.5.0.0/16 -j ACCEPT"
+        ]
+    );
+    assert_eq!(
+        rule("-i eth0 -p udp -m udp --dport 8000:9000 -j DROP"),
+        [
+            "chain PREROUTING of iptables -t raw drops what other hosts send to UDP port 8472; to let it pass: iptables -t \
+          raw -I PREROUTING -p udp --dport 8472 -j ACCEPT"
+        ]
+    );
+    assert_eq!(rule("-m rpfilter --invert -j DROP"), [""; 0]);
+    assert_eq!(rule("-m conntrack --ctstate INVALID -j DROP"), [""; 0]);
+    assert_eq!(rule("-s 10.0.0.0/8 -i eth0 -j DROP"), [""; 0], "ours enter by flannel.1");
+}
+
 /// Debian's `/etc/nftables.conf` with a table that iptables-nft has put Docker's chains into.
 const SHARED_TABLE: &str = r#"{"nftables":[{"table":{"family":"ip","name":"filter","handle":1}},
     {"chain":{"family":"ip","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"drop"}},
@@ -116,7 +172,7 @@ const SHARED_TABLE: &str = r#"{"nftables":[{"table":{"family":"ip","name":"filte
 fn chains_beside_those_of_iptables_in_one_table_are_judged_too() {
     // What iptables-nft lists of it, which leaves out `input`.
     let listing = "-P INPUT ACCEPT\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N DOCKER\n-A FORWARD -j DOCKER\n";
-    let by_iptables = iptables_listing::parse("iptables", false, listing);
+    let by_iptables = iptables_listing::parse("iptables", false, "filter", listing);
     let OtherRules(mut tables) = nft(SHARED_TABLE);
     reading::leave_to(&by_iptables, &mut tables[0]);
     tables.push(by_iptables);
@@ -231,7 +287,8 @@ fn each_family_is_judged_and_cured_by_itself() {
         ],
         ..traffic()
     };
-    let rules = OtherRules(vec![iptables_listing::parse("ip6tables-legacy", true, "-P FORWARD DROP\n")]);
+    let rules =
+        OtherRules(vec![iptables_listing::parse("ip6tables-legacy", true, "filter", "-P FORWARD DROP\n")]);
     let found = rules.obstacles(&both);
     // A table of one family sees packets of that family alone.
     assert_eq!(found[0].cure, "ip6tables-legacy -I FORWARD -s fd00:5::/48 -d fd00:5::/48 -j ACCEPT");

@@ -10,7 +10,7 @@ use crate::store::check::Needs;
 
 /// One line for each; `needs` is `None` where no endpoint could be asked.
 pub(crate) fn rights(config: &StoreConfig, needs: Option<&Needs>) -> Vec<Line> {
-    let names = ["read the config", "list leases", "watch leases", "etcd leases", "write leases"];
+    let names = ["read the config", "list leases", "watch leases", "store leases", "write leases"];
     let Some(needs) = needs else {
         return names.map(|name| Line::not_told(name, "no endpoint could be asked")).into();
     };
