@@ -233,8 +233,7 @@ impl ForEach for Lose<'_> {
     }
 }
 
-/// Updates everything that names a next hop object: it leads elsewhere, with a notification, or disappears, without
-/// one.
+/// Updates everything that names a next hop object: it moves, with a notification, or disappears, without one.
 struct Follow<'a> {
     inner: &'a mut Inner,
     id: NextHopId,
@@ -386,8 +385,7 @@ impl Inner {
         operation.dispatch(&mut *self)
     }
 
-    /// Returns an error if something that the object needs is missing. Only a next hop object itself decides where it
-    /// leads.
+    /// Returns an error if something that the object needs is missing. A next hop object itself decides where it leads.
     fn find_what_it_needs<K: Listed>(&self, edit: &Edit<K>) -> Result<(), KernelError> {
         let device = edit.device().map(|device| (device, self.state.links.get(&device)));
         match device {

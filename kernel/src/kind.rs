@@ -80,8 +80,7 @@ pub trait Kind: Copy + Eq + fmt::Debug + 'static {
         None
     }
 
-    /// Returns what an operation on a device does to the objects on it; `None` for operations on anything else, and for
-    /// new devices.
+    /// Returns what an operation on a device does to the objects on it; `None` for new devices and anything else.
     fn upheaval(_edit: &Edit<Self>) -> Option<(LinkName, Upheaval)> {
         None
     }
@@ -91,8 +90,7 @@ pub trait Kind: Copy + Eq + fmt::Debug + 'static {
         !upheaval.anew
     }
 
-    /// Returns whether the kernel removes it with its device, when that is deleted after everything else was
-    /// reconciled.
+    /// Returns whether the kernel removes it with its device, when that is deleted after everything else.
     fn goes_with_device(_value: &Self::Value) -> bool {
         true
     }

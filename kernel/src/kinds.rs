@@ -1,5 +1,4 @@
-//! The list of all kinds of objects, and the types derived from it: states, and one object, operation or fact of any
-//! kind.
+//! The list of all kinds of objects, and types derived from it: states, and an object, operation or fact of any kind.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +17,7 @@ use crate::netlink::socket::Socket;
 use crate::netlink::wire::Frame;
 
 /// The list, in the order in which objects are added, so that nothing precedes what it needs: no route leads to a next
-/// hop that cannot be resolved, and no rule drops packets before every sender is known. Deletion uses the reverse
-/// order.
+/// hop that cannot be resolved, and no rule drops packets before every sender is known. Deletion reverses it.
 ///
 /// Each line has its field in a [`State`], its name in an [`Object`], and its [`Kind`].
 macro_rules! kinds {
@@ -216,8 +214,7 @@ macro_rules! define {
                 }
             }
 
-            /// Returns the device that must exist for it; `None` for an operation on a device itself, and where none is
-            /// needed.
+            /// Returns the device that must exist for it; `None` for an operation on a device itself, or without one.
             pub fn device(&self) -> Option<LinkName> {
                 match self {
                     $(Self::$name(edit) => edit.device(),)*

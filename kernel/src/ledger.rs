@@ -66,8 +66,7 @@ macro_rules! define {
                 lost
             }
 
-            /// Remembers from now on which objects were observed, until [`reset`](Self::reset): what is read meanwhile
-            /// may be older.
+            /// Remembers from now on which objects were observed, until [`reset`](Self::reset): a reading may be older.
             pub fn begin_reading(&mut self) {
                 $(self.$field.begin_reading();)*
             }

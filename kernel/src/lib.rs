@@ -54,8 +54,7 @@ pub trait Kernel: Send {
     /// error nothing is known: a caller must not treat it as an empty kernel.
     fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>>;
 
-    /// Carries out `operations` in order, and continues after failures. Not idempotent: operations are the result of a
-    /// diff.
+    /// Carries out `operations` in order, and continues after failures. Not idempotent: operations come from a diff.
     ///
     /// Returns each operation that failed, with the reason; empty if all succeeded.
     fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<FailedOperation>> + Send;

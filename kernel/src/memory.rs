@@ -8,8 +8,7 @@ pub fn give_back() {
     /// All arenas: `MALLCTL_ARENAS_ALL` in `jemalloc(3)` is 4096.
     const PURGE: &std::ffi::CStr = c"arena.4096.purge";
     #[expect(unsafe_code)]
-    // SAFETY: the name ends in a zero byte, and this control neither reads nor writes a value: all other pointers are
-    // null.
+    // SAFETY: the name ends in a zero byte, and this control reads and writes no value: all other pointers are null.
     let outcome =
         unsafe { tikv_jemalloc_sys::mallctl(PURGE.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
     if outcome != 0 {

@@ -70,10 +70,9 @@ pub enum Check {
     InnerSource(Wire, u8),
     /// VXLAN datagrams must carry packets for this subnet.
     InnerDestination(Wire, IpNetwork),
-    /// Packets of the overlay network without encapsulation must come from a [`Source::Plain`], whose subnets have this
-    /// prefix length.
+    /// Unencapsulated overlay packets must come from a [`Source::Plain`], whose subnets have this prefix length.
     PlainSource(Plain, u8),
-    /// Packets of the overlay network without encapsulation must be for this subnet.
+    /// Unencapsulated overlay packets must be for this subnet.
     PlainDestination(Plain, IpNetwork),
     /// An unknown rule among ours, by its handle.
     Unknown(u64),

@@ -51,8 +51,7 @@ pub fn accept_local(link: LinkName) -> io::Result<bool> {
 }
 
 /// Bytes of freed routing table after which the kernel waits until they are no longer used: the maximum (`fib_sync_mem`
-/// in `Documentation/networking/ip-sysctl.rst`). By default it waits every 512 KiB, which slows large batches of route
-/// changes.
+/// in `Documentation/networking/ip-sysctl.rst`). The default of 512 KiB slows large batches of route changes.
 const MOST_FIB_SYNC_MEM: u64 = 64 * 1024 * 1024;
 
 /// Raises `net.ipv4.fib_sync_mem` for the lifetime of this value. The setting is kernel-wide and visible only in the

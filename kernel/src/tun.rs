@@ -145,8 +145,8 @@ fn advice(reason: &io::Error) -> &'static str {
 ///
 /// Idempotent: an existing multi-queue TUN device of that name is kept, and made persistent.
 ///
-/// The kernel keeps of `mode` only what the first attached queue sets again, as [`TunQueue::open`] does, which also
-/// sets offloads.
+/// The kernel keeps of `mode` only what the first attached queue sets again; [`TunQueue::open`] does so, and sets
+/// offloads.
 pub fn create(name: LinkName, mode: TunMode) -> Result<(), TunError> {
     let device = attach(name, mode)?;
     set_number(device.as_fd(), libc::TUNSETPERSIST, 1).map_err(setting(name, "TUNSETPERSIST"))
@@ -162,10 +162,10 @@ pub struct TunQueue {
 
 impl TunQueue {
     /// Attaches `queues` queues (1 to [`MAX_QUEUES`]) to the existing device `name`. Returns the mode in force:
-    /// `wanted`, or the next simpler one that the kernel accepts. Offloads belong to the device, so all its queues have
-    /// the same mode.
+    /// `wanted`, or the next simpler one that the kernel accepts. Offloads belong to the device, so its queues share
+    /// the mode.
     ///
-    /// If another process has queues of the device open, its choice of headers applies, and it gets a share of the
+    /// If another process has queues of the device open, its choice of headers applies, and it gets some of the
     /// packets.
     ///
     /// Must be called in a tokio runtime; the queues themselves do not need it.

@@ -2,8 +2,7 @@
 //!
 //! Masquerading goes where flanneld has it: into the chain `FLANNEL-POSTRTG`, which flanneld empties and refills at its
 //! start. Forwarding does not go into `FLANNEL-FWD`: while flanneld refills that chain, for 20 ms, Docker's policy for
-//! FORWARD would drop packets. It goes directly into FORWARD, as in older versions of flanneld; newer ones leave such
-//! rules alone.
+//! FORWARD would drop packets. It goes directly into FORWARD, as in older versions of flanneld.
 
 use std::fmt::Write as _;
 

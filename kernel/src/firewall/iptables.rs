@@ -1,8 +1,7 @@
 //! Forwarding: our chain in the filter table of `iptables` or `ip6tables`, and one jump to it.
 //!
 //! Docker sets the policy of FORWARD in that table to DROP. A separate table could not undo that, because a packet must
-//! pass every base chain. Where the program is not installed, nobody has set a policy with it and there is nothing to
-//! do.
+//! pass every base chain. Without the program there is no policy, and nothing to do.
 
 use std::fmt::Write as _;
 

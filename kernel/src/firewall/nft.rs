@@ -52,8 +52,7 @@ pub(super) async fn stands() -> Result<bool, FirewallError> {
 /// Deletes the table, whether or not it exists, in the same transaction as what follows.
 const REMOVE: &str = "add table inet flan\ndelete table inet flan\n";
 
-/// Lists the table as `nft` shows it, without counters, which would make every listing differ. `None` if it does not
-/// exist.
+/// Lists the table as `nft` shows it, without counters, which would make every listing differ. `None` if missing.
 async fn listing() -> Result<Option<String>, FirewallError> {
     match program::run("nft", &["-s", "list", "table", "inet", "flan"], "").await {
         Ok(listing) => Ok(Some(listing)),
@@ -92,11 +91,11 @@ fn rules(family: &FamilyRules) -> [(String, &'static str); 5] {
     [
         (
             format!("{ip} saddr {subnet} {ip} daddr {network} return"),
-            "our containers keep their address inside the overlay",
+            "our containers keep their addresses inside the overlay",
         ),
         (
             format!("{ip} saddr {network} {ip} daddr {subnet} return"),
-            "other hosts' containers keep it towards ours",
+            "other hosts' containers keep theirs towards ours",
         ),
         (
             format!("{ip} saddr != {network} {ip} daddr {subnet} return"),
@@ -137,13 +136,13 @@ table inet flan {
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		meta mark & 0x00004000 == 0x00004000 return comment "packets marked to skip NAT"
-		ip saddr 10.5.52.0/24 ip daddr 10.5.0.0/16 return comment "our containers keep their address inside the overlay"
-		ip saddr 10.5.0.0/16 ip daddr 10.5.52.0/24 return comment "other hosts' containers keep it towards ours"
+		ip saddr 10.5.52.0/24 ip daddr 10.5.0.0/16 return comment "our containers keep their addresses inside the overlay"
+		ip saddr 10.5.0.0/16 ip daddr 10.5.52.0/24 return comment "other hosts' containers keep theirs towards ours"
 		ip saddr != 10.5.0.0/16 ip daddr 10.5.52.0/24 return comment "packets from outside to our containers keep their source"
 		ip saddr 10.5.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random comment "containers use this host's address towards the outside"
 		ip saddr != 10.5.0.0/16 ip daddr 10.5.0.0/16 masquerade fully-random comment "replies to packets that this host forwards return through it"
-		ip6 saddr fd00:5:0:34::/64 ip6 daddr fd00:5::/48 return comment "our containers keep their address inside the overlay"
-		ip6 saddr fd00:5::/48 ip6 daddr fd00:5:0:34::/64 return comment "other hosts' containers keep it towards ours"
+		ip6 saddr fd00:5:0:34::/64 ip6 daddr fd00:5::/48 return comment "our containers keep their addresses inside the overlay"
+		ip6 saddr fd00:5::/48 ip6 daddr fd00:5:0:34::/64 return comment "other hosts' containers keep theirs towards ours"
 		ip6 saddr != fd00:5::/48 ip6 daddr fd00:5:0:34::/64 return comment "packets from outside to our containers keep their source"
 		ip6 saddr fd00:5::/48 ip6 daddr != ff00::/8 masquerade fully-random comment "containers use this host's address towards the outside"
 		ip6 saddr != fd00:5::/48 ip6 daddr fd00:5::/48 masquerade fully-random comment "replies to packets that this host forwards return through it"

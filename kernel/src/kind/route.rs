@@ -440,8 +440,7 @@ impl RawTarget {
         }
     }
 
-    /// Returns the same with the name of the device. `None` for targets that we never make, and if a required name is
-    /// missing.
+    /// Returns the same with the name of the device. `None` for targets that we never make, or without a required name.
     fn named(&self, link: Option<LinkName>) -> Option<RouteTarget> {
         Some(match *self {
             Self::Blackhole => RouteTarget::Blackhole,

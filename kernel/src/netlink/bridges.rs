@@ -18,8 +18,7 @@ use crate::kind::link_name::LinkName;
 pub struct Bridge {
     /// Its name.
     pub name: LinkName,
-    /// MTU in bytes. For a bridge without ports it means little: it follows the smallest port unless somebody has set
-    /// it.
+    /// MTU in bytes. It follows the smallest port unless somebody has set it, so without ports it means little.
     pub mtu: u32,
     /// Largest MTU in bytes among its ports; `None` without ports.
     pub largest_port: Option<u32>,

@@ -66,8 +66,8 @@ impl Devices {
 }
 
 impl Known {
-    /// Returns whether a device of `kind` can be this one. Its underlay may be gone, and changeable settings may have
-    /// changed.
+    /// Returns whether a device of `kind` can be this one. Its underlay may be gone, and changeable settings may
+    /// differ.
     pub(crate) fn is_of(&self, kind: &LinkKind) -> bool {
         match (&self.kind, kind) {
             (LinkKind::Vxlan(known), LinkKind::Vxlan(found)) => {

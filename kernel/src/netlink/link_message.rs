@@ -117,8 +117,7 @@ fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
     (vxlan, underlay)
 }
 
-/// Returns whether the device exists without a program: a TUN device that is not persistent disappears with its
-/// program.
+/// Returns whether the device exists without a program: a TUN device may disappear with its program.
 pub(super) fn is_persistent(message: &LinkMessage) -> bool {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),

@@ -32,8 +32,7 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Opens a socket for requests and one for notifications. Must be called in a tokio runtime with time and I/O
-    /// enabled.
+    /// Opens sockets for requests and notifications. Must be called in a tokio runtime with time and I/O enabled.
     ///
     /// # Errors
     /// [`KernelError::Socket`] if the kernel refuses a socket.

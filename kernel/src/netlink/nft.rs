@@ -300,7 +300,7 @@ fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError
     Ok(refused)
 }
 
-/// Creates the tables and sets that operations need, if missing.
+/// Returns the requests that create the tables and sets that operations need, if missing.
 fn what_holds(parts: &[Part]) -> Vec<RawRequest> {
     let mut sets: Vec<Set> = Vec::new();
     for set in parts.iter().filter_map(|part| part.set) {

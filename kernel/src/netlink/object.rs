@@ -77,8 +77,8 @@ pub(crate) enum InTheWay {
 /// The receiver of notifications about one kind.
 pub(crate) type Told<'a, K> = dyn FnMut(Notification<(<K as Kind>::Key, Option<<K as Kind>::Value>)>) + 'a;
 
-/// A notification from the kernel. Those about our own operations arrive before [`Kernel::apply`](crate::Kernel::apply)
-/// returns.
+/// A notification from the kernel. Those about our operations precede the return of
+/// [`Kernel::apply`](crate::Kernel::apply).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification<F> {
     /// What the kernel now holds of ours under one name.

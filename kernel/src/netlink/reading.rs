@@ -70,8 +70,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Returns an empty table if the kernel lacks the family, or the table: it creates IPv4's main table with the first
-/// route.
+/// Returns an empty table if the kernel lacks the family or table: it creates IPv4's main table with its first route.
 pub(crate) fn without_family<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelError> {
     match dumped {
         Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {

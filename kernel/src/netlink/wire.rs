@@ -52,8 +52,8 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
-/// The attributes in `bytes`: the type of each, without the bits for nesting and byte order, and its value. Ends at a
-/// truncated one.
+/// The attributes in `bytes`: the type of each, without the bits for nesting and byte order, and its value. Ends if
+/// truncated.
 #[derive(Debug, Clone)]
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 

@@ -91,7 +91,7 @@ pub(super) struct Control {
 
 impl Control {
     pub(super) fn empty() -> Self {
-        // SAFETY: cmsghdr consists of integers, for which zero is valid. musl's has private padding, which rules out a
+        // SAFETY: cmsghdr has only integers, for which zero is valid. musl's has private padding, which rules out a
         // literal.
         #[allow(unsafe_code)]
         let header = unsafe { std::mem::zeroed() };

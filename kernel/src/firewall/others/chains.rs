@@ -194,8 +194,7 @@ struct Answer {
     ours: bool,
 }
 
-/// In this order, the result of several tests that all must hold is the greatest, and that of alternatives is the
-/// least.
+/// Ordered so that a conjunction of tests has the greatest of their results, and a disjunction the least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Holds {
     Yes,

@@ -100,8 +100,7 @@ pub(super) fn leave_to(by_iptables: &Table, by_nft: &mut Table) {
     }
 }
 
-/// Returns one table as a program of the `iptables` family lists it; `None` if it refuses, as for tables that `nft`
-/// made.
+/// Returns one table as a program of the `iptables` family lists it; `None` if it refuses, as it does tables of `nft`.
 async fn listed(program: &'static str, ipv6: bool, table: &str) -> Option<Table> {
     match program::run(program, &["-w", "5", "-t", table, "-S"], "").await {
         Ok(listing) => Some(iptables_listing::parse(program, ipv6, &listing)),
@@ -134,7 +133,7 @@ fn names(ipv6: bool) -> [&'static str; 3] {
     }
 }
 
-/// Returns whether it is the nft variant. All names of a variant are links to one program, `xtables-nft-multi` or `xtables-legacy-multi`.
+/// Returns whether it is the nft variant. All names of a variant link to `xtables-nft-multi` or `xtables-legacy-multi`.
 fn is_nft(path: &Path) -> bool {
     path.canonicalize().is_ok_and(|path| path.to_string_lossy().contains("nft"))
 }
