@@ -1,5 +1,4 @@
-//! Chooses a subnet. Pure: takes the config, the leases, the host's own networks, a preferred subnet and a random
-//! source.
+//! Chooses a subnet. Pure: takes config, leases, the host's own networks, a preferred subnet and a random source.
 
 use ipnetwork::IpNetwork;
 use rand::{Rng, RngExt};
@@ -221,8 +220,7 @@ mod tests {
         assert!(config.admits(&given));
     }
 
-    /// Allocates in 172.16.0.0/12 with subnets of /16, of which only 172.26.0.0/16 is free, on a host with
-    /// 172.26.0.5/16.
+    /// Allocates in 172.16.0.0/12 where only 172.26.0.0/16 is free, on a host with 172.26.0.5/16.
     fn only_the_hosts_own_is_free(overlap: OverlapPolicy) -> Result<Subnets, NoSubnet> {
         let config = config(r#""Network": "172.16.0.0/12", "SubnetLen": 16"#);
         let taken: Vec<Subnets> =

@@ -64,8 +64,7 @@ pub struct UdpConfig {
     /// Accept an inner packet only from the peer whose subnet contains its source, and only for this host's subnet; off
     /// by default, because flannel accepts it from anybody.
     pub strict_source: bool,
-    /// Exchange packets larger than the MTU with the device (virtio-net headers); on by default if the kernel supports
-    /// it.
+    /// Exchange packets beyond the MTU with the device (virtio-net headers); on by default if the kernel supports it.
     pub tun_offload: bool,
     /// Send many datagrams at once (`UDP_SEGMENT`); on by default if the kernel supports it.
     pub gso: bool,

@@ -100,8 +100,7 @@ impl NetworkConfig {
         self.pools.iter().map(|(family, pool)| (family, pool.network()))
     }
 
-    /// Returns whether this config could have led to a lease of these subnets: the same families, and each subnet in
-    /// its pool.
+    /// Returns whether this config could have led to a lease of these subnets: same families, each subnet in its pool.
     pub fn admits(&self, subnets: &Subnets) -> bool {
         Family::ALL.into_iter().all(|family| match (self.pools.get(family), subnets.get(family)) {
             (Some(pool), Some(subnet)) => pool.admits(&subnet),

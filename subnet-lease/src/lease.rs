@@ -37,8 +37,7 @@ pub struct Lease {
 pub struct LeaseAttributes {
     /// Underlay addresses of the holder.
     pub public_ips: PerFamily<IpAddr>,
-    /// `BackendType`; absent with the udp and alloc backends, and in an unclaimed reservation. Known names are not
-    /// copied.
+    /// `BackendType`; absent with udp and alloc, and in an unclaimed reservation. Known names are not copied.
     pub backend: Option<Cow<'static, str>>,
     /// `BackendData` and `BackendV6Data`: what the backend needs to reach the holder.
     pub data: PerFamily<BackendData>,

@@ -2,8 +2,7 @@
 //!
 //! A host that finds its own node id and an unknown address in the lease of its previous subnet is either the same host
 //! after a change of address, or a clone of a host that is alive. It adds its claim to the lease, under the same etcd
-//! lease. A live holder notices the change of its key and restores its value, without the claim. flannel ignores the
-//! field.
+//! lease. A live holder notices the change of its key and restores its value without the claim. flannel ignores it.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,8 +1,7 @@
 //! Follows a collection: list, watch, and list again whenever the watch ends, for whatever reason.
 //!
 //! A watch that was compacted, closed, cancelled or silent, a restarted etcd and a replaced cluster all lead to the
-//! same place: one complete new list, which the receiver compares with what it knows. No event in the gap has to be
-//! guessed.
+//! same place: one complete new list, which the receiver compares with what it knows. No event is guessed.
 
 use std::time::Duration;
 

@@ -32,8 +32,7 @@ pub struct Claim {
     pub overlap: OverlapPolicy,
     /// How long the lease outlives us, in whole seconds.
     pub ttl: Duration,
-    /// A keepalive is sent at the latest this long before expiry; shorter than `ttl`. It is sent after a third of `ttl`
-    /// anyway.
+    /// Latest time of a keepalive before expiry; shorter than `ttl`. It is sent after a third of `ttl` anyway.
     pub renew_margin: Option<Duration>,
 }
 

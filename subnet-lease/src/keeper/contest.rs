@@ -32,8 +32,7 @@ pub(super) struct Contest {
 /// ([`Store::patience`]).
 ///
 /// A holder that is alive and sees the store objects within milliseconds. One whose connection broke silently sees the
-/// claim after this at the latest: its watch is silent, the sign of life fails, and the next list takes its time
-/// (`watch.rs`).
+/// claim after this at the latest: its watch is silent, the sign of life fails, and the next list takes time.
 const fn claim_wait(patience: Duration) -> Duration {
     SILENCE.saturating_add(patience).saturating_add(WAITS.1).saturating_add(patience)
 }

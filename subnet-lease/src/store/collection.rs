@@ -1,5 +1,5 @@
-//! Values of one kind below one prefix: read, listed, watched, and written in transactions that compare what the caller
-//! saw.
+//! Values of one kind below one prefix: read, listed, watched, and written by transactions that compare with what was
+//! read.
 
 use std::marker::PhantomData;
 use std::time::Duration;

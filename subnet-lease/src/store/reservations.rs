@@ -69,8 +69,7 @@ impl Store {
 
     /// Writes a lease without an etcd lease, and remembers it; in the same transaction deletes the lease that the host
     /// holds `instead`, so that the host moves to the reserved one. Requires that the last writes are still those that
-    /// the caller saw; `seen` is 0 if there is no such lease. Returns the revision, or `None` if somebody else wrote
-    /// first.
+    /// the caller saw; `seen` is 0 for none. Returns the revision, or `None` if somebody else wrote first.
     ///
     /// # Errors
     /// Any [`StoreError`].

@@ -51,8 +51,7 @@ impl Store {
         })
     }
 
-    /// Checks that we may watch the leases: opens a watch on all of them and waits for a sign of life, as the agent
-    /// does.
+    /// Checks that we may watch the leases: opens a watch on them and waits for a sign of life, as the agent does.
     ///
     /// # Errors
     /// Any [`StoreError`].
