@@ -76,7 +76,7 @@ impl Contest {
         let wait = claim_wait(store.patience());
         info!(
             %subnets, %holder, ?wait,
-            "the lease of our previous subnet has our node id, but another address; taking it over unless its holder objects",
+            "the lease of our previous subnet has our node id, but another address; taking it over if its holder does not object",
         );
         waits(&format!(
             "an objection from {holder}, which holds {subnets} with our node id; {} s at most",
