@@ -1,4 +1,4 @@
-//! The alloc backend: a subnet is leased, and nothing is done for packets.
+//! The alloc backend: leases a subnet, and does nothing for packets.
 
 use flan_kernel::Plan;
 use flan_subnet_lease::{Lease, Subnets};
@@ -12,7 +12,7 @@ pub struct Alloc {
 }
 
 impl Alloc {
-    /// For hosts whose packets go as they are.
+    /// Creates the backend; packets leave without encapsulation.
     pub fn new(underlay: &Underlay) -> Self {
         Self { mtu: underlay.mtu }
     }

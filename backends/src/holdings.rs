@@ -1,5 +1,5 @@
-//! What all backends together have made on a host, found without a network config: by what a restarted agent recognises
-//! as its own. For those who take a host out of the network, or give it to flanneld.
+//! Finds everything that all backends together have made on a host, without a network config, by the marks that a
+//! restarted agent recognises. For taking a host out of the network, or handing it over to flanneld.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{udp, vxlan};
 
-/// `rtm_protocol` of flannel's routes (`RTPROT_BOOT`), which `ip route` does not show.
+/// `rtm_protocol` of flannel's routes (`RTPROT_BOOT`), which `ip route` does not print.
 const FLANNELS_PROTOCOL: u8 = 3;
 
 /// What a kernel holds of ours.
@@ -21,15 +21,14 @@ pub struct Holdings {
     pub others: Vec<LinkName>,
 }
 
-/// Whether a device of ours may be called so: `flannel0`, `flannel.<VNI>` or `flannel-v6.<VNI>`.
+/// Returns whether a device of ours may have this name: `flannel0`, `flannel.<VNI>` or `flannel-v6.<VNI>`.
 pub fn may_be_ours(name: LinkName) -> bool {
     name == udp::device() || vxlan::vni_of(name).is_some()
 }
 
 impl Holdings {
-    /// Tells what is ours in `actual`, which was read with every device that [`may_be_ours`]. A device is ours if it
-    /// bears the base address of `subnets`, which are this host's, or if a route or next hop object with our protocol
-    /// number leads into it.
+    /// Finds what is ours in `actual`, which covers every device that [`may_be_ours`]. A device is ours if it has the
+    /// base address of this host's `subnets`, or if a route or next hop object with our protocol number leads into it.
     pub fn of(actual: State, subnets: Option<&Subnets>) -> Self {
         let ours = our_links(&actual, subnets);
         let others = actual.links.keys().filter(|link| !ours.contains(link)).copied().collect();
@@ -45,8 +44,8 @@ impl Holdings {
         Self { state, others }
     }
 
-    /// The same as flanneld makes it, so that it can replace and delete all of it: routes with their gateway inline and
-    /// without a protocol number of ours, no next hop object, no TUN device (flanneld makes its own), no black hole.
+    /// Returns the same as flanneld makes it, so that it can replace and delete all of it: routes with their gateway
+    /// inline and without our protocol number, no next hop object, no TUN device (flanneld makes its own) or blackhole.
     pub fn as_flannels(&self) -> State {
         let mut state = self.state.clone();
         state.next_hops.clear();
@@ -64,7 +63,7 @@ impl Holdings {
         let target = match route.target {
             RouteTarget::NextHop { id, .. } => match self.state.next_hops.get(&id) {
                 Some(hop) => RouteTarget::Via { gateway: hop.gateway, link: hop.link, onlink: hop.onlink },
-                // Another program's object, which stays.
+                // Another program's object, which stays in place.
                 None => route.target,
             },
             target => target,
@@ -125,7 +124,7 @@ mod tests {
         one
     }
 
-    /// This host on vxlan, with one peer and a black hole.
+    /// Returns the state of this host on vxlan, with one peer and a blackhole.
     fn on_vxlan(config: VxlanConfig) -> State {
         let backend = vxlan(config);
         let peer = samples::lease("10.5.2.0/24,fd00:5:0:2::/64", PEER);

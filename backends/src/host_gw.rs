@@ -1,5 +1,5 @@
-//! The host-gw backend: packets go to the peer as they are, with its underlay address as the gateway. So the peer must
-//! be on the link: a router between the two would not know where the packet belongs.
+//! The host-gw backend: sends packets to the peer unencapsulated, with its underlay address as the gateway. The peer
+//! must be on the link: a router in between would not know where the packet belongs.
 
 use flan_kernel::{Plain, Plan};
 use flan_subnet_lease::{HostGwConfig, Lease, PerFamily, SubnetPool, Subnets};
@@ -17,10 +17,10 @@ pub struct HostGw {
 }
 
 impl HostGw {
-    /// Decides on nothing but that `underlay` has an address of each family of `pools`.
+    /// Checks only that `underlay` has an address of each family of `pools`.
     ///
     /// # Errors
-    /// [`BackendError`] when it has not, or when senders cannot be checked as the config wants.
+    /// [`BackendError`] if it has not, or if senders cannot be checked as the config requires.
     pub fn new(
         config: &HostGwConfig,
         pools: &PerFamily<SubnetPool>,
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(
             planned(&backend, &peer).unwrap_err(),
             "192.168.65.12 is not on the link of eth0, and a router would not know its subnet; \
-             the vxlan backend reaches it, with DirectRouting it treats those on the link as host-gw does"
+             the vxlan backend reaches it, with DirectRouting it treats peers on the link as host-gw does"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The host's own networks, told from those that exist for its containers on the overlay.
+//! Distinguishes the host's own networks from those of its containers on the overlay.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -8,12 +8,11 @@ use flan_kernel::{KernelError, LinkName};
 use flan_subnet_lease::{Family, HostNetwork, NetworkConfig, Subnets, encloses, overlap};
 use ipnetwork::IpNetwork;
 
-/// What this host has to do with other networks than the overlay.
+/// Addresses and networks of this host outside of the overlay.
 #[derive(Debug, Clone, Default)]
 pub struct HostNetworks {
-    /// All addresses of this host.
     addresses: BTreeSet<IpAddr>,
-    /// Its networks, as far as they were asked for.
+    /// Its networks, as far as requested.
     known: Vec<Known>,
 }
 
@@ -21,22 +20,20 @@ impl HostNetworks {
     /// Reads all of them. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub async fn read() -> Result<Self, KernelError> {
         Ok(Self::of(netlink::host_networks(|_| true).await?, |_| true))
     }
 
-    /// The same, of networks only those that share addresses with one of these: a router has many that have nothing to do
-    /// with the overlay.
+    /// Reads all addresses, but only networks that overlap one of these: a router has many others.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub async fn read_overlapping(overlays: Vec<IpNetwork>) -> Result<Self, KernelError> {
         let meets = move |network: &IpNetwork| overlays.iter().any(|overlay| overlap(overlay, network));
         Ok(Self::of(netlink::host_networks(meets.clone()).await?, meets))
     }
 
-    /// From what was read of them, the networks that `keeps` accepts.
     fn of(mut known: Vec<Known>, keeps: impl Fn(&IpNetwork) -> bool) -> Self {
         let is_address = |known: &&Known| known.origin == Origin::Address;
         let addresses = known.iter().filter(is_address).map(|known| known.network.ip()).collect();
@@ -44,14 +41,14 @@ impl HostNetworks {
         Self { addresses, known }
     }
 
-    /// All addresses of this host.
+    /// Returns all addresses of this host.
     pub fn addresses(&self) -> &BTreeSet<IpAddr> {
         &self.addresses
     }
 
-    /// The networks that have nothing to do with the overlay, each once. Left out are flannel's and our devices, docker0 and
-    /// cni0, the bridge that holds `own`, whatever a bridge or a device of a container has inside `own` unless that device is
-    /// the external interface, and routes that stand for default ones.
+    /// Returns the networks outside of the overlay, each once. Omits flannel's and our devices, docker0 and cni0, the
+    /// bridge with `own`, networks inside `own` on a bridge or container device that is not the external interface, and
+    /// routes that act as default routes.
     pub fn foreign(&self, own: Option<&Subnets>, external: Option<LinkName>) -> Vec<HostNetwork> {
         let (mut foreign, mut told) = (Vec::new(), HashSet::new());
         for known in &self.known {
@@ -59,7 +56,7 @@ impl HostNetworks {
                 || own.is_some_and(|own| is_in(own, external, known))
                 || is_default(&known.network);
             let network = base(&known.network);
-            // An address tells of its network first, and a route to it, which a network manager makes, the same again.
+            // A network manager adds a route to the network of each address; report it once.
             if of_containers || !told.insert(network) {
                 continue;
             }
@@ -73,7 +70,7 @@ impl HostNetworks {
     }
 }
 
-/// What is wrong with a network config on a host with these networks, for whoever writes it there.
+/// Describes the problems of a network config on a host with these networks, for its author.
 pub fn collisions(config: &NetworkConfig, networks: &HostNetworks) -> Vec<String> {
     let mut texts = Vec::new();
     for (_, overlay) in config.networks() {
@@ -82,8 +79,8 @@ pub fn collisions(config: &NetworkConfig, networks: &HostNetworks) -> Vec<String
                 texts.push(enclosing(&host, &overlay));
             } else if encloses(&overlay, &host.network) {
                 texts.push(format!(
-                    "this host's network {host} lies in the overlay network {overlay}: this host takes no subnet there, \
-                     but where another host does, one of the two cannot be reached from here"
+                    "this host's network {host} is inside the overlay network {overlay}: this host takes no subnet there, \
+                     but if another host does, one of the two is unreachable from here"
                 ));
             }
         }
@@ -91,16 +88,16 @@ pub fn collisions(config: &NetworkConfig, networks: &HostNetworks) -> Vec<String
     texts
 }
 
-/// What a network that encloses the whole overlay means.
+/// Describes the effect of a network that contains the whole overlay.
 pub fn enclosing(host: &HostNetwork, overlay: &IpNetwork) -> String {
     format!(
-        "this host's network {host} encloses the overlay network {overlay}: what has an address in {overlay} there cannot be \
-         reached from here"
+        "this host's network {host} encloses the overlay network {overlay}: addresses in {overlay} on that \
+         network are unreachable from here"
     )
 }
 
-/// Devices that carry the overlay on this host or, made by other programs, hold its subnet: `flannel.1`, `flannel0`,
-/// `flannel-v6.1`, `docker0`, `cni0`.
+/// Returns whether a device carries the overlay on this host or, made by another program, holds its subnet:
+/// `flannel.1`, `flannel0`, `flannel-v6.1`, `docker0`, `cni0`.
 fn is_of_overlay(link: LinkName) -> bool {
     let name = link.as_str();
     let of_flannel = name.strip_prefix("flannel").is_some_and(|rest| {
@@ -109,10 +106,10 @@ fn is_of_overlay(link: LinkName) -> bool {
     of_flannel || name == "docker0" || name == "cni0"
 }
 
-/// Whether it exists for containers in our own subnet.
+/// Returns whether it exists for containers in our own subnet.
 fn is_in(own: &Subnets, external: Option<LinkName>, known: &Known) -> bool {
     let network = &known.network;
-    // On a host that is a container itself, the external interface is a device of the same kind.
+    // If the host itself is a container, its external interface looks like a container device.
     let is_external = external.is_some() && known.link == external;
     let gateway = matches!(known.origin, Origin::Route { gateway: Some(_) });
     own.iter().any(|(_, subnet)| {
@@ -128,7 +125,7 @@ fn is_in(own: &Subnets, external: Option<LinkName>, known: &Known) -> bool {
     })
 }
 
-/// A default route, or the half of one that a VPN client puts before it.
+/// Returns whether it is a default route, or one of the two halves with which a VPN client overrides it.
 fn is_default(network: &IpNetwork) -> bool {
     let shortest = match Family::of(network.ip()) {
         Family::V4 => 2,
@@ -251,7 +248,7 @@ mod tests {
         };
         assert_eq!(on(&["192.168.64.11/24", "10.6.0.1/16"]), Vec::<String>::new());
         let texts = on(&["10.5.7.3/24", "10.0.0.3/8"]);
-        assert!(texts[0].starts_with("this host's network 10.5.7.0/24 on eth1 lies in"), "{texts:?}");
+        assert!(texts[0].starts_with("this host's network 10.5.7.0/24 on eth1 is inside"), "{texts:?}");
         assert!(texts[1].starts_with("this host's network 10.0.0.0/8 on eth1 encloses"), "{texts:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! How packets reach a peer.
 //!
 //! A backend is a planner: from the leases of the network it computes what the kernel should hold. It changes nothing
-//! itself; the agent's reconciler closes the gap between the plan and the kernel. One planner a file.
+//! itself; the agent's reconciler closes the gap between plan and kernel. One planner per file.
 
 mod alloc;
 mod holdings;
@@ -28,10 +28,9 @@ pub use route::Gateways;
 pub use udp::Udp;
 pub use vxlan::Vxlan;
 
-/// A way to reach peers. All methods are pure; the same arguments give the same answer.
+/// A way to reach peers. All methods are pure: the same arguments give the same result.
 pub trait Backend: Send {
-    /// What peers need to know of us beside our address: `BackendData` and `BackendV6Data` of our lease, for each family
-    /// in use.
+    /// Returns what peers need to know besides our address: `BackendData` and `BackendV6Data` of our lease.
     fn lease_data(&self) -> PerFamily<BackendData> {
         PerFamily::default()
     }
@@ -39,23 +38,22 @@ pub trait Backend: Send {
     /// Plans what the kernel should hold on a host with these subnets, whoever its peers are.
     fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan);
 
-    /// Plans what the kernel should hold beside that, so that packets for `peer` reach it. Peers at one address may have
-    /// objects in common.
+    /// Plans what else the kernel should hold for packets to reach `peer`. Peers at one address may share objects.
     ///
     /// # Errors
-    /// [`Unreachable`] when this backend cannot reach it from this host. Nothing was planned then.
+    /// [`Unreachable`] if this backend cannot reach it from this host; then nothing was planned.
     fn plan_peer(&self, peer: &Lease, plan: &mut dyn Plan) -> Result<(), Unreachable>;
 
-    /// Largest inner IP packet in bytes, for all families in use.
+    /// Returns the largest inner IP packet in bytes, for all families in use.
     fn mtu(&self) -> u32;
 }
 
-/// What this host's kernel has and its settings allow, beyond what every host has.
+/// What this host's kernel supports and its settings allow, beyond the minimum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Abilities {
     /// How routes name their gateways.
     pub gateways: Gateways,
-    /// Whether the kernel can be told whose packets it shall take: it has nftables, and nobody has switched that off.
+    /// Whether the kernel can check senders: it has nftables, and the check is not disabled.
     pub checks_senders: bool,
 }
 
@@ -68,18 +66,18 @@ pub struct Underlay {
     pub mtu: u32,
     /// Its addresses that outer packets are sent from.
     pub addresses: PerFamily<IpAddr>,
-    /// The networks that are reached through it without a router.
+    /// The networks that it reaches without a router.
     pub on_link: Vec<IpNetwork>,
 }
 
 impl Underlay {
-    /// Whether packets to `ip` need no router.
+    /// Returns whether packets to `ip` need no router.
     pub fn is_on_link(&self, ip: IpAddr) -> bool {
         self.on_link.iter().any(|network| network.contains(ip))
     }
 }
 
-/// Why a peer cannot be reached from here, although its lease is good.
+/// Why a good lease's peer cannot be reached from here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreachable {
     /// The lease lacks what the backend needs.
@@ -88,10 +86,10 @@ pub enum Unreachable {
         /// The family.
         family: Family,
     },
-    /// There is a router between.
+    /// There is a router in between.
     #[error(
         "{gateway} is not on the link of {link}, and a router would not know its subnet; \
-         the vxlan backend reaches it, with DirectRouting it treats those on the link as host-gw does"
+         the vxlan backend reaches it, with DirectRouting it treats peers on the link as host-gw does"
     )]
     NotOnLink {
         /// The peer's address.
@@ -104,10 +102,10 @@ pub enum Unreachable {
 /// Why a backend cannot work on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
-    /// The config asks for `StrictSource`, and senders are not checked here.
+    /// The config requires `StrictSource`, but senders are not checked here.
     #[error(
-        "the network config sets Backend.StrictSource for {backend}, and this host checks no senders: start fland with \
-         --source-check on a kernel with nftables, or take StrictSource out of the config"
+        "the network config sets Backend.StrictSource for {backend}, but this host does not check senders: start fland with \
+         --source-check on a kernel with nftables, or remove StrictSource from the config"
     )]
     UncheckedSource {
         /// The backend.
@@ -121,19 +119,19 @@ pub enum BackendError {
         /// The family.
         family: Family,
     },
-    /// There is no such backend here.
+    /// This host lacks the backend.
     #[error("there is no backend {backend} here")]
     Unknown {
         /// The backend.
         backend: &'static str,
     },
-    /// The backend's wire has no room for IPv6.
-    #[error("backend {backend} carries IPv4 alone, and the network uses IPv6")]
+    /// The backend's wire format cannot carry IPv6.
+    #[error("backend {backend} carries only IPv4, but the network uses IPv6")]
     Ipv4Only {
         /// The backend.
         backend: &'static str,
     },
-    /// The kernel has no device names of that length.
+    /// The kernel does not allow device names of that length.
     #[error("VNI {vni} makes a device name of more than 15 bytes; up to 9999999 works, with IPv6 up to 9999")]
     DeviceName {
         /// The VNI.
@@ -144,9 +142,9 @@ pub enum BackendError {
     MtuTooSmall {
         /// The interface.
         link: LinkName,
-        /// Bytes of its packets, or of the config's.
+        /// Bytes of its packets, or the config's `MTU`.
         mtu: u32,
-        /// What would work.
+        /// The minimum.
         least: u32,
     },
 }

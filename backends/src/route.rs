@@ -11,29 +11,27 @@ use ipnetwork::IpNetwork;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gateways {
     /// IPv4 routes name a next hop object, which the kernel finds by its id. IPv6 routes always have their gateway
-    /// inline: there the kernel does not look for an equal one first, and one message is cheaper than two.
+    /// inline: there the kernel does not search for an equal one first, and one message is cheaper than two.
     Objects,
-    /// Each route has its gateway inline: kernels before 5.3 know nothing else.
+    /// Each route has its gateway inline: kernels before 5.3 support nothing else.
     Inline,
 }
 
-/// The way to a gateway.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Via {
     pub(crate) gateway: IpAddr,
     pub(crate) link: LinkName,
-    /// No route of the host says that the gateway is on the link.
+    /// Set if no route of the host says that the gateway is on the link.
     pub(crate) onlink: bool,
 }
 
-/// Plans a route for `subnet` by way of a host on the link of the external interface. The gateway is inline on every
-/// kernel, so that flanneld, or a person, can replace and delete the route. The kernel then searches all gateways, but a
-/// link has few hosts: 1,000 routes take as long as with objects, 4,000 take 0.3 s.
+/// Plans a route for `subnet` through a host on the link of the external interface. The gateway is inline on every
+/// kernel, so that flanneld, or a person, can replace and delete the route. The kernel then searches all gateways, but
+/// a link has few hosts: 1,000 routes take as long as with objects, 4,000 take 0.3 s.
 pub(crate) fn plan_direct(subnet: IpNetwork, gateway: IpAddr, link: LinkName, plan: &mut dyn Plan) {
     plan_via(subnet, Via { gateway, link, onlink: false }, Gateways::Inline, plan);
 }
 
-/// Plans a route for `subnet`.
 pub(crate) fn plan_via(subnet: IpNetwork, via: Via, gateways: Gateways, plan: &mut dyn Plan) {
     let Via { gateway, link, onlink } = via;
     let target = match (gateways, gateway) {
@@ -49,7 +47,7 @@ pub(crate) fn plan_via(subnet: IpNetwork, via: Via, gateways: Gateways, plan: &m
     plan.add::<Routes>(key, Route { target, protocol: ROUTE_PROTOCOL });
 }
 
-/// The route metric that the kernel gives when none is asked for: 0 for IPv4, 1024 for IPv6 (`IP6_RT_PRIO_USER`).
+/// Returns the kernel's default route metric: 0 for IPv4, 1024 for IPv6 (`IP6_RT_PRIO_USER`).
 fn default_metric(subnet: IpNetwork) -> u32 {
     if subnet.is_ipv4() { 0 } else { 1024 }
 }

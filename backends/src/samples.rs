@@ -5,7 +5,7 @@ use flan_subnet_lease::{Family, Lease, LeaseAttributes, NetworkConfig, PerFamily
 
 use crate::{Abilities, Backend, Gateways, Underlay, Unreachable};
 
-/// eth0 with 192.168.64.11/24 and fd64::11/64.
+/// Returns eth0 with 192.168.64.11/24 and fd64::11/64.
 pub(crate) fn underlay() -> Underlay {
     let addresses =
         PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: Some("fd64::11".parse().unwrap()) };
@@ -13,10 +13,10 @@ pub(crate) fn underlay() -> Underlay {
     Underlay { link: "eth0".parse().unwrap(), mtu: 1500, addresses, on_link }
 }
 
-/// What a host of today has.
+/// The abilities of a modern host.
 pub(crate) const ABLE: Abilities = Abilities { gateways: Gateways::Objects, checks_senders: true };
 
-/// The pools of 10.5.0.0/16 with /24 and fd00:5::/48 with /64, those of these families.
+/// Returns the pools 10.5.0.0/16 with /24 and fd00:5::/48 with /64 for these families.
 pub(crate) fn pools(families: &[Family]) -> PerFamily<SubnetPool> {
     let both = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
     let both = NetworkConfig::parse(both).unwrap().pools;
@@ -27,7 +27,6 @@ pub(crate) fn pools(families: &[Family]) -> PerFamily<SubnetPool> {
     pools
 }
 
-/// A lease with this value.
 pub(crate) fn lease(subnets: &str, value: &str) -> Lease {
     Lease {
         subnets: subnets.parse().unwrap(),
@@ -38,20 +37,18 @@ pub(crate) fn lease(subnets: &str, value: &str) -> Lease {
     }
 }
 
-/// A lease of the host-gw backend.
+/// Returns a lease of the host-gw backend.
 pub(crate) fn host_gw(subnets: &str, v4: &str, v6: Option<&str>) -> Lease {
     let v6 = v6.map_or_else(|| "null".to_owned(), |ip| format!("{ip:?}"));
     lease(subnets, &format!(r#"{{"PublicIP":"{v4}","PublicIPv6":{v6},"BackendType":"host-gw"}}"#))
 }
 
-/// What a backend plans for a host with these subnets.
 pub(crate) fn host(backend: &dyn Backend, own: &str) -> State {
     let mut state = State::default();
     backend.plan_host(&own.parse().unwrap(), &mut state);
     state
 }
 
-/// What it plans for a peer.
 pub(crate) fn peer(backend: &dyn Backend, peer: &Lease) -> Result<State, Unreachable> {
     let mut state = State::default();
     backend.plan_peer(peer, &mut state).map(|()| state)

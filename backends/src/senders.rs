@@ -1,4 +1,4 @@
-//! Whom a backend takes packets from: what it plans so that the kernel drops those of everybody else.
+//! Whose packets a backend accepts: plans the rules by which the kernel drops all others.
 
 use std::net::IpAddr;
 
@@ -8,22 +8,21 @@ use ipnetwork::IpNetwork;
 
 use crate::BackendError;
 
-/// How closely senders are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Senders {
-    /// Whoever sends is let in.
+    /// Accepts every sender.
     Anybody,
-    /// Datagrams of peers are let in, whatever they carry.
+    /// Accepts datagrams of peers, whatever they carry.
     Peers,
-    /// A peer's packets are let in if they come from its subnet and go to ours (`StrictSource`).
+    /// Accepts a peer's packets if they come from its subnet and go to ours (`StrictSource`).
     Strict,
 }
 
 impl Senders {
-    /// What the config and this host want.
+    /// Returns what the config and this host require.
     ///
     /// # Errors
-    /// [`BackendError::UncheckedSource`] where the config wants more than this host can do, or may.
+    /// [`BackendError::UncheckedSource`] if the config requires a check that this host cannot, or may not, make.
     pub(crate) fn of(backend: &'static str, strict: bool, can_check: bool) -> Result<Self, BackendError> {
         match (strict, can_check) {
             (true, false) => Err(BackendError::UncheckedSource { backend }),
@@ -33,7 +32,7 @@ impl Senders {
         }
     }
 
-    /// Plans what drops the VXLAN datagrams of others, on a host with this subnet in `pool`.
+    /// Plans the rules that drop foreign VXLAN datagrams, on a host with this subnet in `pool`.
     pub(crate) fn check_vxlan(self, wire: Wire, pool: &SubnetPool, own: IpNetwork, plan: &mut dyn Plan) {
         match self {
             Self::Anybody => {}
@@ -49,8 +48,8 @@ impl Senders {
         }
     }
 
-    /// Plans what drops packets that come as they are. Without `StrictSource` anybody on the link may send them, as a
-    /// router may.
+    /// Plans the rules that drop foreign unencapsulated packets. Without `StrictSource` anybody on the link may send
+    /// them, as a router may.
     pub(crate) fn check_plain(self, plain: Plain, pool: &SubnetPool, own: IpNetwork, plan: &mut dyn Plan) {
         if self == Self::Strict {
             plan.add::<Checks>(Check::PlainSource(plain, pool.subnet_len()), ());
@@ -58,7 +57,7 @@ impl Senders {
         }
     }
 
-    /// Plans that the datagrams of a peer with this subnet in `pool` are let in.
+    /// Plans to accept the datagrams of a peer with this subnet in `pool`.
     pub(crate) fn let_in(self, peer: IpAddr, subnet: IpNetwork, pool: &SubnetPool, plan: &mut dyn Plan) {
         match self {
             Self::Anybody => {}
@@ -67,7 +66,7 @@ impl Senders {
         }
     }
 
-    /// Plans that packets of a peer with this subnet in `pool` are let in as they are.
+    /// Plans to accept unencapsulated packets of a peer with this subnet in `pool`.
     pub(crate) fn let_in_plain(self, subnet: IpNetwork, pool: &SubnetPool, plan: &mut dyn Plan) {
         if self == Self::Strict {
             plan.add::<Sources>(Source::Plain(base(subnet, pool)), ());
@@ -75,7 +74,7 @@ impl Senders {
     }
 }
 
-/// Plans what drops datagrams of others than peers.
+/// Plans the rules that drop datagrams from anybody but peers.
 pub(crate) fn check_peers(wire: Wire, plan: &mut dyn Plan) {
     plan.add::<Checks>(Check::Shortcut { ipv6: wire.ipv6 }, ());
     plan.add::<Checks>(Check::Peers(wire), ());
@@ -84,13 +83,13 @@ pub(crate) fn check_peers(wire: Wire, plan: &mut dyn Plan) {
     }
 }
 
-/// A subnet without a host's address in it.
+/// Removes the host bits of a subnet.
 fn network(subnet: IpNetwork) -> IpNetwork {
     IpNetwork::new(subnet.network(), subnet.prefix()).unwrap_or(subnet)
 }
 
-/// The first address of the subnet that allocation would give: the kernel looks for senders with one prefix length, so a
-/// lease for a part of such a subnet lets in all of it.
+/// Returns the first address of the subnet that allocation would give: the kernel looks up senders with one prefix
+/// length, so a lease for a part of such a subnet admits all of it.
 fn base(subnet: IpNetwork, pool: &SubnetPool) -> IpAddr {
     IpNetwork::new(subnet.ip(), pool.subnet_len()).map_or(subnet.network(), |subnet| subnet.network())
 }

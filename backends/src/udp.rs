@@ -1,7 +1,7 @@
-//! The udp backend: each inner IPv4 packet travels as it is, as the payload of one UDP datagram.
+//! The udp backend: each inner IPv4 packet travels unchanged, as the payload of one UDP datagram.
 //!
-//! The kernel gives packets for the overlay network to a TUN device; [`Datapath`] sends them on, and gives the kernel
-//! what arrives. The wire is flannel's; the speed comes from handling many packets at a time on both sides.
+//! The kernel gives packets for the overlay network to a TUN device; [`Datapath`] forwards them, and gives the kernel
+//! what arrives. The wire format is flannel's; the speed comes from handling many packets at a time on both sides.
 
 mod checksum;
 mod coalescing;
@@ -32,9 +32,9 @@ pub use datapath::{Datapath, DatapathError};
 pub use forwarding::ForwardingTable;
 pub use gauge::{Gauge, Modes};
 
-/// Bytes that the wire adds to a packet: outer IPv4 header (20) and UDP header (8).
+/// Bytes that the encapsulation adds: outer IPv4 header (20) and UDP header (8).
 const OVERHEAD: u32 = 28;
-/// The smallest packet that every IPv4 host must take, RFC 791.
+/// The smallest packet that every IPv4 host must accept, RFC 791.
 const LEAST_MTU: u32 = 576;
 /// flannel's name for the device.
 const DEVICE: &str = "flannel0";
@@ -47,7 +47,7 @@ pub struct Udp {
     local: Ipv4Addr,
     device: LinkName,
     mtu: u32,
-    /// The kernel drops what comes from others than peers, before the data path has to.
+    /// Whether the kernel drops packets from others than peers before the data path has to.
     checks_senders: bool,
 }
 
@@ -55,8 +55,8 @@ impl Udp {
     /// Decides on the device for `network`.
     ///
     /// # Errors
-    /// [`BackendError`] for a network without IPv4, which flannel's wire cannot carry, and for an external interface
-    /// that cannot carry this.
+    /// [`BackendError`] for a network without IPv4, which flannel's wire format requires, and for an unsuitable
+    /// external interface.
     pub fn new(
         config: UdpConfig,
         mut networks: impl Iterator<Item = (Family, IpNetwork)>,
@@ -76,15 +76,15 @@ impl Udp {
         Ok(Self { config, network, local, device: device(), mtu, checks_senders })
     }
 
-    /// What in the kernel belongs to a udp backend, from its first start on and after a restart.
+    /// Returns what belongs to a udp backend in the kernel, even after a restart.
     pub fn ownership() -> Ownership {
         Ownership { links: [device()].into(), senders: false }
     }
 
-    /// Starts the threads that move packets between the device and the wire. The device must stand.
+    /// Starts the threads that move packets between the device and the wire. The device must exist.
     ///
     /// # Errors
-    /// [`DatapathError`] when the device or the port cannot be opened.
+    /// [`DatapathError`] if the device or the port cannot be opened.
     pub fn start(&self, own: &Subnets, table: &ForwardingTable) -> Result<Datapath, DatapathError> {
         let subnet = match own.get(Family::V4) {
             Some(IpNetwork::V4(subnet)) => Some(subnet),
@@ -106,7 +106,7 @@ impl Udp {
         )
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> LinkName {
         self.device
     }
@@ -136,7 +136,7 @@ impl Backend for Udp {
     }
 
     fn plan_peer(&self, peer: &Lease, plan: &mut dyn Plan) -> Result<(), Unreachable> {
-        // The one route of the host leads to all of them; the data path knows each.
+        // The host's one route leads to all of them; the data path knows each.
         if let Some(&address) = peer.attributes.public_ips.get(Family::V4).filter(|_| self.checks_senders) {
             plan.add::<Sources>(Source::Peer(address), ());
         }
@@ -198,6 +198,6 @@ mod tests {
         let v6 = (Family::V6, "fd00:5::/48".parse().unwrap());
         let error = Udp::new(UdpConfig::default(), [network(), v6].into_iter(), &samples::underlay(), true)
             .unwrap_err();
-        assert_eq!(error.to_string(), "backend udp carries IPv4 alone, and the network uses IPv6");
+        assert_eq!(error.to_string(), "backend udp carries only IPv4, but the network uses IPv6");
     }
 }

@@ -1,4 +1,4 @@
-//! The vxlan backend: the kernel's VXLAN, told of every peer beforehand, so that it never has to ask or learn.
+//! The vxlan backend: the kernel's VXLAN, configured with every peer in advance, so that it never has to ask or learn.
 
 use std::net::IpAddr;
 
@@ -16,8 +16,8 @@ use crate::route::{self, Gateways, Via};
 use crate::senders::Senders;
 use crate::{Abilities, Backend, BackendError, Underlay, Unreachable};
 
-/// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route. With
-/// `DirectRouting` a peer on the link gets a plain route alone.
+/// Plans a device for each family in use and, for each peer and family, a neighbour, a forwarding entry and a route.
+/// With `DirectRouting` a peer on the link gets only a plain route.
 #[derive(Debug, Clone)]
 pub struct Vxlan {
     config: VxlanConfig,
@@ -27,7 +27,6 @@ pub struct Vxlan {
     senders: Senders,
 }
 
-/// The device of one family.
 #[derive(Debug, Clone, Copy)]
 struct Device {
     pool: SubnetPool,
@@ -37,22 +36,21 @@ struct Device {
     local: IpAddr,
 }
 
-/// How a peer is reached in one family.
 #[derive(Debug, Clone, Copy)]
 struct Way {
     device: Device,
     subnet: IpNetwork,
     public_ip: IpAddr,
-    /// That of its VXLAN device; `None` if packets go as they are.
+    /// The MAC of its VXLAN device; `None` if packets are not encapsulated.
     mac: Option<MacAddr6>,
 }
 
 impl Vxlan {
-    /// Decides on the devices for the families of `pools`. A device that is there, as `actual` says, keeps its MAC; a new one gets
-    /// one that `node_id`, its address and the VNI determine, so that not even a reboot has to be told to the peers.
+    /// Decides on the devices for the families of `pools`. A device that exists in `actual` keeps its MAC; a new one
+    /// gets a MAC derived from `node_id`, its address and the VNI, so that it is the same after a reboot.
     ///
     /// # Errors
-    /// [`BackendError`] when the external interface cannot carry this, or senders cannot be checked as the config wants.
+    /// [`BackendError`] if the external interface is unsuitable, or senders cannot be checked as the config requires.
     pub fn new(
         config: VxlanConfig,
         pools: &PerFamily<SubnetPool>,
@@ -78,7 +76,7 @@ impl Vxlan {
         Ok(Self { config, underlay: underlay.clone(), devices, gateways, senders })
     }
 
-    /// What in the kernel belongs to a vxlan backend with this VNI, from its first start on and after a restart.
+    /// Returns what belongs to a vxlan backend with this VNI in the kernel, even after a restart.
     pub fn ownership_of(config: &VxlanConfig) -> Ownership {
         Ownership {
             links: Family::ALL.into_iter().filter_map(|family| device_name(family, config.vni)).collect(),
@@ -110,7 +108,6 @@ impl Vxlan {
         }
     }
 
-    /// How a peer is reached in one family.
     fn way(&self, family: Family, device: &Device, peer: &Lease) -> Option<Way> {
         let subnet = peer.subnets.get(family)?;
         let public_ip = *peer.attributes.public_ips.get(family)?;
@@ -121,7 +118,7 @@ impl Vxlan {
 
     fn plan_way(&self, way: &Way, plan: &mut dyn Plan) {
         let Way { device, subnet, public_ip, mac } = *way;
-        // One on the link may still wrap what it sends.
+        // A peer on the link may still encapsulate what it sends.
         self.senders.let_in(public_ip, subnet, &device.pool, plan);
         let Some(mac) = mac else {
             self.senders.let_in_plain(subnet, &device.pool, plan);
@@ -160,8 +157,8 @@ impl Backend for Vxlan {
     }
 }
 
-/// `flannel.<VNI>`, and `flannel-v6.<VNI>` for IPv6. `None` where the kernel has no such long names; no network config
-/// has such a VNI.
+/// Returns `flannel.<VNI>`, and `flannel-v6.<VNI>` for IPv6. `None` if the name is too long for the kernel; no network
+/// config has such a VNI.
 fn device_name(family: Family, vni: u32) -> Option<LinkName> {
     match family {
         Family::V4 => format!("flannel.{vni}"),
@@ -171,14 +168,14 @@ fn device_name(family: Family, vni: u32) -> Option<LinkName> {
     .ok()
 }
 
-/// The VNI of which `name` would be the device. One name, one VNI: `flannel.01` is none of ours.
+/// Returns the VNI whose device has this `name`. One name per VNI: `flannel.01` is not ours.
 pub(crate) fn vni_of(name: LinkName) -> Option<u32> {
     let text = name.as_str();
     let vni = text.strip_prefix("flannel.").or_else(|| text.strip_prefix("flannel-v6."))?.parse().ok()?;
     Family::ALL.into_iter().any(|family| device_name(family, vni) == Some(name)).then_some(vni)
 }
 
-/// Bytes that VXLAN adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14). RFC 7348.
+/// Returns the bytes that VXLAN adds: outer IP header (20 or 40), UDP (8), VXLAN (8), inner Ethernet (14). RFC 7348.
 fn overhead(family: Family) -> u32 {
     match family {
         Family::V4 => 50,
@@ -201,7 +198,7 @@ fn inner_mtu(config: &VxlanConfig, underlay: &Underlay, family: Family) -> Resul
     }
 }
 
-/// A locally administered unicast MAC (IEEE 802, second bit of the first byte) that is the same after every boot.
+/// Returns a locally administered unicast MAC (IEEE 802, second bit of the first byte) , the same after every boot.
 fn stable_mac(node_id: &str, local: IpAddr, vni: u32) -> MacAddr6 {
     let digest = Sha256::digest(format!("flan vtep {node_id} {local} {vni}"));
     MacAddr6::new((digest[0] & 0xfc) | 0x02, digest[1], digest[2], digest[3], digest[4], digest[5])
@@ -311,7 +308,7 @@ mod tests {
         let peer = samples::peer(&backend, &samples::lease("10.5.2.0/24,fd00:5:0:2::/64", BOTH)).unwrap();
         let sources: Vec<String> = peer.sources.keys().map(ToString::to_string).collect();
         assert_eq!(sources, ["peer 192.168.64.12 subnet 10.5.2.0", "peer fd64::12 subnet fd00:5:0:2::"]);
-        // One on the link may send either way.
+        // A peer on the link may send either way.
         let direct = VxlanConfig { direct_routing: true, ..config };
         let backend = with(direct, &[Family::V4], &State::default());
         assert_eq!(samples::peer(&backend, &h2()).unwrap().sources.len(), 2);

@@ -18,7 +18,6 @@ const RESPONSE_PUT: u32 = 2;
 const RESPONSE_DELETE: u32 = 3;
 const RESPONSE_TXN: u32 = 4;
 
-/// The result of a range.
 #[derive(Debug, Default)]
 pub(crate) struct Range {
     pub(crate) header: Option<PbResponseHeader>,
@@ -28,7 +27,6 @@ pub(crate) struct Range {
     pub(crate) count: i64,
 }
 
-/// The result of a put.
 #[derive(Debug)]
 pub(crate) struct Put {
     pub(crate) header: Option<PbResponseHeader>,
@@ -36,7 +34,6 @@ pub(crate) struct Put {
     pub(crate) before: Option<Arc<Record>>,
 }
 
-/// The result of a deletion.
 #[derive(Debug)]
 pub(crate) struct Delete {
     pub(crate) header: Option<PbResponseHeader>,
@@ -45,7 +42,6 @@ pub(crate) struct Delete {
     pub(crate) before: Vec<Arc<Record>>,
 }
 
-/// The result of a transaction.
 #[derive(Debug)]
 pub(crate) struct Txn {
     pub(crate) header: Option<PbResponseHeader>,

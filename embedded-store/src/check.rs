@@ -79,7 +79,7 @@ struct Written<'a> {
 
 impl<'a> Written<'a> {
     fn deletes(&self, key: &[u8]) -> bool {
-        // A deletion of all keys from one on does not count: etcd accepts it beside a put.
+        // A deletion of all keys from one on does not count: etcd accepts it together with a put.
         let covers = |first: &[u8], end: &[u8]| match end {
             [] => key == first,
             end => key >= first && key < end,

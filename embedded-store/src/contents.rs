@@ -23,7 +23,7 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    /// The keys and leases from disk.
+    /// Starts with the keys and leases from disk.
     pub(crate) fn new(keys: Keys, mut leases: Leases) -> Self {
         let revision = keys.revision();
         for record in keys.range(Span::new(&[0], &[0]), revision) {
@@ -33,12 +33,12 @@ impl Contents {
         Self { keys, leases, stored: revision }
     }
 
-    /// A range of what is on disk.
+    /// Returns a range of what is on disk.
     pub(crate) fn range(&self, request: &PbRangeRequest) -> Result<Range, Refusal> {
         self.range_at(request, self.stored)
     }
 
-    /// Number of keys on disk.
+    /// Returns the number of keys on disk.
     pub(crate) fn key_count(&self) -> usize {
         self.keys.range(Span::new(&[0], &[0]), self.stored).count()
     }
@@ -158,8 +158,7 @@ impl Contents {
             return Ok(response);
         }
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        // Records to examine. Without a direction, a limit selects the first keys even when the order is by another
-        // field.
+        // Records to examine. Without a direction, a limit selects the first keys even if ordered by another field.
         let most = if is_of_the_first(request) { limit.saturating_add(1) } else { usize::MAX };
         let mut records: Vec<&Arc<Record>> = found.by_ref().take(most).collect();
         response.count = count(records.len() + found.count());
@@ -173,7 +172,7 @@ impl Contents {
     }
 }
 
-/// A header with a revision. The service adds the store's identity.
+/// Returns a header with a revision. The service adds the store's identity.
 pub(crate) fn header(revision: i64) -> Option<PbResponseHeader> {
     Some(PbResponseHeader { revision, ..PbResponseHeader::default() })
 }
@@ -193,7 +192,7 @@ mod sorting {
     pub(super) const BY_VALUE: i32 = 4;
 }
 
-/// Whether the limit applies before filters and order.
+/// Returns whether the limit applies before filters and order.
 fn is_of_the_first(request: &PbRangeRequest) -> bool {
     let bounds = [
         request.min_mod_revision,

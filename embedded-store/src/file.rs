@@ -89,7 +89,7 @@ impl File {
         &self.path
     }
 
-    /// Where the file is, for checks.
+    /// Returns where the file is, for checks.
     pub(crate) fn place(&self) -> &Place {
         &self.place
     }
@@ -118,13 +118,13 @@ impl File {
         shrunk
     }
 
-    /// The last revision on disk, if it can be read.
+    /// Returns the last revision on disk, if it can be read.
     pub(crate) fn revision(&mut self) -> Option<i64> {
         let transaction = self.opened().ok()?.begin_read().ok()?;
         Some(transaction.open_table(NUMBERS).ok()?.get(REVISION).ok()??.value())
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub(crate) fn size(path: &Path) -> u64 {
         std::fs::metadata(path).map_or(0, |metadata| metadata.len())
     }
@@ -246,7 +246,7 @@ fn read(database: &Database, identity: MemberIdentity) -> Result<Loaded, redb::E
     Ok(Loaded { records, revision, compacted: number(COMPACTED)?.unwrap_or(NEVER), leases, identity })
 }
 
-/// Whether the disk, or this user's quota, is full.
+/// Returns whether the disk, or this user's quota, is full.
 pub(crate) fn is_for_want_of_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),

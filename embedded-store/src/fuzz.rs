@@ -58,7 +58,7 @@ pub struct Watch {
 }
 
 impl Store {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn empty() -> Self {
         let keys = Keys::load(Vec::new(), 1, NEVER).0;
         let held = Arc::new(Held::new(Contents::new(keys, Leases::default())));
@@ -79,7 +79,7 @@ impl Store {
         Self { routes, store, in_flight, client: Client::default(), next_write_fails }
     }
 
-    /// The last revision that clients see.
+    /// Returns the last revision that clients see.
     pub fn revision(&self) -> i64 {
         self.store.revision()
     }
@@ -145,7 +145,7 @@ impl Watch {
         let _ = self.requests.send(Ok(bytes.into()));
     }
 
-    /// Everything that the store sends without further events.
+    /// Returns everything that the store sends without further events.
     pub fn told(&mut self) -> Vec<u8> {
         let mut told = Vec::new();
         let answers = &mut self.answers;

@@ -58,7 +58,7 @@ pub(crate) struct Notifier {
     outcomes: mpsc::UnboundedReceiver<Outcome>,
 }
 
-/// One serving thread, and the channel for its outcomes.
+/// Creates a serving thread's handle, and the channel for its outcomes.
 pub(crate) fn worker(
     held: &Arc<Held>,
     queue: &mpsc::Sender<(WriteRequest, Reply)>,
@@ -91,12 +91,12 @@ impl Held {
 }
 
 impl StoreHandle {
-    /// The contents. Clients may see them only up to `stored`.
+    /// Returns the contents. Clients may see them only up to `stored`.
     pub(crate) fn contents(&self) -> RwLockReadGuard<'_, Contents> {
         self.held.contents()
     }
 
-    /// For renewing leases, the only change outside the writer.
+    /// Gives write access for renewing leases, the only change outside the writer.
     pub(crate) fn contents_mut(&self) -> RwLockWriteGuard<'_, Contents> {
         self.held.contents_mut()
     }
@@ -106,17 +106,17 @@ impl StoreHandle {
         self.stored.subscribe()
     }
 
-    /// The last revision on disk.
+    /// Returns the last revision on disk.
     pub(crate) fn revision(&self) -> i64 {
         self.contents().stored
     }
 
-    /// Whether the last write found the disk full.
+    /// Returns whether the last write found the disk full.
     pub(crate) fn is_full(&self) -> bool {
         self.failure() == Some(Refusal::NoSpace)
     }
 
-    /// The error of the last write, if it failed.
+    /// Returns the error of the last write, if it failed.
     pub(crate) fn failure(&self) -> Option<Refusal> {
         self.held.failure.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

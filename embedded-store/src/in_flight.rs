@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::message::{Message, PIECE};
 use crate::refusal::Refusal;
 
-/// Bytes of memory of all waiting answers together. One larger answer goes alone.
+/// Bytes of memory of all waiting answers together. A single larger answer is sent by itself.
 const MOST: usize = 64 << 20;
 /// Ranges that one connection reads until it has taken the answers. Further ones wait.
 const OF_A_CONNECTION: u32 = 16;
@@ -23,8 +23,7 @@ const WATCH_STREAMS: usize = 16;
 /// Bytes for the watches of one connection, and the bytes of the smallest watch.
 const WATCH_ROOM: usize = 4 << 20;
 const WATCH_UNIT: usize = 512;
-/// How long a request waits for its turn and for room before it is refused. Shorter than agents wait for an answer (30
-/// s).
+/// How long a request waits for its turn and for room before it is refused. Agents wait longer for an answer: 30 s.
 const WAIT: Duration = Duration::from_secs(20);
 /// An answer from which the client takes nothing for this long gives way when others need the room.
 const SLOW: Duration = Duration::from_secs(1);
@@ -118,7 +117,7 @@ impl Client {
 }
 
 impl InFlight {
-    /// The answers of one store.
+    /// Creates the limits of one store.
     pub(crate) fn of_a_store() -> Arc<Self> {
         Self::new(MOST)
     }
@@ -230,7 +229,7 @@ impl Untaken {
 }
 
 impl Flight {
-    /// The next piece; `None` at the end. An error if the answer gave way to another.
+    /// Returns the next piece; `None` at the end. An error if the answer gave way to another.
     pub(crate) fn next(&self) -> Result<Option<Bytes>, Refusal> {
         let mut rest = self.untaken.rest();
         rest.taken = Instant::now();
@@ -277,7 +276,7 @@ mod tests {
         let third = all.admit(Turn::default(), message(50_000)).await.unwrap();
         assert_eq!(slow.next().unwrap_err(), Refusal::TooManyRequests);
         assert_eq!(started.elapsed(), Duration::ZERO);
-        // There is no more room until one of them finishes.
+        // There is no room until one of them finishes.
         let waiting = tokio::spawn({
             let all = all.clone();
             async move { all.admit(Turn::default(), message(50_000)).await.map(drop) }

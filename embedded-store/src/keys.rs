@@ -38,7 +38,7 @@ pub(crate) struct Span<'a> {
 }
 
 impl<'a> Span<'a> {
-    /// `key` alone if `range_end` is empty; all keys from `key` on if it is a zero byte.
+    /// Spans only `key` if `range_end` is empty, and all keys from `key` on if it is a zero byte.
     pub(crate) fn new(key: &'a [u8], range_end: &'a [u8]) -> Self {
         let end = match range_end {
             [] => Bound::Included(key),
@@ -71,8 +71,7 @@ pub(crate) struct Keys {
     log: VecDeque<Vec<Arc<Record>>>,
     /// The first revision in `log`.
     log_start: i64,
-    /// The last changes that compactions took out of `log`, by revision without gaps, for watches that were about to
-    /// receive them.
+    /// The last changes that compactions took out of `log`, by revision without gaps, for watches that still need them.
     taken_out: VecDeque<(i64, Vec<Arc<Record>>)>,
     revision: i64,
     compacted: i64,
@@ -106,22 +105,22 @@ impl Keys {
         (keys, superfluous)
     }
 
-    /// The last revision, on disk or not.
+    /// Returns the last revision, on disk or not.
     pub(crate) fn revision(&self) -> i64 {
         self.revision
     }
 
-    /// The revision that the current request sees.
+    /// Returns the revision that the current request sees.
     pub(crate) fn revision_in_step(&self) -> i64 {
         self.revision + i64::from(!self.step.is_empty())
     }
 
-    /// The revision of the last compaction; [`NEVER`] before the first.
+    /// Returns the revision of the last compaction; [`NEVER`] before the first.
     pub(crate) fn compacted(&self) -> i64 {
         self.compacted
     }
 
-    /// The keys of the span at a revision, in order.
+    /// Returns the keys of the span at a revision, in order.
     pub(crate) fn range<'a>(
         &'a self,
         span: Span<'a>,
@@ -133,7 +132,7 @@ impl Keys {
         found.into_iter().flatten().filter_map(move |(_, history)| at(history, revision))
     }
 
-    /// One key at a revision.
+    /// Returns one key at a revision.
     pub(crate) fn find(&self, key: &[u8], revision: i64) -> Option<&Arc<Record>> {
         at(self.histories.get(key)?, revision)
     }
@@ -168,7 +167,7 @@ impl Keys {
         }
     }
 
-    /// The changes after a revision, grouped by revision, without compacted ones.
+    /// Returns the changes after a revision, grouped by revision, without compacted ones.
     pub(crate) fn changes_since(&self, revision: i64) -> impl Iterator<Item = (i64, &[Arc<Record>])> {
         let skipped = usize::try_from(revision + 1 - self.log_start).unwrap_or(0);
         let first = self.log_start.max(revision + 1);
@@ -176,8 +175,8 @@ impl Keys {
         changes.zip(first..).map(|(changes, revision)| (revision, changes))
     }
 
-    /// The changes after a revision, for a follower that knew everything until a moment ago. Includes changes that were
-    /// compacted since. `None` if they are no longer known.
+    /// Returns the changes after a revision, for a follower that knew everything until a moment ago. Includes changes
+    /// that were compacted since. `None` if they are no longer known.
     pub(crate) fn changes_for_follower(
         &self,
         revision: i64,
@@ -249,7 +248,7 @@ impl Keys {
     }
 }
 
-/// The value of a key at a revision, if the key existed.
+/// Returns the value of a key at a revision, if the key existed.
 fn at(history: &[Arc<Record>], revision: i64) -> Option<&Arc<Record>> {
     // Nearly all requests ask for the last one.
     let last = match history.last() {

@@ -1,4 +1,4 @@
-//! The leases: how long each lasts, and which keys it keeps. Pure: time is an argument. Must agree with etcd's `lease`
+//! The leases: how long each lasts, and which keys it keeps. Pure: time is an argument. Agrees with etcd's `lease`
 //! package.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,6 @@ struct Lease {
     keys: BTreeSet<Vec<u8>>,
 }
 
-/// All leases.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     by_id: BTreeMap<i64, Lease>,
@@ -122,24 +121,23 @@ impl Leases {
         self.by_id.contains_key(&id)
     }
 
-    /// Whether the lease exists and has expired.
+    /// Returns whether the lease exists and has expired.
     pub(crate) fn has_expired(&self, id: i64, now: Instant) -> bool {
         self.by_id.get(&id).is_some_and(|lease| lease.expires <= now)
     }
 
-    /// All expired leases.
     pub(crate) fn expired(&self, now: Instant) -> Vec<i64> {
         self.by_id.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect()
     }
 
-    /// Remaining seconds, granted seconds, and keys of a lease.
+    /// Returns remaining seconds, granted seconds, and keys of a lease.
     pub(crate) fn look(&self, id: i64, now: Instant) -> Option<(i64, i64, impl Iterator<Item = &Vec<u8>>)> {
         let lease = self.by_id.get(&id)?;
         let left = lease.expires.saturating_duration_since(now).as_secs();
         Some((i64::try_from(left).unwrap_or(i64::MAX), lease.stored.granted, lease.keys.iter()))
     }
 
-    /// All ids. Leases that expire first come first.
+    /// Returns all ids. Leases that expire first come first.
     pub(crate) fn ids(&self) -> Vec<i64> {
         let mut by_time: Vec<_> = self.by_id.iter().map(|(id, lease)| (lease.expires, *id)).collect();
         by_time.sort_unstable();
@@ -163,12 +161,12 @@ impl Leases {
         }
     }
 
-    /// What to write: the values of each lease, or that it is gone.
+    /// Returns what to write: the values of each lease, or that it is gone.
     pub(crate) fn unstored(&self) -> Vec<(i64, Option<Stored>)> {
         self.unstored.iter().map(|id| (*id, self.by_id.get(id).map(|lease| lease.stored))).collect()
     }
 
-    /// Everything was written.
+    /// Records that everything was written.
     pub(crate) fn stored(&mut self) {
         self.unstored.clear();
         self.undo.clear();

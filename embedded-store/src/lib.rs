@@ -1,6 +1,6 @@
 //! A lease store on one local file. It serves the part of the etcd v3 API that leases need, with etcd's meaning.
 //!
-//! For labs, small sites and tests. There is one copy of the data. To move to a real etcd, copy the keys and change one
+//! For labs, small sites and tests. It keeps one copy of the data. To move to a real etcd, copy the keys and change one
 //! flag.
 
 mod answer;
@@ -127,12 +127,12 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
 }
 
 impl Running {
-    /// The URLs that the store listens on, such as `http://127.0.0.1:2379`. Port 0 is replaced by the chosen port.
+    /// Returns the URLs that the store listens on, such as `http://127.0.0.1:2379`. Port 0 is replaced by the real one.
     pub fn client_urls(&self) -> &[String] {
         &self.client_urls
     }
 
-    /// The path of the file.
+    /// Returns the path of the file.
     pub fn file(&self) -> &Path {
         &self.file
     }

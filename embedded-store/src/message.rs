@@ -38,7 +38,6 @@ enum Part {
     Events { tag: u32, events: std::vec::IntoIter<Event> },
 }
 
-/// One event of a watch.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
     pub(crate) record: Arc<Record>,
@@ -56,7 +55,6 @@ struct Records {
 }
 
 impl Message {
-    /// Appends fields.
     pub(crate) fn fields(mut self, fields: &impl prost::Message) -> Self {
         self.push(fields.encode_to_vec().into());
         self
@@ -113,7 +111,7 @@ impl Message {
         PIECE + self.parts.capacity() * size_of::<Part>() + parts
     }
 
-    /// The next bytes, at most [`PIECE`]; `None` at the end.
+    /// Returns the next bytes, at most [`PIECE`]; `None` at the end.
     pub(crate) fn next(&mut self) -> Option<Bytes> {
         let mut piece = BytesMut::new();
         while piece.len() < PIECE
@@ -154,7 +152,7 @@ impl Message {
 }
 
 impl Event {
-    /// Encoded length as an event.
+    /// Returns the encoded length as an event.
     pub(crate) fn length(&self) -> usize {
         let of = |tag, record: &Arc<Record>| field_len(tag, record.kv.encoded_len());
         let before = self.before.as_ref().map_or(0, |record| of(EVENT_PREV_KV, record));
@@ -178,7 +176,7 @@ impl From<Event> for Message {
 }
 
 impl Records {
-    /// The next key. Encoding the fields one after the other equals encoding the message at once.
+    /// Returns the next key. Encoding the fields one after the other equals encoding the message at once.
     fn next(&mut self) -> Option<[Bytes; 3]> {
         let record = self.records.get(self.taken)?;
         self.taken += 1;
@@ -206,7 +204,7 @@ impl AsRef<[u8]> for Value {
     }
 }
 
-/// Tag and length before a field of this many bytes.
+/// Returns tag and length before a field of this many bytes.
 fn begin(tag: u32, length: usize) -> Bytes {
     let mut bytes = BytesMut::new();
     encode_key(tag, WireType::LengthDelimited, &mut bytes);

@@ -1,5 +1,4 @@
-//! The path of the file. The file is never half made, only its owner can read it, and the store notices when somebody
-//! takes it away.
+//! The path of the file. It is never half made, only its owner can read it, and the store notices its removal.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
@@ -22,8 +21,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The file at `path`. If it does not exist, `make` creates it under another name first. So a store that is killed
-    /// at its start leaves no half-made file.
+    /// Finds the file at `path`. If it does not exist, `make` creates it under another name first, so that a store
+    /// killed at its start leaves no half-made file.
     pub(crate) fn prepare<E: From<io::Error>>(
         path: &Path,
         make: impl FnOnce(fs::File) -> Result<(), E>,
@@ -31,7 +30,7 @@ impl Place {
         let dir = path.parent().unwrap_or(Path::new("."));
         if !path.try_exists()? {
             if path.is_symlink() {
-                let reason = "it is a link to a file that is not there; is its disk mounted?";
+                let reason = "it is a link to a file that does not exist; is its disk mounted?";
                 return Err(io::Error::other(reason).into());
             }
             // A name of this process: another process may do the same.
@@ -55,7 +54,7 @@ impl Place {
         let found = fs::metadata(path)?;
         if found.len() == 0 {
             return Err(io::Error::other(
-                "it is empty, so its leases are lost; restore it from a copy, or remove it to begin with an empty store",
+                "it is empty, so its leases are lost; restore it from a copy, or remove it to start with an empty store",
             )
             .into());
         }

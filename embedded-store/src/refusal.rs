@@ -2,7 +2,6 @@
 
 use tonic::{Code, Status};
 
-/// The reason for a refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     EmptyKey,
@@ -31,7 +30,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The text for the client.
+    /// Returns the text for the client.
     pub(crate) fn reason(&self) -> &str {
         self.parts().1
     }
@@ -72,7 +71,7 @@ impl From<Refusal> for Status {
     }
 }
 
-/// The answer to a call of etcd that this store does not serve.
+/// Returns the answer to a call of etcd that this store does not serve.
 pub(crate) fn not_served(what: &str) -> Status {
     Status::unimplemented(format!("{what} is not served by flan's embedded store; use an etcd for it"))
 }

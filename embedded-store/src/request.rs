@@ -41,7 +41,6 @@ pub(crate) enum WriteAnswer {
     Done(i64),
 }
 
-/// The outcome of a request.
 pub(crate) type WriteResult = Result<WriteAnswer, Refusal>;
 
 impl WriteRequest {
@@ -68,12 +67,11 @@ impl WriteRequest {
         Ok(WriteAnswer::Done(contents.keys.revision()))
     }
 
-    /// Whether the request only reads.
     pub(crate) fn reads_only(&self) -> bool {
         matches!(self, Self::Txn(txn) if only_reads(txn))
     }
 
-    /// Whether the request frees disk space, at the latest after the next compaction.
+    /// Returns whether the request frees disk space, at the latest after the next compaction.
     pub(crate) fn makes_room(&self) -> bool {
         match self {
             Self::Put(_) | Self::Grant { .. } => false,
@@ -92,7 +90,7 @@ fn only_reads(txn: &PbTxnRequest) -> bool {
     all_operations(txn, &|operation| matches!(operation, PbTxnOpRequest::RequestRange(_)))
 }
 
-/// Whether all operations that a transaction may carry out are of this kind.
+/// Returns whether all operations that a transaction may carry out are of this kind.
 fn all_operations(txn: &PbTxnRequest, is_so: &dyn Fn(&PbTxnOpRequest) -> bool) -> bool {
     txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref()).all(
         |operation| match operation {

@@ -22,14 +22,13 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// The reserve of the store at `store`, held if there is space.
+    /// Creates the reserve of the store at `store`, held if there is space.
     pub(crate) fn beside(store: &Path) -> Self {
         let mut reserve = Self { path: store.with_extension("reserve"), is_held: false };
         reserve.hold();
         reserve
     }
 
-    /// Whether the space is reserved.
     pub(crate) fn is_held(&self) -> bool {
         self.is_held
     }
@@ -55,7 +54,6 @@ impl Reserve {
         self.is_held
     }
 
-    /// Releases the space.
     pub(crate) fn release(&mut self) {
         self.is_held = false;
         self.remove();

@@ -95,7 +95,7 @@ async fn accept(mut door: Door, serving: &[mpsc::Sender<Admitted>]) -> String {
     "a serving thread has ended".to_owned()
 }
 
-/// The gRPC server, and the TLS acceptor if TLS is on.
+/// Returns the gRPC server, and the TLS acceptor if TLS is on.
 pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<(Server, Option<Acceptor>), StartError> {
     let server = Server::builder()
         .accept_http1(true)
@@ -104,7 +104,6 @@ pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<(Server, Option<Acceptor>
     Ok((server, tls.map(Acceptor::new).transpose()?))
 }
 
-/// The routes of the server.
 pub(crate) fn routes(service: Service) -> Routes {
     let health = {
         let service = service.clone();

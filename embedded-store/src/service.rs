@@ -43,7 +43,6 @@ const LARGEST_ANSWER: usize = i32::MAX as usize;
 const LARGEST_READ: usize = LARGEST_REQUEST + (512 << 10);
 
 impl Service {
-    /// All routes of the services.
     pub(crate) fn routes(self) -> Routes {
         let services = Routes::new(PbKvServer::new(self.clone()).max_decoding_message_size(LARGEST_READ))
             .add_service(PbWatchServer::new(self.clone()).max_decoding_message_size(LARGEST_WATCH_REQUEST))
@@ -61,7 +60,7 @@ impl Service {
         }
     }
 
-    /// An answer that is encoded as the client takes it.
+    /// Returns an answer that is encoded as the client takes it.
     async fn answer<T: Default>(
         &self,
         turn: Turn,
@@ -89,7 +88,7 @@ impl Service {
     }
 }
 
-/// The connection of a request, with TLS or without.
+/// Returns the connection of a request, with TLS or without.
 fn client<T>(request: &Request<T>) -> Option<Client> {
     let extensions = request.extensions();
     let by_tls = || Some(extensions.get::<TlsConnectInfo<Client>>()?.get_ref());

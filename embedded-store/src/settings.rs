@@ -103,7 +103,7 @@ impl Settings {
 }
 
 impl ListenUrl {
-    /// Whether only this host can connect.
+    /// Returns whether only this host can connect.
     pub fn is_loopback(&self) -> bool {
         match self.address.ip() {
             IpAddr::V6(address) => address.to_canonical().is_loopback(),

@@ -16,7 +16,6 @@ pub(crate) fn count_to_serve() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(MOST_SERVING)
 }
 
-/// Starts threads.
 #[derive(Debug)]
 pub(crate) struct Threads {
     /// Closed when the store stops.
@@ -26,7 +25,7 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// Starts a thread for `work` and the tasks that it spawns. If the thread ends before the store stops, it gives a
+    /// Starts a thread for `work` and the tasks that it spawns. A thread that ends before the store stops gives a
     /// reason.
     pub(crate) fn spawn(
         &self,

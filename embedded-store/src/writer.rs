@@ -23,7 +23,6 @@ use crate::refusal::Refusal;
 use crate::request::{WriteAnswer, WriteRequest, WriteResult};
 use crate::reserve::Reserve;
 
-/// The writing thread.
 pub(crate) struct Writer {
     held: Arc<Held>,
     file: File,
@@ -40,7 +39,6 @@ pub(crate) struct Writer {
     reserve: Reserve,
 }
 
-/// A failed write.
 #[derive(Debug)]
 struct Failed {
     refusal: Refusal,
@@ -58,7 +56,7 @@ const MOST_REMOVED: usize = 4096;
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 impl Writer {
-    /// The writer of a file, with this many serving threads.
+    /// Creates the writer of a file, with this many serving threads.
     pub(crate) fn new(
         file: File,
         contents: Contents,
@@ -211,7 +209,7 @@ impl Writer {
         }
     }
 
-    /// Everything that is not on disk.
+    /// Returns everything that is not on disk.
     fn batch(&mut self, contents: &Contents) -> Batch {
         let changes = contents.keys.changes_since(contents.stored);
         // In order: if a deletion were removed before the record that it ended, a restart in between would restore that
@@ -281,7 +279,6 @@ impl Writer {
     }
 }
 
-/// The result of opening a file.
 pub(crate) struct Opened {
     pub(crate) writer: Writer,
     pub(crate) workers: Vec<Worker>,

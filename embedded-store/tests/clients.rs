@@ -63,7 +63,7 @@ async fn two_hundred_who_count_at_once_lose_no_turn() {
     }
 }
 
-/// A counter is two keys that one transaction writes.
+/// Returns the two keys of a counter, which one transaction writes.
 fn keys(counter: usize) -> [String; 2] {
     ["a", "b"].map(|half| format!("counter/{counter}/{half}"))
 }
@@ -75,7 +75,7 @@ struct Pair {
     revision: i64,
 }
 
-/// `None` before the first turn. One transaction writes both keys, so they always agree.
+/// Returns `None` before the first turn. One transaction writes both keys, so they always agree.
 async fn seen(client: &mut Client, counter: usize) -> Option<Pair> {
     let prefix = GetOptions::new().with_prefix();
     let found = client.get(format!("counter/{counter}/"), Some(prefix)).await.expect("an answer");
@@ -203,7 +203,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A certificate for loopback, and its key.
+    /// Returns a certificate for loopback, and its key.
     fn give_out(&self) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");

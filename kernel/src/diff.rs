@@ -1,4 +1,4 @@
-//! The way from the state that is to the state that is wanted, as ordered operations. Pure.
+//! Computes the ordered operations that turn the actual state into the wanted one. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,18 +6,18 @@ use crate::kind::link_name::LinkName;
 use crate::kind::{Changed, Edit, Kind, Upheaval};
 use crate::kinds::{ForEach, Listed, Operation, State, for_each};
 
-/// The operations that lead from `actual` to `desired`, in an order that never leaves a gap: first everything that is
-/// added or changed, in the order of the list of kinds (`kinds.rs`), then everything that is deleted, the other way round.
+/// Returns the operations that turn `actual` into `desired`, in an order that never leaves a gap: everything to add or
+/// change first, in the order of the list of kinds (`kinds.rs`), then everything to delete, in reverse order.
 ///
-/// What goes down with a device is neither deleted by itself nor taken for present: the routes of a device that is
-/// down, everything on a device that is replaced, and the neighbours of a device whose MAC changes are added anew.
+/// What a device takes down with it is neither deleted separately nor assumed present. The routes of a device that is
+/// down, everything on a replaced device, and the neighbours of a device whose MAC changes are added again.
 pub fn diff(desired: &State, actual: &State) -> Vec<Operation> {
     let mut diff = Diff {
         desired,
         actual,
         upheavals: BTreeMap::new(),
         leaving: BTreeSet::new(),
-        // What is wanted of a new host; grown step by step, it would be copied as often.
+        // Sized for a new host, which needs everything; growing step by step would copy it repeatedly.
         operations: Vec::with_capacity(desired.count()),
         deletions: Vec::new(),
     };
@@ -29,29 +29,29 @@ pub fn diff(desired: &State, actual: &State) -> Vec<Operation> {
 struct Diff<'a> {
     desired: &'a State,
     actual: &'a State,
-    /// What happens to devices, or has happened to them.
+    /// What happens, or has happened, to each device.
     upheavals: BTreeMap<LinkName, Upheaval>,
-    /// Devices that are deleted in the end, and take all that is theirs with them. Until then it is there.
+    /// Devices to delete last, with everything on them. Until then they exist.
     leaving: BTreeSet<LinkName>,
     operations: Vec<Operation>,
-    /// Of each kind, in the order of the list.
+    /// One list per kind, in the order of the list of kinds.
     deletions: Vec<Vec<Operation>>,
 }
 
 impl Diff<'_> {
-    /// Whether the object is there, and still will be when its turn comes.
+    /// Returns whether the object exists now and will still exist when its turn comes.
     fn is_there<K: Kind>(&self, key: &K::Key, held: &K::Value) -> bool {
         let upheaval = K::device(key, held).and_then(|device| self.upheavals.get(&device));
         upheaval.is_none_or(|upheaval| K::survives(key, held, upheaval))
     }
 
-    /// Whether the object goes with its device, after all others.
+    /// Returns whether the kernel removes the object together with its device, after everything else.
     fn leaves_with_device<K: Kind>(&self, key: &K::Key, held: &K::Value) -> bool {
         let device = K::device(key, held);
         K::goes_with_device(held) && device.is_some_and(|device| self.leaving.contains(&device))
     }
 
-    /// What becomes of what stands on this device.
+    /// Records what happens to the objects on this device.
     fn note_upheaval<K: Listed>(&mut self, key: K::Key, held: &K::Value, wanted: Option<&K::Value>) {
         let value = wanted.unwrap_or(held).clone();
         let edit = Edit::<K>::Replace { key, held: held.clone(), value };

@@ -1,5 +1,5 @@
-//! A kernel and a packet filter in memory, for tests of what stands on top of them: they enforce what the real ones
-//! enforce, remember what was asked, and can be told to fail.
+//! A kernel and a packet filter in memory, for tests. They enforce what the real ones enforce, record what they were
+//! asked, and can be told to fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,17 +15,17 @@ use crate::kind::{Changed, Edit, Kind, Upheaval};
 use crate::kinds::{Change, ForEach, Listed, OnEdit, Operation, State, for_each};
 use crate::{FailedOperation, Kernel, KernelError, Ownership};
 
-/// A [`Kernel`] over a [`State`] in memory. A clone is another handle to the same kernel, so that a test can watch
-/// and disturb what the code under test works on.
+/// A [`Kernel`] over a [`State`] in memory. A clone is another handle to the same kernel, so that a test can watch and
+/// disturb what the code under test works on.
 ///
-/// It refuses what [`Linux`](crate::netlink::Linux) refuses: anything on a device that does not exist, a route through
-/// one that is down, a route where one of the same [`RouteKey`] stands, one that names a next hop object that is not
-/// there. Devices take with them what is theirs when they are deleted, go down or change their MAC. Every device name
-/// that no link operation and no [`Ownership`] has mentioned is taken for an interface of the host that exists and is up.
+/// It refuses what [`Linux`](crate::netlink::Linux) refuses: objects on a device that does not exist, a route through a
+/// device that is down, a route whose [`RouteKey`] exists already, and a route that names a missing next hop object. A
+/// device that is deleted, goes down or changes its MAC loses what Linux would drop. A device name that neither a link
+/// operation nor an [`Ownership`] has mentioned counts as an interface of the host that exists and is up.
 ///
-/// It tells of what happens as Linux does: what goes with a device or with a next hop object goes without a word.
+/// Its notifications match those of Linux: none for objects that disappear with a device or a next hop object.
 ///
-/// Its output with `{}` is a readable dump in the manner of `ip(8)`, to compare as a whole.
+/// `{}` prints a readable dump in the style of `ip(8)`, to compare as a whole.
 #[derive(Debug, Clone, Default)]
 pub struct FakeKernel {
     shared: Arc<Shared>,
@@ -40,13 +40,14 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     state: State,
-    /// Objects of others, which collide with ours of the same name.
+    /// Objects of other programs, which collide with ours of the same name.
     foreign: State,
-    /// Where next hop objects would lead whose id others have: what names one carries its gateway itself.
+    /// Next hop ids that other programs use, with where our object would lead. Routes that name one of these ids carry
+    /// the gateway inline.
     taken: BTreeMap<NextHopId, Gateway>,
-    /// What was not asked for yet.
+    /// Notifications that nobody has read yet.
     told: Vec<Change>,
-    /// Devices that would be ours.
+    /// Names of devices that count as ours.
     ours: BTreeSet<LinkName>,
     failures: Vec<(Predicate, KernelError)>,
     snapshot_failures: Vec<KernelError>,
@@ -57,24 +58,24 @@ struct Inner {
 type Predicate = Box<dyn Fn(&Operation) -> bool + Send>;
 
 impl FakeKernel {
-    /// A kernel with nothing of ours in it.
+    /// Creates a kernel that holds nothing of ours.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A kernel that holds `state` already, as after a restart of the agent.
+    /// Creates a kernel that already holds `state`, as after a restart of the agent.
     pub fn holding(state: State) -> Self {
         let kernel = Self::new();
         kernel.lock().state = state;
         kernel
     }
 
-    /// Everything that is there, whoever asks.
+    /// Returns everything that it holds, whatever the ownership.
     pub fn state(&self) -> State {
         self.lock().state.clone()
     }
 
-    /// Changes the state as another program would, past every check, and tells of each difference.
+    /// Changes the state as another program would, without checks, and notifies about each difference.
     pub fn edit(&self, change: impl FnOnce(&mut State)) {
         let mut inner = self.lock();
         let before = inner.state.clone();
@@ -84,7 +85,7 @@ impl FakeKernel {
         self.shared.changed.notify_one();
     }
 
-    /// Deletes a device with everything on it, as another program would, and tells that it is gone.
+    /// Deletes a device with everything on it, as another program would, and notifies about the device.
     pub fn delete_link(&self, name: LinkName) {
         let mut inner = self.lock();
         inner.state.links.remove(&name);
@@ -95,7 +96,7 @@ impl FakeKernel {
         self.shared.changed.notify_one();
     }
 
-    /// Puts objects of another program in our way, or takes them away again. Of a default route among them it is told.
+    /// Adds or removes objects of another program that collide with ours. Notifies about default routes among them.
     pub fn edit_foreign(&self, change: impl FnOnce(&mut State)) {
         let mut inner = self.lock();
         let before = inner.foreign.clone();
@@ -109,51 +110,51 @@ impl FakeKernel {
         self.shared.changed.notify_one();
     }
 
-    /// Lets the next operation that `matching` accepts fail with `reason`, once. May be called several times; the
-    /// oldest that matches goes first.
+    /// Makes the next operation that `matching` accepts fail with `reason`, once. May be called several times; the
+    /// oldest match applies first.
     pub fn fail_next(&self, matching: impl Fn(&Operation) -> bool + Send + 'static, reason: KernelError) {
         self.lock().failures.push((Box::new(matching), reason));
     }
 
-    /// Lets the next snapshot fail with `reason`, once; called several times, as many snapshots.
+    /// Makes the next snapshot fail with `reason`. Each call fails one snapshot.
     pub fn fail_next_snapshot(&self, reason: KernelError) {
         self.lock().snapshot_failures.push(reason);
     }
 
-    /// Tells that everything may have changed.
+    /// Notifies that everything may have changed.
     pub fn notify(&self) {
         self.tell(Change::Unknown);
     }
 
-    /// Tells of anything.
+    /// Sends a notification.
     pub fn tell(&self, change: Change) {
         self.lock().told.push(change);
         self.shared.changed.notify_one();
     }
 
-    /// Every operation that was carried out, oldest first; those that failed are not among them.
+    /// Returns every operation that succeeded, oldest first.
     pub fn applied(&self) -> Vec<Operation> {
         self.lock().applied.clone()
     }
 
-    /// Forgets what [`applied`](Self::applied) has listed, and lists it a last time.
+    /// Returns what [`applied`](Self::applied) lists, and clears that list.
     pub fn take_applied(&self) -> Vec<Operation> {
         std::mem::take(&mut self.lock().applied)
     }
 
-    /// How many snapshots were asked for, with those that failed.
+    /// Returns how many snapshots were requested, including those that failed.
     pub fn snapshots(&self) -> usize {
         self.lock().snapshots
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A test that panicked elsewhere has failed already; its state is as good as any.
+        // A test that panicked elsewhere has failed already; its state is still usable.
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Kernel for FakeKernel {
-    /// What is there when the future is first polled.
+    /// Returns the state at the time when the future is first polled.
     fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>> {
         let kernel = self.clone();
         let ownership = ownership.clone();
@@ -197,7 +198,7 @@ impl Kernel for FakeKernel {
     }
 }
 
-/// The part of a state that a snapshot of `ownership` sees.
+/// Collects the part of a state that a snapshot of `ownership` sees.
 struct Owned<'a> {
     state: &'a mut State,
     ownership: &'a Ownership,
@@ -210,13 +211,13 @@ impl ForEach for Owned<'_> {
     }
 }
 
-/// As [`Ownership`] says. What is on no device is ours.
+/// Implements [`Ownership`]. Objects without a device are ours.
 fn is_ours<K: Kind>(key: &K::Key, value: &K::Value, ours: &BTreeSet<LinkName>) -> bool {
     let device = K::as_device(key).or_else(|| K::device(key, value));
     K::is_marked(value) || device.map_or(K::CHANGED == Changed::ByNftables, |device| ours.contains(&device))
 }
 
-/// Takes away what does not survive what happens to a device, without a word.
+/// Removes what does not survive a change of a device, without notifications.
 struct Lose<'a> {
     state: &'a mut State,
     device: LinkName,
@@ -232,7 +233,7 @@ impl ForEach for Lose<'_> {
     }
 }
 
-/// What happens to all that names a next hop object: it leads elsewhere, which is told, or is gone, without a word.
+/// Updates everything that names a next hop object: it moves, with a notification, or disappears, without one.
 struct Follow<'a> {
     inner: &'a mut Inner,
     id: NextHopId,
@@ -251,7 +252,6 @@ impl ForEach for Follow<'_> {
     }
 }
 
-/// Whether there is this next hop object.
 struct HasNextHop<'a> {
     state: &'a State,
     id: NextHopId,
@@ -265,7 +265,7 @@ impl ForEach for HasNextHop<'_> {
     }
 }
 
-/// Whether there are other default routes than before.
+/// Finds out whether the default routes changed.
 struct DefaultRoutes<'a> {
     before: &'a State,
     after: &'a State,
@@ -280,7 +280,6 @@ impl ForEach for DefaultRoutes<'_> {
     }
 }
 
-/// Tells of all that is not as it was.
 struct TellOfDifferences<'a> {
     inner: &'a mut Inner,
     before: &'a State,
@@ -299,7 +298,7 @@ impl ForEach for TellOfDifferences<'_> {
     }
 }
 
-/// Writes every object on a line of its own.
+/// Writes every object on its own line.
 struct Dump<'a, 'f> {
     state: &'a State,
     before: &'static str,
@@ -319,7 +318,6 @@ impl ForEach for Dump<'_, '_> {
     }
 }
 
-/// Carries out an operation.
 impl OnEdit for &mut Inner {
     type Output = Result<(), KernelError>;
 
@@ -338,7 +336,7 @@ impl OnEdit for &mut Inner {
             (Edit::Add { .. }, Some(_)) if !K::ADD_OVERWRITES => {
                 return Err(KernelError::Errno(libc::EEXIST));
             }
-            // One that is made anew need not be there.
+            // A device that is replaced as a whole need not exist.
             (Edit::Replace { .. }, None)
                 if !K::ADD_OVERWRITES && !K::upheaval(&edit).is_some_and(|(_, upheaval)| upheaval.anew) =>
             {
@@ -379,7 +377,7 @@ fn shown<K: Kind>(key: &K::Key, value: &K::Value) -> String {
 
 impl Inner {
     fn apply(&mut self, operation: &Operation) -> Result<(), KernelError> {
-        // Also of one that fails: that must not make its name one of the host's interfaces.
+        // Failed operations count too: one must not turn its device into an interface of the host.
         self.ours.extend(operation.object().as_device());
         if let Some(next) = self.failures.iter().position(|(matches, _)| matches(operation)) {
             return Err(self.failures.remove(next).1);
@@ -387,7 +385,7 @@ impl Inner {
         operation.dispatch(&mut *self)
     }
 
-    /// Says so if what the object needs is missing. Where a next hop object leads is for the object to say.
+    /// Returns an error if something that the object needs is missing. A next hop object itself decides where it leads.
     fn find_what_it_needs<K: Listed>(&self, edit: &Edit<K>) -> Result<(), KernelError> {
         let device = edit.device().map(|device| (device, self.state.links.get(&device)));
         match device {
@@ -410,21 +408,21 @@ impl Inner {
         }
     }
 
-    /// Holds something else from now on, and tells of it.
+    /// Sets what is held under `key`, and notifies.
     fn set<K: Listed>(&mut self, key: K::Key, value: Option<K::Value>) {
         let all = K::of_mut(&mut self.state);
         let before = match value.clone() {
             Some(value) => all.insert(key, value),
             None => all.remove(&key),
         };
-        // Of a change that changes nothing, Linux says nothing, but of devices.
+        // Linux sends no notification for a change without effect, except about devices.
         let is_device = K::as_device(&key).is_some();
         if before != value || (is_device && before.is_some()) {
             self.tell::<K>(key, value, before.as_ref());
         }
     }
 
-    /// Tells of what concerns us.
+    /// Queues the notification for a change, if it concerns us.
     fn tell<K: Listed>(&mut self, key: K::Key, held: Option<K::Value>, before: Option<&K::Value>) {
         if let Some(device) = K::as_device(&key) {
             return self.told.push(Change::Link(device));
@@ -464,7 +462,7 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// A [`Firewall`] that remembers. A clone is another handle to the same packet filter.
+/// A [`Firewall`] that records its rules. A clone is another handle to the same packet filter.
 #[derive(Debug, Clone, Default)]
 pub struct FakeFirewall {
     inner: Arc<Mutex<Filter>>,
@@ -478,27 +476,27 @@ struct Filter {
 }
 
 impl FakeFirewall {
-    /// A packet filter without rules of ours.
+    /// Creates a packet filter without rules of ours.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The rules that stand.
+    /// Returns the current rules.
     pub fn standing(&self) -> Ruleset {
         self.lock().standing.clone()
     }
 
-    /// How often the rules were asked for, with the times that nothing changed or that failed.
+    /// Returns how often rules were applied, including calls that changed nothing or failed.
     pub fn applied(&self) -> usize {
         self.lock().applied
     }
 
-    /// Takes all rules away, as another program would.
+    /// Removes all rules, as another program would.
     pub fn flush(&self) {
         self.lock().standing = Ruleset::default();
     }
 
-    /// Lets the next [`Firewall::apply`] fail with `reason`, once; called several times, as many.
+    /// Makes the next [`Firewall::apply`] fail with `reason`. Each call fails one.
     pub fn fail_next(&self, reason: FirewallError) {
         self.lock().failures.push(reason);
     }
@@ -669,7 +667,7 @@ mod tests {
         assert_eq!(changes.len(), 2);
     }
 
-    /// The next hop of 10.5.3.0/24 and the route that names it.
+    /// Returns the next hop of 10.5.3.0/24 and the route that names it.
     fn by_object() -> (NextHopId, NextHop, [Operation; 2]) {
         let (id, link) = (NextHopId(168_100_608), name("flannel.1"));
         let gateway = "10.5.3.0".parse().unwrap();

@@ -1,4 +1,4 @@
-//! The packet filter rules that the agent needs: masquerading, and forwarding that Docker's policy would drop.
+//! The packet filter rules that the agent needs: masquerading, and forwarding despite Docker's drop policy.
 
 mod flannel;
 mod iptables;
@@ -16,21 +16,21 @@ use crate::kind::link_name::LinkName;
 
 /// The packet filter. Adapters: [`Linux`], and one in memory for tests (feature `fake`).
 pub trait Firewall: Send {
-    /// Makes our rules exactly what `ruleset` says, leaving everybody else's alone. Idempotent: rules that already
-    /// stand are not written again. The answer says whether anything had to be changed.
+    /// Makes our rules exactly what `ruleset` says and leaves all other rules alone. Idempotent: existing rules are not
+    /// written again. Returns whether anything changed.
     fn apply(&mut self, ruleset: &Ruleset) -> impl Future<Output = Result<bool, FirewallError>> + Send;
 }
 
-/// All rules that we want; what is not in here is removed from what is ours.
+/// All rules that we want. Rules of ours that are not in here are removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
     /// One entry for each address family in use.
     pub families: Vec<FamilyRules>,
-    /// Masquerade what leaves the overlay network (`--ip-masq`).
+    /// Masquerade packets that leave the overlay network (`--ip-masq`).
     pub masquerade: bool,
-    /// Devices by which packets of the overlay network enter and leave this host: what comes in by one for the
-    /// network, or goes out by one from the network, is forwarded. None for no such rules. What stays between
-    /// bridges of this host is not our concern, as Docker keeps them apart.
+    /// Devices through which packets of the overlay network enter and leave this host. Packets that arrive through one
+    /// for the network, or leave through one from the network, are forwarded. Empty for no such rules. Packets between
+    /// bridges of this host are not covered: Docker isolates these from each other.
     pub forward: Vec<LinkName>,
 }
 
@@ -46,29 +46,29 @@ pub struct FamilyRules {
 /// Why the rules could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    /// A program that we need could not be started.
+    /// A required program could not be started.
     #[error("cannot run {program}: {source}; is it installed?")]
     Start {
-        /// `nft`, `iptables` or `ip6tables` and their kin.
+        /// `nft`, `iptables`, `ip6tables` or a variant of these.
         program: &'static str,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The kernel refused what we asked.
+    /// The kernel refused a request.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// A program that we ran refused what we asked.
+    /// A program reported an error.
     #[error("{command}: {message}")]
     Refused {
         /// The command line.
         command: String,
-        /// Its last words.
+        /// The end of its error output.
         message: String,
     },
 }
 
 /// The packet filter of Linux: masquerading through `nft`, in the table `inet flan`; forwarding through `iptables` and
-/// `ip6tables`, in the chain `FLAN-FORWARD`. Nothing else is touched.
+/// `ip6tables`, in the chain `FLAN-FORWARD`. Touches nothing else.
 #[derive(Debug)]
 pub struct Linux {
     masquerade: nft::Masquerade,
@@ -76,7 +76,7 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Nothing is read or written before the first [`Firewall::apply`], which must be called in a tokio runtime.
+    /// Creates it without reading or writing anything. [`Firewall::apply`] must be called in a tokio runtime.
     pub fn new() -> Self {
         Self {
             masquerade: nft::Masquerade::default(),
@@ -93,7 +93,7 @@ impl Default for Linux {
 
 impl Firewall for Linux {
     async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, FirewallError> {
-        // One that fails must not keep the others from being put right.
+        // A failure here must not keep the others from being repaired.
         let mut results = vec![self.masquerade.apply(ruleset).await];
         for family in &mut self.forwarding {
             results.push(family.apply(ruleset).await);
@@ -102,7 +102,7 @@ impl Firewall for Linux {
     }
 }
 
-/// The network of `network` as text, even if that has the address of a host in it.
+/// Formats the network of `network`, which may have host bits set.
 fn prefix(network: IpNetwork) -> String {
     format!("{}/{}", network.network(), network.prefix())
 }

@@ -1,6 +1,6 @@
-//! A kind of object that the kernel holds: what names one, what it is, and how it behaves.
+//! Kinds of kernel objects: what identifies one, what it holds, and how it behaves.
 //!
-//! A kind is one file below this one, and one line in the list (`kinds.rs`). Nothing else knows it by name: state, plan,
+//! A kind is one file below this one, and one line in the list (`kinds.rs`). Nothing else names a kind: state, plan,
 //! ledger, diff, operation, fake and netlink are written once for all kinds.
 
 pub mod address;
@@ -22,26 +22,26 @@ use self::link_name::LinkName;
 
 /// A kind of object.
 pub trait Kind: Copy + Eq + fmt::Debug + 'static {
-    /// What the kernel itself takes for an object's identity.
+    /// The object's identity, as the kernel sees it.
     type Key: Copy + Ord + Hash + fmt::Debug + fmt::Display + Send + Sync;
-    /// What else there is to an object; `()` where the key says it all.
+    /// The rest of the object; `()` if the key says everything.
     type Value: Clone + Eq + fmt::Debug + Send + Sync;
 
-    /// What it is called.
+    /// The kind's name.
     const NAME: Name;
-    /// How it is changed.
+    /// How objects are changed.
     const CHANGED: Changed = Changed::ByOneRequest;
-    /// Whether adding one that the kernel holds already is as good as changing it. If not, the kernel refuses with `EEXIST`,
-    /// and the one that it holds is not ours.
+    /// Whether adding an object that exists already works as a change. If not, the kernel refuses with `EEXIST`, and
+    /// the existing object is not ours.
     const ADD_OVERWRITES: bool = true;
-    /// Whether what names one goes with it, and the kernel does not say so.
+    /// Whether objects that name this one disappear with it, without notifications.
     const TAKES_OTHERS_ALONG: bool = false;
-    /// Whether those on devices that are not ours are told of as well, for they tell of the host.
+    /// Whether objects on devices that are not ours are reported too, because they describe the host.
     const TELLS_OF_HOST: bool = false;
-    /// Whether it needs its device up, not only there.
+    /// Whether an object needs its device up, not only present.
     const NEEDS_DEVICE_UP: bool = false;
 
-    /// Writes an object in the words of `ip(8)`: `10.5.3.0/24 nhid 168100608 dev flannel.1`.
+    /// Writes an object as `ip(8)` prints it: `10.5.3.0/24 nhid 168100608 dev flannel.1`.
     fn show(key: &Self::Key, value: &Self::Value, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 
     /// Writes what an operation does.
@@ -55,158 +55,157 @@ pub trait Kind: Copy + Eq + fmt::Debug + 'static {
         Self::show(edit.key(), value, f)
     }
 
-    /// Whether it bears the mark by which a restarted agent knows what it made, whatever its device.
+    /// Returns whether it carries the mark by which a restarted agent recognises its objects on any device.
     fn is_marked(_value: &Self::Value) -> bool {
         false
     }
 
-    /// Whether it leads to wherever no other one does.
+    /// Returns whether it is a default route.
     fn is_default_route(_key: &Self::Key) -> bool {
         false
     }
 
-    /// The device that it is.
+    /// Returns the device that this object is.
     fn as_device(_key: &Self::Key) -> Option<LinkName> {
         None
     }
 
-    /// The device that it stands on or leads to, and cannot be there without.
+    /// Returns the device that the object is on or leads to, and cannot exist without.
     fn device(_key: &Self::Key, _value: &Self::Value) -> Option<LinkName> {
         None
     }
 
-    /// The device that it lets have to do with IPv4.
+    /// Returns the device on which this object enables IPv4.
     fn lets_ipv4_on(_key: &Self::Key) -> Option<LinkName> {
         None
     }
 
-    /// What an operation on a device does to what stands on the device; `None` for operations on anything else, and for
-    /// devices that are new.
+    /// Returns what an operation on a device does to the objects on it; `None` for new devices and anything else.
     fn upheaval(_edit: &Edit<Self>) -> Option<(LinkName, Upheaval)> {
         None
     }
 
-    /// Whether it is still there when this has happened to its device.
+    /// Returns whether it still exists after `upheaval` of its device.
     fn survives(_key: &Self::Key, _value: &Self::Value, upheaval: &Upheaval) -> bool {
         !upheaval.anew
     }
 
-    /// Whether it goes by itself when its device is deleted after everything else was put right.
+    /// Returns whether the kernel removes it with its device, when that is deleted after everything else.
     fn goes_with_device(_value: &Self::Value) -> bool {
         true
     }
 
-    /// Whether a deletion that names `named` means the one that the kernel holds under the same key.
+    /// Returns whether a deletion of `named` refers to the object that the kernel holds under the same key.
     fn is_named_by(_standing: &Self::Value, _named: &Self::Value) -> bool {
         true
     }
 
-    /// The next hop object that it is, and where that leads: there leads what [names](Self::next_hop) it.
+    /// Returns the next hop object that this is, and where it leads. Objects that [name](Self::next_hop) it lead there.
     fn as_next_hop(_key: &Self::Key, _value: &Self::Value) -> Option<(NextHopId, Gateway)> {
         None
     }
 
-    /// The next hop object that it names, and by which it finds its device.
+    /// Returns the next hop object that it names, which determines its device.
     fn next_hop(_value: &Self::Value) -> Option<NextHopId> {
         None
     }
 
-    /// The same without a next hop object, by the gateway itself.
+    /// Returns the same object with the gateway inline instead of a next hop object.
     fn inline(value: &Self::Value, _gateway: &Gateway) -> Self::Value {
         value.clone()
     }
 
-    /// The same where the next hop object that it names leads elsewhere now.
+    /// Returns the same object after the next hop object that it names was moved.
     fn moved(value: &Self::Value, _gateway: &Gateway) -> Self::Value {
         value.clone()
     }
 
-    /// Whether one that the kernel holds is as good as the one that is wanted.
+    /// Returns whether what the kernel holds is as good as what is wanted.
     fn is_as_wanted(held: &Self::Value, wanted: &Self::Value) -> bool {
         held == wanted
     }
 
-    /// What is wanted where several wishes name one object, the oldest first: two leases of one host want the same
-    /// forwarding entry. There is at least one.
+    /// Merges several wishes for one object, oldest first: two leases of one host want the same forwarding entry. There
+    /// is at least one.
     fn merge(wishes: &[Self::Value]) -> Self::Value {
         wishes[wishes.len() - 1].clone()
     }
 }
 
-/// What happens to a device, as far as what stands on it goes.
+/// What happens to a device, as far as it affects the objects on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Upheaval {
-    /// It is deleted, or made anew.
+    /// It is deleted or replaced.
     pub anew: bool,
-    /// It gets another MAC.
+    /// Its MAC changes.
     pub new_mac: bool,
     /// It goes down.
     pub goes_down: bool,
     /// It is down before or after.
     pub is_down: bool,
-    /// It loses its last IPv4 address, and with it whatever the kernel does with IPv4 there.
+    /// It loses its last IPv4 address, and with it the kernel's IPv4 state on the device.
     pub loses_ipv4: bool,
 }
 
-/// What a kind is called.
+/// The names of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Name {
     /// As `ip(8)` and `bridge(8)` call it, for operations.
     pub short: &'static str,
-    /// One of them, for people.
+    /// Singular, for people.
     pub one: &'static str,
-    /// Several of them.
+    /// Plural, for people.
     pub many: &'static str,
 }
 
 /// How objects of a kind are changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Changed {
-    /// One request each; many go at once.
+    /// One request each; many are sent at once.
     ByOneRequest,
-    /// Several requests each, one after the other. Objects that are changed later may stand on it.
+    /// Several requests each, in sequence. Objects that are changed later may depend on it.
     ByDevice,
-    /// Many in one transaction of nftables.
+    /// Many in one nftables transaction.
     ByNftables,
 }
 
-/// What is to be done about one object.
+/// A change to one object.
 #[derive(Clone, PartialEq)]
 pub enum Edit<K: Kind> {
     /// Add it.
     Add {
-        /// Which.
+        /// The object.
         key: K::Key,
-        /// What it shall be.
+        /// Its wanted value.
         value: K::Value,
     },
-    /// Change it in one step, without a moment in which there is none.
+    /// Change it in one step, without a moment in which it does not exist.
     Replace {
-        /// Which.
+        /// The object.
         key: K::Key,
-        /// What it is now.
+        /// Its current value.
         held: K::Value,
-        /// What it shall be.
+        /// Its wanted value.
         value: K::Value,
     },
     /// Delete it.
     Delete {
-        /// Which.
+        /// The object.
         key: K::Key,
-        /// What it is now.
+        /// Its current value.
         held: K::Value,
     },
 }
 
 impl<K: Kind> Edit<K> {
-    /// Which object.
+    /// Returns the object.
     pub fn key(&self) -> &K::Key {
         match self {
             Self::Add { key, .. } | Self::Replace { key, .. } | Self::Delete { key, .. } => key,
         }
     }
 
-    /// What the object is afterwards; `None` if it is gone.
+    /// Returns the value afterwards; `None` after a deletion.
     pub fn outcome(&self) -> Option<&K::Value> {
         match self {
             Self::Add { value, .. } | Self::Replace { value, .. } => Some(value),
@@ -214,7 +213,7 @@ impl<K: Kind> Edit<K> {
         }
     }
 
-    /// What the object shall be, or is before it is deleted.
+    /// Returns the wanted value, or the last one before a deletion.
     pub fn value(&self) -> &K::Value {
         match self {
             Self::Add { value, .. } | Self::Replace { value, .. } => value,
@@ -222,18 +221,18 @@ impl<K: Kind> Edit<K> {
         }
     }
 
-    /// The device that must be there for it. A next hop object is deleted by its id alone.
+    /// Returns the device that must exist for it. A next hop object is deleted by its id alone.
     pub fn device(&self) -> Option<LinkName> {
         let by_id = self.is_deletion() && K::as_next_hop(self.key(), self.value()).is_some();
         if by_id { None } else { K::device(self.key(), self.value()) }
     }
 
-    /// Whether it takes something away, so that it is as good as done if that is not there.
+    /// Returns whether it removes something, so that a missing object counts as success.
     pub fn is_deletion(&self) -> bool {
         matches!(self, Self::Delete { .. })
     }
 
-    /// The same without a next hop object, by the gateway itself.
+    /// Returns the same edit with the gateway inline instead of a next hop object.
     pub(crate) fn inline(&self, gateway: &Gateway) -> Self {
         match self {
             Self::Add { key, value } => Self::Add { key: *key, value: K::inline(value, gateway) },
@@ -244,7 +243,7 @@ impl<K: Kind> Edit<K> {
         }
     }
 
-    /// Adds what this one would replace; `None` for others.
+    /// Turns a replacement into an addition; `None` for other edits.
     pub(crate) fn adding(&self) -> Option<Self> {
         match self {
             Self::Replace { key, value, .. } => Some(Self::Add { key: *key, value: value.clone() }),
@@ -252,7 +251,7 @@ impl<K: Kind> Edit<K> {
         }
     }
 
-    /// Replaces what this one would add, whatever that is; `None` for others.
+    /// Turns an addition into a replacement of whatever exists; `None` for other edits.
     pub(crate) fn replacing(&self) -> Option<Self> {
         match self {
             Self::Add { key, value } => {
@@ -262,7 +261,7 @@ impl<K: Kind> Edit<K> {
         }
     }
 
-    /// Whether `errno` says that what is to be done is so already.
+    /// Returns whether `errno` means that the edit has already taken effect.
     pub(crate) fn is_so_already(&self, errno: i32) -> bool {
         match self {
             Self::Add { .. } => K::ADD_OVERWRITES && errno == libc::EEXIST,

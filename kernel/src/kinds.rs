@@ -1,4 +1,4 @@
-//! The list of all kinds of objects, and what follows from it: states, and one object, operation or fact of any kind.
+//! The list of all kinds of objects, and types derived from it: states, and an object, operation or fact of any kind.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,11 +16,10 @@ use crate::netlink::reading::Reading;
 use crate::netlink::socket::Socket;
 use crate::netlink::wire::Frame;
 
-/// The list, in the order in which objects are added, so that nothing is added before what it needs: no route leads to a
-/// next hop that cannot be resolved, and no rule drops packets before every sender is known. They are deleted the other way
-/// round.
+/// The list, in the order in which objects are added, so that nothing precedes what it needs: no route leads to a next
+/// hop that cannot be resolved, and no rule drops packets before every sender is known. Deletion reverses it.
 ///
-/// Of each: its place in a [`State`], its name in an [`Object`], and its [`Kind`].
+/// Each line has its field in a [`State`], its name in an [`Object`], and its [`Kind`].
 macro_rules! kinds {
     ($then:ident) => {
         $then! {
@@ -37,37 +36,34 @@ macro_rules! kinds {
 }
 pub(crate) use kinds;
 
-/// Objects of one kind, by what the kernel itself takes as identity, so that they cannot contradict each other.
+/// Objects of one kind by their kernel identity, so that they cannot contradict each other.
 pub type Objects<K> = BTreeMap<<K as Kind>::Key, <K as Kind>::Value>;
 
 /// A kind that is in the list.
 pub trait Listed: Kind {
-    /// The objects of this kind in a state.
+    /// Returns the objects of this kind in a state.
     fn of(state: &State) -> &Objects<Self>;
-    /// The same, to be changed.
+    /// Returns the same, mutably.
     fn of_mut(state: &mut State) -> &mut Objects<Self>;
-    /// The name of one.
+    /// Wraps the name of an object.
     fn object(key: Self::Key) -> Object;
-    /// One, with what it is.
+    /// Wraps an object.
     fn entry(key: Self::Key, value: Self::Value) -> Entry;
-    /// What the kernel holds under a name.
+    /// Wraps what the kernel holds under a name.
     fn fact(key: Self::Key, held: Option<Self::Value>) -> Fact;
-    /// An operation on one.
+    /// Wraps an operation.
     fn operation(edit: Edit<Self>) -> Operation;
 }
 
-/// Does something with an operation on an object of any kind.
+/// A visitor of operations on objects of any kind.
 #[cfg(any(test, feature = "fake"))]
 pub(crate) trait OnEdit {
-    /// What comes of it.
     type Output;
-    /// Does it with this one.
     fn edit<K: Listed>(self, edit: &Edit<K>) -> Self::Output;
 }
 
-/// Does something for every kind.
+/// A visitor of all kinds.
 pub(crate) trait ForEach {
-    /// Does it for this one.
     fn kind<K: Listed>(&mut self);
 }
 
@@ -82,7 +78,7 @@ macro_rules! define {
             )*
         }
 
-        /// The name of anything that the kernel holds, whatever is there.
+        /// The name of a kernel object, whether or not it exists.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Object {
             $(
@@ -91,7 +87,7 @@ macro_rules! define {
             )*
         }
 
-        /// An object with what it is, as it is wanted.
+        /// A wanted object with its value.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Entry {
             $(
@@ -100,7 +96,7 @@ macro_rules! define {
             )*
         }
 
-        /// What the kernel holds under one name; `None` says that it holds nothing there, or nothing of ours.
+        /// What the kernel holds under one name; `None` if it holds nothing there, or nothing of ours.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Fact {
             $(
@@ -109,7 +105,7 @@ macro_rules! define {
             )*
         }
 
-        /// One change to the kernel. Displayed as one readable line in the words of `ip(8)` and `bridge(8)`.
+        /// One change to the kernel. `{}` prints one readable line in the style of `ip(8)` and `bridge(8)`.
         #[derive(Clone, PartialEq)]
         pub enum Operation {
             $(
@@ -141,25 +137,25 @@ macro_rules! define {
             }
         )*
 
-        /// Does it in the order in which objects are added.
+        /// Visits every kind in the order in which objects are added.
         pub(crate) fn for_each(each: &mut impl ForEach) {
             $(each.kind::<$kind>();)*
         }
 
         impl State {
-            /// Everything in it.
+            /// Returns all objects.
             pub fn entries(&self) -> impl Iterator<Item = Entry> {
                 std::iter::empty()$(.chain(
                     self.$field.iter().map(|(key, value)| Entry::$name(*key, value.clone()))
                 ))*
             }
 
-            /// How many objects there are.
+            /// Returns the number of objects.
             pub fn count(&self) -> usize {
                 0 $(+ self.$field.len())*
             }
 
-            /// Adds one, in place of another of the same name.
+            /// Adds an object, replacing another of the same name.
             pub fn insert(&mut self, entry: Entry) {
                 match entry {
                     $(Entry::$name(key, value) => drop(self.$field.insert(key, value)),)*
@@ -168,21 +164,21 @@ macro_rules! define {
         }
 
         impl Object {
-            /// What its kind is called.
+            /// Returns the names of its kind.
             pub fn name(&self) -> Name {
                 match self {
                     $(Self::$name(_) => <$kind as Kind>::NAME,)*
                 }
             }
 
-            /// The device that it is, if it is one.
+            /// Returns the device, if it is one.
             pub fn as_device(&self) -> Option<LinkName> {
                 match self {
                     $(Self::$name(key) => <$kind as Kind>::as_device(key),)*
                 }
             }
 
-            /// What all kinds are called, in the order of the list.
+            /// The names of all kinds, in the order of the list.
             pub const NAMES: &'static [Name] = &[$(<$kind as Kind>::NAME),*];
         }
 
@@ -195,14 +191,14 @@ macro_rules! define {
         }
 
         impl Fact {
-            /// Whether it says that something went that takes others with it, of which the kernel does not tell.
+            /// Returns whether it reports a disappearance that takes other objects along without notifications.
             pub fn takes_others_along(&self) -> bool {
                 match self {
                     $(Self::$name(_, held) => held.is_none() && <$kind as Kind>::TAKES_OTHERS_ALONG,)*
                 }
             }
 
-            /// What it is about.
+            /// Returns the object that it is about.
             pub fn object(&self) -> Object {
                 match self {
                     $(Self::$name(key, _) => Object::$name(*key),)*
@@ -211,21 +207,21 @@ macro_rules! define {
         }
 
         impl Operation {
-            /// What it is about.
+            /// Returns the object that it changes.
             pub fn object(&self) -> Object {
                 match self {
                     $(Self::$name(edit) => Object::$name(*edit.key()),)*
                 }
             }
 
-            /// The device that must be there for it; `None` for one on a device itself, and for what needs none.
+            /// Returns the device that must exist for it; `None` for an operation on a device itself, or without one.
             pub fn device(&self) -> Option<LinkName> {
                 match self {
                     $(Self::$name(edit) => edit.device(),)*
                 }
             }
 
-            /// Does something with it, as its kind would have it.
+            /// Passes it to a visitor.
             #[cfg(any(test, feature = "fake"))]
             pub(crate) fn dispatch<D: OnEdit>(&self, on_edit: D) -> D::Output {
                 match self {
@@ -233,69 +229,69 @@ macro_rules! define {
                 }
             }
 
-            /// How it is carried out.
+            /// Returns how it is carried out.
             pub fn changed(&self) -> Changed {
                 match self {
                     $(Self::$name(_) => <$kind as Kind>::CHANGED,)*
                 }
             }
 
-            /// Whether it takes something away.
+            /// Returns whether it removes something.
             pub fn is_deletion(&self) -> bool {
                 match self {
                     $(Self::$name(edit) => edit.is_deletion(),)*
                 }
             }
 
-            /// What it does to what stands on a device, which it names. See [`Kind::upheaval`].
+            /// Returns the device that it changes, and the effect on the objects there. See [`Kind::upheaval`].
             pub fn upheaval(&self) -> Option<(LinkName, Upheaval)> {
                 match self {
                     $(Self::$name(edit) => <$kind as Kind>::upheaval(edit),)*
                 }
             }
 
-            /// Whether there is a new device afterwards.
+            /// Returns whether it creates a device.
             pub fn makes_device(&self) -> bool {
                 let is_device = self.object().as_device().is_some() && !self.is_deletion();
                 is_device && self.upheaval().is_none_or(|(_, upheaval)| upheaval.anew)
             }
 
-            /// The next hop object that it is about, with where that leads, or led before it is deleted.
+            /// Returns the next hop object that it is about, with where that leads, or led before the deletion.
             pub(crate) fn as_next_hop(&self) -> Option<(NextHopId, Gateway)> {
                 match self {
                     $(Self::$name(edit) => <$kind as Kind>::as_next_hop(edit.key(), edit.value()),)*
                 }
             }
 
-            /// The next hop object that its object names.
+            /// Returns the next hop object that its object names.
             pub(crate) fn next_hop(&self) -> Option<NextHopId> {
                 match self {
                     $(Self::$name(edit) => <$kind as Kind>::next_hop(edit.value()),)*
                 }
             }
 
-            /// The same without a next hop object.
+            /// Returns the same operation with the gateway inline instead of a next hop object.
             pub(crate) fn inline(&self, gateway: &Gateway) -> Self {
                 match self {
                     $(Self::$name(edit) => Self::$name(edit.inline(gateway)),)*
                 }
             }
 
-            /// Adds what this one would replace; `None` for others.
+            /// Turns a replacement into an addition; `None` for other operations.
             pub(crate) fn adding(&self) -> Option<Self> {
                 match self {
                     $(Self::$name(edit) => edit.adding().map(Self::$name),)*
                 }
             }
 
-            /// Replaces what this one would add; `None` for others.
+            /// Turns an addition into a replacement; `None` for other operations.
             pub(crate) fn replacing(&self) -> Option<Self> {
                 match self {
                     $(Self::$name(edit) => edit.replacing().map(Self::$name),)*
                 }
             }
 
-            /// Whether `errno` says that what is to be done is so already.
+            /// Returns whether `errno` means that the operation has already taken effect.
             pub(crate) fn is_so_already(&self, errno: i32) -> bool {
                 match self {
                     $(Self::$name(edit) => edit.is_so_already(errno),)*
@@ -343,7 +339,7 @@ macro_rules! define {
             }
         }
 
-        /// Of operations that could not add something because something is there: what that is, by number. See
+        /// Returns what blocks each operation that failed because something exists, by number. See
         /// [`NetlinkObject::in_the_way`].
         pub(crate) fn in_the_way(
             refused: &[(usize, &Operation)],
@@ -370,11 +366,11 @@ macro_rules! define {
         /// Reads everything that is ours, of all kinds.
         ///
         /// # Errors
-        /// When the kernel does not answer. `ENODEV` means that a device went meanwhile.
+        /// If the kernel does not answer. `ENODEV` means that a device disappeared meanwhile.
         pub(crate) fn read(reading: &mut Reading<'_>) -> Result<State, KernelError> {
             let mut state = State::default();
             $(
-                // Made of all at once and in their order, a map is filled to the last place.
+                // A map collected from sorted items has no gaps.
                 let mut all = <$kind as NetlinkObject>::read(reading)?;
                 all.sort_by_key(|(key, _)| *key);
                 state.$field = all.into_iter().collect();
@@ -382,7 +378,7 @@ macro_rules! define {
             Ok(state)
         }
 
-        /// Tells what a message says.
+        /// Translates a message into changes.
         pub(crate) fn heard(frame: &Frame<'_>, lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
             $(
                 if <$kind as NetlinkObject>::MESSAGES.contains(&frame.kind) {
@@ -396,7 +392,7 @@ macro_rules! define {
 }
 kinds!(define);
 
-/// What the kernel tells of by itself.
+/// A notification from the kernel.
 pub type Change = Notification<Fact>;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What is wanted, and where the kernel differs from it.
 //!
-//! Both change one object at a time: a lease wants or no longer wants something, a notification tells what the kernel
-//! now holds. What differs is remembered beside what is wanted, so a change among 50,000 peers costs what one peer
-//! costs, and what the kernel holds is not kept a second time.
+//! Both change one object at a time: a lease adds or drops a wish, a notification reports what the kernel now holds.
+//! Differences are stored beside what is wanted, so that a change among 50,000 peers costs as much as one peer, and
+//! what the kernel holds is not stored a second time.
 
 mod table;
 
@@ -22,7 +22,7 @@ macro_rules! define {
         }
 
         impl Plan for Ledger {
-            /// Wants one object. What is wanted several times must be given up as often.
+            /// Wants one object. An object that is wanted several times must be given up as often.
             fn want(&mut self, entry: Entry) {
                 match entry {
                     $(Entry::$name(key, value) => self.$field.want(key, value),)*
@@ -39,13 +39,13 @@ macro_rules! define {
         }
 
         impl Ledger {
-            /// Wants nothing any more.
+            /// Drops all wishes.
             pub fn give_up_all(&mut self) {
                 $(self.$field.give_up_all();)*
             }
 
-            /// Takes in what the kernel tells of one object, in the order in which it tells. Answers the object if that is
-            /// news: the echo of an operation that was [carried out](Self::carried_out) is none.
+            /// Records a fact from the kernel; call it in the order of the notifications. Returns the object if the
+            /// fact is news, which the echo of a [carried out](Self::carried_out) operation is not.
             pub fn observe(&mut self, fact: &Fact) -> Option<Object> {
                 match fact {
                     $(Fact::$name(key, held) => {
@@ -54,8 +54,8 @@ macro_rules! define {
                 }
             }
 
-            /// Takes in that the kernel may hold nothing in nftables any more: it is added anew together, for a rule without
-            /// the senders stops everybody. Answers every object of which that is news.
+            /// Records that the kernel may have lost everything in nftables. All of it is added again in one go,
+            /// because a rule without the senders blocks everybody. Returns every object for which this is news.
             pub fn nftables_gone(&mut self) -> Vec<Object> {
                 let mut lost = Vec::new();
                 $(
@@ -66,22 +66,23 @@ macro_rules! define {
                 lost
             }
 
-            /// From now on, remembers what is heard of, until [`reset`](Self::reset): what is read meanwhile may be older.
+            /// Remembers from now on which objects were observed, until [`reset`](Self::reset): a reading may be older.
             pub fn begin_reading(&mut self) {
                 $(self.$field.begin_reading();)*
             }
 
-            /// Takes in all that the kernel holds of ours, as it was read since [`begin_reading`](Self::begin_reading); what
-            /// was heard of since then stays. Answers every object of which that is news.
+            /// Replaces what the kernel holds with `actual`, which was read since
+            /// [`begin_reading`](Self::begin_reading). Objects observed since then keep the observed value. Returns
+            /// every object for which this is news.
             pub fn reset(&mut self, actual: State) -> Vec<Object> {
                 let mut news = Vec::new();
                 $(news.extend(self.$field.reset(actual.$field).into_iter().map(Object::$name));)*
                 news
             }
 
-            /// What would bring the kernel in line, as [`diff`] orders it.
+            /// Returns the operations that bring the kernel in line, in the order of [`diff`].
             pub fn operations(&self) -> Vec<Operation> {
-                // What is done to a device that is there may take away whatever stands on it; else only what differs matters.
+                // A change of an existing device may remove anything on it; otherwise only the differences matter.
                 let whole = self.links.holds_what_differs();
                 let (mut wanted, mut held) = (State::default(), State::default());
                 $(
@@ -91,7 +92,7 @@ macro_rules! define {
                 diff(&wanted, &held)
             }
 
-            /// Takes in that the kernel has carried out `operation`.
+            /// Records that the kernel has carried out `operation`.
             pub fn carried_out(&mut self, operation: &Operation) {
                 if let Some((device, upheaval)) = operation.upheaval() {
                     self.lose_on(device, &upheaval);
@@ -103,12 +104,12 @@ macro_rules! define {
                 }
             }
 
-            /// Takes as little memory as it can, as after very much has changed.
+            /// Releases unused memory, for after large changes.
             pub fn compact(&mut self) {
                 $(self.$field.compact();)*
             }
 
-            /// Whether the kernel holds what is wanted of `object`, as far as is known.
+            /// Returns whether the kernel holds what is wanted of `object`, as far as we know.
             pub fn is_in_line(&self, object: &Object) -> bool {
                 match object {
                     $(Object::$name(key) => !self.$field.differs(key),)*
@@ -127,23 +128,23 @@ macro_rules! define {
 kinds!(define);
 
 impl Ledger {
-    /// Takes what is planned for something that is no longer wanted. Nothing is given up that was not wanted before.
+    /// Returns a plan that gives up what is added to it. Ignores what was not wanted.
     pub fn giving_up(&mut self) -> GivingUp<'_> {
         GivingUp(self)
     }
 
-    /// Whether a device stands as it is wanted, and so can carry what is wanted on it.
+    /// Returns whether a device is as wanted, so that objects can be added on it.
     pub fn stands(&self, link: LinkName) -> bool {
         self.links.held(&link).is_some_and(|link| link.up)
     }
 
-    /// Of these devices, those that the kernel holds.
+    /// Returns those of these devices that the kernel holds.
     pub fn devices(&self, names: impl Iterator<Item = LinkName>) -> State {
         let held = |name| Some((name, self.links.held(&name)?.clone()));
         State { links: names.filter_map(held).collect(), ..State::default() }
     }
 
-    /// Whether our devices and their addresses are as wanted.
+    /// Returns whether our devices and their addresses are as wanted.
     pub fn has_devices(&self) -> bool {
         self.links.is_in_line() && self.addresses.is_in_line()
     }

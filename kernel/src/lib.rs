@@ -1,7 +1,7 @@
 //! What the kernel holds, and the only way to change it.
 //!
-//! A caller says what it wants as a [`State`], reads what is there with [`Kernel::snapshot`], lets [`diff`] compute
-//! the ordered [`Operation`]s between the two, and hands them to [`Kernel::apply`]. Packet filter rules are a
+//! A caller describes what it wants as a [`State`], reads what exists with [`Kernel::snapshot`], lets [`diff`] compute
+//! the ordered [`Operation`]s between the two, and passes them to [`Kernel::apply`]. Packet filter rules are a
 //! [`Ruleset`], replaced as a whole through [`Firewall::apply`].
 //!
 //! This crate knows nothing of leases or etcd. It is the only one with netlink, nftables, sysctl and `unsafe`.
@@ -50,19 +50,18 @@ pub use source::{Check, Plain, Source, Wire};
 /// The part of the kernel that an agent reads and writes. Adapters: [`netlink::Linux`], and one in memory for tests
 /// (feature `fake`).
 pub trait Kernel: Send {
-    /// Reads everything that `ownership` says is ours, beside whatever else the kernel is asked for meanwhile.
-    /// Idempotent. An error means that nothing is known: a caller must not take it for an empty kernel.
+    /// Reads everything that `ownership` covers, concurrently with other requests to the kernel. Idempotent. After an
+    /// error nothing is known: a caller must not treat it as an empty kernel.
     fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>>;
 
-    /// Carries out `operations` in their order, and goes on after one that fails. Not idempotent by itself:
-    /// operations are what a diff said.
+    /// Carries out `operations` in order, and continues after failures. Not idempotent: operations come from a diff.
     ///
-    /// The answer names each operation that failed, with the reason; an empty answer means that all succeeded.
+    /// Returns each operation that failed, with the reason; empty if all succeeded.
     fn apply(&mut self, operations: &[Operation]) -> impl Future<Output = Vec<FailedOperation>> + Send;
 
-    /// Waits until the kernel has something to tell, and returns all that it has told since the last time, in its
-    /// order. Does not wait when there is something already, so that `changes().now_or_never()` after an
-    /// [`apply`](Self::apply) gives what that caused. Cancel-safe: nothing is lost.
+    /// Waits for notifications, and returns all since the last call, in order. Does not wait if there are some already,
+    /// so that `changes().now_or_never()` after an [`apply`](Self::apply) returns what that caused. Cancel-safe:
+    /// nothing is lost.
     fn changes(&mut self) -> impl Future<Output = Vec<Change>> + Send;
 }
 
@@ -70,9 +69,9 @@ pub trait Kernel: Send {
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {reason}")]
 pub struct FailedOperation {
-    /// What was asked.
+    /// The operation.
     pub operation: Operation,
-    /// What the kernel answered.
+    /// The kernel's answer.
     #[source]
     pub reason: KernelError,
 }
@@ -80,51 +79,50 @@ pub struct FailedOperation {
 /// Why the kernel could not be read or changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum KernelError {
-    /// The netlink socket could not be opened or broke; nothing can be said about the kernel's state.
+    /// The netlink socket could not be opened or broke; the kernel's state is unknown.
     #[error("netlink socket: {0}")]
     Socket(String),
     /// The kernel answered a request with an error number (`errno(3)`, positive).
     #[error("{}", std::io::Error::from_raw_os_error(*.0))]
     Errno(i32),
-    /// The same, and the kernel said why in words (`NLMSGERR_ATTR_MSG`).
+    /// As [`Errno`](Self::Errno), with the kernel's explanation (`NLMSGERR_ATTR_MSG`).
     #[error("{}: {text}", std::io::Error::from_raw_os_error(*.errno))]
     Refused {
         /// The error number (`errno(3)`, positive).
         errno: i32,
-        /// The kernel's words.
+        /// The kernel's explanation.
         text: String,
     },
-    /// What was to be read changed all the while, so that nothing that fits together could be read. It is worth another
-    /// try when things have calmed down.
-    #[error("the kernel's tables changed all the while they were read")]
+    /// The tables changed during every reading, so that no consistent state could be read. Worth another try later.
+    #[error("the kernel's tables changed during every attempt to read them")]
     Interrupted,
     /// No answer within the time limit.
     #[error("no answer from the kernel within {0:?}")]
     TimedOut(std::time::Duration),
-    /// The name is taken by an object of another program, which is left alone.
+    /// An object of another program has the name. It is left in place.
     #[error("it is taken: {0}")]
     Taken(
-        /// Whose it is, in the words of `ip(8)`: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
+        /// That object in the style of `ip(8)`: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
         String,
     ),
-    /// Another program or device has the UDP port that a device needs.
+    /// Another program or device uses the UDP port that a device needs.
     #[error("UDP port {port} is taken by {holder}")]
     PortTaken {
         /// The port.
         port: u16,
-        /// Who has it.
+        /// The program or device that uses it.
         holder: netlink::Holder,
     },
     /// A device that the operation names does not exist.
     #[error("device {0} does not exist")]
     NoSuchLink(LinkName),
-    /// The request could not be made into a message, or an answer could not be understood.
+    /// The request could not be encoded, or an answer could not be decoded.
     #[error("{0}")]
     Message(String),
 }
 
 impl KernelError {
-    /// The error number that the kernel answered with, if it did.
+    /// Returns the error number in the kernel's answer, if it answered with one.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Errno(errno) | Self::Refused { errno, .. } => Some(*errno),
@@ -132,7 +130,7 @@ impl KernelError {
         }
     }
 
-    /// Whether a device that the operation needs is down.
+    /// Returns whether a device that the operation needs is down.
     pub fn is_device_down(&self) -> bool {
         self.errno() == Some(libc::ENETDOWN)
     }

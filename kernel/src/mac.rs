@@ -1,4 +1,4 @@
-//! A MAC as people and `ip(8)` write it.
+//! Formatting of MACs.
 
 use std::fmt;
 

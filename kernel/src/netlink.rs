@@ -1,4 +1,4 @@
-//! The kernel of this host over netlink.
+//! The kernel of this host, over netlink.
 
 mod apply;
 mod bridges;
@@ -39,28 +39,28 @@ use self::socket::Socket;
 use crate::KernelError;
 use crate::kind::next_hop;
 
-/// Whether the kernel has nftables, in which it can be told who may send us packets of the overlay.
+/// Returns whether the kernel has nftables, which the checks of senders need.
 pub fn has_nftables() -> bool {
     nft::is_there()
 }
 
-/// Deletes the table of those who may send us packets of the overlay. Answers whether there was one.
+/// Deletes the tables of allowed senders. Returns whether one existed.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn delete_senders() -> Result<bool, KernelError> {
     nft::delete_tables()
 }
 
-/// Whether there is that table.
+/// Returns whether such a table exists.
 ///
 /// # Errors
-/// When the kernel does not say.
+/// If the kernel does not answer.
 pub fn has_senders() -> Result<bool, KernelError> {
     nft::has_table()
 }
 
-/// Whether the kernel of the current network namespace knows next hop objects (5.3 and later).
+/// Returns whether the kernel of the current network namespace supports next hop objects (5.3 and later).
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 
 use crate::kind::link_name::LinkName;
 
-/// What in the kernel is ours: what [`snapshot`](crate::Kernel::snapshot) reads and a diff may change or delete.
+/// What in the kernel is ours: what [`snapshot`](crate::Kernel::snapshot) reads, and what a diff may change or delete.
 ///
-/// Ours are: the VXLAN and TUN devices named here, with their addresses and permanent neighbours and forwarding entries;
-/// unicast routes in the main table that lead into one of these devices, whoever made them (flannel's included) but
-/// for those the kernel makes itself (protocol `kernel`); and every route in the main table and every next hop object with
+/// Ours are: the VXLAN and TUN devices named here, with their addresses, permanent neighbours and forwarding entries;
+/// unicast routes in the main table that lead into one of these devices, whoever made them (flannel's included), except
+/// those of protocol `kernel`; and every route in the main table and every next hop object with
 /// [`ROUTE_PROTOCOL`](crate::ROUTE_PROTOCOL).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ownership {
     /// Device names.
     pub links: BTreeSet<LinkName>,
-    /// Whether the nftables tables `flan-peers` are looked at, which hold [`Sources`](crate::Sources) and [`Checks`](crate::Checks).
+    /// Whether to include the nftables tables `flan-peers`, with [`Sources`](crate::Sources) and
+    /// [`Checks`](crate::Checks).
     pub senders: bool,
 }

@@ -3,15 +3,15 @@
 use crate::kind::Kind;
 use crate::kinds::{Entry, Listed, State};
 
-/// Takes what is wanted, one object at a time: a [`Ledger`](crate::Ledger) wants it from now on, or
-/// [gives it up](crate::GivingUp), a [`State`] collects it.
+/// Receives what is wanted, one object at a time: a [`Ledger`](crate::Ledger) wants it or [gives it
+/// up](crate::GivingUp), a [`State`] collects it.
 pub trait Plan {
-    /// Takes one object.
+    /// Adds one object.
     fn want(&mut self, entry: Entry);
 }
 
 impl dyn Plan + '_ {
-    /// Takes one object of a kind.
+    /// Adds one object of a kind.
     pub fn add<K: Listed>(&mut self, key: <K as Kind>::Key, value: <K as Kind>::Value) {
         self.want(K::entry(key, value));
     }

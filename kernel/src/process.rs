@@ -1,4 +1,4 @@
-//! Which process has something open that we need, as `proc(5)` tells.
+//! Finds the process that has something open, through `proc(5)`.
 
 use std::fmt;
 use std::fs;
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use crate::LinkName;
 
-/// A process of this machine.
+/// A process of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Its id.
     pub pid: u32,
-    /// Its name, of up to 15 bytes.
+    /// Its name, up to 15 bytes.
     pub name: String,
 }
 
@@ -22,8 +22,8 @@ impl fmt::Display for Process {
 }
 
 impl Process {
-    /// The first that has a socket on this UDP port, at any address, in the network namespace of this thread. `None` if
-    /// nobody has, or the kernel itself, or one that is not shown to us.
+    /// Returns the first process with a socket on this UDP port, at any address, in the network namespace of this
+    /// thread. `None` if there is none, or it is the kernel or hidden from us.
     pub fn on_udp_port(port: u16) -> Option<Self> {
         let sockets: Vec<String> = ["udp", "udp6"]
             .iter()
@@ -40,7 +40,7 @@ impl Process {
         })
     }
 
-    /// The first that has this TUN device open, in the network namespace of this thread.
+    /// Returns the first process that has this TUN device open, in the network namespace of this thread.
     pub fn with_tun(device: LinkName) -> Option<Self> {
         let namespace = fs::read_link("/proc/thread-self/ns/net").ok()?;
         let interface = format!("iff:\t{device}");
@@ -54,13 +54,13 @@ impl Process {
         })
     }
 
-    /// The first of this name. Everybody may know what a process is called.
+    /// Returns the first process of this name. Process names are visible to everybody.
     pub fn called(name: &str) -> Option<Self> {
         let mut pids = pids();
         pids.find_map(|pid| Some(Self { pid, name: name_of(pid)? }).filter(|process| process.name == name))
     }
 
-    /// The first with an open descriptor that `is_it` accepts, by its path in `/proc/PID/fd`.
+    /// Returns the first process with an open descriptor that `is_it` accepts, by its link target in `/proc/PID/fd`.
     fn first(is_it: impl Fn(&Path) -> bool) -> Option<Self> {
         let pid = pids()
             .find(|pid| entries(&PathBuf::from(format!("/proc/{pid}/fd"))).any(|entry| is_it(&entry)))?;
@@ -68,7 +68,7 @@ impl Process {
     }
 }
 
-/// All processes, the oldest first as a rule.
+/// Returns all processes, usually oldest first.
 fn pids() -> impl Iterator<Item = u32> {
     let pids = entries(Path::new("/proc"));
     let mut pids: Vec<u32> = pids.filter_map(|process| process.file_name()?.to_str()?.parse().ok()).collect();
@@ -80,13 +80,13 @@ fn name_of(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned())
 }
 
-/// None where there is no such directory any more.
+/// Returns nothing if the directory no longer exists.
 fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// The inodes of the sockets on this port in a table such as `/proc/net/udp`: `sl local_address rem_address st
-/// tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode ..`, numbers of ports in hexadecimal.
+/// Returns the inodes of the sockets on this port in a table such as `/proc/net/udp`: `sl local_address rem_address st
+/// tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode ..`, with ports in hexadecimal.
 fn inodes(table: &str, port: u16) -> Vec<u64> {
     table
         .lines()

@@ -1,4 +1,4 @@
-//! How the kernel's scheduler treats a thread (`sched(7)`).
+//! How the scheduler treats a thread (`sched(7)`).
 
 use std::io;
 use std::num::NonZero;
@@ -6,23 +6,23 @@ use std::num::NonZero;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// The "nice" value of [`prefer_this_thread`]: of a processor that both want, this thread gets nine parts of ten.
+/// The nice value of [`prefer_this_thread`]: against one ordinary thread on a processor, this thread gets nine tenths.
 const PREFERRED: i32 = -10;
 
-/// Lets the calling thread run before ordinary ones, without locking them out. Needs `CAP_SYS_NICE`.
+/// Runs the calling thread before ordinary ones, without starving them. Needs `CAP_SYS_NICE`.
 pub fn prefer_this_thread() -> io::Result<()> {
-    // "No process" is the caller, and on Linux that is the thread alone.
+    // "No process" means the caller, and on Linux only the calling thread.
     Ok(rustix::process::setpriority_process(None, PREFERRED)?)
 }
 
-/// Lets the calling thread's pauses end when they are over, not up to 50 microseconds later, which is how long the kernel
-/// gathers timers by default (`PR_SET_TIMERSLACK`).
+/// Makes the calling thread's sleeps end on time. By default the kernel coalesces timers, which delays them by up to 50
+/// microseconds (`PR_SET_TIMERSLACK`).
 pub fn wake_on_time() -> io::Result<()> {
     Ok(rustix::thread::set_current_timer_slack(Some(NonZero::<u64>::MIN))?)
 }
 
-/// Keeps the calling thread on every `step`-th processor from number `first` on, of those that it may use. Where that
-/// leaves none, nothing changes.
+/// Pins the calling thread to every `step`-th of its allowed processors, starting with number `first`. Changes nothing
+/// if none would be left.
 pub fn stay_on_every(step: usize, first: usize) -> io::Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;

@@ -1,4 +1,4 @@
-//! Where packets of the overlay may come from: what the kernel measures them by, and how.
+//! Where packets of the overlay may come from, and the checks against that.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,24 +9,24 @@ use ipnetwork::IpNetwork;
 
 use crate::kind::link_name::LinkName;
 
-/// One sender that is let in, by the [`Check`]s that ask for senders of its kind.
+/// An allowed sender, for the [`Check`]s of its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Datagrams from this address.
     Peer(IpAddr),
-    /// Packets of one subnet in datagrams from one address.
+    /// Packets from one subnet, in datagrams from one address.
     Inner {
-        /// The address that the datagrams come from.
+        /// The source address of the datagrams.
         peer: IpAddr,
         /// The first address of the subnet.
         subnet: IpAddr,
     },
-    /// Packets of this subnet as they are, by its first address.
+    /// Packets from this subnet without encapsulation, by its first address.
     Plain(IpAddr),
 }
 
 impl Source {
-    /// Whether its addresses are of IPv6.
+    /// Returns whether its addresses are IPv6.
     pub fn is_ipv6(&self) -> bool {
         match self {
             Self::Peer(address) | Self::Inner { peer: address, .. } | Self::Plain(address) => {
@@ -46,51 +46,50 @@ impl fmt::Display for Source {
     }
 }
 
-/// One rule that drops what comes from elsewhere, or spares packets of peers the look at the others.
+/// A rule that drops packets from other sources, or lets packets of peers skip the other rules.
 ///
 /// As text it is the comment by which the rule is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Check {
-    /// What comes from a [`Source::Peer`] is let in before any other rule is looked at: three steps for each packet of the
-    /// overlay in place of ten. It may stand before [`Check::Peers`] and [`Check::PeersPieces`] alone.
+    /// Accepts packets from a [`Source::Peer`] before any other rule: three steps per overlay packet instead of ten.
+    /// May be combined only with [`Check::Peers`] and [`Check::PeersPieces`].
     Shortcut {
-        /// Of IPv6, not IPv4.
+        /// IPv6 instead of IPv4.
         ipv6: bool,
     },
-    /// Datagrams come from a [`Source::Peer`].
+    /// Datagrams must come from a [`Source::Peer`].
     Peers(Wire),
-    /// Datagrams of IPv6 in pieces come from a [`Source::Peer`]: the kernel puts them together only behind the rules, which
-    /// find no VNI in the first piece if that is cut short.
+    /// Fragmented IPv6 datagrams must come from a [`Source::Peer`]. The kernel reassembles them only after the rules,
+    /// which find no VNI in a short first fragment.
     PeersPieces(Wire),
-    /// Datagrams of IPv6 are not in pieces, whose inside no rule sees.
+    /// IPv6 datagrams must not be fragmented, because no rule sees inside the fragments.
     Whole(Wire),
-    /// VXLAN datagrams carry packets of the family that they are sent with.
+    /// VXLAN datagrams must carry packets of the family of their outer header.
     Carries(Wire),
-    /// VXLAN datagrams carry packets that a [`Source::Inner`] sends; each holds a subnet with a prefix of this length.
+    /// VXLAN datagrams must carry packets from a [`Source::Inner`], whose subnets have this prefix length.
     InnerSource(Wire, u8),
-    /// VXLAN datagrams carry packets for this subnet.
+    /// VXLAN datagrams must carry packets for this subnet.
     InnerDestination(Wire, IpNetwork),
-    /// Packets of the overlay network that come as they are: they are sent by a [`Source::Plain`]; each holds a subnet
-    /// with a prefix of this length.
+    /// Unencapsulated overlay packets must come from a [`Source::Plain`], whose subnets have this prefix length.
     PlainSource(Plain, u8),
-    /// Packets of the overlay network that come as they are: they are sent to this subnet.
+    /// Unencapsulated overlay packets must be for this subnet.
     PlainDestination(Plain, IpNetwork),
-    /// A rule among ours that is none of ours, by its handle.
+    /// An unknown rule among ours, by its handle.
     Unknown(u64),
 }
 
 /// Datagrams that carry packets of the overlay network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Wire {
-    /// They are sent with IPv6.
+    /// Whether the outer header is IPv6.
     pub ipv6: bool,
-    /// The UDP port that they arrive at.
+    /// Their destination UDP port.
     pub port: u16,
-    /// For VXLAN, the network identifier: those of other networks are not looked at.
+    /// For VXLAN, the network identifier: other networks are ignored.
     pub vni: Option<u32>,
 }
 
-/// Packets of the overlay network that come by a device as they are.
+/// Packets of the overlay network that arrive on a device without encapsulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Plain {
     /// The device.
@@ -100,7 +99,7 @@ pub struct Plain {
 }
 
 impl Check {
-    /// Whether it is about packets of IPv6. One that is not known is looked for in both families.
+    /// Returns whether it is about IPv6 packets. An unknown rule is looked for in both families.
     pub fn is_ipv6(&self) -> bool {
         match self {
             Self::Shortcut { ipv6 } => *ipv6,
@@ -155,9 +154,9 @@ fn parse_family(word: &str) -> Option<bool> {
     [false, true].into_iter().find(|ipv6| family(*ipv6) == word)
 }
 
-/// A text that is no check's.
+/// A text that is not the comment of a check.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not the comment of a rule of ours")]
+#[error("{0:?} is not the comment of one of our rules")]
 pub struct NoCheck(String);
 
 impl FromStr for Check {

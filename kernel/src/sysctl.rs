@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 
 use crate::LinkName;
 
-/// Writes a setting if it has another value, and says whether it had.
+/// Writes a setting unless it already has the value, and returns whether it wrote.
 ///
-/// `path` is below `/proc/sys`, with slashes: `net/ipv4/ip_forward` (`proc_sys(5)`). An error names the setting; it
-/// is the answer too where the kernel has no such setting.
+/// `path` is below `/proc/sys`, with slashes: `net/ipv4/ip_forward` (`proc_sys(5)`). An error names the setting; a
+/// kernel without the setting gives an error too.
 pub fn write(path: &str, value: &str) -> io::Result<bool> {
     write_below(Path::new("/proc/sys"), path, value)
 }
 
-/// Lets the kernel route packets from one interface to another, for each family that is asked for.
+/// Enables routing between interfaces for each requested family.
 ///
-/// With `net/ipv6/conf/all/forwarding` the kernel stops taking router advertisements on interfaces whose `accept_ra`
-/// is 1 (kernel `Documentation/networking/ip-sysctl.rst`): a host that has its own default route from one must have
-/// set 2 there.
+/// With `net/ipv6/conf/all/forwarding` the kernel ignores router advertisements on interfaces whose `accept_ra` is 1
+/// (kernel `Documentation/networking/ip-sysctl.rst`). A host that has its default route from one needs 2 there.
 pub fn forwarding(ipv4: bool, ipv6: bool) -> io::Result<()> {
     if ipv4 {
         write("net/ipv4/ip_forward", "1")?;
@@ -33,8 +32,8 @@ fn write_below(root: &Path, path: &str, value: &str) -> io::Result<bool> {
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("setting {} to {value}: {error}", file.display()))
     };
-    // Writing what is there already is not for free: it makes the kernel flush its route cache, and fails in a
-    // container that has the right setting but may not write it.
+    // Writing an unchanged value has a price: the kernel flushes its route cache, and a container that has the right
+    // value may be unable to write it.
     if std::fs::read_to_string(&file).map_err(named)?.trim_end() == value {
         return Ok(false);
     }
@@ -42,8 +41,8 @@ fn write_below(root: &Path, path: &str, value: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Lets packets in by `link` whose source is an address of this host, which the kernel takes for forged otherwise
-/// (`accept_local` in `Documentation/networking/ip-sysctl.rst`). Answers whether anything had to be changed.
+/// Accepts packets on `link` whose source is an address of this host; by default the kernel drops them as forged
+/// (`accept_local` in `Documentation/networking/ip-sysctl.rst`). Returns whether anything changed.
 ///
 /// # Errors
 /// As [`write()`].
@@ -51,21 +50,20 @@ pub fn accept_local(link: LinkName) -> io::Result<bool> {
     write(&format!("net/ipv4/conf/{link}/accept_local"), "1")
 }
 
-/// Bytes of routing table that the kernel throws away before it waits until nobody uses them any more: the most that
-/// it takes (`fib_sync_mem` in `Documentation/networking/ip-sysctl.rst`). By default it waits for every 512 KiB, which
-/// slows large batches of route changes down.
+/// Bytes of freed routing table after which the kernel waits until they are no longer used: the maximum (`fib_sync_mem`
+/// in `Documentation/networking/ip-sysctl.rst`). The default of 512 KiB slows large batches of route changes.
 const MOST_FIB_SYNC_MEM: u64 = 64 * 1024 * 1024;
 
-/// `net.ipv4.fib_sync_mem`, raised for as long as this value lives. The setting is one for the whole kernel, and shown in
-/// the initial network namespace only: elsewhere nothing happens.
+/// Raises `net.ipv4.fib_sync_mem` for the lifetime of this value. The setting is kernel-wide and visible only in the
+/// initial network namespace; elsewhere this does nothing.
 #[derive(Debug)]
 pub(crate) struct FibSyncMem {
-    /// The file, and what stood in it; `None` if nothing was changed.
+    /// The file and its previous contents; `None` if nothing was changed.
     before: Option<(PathBuf, String)>,
 }
 
 impl FibSyncMem {
-    /// Raises it to the most that there can be.
+    /// Raises it to the maximum.
     pub(crate) fn raise() -> Self {
         Self::raise_below(Path::new("/proc/sys"))
     }
@@ -76,7 +74,7 @@ impl FibSyncMem {
         let is_lower = |before: &String| before.parse().is_ok_and(|bytes: u64| bytes < MOST_FIB_SYNC_MEM);
         let before = before.filter(is_lower).filter(|_| {
             std::fs::write(&file, MOST_FIB_SYNC_MEM.to_string())
-                .inspect_err(|error| tracing::debug!(%error, "{} stays as it is", file.display()))
+                .inspect_err(|error| tracing::debug!(%error, "leaving {} unchanged", file.display()))
                 .is_ok()
         });
         Self { before: before.map(|before| (file, before)) }
@@ -86,11 +84,11 @@ impl FibSyncMem {
 impl Drop for FibSyncMem {
     fn drop(&mut self) {
         let Some((file, before)) = &self.before else { return };
-        // What somebody else has set meanwhile stays.
+        // Keep a value that somebody else has set meanwhile.
         let ours =
             std::fs::read_to_string(file).is_ok_and(|now| now.trim_end().parse() == Ok(MOST_FIB_SYNC_MEM));
         if ours && let Err(error) = std::fs::write(file, before) {
-            tracing::warn!(%error, "cannot put {} back to {before}", file.display());
+            tracing::warn!(%error, "cannot restore {} to {before}", file.display());
         }
     }
 }

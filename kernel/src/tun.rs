@@ -1,6 +1,6 @@
 //! TUN queues with virtio-net headers and offloads, read and written from plain threads.
 //!
-//! Source of what the kernel does: `drivers/net/tun.c` and `Documentation/networking/tuntap.rst`.
+//! Source for the kernel's behaviour: `drivers/net/tun.c` and `Documentation/networking/tuntap.rst`.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -12,32 +12,32 @@ use nix::errno::Errno;
 
 use crate::LinkName;
 
-/// Bytes of a `struct virtio_net_hdr` (`linux/virtio_net.h`), which stands before every packet of a queue with
+/// Bytes of a `struct virtio_net_hdr` (`linux/virtio_net.h`), which precedes every packet of a queue with
 /// [`TunMode::vnet_header`]. Its fields are in host order.
 pub const VNET_HEADER_BYTES: usize = 10;
 
-/// Most queues that [`TunQueue::open`] attaches. The kernel's own limit is 256 a device (`MAX_TAP_QUEUES`).
+/// Most queues that [`TunQueue::open`] attaches. The kernel's own limit is 256 per device (`MAX_TAP_QUEUES`).
 pub const MAX_QUEUES: usize = 64;
 
-/// What stands before a packet of a TUN queue, and how large packets from the kernel may be.
+/// What precedes a packet of a TUN queue, and how large packets from the kernel may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TunMode {
-    /// Every packet, read or written, follows a `virtio_net_hdr` of [`VNET_HEADER_BYTES`]; the kernel leaves
-    /// transport checksums to us. Without it the other two cannot be.
+    /// Every packet, read or written, follows a `virtio_net_hdr` of [`VNET_HEADER_BYTES`]; the kernel leaves transport
+    /// checksums to us. The other two modes require it.
     pub vnet_header: bool,
-    /// The kernel hands over TCP packets of up to 64 KiB, both families, to be segmented by the reader.
+    /// The kernel passes TCP packets of up to 64 KiB, both families, for the reader to segment.
     pub tso: bool,
     /// The same for UDP (kernel 6.2 and later).
     pub uso: bool,
 }
 
 impl TunMode {
-    /// One packet a call, as it goes over the wire: what every kernel has.
+    /// One packet per call, as on the wire: what every kernel supports.
     pub const PLAIN: Self = Self { vnet_header: false, tso: false, uso: false };
-    /// All there is.
+    /// Everything.
     pub const FULL: Self = Self { vnet_header: true, tso: true, uso: true };
 
-    /// The argument of `TUNSETOFFLOAD`.
+    /// Returns the argument of `TUNSETOFFLOAD`.
     fn offloads(self) -> libc::c_uint {
         let when = |wanted, flags| if wanted { flags } else { 0 };
         when(self.vnet_header, libc::TUN_F_CSUM)
@@ -45,7 +45,7 @@ impl TunMode {
             | when(self.vnet_header && self.uso, libc::TUN_F_USO4 | libc::TUN_F_USO6)
     }
 
-    /// This mode and what to try in its place, best first.
+    /// Returns this mode and its fallbacks, best first.
     fn plainer(self) -> [Self; 3] {
         let no_uso = Self { uso: false, ..self };
         [self, no_uso, Self { tso: false, ..no_uso }]
@@ -73,18 +73,18 @@ impl fmt::Display for TunMode {
     }
 }
 
-/// Why a TUN device could not be made or opened.
+/// Why a TUN device could not be created or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
-    /// `/dev/net/tun` is missing or may not be opened.
+    /// `/dev/net/tun` is missing or cannot be opened.
     #[error("opening /dev/net/tun ({advice}): {source}", advice = advice(.source))]
     ControlDevice {
         /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// The kernel refused to make the device, or to add a queue to it. `EINVAL` and `EBUSY`: a device of that name
-    /// exists, and is no TUN device or has one queue only.
+    /// The kernel refused to create the device or to add a queue. `EINVAL` and `EBUSY`: a device of that name exists,
+    /// but is not a TUN device or has a single queue.
     #[error(
         "attaching to device {name} (a device of that name must be a TUN device made with multi_queue): {source}"
     )]
@@ -95,25 +95,25 @@ pub enum TunError {
         #[source]
         source: io::Error,
     },
-    /// The device to attach to does not exist, or vanished meanwhile.
+    /// The device to attach to does not exist, or disappeared meanwhile.
     #[error("TUN device {0} does not exist")]
     Missing(LinkName),
-    /// tokio-tun could not open its queues.
+    /// tokio-tun could not open the queues.
     #[error("opening {queues} queues of device {name}: {source}")]
     Queues {
         /// The device.
         name: LinkName,
-        /// How many were asked for.
+        /// The requested number.
         queues: usize,
-        /// What tokio-tun says.
+        /// The cause.
         #[source]
         source: tokio_tun::Error,
     },
-    /// A number of queues out of bounds.
-    #[error("{0} queues asked for; 1 to {MAX_QUEUES} are possible")]
+    /// The number of queues is out of bounds.
+    #[error("cannot open {0} queues; 1 to {MAX_QUEUES} are possible")]
     QueueCount(usize),
     /// Called outside of a tokio runtime, which tokio-tun needs.
-    #[error("TUN queues are opened inside a tokio runtime only: {0}")]
+    #[error("TUN queues can only be opened inside a tokio runtime: {0}")]
     NoRuntime(#[source] tokio::runtime::TryCurrentError),
     /// A setting of the device could not be read or changed.
     #[error("{setting} of device {name}: {source}")]
@@ -128,7 +128,7 @@ pub enum TunError {
     },
 }
 
-/// What makes `/dev/net/tun` usable.
+/// Returns how to make `/dev/net/tun` usable.
 fn advice(reason: &io::Error) -> &'static str {
     match reason.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -140,13 +140,13 @@ fn advice(reason: &io::Error) -> &'static str {
     }
 }
 
-/// Makes a persistent TUN device with many queues: without packet information, with virtio-net headers if `mode` has
-/// them. It stays when the process ends, and is deleted over netlink. It has no address yet and is down.
+/// Creates a persistent multi-queue TUN device without packet information, and with virtio-net headers if `mode` has
+/// them. It outlives the process, and is deleted over netlink. It has no address yet and is down.
 ///
-/// Idempotent: a multi-queue TUN device of that name is kept, and made persistent.
+/// Idempotent: an existing multi-queue TUN device of that name is kept, and made persistent.
 ///
-/// The kernel takes from `mode` only what the first queue to attach says anew ([`TunQueue::open`] does); offloads are
-/// set there.
+/// The kernel keeps of `mode` only what the first attached queue sets again; [`TunQueue::open`] does so, and sets
+/// offloads.
 pub fn create(name: LinkName, mode: TunMode) -> Result<(), TunError> {
     let device = attach(name, mode)?;
     set_number(device.as_fd(), libc::TUNSETPERSIST, 1).map_err(setting(name, "TUNSETPERSIST"))
@@ -154,36 +154,36 @@ pub fn create(name: LinkName, mode: TunMode) -> Result<(), TunError> {
 
 /// One queue of a TUN device. Reads and writes move one packet, and never block.
 ///
-/// Closing it detaches the queue; packets that wait in it are lost, and the kernel spreads flows over the others.
+/// Dropping it detaches the queue: packets queued there are lost, and the kernel spreads flows over the other queues.
 #[derive(Debug)]
 pub struct TunQueue {
     file: File,
 }
 
 impl TunQueue {
-    /// Attaches `queues` queues (1 to [`MAX_QUEUES`]) to the existing device `name`, and says which mode is in force:
-    /// `wanted`, or the next plainer one that the kernel takes. Offloads belong to the device, so all its queues
-    /// have the same mode.
+    /// Attaches `queues` queues (1 to [`MAX_QUEUES`]) to the existing device `name`. Returns the mode in force:
+    /// `wanted`, or the next simpler one that the kernel accepts. Offloads belong to the device, so its queues share
+    /// the mode.
     ///
-    /// If another process has queues of the device open, the presence of headers is as it chose, and it gets a share
-    /// of the packets.
+    /// If another process has queues of the device open, its choice of headers applies, and it gets some of the
+    /// packets.
     ///
-    /// Must be called inside a tokio runtime; the queues themselves do not need it.
+    /// Must be called in a tokio runtime; the queues themselves do not need it.
     pub fn open(name: LinkName, queues: usize, wanted: TunMode) -> Result<(Vec<Self>, TunMode), TunError> {
         if !(1..=MAX_QUEUES).contains(&queues) {
             return Err(TunError::QueueCount(queues));
         }
         tokio::runtime::Handle::try_current().map_err(TunError::NoRuntime)?;
-        // Attaching to a name that no device has would make one.
+        // Attaching to an unused name would create a device.
         nix::net::if_::if_nametoindex(name.as_str()).map_err(|_| TunError::Missing(name))?;
 
-        // tokio-tun cannot ask for virtio headers. The first queue of a device chooses for all later ones, so that
-        // is one of ours. It is disabled at once, for the kernel would send packets to it that nobody reads. It also
-        // finds out most reasons to refuse before tokio-tun does, which leaks descriptors when it fails.
+        // tokio-tun cannot request virtio headers. The first queue of a device decides for all later ones, so it is one
+        // of ours, disabled at once because nobody reads it. It also detects most errors before tokio-tun does, which
+        // leaks descriptors when it fails.
         let first = attach(name, wanted)?;
         disable(name, &first)?;
 
-        // Below two, tokio-tun opens a device of one queue, which is another kind of device.
+        // With fewer than two, tokio-tun opens a single-queue device, which is another kind of device.
         let mut opened = tokio_tun::Tun::builder()
             .name(name.as_str())
             .queues(queues.max(2))
@@ -202,16 +202,16 @@ impl TunQueue {
         Ok((files.into_iter().map(|file| Self { file }).collect(), in_force))
     }
 
-    /// Reads one packet with what stands before it; longer ones than `buffer` are cut. [`io::ErrorKind::WouldBlock`]
-    /// where none waits. A packet with offloads has up to 65,535 bytes after its header.
+    /// Reads one packet with what precedes it; truncates packets longer than `buffer`. [`io::ErrorKind::WouldBlock`] if
+    /// there is none. A packet with offloads has up to 65,535 bytes after its header.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(buffer)
     }
 
-    /// Writes one packet with what stands before it, gathered from at most 1,024 `slices` (`IOV_MAX`).
+    /// Writes one packet with what precedes it, gathered from at most 1,024 `slices` (`IOV_MAX`).
     ///
-    /// `EIO`: the device is down, and packets are lost until it is up again. `EINVAL`: the kernel does not take the header. What it takes in part
-    /// only is an error of kind [`io::ErrorKind::WriteZero`].
+    /// `EIO`: the device is down, and packets are lost until it is up again. `EINVAL`: the kernel rejects the header. A
+    /// partial write is an error of kind [`io::ErrorKind::WriteZero`].
     pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<()> {
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         let written = (&self.file).write_vectored(slices)?;
@@ -231,13 +231,13 @@ impl AsFd for TunQueue {
     }
 }
 
-/// Whether an error of a read or write means that the device was deleted: the queue is of no use any more. The kernel
-/// says `EBADFD` (seen on 6.18, reading and writing; `tun_ring_recv` has `EFAULT` for a read that is under way).
+/// Returns whether an error of a read or write means that the device was deleted, which makes the queue useless. The
+/// kernel returns `EBADFD` (seen on 6.18, reading and writing; `tun_ring_recv` has `EFAULT` for a read in progress).
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EFAULT | libc::ENODEV))
 }
 
-/// Opens a descriptor of its own and attaches it to device `name`, or makes the device.
+/// Opens a new descriptor and attaches it to device `name`, creating the device if needed.
 fn attach(name: LinkName, mode: TunMode) -> Result<File, TunError> {
     let file = OpenOptions::new()
         .read(true)
@@ -251,15 +251,15 @@ fn attach(name: LinkName, mode: TunMode) -> Result<File, TunError> {
     Ok(file)
 }
 
-/// Keeps a queue attached to its device, with no packets sent to it.
+/// Keeps a queue attached to its device, but without packets.
 fn disable(name: LinkName, queue: &File) -> Result<(), TunError> {
     let mut request = interface_request(name, libc::IFF_DETACH_QUEUE);
     interface_ioctl(queue.as_fd(), libc::TUNSETQUEUE, &mut request).map_err(setting(name, "TUNSETQUEUE"))
 }
 
-/// The queue behind a descriptor of tokio-tun, for use outside of tokio.
+/// Duplicates the descriptor of a tokio-tun queue, for use outside of tokio.
 ///
-/// tokio registers its own descriptor with the runtime's epoll: each packet would wake a thread of the runtime as well
+/// tokio registers its own descriptor with the runtime's epoll, so that each packet would wake a runtime thread as well
 /// as ours. Dropping the [`tokio_tun::Tun`] ends that; the queue stays attached as long as this duplicate is open.
 fn duplicate(tun: &tokio_tun::Tun) -> io::Result<File> {
     // SAFETY: `tun` owns the descriptor and is borrowed for as long as the borrowed descriptor lives.
@@ -276,7 +276,7 @@ fn set_mode(name: LinkName, queue: BorrowedFd<'_>, wanted: TunMode) -> Result<Tu
     #[allow(unsafe_code)]
     let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
     if flags & libc::IFF_PERSIST == 0 {
-        // Deleted after we looked for it, and made anew by our own attaching: it goes with our descriptors.
+        // Deleted after the lookup, and recreated by attaching: it disappears with our descriptors.
         return Err(TunError::Missing(name));
     }
     let vnet_header = flags & libc::IFF_VNET_HDR != 0;
@@ -288,7 +288,7 @@ fn set_mode(name: LinkName, queue: BorrowedFd<'_>, wanted: TunMode) -> Result<Tu
         tso: wanted.tso && wanted.vnet_header && vnet_header,
         uso: wanted.uso && wanted.vnet_header && vnet_header,
     };
-    // In plain mode too: a persistent device keeps the offloads of whoever had it before.
+    // In plain mode too: a persistent device keeps the offloads of its previous user.
     for mode in offloads.plainer() {
         match set_number(queue, libc::TUNSETOFFLOAD, mode.offloads().into()) {
             Ok(()) => return Ok(mode),
@@ -296,7 +296,7 @@ fn set_mode(name: LinkName, queue: BorrowedFd<'_>, wanted: TunMode) -> Result<Tu
             Err(source) => return Err(TunError::Setting { name, setting: "TUNSETOFFLOAD", source }),
         }
     }
-    // Not even checksums, which every kernel since 2.6.27 leaves to us on request.
+    // Not even checksums, which every kernel since 2.6.27 supports.
     let mode = TunMode { vnet_header, ..TunMode::PLAIN };
     set_number(queue, libc::TUNSETOFFLOAD, 0).map_err(setting(name, "TUNSETOFFLOAD"))?;
     Ok(mode)
@@ -307,7 +307,7 @@ fn setting(name: LinkName, setting: &'static str) -> impl FnOnce(io::Error) -> T
 }
 
 fn interface_request(name: LinkName, flags: libc::c_int) -> libc::ifreq {
-    // SAFETY: ifreq consists of bytes, integers and a pointer, for which zero is a value.
+    // SAFETY: ifreq consists of bytes, integers and a pointer, for which zero is a valid value.
     #[allow(unsafe_code)]
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
@@ -317,7 +317,7 @@ fn interface_request(name: LinkName, flags: libc::c_int) -> libc::ifreq {
     request
 }
 
-/// One of `TUNSETIFF`, `TUNGETIFF` and `TUNSETQUEUE`.
+/// Calls `TUNSETIFF`, `TUNGETIFF` or `TUNSETQUEUE`.
 fn interface_ioctl(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: the three requests read and write one `struct ifreq`, which `argument` is, and keep no pointer to it.
     #[allow(unsafe_code)]
@@ -325,7 +325,7 @@ fn interface_ioctl(fd: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut libc
     Errno::result(result).map(drop).map_err(Into::into)
 }
 
-/// One of `TUNSETPERSIST` and `TUNSETOFFLOAD`.
+/// Calls `TUNSETPERSIST` or `TUNSETOFFLOAD`.
 fn set_number(fd: BorrowedFd<'_>, request: libc::Ioctl, number: libc::c_ulong) -> io::Result<()> {
     // SAFETY: the two requests take their argument as a number and touch no memory of ours.
     #[allow(unsafe_code)]

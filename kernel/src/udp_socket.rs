@@ -1,8 +1,7 @@
-//! A UDP socket for the datapath: batched sends and receives, segmented and merged by the kernel.
+//! A UDP socket for the data path: batched sends and receives, segmented and merged by the kernel.
 //!
-//! Everything is non-blocking and allocates nothing per call, which is why the two calls that move packets go to
-//! libc: nix's `sendmmsg` and `recvmmsg` build vectors. Source: `udp(7)`, `sendmmsg(2)`, `recvmmsg(2)`,
-//! `net/ipv4/udp.c`.
+//! Non-blocking, and without allocations per call. That is why the two calls that move packets use libc: nix's
+//! `sendmmsg` and `recvmmsg` build vectors. Source: `udp(7)`, `sendmmsg(2)`, `recvmmsg(2)`, `net/ipv4/udp.c`.
 
 mod message;
 mod raw;
@@ -23,31 +22,31 @@ pub use self::message::{MAX_GSO_BYTES, MAX_MESSAGES, MAX_PAYLOAD_BYTES, MAX_SEGM
 pub use self::raw::MAX_SLICES;
 pub use self::receive::{Datagram, ReceiveBatch};
 
-/// What to ask of a socket.
+/// Options to request for a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpOptions {
-    /// Let the kernel cut sends into segments (`UDP_SEGMENT`, Linux 4.18 and later).
+    /// Let the kernel segment sends (`UDP_SEGMENT`, Linux 4.18 and later).
     pub gso: bool,
-    /// Let the kernel merge what it receives (`UDP_GRO`, Linux 5.0 and later).
+    /// Let the kernel merge received datagrams (`UDP_GRO`, Linux 5.0 and later).
     pub gro: bool,
-    /// Other sockets of ours may be bound to the same address: the kernel spreads arriving datagrams over them by
-    /// sender, so that those of one sender stay in order (`SO_REUSEPORT`).
+    /// Allow other sockets of ours on the same address. The kernel distributes datagrams by sender, so that those of
+    /// one sender stay in order (`SO_REUSEPORT`).
     pub shared: bool,
-    /// Bytes that may wait in each direction, as for `SO_RCVBUF`: the kernel doubles it, for its own overhead counts.
-    /// Beyond `net.core.rmem_max` and `wmem_max` only with `CAP_NET_ADMIN`.
+    /// Buffer size per direction in bytes, as for `SO_RCVBUF`: the kernel doubles it, to cover its own overhead.
+    /// Exceeding `net.core.rmem_max` and `wmem_max` needs `CAP_NET_ADMIN`.
     pub buffer_bytes: usize,
 }
 
-/// What of [`UdpOptions`] is in force.
+/// The [`UdpOptions`] in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpModes {
     /// Sends may have a segment size.
     pub gso: bool,
-    /// Received datagrams may be several, merged.
+    /// Received datagrams may be merged.
     pub gro: bool,
-    /// `SO_SNDBUF` as the kernel has it, in bytes: twice what was asked for, if that was granted.
+    /// The kernel's `SO_SNDBUF` in bytes: twice the requested size, if granted.
     pub send_buffer_bytes: usize,
-    /// `SO_RCVBUF`, likewise.
+    /// The kernel's `SO_RCVBUF`, likewise.
     pub receive_buffer_bytes: usize,
 }
 
@@ -62,21 +61,21 @@ impl fmt::Display for UdpModes {
     }
 }
 
-/// A bound, unconnected, non-blocking UDP socket. It may be used from several threads at once.
+/// A bound, unconnected, non-blocking UDP socket. Several threads may use it at once.
 #[derive(Debug)]
 pub struct UdpSocket {
     inner: std::net::UdpSocket,
 }
 
 impl UdpSocket {
-    /// Binds to `address` (an IPv6 socket takes IPv6 only) and says what of `options` the kernel has.
+    /// Binds to `address` (an IPv6 socket takes only IPv6), and returns which `options` the kernel supports.
     ///
-    /// Datagrams leave without the DF bit and are cut into fragments where the path needs it, as the kernel's VXLAN
-    /// does by default (`df unset` in `ip-link(8)`). flannel leaves the system's default, `IP_PMTUDISC_WANT`, which
-    /// sets DF and learns from ICMP: where a firewall eats that ICMP, or a peer's underlay has a smaller MTU than ours,
-    /// large packets would vanish without a trace.
+    /// Datagrams leave without the DF bit and are fragmented where the path needs it, as the kernel's VXLAN does by
+    /// default (`df unset` in `ip-link(8)`). flannel keeps the system's default, `IP_PMTUDISC_WANT`, which sets DF and
+    /// learns from ICMP. If a firewall drops that ICMP, or a peer's underlay has a smaller MTU than ours, large packets
+    /// disappear without a trace.
     ///
-    /// Only single datagrams are cut so. Segments of a segmented send are never: see [`is_too_big`].
+    /// Only single datagrams are fragmented, never the segments of a segmented send: see [`is_too_big`].
     pub fn bind(address: SocketAddr, options: UdpOptions) -> io::Result<(Self, UdpModes)> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -100,7 +99,7 @@ impl UdpSocket {
             socket::setsockopt(&fd, sockopt::RcvBuf, &bytes)?;
         }
 
-        // A default segment size of zero changes nothing but tells whether the kernel has the option.
+        // A default segment size of zero changes nothing, but shows whether the kernel has the option.
         let gso = options.gso && socket::setsockopt(&fd, sockopt::UdpGsoSegment, &0).is_ok();
         let gro = options.gro && socket::setsockopt(&fd, sockopt::UdpGroSegment, &true).is_ok();
         let modes = UdpModes {
@@ -109,13 +108,13 @@ impl UdpSocket {
             send_buffer_bytes: socket::getsockopt(&fd, sockopt::SndBuf)?,
             receive_buffer_bytes: socket::getsockopt(&fd, sockopt::RcvBuf)?,
         };
-        // Last, so that nothing is received before the socket is as it shall be.
+        // Last, so that nothing arrives before the socket is configured.
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
         Ok((Self { inner: fd.into() }, modes))
     }
 
-    /// Hands the datagrams for all sockets of this address ([`UdpOptions::shared`]) to the one whose place in the order
-    /// of binding is the number of the processor that they arrive on, modulo `sockets`: Linux 4.5 and later.
+    /// Delivers the datagrams for all sockets of this address ([`UdpOptions::shared`]) by processor: to the socket
+    /// whose bind order is the number of the processor on which they arrive, modulo `sockets`. Linux 4.5 and later.
     pub fn steer_by_processor(&self, sockets: u32) -> io::Result<()> {
         const PROCESSOR: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_CPU) as u32;
         let step = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
@@ -128,21 +127,21 @@ impl UdpSocket {
         Ok(socket::setsockopt(&self.inner, sockopt::AttachReusePortCbpf, &program)?)
     }
 
-    /// The address that the socket is bound to.
+    /// Returns the address that the socket is bound to.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()
     }
 
-    /// Sends the first [`MAX_MESSAGES`] of `messages` with one call, in their order, each whole or not at all, and says
-    /// how many were sent: at least one, unless there are none. An error is that of the first message; one that comes
-    /// later ends the call, and is told by the call that begins with it.
+    /// Sends the first [`MAX_MESSAGES`] of `messages` with one call, in order, each whole or not at all. Returns how
+    /// many were sent: at least one, unless there are none. An error is that of the first message; an error of a later
+    /// one ends the call, and the call that begins with it returns it.
     ///
-    /// The caller sees to it that a message has at most [`MAX_SEGMENTS`] segments and [`MAX_PAYLOAD_BYTES`] bytes, better
-    /// [`MAX_GSO_BYTES`]. More than [`MAX_SLICES`] slices are [`io::ErrorKind::InvalidInput`]. Other errors are told
-    /// apart by [`is_gso_refused`], [`is_too_big`] and [`is_full`].
+    /// The caller ensures that a message has at most [`MAX_SEGMENTS`] segments and [`MAX_PAYLOAD_BYTES`] bytes,
+    /// preferably [`MAX_GSO_BYTES`]. More than [`MAX_SLICES`] slices are [`io::ErrorKind::InvalidInput`].
+    /// [`is_gso_refused`], [`is_too_big`] and [`is_full`] classify other errors.
     pub fn send_many(&self, messages: &[Message<'_>]) -> io::Result<usize> {
         let messages = &messages[..messages.len().min(MAX_MESSAGES)];
-        // Not set to zero first: for a few messages that would be most of the work.
+        // Not zeroed first: for a few messages that would be most of the work.
         let mut envelopes = [const { MaybeUninit::<Envelope>::uninit() }; MAX_MESSAGES];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MAX_MESSAGES];
         let mut count = 0;
@@ -157,8 +156,8 @@ impl UdpSocket {
             header.write(libc::mmsghdr { msg_hdr: envelope.header(message), msg_len: 0 });
             count += 1;
         }
-        // SAFETY: the first `count` headers are initialised; they point to the envelopes and to the caller's slices,
-        // which outlive the call, with their true lengths. sendmmsg writes to the headers' msg_len only.
+        // SAFETY: the first `count` headers are initialised. They point to the envelopes and to the caller's slices,
+        // with their true lengths; both outlive the call. sendmmsg writes only the headers' msg_len.
         #[allow(unsafe_code)]
         let sent = unsafe {
             libc::sendmmsg(self.inner.as_raw_fd(), headers.as_mut_ptr().cast(), count as libc::c_uint, 0)
@@ -166,13 +165,13 @@ impl UdpSocket {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Receives what waits, up to the size of `batch`, and says how many datagrams that is: at least one. Of large
-    /// ones fewer are taken at a time, so that they are still in the processor's cache when they are looked at.
-    /// [`io::ErrorKind::WouldBlock`] where none waits. What `batch` held before is gone, also after an error.
+    /// Receives what is queued, up to the size of `batch`, and returns the number of datagrams: at least one. Takes
+    /// fewer large datagrams at a time, so that they are still in the processor's cache when they are processed.
+    /// [`io::ErrorKind::WouldBlock`] if there is none. Clears `batch`, even on errors.
     pub fn receive(&self, batch: &mut ReceiveBatch) -> io::Result<usize> {
         let headers = batch.prepare();
-        // SAFETY: each header points to its own buffer, name and control space inside `batch`, which is borrowed
-        // exclusively for the call, with their true lengths; a null time-out means none.
+        // SAFETY: each header points to its own buffer, name and control space inside `batch`, with their true lengths.
+        // `batch` is borrowed exclusively for the call. A null timeout means none.
         #[allow(unsafe_code)]
         let received = unsafe {
             libc::recvmmsg(
@@ -195,29 +194,28 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Whether an error of a segmented send may come from the segmentation: the same payload may go through as single
-/// datagrams.
+/// Returns whether an error of a segmented send may come from the segmentation, so that single datagrams may work.
 ///
-/// `EIO`: the device cannot do checksums (before Linux 6.11), or the route has an IPsec policy. `EINVAL`: too many
-/// segments, or a segment is larger than the path's MTU on kernels before 6.14 (later ones: [`is_too_big`]); it is the
-/// answer to an invalid destination too, such as port 0. `EOPNOTSUPP`: no such option.
+/// `EIO`: the device cannot compute checksums (before Linux 6.11), or the route has an IPsec policy. `EINVAL`: too many
+/// segments, or a segment exceeds the path's MTU on kernels before 6.14 (later ones: [`is_too_big`]); an invalid
+/// destination, such as port 0, gives it too. `EOPNOTSUPP`: no such option.
 pub fn is_gso_refused(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP))
 }
 
-/// Whether a datagram was too large (`EMSGSIZE`): beyond [`MAX_PAYLOAD_BYTES`]; or, in a segmented send, a segment is
-/// larger than the MTU of the path, in which case its datagrams may be sent singly, and are cut into fragments.
+/// Returns whether a datagram was too large (`EMSGSIZE`): it exceeds [`MAX_PAYLOAD_BYTES`], or a segment exceeds the
+/// path's MTU. In that case its datagrams may be sent singly, and are fragmented.
 pub fn is_too_big(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EMSGSIZE)
 }
 
-/// Whether a queue is full: that of the socket (`EAGAIN`) or, seldom, that of a device (`ENOBUFS`). The datagrams are
-/// lost if not sent again.
+/// Returns whether a queue is full: that of the socket (`EAGAIN`) or, rarely, of a device (`ENOBUFS`). The datagrams
+/// are lost unless sent again.
 pub fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS))
 }
 
-/// `IP_MTU_DISCOVER` (`ip(7)`), which nix does not have.
+/// Sets `IP_MTU_DISCOVER` (`ip(7)`), which nix lacks.
 fn never_set_df(fd: BorrowedFd<'_>, ipv4: bool) -> io::Result<()> {
     let (level, option, value) = if ipv4 {
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)

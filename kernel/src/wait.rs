@@ -1,4 +1,4 @@
-//! Waiting for several descriptors at once, with a way to end the wait from another thread.
+//! Waits for several descriptors at once; another thread can end the wait.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,36 +8,36 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Ends a [`wait_readable`] from another thread, for good: an `eventfd(2)`. Clones are the same waker.
+/// Permanently ends a [`wait_readable`] from another thread: an `eventfd(2)`. Clones are the same waker.
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<EventFd>);
 
 impl Waker {
-    /// Makes one that is not raised.
+    /// Creates a waker that is not raised.
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self(Arc::new(EventFd::from_value_and_flags(0, flags)?)))
     }
 
-    /// Raises it: every thread that waits with it, now or later, goes on.
+    /// Raises it: every thread that waits with it, now or later, continues.
     pub fn wake(&self) {
-        // Fails only when raised 2^64 - 2 times, and is raised then.
+        // Fails only after 2^64 - 2 calls, and is raised then.
         let _ = self.0.write(1);
     }
 }
 
-/// What is known of a descriptor after a wait.
+/// The state of a descriptor after a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
-    /// A read will give something, if only an error.
+    /// A read will return something, if only an error.
     pub readable: bool,
-    /// The descriptor reports an error or its end (`POLLERR`, `POLLHUP`): a TUN device that was deleted, or an error
-    /// that waits at a socket. A read says which; while the kernel is still deleting, it may say `WouldBlock`.
+    /// The descriptor reports an error or its end (`POLLERR`, `POLLHUP`): a TUN device was deleted, or the socket has a
+    /// pending error. A read says which; while the kernel is still deleting, it may say `WouldBlock`.
     pub hung_up: bool,
 }
 
-/// Waits, as long as it takes, until one of `descriptors` can be read or `waker` is raised, and says how each of the
-/// descriptors is, in order. Signals do not end it.
+/// Waits without a limit until one of `descriptors` is readable or `waker` is raised, and returns the state of each
+/// descriptor, in order. Signals do not end the wait.
 pub fn wait_readable<const N: usize>(
     descriptors: [BorrowedFd<'_>; N],
     waker: &Waker,

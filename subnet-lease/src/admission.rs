@@ -1,5 +1,4 @@
-//! The judgement on one lease: a peer to reach, or a bad lease to keep from the kernel. A lease in the store is input that
-//! nobody has checked.
+//! Judges one lease: a peer to reach, or a bad lease to keep from the kernel. Leases in the store are unchecked input.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,12 +13,12 @@ use crate::key::Subnets;
 use crate::lease::{InvalidLease, Lease};
 use crate::shown::shown;
 
-/// What a lease is measured by.
+/// What leases are judged against.
 #[derive(Debug, Clone)]
 pub struct Admission {
     /// The network config.
     pub config: NetworkConfig,
-    /// What we hold ourselves; `None` for an onlooker.
+    /// What we hold ourselves; `None` for an observer.
     pub own: Option<OwnLease>,
 }
 
@@ -30,27 +29,27 @@ pub struct OwnLease {
     pub subnets: Subnets,
     /// Our addresses: those that we publish, and those that our packets come from.
     pub addresses: BTreeSet<IpAddr>,
-    /// What peers tell us from others by.
+    /// What identifies us to peers.
     pub identities: PerFamily<Identity>,
     /// Our node id.
     pub node_id: Option<Box<str>>,
 }
 
-/// What a lease is that is not bad.
+/// What a lease is if it is not bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Our own.
+    /// Our own lease.
     Own,
-    /// A peer's.
+    /// A peer's lease.
     Peer,
-    /// A reservation that waits for its host.
+    /// A reservation that no host has claimed yet.
     Unclaimed,
 }
 
 /// What is wrong with a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuarantineReason {
-    /// Key or value cannot be read.
+    /// Key or value is unreadable.
     #[error("{0}")]
     Unreadable(InvalidLease),
     /// The subnet is not part of the network.
@@ -61,7 +60,7 @@ pub enum QuarantineReason {
         /// The network of that family.
         network: IpNetwork,
     },
-    /// The lease lacks a family of the network, or has one that the network lacks.
+    /// The lease lacks a family of the network, or has an extra one.
     #[error("the network uses {expected}, the lease {found}")]
     Families {
         /// The network's families.
@@ -69,7 +68,7 @@ pub enum QuarantineReason {
         /// The lease's families.
         found: String,
     },
-    /// The subnet is larger than any that this network leases.
+    /// The subnet is larger than the subnets of this network.
     #[error("{subnet} is larger than this network's subnets of length /{subnet_len}")]
     TooLarge {
         /// The subnet.
@@ -77,99 +76,99 @@ pub enum QuarantineReason {
         /// The length in the config.
         subnet_len: u8,
     },
-    /// The subnet shares addresses with ours.
+    /// The subnet overlaps ours.
     #[error(
-        "it is that of {holder} and overlaps our own subnet {ours}; release one of the two with flanctl subnets release, \
+        "{holder} holds it, and it overlaps our own subnet {ours}; release one of the two with flanctl subnets release, \
          and restart fland and Docker there"
     )]
     OverlapsOurs {
         /// Our subnets.
         ours: Subnets,
-        /// Whose the lease is.
+        /// The holder of the lease.
         holder: String,
     },
-    /// The subnet shares addresses with a lease that was there first.
+    /// The subnet overlaps an older lease.
     #[error(
         "overlaps the older lease {older}; release one of the two with flanctl subnets release, and restart fland and \
          Docker on its host"
     )]
     Overlaps {
-        /// The lease that was there first.
+        /// The older lease.
         older: Subnets,
     },
-    /// No address of the needed family.
+    /// There is no address of the required family.
     #[error("has no public {0} address")]
     NoPublicAddress(Family),
-    /// An address that no packet can be sent to.
+    /// The address cannot receive packets.
     #[error("public address {0} is not a usable host address")]
     UnusablePublicAddress(IpAddr),
-    /// A lease that bears our own address and node id, and is not the one that we hold.
+    /// A lease with our own address and node id that is not the one we hold.
     #[error(
-        "it is a former lease of this host, which holds {held} now; it ends by itself, or at once with \
+        "it is a former lease of this host, which holds {held} now; it expires by itself, or at once with \
          flanctl subnets release"
     )]
     OurFormerLease {
-        /// What we hold.
+        /// The lease that we hold.
         held: Subnets,
     },
     /// Our own address.
     #[error(
-        "public address {ip} is our own, and the lease is that of {holder}: two machines have one address, or that machine \
-         is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release"
+        "public address {ip} is our own, but {holder} holds the lease: two machines have one address, or that machine \
+         no longer exists; give one of them another address or --public-ip, or delete the lease with flanctl subnets release"
     )]
     OurPublicAddress {
         /// The address.
         ip: IpAddr,
-        /// Whose the lease is.
+        /// The holder of the lease.
         holder: String,
     },
-    /// An address inside the overlay network: its packets would be wrapped again and again.
+    /// The address is inside the overlay network: its packets would be encapsulated endlessly.
     #[error("public address {0} lies inside Network {1}")]
     PublicAddressInOverlay(IpAddr, IpNetwork),
-    /// The holder runs another backend.
+    /// The holder uses another backend.
     #[error("backend is {theirs}, this network's is {ours}")]
     WrongBackend {
-        /// The lease's.
+        /// The backend in the lease.
         theirs: String,
-        /// The config's.
+        /// The backend in the config.
         ours: &'static str,
     },
     /// The backend's data is missing or unreadable.
     #[error("has no readable {family} {what}")]
     NoBackendData {
-        /// Of which family.
+        /// The family that lacks it.
         family: Family,
-        /// What people call it.
+        /// Its name for people.
         what: &'static str,
     },
-    /// What identifies the holder can be nobody's.
+    /// No host can have this identity.
     #[error("{0} is not a unicast address")]
     UnusableIdentity(Identity),
     /// Our own identity.
     #[error(
-        "{identity} is our own, and the lease is that of {holder}: one machine is a copy of the other; {}",
+        "{identity} is our own, but {holder} holds the lease: one machine is a clone of the other; {}",
         identity.remedy()
     )]
     OurIdentity {
-        /// What we have in common.
+        /// The shared identity.
         identity: Identity,
-        /// Whose the lease is.
+        /// The holder of the lease.
         holder: String,
     },
-    /// The identity of a peer that was there first: two hosts with one cannot both be reached.
+    /// An older lease has the same identity: two such hosts cannot both be reached.
     #[error(
-        "{identity} of {holder} is that of the older lease {older}: one machine is a copy of the other; {}",
+        "{identity} of {holder} is that of the older lease {older}: one machine is a clone of the other; {}",
         identity.remedy()
     )]
     IdentityTaken {
-        /// Whose the lease is.
+        /// The holder of the lease.
         holder: String,
-        /// What both have.
+        /// The shared identity.
         identity: Identity,
-        /// Who had it first.
+        /// The older lease.
         older: Subnets,
     },
-    /// The holder runs the backend with other settings.
+    /// The holder uses different settings for the backend.
     #[error(transparent)]
     WrongVni(#[from] WrongVni),
 }
@@ -191,7 +190,7 @@ impl Admission {
             self.check_public_ip(family, lease)?;
         }
         let attributes = &lease.attributes;
-        // Of a backend that writes nothing, a claimed reservation looks the same as one that waits.
+        // With a backend that writes nothing, claimed and unclaimed reservations look the same.
         let writes_something = self.config.backend.lease_type().is_some();
         let says_nothing = attributes.backend.is_none() && attributes.data.is_empty();
         if lease.is_reservation() && says_nothing && writes_something {
@@ -201,7 +200,7 @@ impl Admission {
         Ok(Standing::Peer)
     }
 
-    /// Whether the lease is a reservation that this host moves to when its agent starts again.
+    /// Returns whether the lease is a reservation that this host moves to at the next start of its agent.
     fn waits_for_us(&self, lease: &Lease) -> bool {
         let attributes = &lease.attributes;
         let says_nothing = attributes.backend.is_none() && attributes.node.id.is_none();
@@ -259,7 +258,7 @@ impl Admission {
 
     fn check_backend(&self, lease: &Lease) -> Result<(), QuarantineReason> {
         let (backend, attributes) = (&self.config.backend, &lease.attributes);
-        // One that writes no type, such as flannel's udp, takes peers of any backend.
+        // A backend that writes no type, such as flannel's udp, accepts peers of any backend.
         let Some(ours) = backend.lease_type() else { return Ok(()) };
         let theirs = attributes.backend.as_deref();
         if theirs != Some(ours) {

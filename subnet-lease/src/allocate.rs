@@ -1,4 +1,4 @@
-//! Choosing a subnet. Pure: the config, the leases, the host's own networks, a wish and the dice go in, subnets come out.
+//! Chooses a subnet. Pure: takes config, leases, the host's own networks, a preferred subnet and a random source.
 
 use ipnetwork::IpNetwork;
 use rand::{Rng, RngExt};
@@ -8,31 +8,31 @@ use crate::family::{Family, PerFamily, encloses};
 use crate::key::Subnets;
 use crate::subnet_pool::SubnetPool;
 
-/// What there is to consider beside the config.
+/// What to consider besides the config.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Situation<'a> {
-    /// What the leases of the network hold.
+    /// The subnets of the network's leases.
     pub taken: &'a [Subnets],
-    /// Networks of this host that containers shall go on reaching: subnets that share no address with any of them are
-    /// preferred. One that encloses the whole overlay network cannot be avoided and does not count.
+    /// Networks of this host that its containers should still reach: prefers subnets that overlap none of them. Ignores
+    /// a network that contains the whole overlay network, because that one cannot be avoided.
     pub avoid: &'a [IpNetwork],
-    /// What to do where no other subnet is left.
+    /// What to do if every free subnet overlaps.
     pub overlap: OverlapPolicy,
     /// What this host held before.
     pub wish: Option<&'a Subnets>,
 }
 
-/// What a host does where every free subnet shares addresses with one of its own networks.
+/// What a host does if every free subnet overlaps one of its own networks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OverlapPolicy {
-    /// It takes none, and waits for another to become free.
+    /// Take none, and wait for another to become free.
     #[default]
     Refuse,
-    /// It takes one.
+    /// Take one of them.
     Warn,
 }
 
-/// Why there is no subnet to take.
+/// Why no subnet can be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoSubnet {
     /// All are taken.
@@ -40,32 +40,32 @@ pub enum NoSubnet {
     Exhausted {
         /// The network that has no free subnet.
         network: IpNetwork,
-        /// How many subnets it has.
+        /// The number of its subnets.
         capacity: u128,
         /// Their prefix length.
         subnet_len: u8,
     },
-    /// All that are free share addresses with the host's own networks.
+    /// All free ones overlap the host's own networks.
     #[error("each free subnet of {network} ({free} of length /{subnet_len}) overlaps a network of this host")]
     Overlap {
         /// The network.
         network: IpNetwork,
-        /// How many subnets are free.
+        /// The number of free subnets.
         free: u128,
         /// Their prefix length.
         subnet_len: u8,
-        /// The host's networks that cover them.
+        /// The host's networks that they overlap.
         by: Vec<IpNetwork>,
     },
 }
 
-/// Chooses free subnets for one host: the wish if every part of it is free and the config admits it, else random ones,
-/// each that suits being as likely as any other. Subnets of two hosts started at once rarely collide that way.
+/// Chooses free subnets for one host: the preferred ones if all parts are free and the config admits them, else
+/// uniformly random ones, so that two hosts that start at once rarely collide.
 ///
-/// A wish is granted whatever networks the host has: its containers have those addresses already.
+/// Grants a preference whatever networks the host has: its containers have those addresses already.
 ///
 /// # Errors
-/// [`NoSubnet`] for the first family without one.
+/// [`NoSubnet`] for the first family without a free subnet.
 pub fn allocate(
     config: &NetworkConfig,
     situation: &Situation<'_>,
@@ -117,7 +117,7 @@ fn random_free(
     Err(NoSubnet::Overlap { network, free: free.iter().map(|(_, length)| length).sum(), subnet_len, by })
 }
 
-/// What is left of `0..capacity` beside some ranges, whose ends are included: the start and the length of each gap.
+/// Returns the start and length of each gap that inclusive ranges leave in `0..capacity`.
 fn gaps(ranges: impl IntoIterator<Item = (u128, u128)>, capacity: u128) -> Vec<(u128, u128)> {
     let mut ranges: Vec<(u128, u128)> = ranges.into_iter().collect();
     ranges.sort_unstable();
@@ -134,7 +134,6 @@ fn gaps(ranges: impl IntoIterator<Item = (u128, u128)>, capacity: u128) -> Vec<(
     gaps
 }
 
-/// Any number in the gaps, each being as likely as any other.
 fn pick(gaps: &[(u128, u128)], dice: &mut impl Rng) -> Option<u128> {
     let count: u128 = gaps.iter().map(|(_, length)| length).sum();
     if count == 0 {
@@ -157,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    /// A config with these pools. The backend does not matter here.
+    /// Parses a config with these pools. The backend does not matter here.
     fn config(pools: &str) -> NetworkConfig {
         let json = format!(r#"{{{pools}, "Backend": {{"Type": "vxlan"}}}}"#);
         NetworkConfig::parse(json.as_bytes()).unwrap()
@@ -221,7 +220,7 @@ mod tests {
         assert!(config.admits(&given));
     }
 
-    /// 172.16.0.0/12 in subnets of /16, of which 172.26.0.0/16 alone is free, on a host with 172.26.0.5/16.
+    /// Allocates in 172.16.0.0/12 where only 172.26.0.0/16 is free, on a host with 172.26.0.5/16.
     fn only_the_hosts_own_is_free(overlap: OverlapPolicy) -> Result<Subnets, NoSubnet> {
         let config = config(r#""Network": "172.16.0.0/12", "SubnetLen": 16"#);
         let taken: Vec<Subnets> =
@@ -260,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Some networks inside 10.5.0.0/24.
+    /// Generates networks inside 10.5.0.0/24.
     fn blocks() -> impl Strategy<Value = Vec<IpNetwork>> {
         let block = (0u32..64, 26u8..=30).prop_map(|(block, length)| {
             let inside =
@@ -271,7 +270,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plain way: list all subnets, strike out the taken ones.
+        /// Compares with the naive way: list all subnets, and remove the taken ones.
         #[test]
         fn what_is_given_was_free_and_everything_free_can_be_given(
             taken in blocks(), seed: u64,
@@ -291,8 +290,8 @@ mod tests {
             prop_assert_eq!(given, free);
         }
 
-        /// Against the plain way as well: of the free ones those that touch no network of the host, and any free one only
-        /// where there is none of these and the host takes it.
+        /// Compares with the naive way: free subnets that overlap no network of the host, or any free one if there are
+        /// none and the policy allows it.
         #[test]
         fn networks_of_the_host_are_avoided_as_long_as_another_subnet_is_free(
             taken in blocks(), avoid in blocks(), warn: bool, seed: u64,

@@ -1,5 +1,5 @@
-//! The registry of backends: their names, what fland carries with them, what their hosts write into a lease, and their
-//! part of the network config.
+//! The registry of backends: their names, the families that fland carries with them, what their hosts write into a
+//! lease, and their part of the network config.
 
 use std::ops::RangeInclusive;
 
@@ -17,11 +17,11 @@ use crate::subnet_pool::SubnetPool;
 pub enum BackendConfig {
     /// The kernel's VXLAN.
     Vxlan(VxlanConfig),
-    /// One inner packet in each UDP datagram.
+    /// One inner packet per UDP datagram.
     Udp(UdpConfig),
-    /// Routes by way of the peer's own address.
+    /// Routes through the peer's own address.
     HostGw(HostGwConfig),
-    /// Leases alone; somebody else forwards.
+    /// Only leases; something else forwards packets.
     Alloc,
     /// flannel's WireGuard.
     Wireguard(WireguardConfig),
@@ -30,8 +30,8 @@ pub enum BackendConfig {
 /// Settings of the vxlan backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VxlanConfig {
-    /// VXLAN network identifier; 1 by default. It names the devices as well, `flannel.<VNI>` and `flannel-v6.<VNI>`,
-    /// and as the kernel allows 15 bytes for that, it is at most 9999999, with IPv6 at most 9999.
+    /// VXLAN network identifier; 1 by default. It is part of the device names, `flannel.<VNI>` and `flannel-v6.<VNI>`.
+    /// Device names have at most 15 bytes, so it is at most 9999999, with IPv6 at most 9999.
     pub vni: u32,
     /// UDP port of the outer packets; 8472 by default.
     pub port: u16,
@@ -39,37 +39,36 @@ pub struct VxlanConfig {
     pub gbp: bool,
     /// Route peers on the same link without encapsulation; off by default.
     pub direct_routing: bool,
-    /// Learn MACs from what is received; off by default.
+    /// Learn MACs from received packets; off by default.
     pub learning: bool,
-    /// Bytes of the outer packets; the external interface's MTU by default.
+    /// Size of the outer packets in bytes; the external interface's MTU by default.
     pub mtu: Option<u32>,
-    /// Take an inner packet only from the peer whose subnet holds its source, and for this host's subnet; off by
-    /// default, as flannel takes it from anybody. flannel ignores it.
+    /// Accept an inner packet only from the peer whose subnet contains its source, and only for this host's subnet; off
+    /// by default, because flannel accepts it from anybody. flannel ignores this.
     pub strict_source: bool,
 }
 
-/// Settings of the host-gw backend. flannel knows none.
+/// Settings of the host-gw backend. flannel has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostGwConfig {
-    /// Take a packet of the overlay network only if a peer's subnet holds its source, and for this host's subnet; off by
-    /// default.
+    /// Accept a packet of the overlay network only if a peer's subnet contains its source, and only for this host's
+    /// subnet; off by default.
     pub strict_source: bool,
 }
 
-/// Settings of the udp backend. flannel knows the port alone and ignores the rest.
+/// Settings of the udp backend. flannel knows only the port and ignores the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpConfig {
     /// UDP port that every host listens on; 8285 by default.
     pub port: u16,
-    /// Take an inner packet only from the peer whose subnet holds its source, and for this host's subnet; off by
-    /// default, as flannel takes it from anybody.
+    /// Accept an inner packet only from the peer whose subnet contains its source, and only for this host's subnet; off
+    /// by default, because flannel accepts it from anybody.
     pub strict_source: bool,
-    /// Exchange packets larger than the MTU with the device (virtio-net headers); on by default, where the kernel
-    /// has it.
+    /// Exchange packets beyond the MTU with the device (virtio-net headers); on by default if the kernel supports it.
     pub tun_offload: bool,
-    /// Send many datagrams in one piece (`UDP_SEGMENT`); on by default, where the kernel has it.
+    /// Send many datagrams at once (`UDP_SEGMENT`); on by default if the kernel supports it.
     pub gso: bool,
-    /// Receive many datagrams in one piece (`UDP_GRO`); on by default, where the kernel has it.
+    /// Receive many datagrams at once (`UDP_GRO`); on by default if the kernel supports it.
     pub gro: bool,
 }
 
@@ -82,23 +81,23 @@ pub struct WireguardConfig {
     pub listen_port_v6: u16,
 }
 
-/// What there is to know of a backend beside its settings.
+/// The properties of a backend besides its settings.
 struct Kind {
     name: &'static str,
-    /// The families that it carries in this version of fland; none where fland does not have the backend.
+    /// The families that this version of fland carries; empty if fland lacks the backend.
     carries: &'static [Family],
-    /// Whether its hosts write its name into their leases. Where they do not, a peer is whoever has an address.
+    /// Whether its hosts write its name into their leases. If not, every host with an address is a peer.
     writes_name: bool,
-    /// What they write beside it.
+    /// What else they write.
     data: Option<Data>,
     parse: fn(&mut Fields, &PerFamily<SubnetPool>) -> Result<BackendConfig, ConfigError>,
 }
 
-/// What stands in `BackendData` and `BackendV6Data`.
+/// The contents of `BackendData` and `BackendV6Data`.
 struct Data {
-    /// What people call it.
+    /// Its name for people.
     called: &'static str,
-    /// What a peer is told from others by; `None` where the data cannot be read.
+    /// Returns what identifies a peer; `None` if the data is unreadable.
     identity: fn(&BackendData) -> Option<Identity>,
 }
 
@@ -140,70 +139,69 @@ const WIREGUARD: Kind = Kind {
     data: None,
     parse: |fields, _| WireguardConfig::parse(fields).map(BackendConfig::Wireguard),
 };
-/// All backends whose settings can be read. Nothing else goes by their names.
+/// All backends whose settings can be read. Nothing else depends on their names.
 static KINDS: [&Kind; 5] = [&VXLAN, &UDP, &HOST_GW, &ALLOC, &WIREGUARD];
 
 /// A lease of another VXLAN network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("VNI is {theirs}, this network's is {ours}")]
 pub struct WrongVni {
-    /// The lease's.
+    /// The VNI in the lease.
     pub theirs: u32,
-    /// The config's.
+    /// The VNI in the config.
     pub ours: u32,
 }
 
 impl BackendConfig {
-    /// The name by which configs and leases call this backend.
+    /// Returns the name of this backend in configs and leases.
     pub fn name(&self) -> &'static str {
         self.kind().name
     }
 
-    /// The names of the backends that this version of fland runs.
+    /// Returns the names of the backends that this version of fland runs.
     pub fn supported_names() -> impl Iterator<Item = &'static str> {
         KINDS.iter().filter(|kind| !kind.carries.is_empty()).map(|kind| kind.name)
     }
 
-    /// The name, where it is that of a backend whose settings can be read.
+    /// Returns the name, if it is a backend whose settings can be read.
     pub(crate) fn known_name(name: &str) -> Option<&'static str> {
         KINDS.iter().map(|kind| kind.name).find(|known| *known == name)
     }
 
-    /// The names of those that carry this family.
     pub(crate) fn names_that_carry(family: Family) -> impl Iterator<Item = &'static str> {
         KINDS.iter().filter(move |kind| kind.carries.contains(&family)).map(|kind| kind.name)
     }
 
-    /// The families that this version of fland carries with the backend; none where it does not have it.
+    /// Returns the families that this version of fland carries with the backend; empty if fland lacks it.
     pub(crate) fn carries(&self) -> &'static [Family] {
         self.kind().carries
     }
 
-    /// `BackendType` in the leases of its hosts; `None` where they write none.
+    /// Returns `BackendType` in the leases of its hosts; `None` if they write none.
     pub fn lease_type(&self) -> Option<&'static str> {
         self.kind().writes_name.then_some(self.name())
     }
 
-    /// What people call the data in the leases of its hosts; `None` where they write none.
+    /// Returns the name for people of the data in its leases; `None` if they have none.
     pub(crate) fn data_is_called(&self) -> Option<&'static str> {
         self.kind().data.as_ref().map(|data| data.called)
     }
 
-    /// What identifies a host whose lease holds this data; `None` where it cannot be read, and where hosts of this
-    /// backend are told apart by their addresses alone.
+    /// Returns the identity of a host whose lease holds this data; `None` if the data is unreadable, or if only
+    /// addresses identify the hosts of this backend.
     pub(crate) fn identity(&self, data: Option<&BackendData>) -> Option<Identity> {
         (self.kind().data.as_ref()?.identity)(data?)
     }
 
-    /// The same in each family.
+    /// Returns the identity in each family.
     pub fn identities(&self, data: &PerFamily<BackendData>) -> PerFamily<Identity> {
         PerFamily { v4: self.identity(data.v4.as_ref()), v6: self.identity(data.v6.as_ref()) }
     }
 
-    /// Whether the data in a lease is that of a host under the same settings.
+    /// Checks that the data in a lease is from a host with the same settings.
     ///
     /// # Errors
-    /// What differs.
+    /// The difference.
     pub(crate) fn check(&self, data: &BackendData) -> Result<(), WrongVni> {
         let Self::Vxlan(VxlanConfig { vni: ours, .. }) = *self else { return Ok(()) };
         match data.vxlan().and_then(|data| data.vni).filter(|vni| *vni != ours) {
@@ -212,12 +210,11 @@ impl BackendConfig {
         }
     }
 
-    /// What a config without a `Backend` means to flannel.
+    /// Returns the backend that flannel assumes in a config without a `Backend`.
     pub(crate) fn of_flannel() -> Self {
         Self::Udp(UdpConfig::default())
     }
 
-    /// Reads the `Backend` object.
     pub(crate) fn parse(
         mut fields: Fields,
         pools: &PerFamily<SubnetPool>,
@@ -232,9 +229,9 @@ impl BackendConfig {
         Ok((backend, fields.finish()))
     }
 
-    /// Why a backend of this name is refused, where fland does not have it.
+    /// Returns why a backend of this name is refused, if fland lacks it.
     pub(crate) fn unknown(name: &str) -> ConfigError {
-        let problem = format!("is not one that this fland has; {} are", listed(Self::supported_names()));
+        let problem = format!("is not a backend of this fland; {} are", listed(Self::supported_names()));
         ConfigError::invalid("Backend.Type", &format!("{name:?}"), &problem)
     }
 
@@ -324,24 +321,24 @@ impl WireguardConfig {
     }
 }
 
-/// A UDP port; 0 stands for the default, as in flannel.
+/// Reads a UDP port; 0 means the default, as in flannel.
 fn port(fields: &mut Fields, name: &str, default: u16) -> Result<u16, ConfigError> {
     Ok(fields.take_in(name, 0..=u16::MAX)?.filter(|port| *port != 0).unwrap_or(default))
 }
 
-/// The highest VNI whose device names fit.
+/// Returns the highest VNI whose device names fit.
 fn longest_vni(pools: &PerFamily<SubnetPool>) -> u32 {
     if pools.v6.is_some() { 9_999 } else { 9_999_999 }
 }
 
-/// What the outer packets may measure: an inner packet must still hold the smallest MTU of its family, 576 bytes
-/// (RFC 791) or 1280 (RFC 8200), behind at most 70 bytes of headers.
+/// Returns the allowed size of outer packets: an inner packet must fit the smallest MTU of its family, 576 bytes (RFC
+/// 791) or 1280 (RFC 8200), after at most 70 bytes of headers.
 fn outer_mtu(pools: &PerFamily<SubnetPool>) -> RangeInclusive<u32> {
     let inner = if pools.v6.is_some() { 1280 } else { 576 };
     inner + 70..=65535
 }
 
-/// `vxlan, udp and alloc`.
+/// Formats `vxlan, udp and alloc`.
 pub(crate) fn listed(names: impl Iterator<Item = &'static str>) -> String {
     let names: Vec<&str> = names.collect();
     match names.split_last() {

@@ -1,21 +1,21 @@
-//! What a backend writes into a lease: what vxlan writes is kept as numbers, anything else as its text.
+//! What a backend writes into a lease: vxlan's data as numbers, anything else as text.
 
 use macaddr::MacAddr6;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// `BackendData` or `BackendV6Data` of a lease: any JSON, written again as it was read, with the fields of an object in
-/// the order of their names.
+/// `BackendData` or `BackendV6Data` of a lease: any JSON. It is written as it was read, with the fields of an object
+/// sorted by name.
 ///
-/// A network has as many as hosts, so what flannel's and our vxlan write takes 16 bytes.
+/// There is one per host of the network, so the data of flannel's and our vxlan takes only 16 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendData(Form);
 
 /// `BackendData` and `BackendV6Data` of the vxlan backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VxlanData {
-    /// VXLAN network identifier; hosts with an old flannel leave it out.
+    /// VXLAN network identifier; hosts with an old flannel omit it.
     #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<u32>,
     /// MAC of the holder's VXLAN device.
@@ -25,17 +25,17 @@ pub struct VxlanData {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Form {
-    /// Exactly what [`VxlanData`] is written as.
+    /// Exactly the form in which [`VxlanData`] is written.
     Vxlan(VxlanData),
     Other(Box<Text>),
 }
 
-/// The JSON without blanks. Boxed as a whole, it leaves the usual form small.
+/// Compact JSON. Boxed as a whole, it keeps the usual form small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Text(Box<str>);
 
 impl BackendData {
-    /// What vxlan wrote, if this is readable as that.
+    /// Returns vxlan's data, if it is readable as such.
     pub fn vxlan(&self) -> Option<VxlanData> {
         match &self.0 {
             Form::Vxlan(data) => Some(*data),
@@ -43,7 +43,7 @@ impl BackendData {
         }
     }
 
-    /// The JSON.
+    /// Returns the JSON.
     pub fn to_value(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
@@ -89,7 +89,7 @@ impl<'de> Deserialize<'de> for BackendData {
     }
 }
 
-/// Reads `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`, in exactly the form in which it is written.
+/// Reads `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`, only in exactly this form.
 fn usual(json: &str) -> Option<VxlanData> {
     let fields = json.strip_prefix('{')?.strip_suffix("\"}")?;
     let (vni, mac) = match fields.strip_prefix("\"VNI\":") {

@@ -1,4 +1,4 @@
-//! Waiting longer after each failure, and never in step with the other hosts.
+//! Longer waits after each failure, out of step with other hosts.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl Backoff {
         Self { builder, delays: builder.build(), longest }
     }
 
-    /// How long to wait after one more failure.
+    /// Returns how long to wait after another failure.
     pub(crate) fn next(&mut self) -> Duration {
         self.delays.next().unwrap_or(self.longest).min(self.longest)
     }

@@ -1,4 +1,4 @@
-//! The network config: what one network of hosts agrees on, valid by construction.
+//! The network config: what the hosts of one network agree on, valid by construction.
 
 use ipnetwork::IpNetwork;
 
@@ -9,10 +9,10 @@ use crate::fields::Fields;
 use crate::key::Subnets;
 use crate::subnet_pool::{SubnetPool, enabling_field};
 
-/// The network config, as it stands as JSON at `<prefix>/config` in the store.
+/// The network config, stored as JSON at `<prefix>/config`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NetworkConfig {
-    /// Where the subnets of each family in use come from; at least one.
+    /// The source of subnets in each family in use; at least one.
     pub pools: PerFamily<SubnetPool>,
     /// How packets reach a peer.
     pub backend: BackendConfig,
@@ -21,15 +21,14 @@ pub struct NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// Bytes of a network config at most; the longest sensible one has some 500.
+    /// Most bytes of a network config; the longest sensible one has some 500.
     pub const MOST_BYTES: usize = 65_536;
 
-    /// Reads and checks the JSON of a network config, as flannel does: field names are matched without regard to case,
-    /// and of a field that is there more than once the last one counts. Of backends, those that fland lacks are read as
-    /// well; see [`NetworkConfig::supported`].
+    /// Reads and checks the JSON of a network config, as flannel does: field names are case-insensitive, and the last
+    /// of repeated fields counts. Also reads backends that fland lacks; see [`NetworkConfig::supported`].
     ///
     /// # Errors
-    /// A [`ConfigError`] that names the first field that cannot work, its value and what would.
+    /// A [`ConfigError`] with the first field that cannot work, its value, and what would work.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         if json.len() > Self::MOST_BYTES {
             return Err(ConfigError::TooLarge { bytes: json.len(), most: Self::MOST_BYTES });
@@ -67,10 +66,10 @@ impl NetworkConfig {
         Ok(Self { pools, backend, warnings })
     }
 
-    /// Whether this version of fland runs such a network. The only place that decides it.
+    /// Checks whether this version of fland runs such a network. Nothing else decides that.
     ///
     /// # Errors
-    /// A [`ConfigError`] that names the field that it does not support, and what would work.
+    /// A [`ConfigError`] with the unsupported field, and what would work.
     pub fn supported(&self) -> Result<(), ConfigError> {
         let carried = self.backend.carries();
         if carried.is_empty() {
@@ -91,18 +90,17 @@ impl NetworkConfig {
         Err(ConfigError::invalid(enabling_field(family), "true", &problem))
     }
 
-    /// Whether a host under `other` does the same as under this config, however they are written.
+    /// Returns whether a host under `other` does the same as under this config, whatever their spelling.
     pub fn agrees_with(&self, other: &Self) -> bool {
         (&self.pools, &self.backend) == (&other.pools, &other.backend)
     }
 
-    /// The whole overlay network of each family in use.
+    /// Returns the whole overlay network of each family in use.
     pub fn networks(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
         self.pools.iter().map(|(family, pool)| (family, pool.network()))
     }
 
-    /// Whether a lease of these subnets could have been allocated under this config: the same families, each subnet
-    /// in its pool.
+    /// Returns whether this config could have led to a lease of these subnets: same families, each subnet in its pool.
     pub fn admits(&self, subnets: &Subnets) -> bool {
         Family::ALL.into_iter().all(|family| match (self.pools.get(family), subnets.get(family)) {
             (Some(pool), Some(subnet)) => pool.admits(&subnet),
@@ -112,7 +110,7 @@ impl NetworkConfig {
     }
 }
 
-/// The JSON without the mark that some editors write before UTF-8.
+/// Returns the JSON without a UTF-8 byte order mark, which some editors write.
 pub fn without_byte_order_mark(json: &[u8]) -> &[u8] {
     json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json)
 }

@@ -1,12 +1,11 @@
-//! What a person is told of a network config: why it cannot be used, and what of it is doubtful. Texts of the config are
-//! cut and made printable.
+//! Messages about a network config: errors and warnings. Texts from the config are cut and made printable.
 
 use crate::shown::shown;
 
-/// What in a network config works, but perhaps not as its author expects. Displayed as a sentence for a person.
+/// Something in a network config that works, but perhaps not as its author expects. `{}` prints a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigWarning {
-    /// The text begins with a byte order mark, as editors on Windows write one.
+    /// The text begins with a byte order mark, as written by editors on Windows.
     #[error(
         "the network config begins with a byte order mark, which flanneld refuses and fland ignores; \
          flanctl config set writes the config without it"
@@ -18,7 +17,7 @@ pub enum ConfigWarning {
          write it out, as \"Backend\": {{\"Type\": \"udp\"}}, or as \"Backend\": {{\"Type\": \"vxlan\"}} for vxlan"
     )]
     NoBackend,
-    /// A field is there more than once, in any case.
+    /// A field occurs more than once, in any case.
     #[error(
         "the network config has the field {field} {} times, as {}; the last one counts, as with flannel",
         names.len(),
@@ -27,40 +26,40 @@ pub enum ConfigWarning {
     RepeatedField {
         /// The field's path.
         field: String,
-        /// Its names as they are written, in their order.
+        /// Its spellings, in order.
         names: Vec<String>,
     },
-    /// A field that nobody knows, by its path. It is ignored, as flannel does; often it is misspelt.
+    /// The path of an unknown field, often misspelt. It is ignored, as in flannel.
     #[error("the network config has the field {}, which neither flannel nor fland knows; it is ignored", shown(.0))]
     UnknownField(String),
-    /// More fields that nobody knows than are named.
+    /// More unknown fields than are listed.
     #[error("the network config has more fields that neither flannel nor fland knows")]
     MoreUnknownFields,
 }
 
-/// Spellings of one repeated field that are named.
+/// Most spellings of one repeated field to list.
 const SHOWN_NAMES: usize = 5;
 
 /// Why a network config cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Text in another encoding than UTF-8.
+    /// The text is not UTF-8.
     #[error("the network config is UTF-16 text; save it as UTF-8")]
     Utf16,
-    /// More bytes than any network config has.
+    /// The text is larger than any network config.
     #[error(
         "the network config has {bytes} bytes; fland reads at most {most}: write a smaller one with flanctl config set"
     )]
     TooLarge {
         /// Its size.
         bytes: usize,
-        /// What fland reads.
+        /// The most that fland reads.
         most: usize,
     },
     /// Not a JSON object.
     #[error("the network config is not a JSON object: {}", shown(&.0.to_string()))]
     Syntax(#[source] serde_json::Error),
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("{field} is missing: {hint}")]
     Missing {
         /// The field.

@@ -1,21 +1,21 @@
-//! URLs of the store: those that can be dialled, and what may be shown of those that cannot.
+//! URLs of the store: valid ones, and how to display others.
 //!
-//! People write `http://name:password@host`. No [`Endpoint`] holds a name or a password, so it is shown as it is;
-//! whatever else may be a URL, or a list of them, is shown by [`without_user`].
+//! People write `http://name:password@host`. An [`Endpoint`] never holds a name or password, so it is displayed as it
+//! is. Anything else that may be a URL, or a list of URLs, is displayed through [`without_user`].
 
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::ops::Deref;
 use std::str::FromStr;
 
-/// The URL of a member: `http://` or `https://`, a host, perhaps a port, and nothing else.
+/// The URL of a member: `http://` or `https://`, a host, an optional port, and nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
 
-/// A text that is no [`Endpoint`], without what it says of a user.
+/// Why a text is not an [`Endpoint`]. Holds the text without user name and password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEndpoint {
-    /// It names a user, perhaps with a password.
+    /// It contains a user name, perhaps with a password.
     #[error(
         "endpoint {0} holds a user name or password; give a URL without them, such as http://127.0.0.1:2379"
     )]
@@ -26,7 +26,7 @@ pub enum InvalidEndpoint {
 }
 
 impl Endpoint {
-    /// Whether it begins with `https`.
+    /// Returns whether the scheme is `https`.
     pub fn is_tls(&self) -> bool {
         self.starts_with("https://")
     }
@@ -35,7 +35,7 @@ impl Endpoint {
 impl FromStr for Endpoint {
     type Err = InvalidEndpoint;
 
-    /// White space around it and a slash at its end are no part of it.
+    /// Ignores surrounding white space and a final slash.
     fn from_str(text: &str) -> Result<Self, InvalidEndpoint> {
         let text = text.trim().trim_end_matches('/');
         let place = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
@@ -67,11 +67,11 @@ impl PartialEq<&str> for Endpoint {
     }
 }
 
-/// The URLs of a list, which are separated by commas. A comma in a password separates nothing.
+/// Splits a comma-separated list of URLs. A comma in a password does not separate.
 pub fn split_urls(list: &str) -> Vec<&str> {
     let mut urls = Vec::new();
     let (mut from, mut end) = (list.len(), list.len());
-    // From the back, as only a user's end tells that there is a user. Its URL begins where there is a scheme.
+    // From the back, because only the end of the user part shows that there is one. Its URL begins at the scheme.
     while let Some(comma) = list[..from].rfind(',') {
         from = comma;
         let url = &list[comma + 1..end];
@@ -85,8 +85,8 @@ pub fn split_urls(list: &str) -> Vec<&str> {
     urls
 }
 
-/// A URL or a list of URLs as it may be shown: `http://***@10.0.0.2:2379` for `http://name:password@10.0.0.2:2379`.
-/// What names no user is shown as it is.
+/// Returns a URL or a list of URLs for display: `http://***@10.0.0.2:2379` for `http://name:password@10.0.0.2:2379`. A
+/// text without a user is unchanged.
 pub fn without_user(list: &str) -> String {
     if !names_user(list) {
         return list.to_owned();
@@ -94,11 +94,11 @@ pub fn without_user(list: &str) -> String {
     split_urls(list).into_iter().map(one_without_user).collect::<Vec<_>>().join(",")
 }
 
-/// The same of one URL in a list of which some name a user.
+/// Does the same for one URL in a list that contains users.
 fn one_without_user(url: &str) -> String {
     let end = AT.iter().filter_map(|at| Some(url.rfind(at)? + at.len())).max();
     match (end, url.split_once("://")) {
-        // Where there is no user, this may be the first half of a URL that holds what separates two.
+        // Without a user, this may be the first half of a URL that contains a comma.
         (None, _) => url.parse::<Endpoint>().map_or_else(|_| HIDDEN.to_owned(), |url| url.to_string()),
         (Some(end), Some((scheme, _))) if scheme.trim().chars().all(|c| c.is_ascii_alphabetic()) => {
             format!("{}://{HIDDEN}@{}", scheme.trim(), &url[end..])
@@ -107,18 +107,18 @@ fn one_without_user(url: &str) -> String {
     }
 }
 
-/// What stands for that which is not shown.
+/// Replaces what is hidden.
 const HIDDEN: &str = "***";
 
-/// What is between a user and a host, plain and encoded.
+/// The separator between user and host, plain and encoded.
 const AT: [&str; 2] = ["@", "%40"];
 
-/// Whether a text may name a user.
+/// Returns whether a text may contain a user.
 fn names_user(text: &str) -> bool {
     AT.iter().any(|at| text.contains(at))
 }
 
-/// Whether this is the rest of a URL that names a host and perhaps a port, and nothing else.
+/// Returns whether this end of a URL is a host, an optional port, and nothing else.
 fn is_host_and_port(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),

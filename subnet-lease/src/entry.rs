@@ -1,15 +1,15 @@
-//! One key of the store as it is kept here, whatever somebody wrote.
+//! One key of the store as kept here, whatever its author wrote.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// One key below `<prefix>/subnets/`. Anybody may have written it: etcd takes keys and values of up to 1.5 MB, and what
-/// no lease can be is not kept whole.
+/// One key below `<prefix>/subnets/`. Its author may be anybody: etcd accepts keys and values of up to 1.5 MB, so only
+/// what a lease can be is kept whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The last part of the key. One that is no text, or has more than 256 bytes, is stood for by its beginning with a
-    /// U+FFFD in it, its size and a number that tells it from others.
+    /// The last part of the key. A key that is not text, or has more than 256 bytes, is replaced by its beginning with
+    /// a U+FFFD, its size and a number that keeps it distinct.
     pub key: String,
-    /// The value; of one with more than [`Entry::MOST_BYTES`], only that many bytes and one.
+    /// The value, cut one byte past [`Entry::MOST_BYTES`] if it is longer.
     pub value: Vec<u8>,
     /// Store revision at which the key was created.
     pub create_revision: i64,
@@ -20,17 +20,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Bytes of a value at most; what is larger is no lease.
+    /// Most bytes of a value; a larger one is not a lease.
     pub const MOST_BYTES: usize = 8192;
 }
 
-/// The last part of a key, and a value, as they are kept in an [`Entry`]. Compiled with `--cfg fuzzing` alone.
+/// Returns the last part of a key, and a value, as an [`Entry`] keeps them. Only with `--cfg fuzzing`.
 #[cfg(fuzzing)]
 pub fn kept(key: &[u8], value: Vec<u8>) -> (String, Vec<u8>) {
     (name(key), bounded(value))
 }
 
-/// A value, of which no more is kept than a lease can have, and one byte that tells.
+/// Cuts a value one byte past what a lease can have, so that its excess still shows.
 pub(crate) fn bounded(mut value: Vec<u8>) -> Vec<u8> {
     if value.len() > Entry::MOST_BYTES {
         value.truncate(Entry::MOST_BYTES + 1);
@@ -39,12 +39,12 @@ pub(crate) fn bounded(mut value: Vec<u8>) -> Vec<u8> {
     value
 }
 
-/// Bytes of a key that is kept whole. The longest that names subnets has 62.
+/// Most bytes of a key that is kept whole. The longest that names subnets has 62.
 const MOST_IN_KEY: usize = 256;
-/// Bytes that are kept of any other.
+/// Bytes to keep of any other key.
 const HEAD_OF_KEY: usize = 64;
 
-/// A key as text, a different one for each key. What is no key of a lease has a U+FFFD in it and is not kept whole.
+/// Returns a key as text, distinct for each key. A key that cannot be a lease's contains a U+FFFD and is cut.
 pub(crate) fn name(key: &[u8]) -> String {
     match std::str::from_utf8(key) {
         Ok(text) if text.len() <= MOST_IN_KEY => text.to_owned(),
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn of_a_megabyte_that_can_be_no_lease_little_is_kept() {
-        // A lease to anybody who reads all of it, and to anybody who reads its beginning.
+        // A lease both in full and when only its beginning is read.
         let padded = [br#"{"PublicIP":"192.168.64.11"}"#.as_slice(), &vec![b' '; 1 << 20]].concat();
         let kept = bounded(padded);
         assert!(kept.capacity() <= LeaseAttributes::MOST_BYTES + 1, "{}", kept.capacity());
@@ -80,7 +80,7 @@ mod tests {
         assert_ne!(key(b'1'), key(b'2'));
         assert_eq!(key(b'1'), key(b'1'));
         assert_ne!(name(b"\xff"), name(b"\xfe"));
-        // What can be typed is itself.
+        // Text that can be typed is unchanged.
         for whole in ["10.5.3.0-24", "h1\u{1b}[2J\n", &"k".repeat(MOST_IN_KEY)] {
             assert_eq!(name(whole.as_bytes()), whole);
         }

@@ -1,4 +1,4 @@
-//! The two address families, and values that exist once for each of them.
+//! The two address families, and values that exist per family.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,12 +35,12 @@ impl Family {
         }
     }
 
-    /// The family of an address.
+    /// Returns the family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The address with these bits, the lowest 32 of them for IPv4.
+    /// Returns the address with these bits; the lowest 32 for IPv4.
     pub(crate) fn address(self, bits: u128) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::from_bits(bits as u32).into(),
@@ -59,7 +59,7 @@ impl fmt::Display for Family {
 }
 
 impl<T> PerFamily<T> {
-    /// The value of one family.
+    /// Returns the value of one family.
     pub fn get(&self, family: Family) -> Option<&T> {
         match family {
             Family::V4 => self.v4.as_ref(),
@@ -75,22 +75,22 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// The values that there are, IPv4 first.
+    /// Returns the existing values, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
         Family::ALL.into_iter().filter_map(|family| Some((family, self.get(family)?)))
     }
 
-    /// The values without their families, IPv4 first.
+    /// Returns the existing values without their families, IPv4 first.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.v4.iter().chain(&self.v6)
     }
 
-    /// The values, each made into another.
+    /// Converts each value.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerFamily<U> {
         PerFamily { v4: self.v4.map(&mut f), v6: self.v6.map(&mut f) }
     }
 
-    /// Whether there is no value at all.
+    /// Returns whether there is no value.
     pub fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
@@ -116,7 +116,7 @@ impl FromIterator<IpAddr> for PerFamily<IpAddr> {
     }
 }
 
-/// The bits of an address, the lowest 32 for IPv4.
+/// Returns the bits of an address, the lowest 32 for IPv4.
 pub(crate) fn bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_bits().into(),
@@ -124,12 +124,12 @@ pub(crate) fn bits(address: IpAddr) -> u128 {
     }
 }
 
-/// The first and the last address of a network, as bits.
+/// Returns the first and the last address of a network, as bits.
 pub(crate) fn span(network: &IpNetwork) -> (u128, u128) {
     (bits(network.network()), bits(network.broadcast()))
 }
 
-/// Whether two networks share an address.
+/// Returns whether two networks overlap.
 pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.is_ipv4() == b.is_ipv4() && {
         let ((a_first, a_last), (b_first, b_last)) = (span(a), span(b));
@@ -137,12 +137,12 @@ pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     }
 }
 
-/// Whether `outer` holds every address of `inner`.
+/// Returns whether `outer` contains all of `inner`.
 pub fn encloses(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.is_ipv4() == inner.is_ipv4() && outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 
-/// Whether packets can be sent to the address as to one host, from another one.
+/// Returns whether another host can send packets to the address as to a single host.
 pub fn is_host_address(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {

@@ -1,5 +1,5 @@
-//! The fields of a JSON object, as Go's `encoding/json` takes them, which flannel reads its config with: their names are
-//! matched without regard to case, and of a field that stands there more than once the last one counts.
+//! The fields of a JSON object as Go's `encoding/json` reads them, which flannel uses: names are case-insensitive, and
+//! the last of repeated fields counts.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 use crate::config_error::{ConfigError, ConfigWarning};
 use crate::shown::shown;
 
-/// Doubts of one object that are told of.
+/// Most warnings about one object.
 const MOST_WARNINGS: usize = 20;
 
-/// The fields that nobody took yet. What is left over at the end is unknown.
+/// The fields that nobody has taken yet. Those left at the end are unknown.
 pub(crate) struct Fields {
     path: &'static str,
     left: Vec<(String, Box<RawValue>)>,
@@ -21,13 +21,13 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// The fields of the object in `json`; `path` stands before their names in messages.
+    /// Reads the fields of the object in `json`; messages put `path` before their names.
     pub(crate) fn read(path: &'static str, json: &[u8]) -> Result<Self, serde_json::Error> {
         let Pairs(left) = serde_json::from_slice(json)?;
         Ok(Self { path, left, warnings: Vec::new() })
     }
 
-    /// The field's value, if it is there. A null leaves what an earlier field of this name says.
+    /// Takes a field's value, if it exists. A null keeps the value of an earlier field of this name.
     pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ConfigError> {
         match self.take_value(name)? {
             Some(value) => self.typed(name, &value).map(Some),
@@ -35,7 +35,7 @@ impl Fields {
         }
     }
 
-    /// The field's text, read as a `T`. A null is as good as no field at all.
+    /// Takes a field's text, parsed as a `T`. A null counts as missing.
     pub(crate) fn take_parsed<T: std::str::FromStr>(
         &mut self,
         name: &str,
@@ -49,7 +49,7 @@ impl Fields {
         })
     }
 
-    /// The field's number, which must lie in `range`. A null leaves what an earlier field of this name says.
+    /// Takes a field's number, which must be in `range`. A null keeps the value of an earlier field of this name.
     pub(crate) fn take_in<T>(
         &mut self,
         name: &str,
@@ -69,7 +69,7 @@ impl Fields {
         }
     }
 
-    /// The fields of the object that this field is; `path` stands before their names in messages. A null is no object.
+    /// Takes the fields of a nested object; messages put `path` before their names. A null is not an object.
     pub(crate) fn take_object(
         &mut self,
         name: &str,
@@ -86,7 +86,7 @@ impl Fields {
         })
     }
 
-    /// What is doubtful about the fields, those among it that nobody took.
+    /// Returns the warnings, including those about fields that nobody took.
     pub(crate) fn finish(self) -> Vec<ConfigWarning> {
         let mut warnings = self.warnings;
         for (name, _) in self.left {
@@ -110,7 +110,7 @@ impl Fields {
         }
     }
 
-    /// All that the object says of the field, in its order.
+    /// Takes all values of a field, in order.
     fn take_all(&mut self, name: &str) -> Vec<Box<RawValue>> {
         let (taken, left) =
             std::mem::take(&mut self.left).into_iter().partition(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -148,7 +148,7 @@ fn is_null(json: &RawValue) -> bool {
     json.get() == "null"
 }
 
-/// An object with its fields in their order, doubles among them.
+/// An object with its fields in order, including repeated ones.
 struct Pairs(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(fields.finish(), [repeated("Z", &["z", "Z", "z"]), repeated("a", &["A", "a"])]);
     }
 
-    /// A null changes nothing in Go's numbers, booleans and strings; in flannel's addresses it is no address.
+    /// Go ignores a null for numbers, booleans and strings; for flannel's addresses it is not an address.
     #[test]
     fn a_null_after_a_value_is_taken_as_go_takes_it() {
         let text = r#"{"Number": 5, "number": null, "Flag": true, "flag": null, "Address": "10.5.0.1", "address": null}"#;

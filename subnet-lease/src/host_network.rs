@@ -1,11 +1,11 @@
-//! The host's own networks, which containers and the host itself shall go on reaching.
+//! The host's own networks, which the host and its containers must still reach.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-/// A network that this host has an address in or a route to, and that has nothing to do with the overlay.
+/// A network that this host has an address in or a route to, outside of the overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNetwork {
     /// The network, or an address of the host with the network's prefix length.
@@ -17,7 +17,7 @@ pub struct HostNetwork {
 }
 
 impl fmt::Display for HostNetwork {
-    /// `172.26.0.0/16 on eth1`.
+    /// Formats it as `172.26.0.0/16 on eth1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{} {}", self.network.network(), self.network.prefix(), self.place)
     }

@@ -1,10 +1,10 @@
-//! What identifies a peer on the wire, beside its address.
+//! What identifies a peer on the wire, besides its address.
 
 use std::fmt;
 
 use macaddr::MacAddr6;
 
-/// What a backend tells one peer from every other by. Of two hosts with the same, only one can be reached.
+/// What a backend tells peers apart by. Of two hosts with the same identity, only one can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// The MAC of its VXLAN device.
@@ -12,14 +12,14 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// Whether a host can have it.
+    /// Returns whether a host can have it.
     pub(crate) fn is_usable(self) -> bool {
         match self {
             Self::Mac(mac) => !mac.is_nil() && !mac.is_multicast(),
         }
     }
 
-    /// How one of two machines that are copies of each other gets another.
+    /// Returns how to give one of two cloned machines a new identity.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::Mac(_) => {
@@ -31,7 +31,7 @@ impl Identity {
 }
 
 impl fmt::Display for Identity {
-    /// `VTEP MAC 02:00:00:00:00:01`.
+    /// Formats it as `VTEP MAC 02:00:00:00:00:01`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mac(mac) => write!(f, "VTEP MAC {}", mac.to_string().to_lowercase()),

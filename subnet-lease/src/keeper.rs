@@ -1,7 +1,7 @@
 //! The life of our own lease: acquire, hold, lose, take back.
 //!
-//! Only the keeper writes our key, and each write compares what it last saw. Whatever seems to happen to the key,
-//! the keeper reads it again before it acts, so a late or doubled notice does no harm.
+//! Only the keeper writes our key, and each write compares what it last saw. Whatever seems to happen to the key, the
+//! keeper reads it again before it acts, so late or repeated notices do no harm.
 
 mod claim;
 mod contest;
@@ -41,18 +41,16 @@ pub struct Keeper {
     claim: Claim,
     held: HeldLease,
     published: Published,
-    /// Another machine with our node id.
     twin: Option<Sighting>,
 }
 
 impl Keeper {
-    /// Takes a lease: the one with our public address, else the previous subnet, else a random free one. Tries
-    /// without end, and tells `waits` why while it must wait. Where the previous subnet is leased to another address with
-    /// our node id, its holder gets half a minute to object.
+    /// Takes a lease: the one with our public address, else the previous subnet, else a random free one. Retries
+    /// forever, and reports to `waits` why it must wait. If the previous subnet is leased to another address with our
+    /// node id, its holder gets half a minute to object.
     ///
-    /// `listing` is a list of the leases that is there already, if there is one; should it turn out to be out of date,
-    /// another is made. The one that decided comes back, without what was written by this: [`Watcher::behind`] goes
-    /// on from there.
+    /// `listing` is an existing list of the leases, if any; if it proves out of date, a new one is made. Returns the
+    /// list that decided, without what this call wrote: [`Watcher::behind`] continues from there.
     ///
     /// [`Watcher::behind`]: crate::Watcher::behind
     pub async fn acquire(
@@ -84,20 +82,21 @@ impl Keeper {
         }
     }
 
-    /// The lease as we hold it now.
+    /// Returns the lease as we hold it now.
     pub fn held(&self) -> &HeldLease {
         &self.held
     }
 
-    /// The lease as we hold it now, and what is wrong with that.
+    /// Returns the lease as we hold it now, and its problem, if any.
     pub fn holding(&self) -> Holding {
         Holding { twin: self.twin.clone(), ..Holding::new(self.held.clone()) }
     }
 
-    /// Keeps the lease until nobody listens to `holding` any more. `own_key` is what the store is seen to hold under our
-    /// key ([`LeaseSet::take_own_key`]): where the keeper did not write that, it looks at once. Other `attributes` than
-    /// those claimed are written at once, with the subnet and the etcd lease as they are. Every change of the lease, also
-    /// a new subnet after a loss, and every problem goes to `holding`.
+    /// Keeps the lease until nobody listens to `holding` any more.
+    ///
+    /// `own_key` is what the store holds under our key ([`LeaseSet::take_own_key`]): if the keeper did not write that,
+    /// it reads the key at once. Changed `attributes` are written at once, with the same subnet and etcd lease. Every
+    /// change of the lease, including a new subnet after a loss, and every problem goes to `holding`.
     ///
     /// [`LeaseSet::take_own_key`]: crate::LeaseSet::take_own_key
     pub async fn hold(
@@ -142,7 +141,7 @@ impl Keeper {
         }
     }
 
-    /// What peers need to know of us from now on. Answers whether that is anything new.
+    /// Sets what peers need to know about us from now on. Returns whether that is new.
     fn claims(&mut self, wanted: LeaseAttributes) -> bool {
         if wanted == self.claim.attributes {
             return false;
@@ -152,7 +151,7 @@ impl Keeper {
         true
     }
 
-    /// Sets the etcd lease back to its full time; when it has expired, takes the subnet back.
+    /// Renews the etcd lease; if it has expired, takes the subnet back.
     async fn keep_alive(&mut self) -> Result<Looked, KeeperError> {
         let Some(etcd_lease) = self.held.etcd_lease else { return self.look().await };
         match self.store.keep_alive(etcd_lease).await {
@@ -165,7 +164,7 @@ impl Keeper {
         }
     }
 
-    /// Reads our key and puts right what is wrong with it.
+    /// Reads our key and repairs it.
     async fn look(&mut self) -> Result<Looked, KeeperError> {
         let looked = self.find_and_mend().await?;
         self.published = Published::new(&self.claim.attributes);
@@ -179,12 +178,12 @@ impl Keeper {
             Finding::Unchanged => return Ok(Looked::Fine),
             Finding::Touched { etcd_lease, mod_revision } => {
                 let reservation = etcd_lease.is_none();
-                info!(%subnets, reservation, "somebody else wrote our lease, and it still says the same");
+                info!(%subnets, reservation, "somebody else wrote our lease, with the same values");
                 self.held = HeldLease { subnets, etcd_lease, mod_revision };
                 return Ok(Looked::Fine);
             }
             Finding::Outdated(entry) => {
-                info!(%subnets, holder = %self.claim.attributes.holder(), "our lease is to say something else; writing it");
+                info!(%subnets, holder = %self.claim.attributes.holder(), "our lease has new values; writing it");
                 self.held = adopt(&self.store, &self.claim, &as_lease(subnets, &entry)).await?;
                 return Ok(Looked::Published);
             }
@@ -195,8 +194,8 @@ impl Keeper {
             }
             Finding::Altered(entry) => {
                 let value = shown_bytes(&entry.value);
-                warn!(%subnets, %value, "somebody altered our lease; writing it again");
-                // A write without an etcd lease makes a reservation only where it leaves our words as they are.
+                warn!(%subnets, %value, "somebody changed our lease; writing it again");
+                // A write without an etcd lease makes a reservation only if it leaves our values unchanged.
                 let entry = Entry { etcd_lease: entry.etcd_lease.or(self.held.etcd_lease), ..entry };
                 self.held = adopt(&self.store, &self.claim, &as_lease(subnets, &entry)).await?;
             }
@@ -212,7 +211,7 @@ impl Keeper {
         Ok(Looked::Mended)
     }
 
-    /// Takes our subnet again or, where somebody else has it by now, another one.
+    /// Takes our subnet again or, if somebody else has it by now, another one.
     async fn take_back(&mut self) -> Result<(), KeeperError> {
         let lost = self.held.subnets;
         let claim = Claim { previous: Some(lost), ..self.claim.clone() };
@@ -227,15 +226,15 @@ impl Keeper {
     }
 }
 
-/// Many hosts that start at once collide often, and each collision leaves one fewer.
+/// Hosts that start at once collide often, and each collision leaves one fewer.
 const RACE_WAIT: Duration = Duration::from_millis(300);
 
-/// What stands under our key. What cannot be read says nothing.
+/// Reads what is under our key. Unreadable values count as empty.
 fn as_lease(subnets: Subnets, entry: &Entry) -> Lease {
     Lease::of(subnets, LeaseAttributes::from_json(&entry.value).unwrap_or_default(), entry)
 }
 
-/// The next change; never, when nobody can make one any more.
+/// Waits for the next change; forever, once nobody can make one.
 async fn changed<T>(told: &mut watch::Receiver<T>) {
     if told.changed().await.is_err() {
         std::future::pending::<()>().await;

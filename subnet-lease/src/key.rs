@@ -1,4 +1,4 @@
-//! The subnets of one lease, and the etcd key that names them.
+//! The subnets of one lease, and its etcd key.
 
 use std::fmt::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,27 +11,27 @@ use crate::shown::cut;
 
 /// The subnets of one lease: one for each family in use, at least one, each at its base address.
 ///
-/// [`Subnets::key`] and [`Subnets::from_key`] translate from and to the last part of the etcd key:
-/// `10.5.52.0-24`, `10.12.13.0-24&fd00:12:13::-56` or, in a network without IPv4, `fd00:12:13::-56`.
-/// `Display` and `FromStr` use the notation that people type: `10.5.52.0/24`.
+/// [`Subnets::key`] and [`Subnets::from_key`] convert to and from the last part of the etcd key: `10.5.52.0-24`,
+/// `10.12.13.0-24&fd00:12:13::-56` or, in a network without IPv4, `fd00:12:13::-56`. `Display` and `FromStr` use the
+/// notation that people type: `10.5.52.0/24`.
 ///
-/// There is one in every lease, so it is small: address and prefix length of each family, without alignment.
+/// Every lease has one, so it is small: address and prefix length of each family, without alignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnets {
     v4: Option<(Ipv4Addr, u8)>,
     v6: Option<(Ipv6Addr, u8)>,
 }
 
-/// A text that names no subnets.
+/// Why a text names no subnets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidKey {
-    /// Not in the form of a key; the text, if it is long only its beginning.
+    /// Not in the form of a key. Holds the text, cut if long.
     #[error("{0:?} names no subnet, such as 10.5.52.0/24 or, in a key, 10.5.52.0-24&fd00:5:0:34::-64")]
     Syntax(String),
-    /// A key that nobody would write: it names the same subnet as another key.
-    #[error("{key:?} is not in the one form that names {subnets}, which is {:?}", subnets.key())]
+    /// Not the canonical form: it names the same subnet as another key.
+    #[error("{key:?} is not the canonical form of {subnets}, which is {:?}", subnets.key())]
     Form {
-        /// The key, if it is long only its beginning.
+        /// The key, cut if long.
         key: String,
         /// What it names.
         subnets: Subnets,
@@ -39,18 +39,18 @@ pub enum InvalidKey {
     /// The address is not the first of the subnet.
     #[error("{subnet} is not on a subnet boundary; {base} would be")]
     Boundary {
-        /// What was named.
+        /// The subnet as written.
         subnet: IpNetwork,
-        /// The subnet that holds the address.
+        /// The subnet that contains the address.
         base: IpNetwork,
     },
-    /// The same family twice, or none.
+    /// A family occurs twice, or none at all.
     #[error("a lease holds at most one subnet of each family, and at least one")]
     Families,
 }
 
 impl Subnets {
-    /// Checks that there is at least one subnet, each in its place and on its boundary.
+    /// Checks that there is at least one subnet, each of its family and on its boundary.
     ///
     /// # Errors
     /// [`InvalidKey::Families`] or [`InvalidKey::Boundary`].
@@ -71,7 +71,7 @@ impl Subnets {
         Ok(own)
     }
 
-    /// Reads the last part of an etcd key. Two keys never name the same subnets.
+    /// Reads the last part of an etcd key. No two keys name the same subnets.
     ///
     /// # Errors
     /// Any [`InvalidKey`].
@@ -83,12 +83,12 @@ impl Subnets {
         Ok(subnets)
     }
 
-    /// The last part of the etcd key.
+    /// Returns the last part of the etcd key.
     pub fn key(&self) -> String {
         self.joined("&", "-").to_string()
     }
 
-    /// The subnet of one family.
+    /// Returns the subnet of one family.
     pub fn get(&self, family: Family) -> Option<IpNetwork> {
         let (ip, length): (IpAddr, u8) = match family {
             Family::V4 => self.v4.map(|(ip, length)| (ip.into(), length))?,
@@ -97,12 +97,12 @@ impl Subnets {
         IpNetwork::new(ip, length).ok()
     }
 
-    /// The subnets with their families, IPv4 first.
+    /// Returns the subnets with their families, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
         Family::ALL.into_iter().filter_map(|family| Some((family, self.get(family)?)))
     }
 
-    /// Whether any subnet here shares an address with any there.
+    /// Returns whether any subnet overlaps one of `other`.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.iter().any(|(family, a)| other.get(family).is_some_and(|b| overlap(&a, &b)))
     }
@@ -130,7 +130,6 @@ impl Subnets {
     }
 }
 
-/// The subnets as text.
 struct Joined<'a> {
     subnets: &'a Subnets,
     between: &'a str,
@@ -138,7 +137,7 @@ struct Joined<'a> {
 }
 
 impl Joined<'_> {
-    /// Whether this is the text, found without writing it down: it is asked of every lease that is read.
+    /// Compares with `text` without formatting: this happens for every lease that is read.
     fn reads(&self, text: &str) -> bool {
         let mut rest = Rest(text);
         write!(rest, "{self}").is_ok() && rest.0.is_empty()
@@ -155,7 +154,7 @@ impl fmt::Display for Joined<'_> {
     }
 }
 
-/// What is left of a text; writing strikes out what is written, and fails where the text says something else.
+/// The rest of a text. Writing removes what is written, and fails on a mismatch.
 struct Rest<'a>(&'a str);
 
 impl fmt::Write for Rest<'_> {
@@ -174,7 +173,7 @@ impl fmt::Display for Subnets {
 impl FromStr for Subnets {
     type Err = InvalidKey;
 
-    /// Reads `10.5.52.0/24` or `10.5.52.0/24,fd00:5:0:34::/64`; the form of the key is understood as well.
+    /// Reads `10.5.52.0/24` or `10.5.52.0/24,fd00:5:0:34::/64`, and also the form of the key.
     fn from_str(text: &str) -> Result<Self, InvalidKey> {
         if text.contains('/') { Self::parse(text, ',', '/') } else { Self::from_key(text) }
     }

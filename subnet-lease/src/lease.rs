@@ -21,13 +21,13 @@ use crate::stored::{Listing, Stored};
 /// One lease as the store holds it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lease {
-    /// What is leased; the key.
+    /// The leased subnets: the key.
     pub subnets: Subnets,
-    /// Who holds it; the value.
+    /// The holder: the value.
     pub attributes: LeaseAttributes,
-    /// The etcd lease that keeps the key alive; `None` for a reservation, which never expires.
+    /// The etcd lease of the key; `None` for a reservation, which never expires.
     pub etcd_lease: Option<i64>,
-    /// Store revision at which the key was created: the older of two leases has the lower one.
+    /// Store revision at which the key was created: lower for older leases.
     pub create_revision: i64,
     /// Store revision of the last write.
     pub mod_revision: i64,
@@ -38,14 +38,13 @@ pub struct Lease {
 pub struct LeaseAttributes {
     /// Underlay addresses of the holder.
     pub public_ips: PerFamily<IpAddr>,
-    /// `BackendType`; the udp and alloc backends and an unclaimed reservation have none. The names that we know are
-    /// not copied.
+    /// `BackendType`; absent with udp and alloc, and in an unclaimed reservation. Known names are not copied.
     pub backend: Option<Cow<'static, str>>,
     /// `BackendData` and `BackendV6Data`: what the backend needs to reach the holder.
     pub data: PerFamily<BackendData>,
-    /// Who the holder is beyond its address. flannel does not write this and ignores it.
+    /// Who the holder is besides its address. flannel does not write this, and ignores it.
     pub node: NodeIdentity,
-    /// Fields that we do not know, kept as they are; `None` where there are none.
+    /// Unknown fields, kept as they are; `None` if there are none.
     pub other: Option<Box<Map<String, Value>>>,
 }
 
@@ -58,7 +57,7 @@ pub struct NodeIdentity {
     pub id: Option<Box<str>>,
 }
 
-/// Why a key and its value are no lease.
+/// Why a key and its value are not a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidLease {
     /// The key names no subnets.
@@ -73,18 +72,18 @@ impl Lease {
     /// Reads one entry of the store.
     ///
     /// # Errors
-    /// [`InvalidLease`] when the key or the value is not what flannel or flan write.
+    /// [`InvalidLease`] if the key or the value is not in the form of flannel or flan.
     pub fn from_entry(entry: &Entry) -> Result<Self, InvalidLease> {
         Ok(Self::of(Subnets::from_key(&entry.key)?, LeaseAttributes::from_json(&entry.value)?, entry))
     }
 
-    /// The lease of these subnets, whose value says so.
+    /// Combines subnets with the value of their entry.
     pub(crate) fn of(subnets: Subnets, attributes: LeaseAttributes, entry: &Entry) -> Self {
         let Entry { etcd_lease, create_revision, mod_revision, .. } = *entry;
         Self { subnets, attributes, etcd_lease, create_revision, mod_revision }
     }
 
-    /// Whether this is a reservation: it never expires.
+    /// Returns whether this is a reservation, which never expires.
     pub fn is_reservation(&self) -> bool {
         self.etcd_lease.is_none()
     }
@@ -100,7 +99,7 @@ impl Stored for Lease {
 }
 
 impl Listing<Lease> {
-    /// All subnets that are taken, and since which revision. Of a value that cannot be read the key alone tells.
+    /// Returns all taken subnets, with the revision of their creation. An unreadable value still counts by its key.
     pub fn taken(&self) -> impl Iterator<Item = (Subnets, i64)> {
         self.items.iter().filter_map(|item| match item {
             Ok(lease) => Some((lease.subnets, lease.create_revision)),
@@ -110,34 +109,34 @@ impl Listing<Lease> {
 }
 
 impl LeaseAttributes {
-    /// Bytes of the value of a lease at most. flannel and flan write some 200; what is larger is no lease.
+    /// Most bytes of a lease's value. flannel and flan write some 200; a larger value is not a lease.
     pub const MOST_BYTES: usize = Entry::MOST_BYTES;
 
     /// Reads the value of a lease, with or without a byte order mark.
     ///
     /// # Errors
-    /// [`InvalidLease::Value`] with the reader's reason.
+    /// [`InvalidLease::Value`] with the parser's reason.
     pub fn from_json(json: &[u8]) -> Result<Self, InvalidLease> {
         if json.len() > Self::MOST_BYTES {
             let reason = format!("it is larger than a lease, which has at most {} bytes", Self::MOST_BYTES);
             return Err(InvalidLease::Value(reason));
         }
-        // The reader may repeat a text of the value.
+        // The parser's error may quote the value.
         serde_json::from_slice(without_byte_order_mark(json))
             .map_err(|error| InvalidLease::Value(shown(&error.to_string()).into_owned()))
     }
 
-    /// The value of a lease, with the fields in flannel's order.
+    /// Returns the value of a lease, with the fields in flannel's order.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("text, numbers and maps with text keys always have a JSON form")
     }
 
-    /// The backend's data of one family as vxlan writes it, if it is there and readable.
+    /// Returns one family's data in vxlan's form, if it exists and is readable.
     pub fn vxlan(&self, family: Family) -> Option<VxlanData> {
         self.data.get(family)?.vxlan()
     }
 
-    /// The holder for people, printable and not too long: `192.168.64.12 (h2)`.
+    /// Returns the holder for display, printable and cut: `192.168.64.12 (h2)`.
     pub fn holder(&self) -> String {
         let ips = self.public_ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",");
         match &self.node.host {
@@ -146,13 +145,13 @@ impl LeaseAttributes {
         }
     }
 
-    /// Whether both say the same of the holder, whatever fields there are that only others know.
+    /// Returns whether both describe the holder alike, regardless of unknown fields.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let Self { public_ips, backend, data, node, other: _ } = self;
         (public_ips, backend, data, node) == (&other.public_ips, &other.backend, &other.data, &other.node)
     }
 
-    /// The holder for people, with what tells its machine from others: `192.168.64.12 (h2), node id 7f3a`.
+    /// Returns the holder for display, with its node id: `192.168.64.12 (h2), node id 7f3a`.
     pub fn holder_and_node(&self) -> String {
         match &self.node.id {
             Some(id) => format!("{}, node id {}", self.holder(), shown(id)),
@@ -160,8 +159,8 @@ impl LeaseAttributes {
         }
     }
 
-    /// Whether the holder is the host with these addresses and this identity: it shares an address, and where both
-    /// sides know a node id, that as well.
+    /// Returns whether the holder is the host with these addresses and this identity: they share an address and, if
+    /// both node ids are known, the node id.
     pub fn is_held_by(&self, public_ips: &PerFamily<IpAddr>, node: &NodeIdentity) -> bool {
         let same_address = self.public_ips.iter().any(|(family, ip)| public_ips.get(family) == Some(ip));
         let same_node = match (&self.node.id, &node.id) {
@@ -172,13 +171,13 @@ impl LeaseAttributes {
     }
 }
 
-/// In flannel's order of the fields.
+/// Writes the fields in flannel's order.
 impl Serialize for LeaseAttributes {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let v4 = |ip: &IpAddr| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None };
         let v6 = |ip: &IpAddr| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None };
         let mut map = serializer.serialize_map(None)?;
-        // flannel's field is no pointer: a host without an IPv4 address is written as 0.0.0.0.
+        // flannel's field is not a pointer: it writes 0.0.0.0 for a host without an IPv4 address.
         let public_ip = self.public_ips.v4.as_ref().and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED);
         map.serialize_entry("PublicIP", &public_ip)?;
         map.serialize_entry("PublicIPv6", &self.public_ips.v6.as_ref().and_then(v6))?;
@@ -202,8 +201,8 @@ fn entry<M: SerializeMap>(
     value.map_or(Ok(()), |value| map.serialize_entry(name, value))
 }
 
-// By hand: what serde derives for a struct that keeps unknown fields copies every value first, and tens of thousands of
-// leases are read at once.
+// Written by hand: serde's derived code for structs that keep unknown fields copies every value first, and tens of
+// thousands of leases are read at once.
 impl<'de> Deserialize<'de> for LeaseAttributes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(Reader)
@@ -268,7 +267,7 @@ impl<'de> Visitor<'de> for Reader {
     }
 }
 
-/// A field that may come once, and may be null.
+/// A field that may occur once, and may be null.
 type Once<T> = Option<Option<T>>;
 
 fn fill<'de, T: Deserialize<'de>, A: MapAccess<'de>>(

@@ -1,7 +1,7 @@
-//! All leases of the network, folded from the watch, and sorted by the judgement on each.
+//! All leases of the network, collected from the watch, each with a judgement.
 //!
-//! One event costs the same whatever the number of leases: the lease it is about is judged, and those that are in
-//! conflict with it. There are tens of thousands of leases, so each is held once and takes some 300 bytes in all.
+//! An event costs the same whatever the number of leases: it judges only the changed lease and those in conflict with
+//! it. There are tens of thousands of leases, so each is stored once and takes some 300 bytes in all.
 
 mod changes;
 mod judging;
@@ -27,22 +27,21 @@ use changes::Touched;
 pub use changes::{Changes, PeerChange, QuarantineChange};
 use table::{Group, Id, Judgement, Slot, Table};
 
-/// What the store holds, as the watch tells it, each lease judged.
+/// What the store holds according to the watch, each lease judged.
 #[derive(Debug, Clone)]
 pub struct LeaseSet {
     admission: Admission,
     caution: Caution,
-    /// The leases that can be read, also those that a doubted list lacks and that are believed in for a while.
+    /// The readable leases, including those missing from a doubted list and still believed in.
     table: Table,
-    /// The bad leases by their keys, those that cannot be read among them; without the missing ones.
+    /// The bad leases by key, including unreadable ones, without missing ones.
     quarantine: BTreeMap<Box<str>, Bad>,
-    /// How many leases cannot be read.
     unreadable: usize,
     peers: usize,
     missing: usize,
     missing_until: Option<Instant>,
     touched: Touched,
-    /// What the store said of our key since the last look.
+    /// What the store holds under our key, if it said so since the last look.
     own_key: Option<OwnKey>,
     complete: bool,
     /// The cluster and the revision of the last list.
@@ -52,14 +51,14 @@ pub struct LeaseSet {
 /// What the store holds under our own key: the revision of its last write, or `None` for nothing.
 pub type OwnKey = Option<i64>;
 
-/// When a list is not believed at once. A store that was wiped or restored is likelier than a network whose hosts all
-/// left in one moment, and its hosts come back to it within seconds.
+/// When not to believe a list at once. A store that was wiped or restored is more likely than a network whose hosts all
+/// left at the same moment, and the hosts write their leases to it again within seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caution {
-    /// A list that lacks more than this part of the known leases, in percent, is doubted; so is any list of another
-    /// cluster, or of an earlier time.
+    /// A list is doubted if it is missing more than this percentage of the known leases, comes from another cluster, or
+    /// is from an earlier revision.
     pub percent: u8,
-    /// How long leases that such a list lacks are believed in; zero to believe every list.
+    /// How long to believe in leases that a doubted list is missing; zero to believe every list.
     pub grace: Duration,
 }
 
@@ -74,7 +73,7 @@ impl Default for Caution {
 pub struct Quarantined<'a> {
     /// The last part of its key.
     pub key: &'a str,
-    /// The lease, where it could be read at all.
+    /// The lease, if readable.
     pub lease: Option<&'a Lease>,
     /// What is wrong with it.
     pub reason: &'a QuarantineReason,
@@ -82,13 +81,13 @@ pub struct Quarantined<'a> {
 
 #[derive(Debug, Clone)]
 struct Bad {
-    /// `None` where the lease cannot be read.
+    /// `None` if the lease is unreadable.
     id: Option<Id>,
     reason: QuarantineReason,
 }
 
 impl LeaseSet {
-    /// An empty set, which measures leases by `admission` and doubts lists as `caution` says.
+    /// Creates an empty set that judges leases by `admission` and doubts lists according to `caution`.
     pub fn new(admission: Admission, caution: Caution) -> Self {
         Self {
             admission,
@@ -106,12 +105,12 @@ impl LeaseSet {
         }
     }
 
-    /// What the leases are measured by.
+    /// Returns what leases are judged against.
     pub fn admission(&self) -> &Admission {
         &self.admission
     }
 
-    /// Measures the leases by something else of ours from now on.
+    /// Judges all leases again, against a new state of ours.
     pub fn set_own(&mut self, own: Option<OwnLease>) {
         self.admission.own = own;
         let mut group = Group::default();
@@ -119,7 +118,7 @@ impl LeaseSet {
         self.rejudge(group);
     }
 
-    /// Takes in what the watch said. A listing replaces everything that was known.
+    /// Applies an event of the watch. A list replaces everything.
     pub fn apply(&mut self, event: WatchEvent<Lease>, now: Instant) {
         match event {
             WatchEvent::Listed(listing) => self.replace(listing, now),
@@ -137,17 +136,17 @@ impl LeaseSet {
         }
     }
 
-    /// When leases that a list lacked will be given up; `None` if there are none.
+    /// Returns when missing leases will be given up; `None` if there are none.
     pub fn missing_until(&self) -> Option<Instant> {
         self.missing_until.filter(|_| self.missing > 0)
     }
 
-    /// Gives up the leases that a list lacked, once their time is over.
+    /// Gives up missing leases whose time is over.
     pub fn expire(&mut self, now: Instant) {
         if self.missing_until().is_some_and(|until| until <= now) {
             warn!(
                 leases = self.missing,
-                "hosts whose leases the store lost have not come back to it; giving them up"
+                "hosts have not restored the leases that the store lost; giving them up"
             );
             let mut group = Group::default();
             let missing: Vec<Id> =
@@ -157,13 +156,13 @@ impl LeaseSet {
         }
     }
 
-    /// Whether a complete list has ever been taken in. Before that, an absent lease means nothing.
+    /// Returns whether a complete list was ever applied. Before that, a missing lease means nothing.
     pub fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// What became of the peers and of the bad leases since the last call. Applied to what [`LeaseSet::peers`] gave
-    /// then, it gives what it gives now, but for revisions and fields that only others know.
+    /// Returns the changes of peers and bad leases since the last call. Applied to the previous [`LeaseSet::peers`]
+    /// they give the current ones, except for revisions and unknown fields.
     pub fn take_changes(&mut self) -> Changes {
         let Self { touched, table, quarantine, .. } = self;
         let peer = |subnets: &Subnets| {
@@ -173,12 +172,12 @@ impl LeaseSet {
         touched.take(peer, |key| quarantine.get(key).map(|bad| &bad.reason))
     }
 
-    /// What the store said of our key since the last call; `None` if it did not say anything of it.
+    /// Returns what the store said about our key since the last call; `None` if nothing.
     pub fn take_own_key(&mut self) -> Option<OwnKey> {
         self.own_key.take()
     }
 
-    /// Leases of peers that can be reached, in the order of their subnets.
+    /// Returns the leases of reachable peers, ordered by subnet.
     pub fn peers(&self) -> impl Iterator<Item = &Lease> {
         self.table
             .in_order()
@@ -186,8 +185,8 @@ impl LeaseSet {
             .map(|slot| &*slot.lease)
     }
 
-    /// Leases of peers that share an address with this network, in the order of their subnets. Costs what there are of
-    /// them, whatever the number of peers.
+    /// Returns the leases of peers that overlap this network, ordered by subnet. The cost depends on their number, not
+    /// on that of all peers.
     pub fn peers_in(&self, network: &IpNetwork) -> Vec<&Lease> {
         let family = Family::of(network.ip());
         let mut found: Vec<Id> = Vec::new();
@@ -201,20 +200,20 @@ impl LeaseSet {
         peers
     }
 
-    /// Number of peers.
+    /// Returns the number of peers.
     pub fn peer_count(&self) -> usize {
         self.peers
     }
 
-    /// Reservations that no host has claimed yet, in the order of their subnets: they block their subnet, and there is
-    /// nobody to reach.
+    /// Returns the reservations that no host has claimed yet, ordered by subnet. They block their subnet, but nobody
+    /// can be reached there.
     pub fn unclaimed(&self) -> impl Iterator<Item = &Lease> {
         let unclaimed =
             |slot: &&Slot| !slot.missing && slot.judgement == Judgement::Good(Standing::Unclaimed);
         self.table.in_order().filter(unclaimed).map(|slot| &*slot.lease)
     }
 
-    /// Leases that are kept from the kernel, in the order of their keys.
+    /// Returns the leases that are kept from the kernel, ordered by key.
     pub fn quarantined(&self) -> impl Iterator<Item = Quarantined<'_>> {
         self.quarantine.iter().map(|(key, bad)| Quarantined {
             key,
@@ -223,30 +222,30 @@ impl LeaseSet {
         })
     }
 
-    /// Number of leases that are kept from the kernel.
+    /// Returns the number of leases that are kept from the kernel.
     pub fn quarantined_count(&self) -> usize {
         self.quarantine.len()
     }
 
-    /// All leases that can be read, good and bad, in the order of their subnets.
+    /// Returns all readable leases, good and bad, ordered by subnet.
     pub fn readable(&self) -> impl Iterator<Item = &Lease> {
         self.table.in_order().filter(|slot| !slot.missing).map(|slot| &*slot.lease)
     }
 
-    /// Number of leases, good and bad.
+    /// Returns the number of leases, good and bad.
     pub fn len(&self) -> usize {
         self.table.len() - self.missing + self.unreadable
     }
 
-    /// Whether there is no lease at all.
+    /// Returns whether there is no lease.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes in a complete list. What it lacks is gone, unless the list is to be doubted.
+    /// Applies a complete list. What it lacks is gone, unless the list is doubted.
     fn replace(&mut self, listing: Listing<Lease>, now: Instant) {
         let mut group = Group::default();
-        // What is still marked behind the last entry is not in the list.
+        // What is still marked after the last entry is not in the list.
         self.table.iter_mut().for_each(|(_, slot)| slot.mark = !slot.missing);
         let unreadable = self.quarantine.iter().filter(|(_, bad)| bad.id.is_none());
         let unreadable: Vec<Box<str>> = unreadable.map(|(key, _)| key.clone()).collect();
@@ -269,7 +268,7 @@ impl LeaseSet {
         if !gone.is_empty() && doubted {
             warn!(
                 missing = gone.len(), listed = before - gone.len(), grace = ?self.caution.grace,
-                "the store suddenly lacks many leases, as after it was wiped or restored; their hosts are reached as before for now",
+                "the store is suddenly missing many leases, as after a wipe or restore; keeping their hosts as peers for now",
             );
             gone.into_iter().for_each(|id| self.miss(id, &mut group));
             self.missing_until = Some(now + self.caution.grace);
@@ -281,7 +280,7 @@ impl LeaseSet {
         self.complete = true;
     }
 
-    /// Takes in one lease, and leaves the judgement on it to the group.
+    /// Adds or updates one lease; the group decides which leases to judge.
     fn put(&mut self, read: Read<Lease>, group: &mut Group) {
         let mut lease = match read {
             Ok(lease) => lease,
@@ -298,7 +297,7 @@ impl LeaseSet {
         };
         self.hear_of(&lease.subnets, Some(lease.mod_revision));
         if lease.attributes.other.is_some() {
-            // Nobody asks here what only others know, and it may be much.
+            // Nobody here needs the unknown fields, and they may be large.
             Arc::make_mut(&mut lease).attributes.other = None;
         }
         match self.table.find(&lease.subnets) {
@@ -314,7 +313,7 @@ impl LeaseSet {
         group.ids.push(self.table.insert(lease, &self.admission.config.backend));
     }
 
-    /// Takes out one lease, whether it can be read or not.
+    /// Removes one lease, readable or not.
     fn delete(&mut self, key: &str, group: &mut Group) {
         let subnets = Subnets::from_key(key).ok();
         if let Some(subnets) = &subnets {
@@ -326,14 +325,14 @@ impl LeaseSet {
         }
     }
 
-    /// Notes what the store says of these subnets, if they are ours.
+    /// Records what the store holds under these subnets, if they are ours.
     fn hear_of(&mut self, subnets: &Subnets, revision: OwnKey) {
         if self.admission.own.as_ref().is_some_and(|own| own.subnets == *subnets) {
             self.own_key = Some(revision);
         }
     }
 
-    /// Takes out one lease that can be read. Whatever it was in conflict with is in the group then.
+    /// Removes one readable lease, and adds what it was in conflict with to the group.
     fn remove(&mut self, id: Id, group: &mut Group) {
         self.forget_verdict(id);
         let Some(slot) = self.table.get(id) else { return };
@@ -342,7 +341,7 @@ impl LeaseSet {
         self.table.remove(id, &self.admission.config.backend);
     }
 
-    /// A doubted list lacks the lease: it is believed in, but comes behind all others.
+    /// Handles a lease that a doubted list lacks: it is still believed in, but ranks after all others.
     fn miss(&mut self, id: Id, group: &mut Group) {
         self.forget_verdict(id);
         let Some(slot) = self.table.get_mut(id) else { return };
@@ -420,7 +419,7 @@ impl LeaseSet {
     }
 }
 
-/// Takes over what the lease says where nothing of that bears on a judgement. Answers whether that was so.
+/// Updates a lease in place if no judgement depends on the difference. Returns whether it did.
 fn renew(slot: &mut Slot, lease: &Lease) -> bool {
     let known = &slot.lease;
     let same = known.attributes == lease.attributes

@@ -1,7 +1,7 @@
 //! Who owns which subnet: the network config, the leases in etcd, and the life of our own.
 //!
-//! The store has one protocol, the etcd v3 API, and one module that speaks it: `store`. Everything else works on
-//! plain values and takes the time and the dice as arguments. Keys, values and the config are flannel's, so that
+//! The store has one protocol, the etcd v3 API, and one module that speaks it: `store`. Everything else works on plain
+//! values, and takes the time and the random source as arguments. Keys, values and the config are flannel's, so that
 //! hosts of both kinds share one network. This crate knows nothing of the kernel.
 
 mod admission;

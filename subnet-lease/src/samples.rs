@@ -3,12 +3,11 @@
 use crate::config::NetworkConfig;
 use crate::entry::Entry;
 
-/// The network 10.5.0.0/16 on vxlan.
 pub(crate) fn config() -> NetworkConfig {
     NetworkConfig::parse(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#).unwrap()
 }
 
-/// What was created and last written at this revision, behind etcd lease 7.
+/// Returns an entry created and last written at this revision, with etcd lease 7.
 pub(crate) fn entry(key: &str, value: &str, revision: i64) -> Entry {
     Entry {
         key: key.to_owned(),

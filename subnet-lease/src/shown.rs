@@ -1,13 +1,13 @@
-//! Text that others wrote, as people are shown it: cut to a length, and without what would steer a terminal or begin a
-//! line of its own. Whoever may write to the store could otherwise write the log, or into a terminal.
+//! Displays text that others wrote: cut, and without anything that controls a terminal or begins a new line. Otherwise
+//! everybody with write access to the store could write into the log, or to a terminal.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Bytes of one text that are shown; a name of a host has at most 253.
+/// Most bytes to display of one text; a host name has at most 253.
 const SHOWN: usize = 256;
 
-/// The text, printable; of a long one the beginning and its size: `AAAA... (1048576 bytes)`.
+/// Returns the text, printable; if long, its beginning and size: `AAAA... (1048576 bytes)`.
 pub fn shown(text: &str) -> Cow<'_, str> {
     match cut(text) {
         Cow::Borrowed(whole) => printable(whole),
@@ -15,9 +15,9 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// As [`shown`], of bytes that may be no text.
+/// Does the same as [`shown`], for bytes that may not be text.
 pub fn shown_bytes(bytes: &[u8]) -> String {
-    // A little more than is shown, as a character may be cut in two, and no more: there may be a megabyte.
+    // A few more than are shown, because a character may be cut in two; not all, because there may be a megabyte.
     let head = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
     match bytes.len() > SHOWN {
         true => with_size(&printable(&head), bytes.len()),
@@ -25,9 +25,9 @@ pub fn shown_bytes(bytes: &[u8]) -> String {
     }
 }
 
-/// The text with what a terminal would obey, and what cannot be seen, written as an escape: `\u{1b}`, `\n`.
+/// Escapes what a terminal would obey, and what is invisible: `\u{1b}`, `\n`.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    // Quotes and backslashes are escaped by `escape_debug` as well, and do no harm.
+    // `escape_debug` also escapes quotes and backslashes, which are harmless.
     let harmless = |c: char| matches!(c, ' '..='~') || c.escape_debug().len() == 1;
     if text.chars().all(harmless) {
         return text.into();
@@ -39,7 +39,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(escaped).collect::<String>().into()
 }
 
-/// The text with its control characters escaped as in JSON, `\u001b`, but for those that `passes` lets through.
+/// Escapes control characters as in JSON, `\u001b`, except for those that `passes` accepts.
 pub fn without_controls(text: &str, passes: impl Fn(char) -> bool) -> Cow<'_, str> {
     let is_harmless = |c: char| !c.is_control() || passes(c);
     if text.chars().all(is_harmless) {
@@ -56,7 +56,7 @@ pub fn without_controls(text: &str, passes: impl Fn(char) -> bool) -> Cow<'_, st
     escaped.into()
 }
 
-/// The text as it is, not made printable; of a long one the beginning and its size.
+/// Returns the text unescaped; if long, its beginning and size.
 pub fn cut(text: &str) -> Cow<'_, str> {
     if text.len() <= SHOWN {
         return text.into();
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(shown(&megabyte), expected);
         assert_eq!(shown_bytes(megabyte.as_bytes()), expected);
         assert_eq!(shown(&"A".repeat(SHOWN)), "A".repeat(SHOWN));
-        // A character that lies across the end is left out whole.
+        // A character across the end is omitted.
         assert!(shown(&format!("{}ö", "A".repeat(SHOWN - 1))).ends_with("A... (257 bytes)"));
     }
 

@@ -1,4 +1,4 @@
-//! How to reach the store: endpoints, prefix and credentials, refused by name where they cannot work.
+//! How to reach the store: endpoints, prefix and credentials. Refuses, by name, what cannot work.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,33 +12,33 @@ use crate::store::error::StoreError;
 /// How to reach the store.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
-    /// URLs of the members, tried one after the other from a random one.
+    /// URLs of the members, tried in turn, starting with a random one.
     pub endpoints: Vec<Endpoint>,
-    /// What all keys begin with, such as `/coreos.com/network`.
+    /// The prefix of all keys, such as `/coreos.com/network`.
     pub prefix: String,
-    /// How to prove who we are and who they are.
+    /// How to authenticate to the members, and they to us.
     pub credentials: Credentials,
 }
 
 /// TLS files and a password, each optional.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// Certificates of the authorities that sign the members' certificates; the system's by default.
+    /// CA file: certificates that must have signed those of the members; the system's by default.
     pub ca_file: Option<PathBuf>,
     /// Our own certificate.
     pub cert_file: Option<PathBuf>,
-    /// The key of our own certificate.
+    /// The private key of our own certificate.
     pub key_file: Option<PathBuf>,
     /// User name and password.
     pub user: Option<(String, Password)>,
 }
 
-/// A password, which no output shows.
+/// A password, which is never displayed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
 
 impl Password {
-    /// The password, for nobody but the store.
+    /// Returns the password, for the store only.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -57,13 +57,13 @@ impl fmt::Debug for Password {
 }
 
 impl StoreConfig {
-    /// All endpoints, separated by commas, for messages.
+    /// Returns all endpoints, comma-separated, for messages.
     pub fn shown_endpoints(&self) -> String {
         self.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
-    /// Refuses at once what no retry mends. Returns what may keep the store from accepting our certificate, or us its:
-    /// the files are read again for each connection, so these may be renewed.
+    /// Refuses what no retry can fix. Returns what may keep the store from accepting our certificate, or us from
+    /// accepting its certificate: these files are read again for each connection, so they may be renewed.
     ///
     /// # Errors
     /// [`StoreError::Setting`] or [`StoreError::CredentialFile`].
@@ -98,12 +98,12 @@ impl Credentials {
         Ok([authorities, identity].into_iter().flatten().flatten().collect())
     }
 
-    /// The authorities as their file holds them now.
+    /// Reads the CA file as it is now.
     pub(crate) fn authorities(&self, now: SystemTime) -> Result<Option<Authorities>, BadFile> {
         self.ca_file.as_ref().map(|file| Authorities::load(file, now)).transpose()
     }
 
-    /// Our own certificate and key as their files hold them now.
+    /// Reads our own certificate and key as they are now.
     pub(crate) fn identity(&self, now: SystemTime) -> Result<Option<Identity>, BadFile> {
         let files = self.cert_file.as_ref().zip(self.key_file.as_ref());
         files.map(|(certificate, key)| Identity::load(Holder::Client, certificate, key, now)).transpose()

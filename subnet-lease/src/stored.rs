@@ -1,4 +1,4 @@
-//! Values of one kind, each under a key of its own: how they are read, and what a list and a watch say of them.
+//! Values of one kind, each under its own key: how they are read, and what a list and a watch return.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::entry::Entry;
 
-/// What stands under each key of a collection.
+/// The type of a collection's values.
 pub trait Stored: Clone + Debug + PartialEq + Send + Sync + 'static {
-    /// What the log calls several of them.
+    /// The plural, for the log.
     const PLURAL: &'static str;
-    /// Why an entry is none.
+    /// Why an entry is not a value of this type.
     type Invalid: Clone + Debug + PartialEq + Send;
 
     /// Reads one entry.
@@ -20,7 +20,7 @@ pub trait Stored: Clone + Debug + PartialEq + Send + Sync + 'static {
     fn read(entry: &Entry) -> Result<Self, Self::Invalid>;
 }
 
-/// Any entry, as it stands.
+/// Any entry, unparsed.
 impl Stored for Entry {
     const PLURAL: &'static str = "keys";
     type Invalid = Infallible;
@@ -30,26 +30,26 @@ impl Stored for Entry {
     }
 }
 
-/// An entry that was read. Whoever keeps the value shares it.
+/// The result of reading an entry. The value is shared with those who keep it.
 pub type Read<T> = Result<Arc<T>, Box<Unreadable<T>>>;
 
-/// An entry that cannot be read.
+/// An unreadable entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unreadable<T: Stored> {
-    /// As it stands.
+    /// The entry, unparsed.
     pub entry: Entry,
     /// Why.
     pub reason: T::Invalid,
 }
 
-/// All that a collection holds at one revision, each entry read once.
+/// A whole collection at one revision, each entry read once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listing<T: Stored> {
-    /// In the order of the keys.
+    /// In key order.
     pub items: Vec<Read<T>>,
     /// Store revision of the list.
     pub revision: i64,
-    /// Which etcd cluster answered.
+    /// The id of the etcd cluster that answered.
     pub cluster_id: u64,
 }
 
@@ -66,25 +66,24 @@ pub enum KeyChange<T: Stored> {
 }
 
 impl<T: Stored> Listing<T> {
-    /// A list of these entries.
+    /// Creates a list of these entries.
     pub fn of(entries: Vec<Entry>, revision: i64, cluster_id: u64) -> Self {
         Self { items: entries.into_iter().map(read).collect(), revision, cluster_id }
     }
 
-    /// All that could be read.
+    /// Returns all readable values.
     pub fn readable(&self) -> impl Iterator<Item = &T> {
         self.items.iter().flatten().map(|item| &**item)
     }
 }
 
 impl<T: Stored> KeyChange<T> {
-    /// An entry was created or written.
+    /// Creates the change for a created or written entry.
     pub fn put(entry: Entry) -> Self {
         Self::Put(read(entry))
     }
 }
 
-/// Reads one entry.
 pub(crate) fn read<T: Stored>(entry: Entry) -> Read<T> {
     match T::read(&entry) {
         Ok(value) => Ok(Arc::new(value)),

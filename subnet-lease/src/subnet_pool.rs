@@ -18,32 +18,32 @@ pub struct SubnetPool {
 }
 
 impl SubnetPool {
-    /// The whole overlay network.
+    /// Returns the whole overlay network.
     pub fn network(&self) -> IpNetwork {
         self.network
     }
 
-    /// Prefix length of each subnet.
+    /// Returns the prefix length of each subnet.
     pub fn subnet_len(&self) -> u8 {
         self.subnet_len
     }
 
-    /// How many subnets there are to lease. Saturates at `u128::MAX`.
+    /// Returns the number of subnets to lease. Saturates at `u128::MAX`.
     pub fn capacity(&self) -> u128 {
         ((self.last - self.first) >> self.host_bits()).saturating_add(1)
     }
 
-    /// The first subnet that is leased (`SubnetMin`).
+    /// Returns the first subnet that is leased (`SubnetMin`).
     pub fn min(&self) -> IpAddr {
         self.family().address(self.first)
     }
 
-    /// The last subnet that is leased (`SubnetMax`).
+    /// Returns the last subnet that is leased (`SubnetMax`).
     pub fn max(&self) -> IpAddr {
         self.family().address(self.last)
     }
 
-    /// Whether this subnet is one of the pool's.
+    /// Returns whether this subnet is in the pool.
     pub fn admits(&self, subnet: &IpNetwork) -> bool {
         let (base, _) = span(subnet);
         encloses(&self.network, subnet)
@@ -51,13 +51,13 @@ impl SubnetPool {
             && (self.first..=self.last).contains(&base)
     }
 
-    /// The subnet at `index`, counted from the first that is leased; below [`SubnetPool::capacity`].
+    /// Returns the subnet at `index`, counted from the first leased one; below [`SubnetPool::capacity`].
     pub(crate) fn subnet(&self, index: u128) -> Option<IpNetwork> {
         let base = self.first.checked_add(index.checked_shl(self.host_bits())?)?;
         (base <= self.last).then(|| IpNetwork::new(self.family().address(base), self.subnet_len).ok())?
     }
 
-    /// The indices of the pool's subnets that share an address with `subnet`.
+    /// Returns the indices of the pool's subnets that overlap `subnet`.
     pub(crate) fn indices(&self, subnet: &IpNetwork) -> Option<(u128, u128)> {
         let (first, last) = span(subnet);
         let end = self.last | host_mask(self.host_bits());
@@ -76,7 +76,7 @@ impl SubnetPool {
         u32::from(self.family().width() - self.subnet_len)
     }
 
-    /// Reads the fields of one family, which is in use by default or is not; `None` where it is not.
+    /// Reads the fields of one family, which may be in use by default; `None` if it is not in use.
     pub(crate) fn parse(
         fields: &mut Fields,
         family: Family,
@@ -100,7 +100,7 @@ impl SubnetPool {
         let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
         let link_local = matches!(network.ip(), IpAddr::V4(ip) if ip.is_link_local());
         if link_local || !is_host_address(network.network()) || !is_host_address(inner_end(&network)) {
-            let problem = format!("holds no addresses of hosts; {} would", names.network_example);
+            let problem = format!("contains no host addresses; {} would", names.network_example);
             return Err(ConfigError::invalid(names.network, &network.to_string(), &problem));
         }
         let subnet_len = subnet_length(&network, length, names)?;
@@ -119,7 +119,7 @@ impl SubnetPool {
             }
             Some(address) => Ok(bits(address)),
         };
-        // The first subnet of the network is left out by default, as flannel does.
+        // Like flannel, omit the first subnet of the network by default.
         let first = bound(names.subnet_min, min, base + (1 << host_bits))?;
         let last = bound(names.subnet_max, max, end & !host_mask(host_bits))?;
         if first > last {
@@ -131,12 +131,12 @@ impl SubnetPool {
     }
 }
 
-/// The field that says whether a family is in use.
+/// Returns the field that enables a family.
 pub(crate) fn enabling_field(family: Family) -> &'static str {
     PoolFields::of(family).enable
 }
 
-/// A network in the one form that flannel reads, `10.5.0.0/16`.
+/// A network in the only form that flannel reads, `10.5.0.0/16`.
 struct Cidr(IpNetwork);
 
 impl std::str::FromStr for Cidr {
@@ -149,7 +149,7 @@ impl std::str::FromStr for Cidr {
     }
 }
 
-/// The names that one family's fields have in the config, and its limits.
+/// The names of one family's fields in the config, and its limits.
 struct PoolFields {
     enable: &'static str,
     network: &'static str,
@@ -195,8 +195,8 @@ const V6_FIELDS: PoolFields = PoolFields {
     longest: 126,
 };
 
-/// The length of the subnets: as asked, or 24 (64), or two more than the network's where that network is too small.
-/// There are always at least four subnets, none longer than /30 (/126).
+/// Returns the prefix length of subnets: as requested, or 24 (64), or the network's plus two if the network is too
+/// small. There are always at least four subnets, none longer than /30 (/126).
 fn subnet_length(network: &IpNetwork, asked: Option<u8>, names: &PoolFields) -> Result<u8, ConfigError> {
     let shortest = network.prefix().saturating_add(2);
     if shortest > names.longest {
@@ -216,7 +216,7 @@ fn subnet_length(network: &IpNetwork, asked: Option<u8>, names: &PoolFields) -> 
     Ok(length)
 }
 
-/// The last address but one: the very last of an IPv4 network may be the broadcast address of all.
+/// Returns the last address but one: the very last of an IPv4 network may be the broadcast address of all subnets.
 fn inner_end(network: &IpNetwork) -> IpAddr {
     Family::of(network.ip()).address(span(network).1 - 1)
 }

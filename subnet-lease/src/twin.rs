@@ -1,9 +1,8 @@
-//! Another machine with our node id, and how it asks whether we live: a claim in our lease.
+//! Another machine with our node id, and how it asks whether we are alive: by a claim in our lease.
 //!
-//! A host that finds the lease of its previous subnet with its own node id and a strange address is either the same host
-//! after its address changed, or a clone of one that lives. It writes its claim into the lease, beside all that stands
-//! there, under the same etcd lease. A holder that lives sees its key altered and writes its own words again, without the
-//! claim. flannel ignores the field.
+//! A host that finds its own node id and an unknown address in the lease of its previous subnet is either the same host
+//! after a change of address, or a clone of a host that is alive. It adds its claim to the lease, under the same etcd
+//! lease. A live holder notices the change of its key and restores its value without the claim. flannel ignores it.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,22 +18,22 @@ use crate::shown::shown;
 pub struct Twin {
     /// Its underlay addresses.
     pub public_ips: PerFamily<IpAddr>,
-    /// Its name, where it says one.
+    /// Its name, if known.
     pub host: Option<Box<str>>,
 }
 
 /// The field of a lease that holds a claim: an object with the claimant's `PublicIP`, `PublicIPv6` and `HostName` as in
-/// a lease, and `At`, seconds since 1970 on the claimant's clock, which only tells one claim from the next.
+/// a lease, and `At`, seconds since 1970 on the claimant's clock, which only makes claims distinct.
 const CLAIM: &str = "Claim";
 
 impl LeaseAttributes {
-    /// Who claims this lease, if somebody does. A claim that cannot be read is that of a host without address and name.
+    /// Returns who claims this lease, if anybody. An unreadable claim belongs to a host without address and name.
     pub fn claimant(&self) -> Option<Twin> {
         let claim = self.other.as_ref()?.get(CLAIM)?;
         Some(serde_json::from_value(claim.clone()).map(|said| Twin::of(&said)).unwrap_or_default())
     }
 
-    /// The same words with a claim of the host that says `claimant` of itself.
+    /// Returns the same value with a claim by the host that `claimant` describes.
     pub(crate) fn claimed_by(&self, claimant: &Self, at: u64) -> Self {
         let said = Self {
             public_ips: claimant.public_ips,
@@ -48,7 +47,7 @@ impl LeaseAttributes {
         claimed
     }
 
-    /// The same words without any claim.
+    /// Returns the same value without any claim.
     pub(crate) fn unclaimed(mut self) -> Self {
         if let Some(other) = &mut self.other {
             other.remove(CLAIM);
@@ -59,19 +58,17 @@ impl LeaseAttributes {
 }
 
 impl Twin {
-    /// The holder of a lease, or the one who makes a claim.
+    /// Returns the holder of a lease, or the author of a claim.
     pub(crate) fn of(attributes: &LeaseAttributes) -> Self {
         Self { public_ips: attributes.public_ips, host: attributes.node.host.clone() }
     }
 }
 
 impl fmt::Display for Twin {
-    /// `192.168.64.12 (h2)`.
+    /// Formats it as `192.168.64.12 (h2)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.public_ips.is_empty() {
-            return f.write_str(
-                &self.host.as_deref().map_or("a host that does not say its address".into(), shown),
-            );
+            return f.write_str(&self.host.as_deref().map_or("a host with an unknown address".into(), shown));
         }
         for (at, ip) in self.public_ips.values().enumerate() {
             write!(f, "{}{ip}", if at == 0 { "" } else { "," })?;

@@ -1,8 +1,7 @@
-//! Following a collection: list, watch, and list again whenever the watch ends, for whatever reason.
+//! Follows a collection: list, watch, and list again whenever the watch ends, for whatever reason.
 //!
-//! A watch that was compacted away, closed, cancelled or silent, an etcd that restarted and a cluster that was
-//! replaced all lead to the same place: one complete new list, which the receiver compares with what it knows. No
-//! event of the gap has to be guessed.
+//! A watch that was compacted, closed, cancelled or silent, a restarted etcd and a replaced cluster all lead to the
+//! same place: one complete new list, which the receiver compares with what it knows. No event is guessed.
 
 use std::time::Duration;
 
@@ -14,14 +13,14 @@ use crate::backoff::Backoff;
 use crate::store::{Collection, Watch, WatchMessage};
 use crate::stored::{KeyChange, Listing, Stored};
 
-/// What the watch says.
+/// An event of the watch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WatchEvent<T: Stored> {
-    /// The complete state of the store; all that was said before is void.
+    /// The complete state of the store; replaces everything before.
     Listed(Listing<T>),
-    /// Changes since, in their order.
+    /// Later changes, in order.
     Changed(Vec<KeyChange<T>>),
-    /// The view may be out of date from now until the next list.
+    /// The view may be outdated from now until the next list.
     Interrupted {
         /// Why.
         reason: String,
@@ -33,25 +32,25 @@ pub struct Watcher<T: Stored> {
     collection: Collection<T>,
     machine: Machine,
     watch: Option<Watch<T>>,
-    /// A list that is there already and was not told yet.
+    /// An existing list that was not sent yet.
     listed: Option<Listing<T>>,
 }
 
 impl<T: Stored> Watcher<T> {
-    /// A watcher that has not started.
+    /// Creates a watcher that has not started.
     pub fn new(collection: Collection<T>) -> Self {
         Self { collection, machine: Machine::new(T::PLURAL), watch: None, listed: None }
     }
 
-    /// A watcher that starts behind a list that is there already, which is the first that it tells. A list that is so old
-    /// that the store no longer knows what came after it does no harm: then there is a new one.
+    /// Creates a watcher that first sends an existing list, and continues from there. If the list is so old that the
+    /// store has compacted what followed, a new list is made.
     pub fn behind(collection: Collection<T>, listing: Listing<T>) -> Self {
         let mut watcher = Self::new(collection);
         watcher.machine.listed(&listing);
         Self { listed: Some(listing), ..watcher }
     }
 
-    /// Lists and watches; every event goes to `events`. Ends when the receiver is gone.
+    /// Lists and watches; sends every event to `events`. Ends when the receiver is gone.
     pub async fn run(mut self, events: mpsc::Sender<WatchEvent<T>>) {
         if let Some(listing) = self.listed.take()
             && events.send(WatchEvent::Listed(listing)).await.is_err()
@@ -71,7 +70,7 @@ impl<T: Stored> Watcher<T> {
         }
     }
 
-    /// One step of the machine: does what it asks and tells it the outcome.
+    /// Runs one step of the machine: does what it asks, and reports the outcome.
     async fn step(&mut self) -> Option<WatchEvent<T>> {
         match self.machine.step(Instant::now()) {
             Step::Sleep(until) => {
@@ -125,14 +124,14 @@ impl<T: Stored> Watcher<T> {
     }
 }
 
-/// A watch without a word for this long is asked for a sign of life.
+/// A watch that was silent for this long is asked for a sign of life.
 pub(crate) const SILENCE: Duration = Duration::from_secs(10);
-/// A watch that lasted this long was a good one: the next failure is the first again.
+/// A watch that lasted this long was good: the next failure counts as the first.
 const GOOD: Duration = Duration::from_secs(5);
-/// The first wait after a failure, before jitter, and the longest.
+/// The shortest and the longest wait after a failure, before jitter.
 pub(crate) const WAITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// What to do next. It knows neither the store nor the clock.
+/// Decides what to do next. It knows neither the store nor the clock.
 struct Machine {
     /// What is followed, for the log.
     plural: &'static str,
@@ -145,7 +144,7 @@ struct Machine {
 enum Phase {
     /// Nothing is known: list.
     Listing,
-    /// A list is there; the watch must continue behind it.
+    /// A list exists; the watch must continue after it.
     Opening { revision: i64 },
     /// The watch is open.
     Watching { since: Instant, heard: Instant, probed: bool, answer: Duration },
@@ -191,7 +190,7 @@ impl Machine {
     fn listed<T: Stored>(&mut self, listing: &Listing<T>) {
         if let Some((cluster, revision)) = self.last {
             if cluster != listing.cluster_id {
-                warn!("this is another store than before");
+                warn!("this is a different store than before");
             } else if listing.revision < revision {
                 warn!(
                     before = revision,
@@ -207,7 +206,7 @@ impl Machine {
         self.phase = Phase::Opening { revision: listing.revision };
     }
 
-    /// The watch is there; a sign of life may take as long as `answer`.
+    /// Notes that the watch is open; a sign of life may take as long as `answer`.
     fn opened(&mut self, now: Instant, answer: Duration) {
         self.phase = Phase::Watching { since: now, heard: now, probed: false, answer };
     }
@@ -218,7 +217,7 @@ impl Machine {
         }
     }
 
-    /// Answers how long to wait.
+    /// Returns how long to wait.
     fn failed(&mut self, now: Instant) -> Duration {
         if matches!(self.phase, Phase::Watching { since, .. } if now >= since + GOOD) {
             self.backoff.reset();

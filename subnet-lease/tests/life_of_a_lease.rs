@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// Lasts long enough for every test.
+/// Longer than any test.
 const TTL: Duration = Duration::from_secs(60);
 
-/// A store on an empty directory, with the config of a network of three hosts.
+/// An empty store with the config of a network of three hosts.
 struct Site {
     running: Running,
     _dir: tempfile::TempDir,
@@ -73,7 +73,7 @@ async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
     tokio::time::timeout(LIMIT, acquired).await.expect("in time").0
 }
 
-/// Keeps a lease as an agent does, which tells the keeper what the watch shows of its key.
+/// Keeps a lease as an agent does, which reports to the keeper what the watch shows of its key.
 fn keep(site: &Site, keeper: Keeper, claim: Claim) -> watch::Receiver<Holding> {
     let (holding, seen) = watch::channel(keeper.holding());
     let held = seen.clone();
@@ -199,7 +199,7 @@ async fn a_lease_that_nobody_keeps_ends_with_its_key() {
     assert!(matches!(store.keep_alive(etcd_lease).await, Err(StoreError::LeaseGone(_))));
 }
 
-/// The address that another machine of our node id was heard of at.
+/// Returns the address of the other machine with our node id.
 fn twin(holding: &Holding) -> Option<String> {
     holding.twin.as_ref().map(|sighting| sighting.twin.to_string())
 }
@@ -218,7 +218,7 @@ async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_o
     let before = store.leases().get(&held.subnets.key()).await.unwrap().unwrap();
     let mut seen = keep(&site, first, cloned(1, None));
 
-    // Several of them at once, as from one image.
+    // Several at once, from one image.
     let clone =
         |host: u8| Box::pin(Keeper::acquire(store.clone(), cloned(host, Some(held.subnets)), None, |_| {}));
     let ((second, _), (third, _)) = within(async { tokio::join!(clone(2), clone(3)) }).await;
@@ -286,7 +286,7 @@ async fn a_reservation_is_remembered_and_moves_its_host_only_where_it_replaces_w
     assert!(store.reserve(&reservation, &value, 0, &[]).await.unwrap().is_some());
     assert_eq!(store.reservation(&reserved).await.unwrap(), Some(reservation.clone()));
     assert_eq!(store.reservations().await.unwrap(), std::slice::from_ref(&reservation));
-    // Its key is gone and comes back: there is nothing to move for, unless both happen at once.
+    // Its key disappears and returns: no reason to move, unless both happen at once.
     let present = store.leases().get(&held.subnets.key()).await.unwrap().unwrap();
     assert_eq!(present.mod_revision, held.mod_revision);
     let entry = store.leases().get(&reserved.key()).await.unwrap().unwrap();

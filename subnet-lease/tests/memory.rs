@@ -1,4 +1,4 @@
-//! What a lease takes in memory. Alone in its process, as it is the process that is measured.
+//! Measures the memory of a lease. Alone in its process, because it measures the process.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use flan_subnet_lease::{Admission, Caution, Entry, KeyChange, LeaseSet, Listing,
 use tokio::time::Instant;
 
 const LEASES: u32 = 50_000;
-/// Bytes a lease, allocator's share and all. Some 350 are needed.
+/// Bytes per lease, with the allocator's overhead. Some 350 are needed.
 const LIMIT: u64 = 450;
 
 #[test]
@@ -16,7 +16,7 @@ fn fifty_thousand_leases_take_some_twenty_megabytes() {
     let now = Instant::now();
     set.apply(WatchEvent::Listed(Listing::of(vec![], 1, 1)), now);
     let before = resident();
-    // A few at a time, so that what is read takes little beside what is kept.
+    // In batches, so that what is read takes little memory compared to what is kept.
     for batch in (0..LEASES).collect::<Vec<_>>().chunks(500) {
         set.apply(WatchEvent::Changed(batch.iter().map(|host| KeyChange::put(entry(*host))).collect()), now);
         assert_eq!(set.take_changes().peers.len(), batch.len());
@@ -27,7 +27,7 @@ fn fifty_thousand_leases_take_some_twenty_megabytes() {
     assert!(each <= LIMIT, "{each} bytes a lease");
 }
 
-/// What flannel or flan write for a VXLAN host, with a name and a node id. The subnets come in no order.
+/// Returns what flannel or flan write for a VXLAN host with a name and a node id. The subnets are unordered.
 fn entry(host: u32) -> Entry {
     let block = host * 31 % (1 << 16);
     let ip = Ipv4Addr::from_bits(0xac10_0000 + host);
@@ -44,7 +44,7 @@ fn entry(host: u32) -> Entry {
     }
 }
 
-/// Bytes of memory that the process has (`proc_pid_status(5)`, `VmRSS`).
+/// Returns the resident memory of the process in bytes (`proc_pid_status(5)`, `VmRSS`).
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is not mounted");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("there is no VmRSS");

@@ -1,7 +1,6 @@
-//! What a person reads when TLS stands between them and the store: each test serves a store with certificates that do
-//! not fit, and dials it.
+//! The messages for TLS problems: each test serves a store with certificates that do not fit, and dials it.
 
-// Helpers of tests fail as tests do.
+// Test helpers may panic, too.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -32,7 +31,7 @@ impl Authority {
         Self { dir, issuer, pem }
     }
 
-    /// Issues a certificate; its file and that of its key.
+    /// Issues a certificate; returns its file and that of its key.
     fn issue(&self, name: &str, params: &CertificateParams) -> [PathBuf; 2] {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -62,7 +61,7 @@ impl Served {
     }
 }
 
-/// A store with this certificate and key, which wants those of its clients signed by `clients`.
+/// Starts a store with this certificate and key that requires client certificates signed by `clients`.
 async fn served(identity: Option<[PathBuf; 2]>, clients: Option<&Authority>) -> Served {
     let data = tempfile::tempdir().unwrap();
     let scheme = if identity.is_some() { "https" } else { "http" };
@@ -143,7 +142,7 @@ async fn an_unknown_ca_is_named_with_the_file_that_lacks_it() {
     assert_eq!(answer.reason, format!("its certificate is not signed by a CA in {}", other.pem.display()));
     assert!(answer.remedy.unwrap().contains("--etcd-cafile"));
     assert_eq!(answer.cause, Cause::NoUnderstanding);
-    // A CA that was made again has the name of the old one.
+    // A recreated CA has the name of the old one.
     let again = Authority::new("site");
     let answer = asked(&store.url(), credentials(&again, None)).await.unwrap_err();
     assert!(answer.reason.contains("is not signed by the CA of that name in"), "{answer}");
@@ -180,7 +179,7 @@ async fn a_certificate_for_other_names_is_told_with_them_and_with_the_one_dialle
     let answer = asked(&store.url(), credentials(&ca, None)).await.unwrap_err();
     assert_eq!(
         answer.reason,
-        "its certificate is for store.example, 10.0.0.2, fd00::2, and we dial 127.0.0.1"
+        "its certificate is for store.example, 10.0.0.2, fd00::2, but we dial 127.0.0.1"
     );
     assert!(answer.remedy.unwrap().starts_with("issue it with 127.0.0.1 in subjectAltName"));
 }

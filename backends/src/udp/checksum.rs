@@ -1,27 +1,26 @@
-//! The Internet checksum (RFC 1071): sums that add up across slices, and its repair after a small change (RFC 1624).
+//! The Internet checksum (RFC 1071): sums that add up across slices, and updates after a small change (RFC 1624).
 
 /// A one's complement sum of 16-bit words, not folded yet.
 ///
-/// It is kept in host order and turned when folded: the sum is the same in either order (RFC 1071, 2 B), and whole
+/// It is kept in host order and swapped when folded: the sum is the same in either order (RFC 1071, 2 B), and whole
 /// machine words can be added that way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sum(u64);
 
 impl Sum {
-    /// The sum of `bytes`.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         Self::default().bytes(bytes)
     }
 
-    /// The sum of the pseudo-header before a transport header: RFC 9293, 3.1 for IPv4 and RFC 8200, 8.1 for IPv6, which
-    /// have the same sum. `addresses` are source and destination as they stand in the IP header, `length` is in bytes,
+    /// Returns the sum of the pseudo-header before a transport header: RFC 9293, 3.1 for IPv4 and RFC 8200, 8.1 for
+    /// IPv6, which have the same sum. `addresses` are source and destination as in the IP header, `length` is in bytes,
     /// transport header included.
     pub(crate) fn pseudo_header(addresses: &[u8], protocol: u8, length: u16) -> Self {
         Self::of(addresses).word(u16::from(protocol)).word(length)
     }
 
-    /// Adds `bytes`, which lie at an even offset in what is summed. An odd one at the end counts as if a zero followed,
-    /// so only the last slice may be odd.
+    /// Adds `bytes`, which are at an even offset in what is summed. A final odd byte counts as if a zero followed, so
+    /// only the last slice may be odd.
     #[must_use]
     pub(crate) fn bytes(self, bytes: &[u8]) -> Self {
         let (vectors, rest) = bytes.as_chunks::<{ 4 * LANES }>();
@@ -36,19 +35,19 @@ impl Sum {
         Self(self.0 + (sum >> 32) + (sum & 0xffff_ffff))
     }
 
-    /// Adds a word in its usual meaning (the value that the two bytes have in network order).
+    /// Adds a word by value (of its two bytes in network order).
     #[must_use]
     pub(crate) fn word(self, word: u16) -> Self {
         Self(self.0 + u64::from(word.to_be()))
     }
 
-    /// Adds a double word in its usual meaning.
+    /// Adds a double word by value.
     #[must_use]
     pub(crate) fn double_word(self, word: u32) -> Self {
         Self(self.0 + u64::from(word.to_be()))
     }
 
-    /// The sum in 16 bits: 0xffff over a whole message whose checksum is right. Zero only where all that was added was.
+    /// Returns the sum in 16 bits: 0xffff over a whole message with a correct checksum. Zero only if every addend was.
     pub(crate) fn fold(self) -> u16 {
         let mut sum = self.0;
         while sum > 0xffff {
@@ -57,12 +56,12 @@ impl Sum {
         u16::from_be(sum as u16)
     }
 
-    /// What belongs into the checksum field, which was zero or not part of the sum.
+    /// Returns the value of the checksum field, which was zero or excluded from the sum.
     pub(crate) fn checksum(self) -> u16 {
         !self.fold()
     }
 
-    /// Whether this sum over a whole message, its checksum field included, says that it is intact.
+    /// Returns whether this sum over a whole message, including its checksum field, shows that it is intact.
     pub(crate) fn is_intact(self) -> bool {
         self.fold() == 0xffff
     }
@@ -71,10 +70,10 @@ impl Sum {
 /// Double words that are added at a time.
 const LANES: usize = 8;
 
-/// The sum of double words, as they are in memory.
+/// Sums double words in memory order.
 ///
-/// Separate lanes, so that the compiler turns each round into a few vector additions, of as many bits as the processor
-/// has. A lane takes 2^32 rounds.
+/// Separate lanes let the compiler turn each round into a few vector additions, as wide as the processor supports. A
+/// lane takes 2^32 rounds.
 #[multiversion::multiversion(targets("x86_64+avx2"))]
 fn sum_of(vectors: &[[u8; 4 * LANES]]) -> u64 {
     let mut lanes = [0_u64; LANES];
@@ -87,8 +86,8 @@ fn sum_of(vectors: &[[u8; 4 * LANES]]) -> u64 {
     lanes.iter().sum()
 }
 
-/// The checksum after one word of the message went from `old` to `new`: RFC 1624, equation 3. A wrong checksum stays
-/// wrong by as much as it was.
+/// Returns the checksum after one word of the message changed from `old` to `new`: RFC 1624, equation 3. A wrong
+/// checksum stays wrong by the same amount.
 pub(crate) fn update(checksum: u16, old: u16, new: u16) -> u16 {
     let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
     let sum = (sum >> 16) + (sum & 0xffff);
@@ -101,7 +100,6 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// The checksum in the plainest way.
     pub(crate) fn slow_checksum(bytes: &[u8]) -> u16 {
         let mut sum = 0_u64;
         for pair in bytes.chunks(2) {
@@ -152,7 +150,7 @@ pub(crate) mod tests {
             words[9] = slow_checksum(&bytes(&words));
             words[9] = update(words[9], words[at], new);
             words[at] = new;
-            // All zeros has no valid checksum of zero; equation 3 gives 0xffff or 0, both of which are read as right.
+            // All zeros has no valid checksum of zero; equation 3 gives 0xffff or 0, and both count as correct.
             prop_assert!(Sum::of(&bytes(&words)).is_intact() || words.iter().all(|word| *word == 0));
         }
     }

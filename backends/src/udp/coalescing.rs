@@ -1,16 +1,16 @@
-//! The packets of one receive batch become the writes to the TUN: neighbouring segments of one flow are merged into
-//! one, as the kernel's GRO does (net/ipv4/tcp_offload.c, net/ipv4/udp_offload.c), where that can be undone exactly.
+//! Turns the packets of one receive batch into writes to the TUN: merges neighbouring segments of one flow, as the
+//! kernel's GRO does (net/ipv4/tcp_offload.c, net/ipv4/udp_offload.c), if the merge can be undone exactly.
 
 use super::checksum::Sum;
 use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 
-/// The most segments in one write.
+/// Most segments in one write.
 pub(crate) const MAX_SEGMENTS: usize = 64;
 
-/// The most bytes in one merged packet, IP header included: what a 16-bit length can say.
+/// Most bytes in one merged packet, IP header included: the limit of a 16-bit length.
 pub(crate) const MAX_PACKET: usize = 65_535;
 
-/// Flows that can be open at a time; of two that share a slot, one goes on unmerged. A power of two.
+/// Flows that can be open at a time; of two that share a slot, one is not merged. A power of two.
 const SLOTS: usize = 256;
 
 /// No group, in a slot; no further segment, in a chain.
@@ -19,13 +19,13 @@ const NONE: u32 = u32::MAX;
 /// Which protocols are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Merging {
-    /// TCP over IPv4 and IPv6: the TUN takes TSO packets (`TUN_F_TSO4`, `TUN_F_TSO6`).
+    /// TCP over IPv4 and IPv6: the TUN accepts TSO packets (`TUN_F_TSO4`, `TUN_F_TSO6`).
     pub(crate) tcp: bool,
-    /// UDP: the TUN takes USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
+    /// UDP: the TUN accepts USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
     pub(crate) udp: bool,
 }
 
-/// Why a received packet is not written to the TUN. It was not changed.
+/// Why a received packet, which is unchanged, is not written to the TUN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub(crate) enum PushError {
     #[error("not a whole IPv4 or IPv6 packet")]
@@ -34,7 +34,7 @@ pub(crate) enum PushError {
     TtlExpired,
 }
 
-/// Merges received packets. Holds what it needs for that, so that after warm-up no packet costs an allocation.
+/// Merges received packets. Reuses its memory, so that after warm-up no packet costs an allocation.
 #[derive(Debug)]
 pub(crate) struct Coalescer {
     merging: Merging,
@@ -51,7 +51,6 @@ impl Coalescer {
         Self { merging, slots: [NONE; SLOTS], headers: Vec::new(), groups: Vec::new(), segments: Vec::new() }
     }
 
-    /// Begins a batch.
     pub(crate) fn batch<'p>(&mut self) -> Batch<'_, 'p> {
         self.slots.fill(NONE);
         let (groups, segments) = (std::mem::take(&mut self.groups), std::mem::take(&mut self.segments));
@@ -68,12 +67,12 @@ pub(crate) struct Batch<'c, 'p> {
 }
 
 impl<'p> Batch<'_, 'p> {
-    /// Takes the inner packet of one datagram and lowers its time to live. It goes into a write of this batch in any
-    /// case: as part of a merged one only where nothing but its IP and TCP or UDP checksum, found to be right, and its
-    /// lengths would have to be made again to have it back.
+    /// Takes the inner packet of one datagram and lowers its time to live. The packet always becomes part of a write of
+    /// this batch. It is merged only if it can be restored by recomputing its lengths and its IP and TCP or UDP
+    /// checksums, which were correct.
     ///
     /// # Errors
-    /// [`PushError`], with the packet as it was, for one that may not be forwarded.
+    /// [`PushError`], with the unchanged packet, if it must not be forwarded.
     pub(crate) fn push(&mut self, packet: &'p mut [u8]) -> Result<(), (PushError, &'p mut [u8])> {
         match decrement_ttl(packet) {
             Ttl::Forward => {}
@@ -140,7 +139,7 @@ impl<'p> Batch<'_, 'p> {
         index
     }
 
-    /// The writes to the TUN that carry this batch. Packets of one flow are in the order in which they came.
+    /// Returns the writes to the TUN for this batch. Packets of one flow keep their order.
     pub(crate) fn writes(&mut self) -> impl ExactSizeIterator<Item = Write<'_>> {
         let headers = &mut self.coalescer.headers;
         headers.clear();
@@ -159,18 +158,17 @@ impl Drop for Batch<'_, '_> {
     }
 }
 
-/// The memory of `used` for other things of the same size: collecting into it again is done in place.
+/// Returns the memory of `used` for items of the same size: collecting into it again happens in place.
 fn recycled<A, B>(mut used: Vec<A>) -> Vec<B> {
     used.clear();
     used.into_iter().filter_map(|_| None).collect()
 }
 
-/// One write to the TUN: `header`, `headers` and the pieces of [`payload`](Self::payload), one after another.
+/// One write to the TUN: `header`, `headers` and the pieces of [`payload`](Self::payload), concatenated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Write<'a> {
-    /// The virtio-net header.
     pub(crate) header: VnetHeader,
-    /// The headers of a merged packet, or all of one that was not merged.
+    /// The headers of a merged packet, or all of an unmerged one.
     pub(crate) headers: &'a [u8],
     /// How many received packets this carries: 1 to [`MAX_SEGMENTS`].
     pub(crate) count: usize,
@@ -179,14 +177,14 @@ pub(crate) struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
-    /// The pieces of the payload: none for a packet that was not merged, else [`count`](Self::count).
+    /// Returns the pieces of the payload: none for an unmerged packet, else [`count`](Self::count).
     pub(crate) fn payload(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         let (merged, header_len) = (self.count > 1, self.headers.len());
-        // All packets of a merged one have headers of one length.
+        // The packets of a merged one have headers of equal length.
         self.packets().filter(move |_| merged).map(move |packet| &packet[header_len..])
     }
 
-    /// The packets that this carries, as they are without the merging: [`count`](Self::count).
+    /// Returns the packets in this write without the merging: [`count`](Self::count).
     pub(crate) fn packets(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         let (segments, mut next) = (self.segments, self.first_segment);
         std::iter::from_fn(move || {
@@ -204,10 +202,8 @@ struct Segment<'p> {
     next: u32,
 }
 
-/// The packets of one write.
 #[derive(Debug)]
 struct Group<'p> {
-    /// The first packet.
     packet: &'p [u8],
     /// The first packet, if others may follow it.
     first: Option<Candidate<'p>>,
@@ -215,7 +211,7 @@ struct Group<'p> {
     last: u32,
     count: u32,
     payload_len: usize,
-    /// The last one has PSH.
+    /// Whether the last one has PSH.
     pushed: bool,
     headers_at: usize,
 }
@@ -225,7 +221,7 @@ impl Group<'_> {
         self.first.as_ref().map_or(0, |first| first.transport.payload().len())
     }
 
-    /// Whether `next` is what a split of the merged packet would make of its next segment.
+    /// Returns whether `next` equals the next segment that splitting the merged packet would make.
     fn admits(&self, next: &Candidate<'_>) -> bool {
         let Some(first) = &self.first else { return false };
         let len = next.transport.payload().len();
@@ -255,7 +251,7 @@ impl Group<'_> {
             Transport::Tcp(_) => {}
             Transport::Udp(_) => put(transport, 4, transport_len),
         }
-        // The kernel completes it, and for a receiver on this host does not even look (CHECKSUM_PARTIAL).
+        // The kernel completes it, and does not even check it for a receiver on this host (CHECKSUM_PARTIAL).
         put(transport, first.transport.checksum_offset(), first.ip.pseudo_header(transport_len).fold());
     }
 
@@ -287,13 +283,13 @@ impl Group<'_> {
     }
 }
 
-/// What a packet means for those after it.
+/// What a packet means for later ones.
 enum Parsed<'p> {
-    /// It may join others, or others it.
+    /// It may join others, or be joined.
     Mergeable(Candidate<'p>),
     /// It stays alone, and later ones of its flow must not overtake it.
     Alone { slot: usize },
-    /// The same, and its flow cannot be told.
+    /// The same, but its flow is unknown.
     FlowUnknown,
     /// It belongs to no flow that is merged.
     Unrelated,
@@ -301,7 +297,7 @@ enum Parsed<'p> {
 
 impl<'p> Parsed<'p> {
     fn new(packet: &'p [u8], ip: Ip<'p>, merging: Merging) -> Self {
-        /// Protocols that may follow an IP header directly and are no flow: ICMP, GRE, ESP, ICMPv6, SCTP.
+        /// Protocols without flows that may follow an IP header directly: ICMP, GRE, ESP, ICMPv6, SCTP.
         const UNRELATED: [u8; 5] = [1, 47, 50, 58, 132];
         if UNRELATED.contains(&ip.protocol()) {
             return Self::Unrelated;
@@ -365,7 +361,7 @@ impl<'p> Transport<'p> {
         }
     }
 
-    /// Whether `next` follows this one after `offset` bytes of payload.
+    /// Returns whether `next` follows this one after `offset` bytes of payload.
     fn admits(&self, next: &Self, offset: u32) -> bool {
         match (self, next) {
             (Self::Tcp(tcp), Self::Tcp(next)) => {
@@ -382,7 +378,7 @@ impl<'p> Transport<'p> {
     }
 }
 
-/// A packet that may be merged: whole, plain, its checksums right.
+/// A packet that may be merged: complete, plain, its checksums correct.
 #[derive(Debug)]
 struct Candidate<'p> {
     ip: Ip<'p>,
@@ -393,10 +389,10 @@ struct Candidate<'p> {
 }
 
 impl Candidate<'_> {
-    /// Whether nothing in the headers forbids a merge.
+    /// Returns whether nothing in the headers forbids a merge.
     fn is_plain(&self) -> bool {
-        // 0xffff in a checksum field for a sum of zero is right too, but not what a split would make again. In UDP it
-        // is the usual form, and zero says that there is none.
+        // A checksum field of 0xffff for a sum of zero is correct too, but a split would not recreate it. In UDP it is
+        // the usual form, and zero means no checksum.
         let ip = match self.ip {
             Ip::V4(ip) => self.ip.header_len() == 20 && ip.checksum() != 0xffff,
             Ip::V6(_) => true,
@@ -425,7 +421,7 @@ impl Candidate<'_> {
         matches!(self.transport, Transport::Tcp(tcp) if tcp.flags() & TcpSegment::PSH != 0)
     }
 
-    /// Whether the IP header of `next` is what the segment `index` after this one would have.
+    /// Returns whether the IP header of `next` matches the segment `index` after this one.
     fn ip_admits(&self, next: &Self, index: u16) -> bool {
         let headers = match (self.ip, next.ip) {
             (Ip::V4(ip), Ip::V4(next)) => {
@@ -440,7 +436,7 @@ impl Candidate<'_> {
     }
 }
 
-/// The slot of a flow: both directions of a flow, and TCP and UDP, need not differ.
+/// Returns the slot of a flow: both directions of a flow, and TCP and UDP, may share one.
 fn slot(ip: &Ip<'_>, ports: u32) -> usize {
     let (words, _) = ip.addresses().as_chunks::<4>();
     // Multiplicative hashing by 2^64 over the golden ratio (Knuth, volume 3, 6.4).

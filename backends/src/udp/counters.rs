@@ -6,7 +6,7 @@ use serde::Serialize;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counters of one data path, written by its threads and read by anybody.
+        /// Counters of one data path; its threads write them, and anybody may read them.
         #[derive(Debug, Default)]
         pub struct Counters { $($(#[$doc])* pub(super) $name: AtomicU64,)* }
 
@@ -16,7 +16,7 @@ macro_rules! counters {
         pub struct Totals { $($(#[$doc])* pub $name: u64,)* }
 
         impl Counters {
-            /// The counters now.
+            /// Returns the counters now.
             pub fn totals(&self) -> Totals {
                 Totals { $($name: self.$name.load(Relaxed),)* }
             }
@@ -25,7 +25,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Inner packets that were sent, after segmentation; with `sent_batches` the segments of a batch.
+    /// Inner packets that were sent, after segmentation; divided by `sent_batches`, the segments per batch.
     sent_packets,
     /// Bytes of these.
     sent_bytes,
@@ -35,17 +35,17 @@ counters! {
     received_packets,
     /// Bytes of these.
     received_bytes,
-    /// System calls that fetched them.
+    /// System calls that received them.
     received_batches,
-    /// Writes to the device; fewer than packets, where they were merged.
+    /// Writes to the device; fewer than packets if some were merged.
     written,
     /// Packets that were written as part of the one before them.
     merged,
     /// Dropped: no peer has the destination.
     dropped_no_peer,
-    /// Dropped: the packet's time to live had run out.
+    /// Dropped: the packet's time to live expired.
     dropped_ttl,
-    /// Dropped: not an IPv4 packet, or one that contradicts itself.
+    /// Dropped: not an IPv4 packet, or an inconsistent one.
     dropped_malformed,
     /// Dropped: the datagram did not come from a peer.
     dropped_foreign_source,
@@ -54,15 +54,14 @@ counters! {
     dropped_strict_source,
     /// Dropped: larger than the path carries.
     dropped_too_big,
-    /// Dropped: the socket's or the device's queue was full, or that of a paced peer.
+    /// Dropped: the queue of the socket, the device or a paced peer was full.
     dropped_full,
     /// Dropped: the kernel refused it for another reason.
     dropped_refused,
-    /// ICMP errors that were sent to senders.
+    /// ICMP errors sent to senders.
     icmp_sent,
 }
 
-/// Adds to a counter.
 pub(super) fn add(counter: &AtomicU64, amount: usize) {
     counter.fetch_add(amount as u64, Relaxed);
 }

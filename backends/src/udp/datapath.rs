@@ -1,6 +1,6 @@
-//! The threads that move packets. Each worker has a queue of the device and a socket of its own, and moves packets both
-//! ways between them; they share the forwarding table and the counters. One more thread sends to the peers that take
-//! packets in short bursts only.
+//! The threads that move packets. Each worker has its own queue of the device and its own socket, and moves packets
+//! between them in both directions; workers share the forwarding table and the counters. Another thread sends to the
+//! peers that can only take short bursts.
 
 mod common;
 mod endpoints;
@@ -33,13 +33,12 @@ use self::worker::{Share, Worker};
 use super::forwarding::ForwardingReader;
 use super::gauge::{Gauge, Modes};
 
-/// Threads, and queues of the device: one for each processor within these bounds. tokio-tun takes no fewer than two
-/// queues.
+/// Threads, and queues of the device: one per processor within these bounds. tokio-tun requires at least two queues.
 const WORKERS: RangeInclusive<usize> = 2..=4;
-/// Bytes of a socket's buffers, each way.
+/// Bytes of a socket's buffers, per direction.
 const SOCKET_BUFFER: usize = 8 << 20;
 
-/// Why no data path could be started.
+/// Why the data path could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     /// The device cannot be opened.
@@ -47,7 +46,7 @@ pub enum DatapathError {
     Tun {
         /// The device.
         device: LinkName,
-        /// Why.
+        /// The cause.
         #[source]
         source: TunError,
     },
@@ -56,7 +55,7 @@ pub enum DatapathError {
     Socket {
         /// The address and port.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -102,17 +101,18 @@ impl Datapath {
             let worker = Worker::new(endpoints, share, waker.clone(), entrance.clone());
             datapath.spawn(&format!("flan-{number}"), move || worker.run())?;
         }
-        // Last: it ends with the workers, so there must be no way out of here between its start and the end of ours.
+        // Started last: it ends with the workers, so nothing may fail between its start and the end of ours.
         datapath.spawn("flan-pacer", move || pacer.run())?;
         Ok(datapath)
     }
 
-    /// Whether a thread has ended by itself, as when the device was deleted: start another data path then.
+    /// Returns whether a thread has ended by itself, for instance after its device was deleted: start another data
+    /// path.
     pub fn is_over(&self) -> bool {
         self.common.over.load(Relaxed)
     }
 
-    /// What it does.
+    /// Returns its modes and counters.
     pub fn gauge(&self) -> Arc<Gauge> {
         self.common.gauge.clone()
     }
@@ -129,7 +129,7 @@ impl Datapath {
     }
 }
 
-/// One socket for each worker, all bound to `address`, and what the kernel gave of what was wanted.
+/// Opens one socket per worker, all bound to `address`. Returns them with the granted options.
 fn sockets(
     address: SocketAddr,
     workers: usize,
@@ -142,10 +142,10 @@ fn sockets(
     for _ in 1..workers {
         sockets.push(UdpSocket::bind(address, options)?.0);
     }
-    // The thread that waits on the processor where a datagram arrives gets it: nobody else is woken, and what the
-    // kernel has touched is still in that processor's cache. Without it the kernel spreads them by sender.
+    // Delivers a datagram to the thread on the processor where it arrives: no other thread wakes up, and what the
+    // kernel has touched is still in that processor's cache. Otherwise the kernel distributes by sender.
     if let Err(reason) = sockets[0].steer_by_processor(workers as u32) {
-        debug!(%reason, "datagrams are not handed to the processor that they arrive on");
+        debug!(%reason, "datagrams are not processed where they arrive");
     }
     Ok((sockets, modes))
 }
@@ -160,7 +160,7 @@ impl Drop for Datapath {
     }
 }
 
-/// Notes that a thread has ended, also by a panic.
+/// Notes that a thread has ended, even by a panic.
 struct EndNote(Arc<Common>);
 
 impl Drop for EndNote {

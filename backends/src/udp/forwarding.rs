@@ -9,29 +9,27 @@ use flan_subnet_lease::{Family, Lease, PeerChange};
 use foldhash::HashMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
-/// Whom a packet goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer {
-    /// Underlay address.
     pub(super) address: Ipv4Addr,
-    /// Whether packets leave for it in short bursts with pauses: it is none of ours, so its socket has the system's
+    /// Whether packets for it leave in short bursts with pauses: it does not run flan, so its socket has the system's
     /// default buffer and is read datagram by datagram.
     pub(super) paced: bool,
 }
 
-/// The peers, for the one who feeds them in.
+/// The peers, as seen by the writer.
 ///
-/// There are two tables. Readers have one; changes go into the other, and then the two change places. So a change costs
-/// what it is about, however many peers there are, and readers see all of it or nothing.
+/// There are two tables. Readers use one; changes go into the other, then the two are swapped. So a change costs the
+/// same however many peers there are, and readers see all of it or nothing.
 #[derive(Default)]
 pub struct ForwardingTable {
     published: Arc<ArcSwap<Routes>>,
     spare: Arc<Routes>,
-    /// What was changed last, which the spare one lacks.
+    /// The last changes, which the spare table lacks.
     missed: Vec<Route>,
 }
 
-/// The table, for the threads of a data path.
+/// The table, as seen by the threads of a data path.
 #[derive(Clone)]
 pub(super) struct ForwardingReader(Arc<ArcSwap<Routes>>);
 
@@ -40,22 +38,22 @@ pub(super) struct ForwardingReader(Arc<ArcSwap<Routes>>);
 pub(super) struct Routes {
     /// By [`key`].
     peers: HashMap<u64, Peer>,
-    /// The masks of the subnets, as a rule one, and how many subnets have each.
+    /// The masks of the subnets, usually one, with the number of subnets for each.
     masks: Vec<(u32, usize)>,
-    /// Underlay addresses of the peers, whose datagrams are taken, and how many subnets each has.
+    /// Underlay addresses of the peers, whose datagrams are accepted, with the number of subnets of each.
     sources: HashMap<Ipv4Addr, usize>,
 }
 
-/// A subnet and its peer, or that it has none any more.
+/// A subnet and its peer, or `None` if it was removed.
 type Route = (Ipv4Network, Option<Peer>);
 
 impl ForwardingTable {
-    /// Takes in what became of some peers. Those without IPv4 are left out: the wire carries IPv4.
+    /// Applies changes of peers. Ignores peers without IPv4, because the wire format carries only IPv4.
     pub fn change(&mut self, changes: &[PeerChange]) {
         let gone = changes.iter().filter_map(|change| Some((route(change.before.as_ref()?)?.0, None)));
         let here = changes.iter().filter_map(|change| route(change.after.as_ref()?));
         let news: Vec<Route> = gone.chain(here).collect();
-        // A copy only if a reader that began before the last change is still at it.
+        // Copies only if a reader from before the last change is still active.
         let routes = Arc::make_mut(&mut self.spare);
         for route in self.missed.iter().chain(&news) {
             routes.set(*route);
@@ -64,7 +62,7 @@ impl ForwardingTable {
         self.spare = self.published.swap(self.spare.clone());
     }
 
-    /// Takes in all peers of this moment, in place of those that there were.
+    /// Replaces all peers.
     pub fn replace<'a>(&mut self, peers: impl Iterator<Item = &'a Lease>) {
         let mut routes = Routes::default();
         peers.filter_map(route).for_each(|route| routes.set(route));
@@ -72,26 +70,25 @@ impl ForwardingTable {
         (self.spare, self.missed) = (Arc::new(routes), Vec::new());
     }
 
-    /// The side of the data path.
     pub(super) fn reader(&self) -> ForwardingReader {
         ForwardingReader(self.published.clone())
     }
 }
 
 impl ForwardingReader {
-    /// The table of this moment, for one batch of packets.
+    /// Returns the current table, for one batch of packets.
     pub(super) fn read(&self) -> Guard<Arc<Routes>> {
         self.0.load()
     }
 }
 
 impl Routes {
-    /// The peer behind an address.
+    /// Returns the peer of an address.
     pub(super) fn peer(&self, destination: Ipv4Addr) -> Option<Peer> {
         self.masks.iter().find_map(|&(mask, _)| self.peers.get(&key(destination, mask))).copied()
     }
 
-    /// Whether an underlay address is a peer's.
+    /// Returns whether an underlay address belongs to a peer.
     pub(super) fn is_peer(&self, source: Ipv4Addr) -> bool {
         self.sources.contains_key(&source)
     }
@@ -122,7 +119,7 @@ impl Routes {
     }
 }
 
-/// Of the subnet with this mask that an address is in: its first address and the mask.
+/// Returns the key of the subnet with this mask that contains an address: its first address and the mask.
 fn key(address: Ipv4Addr, mask: u32) -> u64 {
     u64::from(address.to_bits() & mask) << 32 | u64::from(mask)
 }
@@ -130,7 +127,7 @@ fn key(address: Ipv4Addr, mask: u32) -> u64 {
 fn route(peer: &Lease) -> Option<Route> {
     match (peer.subnets.get(Family::V4)?, peer.attributes.public_ips.get(Family::V4)?) {
         (IpNetwork::V4(subnet), IpAddr::V4(address)) => {
-            // Every fland that has a node id writes it into its lease, and no flanneld does.
+            // Every fland with a node id writes it into its lease; flanneld never does.
             let paced = peer.attributes.node.id.is_none();
             Some((subnet, Some(Peer { address: *address, paced })))
         }
@@ -155,7 +152,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A peer without a node id in its lease.
+    /// Returns a peer without a node id in its lease.
     fn theirs(address: &str) -> Peer {
         Peer { address: ip(address), paced: true }
     }
@@ -229,7 +226,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plain way: look at every subnet.
+        /// Compares with the naive way: search every subnet.
         #[test]
         fn every_address_finds_what_a_plain_search_finds(
             steps in proptest::collection::vec((0u32..16, proptest::option::of(0u32..4)), 0..40),

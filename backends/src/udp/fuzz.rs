@@ -1,5 +1,5 @@
-//! The data path's readers of foreign bytes, as the targets in `fuzz/` call them: with owned values, where the data path
-//! borrows. What comes out is judged there. Compiled with `--cfg fuzzing` alone.
+//! The data path's parsers of untrusted bytes, for the targets in `fuzz/`: with owned values, where the data path
+//! borrows. The targets judge the results. Compiled only with `--cfg fuzzing`.
 
 use std::net::Ipv4Addr;
 
@@ -7,12 +7,12 @@ use super::coalescing::{Coalescer, Merging, Write};
 use super::icmp::{self, Reason};
 use super::segmentation::Segments;
 
-/// Cuts packets from the TUN. Its memory is used again for each.
+/// Cuts packets from the TUN. Reuses its memory.
 #[derive(Debug, Default)]
 pub struct Splitter(Segments);
 
 impl Splitter {
-    /// The wire packets of `packet`, a virtio-net header and an IP packet, which may be changed. `None` where it is
+    /// Returns the wire packets of `packet`, a virtio-net header and an IP packet, and may change it. `None` if
     /// refused.
     pub fn split(&mut self, packet: &mut [u8]) -> Option<Vec<Vec<u8>>> {
         let split = self.0.split(packet).ok()?;
@@ -20,14 +20,14 @@ impl Splitter {
     }
 }
 
-/// Merges packets from the wire. Its memory is used again for each batch.
+/// Merges packets from the wire. Reuses its memory.
 #[derive(Debug)]
 pub struct Merger(Coalescer);
 
-/// What became of the packets of a batch.
+/// The outcome for the packets of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Merged {
-    /// Of each packet, whether it was taken.
+    /// For each packet, whether it was accepted.
     pub taken: Vec<bool>,
     /// The writes to the TUN.
     pub writes: Vec<Written>,
@@ -40,19 +40,19 @@ pub struct Written {
     pub header: [u8; 10],
     /// The IP packet.
     pub packet: Vec<u8>,
-    /// How many received packets it is said to carry.
+    /// How many received packets it claims to carry.
     pub count: usize,
-    /// In how many pieces the payload came.
+    /// The number of pieces of the payload.
     pub pieces: usize,
 }
 
 impl Merger {
-    /// Merges the protocols named.
+    /// Creates a merger for these protocols.
     pub fn new(tcp: bool, udp: bool) -> Self {
         Self(Coalescer::new(Merging { tcp, udp }))
     }
 
-    /// Takes `packets` as one batch, and leaves them as they are then forwarded, or as they were where refused.
+    /// Takes `packets` as one batch, and leaves them as forwarded, or unchanged if refused.
     pub fn merge(&mut self, packets: &mut [Vec<u8>]) -> Merged {
         let mut batch = self.0.batch();
         let taken = packets.iter_mut().map(|packet| batch.push(packet).is_ok()).collect();
@@ -72,7 +72,7 @@ impl Written {
     }
 }
 
-/// The ICMP errors that `from` sends for `packet`: no peer has its destination, its time to live has run out, it is
+/// Returns the ICMP errors that `from` sends for `packet`: no peer has its destination, its time to live expired, it is
 /// larger than `mtu` bytes.
 pub fn icmp_errors(packet: &[u8], from: Ipv4Addr, mtu: u16) -> [Option<Vec<u8>>; 3] {
     [Reason::NoPeer, Reason::TtlExpired, Reason::TooBig(mtu)].map(|reason| icmp::error(packet, from, reason))

@@ -1,4 +1,4 @@
-//! What a data path does, for whoever looks; also after its end.
+//! The modes and counters of a data path, readable even after its end.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -7,24 +7,24 @@ use flan_kernel::udp_socket::UdpModes;
 
 use super::counters::{Counters, Totals};
 
-/// What the kernel gave of what was wanted.
+/// The granted options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Modes {
     /// How packets are exchanged with the device.
     pub tun: TunMode,
     /// How datagrams are exchanged with the sockets.
     pub udp: UdpModes,
-    /// Whether segments that arrive are merged for the device.
+    /// Whether arriving segments are merged for the device.
     pub merge: bool,
 }
 
-/// The modes and counters of one data path, written by its threads and read by anybody.
+/// The modes and counters of one data path; its threads write them, and anybody may read them.
 #[derive(Debug)]
 pub struct Gauge {
     modes: Modes,
-    /// Whether batches go out with `UDP_SEGMENT`; off for good once the kernel has refused one.
+    /// Whether batches are sent with `UDP_SEGMENT`; permanently off once the kernel has refused one.
     pub(super) gso: AtomicBool,
-    /// Whether packets are merged for the device; off for good once the kernel has refused a merged one.
+    /// Whether packets are merged for the device; permanently off once the kernel has refused a merged one.
     pub(super) merge: AtomicBool,
     pub(super) counters: Counters,
 }
@@ -35,7 +35,7 @@ impl Gauge {
         Self { modes, gso, merge, counters: Counters::default() }
     }
 
-    /// The modes in force.
+    /// Returns the modes in force.
     pub fn modes(&self) -> Modes {
         let mut modes = self.modes;
         modes.udp.gso &= self.gso.load(Relaxed);
@@ -43,7 +43,7 @@ impl Gauge {
         modes
     }
 
-    /// What was done so far.
+    /// Returns the counters so far.
     pub fn totals(&self) -> Totals {
         self.counters.totals()
     }

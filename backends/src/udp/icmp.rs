@@ -1,28 +1,27 @@
-//! ICMP errors to the sender of a packet that cannot be sent on (RFC 792, RFC 1812 section 4.3.2).
+//! ICMP errors to the sender of a packet that cannot be forwarded (RFC 792, RFC 1812 section 4.3.2).
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::checksum::Sum;
 
-/// What is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
     /// No peer has the destination: network unreachable.
     NoPeer,
-    /// The time to live has run out on the way.
+    /// The time to live expired in transit.
     TtlExpired,
-    /// The packet is larger than this many bytes, which the path carries, and must not be cut.
+    /// The packet is larger than the path's limit in bytes, and must not be fragmented.
     TooBig(u16),
 }
 
-/// Bytes of the packet that an error quotes behind its header.
+/// Bytes of the packet that an error quotes after the IP header.
 const QUOTED: usize = 8;
 const ICMP: u8 = 1;
 const HEADERS: usize = 28;
 
-/// The error for `packet`, sent by us from `from`. `None` where none must be sent: for an ICMP error, a later
-/// fragment, what comes from or goes to more than one host, or what is no IPv4 packet.
+/// Returns the error for `packet`, sent by us from `from`. `None` if none may be sent: for an ICMP error, a later
+/// fragment, a packet from or to more than one host, or one that is not IPv4.
 pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec<u8>> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     if packet[0] >> 4 != 4 || header < 20 || packet.len() < header {
@@ -35,7 +34,7 @@ pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec
     if later_fragment || group || !is_one_host(source) {
         return None;
     }
-    // Only questions are answered: echo, timestamp and so on, never another error.
+    // Only queries are answered: echo, timestamp and so on, never another error.
     if packet[9] == ICMP && !matches!(packet.get(header), Some(0 | 8 | 13..=18)) {
         return None;
     }
@@ -62,7 +61,7 @@ pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec
     Some(error)
 }
 
-/// Whether an address may stand for a single host that can be answered: RFC 1122, 3.2.2.
+/// Returns whether an address may belong to a single host that can be answered: RFC 1122, 3.2.2.
 fn is_one_host(address: Ipv4Addr) -> bool {
     const CLASS_E: u8 = 240; // and above; the broadcast address is among them
     !address.is_unspecified()
@@ -71,7 +70,7 @@ fn is_one_host(address: Ipv4Addr) -> bool {
         && address.octets()[0] < CLASS_E
 }
 
-/// Lets through so many errors a second, and as many at once after a quiet second.
+/// Limits the errors per second, and allows as many at once after a quiet second.
 pub(super) struct Limit {
     left: u32,
     since: Instant,
@@ -84,7 +83,7 @@ impl Limit {
         Self { left: PER_SECOND, since: now }
     }
 
-    /// Whether one more may be sent.
+    /// Returns whether another one may be sent.
     pub(super) fn allows(&mut self, now: Instant) -> bool {
         if now.duration_since(self.since) >= Duration::from_secs(1) {
             (self.left, self.since) = (PER_SECOND, now);
@@ -103,7 +102,7 @@ mod tests {
 
     const FROM: Ipv4Addr = Ipv4Addr::new(10, 5, 1, 0);
 
-    /// A UDP packet from 10.5.1.2 to 10.5.9.2 with 100 bytes behind its IPv4 header.
+    /// Returns a UDP packet from 10.5.1.2 to 10.5.9.2 with 100 bytes after its IPv4 header.
     fn packet() -> Vec<u8> {
         let mut packet = vec![0x45, 0, 0, 120, 0, 0, 0, 0, 64, 17, 0, 0, 10, 5, 1, 2, 10, 5, 9, 2];
         packet.resize(120, 7);

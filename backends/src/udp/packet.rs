@@ -1,15 +1,13 @@
-//! Views of the headers that the datapath reads, over bytes that anybody may have sent, and the virtio-net header.
+//! Views of the headers that the data path reads, over untrusted bytes, and the virtio-net header.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::{self, Sum};
 
-/// IP protocol number of TCP.
 pub(crate) const TCP: u8 = 6;
-/// IP protocol number of UDP.
 pub(crate) const UDP: u8 = 17;
 
-/// An IP packet that is complete, be it IPv4 (RFC 791) or IPv6 (RFC 8200).
+/// A complete IP packet: IPv4 (RFC 791) or IPv6 (RFC 8200).
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ip<'a> {
     V4(Ipv4<'a>),
@@ -17,8 +15,8 @@ pub(crate) enum Ip<'a> {
 }
 
 impl<'a> Ip<'a> {
-    /// `None` unless `bytes` begin with an IP header and hold all of the packet that it announces. More may follow; see
-    /// [`packet_len`](Self::packet_len).
+    /// Returns `None` unless `bytes` begin with an IP header and hold the whole packet that it announces. More may
+    /// follow; see [`packet_len`](Self::packet_len).
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
             4 => Ipv4::parse(bytes).map(Self::V4),
@@ -27,7 +25,7 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// Bytes of the IP header, IPv4 options included, IPv6 extension headers not.
+    /// Returns the bytes of the IP header, with IPv4 options, without IPv6 extension headers.
     pub(crate) fn header_len(&self) -> usize {
         match self {
             Self::V4(ip) => ip.header_len(),
@@ -35,7 +33,7 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// Bytes of the packet, header included, by its own account; never more than there are.
+    /// Returns the bytes of the packet, header included, according to its header; never more than there are.
     pub(crate) fn packet_len(&self) -> usize {
         match self {
             Self::V4(ip) => ip.total_len(),
@@ -43,7 +41,7 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// What follows the header, up to the end of the packet.
+    /// Returns what follows the header, up to the end of the packet.
     pub(crate) fn payload(&self) -> &'a [u8] {
         let bytes = match self {
             Self::V4(ip) => ip.bytes,
@@ -52,7 +50,7 @@ impl<'a> Ip<'a> {
         &bytes[self.header_len()..self.packet_len()]
     }
 
-    /// The protocol of the payload; for IPv6 the number of the next header, which may be an extension.
+    /// Returns the protocol of the payload; for IPv6 the number of the next header, which may be an extension.
     pub(crate) fn protocol(&self) -> u8 {
         match self {
             Self::V4(ip) => ip.header[9],
@@ -60,7 +58,7 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// Time to live, or hop limit.
+    /// Returns the time to live, or hop limit.
     pub(crate) fn ttl(&self) -> u8 {
         match self {
             Self::V4(ip) => ip.header[8],
@@ -68,12 +66,12 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// Whether this is a fragment by its IPv4 header. An IPv6 fragment shows by its [`protocol`](Self::protocol) (44).
+    /// Returns whether this is a fragment by its IPv4 header. An IPv6 fragment has the [`protocol`](Self::protocol) 44.
     pub(crate) fn is_fragment(&self) -> bool {
         matches!(self, Self::V4(ip) if ip.is_fragment())
     }
 
-    /// Source and destination as they stand in the header: 8 or 32 bytes.
+    /// Returns source and destination as in the header: 8 or 32 bytes.
     pub(crate) fn addresses(&self) -> &'a [u8] {
         match self {
             Self::V4(ip) => &ip.header[12..20],
@@ -95,13 +93,12 @@ impl<'a> Ip<'a> {
         }
     }
 
-    /// The sum of the pseudo-header before a transport header and payload of `length` bytes.
+    /// Returns the sum of the pseudo-header before a transport header and payload of `length` bytes.
     pub(crate) fn pseudo_header(&self, length: u16) -> Sum {
         Sum::pseudo_header(self.addresses(), self.protocol(), length)
     }
 }
 
-/// An IPv4 packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ipv4<'a> {
     header: &'a [u8; 20],
@@ -123,43 +120,40 @@ impl<'a> Ipv4<'a> {
         usize::from(u16_at(self.header, 2))
     }
 
-    /// The identification field.
     pub(crate) fn id(&self) -> u16 {
         u16_at(self.header, 4)
     }
 
-    /// The three flags and the fragment offset, as one word.
+    /// Returns the three flags and the fragment offset, as one word.
     pub(crate) fn fragment_field(&self) -> u16 {
         u16_at(self.header, 6)
     }
 
-    /// Whether routers may not cut this packet (DF).
+    /// Returns whether routers must not fragment this packet (DF).
     pub(crate) fn dont_fragment(&self) -> bool {
         self.fragment_field() & 0x4000 != 0
     }
 
-    /// Whether more fragments follow (MF), or this is not the first.
+    /// Returns whether more fragments follow (MF), or this is not the first.
     pub(crate) fn is_fragment(&self) -> bool {
         self.fragment_field() & 0x3fff != 0
     }
 
-    /// Type of service: DSCP and ECN.
+    /// Returns the type of service: DSCP and ECN.
     pub(crate) fn tos(&self) -> u8 {
         self.header[1]
     }
 
-    /// The checksum field.
     pub(crate) fn checksum(&self) -> u16 {
         u16_at(self.header, 10)
     }
 
-    /// Whether the header's checksum is right.
+    /// Returns whether the header's checksum is correct.
     pub(crate) fn is_intact(&self) -> bool {
         Sum::of(&self.bytes[..self.header_len()]).is_intact()
     }
 }
 
-/// An IPv6 packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ipv6<'a> {
     header: &'a [u8; 40],
@@ -179,7 +173,7 @@ impl<'a> Ipv6<'a> {
         usize::from(u16_at(self.header, 4))
     }
 
-    /// Version, traffic class (DSCP and ECN) and flow label, as one double word.
+    /// Returns version, traffic class (DSCP and ECN) and flow label, as one double word.
     pub(crate) fn class_and_flow(&self) -> u32 {
         u32_at(self.header, 0)
     }
@@ -202,13 +196,13 @@ impl<'a> TcpSegment<'a> {
     /// Offset of the checksum in the header, bytes.
     pub(crate) const CHECKSUM: usize = 16;
 
-    /// `None` unless `bytes` hold the whole header.
+    /// Returns `None` unless `bytes` hold the whole header.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let tcp = Self { header: bytes.first_chunk()?, bytes };
         (20..=bytes.len()).contains(&tcp.header_len()).then_some(tcp)
     }
 
-    /// Source and destination port, as one double word.
+    /// Returns source and destination port, as one double word.
     pub(crate) fn ports(&self) -> u32 {
         u32_at(self.header, 0)
     }
@@ -221,17 +215,17 @@ impl<'a> TcpSegment<'a> {
         u32_at(self.header, 8)
     }
 
-    /// Bytes of the header, options included (the data offset).
+    /// Returns the bytes of the header, options included (the data offset).
     pub(crate) fn header_len(&self) -> usize {
         usize::from(self.header[12] >> 4) * 4
     }
 
-    /// The four bits between data offset and [`flags`](Self::flags), of which AccECN uses the lowest.
+    /// Returns the four bits between data offset and [`flags`](Self::flags); AccECN uses the lowest.
     pub(crate) fn reserved(&self) -> u8 {
         self.header[12] & 0x0f
     }
 
-    /// CWR, ECE, URG, ACK, PSH, RST, SYN, FIN.
+    /// Returns CWR, ECE, URG, ACK, PSH, RST, SYN and FIN.
     pub(crate) fn flags(&self) -> u8 {
         self.header[13]
     }
@@ -265,18 +259,17 @@ pub(crate) struct UdpDatagram<'a> {
 }
 
 impl<'a> UdpDatagram<'a> {
-    /// Bytes of the header.
     pub(crate) const HEADER_LEN: usize = 8;
     /// Offset of the checksum in the header, bytes.
     pub(crate) const CHECKSUM: usize = 6;
 
-    /// `None` unless the datagram is exactly as long as it says.
+    /// Returns `None` unless the datagram is exactly as long as it says.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let header = bytes.first_chunk()?;
         (usize::from(u16_at(header, 4)) == bytes.len()).then_some(Self { header, bytes })
     }
 
-    /// Source and destination port, as one double word.
+    /// Returns source and destination port, as one double word.
     pub(crate) fn ports(&self) -> u32 {
         u32_at(self.header, 0)
     }
@@ -290,19 +283,19 @@ impl<'a> UdpDatagram<'a> {
     }
 }
 
-/// What becomes of a packet that is to be forwarded.
+/// The outcome for a packet to be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ttl {
-    /// It goes on with one less.
+    /// Forward it; its time to live was lowered.
     Forward,
-    /// It goes no further and was not changed: the time to live was 1 or 0.
+    /// Drop it; it is unchanged: its time to live was 1 or 0.
     Expired,
-    /// No whole IP packet; it was not changed.
+    /// Not a complete IP packet; it is unchanged.
     NotIp,
 }
 
-/// Takes one from the time to live (IPv6: hop limit) of the IP packet that `packet` begins with, as a router does, and
-/// mends the IPv4 header checksum by the difference: one that was wrong stays wrong.
+/// Decrements the time to live (IPv6: hop limit) of the IP packet at the start of `packet`, as a router does, and
+/// updates the IPv4 header checksum by the difference: a wrong one stays wrong.
 pub(crate) fn decrement_ttl(packet: &mut [u8]) -> Ttl {
     let Some(ip) = Ip::parse(packet) else { return Ttl::NotIp };
     let (ttl, is_ipv4) = (ip.ttl(), matches!(ip, Ip::V4(_)));
@@ -320,8 +313,8 @@ pub(crate) fn decrement_ttl(packet: &mut [u8]) -> Ttl {
     Ttl::Forward
 }
 
-/// `struct virtio_net_hdr` of linux/virtio_net.h, ten bytes before each packet of a TUN device with `IFF_VNET_HDR`, in
-/// host order as long as nobody asks for another with `TUNSETVNETLE` or `TUNSETVNETBE`.
+/// `struct virtio_net_hdr` of linux/virtio_net.h: ten bytes before each packet of a TUN device with `IFF_VNET_HDR`, in
+/// host order unless changed with `TUNSETVNETLE` or `TUNSETVNETBE`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct VnetHeader {
     /// [`NEEDS_CSUM`](Self::NEEDS_CSUM) and others.
@@ -332,25 +325,24 @@ pub(crate) struct VnetHeader {
     pub(crate) hdr_len: u16,
     /// Bytes of payload in each segment but the last.
     pub(crate) gso_size: u16,
-    /// Where the checksum begins to count, bytes from the start of the IP packet.
+    /// Where the checksummed part begins, bytes from the start of the IP packet.
     pub(crate) csum_start: u16,
-    /// Where it goes, bytes from `csum_start`.
+    /// Where the checksum goes, bytes from `csum_start`.
     pub(crate) csum_offset: u16,
 }
 
 impl VnetHeader {
-    /// Bytes of the header.
     pub(crate) const LEN: usize = 10;
-    /// In `flags`: the checksum field holds the sum of the pseudo-header only.
+    /// In `flags`: the checksum field holds only the sum of the pseudo-header.
     pub(crate) const NEEDS_CSUM: u8 = 1;
     pub(crate) const GSO_NONE: u8 = 0;
     pub(crate) const GSO_TCPV4: u8 = 1;
     pub(crate) const GSO_TCPV6: u8 = 4;
     pub(crate) const GSO_UDP_L4: u8 = 5;
-    /// A bit beside the TCP types: the packet has CWR set, which is for its first segment alone.
+    /// A bit besides the TCP types: the packet has CWR set, which applies only to its first segment.
     pub(crate) const GSO_ECN: u8 = 0x80;
 
-    /// `None` where `bytes` are fewer than [`LEN`](Self::LEN).
+    /// Returns `None` if `bytes` are fewer than [`LEN`](Self::LEN).
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; Self::LEN] = bytes.first_chunk()?;
         let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
@@ -364,7 +356,7 @@ impl VnetHeader {
         })
     }
 
-    /// The bytes to write before the packet.
+    /// Returns the bytes to write before the packet.
     pub(crate) fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
         let words = [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset];

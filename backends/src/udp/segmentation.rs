@@ -1,22 +1,22 @@
-//! One packet read from the TUN becomes the packets on the wire: TCP and UDP super-packets are cut, checksums completed,
-//! the time to live lowered. The payload is summed, and neither copied nor changed.
+//! Turns one packet from the TUN into the packets on the wire: cuts TCP and UDP super-packets, completes checksums,
+//! lowers the time to live. The payload is summed, but neither copied nor changed.
 //!
-//! What a cut packet looks like follows the kernel's own software segmentation: `inet_gso_segment` in
-//! net/ipv4/af_inet.c, `tcp_gso_segment` in net/ipv4/tcp_offload.c, `__udp_gso_segment` in net/ipv4/udp_offload.c.
+//! Cut packets look like those of the kernel's own software segmentation: `inet_gso_segment` in net/ipv4/af_inet.c,
+//! `tcp_gso_segment` in net/ipv4/tcp_offload.c, `__udp_gso_segment` in net/ipv4/udp_offload.c.
 
 use std::ops::Range;
 
 use super::checksum::Sum;
 use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 
-/// The most segments that one packet is cut into. TCP's smallest segment size (48 bytes, `tcp_min_snd_mss`) makes 1364
-/// of 64 KiB, and `UDP_MAX_SEGMENTS` is 128.
+/// Most segments of one packet. TCP's smallest segment size (48 bytes, `tcp_min_snd_mss`) makes 1364 of 64 KiB, and
+/// `UDP_MAX_SEGMENTS` is 128.
 pub(crate) const MAX_SEGMENTS: usize = 2048;
 
 /// The longest IPv4 header and the longest TCP header, bytes.
 const MAX_HEADERS: usize = 60 + 60;
 
-/// Why a packet from the TUN is not sent. It was not changed.
+/// Why a packet from the TUN, which is unchanged, is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub(crate) enum SplitError {
     #[error("shorter than a virtio-net header")]
@@ -39,7 +39,7 @@ pub(crate) enum SplitError {
     Fragment,
 }
 
-/// Cuts packets. Holds the headers that it makes, so that after warm-up no packet costs an allocation.
+/// Cuts packets. Owns the headers that it makes, so that after warm-up no packet costs an allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     headers: Vec<u8>,
@@ -50,13 +50,13 @@ impl Segments {
         Self::default()
     }
 
-    /// What leaves for `packet`: virtio-net header and IP packet, as one read from the TUN gave them.
+    /// Returns what to send for `packet`, a virtio-net header and IP packet as read from the TUN.
     ///
     /// The packet may be changed in place. For its destination before that, see [`Ip::parse`].
     ///
     /// # Errors
-    /// [`SplitError`], with `packet` as it was, for one at the end of its time to live and for whatever the kernel never
-    /// sends.
+    /// [`SplitError`], with `packet` unchanged, for one whose time to live expires and for anything that the kernel
+    /// never sends.
     pub(crate) fn split<'a>(&'a mut self, packet: &'a mut [u8]) -> Result<Split<'a>, SplitError> {
         let vnet = VnetHeader::parse(packet).ok_or(SplitError::Truncated)?;
         let packet = &mut packet[VnetHeader::LEN..];
@@ -107,8 +107,8 @@ pub(crate) struct Split<'a> {
 }
 
 impl<'a> Split<'a> {
-    /// The wire packets in order, as (headers, payload): at least one, at most [`MAX_SEGMENTS`], which may be more than
-    /// one send takes. All but the last are of one length. The payload may be empty, the headers never are.
+    /// Returns the wire packets in order, as (headers, payload): at least one, at most [`MAX_SEGMENTS`], which may be
+    /// more than one send takes. All but the last have equal length. The payload may be empty, the headers never are.
     pub(crate) fn segments(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {
         let Self { headers, header_len, payload, payload_size, count, .. } = *self;
         (0..count).map(move |index| {
@@ -122,7 +122,7 @@ fn payload_range(index: usize, size: usize, len: usize) -> Range<usize> {
     (index * size).min(len)..((index + 1) * size).min(len)
 }
 
-/// Makes a packet that needs no cutting ready in place: checksum, then time to live.
+/// Completes a packet that needs no cutting in place: checksum, then time to live.
 fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), SplitError> {
     let ip = Ip::parse(packet).ok_or(SplitError::NotIp)?;
     if vnet.flags & VnetHeader::NEEDS_CSUM != 0 {
@@ -134,7 +134,7 @@ fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), SplitError> 
         if start < ip.header_len() || !vnet.csum_offset.is_multiple_of(2) || field + 2 > packet.len() {
             return Err(SplitError::ChecksumPlace);
         }
-        // The field holds the sum of the pseudo-header, so summing it too is what is wanted.
+        // The field holds the sum of the pseudo-header, so summing includes it.
         let checksum = nonzero_if_udp(ip.protocol(), Sum::of(&packet[start..]).checksum());
         packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
     }
@@ -145,12 +145,12 @@ fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), SplitError> 
     }
 }
 
-/// A UDP checksum of zero says that there is none; 0xffff means the same number (RFC 768).
+/// Replaces a UDP checksum of zero, which means no checksum, by the equal 0xffff (RFC 768).
 fn nonzero_if_udp(protocol: u8, checksum: u16) -> u16 {
     if protocol == UDP && checksum == 0 { 0xffff } else { checksum }
 }
 
-/// The headers that all segments share, with zeros in the fields that differ, and the sums of that.
+/// The headers that all segments share, with zeros in the fields that differ, and their sums.
 struct Template {
     headers: [u8; MAX_HEADERS],
     ip_header_len: usize,
@@ -188,7 +188,7 @@ impl Template {
                 (UdpDatagram::HEADER_LEN, UdpDatagram::CHECKSUM, 0, 0)
             }
         };
-        // hdr_len is no more than a hint: for a forwarded packet it covers some of the payload.
+        // hdr_len is only a hint: for a forwarded packet it covers some of the payload.
         let consistent = protocol == ip.protocol()
             && !ip.is_fragment()
             && vnet.flags & VnetHeader::NEEDS_CSUM != 0
@@ -242,7 +242,7 @@ impl Template {
     fn write(&self, headers: &mut [u8], index: usize, offset: usize, payload: &[u8], is_last: bool) {
         headers.copy_from_slice(&self.headers[..self.header_len]);
         let (ip, transport) = headers.split_at_mut(self.ip_header_len);
-        // No length can pass 65535: no segment is longer than the packet, whose length was in its header.
+        // No length exceeds 65535: no segment is longer than the packet, whose length was in its header.
         let transport_len = (transport.len() + payload.len()) as u16;
         if self.is_ipv4 {
             let total_len = self.ip_header_len as u16 + transport_len;

@@ -22,8 +22,7 @@ mod comparing {
     pub(super) const LEASE: i32 = 4;
 }
 
-/// The operations that a transaction will carry out: its chosen branch, and the paths of the transactions in that
-/// branch.
+/// The operations that a transaction will carry out: its chosen branch, and the paths of transactions in it.
 struct Path<'a> {
     succeeded: bool,
     operations: &'a [PbTxnRequestOp],
@@ -76,7 +75,7 @@ impl Contents {
     fn check_puts(&self, path: &Path<'_>) -> Result<(), Refusal> {
         path.walk(&mut |operation| match operation {
             PbTxnOpRequest::RequestPut(put) => {
-                // A put alone has these checks in the other order. etcd does the same.
+                // A put outside of a transaction makes these checks in the other order. etcd does the same.
                 self.check_kept(put)?;
                 self.check_lease(put)
             }
@@ -115,7 +114,7 @@ impl Contents {
         Ok(Txn { header: header(0), succeeded: path.succeeded, responses })
     }
 
-    /// Whether a comparison holds for every key of its range. For an empty range, compares with a key that never
+    /// Returns whether a comparison holds for every key of its range. An empty range counts as a key that never
     /// existed.
     fn holds(&self, compare: &PbCompare) -> bool {
         let span = Span::new(&compare.key, &compare.range_end);

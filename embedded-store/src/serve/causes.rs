@@ -1,6 +1,6 @@
 //! The text of an error with its causes.
 
-/// The error's text, followed by the text of each cause.
+/// Returns the error's text, followed by the text of each cause.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -26,7 +26,6 @@ pub(super) const FIRST_WORDS: Duration = Duration::from_secs(10);
 /// How long a client may be silent later. A living client answers the server's pings, which come more often.
 const SILENCE: Duration = Duration::from_secs(90);
 
-/// A connection.
 pub(crate) struct Connection {
     tcp: TcpStream,
     fix: AuthorityFix,
@@ -50,7 +49,6 @@ impl Connection {
         Self { tcp, fix, slot, client, has_answered: false, has_spoken: false, heard, patience }
     }
 
-    /// The client's address.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         self.tcp.peer_addr().ok().map(|address| address.ip().to_canonical())
     }
@@ -72,7 +70,7 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Ready when the client has been silent for too long.
+    /// Becomes ready when the client has been silent for too long.
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
         while self.patience.as_mut().poll(context).is_ready() {
             let until = self.heard + if self.has_spoken { SILENCE } else { FIRST_WORDS };

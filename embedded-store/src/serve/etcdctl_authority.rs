@@ -71,13 +71,13 @@ impl AuthorityFix {
         self.pending.extend_from_slice(rest);
     }
 
-    /// The client has ended: passes an incomplete frame unchanged.
+    /// Ends the client's bytes: passes an incomplete frame unchanged.
     pub(super) fn end(&mut self) {
         self.expected = Expected::Anything;
         self.take(&[]);
     }
 
-    /// Whether all further bytes pass unchanged.
+    /// Returns whether all further bytes pass unchanged.
     pub(super) fn is_over(&self) -> bool {
         self.expected == Expected::Anything
     }
@@ -129,7 +129,7 @@ impl AuthorityFix {
     }
 }
 
-/// The HEADERS frame with another `:authority`, if the original is a URL.
+/// Returns the HEADERS frame with another `:authority`, if the original is a URL.
 fn fix_authority(frame: &[u8]) -> Option<Vec<u8>> {
     let (header, payload) = frame.split_at(FRAME_HEADER);
     let flags = header[4];
@@ -143,8 +143,8 @@ fn fix_authority(frame: &[u8]) -> Option<Vec<u8>> {
     Some([&length[1..], &fixed[3..]].concat())
 }
 
-/// What the server reads if a client's bytes arrive in these pieces and the server reads `room` bytes at a time. Also
-/// the most bytes that were held back.
+/// Returns what the server reads if a client's bytes arrive in these pieces and the server reads `room` bytes at a
+/// time. Also the most bytes that were held back.
 #[cfg(fuzzing)]
 pub fn fixed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, room: usize) -> (Vec<u8>, usize) {
     let (mut fix, mut all, mut most) = (AuthorityFix::new(), Vec::new(), 0);
@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    /// The server's view of bytes that arrive in these pieces.
+    /// Returns the server's view of bytes that arrive in these pieces.
     fn fixed<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
         let mut fix = AuthorityFix::new();
         let mut all = Vec::new();

@@ -65,7 +65,7 @@ impl Acceptor {
         None
     }
 
-    /// Why a handshake failed. A client cannot make the text long or different each time.
+    /// Explains why a handshake failed. A client cannot make the text long or different each time.
     fn words(&self, error: &Error) -> String {
         match error {
             Error::NoCertificatesPresented => format!("it shows no certificate; {}", self.requirement()),
@@ -128,7 +128,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> 
     CertificateDer::pem_slice_iter(pem).collect()
 }
 
-/// The name of an error without data from the client: `PeerIncompatible(NoCipherSuitesInCommon)`.
+/// Returns the name of an error without data from the client: `PeerIncompatible(NoCipherSuitesInCommon)`.
 fn name(error: impl Debug) -> String {
     let is_of_name = |c: &char| c.is_ascii_alphanumeric() || "()".contains(*c);
     format!("{error:?}").chars().take_while(is_of_name).take(100).collect()

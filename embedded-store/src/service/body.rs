@@ -22,17 +22,16 @@ struct Beside(Arc<Mutex<Option<axum::body::Body>>>);
 /// Pieces of messages in sequence, then a success status.
 struct Body<S> {
     flights: S,
-    /// The current message.
     flight: Option<Flight>,
     has_ended: bool,
 }
 
-/// A response that stands for this one message.
+/// Returns a response that stands for this one message.
 pub(super) fn response<T: Default>(flight: Flight) -> Response<T> {
     responses(T::default(), stream::iter([Ok(flight)]))
 }
 
-/// A response that stands for these messages.
+/// Returns a response that stands for these messages.
 pub(super) fn responses<T>(
     empty: T,
     flights: impl Stream<Item = Result<Flight, Refusal>> + Send + Unpin + 'static,
@@ -55,7 +54,7 @@ pub(super) async fn put_in(
 }
 
 impl<S: Stream<Item = Result<Flight, Refusal>> + Unpin> Body<S> {
-    /// The next piece; `None` at the end.
+    /// Returns the next piece; `None` at the end.
     fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Refusal>> {
         loop {
             match &self.flight {

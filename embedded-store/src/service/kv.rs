@@ -86,12 +86,12 @@ impl PbKvService for Service {
     }
 }
 
-/// Whether a range can return many keys.
+/// Returns whether a range can return many keys.
 fn tells_of_many(request: &PbRangeRequest) -> bool {
     !request.range_end.is_empty() && !request.count_only
 }
 
-/// How many operations of a transaction can return many keys.
+/// Returns how many operations of a transaction can return many keys.
 fn ranges(request: &PbTxnRequest) -> usize {
     let of = |operation: &PbTxnRequestOp| match &operation.request {
         Some(PbTxnOpRequest::RequestRange(range)) => usize::from(tells_of_many(range)),

@@ -1,6 +1,5 @@
 //! `service Watch`. A watch is a position in the history. When a change reaches the disk, each watch continues from its
-//! position. So a slow client delays nobody and takes little memory: its events stay in the store's records until it
-//! reads them.
+//! position. So a slow client delays nobody and takes little memory: its events stay in the store's records.
 
 mod cursor;
 
@@ -21,13 +20,13 @@ use crate::in_flight::{Client, Turn};
 use crate::message::Message;
 use crate::refusal::Refusal;
 
-/// How often a watch that asked for progress hears that nothing happened.
+/// How often an idle watch that asked for progress gets a report.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 /// Watches that are handled in one go. The writer waits for that.
 const MOST_AT_ONCE: usize = 1024;
-/// Bytes of responses that lie ready, beside one more response. A client that reads nothing holds no more.
+/// Bytes of queued responses, plus one response. A client that reads nothing holds no more.
 const READY_BYTES: usize = 16 << 10;
-/// Memory of a response beside its bytes, at most.
+/// Most memory of a response besides its bytes.
 const RESPONSE: usize = 512;
 /// Field number of the events in `WatchResponse`.
 const EVENTS: u32 = 11;
@@ -117,7 +116,7 @@ impl Session {
         }
     }
 
-    /// The next response; `None` when the client or the store is gone.
+    /// Returns the next response; `None` when the client or the store is gone.
     async fn next(&mut self) -> Option<Message> {
         loop {
             if let Some(response) = self.ready.pop_front() {

@@ -30,10 +30,10 @@ fn link() -> Link {
     Link { kind: LinkKind::Vxlan(vxlan()), mac, mtu: 1450, up: true }
 }
 
-/// That of 10.5.3.0.
+/// The next hop object for 10.5.3.0.
 const ID: NextHopId = NextHopId(168_100_608);
 
-/// A host with one peer.
+/// Returns a host with one peer.
 fn joined() -> State {
     let device = name("flannel.1");
     let gateway = "10.5.3.0".parse().unwrap();
@@ -193,7 +193,7 @@ fn metric_and_protocol_are_shown_when_they_are_not_the_usual_ones() {
     assert_eq!(add.to_string(), "add route 10.5.0.0/16 metric 7 blackhole");
 }
 
-/// Few enough names and values that wanted and actual state often meet.
+/// Draws from few names and values, so that wanted and actual state often overlap.
 mod any {
     use super::*;
 
@@ -230,15 +230,15 @@ mod any {
                 link,
                 onlink
             }),
-            // One that leads where the object of its id does; see `state`.
+            // Its device must be the one that the object leads to; see `state`.
             (1..4u32, device.clone()).prop_map(|(id, link)| RouteTarget::NextHop { id: NextHopId(id), link }),
             device.prop_map(RouteTarget::Link),
             Just(RouteTarget::Blackhole),
         ]
     }
 
-    /// A state that the kernel could hold: nothing on a device that is missing, and on one that is down only what a
-    /// device that is down can have. What is `wanted` is up and made by us.
+    /// Generates a state that the kernel could hold: nothing on a missing device, and on a device that is down only
+    /// what such a device can have. With `wanted`, devices are up and made by us.
     pub(super) fn state(wanted: bool) -> impl Strategy<Value = State> {
         let device = || prop::sample::select(LINKS.to_vec()).prop_map(name);
         let links = prop::collection::btree_map(device(), link(wanted), 0..3);
@@ -273,7 +273,7 @@ mod any {
                     addresses: addresses
                         .into_iter()
                         .filter(|(link, ip)| is_up(link) || (exists(link) && ip.is_ipv4()))
-                        // Without one of IPv4 a device carries none.
+                        // Without an IPv4 address a device carries no IPv4 routes.
                         .chain(links.keys().filter(|_| wanted).map(|link| (*link, [10, 5, 9, 0].into())))
                         .map(|(link, ip)| (Address { link, address: ip.into() }, ()))
                         .collect(),

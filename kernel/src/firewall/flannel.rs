@@ -1,9 +1,8 @@
 //! flanneld's own rules, worded as its iptables mode does (`pkg/trafficmngr/iptables/iptables.go`).
 //!
-//! What masquerades goes where flanneld has it, into the chain `FLANNEL-POSTRTG`, which it empties and fills when it
-//! starts. What accepts forwarded packets does not go into its chain `FLANNEL-FWD`: while flanneld empties and fills that
-//! one, for 20 ms, the policy that Docker gives FORWARD would drop packets. It goes into FORWARD itself, where flanneld
-//! had its rules before it had a chain, and leaves them alone now.
+//! Masquerading goes where flanneld has it: into the chain `FLANNEL-POSTRTG`, which flanneld empties and refills at its
+//! start. Forwarding does not go into `FLANNEL-FWD`: while flanneld refills that chain, for 20 ms, Docker's policy for
+//! FORWARD would drop packets. It goes directly into FORWARD, as in older versions of flanneld.
 
 use std::fmt::Write as _;
 
@@ -13,17 +12,16 @@ const FORWARD_COMMENT: &str = r#"-m comment --comment "flanneld forward""#;
 const MASQUERADE_COMMENT: &str = r#"-m comment --comment "flanneld masq""#;
 const MASQUERADE_CHAIN: &str = "FLANNEL-POSTRTG";
 
-/// Accepts what comes from the network and what goes there, behind all other rules.
+/// Accepts packets from and to the network, after all other rules.
 pub(super) async fn forward(family: &FamilyRules) -> Result<(), FirewallError> {
     put(family, "filter", "FORWARD", |listing| forward_script(family, listing)).await
 }
 
-/// Masquerades what leaves the network.
 pub(super) async fn masquerade(family: &FamilyRules) -> Result<(), FirewallError> {
     put(family, "nat", "POSTROUTING", |listing| masquerade_script(family, listing)).await
 }
 
-/// Runs what `script` makes of a chain's rules as `iptables -S` lists them: all of it or nothing.
+/// Lists a chain's rules with `iptables -S`, and applies what `script` makes of them atomically.
 async fn put(
     family: &FamilyRules,
     table: &str,
@@ -38,7 +36,7 @@ async fn put(
     program::run(restore, &["-w", "5", "--noflush"], &script(&listing)).await.map(drop)
 }
 
-/// Adds what is not there, for `iptables-restore --noflush`.
+/// Adds the missing rules, for `iptables-restore --noflush`.
 fn forward_script(family: &FamilyRules, standing: &str) -> String {
     let network = prefix(family.network);
     let rules = ["-s", "-d"].map(|way| format!("-A FORWARD {way} {network} {FORWARD_COMMENT} -j ACCEPT"));
@@ -47,7 +45,7 @@ fn forward_script(family: &FamilyRules, standing: &str) -> String {
     format!("*filter\n{missing}COMMIT\n")
 }
 
-/// Fills flanneld's chain and leaves one jump to it, behind all others.
+/// Fills flanneld's chain and leaves one jump to it, after all other rules.
 fn masquerade_script(family: &FamilyRules, standing: &str) -> String {
     let (network, subnet) = (prefix(family.network), prefix(family.subnet));
     let multicast = if family.network.is_ipv6() { "ff00::/8" } else { "224.0.0.0/4" };
@@ -60,7 +58,7 @@ fn masquerade_script(family: &FamilyRules, standing: &str) -> String {
         (format!("! -s {network} -d {network}"), "MASQUERADE --random-fully"),
     ];
     let mut script = format!("*nat\n:{MASQUERADE_CHAIN} - [0:0]\n");
-    // Writing to a String does not fail.
+    // Writing to a String cannot fail.
     for (packets, target) in rules {
         let _ = writeln!(script, "-A {MASQUERADE_CHAIN} {packets} {MASQUERADE_COMMENT} -j {target}");
     }
@@ -86,7 +84,7 @@ mod tests {
     fn masquerading_is_worded_as_flanneld_words_it_and_no_jump_is_doubled() {
         let jump = r#"POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG"#;
         let standing = format!("-P POSTROUTING ACCEPT\n-A {jump}\n-A POSTROUTING -j FLANNEL-POSTRTG-OLD\n");
-        // The subnet as subnet.env has it, with the bridge's address.
+        // The subnet as in subnet.env, with the bridge's address.
         assert_eq!(
             masquerade_script(&family("10.5.0.0/16", "10.5.3.1/24"), &standing),
             format!(

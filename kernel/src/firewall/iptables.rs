@@ -1,7 +1,7 @@
-//! Forwarding: a chain of ours in the filter table of `iptables` or `ip6tables`, and one jump to it.
+//! Forwarding: our chain in the filter table of `iptables` or `ip6tables`, and one jump to it.
 //!
-//! Docker sets the policy of FORWARD to DROP there. A table of our own could not undo that: a packet must pass every
-//! base chain. Where the program is not installed, nobody has set a policy with it, and there is nothing to do.
+//! Docker sets the policy of FORWARD in that table to DROP. A separate table could not undo that, because a packet must
+//! pass every base chain. Without the program there is no policy, and nothing to do.
 
 use std::fmt::Write as _;
 
@@ -9,24 +9,24 @@ use super::{FirewallError, Ruleset, prefix, program};
 
 const CHAIN: &str = "FLAN-FORWARD";
 
-/// One address family's program, with what we know of its rules.
+/// The program of one address family, and what we know of its rules.
 #[derive(Debug)]
 pub(super) struct Forwarding {
     ipv6: bool,
-    /// What we last asked for and how it was listed afterwards, should a version of `iptables` word a rule in
-    /// another way than we do. `None` until this process has looked.
+    /// What we last requested and how it was listed afterwards: a version of `iptables` may word a rule differently
+    /// than we do. `None` until this process has looked.
     settled: Option<(Vec<String>, Standing)>,
 }
 
-/// What of ours stands in the filter table.
+/// What the filter table holds of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Standing {
     chain: bool,
     /// The chain's rules as `iptables -S` lists them, without `-A FLAN-FORWARD`.
     rules: Vec<String>,
-    /// The rules of FORWARD that lead to our chain, without `-A FORWARD`.
+    /// The rules of FORWARD that jump to our chain, without `-A FORWARD`.
     jumps: Vec<String>,
-    /// The first rule of FORWARD is one of them.
+    /// Whether the first rule of FORWARD is such a jump.
     first: bool,
 }
 
@@ -35,10 +35,10 @@ impl Forwarding {
         Self { ipv6, settled: None }
     }
 
-    /// Makes chain and jump what `ruleset` says. The answer says whether anything had to be changed.
+    /// Makes the chain and the jump what `ruleset` says. Returns whether anything changed.
     pub(super) async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, FirewallError> {
         let wanted = rules(ruleset, self.ipv6);
-        // Nobody but us makes the chain, so once it is known to be gone there is no need to look again.
+        // Only we create the chain, so once it is gone there is no need to look again.
         if wanted.is_empty() && self.settled.as_ref().is_some_and(|(rules, _)| rules.is_empty()) {
             return Ok(false);
         }
@@ -52,7 +52,7 @@ impl Forwarding {
         }
         let standing = match self.standing().await {
             Ok(standing) => standing,
-            // A host without that family may not even have its filter table.
+            // A host without that family may lack even its filter table.
             Err(error) if wanted.is_empty() => {
                 tracing::debug!(%error, "no rules to remove");
                 return Ok(false);
@@ -66,7 +66,7 @@ impl Forwarding {
             return Ok(false);
         }
         program::run(restore, &["-w", "5", "--noflush"], &transaction(&wanted, &standing)).await?;
-        // Another program may have taken them away again before we looked: that is not how ours are worded.
+        // If another program removed our rules before we looked, this is not how they are worded.
         let standing = self.standing().await?;
         let (chain, jumps) = (!wanted.is_empty(), usize::from(!wanted.is_empty()));
         let is_ours = standing.chain == chain
@@ -77,14 +77,14 @@ impl Forwarding {
         Ok(true)
     }
 
-    /// Whether the chain or a jump to it is there.
+    /// Returns whether the chain or a jump to it exists.
     pub(super) async fn stands(&self) -> Result<bool, FirewallError> {
         if !program::exists(self.programs().0) {
             return Ok(false);
         }
         match self.standing().await {
             Ok(standing) => Ok(standing.chain || !standing.jumps.is_empty()),
-            // A host without that family may not even have its filter table.
+            // A host without that family may lack even its filter table.
             Err(FirewallError::Refused { message, .. })
                 if ["does not exist", "not supported"].iter().any(|why| message.contains(why)) =>
             {
@@ -104,7 +104,7 @@ impl Forwarding {
     }
 }
 
-/// The rules of our chain; none if there shall be no chain.
+/// Returns the rules of our chain; empty if there should be no chain.
 fn rules(ruleset: &Ruleset, ipv6: bool) -> Vec<String> {
     let networks = ruleset.families.iter().map(|family| family.network);
     networks
@@ -124,7 +124,7 @@ fn jump() -> String {
 }
 
 impl Standing {
-    /// What `rules` look like when they stand.
+    /// Returns what `rules` look like once applied.
     fn of(rules: &[String]) -> Self {
         if rules.is_empty() {
             return Self::default();
@@ -132,7 +132,7 @@ impl Standing {
         Self { chain: true, rules: rules.to_vec(), jumps: vec![jump()], first: true }
     }
 
-    /// Finds what is ours in the output of `iptables -S`.
+    /// Finds our rules in the output of `iptables -S`.
     fn parse(listing: &str) -> Self {
         let mut standing = Self::default();
         let mut forward_rules = 0;
@@ -153,11 +153,11 @@ impl Standing {
     }
 }
 
-/// What leads from what stands to what is wanted, for `iptables-restore --noflush`: all of it or nothing.
+/// Builds the atomic `iptables-restore --noflush` input that turns what exists into what is wanted.
 fn transaction(wanted: &[String], standing: &Standing) -> String {
     let mut lines = vec!["*filter".to_owned()];
     if !wanted.is_empty() || standing.chain {
-        // Makes the chain, or empties it.
+        // Creates the chain, or empties it.
         lines.push(format!(":{CHAIN} - [0:0]"));
     }
     lines.extend(standing.jumps.iter().map(|rule| format!("-D FORWARD {rule}")));
@@ -171,7 +171,7 @@ fn transaction(wanted: &[String], standing: &Standing) -> String {
     }
     lines.push("COMMIT".to_owned());
     lines.iter().fold(String::new(), |mut text, line| {
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "{line}");
         text
     })

@@ -1,8 +1,8 @@
-//! Packet filter rules of other programs that stop what we send and forward. We only look at them.
+//! Finds packet filter rules of other programs that stop what we send and forward. Read-only.
 //!
-//! A packet must pass every base chain on its way, so one chain that drops undoes what ours accept. Looked at are the
-//! `prerouting`, `forward` and `input` hooks, in nftables and in the legacy tables of `iptables`, which are another packet
-//! filter beside it.
+//! A packet must pass every base chain on its way, so one chain that drops undoes what ours accept. This looks at the
+//! `prerouting`, `forward` and `input` hooks, in nftables and in the legacy tables of `iptables`, which are a separate
+//! packet filter.
 
 mod chains;
 mod iptables_listing;
@@ -21,62 +21,62 @@ use self::chains::{Base, Device, Fate, Hook, Packet, Sender, Table, addresses};
 use super::FirewallError;
 use crate::kind::link_name::LinkName;
 
-/// What others' rules must let pass.
+/// What the rules of other programs must let pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// One entry for each address family in use.
     pub families: Vec<FamilyTraffic>,
-    /// The bridges that containers are behind, with their own addresses in our subnets. None if they are not known.
+    /// The bridges that containers are attached to, with their own addresses in our subnets. Empty if unknown.
     pub bridges: Vec<(LinkName, IpNetwork)>,
-    /// The outer packets that arrive here; `None` where there are none.
+    /// The outer packets that arrive here; `None` if there are none.
     pub outer: Option<Outer>,
 }
 
-/// Packets of one address family between containers of this host and others.
+/// Packets of one address family between containers of this host and of others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FamilyTraffic {
     /// The whole overlay network.
     pub network: IpNetwork,
     /// This host's subnet in it.
     pub subnet: IpNetwork,
-    /// The devices by which they may enter and leave this host.
+    /// The devices through which they may enter and leave this host.
     pub devices: Vec<Way>,
 }
 
-/// A device by which packets of the overlay network enter and leave a host.
+/// A device through which packets of the overlay network enter and leave a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     /// Its name.
     pub link: LinkName,
-    /// Whether it is there for these packets alone: a rule that names it speaks of them.
+    /// Whether the device carries only these packets, so that a rule that names it is about them.
     pub ours: bool,
 }
 
 /// UDP datagrams that carry packets of the overlay network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outer {
-    /// Their port.
+    /// Their destination port.
     pub port: u16,
-    /// The device that they arrive by.
+    /// The device that they arrive on.
     pub link: LinkName,
     /// This host's addresses that they are sent to.
     pub addresses: Vec<IpAddr>,
 }
 
-/// The rules of all other programs, as they were when they were read.
+/// The rules of all other programs at the time of reading.
 #[derive(Debug, Clone, Default)]
 pub struct OtherRules(Vec<Table>);
 
 impl OtherRules {
-    /// Reads them by running `nft` and, where they have rules, the programs of the `iptables` family.
+    /// Reads them with `nft` and, where they have rules, the programs of the `iptables` family.
     ///
     /// # Errors
-    /// When one of them fails. A program that is not installed is none.
+    /// If one of the programs fails. A program that is not installed is skipped.
     pub async fn read() -> Result<Self, FirewallError> {
         reading::tables().await.map(Self)
     }
 
-    /// The chains that stop some of `traffic`.
+    /// Returns the chains that stop some of `traffic`.
     pub fn obstacles(&self, traffic: &Traffic) -> Vec<Obstacle> {
         let forwarded = traffic.forwarded();
         let arriving = traffic.arriving();
@@ -106,7 +106,7 @@ impl OtherRules {
         obstacles
     }
 
-    /// The bridges whose containers' packets to other hosts would get another source address.
+    /// Returns the bridges whose containers' packets to other hosts would be masqueraded.
     pub fn masquerading(&self, traffic: &Traffic) -> Vec<LinkName> {
         let leaving = traffic.forwarded();
         let mut bridges = Vec::new();
@@ -164,7 +164,7 @@ fn closed_bridges(table: &Table, chain: &str, base: Base, forwarded: &[Packet]) 
 const CONTAINERS: usize = 16;
 
 impl Traffic {
-    /// Both ways between this host's bridges and the devices to other hosts.
+    /// Returns packets in both directions between this host's bridges and the devices to other hosts.
     fn forwarded(&self) -> Vec<Packet> {
         let mut packets = Vec::new();
         for family in &self.families {
@@ -197,10 +197,10 @@ impl Traffic {
         packets
     }
 
-    /// The outer packets of other hosts.
+    /// Returns the outer packets from other hosts.
     fn arriving(&self) -> Vec<Packet> {
         let Some(outer) = &self.outer else { return Vec::new() };
-        // A rule that names the overlay network means what the outer packets carry.
+        // A rule that names the overlay network is about what the outer packets carry.
         let overlay: Vec<_> = self.families.iter().map(|family| addresses(family.network)).collect();
         let packet = |&ip: &IpAddr| Packet {
             ipv6: ip.is_ipv6(),

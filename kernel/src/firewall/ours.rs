@@ -1,5 +1,4 @@
-//! The rules of ours that stand on a host, one set at a time, for those who take them away without knowing what an agent
-//! would want.
+//! Our rules on a host, one set at a time, for callers that remove them without knowing what an agent would want.
 
 use std::fmt;
 
@@ -18,20 +17,20 @@ pub enum OwnRules {
     Senders,
     /// The chain `FLAN-FORWARD` of one address family, with every jump to it.
     Forward {
-        /// Of `ip6tables`, not `iptables`.
+        /// `ip6tables` instead of `iptables`.
         ipv6: bool,
     },
 }
 
 impl OwnRules {
-    /// All of them.
+    /// All sets.
     pub const ALL: [Self; 4] =
         [Self::Senders, Self::Masquerade, Self::Forward { ipv6: false }, Self::Forward { ipv6: true }];
 
-    /// Whether any of the set stands. Must be called in a tokio runtime.
+    /// Returns whether any rule of the set exists. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When the packet filter cannot be read.
+    /// If the packet filter cannot be read.
     pub async fn stand(self) -> Result<bool, FirewallError> {
         match self {
             Self::Masquerade => nft::stands().await,
@@ -42,10 +41,10 @@ impl OwnRules {
         }
     }
 
-    /// Takes the set away. Nothing happens where it does not stand. Must be called in a tokio runtime.
+    /// Removes the set. Does nothing if it does not exist. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When the packet filter refuses.
+    /// If the packet filter refuses.
     pub async fn remove(self) -> Result<(), FirewallError> {
         let nothing = Ruleset::default();
         match self {
@@ -56,11 +55,11 @@ impl OwnRules {
         .map(drop)
     }
 
-    /// Puts rules beside ours that do the same, are worded as flanneld's and last until flanneld has its own. Must be
-    /// called in a tokio runtime.
+    /// Adds equivalent rules, worded as flanneld's, which bridge the time until flanneld adds its own. Must be called
+    /// in a tokio runtime.
     ///
     /// # Errors
-    /// When the packet filter refuses.
+    /// If the packet filter refuses.
     pub async fn put_flannels(self, families: &[FamilyRules]) -> Result<(), FirewallError> {
         for family in families {
             match self {
@@ -74,11 +73,11 @@ impl OwnRules {
         Ok(())
     }
 
-    /// What [`put_flannels`](Self::put_flannels) puts.
+    /// Returns what [`put_flannels`](Self::put_flannels) adds.
     pub fn flannels(self) -> Option<&'static str> {
         match self {
             Self::Masquerade => Some("the iptables chain FLANNEL-POSTRTG"),
-            // It takes packets from anybody.
+            // flannel accepts packets from anybody.
             Self::Senders => None,
             Self::Forward { ipv6: false } => Some("flannel's rules at the end of iptables' FORWARD"),
             Self::Forward { ipv6: true } => Some("flannel's rules at the end of ip6tables' FORWARD"),

@@ -1,4 +1,4 @@
-//! Running the programs that the packet filter is configured with.
+//! Runs the programs that configure the packet filter.
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
@@ -13,18 +13,16 @@ use tokio::time::timeout;
 
 use super::FirewallError;
 
-/// How long a program may take. The `iptables` family waits up to 5 s of it for its lock.
+/// How long a program may take. The `iptables` family waits up to 5 s of this for its lock.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Where `nft` and `iptables` live, which a service's or a user's `PATH` may lack.
+/// Where `nft` and `iptables` are; the `PATH` of a service or a user may lack these.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// Whether there is such a program.
 pub(super) fn exists(program: &str) -> bool {
     path(program).is_some()
 }
 
-/// Where it is.
 pub(super) fn path(program: &str) -> Option<PathBuf> {
     find(program, env::var_os("PATH"))
 }
@@ -42,8 +40,7 @@ pub(super) async fn run(
         Err(_) => return Err(refused(format!("no answer within {} s", LIMIT.as_secs()))),
     };
     if output.status.success() {
-        return String::from_utf8(output.stdout)
-            .map_err(|_| refused("answers in something else than UTF-8".into()));
+        return String::from_utf8(output.stdout).map_err(|_| refused("its output is not UTF-8".into()));
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(refused(if words.is_empty() { output.status.to_string() } else { words }))
@@ -53,7 +50,7 @@ async fn output(program: &'static str, arguments: &[&str], input: &str) -> io::R
     let path = path(program).ok_or(io::ErrorKind::NotFound)?;
     let mut child = Command::new(path)
         .args(arguments)
-        // We compare and report what it says.
+        // We compare and report its output.
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -63,7 +60,7 @@ async fn output(program: &'static str, arguments: &[&str], input: &str) -> io::R
     let stdin = child.stdin.take();
     let feed = async {
         if let Some(mut stdin) = stdin {
-            // One that ends without reading all of it says why on its standard error.
+            // A program that ends without reading all input explains that on its standard error.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
     };

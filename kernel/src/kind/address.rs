@@ -1,4 +1,4 @@
-//! Addresses on our devices. Link-local ones of IPv6, which the kernel makes by itself, are not among them.
+//! Addresses on our devices, except link-local IPv6 addresses, which the kernel makes by itself.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl Kind for Addresses {
     type Value = ();
 
     const NAME: Name = Name { short: "address", one: "address", many: "addresses" };
-    /// With the last one of IPv4 go the routes of its device that name no next hop object.
+    /// The last IPv4 address takes along the routes of its device that name no next hop object.
     const TAKES_OTHERS_ALONG: bool = true;
     const TELLS_OF_HOST: bool = true;
 
@@ -104,7 +104,7 @@ impl NetlinkObject for Addresses {
     }
 }
 
-/// Asks for the addresses of one device, or with 0 of all.
+/// Requests the addresses of one device, or with 0 of all.
 pub(crate) fn dump(index: u32) -> Request {
     let mut message = AddressMessage::default();
     message.header.index = index;

@@ -1,4 +1,4 @@
-//! What measures senders by the sources that are let in: rules in the nftables tables `flan-peers`.
+//! The checks of senders against the allowed sources: rules in the nftables tables `flan-peers`.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use crate::netlink::socket::Socket;
 use crate::netlink::wire::Frame;
 use crate::source::Check;
 
-/// What measures senders.
+/// Rules that check senders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checks {}
 
@@ -74,7 +74,6 @@ impl NetlinkObject for Checks {
     }
 }
 
-/// The chain that a check stands in.
 fn chain_of(check: &Check) -> Chain {
     let kind = match check {
         Check::PlainSource(..) | Check::PlainDestination(..) => ChainKind::Entering,
@@ -83,7 +82,6 @@ fn chain_of(check: &Check) -> Chain {
     Chain { kind, ipv6: check.is_ipv6() }
 }
 
-/// The set in which a check looks, if it looks in one.
 fn set_of(check: &Check) -> Option<Set> {
     let kind = match check {
         Check::Shortcut { .. } | Check::Peers(_) | Check::PeersPieces(_) => SetKind::Peers,
@@ -125,7 +123,7 @@ mod tests {
             let mut bytes = Vec::new();
             nft::add_rule(chain_of(&check), false, &check.to_string(), &expressions).emit(1, &mut bytes);
             let frame = Frames(&bytes).next().unwrap().unwrap();
-            // The kernel adds a handle to what it was sent.
+            // The kernel adds a handle to what it received.
             let body = [frame.body, &[12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 7]].concat();
             assert_eq!(told(&Frame { body: &body, ..frame }), [Notification::Fact((check, Some(())))]);
         }

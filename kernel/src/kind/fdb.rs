@@ -25,7 +25,7 @@ use crate::netlink::wire::Frame;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fdb {}
 
-/// The identity of a forwarding database entry: one MAC leads to one underlay address.
+/// The identity of a forwarding entry: one MAC leads to one underlay address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FdbEntry {
     /// The inner destination MAC.
@@ -94,7 +94,7 @@ impl NetlinkObject for Fdb {
     }
 }
 
-/// A deletion names no destination and so means all of the MAC's.
+/// Encodes an entry. A deletion names no destination, and so deletes all entries of the MAC.
 fn message(mac: &MacAddr6, index: u32, destination: Option<&IpAddr>) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header = NeighbourHeader {

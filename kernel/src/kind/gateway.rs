@@ -1,18 +1,18 @@
-//! Where a next hop leads: what routes and next hop objects have in common.
+//! Where a next hop leads: the common part of routes and next hop objects.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::link_name::LinkName;
 
-/// `rtm_protocol` of every route that we make, and `nh_protocol` of every next hop object (`rtnetlink(7)`): how a restarted
-/// agent knows its own.
+/// `rtm_protocol` of every route and `nh_protocol` of every next hop object that we make (`rtnetlink(7)`). A restarted
+/// agent recognises its objects by it.
 ///
 /// Not assigned in iproute2's `rt_protos`; `ip route` shows it as `proto 102`.
 pub const ROUTE_PROTOCOL: u8 = 102;
 
-/// The identity of a next hop object: for one of ours, the IPv4 address of its gateway as a number, so that it is the
-/// same after every start and no two of ours can meet. `10.5.2.0` is `168100352`.
+/// The identity of a next hop object. Ours use the IPv4 address of the gateway as a number, so that the id is the same
+/// after every start and two of ours never collide. `10.5.2.0` is `168100352`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextHopId(pub u32);
 
@@ -35,7 +35,7 @@ pub struct Gateway {
     pub address: IpAddr,
     /// The device.
     pub link: LinkName,
-    /// Take it for reachable on the device although no route says so.
+    /// Treat the gateway as reachable on the device although no route says so.
     pub onlink: bool,
 }
 

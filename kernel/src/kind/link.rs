@@ -16,11 +16,11 @@ pub enum Links {}
 /// A device that we make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// What kind of device it is, with what cannot be changed in place.
+    /// The kind of device, with the settings that cannot be changed in place.
     pub kind: LinkKind,
     /// The device's own MAC; a TUN device has none.
     pub mac: Option<MacAddr6>,
-    /// Largest IP packet in bytes that enters the device.
+    /// Largest IP packet that enters the device, in bytes.
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
@@ -29,11 +29,11 @@ pub struct Link {
 /// The kinds of device that we make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkKind {
-    /// The kernel wraps packets (`ip -d link show type vxlan`).
+    /// The kernel encapsulates packets (`ip -d link show type vxlan`).
     Vxlan(Vxlan),
-    /// A program of ours wraps packets (`ip -d link show type tun`). It persists without the program.
+    /// Our program encapsulates packets (`ip -d link show type tun`). The device persists without the program.
     Tun {
-        /// Packets are preceded by a virtio-net header, and may be larger than the MTU (`IFF_VNET_HDR`).
+        /// A virtio-net header precedes each packet, and packets may be larger than the MTU (`IFF_VNET_HDR`).
         vnet_header: bool,
     },
 }
@@ -43,23 +43,23 @@ pub enum LinkKind {
 pub struct Vxlan {
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,
-    /// UDP port of the outer packets, sent to and listened on.
+    /// UDP port of the outer packets, both to send to and to listen on.
     pub port: u16,
-    /// The device that carries the outer packets; `None` when the kernel chooses by route or the device is gone.
+    /// The device that carries the outer packets; `None` if the kernel chooses by route or the device is gone.
     pub underlay: Option<LinkName>,
     /// Source address of the outer packets.
     pub local: Option<IpAddr>,
-    /// Whether the device learns MACs from what it receives.
+    /// Whether the device learns MACs from received packets.
     pub learning: bool,
     /// Whether group policy ids are carried (VXLAN-GBP).
     pub gbp: bool,
 }
 
-/// What is to change on a device; `None` leaves a field as it is.
+/// Changes to a device; `None` leaves a field as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkChange {
-    /// The device's MAC. The kernel changes it on a device that is up, and drops all neighbours of that device,
-    /// permanent ones too (`neigh_changeaddr` in `net/core/neighbour.c`).
+    /// The device's MAC. The kernel changes it even while the device is up, and drops all neighbours of the device,
+    /// including permanent ones (`neigh_changeaddr` in `net/core/neighbour.c`).
     pub mac: Option<MacAddr6>,
     /// Largest inner IP packet in bytes.
     pub mtu: Option<u32>,
@@ -68,7 +68,7 @@ pub struct LinkChange {
 }
 
 impl LinkChange {
-    /// What must change on a device that can be changed in place.
+    /// Returns the changes to make in place.
     pub fn between(held: &Link, wanted: &Link) -> Self {
         Self {
             mac: wanted.mac.filter(|_| wanted.mac != held.mac),
@@ -101,7 +101,7 @@ impl Kind for Links {
         }
     }
 
-    /// A MAC counts where one is wanted.
+    /// Compares the MAC only if one is wanted.
     fn is_as_wanted(held: &Box<Link>, wanted: &Box<Link>) -> bool {
         wanted.differs_for_good(held).is_none() && LinkChange::between(held, wanted) == LinkChange::default()
     }
@@ -121,7 +121,7 @@ impl Kind for Links {
 }
 
 impl Links {
-    /// What becomes of what stands on a device when it is changed.
+    /// Returns what a change of a device does to the objects on it.
     fn upheaval_between(held: &Link, wanted: &Link) -> Upheaval {
         Upheaval {
             anew: wanted.differs_for_good(held).is_some(),
@@ -134,16 +134,16 @@ impl Links {
 }
 
 impl Link {
-    /// Each field that differs and cannot be changed in place, with both values: `port is 4789, want 8472`. Such a device is
-    /// deleted and made anew.
+    /// Returns each difference that cannot be changed in place, with both values: `port is 4789, want 8472`. Such a
+    /// device is deleted and created again.
     pub fn differs_for_good(&self, held: &Self) -> Option<String> {
         let differences = fixed_differences(self, held);
         (!differences.is_empty()).then(|| differences.join(", "))
     }
 }
 
-/// The fields that the kernel does not change in place, or that we do not, because the device's sockets and multicast
-/// memberships would have to follow (`vxlan_changelink` in `drivers/net/vxlan/vxlan_core.c`).
+/// Returns the fields that the kernel cannot change in place, or that we do not, because the device's sockets and
+/// multicast memberships would have to follow (`vxlan_changelink` in `drivers/net/vxlan/vxlan_core.c`).
 fn fixed_differences(want: &Link, have: &Link) -> Vec<String> {
     match (&want.kind, &have.kind) {
         (LinkKind::Vxlan(want), LinkKind::Vxlan(have)) => vxlan_differences(want, have),

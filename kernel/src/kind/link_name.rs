@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The name of a network device: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..`
-/// (`dev_valid_name` in the kernel's `net/core/dev.c`).
+/// The name of a network device: 1 to 15 bytes, no `/`, no `:`, no white space, not `.` or `..` (`dev_valid_name` in
+/// the kernel's `net/core/dev.c`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkName {
     bytes: [u8; 15],
@@ -17,7 +17,7 @@ pub struct LinkName {
 pub struct InvalidLinkName(pub String);
 
 impl LinkName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
     }

@@ -1,7 +1,7 @@
-//! Next hop objects (`ip nexthop`, kernel 5.3 and later), which routes refer to. A route that names one costs the kernel the
-//! same however many gateways there are; the next hop of an IPv4 route without one is looked for among all others.
+//! Next hop objects (`ip nexthop`, kernel 5.3 and later), which routes refer to. A route that names one has a constant
+//! cost, however many gateways there are. For an IPv4 route without one, the kernel searches all other next hops.
 //!
-//! Their messages (`linux/nexthop.h`) netlink-packet-route does not know.
+//! netlink-packet-route lacks their messages (`linux/nexthop.h`).
 
 use std::fmt::{self, Write};
 use std::net::IpAddr;
@@ -31,9 +31,9 @@ pub struct NextHop {
     pub gateway: IpAddr,
     /// The device.
     pub link: LinkName,
-    /// Take the gateway for reachable on the device although no route says so.
+    /// Treat the gateway as reachable on the device although no route says so.
     pub onlink: bool,
-    /// `nh_protocol`: [`ROUTE_PROTOCOL`] in what we want; in a snapshot, whatever is there.
+    /// `nh_protocol`: [`ROUTE_PROTOCOL`] in wanted objects; any value in a snapshot.
     pub protocol: u8,
 }
 
@@ -80,13 +80,13 @@ impl fmt::Display for NextHop {
     }
 }
 
-/// `RTM_NEWNEXTHOP`: makes or replaces one, or says that there is one.
+/// `RTM_NEWNEXTHOP`: creates or replaces one, or reports one.
 const NEW: u16 = 104;
-/// `RTM_DELNEXTHOP`: deletes one, or says that it went.
+/// `RTM_DELNEXTHOP`: deletes one, or reports its deletion.
 const DELETE: u16 = 105;
-/// `RTM_GETNEXTHOP`: asks for one or for all.
+/// `RTM_GETNEXTHOP`: requests one or all.
 const GET: u16 = 106;
-/// `RTNLGRP_NEXTHOP`, the group that hears of them.
+/// `RTNLGRP_NEXTHOP`, the multicast group that reports them.
 pub(crate) const GROUP: u32 = 32;
 
 /// Bytes of a `struct nhmsg`.
@@ -107,7 +107,7 @@ impl NetlinkObject for NextHops {
             Edit::Add { value, .. } => {
                 request(NEW, NLM_F_CREATE | NLM_F_EXCL, id, Some((value, index(value.link)?)))
             }
-            // Without NLM_F_CREATE: if ours is gone, there is nothing to replace.
+            // Without NLM_F_CREATE: if our object is gone, there is nothing to replace.
             Edit::Replace { value, .. } => request(NEW, NLM_F_REPLACE, id, Some((value, index(value.link)?))),
             Edit::Delete { .. } => request(DELETE, 0, id, None),
         })
@@ -138,7 +138,7 @@ impl NetlinkObject for NextHops {
             Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Vec::new(),
             found => found?,
         };
-        // Whoever made them, routes of ours may lead there.
+        // Routes of ours may name next hop objects of any program.
         reading.next_hops = found.iter().filter_map(|shown| Some((shown.id, shown.index?))).collect();
         let mut ours = Vec::new();
         for shown in found {
@@ -162,14 +162,14 @@ impl NetlinkObject for NextHops {
             let Some(link) = lookup.name(index) else { return };
             return tell(Notification::Fact((id, Some(NextHop { gateway, link, onlink, protocol }))));
         }
-        // One that is not ours may have taken the place of one that was, or have been in its way.
+        // An object that is not ours may have replaced ours, or may have blocked one.
         if frame.kind == DELETE || frame.flags & NLM_F_REPLACE != 0 {
             tell(Notification::Fact((shown.id, None)));
         }
     }
 }
 
-/// A next hop object of another program: `nexthop id 168100608 via 192.168.64.1 dev eth0 proto zebra`.
+/// Describes a next hop object of another program: `nexthop id 168100608 via 192.168.64.1 dev eth0 proto zebra`.
 fn in_words(shown: &Shown, name: impl FnMut(u32) -> Option<LinkName>) -> String {
     let mut text = format!("nexthop {}", shown.id);
     if let Some(gateway) = shown.gateway {
@@ -180,17 +180,17 @@ fn in_words(shown: &Shown, name: impl FnMut(u32) -> Option<LinkName>) -> String 
     text
 }
 
-/// The index of the device that one leads to.
+/// Returns the index of the device that it leads to.
 pub(crate) fn index_of(id: NextHopId, lookup: &mut Lookup<'_>) -> Option<u32> {
     lookup.ask(get(id), Shown::read).ok()??.index
 }
 
-/// Whether the kernel knows next hop objects at all.
+/// Returns whether the kernel supports next hop objects.
 ///
 /// # Errors
-/// It does not answer.
+/// If it does not answer.
 pub(crate) fn are_known(lookup: &mut Lookup<'_>) -> Result<bool, KernelError> {
-    // There is none of this id, or there is; what counts is that the question is understood.
+    // Whether this id exists does not matter; what counts is that the kernel understands the request.
     match lookup.ask(get(NextHopId(u32::MAX)), Shown::read) {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
@@ -198,12 +198,12 @@ pub(crate) fn are_known(lookup: &mut Lookup<'_>) -> Result<bool, KernelError> {
     }
 }
 
-/// Asks for one.
+/// Requests one object.
 fn get(id: NextHopId) -> Request {
     request(GET, 0, Some(id), None)
 }
 
-/// About one next hop object or all, with what it shall be and the index of its device.
+/// Returns a request about one next hop object or all, with its wanted value and the index of its device.
 fn request(kind: u16, flags: u16, id: Option<NextHopId>, next_hop: Option<(&NextHop, u32)>) -> Request {
     let (family, protocol, bits) = match next_hop {
         Some((next_hop, _)) => (
@@ -229,21 +229,21 @@ fn request(kind: u16, flags: u16, id: Option<NextHopId>, next_hop: Option<(&Next
     Request::Raw(RawRequest { kind, flags: NLM_F_REQUEST | flags, body })
 }
 
-/// A next hop object as the kernel shows it, its device by index.
+/// A next hop object as the kernel reports it, with its device by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shown {
     id: NextHopId,
     /// `nh_protocol`.
     protocol: u8,
-    /// The device; a group and a black hole have none.
+    /// The device; a group or a blackhole has none.
     index: Option<u32>,
-    /// The gateway; none where the device alone is named.
+    /// The gateway; `None` if only the device is named.
     gateway: Option<IpAddr>,
     onlink: bool,
 }
 
 impl Shown {
-    /// Reads the body of a message of type [`NEW`] or [`DELETE`].
+    /// Reads the body of a [`NEW`] or [`DELETE`] message.
     fn read(body: &[u8]) -> Option<Self> {
         let mut shown = Self {
             id: NextHopId(0),
@@ -267,9 +267,9 @@ impl Shown {
         self.is_ours(self.index.is_some_and(|index| lookup.ours(index).is_some()))
     }
 
-    /// As [`Ownership`](crate::Ownership) says, on a device that is ours or not.
+    /// Implements [`Ownership`](crate::Ownership) for an object on a device that is ours or not.
     fn is_ours(&self, on_ours: bool) -> bool {
-        // We make none without a gateway, whatever its protocol number.
+        // Whatever its protocol number, we make none without a gateway.
         self.gateway.is_some() && self.index.is_some() && (on_ours || self.protocol == ROUTE_PROTOCOL)
     }
 }
@@ -284,7 +284,7 @@ mod tests {
     use crate::netlink::wire::Frames;
 
     const ID: NextHopId = NextHopId(168_100_608);
-    /// The sequence number with which iproute2 was heard.
+    /// The sequence number in the captured iproute2 messages.
     const SEQUENCE: u32 = 0x6b02_77b9;
 
     fn next_hop() -> NextHop {
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn all_are_asked_for_as_by_ip_nexthop() {
-        // ip nexthop show, which sends a buffer that is longer than the message.
+        // ip nexthop show, which sends a buffer longer than the message.
         assert_eq!(
             emitted(request(GET, NLM_F_DUMP, None, None)),
             bytes("180000006a000103b977026b000000000000000000000000")
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_shows_is_read() {
-        // Of a dump on Linux 6.18.
+        // From a dump on Linux 6.18.
         let shown = bytes(
             "3000000068000200010000009455000002fd660004000000080001000003050a0800050004000000080006000a050300",
         );

@@ -28,7 +28,7 @@ use crate::netlink::words;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routes {}
 
-/// `rtm_protocol` of what the kernel makes itself (`RTPROT_KERNEL`).
+/// `rtm_protocol` of routes that the kernel makes itself (`RTPROT_KERNEL`).
 const BY_KERNEL: u8 = libc::RTPROT_KERNEL;
 
 /// The identity of a route in the main table.
@@ -36,7 +36,7 @@ const BY_KERNEL: u8 = libc::RTPROT_KERNEL;
 pub struct RouteKey {
     /// Destination network.
     pub destination: IpNetwork,
-    /// Metric; lower wins. IPv4 uses 0 by default, IPv6 1024.
+    /// Metric; the lowest wins. IPv4 uses 0 by default, IPv6 1024.
     pub metric: u32,
 }
 
@@ -45,7 +45,7 @@ pub struct RouteKey {
 pub struct Route {
     /// The next step.
     pub target: RouteTarget,
-    /// `rtm_protocol`: [`ROUTE_PROTOCOL`] in what we want; in a snapshot, whatever is there.
+    /// `rtm_protocol`: [`ROUTE_PROTOCOL`] in wanted routes; any value in a snapshot.
     pub protocol: u8,
 }
 
@@ -58,24 +58,24 @@ pub enum RouteTarget {
         gateway: IpAddr,
         /// The device.
         link: LinkName,
-        /// Take the next hop for reachable on the device although no route says so.
+        /// Treat the next hop as reachable on the device although no route says so.
         onlink: bool,
     },
     /// To a next hop object.
     NextHop {
         /// The object.
         id: NextHopId,
-        /// The device that it leads to.
+        /// The device that the object leads to.
         link: LinkName,
     },
-    /// Straight out of a device.
+    /// Directly out of a device.
     Link(LinkName),
-    /// Dropped in silence.
+    /// Dropped silently.
     Blackhole,
 }
 
 impl RouteTarget {
-    /// The device that packets leave by, if any.
+    /// Returns the device that packets leave through, if any.
     pub fn link(&self) -> Option<LinkName> {
         match *self {
             Self::Via { link, .. } | Self::NextHop { link, .. } | Self::Link(link) => Some(link),
@@ -113,12 +113,12 @@ impl Kind for Routes {
         !(upheaval.anew || upheaval.is_down || upheaval.loses_ipv4 && is_ipv4_by_itself)
     }
 
-    /// One by a next hop object goes when the object goes, and that may have moved to another device.
+    /// Returns false for a route with a next hop object: it disappears with the object, which may have moved.
     fn goes_with_device(route: &Route) -> bool {
         Self::next_hop(route).is_none()
     }
 
-    /// As the kernel compares: the device of a next hop object is not part of the route.
+    /// Compares as the kernel does: the device of a next hop object is not part of the route.
     fn is_named_by(standing: &Route, named: &Route) -> bool {
         standing.protocol == named.protocol
             && match (Self::next_hop(standing), Self::next_hop(named)) {
@@ -152,7 +152,7 @@ impl Kind for Routes {
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.destination)?;
-        // What `ip route` shows: the family's default metric goes without saying.
+        // As `ip route` prints it: the default metric of the family is left out.
         let usual = if self.destination.is_ipv4() { 0 } else { 1024 };
         if self.metric == usual { Ok(()) } else { write!(f, " metric {}", self.metric) }
     }
@@ -187,14 +187,14 @@ impl NetlinkObject for Routes {
             ),
             Edit::Delete { key, held } => {
                 let mut message = message(key, held, index)?;
-                // The kernel takes this for "whatever its scope" (`fib_table_delete` in `net/ipv4/fib_trie.c`).
+                // The kernel takes this as "any scope" (`fib_table_delete` in `net/ipv4/fib_trie.c`).
                 message.header.scope = RouteScope::NoWhere;
                 with_flags(RouteNetlinkMessage::DelRoute(message), NLM_F_REQUEST)
             }
         })
     }
 
-    /// Says of each which other program's route is there; of one of ours that we did not know, nothing.
+    /// Describes the route of another program that blocks each of these. Skips a route of ours that we did not know of.
     fn in_the_way(
         edits: &[&Edit<Self>],
         lookup: &mut Lookup<'_>,
@@ -218,7 +218,7 @@ impl NetlinkObject for Routes {
                 let Some(&place) = places.get(&route.key).filter(|_| !route.is_ours(on_ours)) else {
                     continue;
                 };
-                // flannel's host-gw leaves such.
+                // flannel's host-gw leaves such routes.
                 let is_as_good = leads_as(&route, edits[place].value(), lookup);
                 found[place] = Some(match is_as_good {
                     true => InTheWay::AsGood,
@@ -229,8 +229,8 @@ impl NetlinkObject for Routes {
         Ok(found)
     }
 
-    /// Both families, those with our protocol number and those into our devices: of several with one key, the one that the
-    /// kernel uses.
+    /// Reads both families: routes with our protocol number and routes into our devices. If several have one key, keeps
+    /// the one that the kernel uses.
     fn read(reading: &mut Reading<'_>) -> Result<Vec<(RouteKey, Route)>, KernelError> {
         let links = reading.ours().into_iter().map(|(index, _)| RouteFilter::Link(index));
         let filters: Vec<RouteFilter> =
@@ -241,7 +241,7 @@ impl NetlinkObject for Routes {
                 let by_protocol = matches!(filter, RouteFilter::Protocol(_));
                 let Reading { socket, next_hops, ours, .. } = &mut *reading;
                 let found = socket.dump(&dump(family, filter), Vec::new, |found, body| {
-                    // Each in one of the dumps: most of what leads into our devices is of our making.
+                    // Take each route from only one of the dumps: we made most routes into our devices.
                     let of_this_dump = (protocol(body) == Some(ROUTE_PROTOCOL)) == by_protocol;
                     if of_this_dump && body.first().copied() == Some(u8::from(family)) {
                         let route = RawRoute::read(body).map(|route| route.led_by(next_hops));
@@ -253,7 +253,7 @@ impl NetlinkObject for Routes {
                 all.extend(without_family(found)?);
             }
         }
-        // The kernel lists in the order in which it looks, and of several routes with one key uses the first.
+        // The kernel lists routes in lookup order, and uses the first of several with one key.
         all.sort_by_key(|route| route.key);
         all.dedup_by_key(|route| route.key);
         let mut ours = Vec::with_capacity(all.len());
@@ -275,10 +275,10 @@ impl NetlinkObject for Routes {
         }
         let ours = route.is_ours(route.target.index().is_some_and(|index| lookup.ours(index).is_some()));
         if frame.kind == libc::RTM_DELROUTE {
-            // One that was not ours may have been in the way of one that is to be.
+            // A route that was not ours may have blocked a wanted one.
             return tell(Notification::Fact((route.key, None)));
         }
-        // Behind another of the same key: which of them counts is not said.
+        // It was added after another of the same key; the message does not say which of them is used.
         let is_second = frame.flags & NLM_F_APPEND != 0
             && (ours || (route.target == RawTarget::Several && !route.is_by_kernel()));
         if is_second {
@@ -288,13 +288,13 @@ impl NetlinkObject for Routes {
             let Some(target) = route.target.named(link) else { return };
             tell(Notification::Fact((route.key, Some(Route { target, protocol: route.protocol }))));
         } else if frame.flags & NLM_F_REPLACE != 0 || frame.flags & (NLM_F_EXCL | NLM_F_APPEND) == 0 {
-            // It may have taken the place of one of ours, or stand before it.
+            // It may have replaced one of ours, or precede it.
             tell(Notification::Fact((route.key, None)));
         }
     }
 }
 
-/// Whether a route of another program leads where ours would.
+/// Returns whether a route of another program leads where ours would.
 fn leads_as(found: &RawRoute, route: &Route, lookup: &mut Lookup<'_>) -> bool {
     let RawTarget::Device { index, gateway: Some(found), .. } = found.target else { return false };
     let gateway = match route.target {
@@ -305,7 +305,7 @@ fn leads_as(found: &RawRoute, route: &Route, lookup: &mut Lookup<'_>) -> bool {
     gateway == found && lookup.name(index) == route.target.link()
 }
 
-/// A route of another program: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
+/// Describes a route of another program: `10.5.3.0/24 via 192.168.64.1 dev eth0 proto static`.
 fn in_words(route: &RawRoute, name: impl FnMut(u32) -> Option<LinkName>) -> String {
     let mut text = route.key.to_string();
     match route.target {
@@ -340,7 +340,6 @@ fn kind_of_route(kind: u8) -> &'static str {
     }
 }
 
-/// Which routes of the main table to ask for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum RouteFilter {
     All,
@@ -348,7 +347,7 @@ pub(crate) enum RouteFilter {
     Link(u32),
 }
 
-/// Asks for routes of the main table. A kernel that does not know filters sends all of all tables.
+/// Requests routes of the main table. A kernel without dump filters sends all routes of all tables.
 pub(crate) fn dump(family: AddressFamily, filter: RouteFilter) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = family;
@@ -370,7 +369,7 @@ fn message(key: &RouteKey, route: &Route, index: &dyn Fn(LinkName) -> Option<u32
         destination_prefix_length: key.destination.prefix(),
         table: RouteHeader::RT_TABLE_MAIN,
         protocol: RouteProtocol::from(route.protocol),
-        // As `ip route` chooses: what is reached without a gateway is on the link. IPv6 knows no scopes.
+        // The scope that `ip route` chooses: link if there is no gateway. IPv6 has no scopes.
         scope: if straight && destination.is_ipv4() { RouteScope::Link } else { RouteScope::Universe },
         kind: RouteType::Unicast,
         ..RouteHeader::default()
@@ -386,7 +385,7 @@ fn message(key: &RouteKey, route: &Route, index: &dyn Fn(LinkName) -> Option<u32
                 message.header.flags = RouteFlags::Onlink;
             }
         }
-        // The object says the rest, and what it says may not be said twice.
+        // The object says the rest, and the kernel refuses to be told twice.
         RouteTarget::NextHop { id, .. } => {
             message.attributes.extend(priority);
             message.attributes.push(RouteAttribute::NhId(id.0));
@@ -419,7 +418,7 @@ pub(crate) enum RawTarget {
         gateway: Option<IpAddr>,
         onlink: bool,
     },
-    /// To a next hop object; not every kernel says where that leads.
+    /// To a next hop object; not every kernel reports where it leads.
     NextHop {
         id: NextHopId,
         index: Option<u32>,
@@ -427,12 +426,12 @@ pub(crate) enum RawTarget {
     Blackhole,
     /// A unicast route with several next hops.
     Several,
-    /// Anything else that we would not make, of this type (`RTN_*`).
+    /// Another type (`RTN_*`), which we never make.
     Other(u8),
 }
 
 impl RawTarget {
-    /// The device, if it is known and there is one.
+    /// Returns the device, if there is one and it is known.
     pub(crate) fn index(&self) -> Option<u32> {
         match *self {
             Self::Device { index, .. } => Some(index),
@@ -441,7 +440,7 @@ impl RawTarget {
         }
     }
 
-    /// The same with the name of the device. `None` for what we would not make, and without a name that is needed.
+    /// Returns the same with the name of the device. `None` for targets that we never make, or without a required name.
     fn named(&self, link: Option<LinkName>) -> Option<RouteTarget> {
         Some(match *self {
             Self::Blackhole => RouteTarget::Blackhole,
@@ -456,8 +455,8 @@ impl RawTarget {
 }
 
 impl RawRoute {
-    /// Reads the body of a message about a route. `None` for a route of another table, for one that depends on
-    /// anything but the destination, and for those that the kernel makes by the way for link-local addresses and groups.
+    /// Reads the body of a route message. `None` for a route of another table, for one that depends on more than the
+    /// destination, and for those that the kernel makes for link-local addresses and groups.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
         const FIXED_BYTES: usize = 12;
         const RTA_NH_ID: u16 = 30;
@@ -477,7 +476,7 @@ impl RawRoute {
                 libc::RTA_PRIORITY => metric = u32_at(value, 0)?,
                 libc::RTA_OIF => index = u32_at(value, 0),
                 libc::RTA_GATEWAY => gateway = entry::ip(value),
-                // Of another family than the destination; the family stands before it.
+                // A gateway of another family than the destination; its family precedes it.
                 libc::RTA_VIA => gateway = value.get(2..).and_then(entry::ip),
                 libc::RTA_MULTIPATH => several = true,
                 RTA_NH_ID => id = u32_at(value, 0).map(NextHopId),
@@ -508,7 +507,7 @@ impl RawRoute {
         Some(Self { key, protocol, target })
     }
 
-    /// The same with the device that its next hop object leads to, which not every kernel shows with the route
+    /// Fills in the device that its next hop object leads to, which not every kernel reports with the route
     /// (`net.ipv4.nexthop_compat_mode`).
     fn led_by(mut self, next_hops: &BTreeMap<NextHopId, u32>) -> Self {
         if let RawTarget::NextHop { id, index } = &mut self.target
@@ -519,12 +518,11 @@ impl RawRoute {
         self
     }
 
-    /// Whether it is one of those through which whatever has no route of its own goes.
     pub(crate) fn is_default(&self) -> bool {
         self.key.destination.prefix() == 0
     }
 
-    /// As [`Ownership`](crate::Ownership) says, for a route that leads into a device of ours or not.
+    /// Implements [`Ownership`](crate::Ownership) for a route that leads into a device of ours or not.
     pub(crate) fn is_ours(&self, on_ours: bool) -> bool {
         match self.target {
             RawTarget::Several | RawTarget::Other(_) => false,
@@ -532,13 +530,13 @@ impl RawRoute {
         }
     }
 
-    /// Whether the kernel made it by itself, for an address.
+    /// Returns whether the kernel made it, for an address.
     pub(crate) fn is_by_kernel(&self) -> bool {
         self.protocol == BY_KERNEL
     }
 }
 
-/// `rtm_protocol` in the body of a message about a route.
+/// Reads `rtm_protocol` from the body of a route message.
 pub(crate) fn protocol(body: &[u8]) -> Option<u8> {
     body.get(5).copied()
 }

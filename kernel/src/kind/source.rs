@@ -1,4 +1,4 @@
-//! Who may send us packets of the overlay: elements of the sets in the nftables tables `flan-peers`.
+//! Allowed senders of overlay packets: elements of the sets in the nftables tables `flan-peers`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use crate::netlink::socket::Socket;
 use crate::netlink::wire::Frame;
 use crate::source::Source;
 
-/// Who may send us packets of the overlay.
+/// Allowed senders of overlay packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sources {}
 
@@ -68,7 +68,6 @@ impl NetlinkObject for Sources {
     }
 }
 
-/// The set that a source is in.
 fn set_of(source: &Source) -> Set {
     let kind = match source {
         Source::Peer(_) => SetKind::Peers,
@@ -78,7 +77,7 @@ fn set_of(source: &Source) -> Set {
     Set { kind, ipv6: source.is_ipv6() }
 }
 
-/// The key of the element that stands for a source.
+/// Returns the key of the element for a source.
 fn element(source: &Source) -> Vec<u8> {
     let mut key = Vec::with_capacity(32);
     let mut push = |address: &IpAddr| match address {
@@ -95,7 +94,7 @@ fn element(source: &Source) -> Vec<u8> {
     key
 }
 
-/// What an element with this key is.
+/// Returns the source of an element with this key.
 fn source(set: Set, key: &[u8]) -> Option<Source> {
     if key.len() != set.key_bytes() {
         return None;

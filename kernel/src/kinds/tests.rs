@@ -13,7 +13,7 @@ fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }
 
-/// The devices of the namespace in which iproute2 was listened to.
+/// Returns the devices of the namespace in which iproute2 was captured.
 fn index(name: LinkName) -> Option<u32> {
     match name.as_str() {
         "und0" => Some(3),
@@ -128,7 +128,7 @@ fn a_route_is_added_as_by_ip_route() {
 
 #[test]
 fn a_route_is_replaced_only_if_it_is_there() {
-    // ip route replace 10.5.4.0/24 dev und0 proto 102, which has NLM_F_CREATE (0x400) too
+    // ip route replace 10.5.4.0/24 dev und0 proto 102, which also sets NLM_F_CREATE (0x400)
     let key = RouteKey { destination: "10.5.4.0/24".parse().unwrap(), metric: 0 };
     let route = Route { target: RouteTarget::Link(name("und0")), protocol: ROUTE_PROTOCOL };
     assert_as_iproute2(
@@ -175,7 +175,7 @@ fn a_next_hop_is_replaced_only_if_it_is_there() {
         onlink: true,
         protocol: ROUTE_PROTOCOL,
     };
-    // ip nexthop replace id 168100608 via 10.5.3.0 dev flannel.1 onlink proto 102, which has NLM_F_CREATE (0x400) too
+    // ip nexthop replace id 168100608 via 10.5.3.0 dev flannel.1 onlink proto 102, which also sets NLM_F_CREATE (0x400)
     assert_as_iproute2(
         &sent(&Operation::NextHop(Edit::Replace {
             key: NextHopId(168_100_608),

@@ -1,4 +1,4 @@
-//! One kind of object: what is wanted of it, and where the kernel holds something else.
+//! One kind of object: what is wanted, and where the kernel holds something else.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::Entry;
@@ -8,26 +8,26 @@ use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 
 use crate::kind::Kind;
 
-/// Objects of one kind, by name. Tens of thousands of them change in one round, so that each is looked for as seldom as
-/// can be, and where nobody asks for an order, by its hash: a tree of that size does not fit into the processor's cache.
+/// Objects of one kind, by name. Tens of thousands change in one round, so lookups are few, and hashed where order does
+/// not matter: a tree of that size does not fit into the processor's cache.
 #[derive(Debug, Clone)]
 pub(super) struct Table<K: Kind> {
     wanted: HashMap<K::Key, Wanted<K::Value>>,
-    /// All wishes, the oldest first, where there are several for one name.
+    /// All wishes, oldest first, for names with several.
     wishes: HashMap<K::Key, Vec<K::Value>>,
-    /// What the kernel holds, where that is not what is wanted. Of all other names it holds what is wanted.
+    /// What the kernel holds where that differs from what is wanted. For all other names it holds what is wanted.
     different: HashMap<K::Key, Option<K::Value>>,
-    /// What was heard of since the last reading began.
+    /// Names observed since the last reading began.
     heard: Option<HashSet<K::Key>>,
 }
 
 #[derive(Debug, Clone)]
 struct Wanted<V> {
-    /// What comes of all wishes.
+    /// The merged wishes.
     value: V,
-    /// Whether there are several, which `wishes` has.
+    /// Whether there are several wishes, in `wishes`.
     is_shared: bool,
-    /// Whether `different` knows of it.
+    /// Whether `different` has an entry.
     differs: bool,
 }
 
@@ -39,7 +39,7 @@ impl<K: Kind> Default for Table<K> {
 }
 
 impl<K: Kind> Table<K> {
-    /// One wish more. What is wanted several times must be given up as often.
+    /// Adds a wish. Several wishes must be given up one by one.
     pub(super) fn want(&mut self, key: K::Key, value: K::Value) {
         match self.wanted.entry(key) {
             Entry::Vacant(place) => {
@@ -58,11 +58,10 @@ impl<K: Kind> Table<K> {
         }
     }
 
-    /// One wish less.
     pub(super) fn give_up(&mut self, key: K::Key, value: &K::Value) {
         let Entry::Occupied(mut standing) = self.wanted.entry(key) else { return };
         if let Some(wishes) = self.wishes.get_mut(&key).filter(|_| standing.get().is_shared) {
-            // One that was never made is none that can be given up.
+            // Ignore a wish that was never made.
             let Some(place) = wishes.iter().position(|wish| wish == value) else { return };
             wishes.remove(place);
             let (merged, is_shared) = (K::merge(wishes), wishes.len() > 1);
@@ -83,7 +82,7 @@ impl<K: Kind> Table<K> {
         }
     }
 
-    /// Notes what the kernel holds. Answers whether that is news.
+    /// Records what the kernel holds. Returns whether that is news.
     pub(super) fn observe(&mut self, key: K::Key, held: Option<K::Value>) -> bool {
         if let Some(heard) = &mut self.heard {
             heard.insert(key);
@@ -91,7 +90,7 @@ impl<K: Kind> Table<K> {
         self.set_held(key, held)
     }
 
-    /// Notes that the kernel no longer holds what `goes`. Answers what that was.
+    /// Records that the kernel no longer holds what `goes` matches. Returns the removed keys.
     pub(super) fn lose(&mut self, goes: impl Fn(&K::Key, &K::Value) -> bool) -> Vec<K::Key> {
         let lost: Vec<K::Key> =
             self.all_held().filter(|(key, value)| goes(key, value)).map(|(key, _)| *key).collect();
@@ -105,7 +104,7 @@ impl<K: Kind> Table<K> {
         self.heard = Some(HashSet::new());
     }
 
-    /// Notes all that the kernel holds, but for what was heard of since the reading began. Answers what is news.
+    /// Records all that the kernel holds, except for names observed since the reading began. Returns what is news.
     pub(super) fn reset(&mut self, read: BTreeMap<K::Key, K::Value>) -> Vec<K::Key> {
         let heard = self.heard.take().unwrap_or_default();
         let gone: Vec<K::Key> = self
@@ -122,14 +121,12 @@ impl<K: Kind> Table<K> {
         news
     }
 
-    /// Gives back the room of what is gone.
     pub(super) fn compact(&mut self) {
         self.wanted.shrink_to_fit();
         self.wishes.shrink_to_fit();
         self.different.shrink_to_fit();
     }
 
-    /// What the kernel holds under a name.
     pub(super) fn held(&self, key: &K::Key) -> Option<&K::Value> {
         match self.wanted.get(key) {
             Some(wanted) if !wanted.differs => Some(&wanted.value),
@@ -137,7 +134,7 @@ impl<K: Kind> Table<K> {
         }
     }
 
-    /// What is wanted and what is held: of all names, or of those where the two differ.
+    /// Returns what is wanted and what is held, for all names or only for those that differ.
     pub(super) fn sides(&self, whole: bool) -> (Objects<K>, Objects<K>) {
         if whole {
             let wanted = self.wanted.iter().map(|(key, wanted)| (*key, wanted.value.clone())).collect();
@@ -156,7 +153,7 @@ impl<K: Kind> Table<K> {
         self.different.is_empty()
     }
 
-    /// Whether something is held where something else is wanted, or nothing.
+    /// Returns whether something is held that is not wanted, or not so.
     pub(super) fn holds_what_differs(&self) -> bool {
         self.different.values().any(Option::is_some)
     }
@@ -167,7 +164,7 @@ impl<K: Kind> Table<K> {
         as_wanted.map(|(key, wanted)| (key, &wanted.value)).chain(different)
     }
 
-    /// Answers whether something else was held before.
+    /// Returns whether something else was held before.
     fn set_held(&mut self, key: K::Key, held: Option<K::Value>) -> bool {
         match self.wanted.get_mut(&key) {
             Some(wanted) => {
@@ -193,10 +190,10 @@ impl<K: Kind> Table<K> {
     }
 }
 
-/// Objects of one kind in their order.
+/// Ordered objects of one kind.
 type Objects<K> = BTreeMap<<K as Kind>::Key, <K as Kind>::Value>;
 
-/// Whether what is held counts as what is wanted.
+/// Returns whether what is held counts as what is wanted.
 fn is_as_wanted<K: Kind>(held: Option<&K::Value>, wanted: Option<&K::Value>) -> bool {
     match (held, wanted) {
         (Some(held), Some(wanted)) => K::is_as_wanted(held, wanted),
@@ -204,7 +201,7 @@ fn is_as_wanted<K: Kind>(held: Option<&K::Value>, wanted: Option<&K::Value>) -> 
     }
 }
 
-/// Wants something else from now on under a name that was wanted before.
+/// Changes what is wanted under a name that was wanted before.
 fn change<K: Kind>(
     different: &mut HashMap<K::Key, Option<K::Value>>,
     key: K::Key,
@@ -217,8 +214,8 @@ fn change<K: Kind>(
     standing.differs = note(different, key, |held| is_as_wanted::<K>(held, Some(value)), held);
 }
 
-/// Puts what is held of `key` where it belongs, after what is wanted of it has changed: `held`, unless `different` knows
-/// better. Answers whether that is different from what is wanted.
+/// Updates `different` for `key` after a change of what is wanted. What is held is the entry in `different`, or else
+/// `held`. Returns whether that differs from what is wanted.
 fn note<K: Eq + Hash, V>(
     different: &mut HashMap<K, Option<V>>,
     key: K,
@@ -250,7 +247,7 @@ mod tests {
     use super::*;
     use crate::kind::Name;
 
-    /// Letters under numbers. Several wishes for one number are written one behind the other.
+    /// Letters under numbers. Several wishes for one number are concatenated.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Letters {}
 

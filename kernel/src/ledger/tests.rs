@@ -12,7 +12,7 @@ fn device() -> LinkName {
     "flannel.1".parse().unwrap()
 }
 
-/// A device with its address.
+/// Returns a device with its address.
 fn host() -> State {
     let kind = LinkKind::Vxlan(Vxlan {
         vni: 1,
@@ -30,7 +30,7 @@ fn host() -> State {
     }
 }
 
-/// What leads to a peer. Those whose numbers differ by 100 are one host with two subnets.
+/// Returns the objects for a peer. Peers whose numbers differ by 100 are one host with two subnets.
 fn peer(number: u8) -> State {
     let (link, mac) = (device(), MacAddr6::new(2, 0, 0, 0, 1, number % 100));
     let gateway = std::net::Ipv4Addr::new(10, 5, number, 0);
@@ -47,7 +47,6 @@ fn peer(number: u8) -> State {
     }
 }
 
-/// A kernel, and the ledger that goes with it.
 struct Host {
     kernel: FakeKernel,
     ledger: Ledger,
@@ -68,7 +67,7 @@ impl Host {
         state.entries().for_each(|entry| self.ledger.giving_up().want(entry));
     }
 
-    /// Does what the ledger says, then listens to the kernel. Answers the operations.
+    /// Applies the ledger's operations, then reads notifications. Returns the operations.
     async fn work(&mut self) -> Vec<String> {
         let operations = self.ledger.operations();
         let failed = self.kernel.apply(&operations).await;
@@ -79,7 +78,7 @@ impl Host {
         operations.iter().map(ToString::to_string).collect()
     }
 
-    /// Takes in what the kernel tells, and answers what of it is news.
+    /// Records the kernel's notifications, and returns those that are news.
     fn listen(&mut self) -> Vec<Object> {
         let changes = futures::FutureExt::now_or_never(self.kernel.changes()).unwrap_or_default();
         let facts = changes.into_iter().filter_map(|change| match change {
@@ -139,12 +138,11 @@ fn what_two_leases_of_one_host_share_stays_until_both_are_gone() {
     });
 }
 
-/// One thing that happens.
 #[derive(Debug, Clone)]
 enum Event {
     Joins(u8),
     Leaves(u8),
-    /// Another program takes away, at this place among all there is.
+    /// Another program removes the route at this position.
     TakesRoute(usize),
     TakesNeighbour(usize),
     ChangesFdb(usize),

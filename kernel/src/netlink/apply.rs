@@ -1,4 +1,4 @@
-//! Carrying out operations: what is on devices in batches, and devices one by one between them.
+//! Carries out operations: objects on devices in batches, and devices one by one in between.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,25 +14,25 @@ use crate::kind::link_name::LinkName;
 use crate::kinds::{Operation, in_the_way};
 use crate::{FailedOperation, KernelError};
 
-/// Ids that a next hop object of ours should have and another program's has, with where ours would lead. What names one of
-/// them carries its gateway itself.
+/// Ids that our next hop objects should have but other programs use, with where ours would lead. Routes that name one
+/// of these carry the gateway inline.
 #[derive(Debug, Default)]
 pub(super) struct TakenIds(BTreeMap<NextHopId, Gateway>);
 
 impl TakenIds {
-    /// What to do in place of `operation`.
+    /// Returns what to do instead of `operation`.
     fn without<'a>(&self, operation: &'a Operation) -> Cow<'a, Operation> {
         let gateway = operation.next_hop().and_then(|id| self.0.get(&id));
         gateway.map_or(Cow::Borrowed(operation), |gateway| Cow::Owned(operation.inline(gateway)))
     }
 
-    /// Whether the operation would take away another program's object.
+    /// Returns whether the operation would remove another program's object.
     fn is_anothers(&self, operation: &Operation) -> bool {
         operation.is_deletion() && operation.as_next_hop().is_some_and(|(id, _)| self.0.contains_key(&id))
     }
 }
 
-/// The kernel's end and what is known of it, while operations are carried out.
+/// The kernel socket and what is known of the kernel, while operations are carried out.
 #[derive(Debug)]
 pub(super) struct Access<'a> {
     pub(super) socket: &'a mut Socket,
@@ -40,26 +40,26 @@ pub(super) struct Access<'a> {
     pub(super) taken: &'a mut TakenIds,
 }
 
-/// Some operations on their way, in their order.
+/// Operations in progress, in order.
 #[derive(Debug)]
 pub(super) struct Round<'a> {
     operations: &'a [Operation],
-    /// How many were looked at: those after them were neither sent nor refused.
+    /// How many were started: the rest was neither sent nor refused.
     begun: usize,
     batch: Batch,
-    /// Whether one of the batch makes a next hop object, which may turn out to be another's.
+    /// Whether the batch creates a next hop object, whose id may turn out to be in use.
     makes_next_hops: bool,
-    /// Whether a device that somebody had renamed was deleted, and with it what was to be replaced.
+    /// Whether a renamed device was deleted, and with it objects that were to be replaced.
     pub(super) took_renamed: bool,
-    /// The devices that were asked for; those that do not exist have no index.
+    /// The devices looked up so far; those that do not exist have no index.
     indices: BTreeMap<LinkName, Option<u32>>,
     failed: BTreeMap<usize, KernelError>,
-    /// Those that could not add something because something is there.
+    /// Operations that could not add an object because one exists.
     in_the_way: Vec<usize>,
 }
 
 impl<'a> Round<'a> {
-    /// Nothing was done yet, of these; of those before them, a device that was renamed may have been deleted.
+    /// Starts with `operations`; with `took_renamed` if an earlier round deleted a renamed device.
     pub(super) fn new(operations: &'a [Operation], took_renamed: bool) -> Self {
         Self {
             operations,
@@ -73,10 +73,10 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Goes on until something was sent. Says whether anything is left.
+    /// Continues until something was sent. Returns whether anything is left.
     ///
     /// # Errors
-    /// The socket broke. See [`give_up`](Self::give_up).
+    /// If the socket broke. See [`give_up`](Self::give_up).
     pub(super) fn go_on(&mut self, access: &mut Access<'_>) -> Result<bool, KernelError> {
         while let Some(operation) = self.operations.get(self.begun) {
             let number = self.begun;
@@ -100,17 +100,17 @@ impl<'a> Round<'a> {
         Ok(false)
     }
 
-    /// Fails everything whose fate is not known: without a socket, or with a kernel that does not answer, the rest
-    /// would take ten seconds a batch.
+    /// Fails everything whose outcome is unknown: without a socket, or with a kernel that does not answer, the rest
+    /// would take ten seconds per batch.
     pub(super) fn give_up(&mut self, reason: &KernelError) {
-        // What was refused because something is there is known, if not by whom.
+        // Operations refused because something exists have a known outcome, if not yet a known cause.
         let unknown = self.batch.owners().iter().copied().chain(self.begun..self.operations.len());
         for number in unknown.collect::<Vec<_>>() {
             self.failed.entry(number).or_insert_with(|| reason.clone());
         }
     }
 
-    /// Those that failed, in their order.
+    /// Returns the operations that failed, in order.
     pub(super) fn into_failed(self) -> Vec<FailedOperation> {
         let operation = |number: usize| self.operations[number].clone();
         self.failed
@@ -142,14 +142,14 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Puts an operation into the batch. Says whether a batch had to go first.
+    /// Adds an operation to the batch. Returns whether a batch had to be sent first.
     fn push(
         &mut self,
         number: usize,
         operation: &Operation,
         access: &mut Access<'_>,
     ) -> Result<bool, KernelError> {
-        // An object may be named only when it is known to be ours.
+        // An object may be named only once it is known to be ours.
         let mut sent = self.makes_next_hops
             && operation.next_hop().is_some()
             && !operation.is_deletion()
@@ -173,7 +173,7 @@ impl<'a> Round<'a> {
         Ok(sent)
     }
 
-    /// The device that the operation needs, if it is not there.
+    /// Returns the missing device that the operation needs, if any.
     fn missing_device(
         &mut self,
         operation: &Operation,
@@ -188,7 +188,7 @@ impl<'a> Round<'a> {
         Ok(index.is_none().then_some(name))
     }
 
-    /// Sends the batch. Says whether there was anything in it.
+    /// Sends the batch. Returns whether it held anything.
     fn flush(&mut self, access: &mut Access<'_>) -> Result<bool, KernelError> {
         self.makes_next_hops = false;
         let owners = self.batch.owners().to_vec();
@@ -219,7 +219,7 @@ impl<'a> Round<'a> {
         Ok(true)
     }
 
-    /// Notes a refusal, unless what the operation wants is so already.
+    /// Records a refusal, unless the operation has taken effect anyway.
     fn settle(
         &mut self,
         number: usize,
@@ -243,7 +243,7 @@ impl<'a> Round<'a> {
         let is_there = reason.errno() == Some(libc::EEXIST);
         self.failed.insert(number, reason);
         match operation.as_next_hop() {
-            // Only what was to be added may be in another program's way.
+            // Only an object that was to be added can collide with another program's.
             _ if !is_there || operation.replacing().is_none() => Ok(()),
             // What names it comes soon.
             Some(_) => self.name_who_is_in_the_way(&[number], access),
@@ -254,7 +254,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Carries out another operation in place of one that was refused, which stays so if that is not possible.
+    /// Carries out another operation instead of a refused one; if that fails too, the refusal stands.
     fn do_instead(
         &mut self,
         number: usize,
@@ -280,7 +280,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Says of each that could not be added what of another program is there, and replaces what is as good.
+    /// Finds the object of another program that blocked each addition, and replaces those that are as good.
     fn name_who_is_in_the_way(
         &mut self,
         numbers: &[usize],

@@ -1,4 +1,4 @@
-//! The bridges of the host, which containers are behind.
+//! The bridges of the host, which containers are attached to.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +18,15 @@ use crate::kind::link_name::LinkName;
 pub struct Bridge {
     /// Its name.
     pub name: LinkName,
-    /// Its MTU in bytes. That of a bridge without ports says little: it follows the smallest of them unless somebody has
-    /// set it.
+    /// MTU in bytes. It follows the smallest port unless somebody has set it, so without ports it means little.
     pub mtu: u32,
-    /// Largest MTU in bytes of a device behind it; `None` if there is none.
+    /// Largest MTU in bytes among its ports; `None` without ports.
     pub largest_port: Option<u32>,
-    /// Its addresses, without link-local ones of IPv6.
+    /// Its addresses, except link-local IPv6 ones.
     pub addresses: Vec<IpNetwork>,
 }
 
-/// All bridges of the network namespace of this thread, by index.
+/// Returns all bridges of the network namespace of this thread, by index.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.

@@ -1,4 +1,4 @@
-//! Hearing of changes from the kernel.
+//! Notifications from the kernel.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,16 +27,16 @@ const GROUPS: [u32; 7] = [
     next_hop::GROUP,
 ];
 
-/// Pause before the socket is opened again after it broke.
+/// Pause before a broken socket is reopened.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Bytes of kernel memory that notifications may take until we read them, asked for: about ten thousand of them.
+/// Requested bytes of kernel memory for unread notifications: about ten thousand of them.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Most notifications that are read in one go, so that a flood of them leaves time for other things.
+/// Most notifications per read, so that a flood of them leaves time for other work.
 const MOST_AT_ONCE: usize = 16 * 1024;
 
-/// Sockets that hear what changes, and what they have heard. Changes that nobody has asked for yet wait.
+/// The notification sockets, and the changes that nobody has fetched yet.
 #[derive(Debug)]
 pub(super) struct Changes {
     ears: Vec<Ear>,
@@ -44,11 +44,11 @@ pub(super) struct Changes {
     heard: Vec<Change>,
 }
 
-/// A socket for what one part of the kernel tells.
+/// A socket for the notifications of one netlink protocol.
 #[derive(Debug)]
 struct Ear {
     open: fn() -> io::Result<netlink_sys::Socket>,
-    /// `None` after it broke, until it is time for another.
+    /// `None` after it broke, until it is reopened.
     socket: Option<netlink_sys::Socket>,
     reopen_at: Instant,
 }
@@ -63,24 +63,24 @@ impl Changes {
         Ok(Self { ears, buffer: Vec::with_capacity(socket::RECEIVE_BYTES), heard: Vec::new() })
     }
 
-    /// Reads what lies ready, without waiting.
+    /// Reads what is queued, without waiting.
     pub(super) fn hear(&mut self, lookup: &mut Lookup<'_>) {
         for ear in &mut self.ears {
             ear.hear(&mut self.buffer, lookup, &mut self.heard);
         }
     }
 
-    /// All that was heard and not taken yet.
+    /// Returns all changes not yet fetched.
     pub(super) fn take(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.heard)
     }
 
-    /// Waits until there may be something to hear. Cancel-safe.
+    /// Waits until there may be something to read. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         let ears = self.ears.iter_mut().map(|ear| Box::pin(ear.wait()));
         let (reopened, _, _) = futures::future::select_all(ears).await;
         if reopened {
-            // What happened meanwhile, nobody knows.
+            // What happened meanwhile is unknown.
             self.heard.push(Change::Unknown);
         }
     }
@@ -106,7 +106,7 @@ impl Ear {
         }
     }
 
-    /// Answers whether it was opened anew. Cancel-safe.
+    /// Returns whether it was reopened. Cancel-safe.
     async fn wait(&mut self) -> bool {
         if let Some(socket) = &self.socket {
             if let Err(error) = readable(socket.as_fd()).await {
@@ -118,7 +118,7 @@ impl Ear {
         match (self.open)() {
             Ok(socket) => self.socket = Some(socket),
             Err(error) => {
-                tracing::warn!(%error, "no changes are heard of");
+                tracing::warn!(%error, "cannot open the netlink socket for changes, trying again");
                 self.reopen_at = Instant::now() + REOPEN;
             }
         }
@@ -159,16 +159,16 @@ fn open(protocol: isize) -> io::Result<netlink_sys::Socket> {
     Ok(socket)
 }
 
-/// Waits until something lies there. Tokio knows of the socket only meanwhile: else each of the many notifications of
-/// what we do ourselves would wake a thread that has nothing to do.
+/// Waits until the socket is readable. It is registered with tokio only during the wait: otherwise each of the many
+/// notifications about our own operations would wake a thread for nothing.
 async fn readable(socket: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed for as long as `AsyncFd` has it, so that nobody closes it before.
+    // SAFETY: the descriptor is borrowed for as long as `AsyncFd` holds it, so nobody closes it before.
     #[allow(unsafe_code)]
     let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
     registered.map_err(io::Error::from)?.readable().await.map(drop)
 }
 
-/// Reads the notifications of one datagram.
+/// Reads the notifications in one datagram.
 fn read(datagram: &[u8], lookup: &mut Lookup<'_>, changes: &mut Vec<Change>) {
     for frame in Frames(datagram) {
         match frame {

@@ -1,4 +1,4 @@
-//! Which devices are ours, and what each is called: messages name them by index.
+//! The devices that are ours, and the names of devices, which messages give by index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,16 +6,16 @@ use crate::Ownership;
 use crate::kind::link::LinkKind;
 use crate::kind::link_name::LinkName;
 
-/// The devices that were heard of so far.
+/// The devices seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Devices {
     ours: BTreeSet<LinkName>,
     names: BTreeMap<u32, LinkName>,
-    /// Devices of ours that were made or seen, by the name that they should have.
+    /// Devices of ours that were created or seen, by the name that they should have.
     known: BTreeMap<LinkName, Known>,
 }
 
-/// A device of ours, so that it is known again when somebody has renamed it.
+/// Recognises a device of ours after somebody has renamed it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) index: u32,
@@ -23,51 +23,51 @@ pub(crate) struct Known {
 }
 
 impl Devices {
-    /// Says which names are ours.
+    /// Sets which names are ours.
     pub(crate) fn set_ours(&mut self, ownership: &Ownership) {
         self.ours.clone_from(&ownership.links);
     }
 
-    /// Whether a device of that name would be ours.
+    /// Returns whether a device of that name would be ours.
     pub(crate) fn is_ours(&self, name: LinkName) -> bool {
         self.ours.contains(&name)
     }
 
-    /// Notes the name of a device, and answers which other it had before.
+    /// Records the name of a device, and returns its previous name if it differs.
     pub(crate) fn name_is(&mut self, index: u32, name: LinkName) -> Option<LinkName> {
         self.names.insert(index, name).filter(|before| *before != name)
     }
 
-    /// Forgets a device that is gone, and answers what it was called.
+    /// Forgets a deleted device, and returns its name.
     pub(crate) fn is_gone(&mut self, index: u32) -> Option<LinkName> {
         self.names.remove(&index)
     }
 
-    /// Forgets what devices are called, when it may have changed unheard.
+    /// Forgets all names, after they may have changed unnoticed.
     pub(crate) fn forget_names(&mut self) {
         self.names.clear();
     }
 
-    /// What the device is called, as far as it is known.
+    /// Returns the name of the device, if known.
     pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
         self.names.get(&index).copied()
     }
 
-    /// Notes a device of ours that stands under its name.
+    /// Records a device of ours that has its proper name.
     pub(crate) fn stands(&mut self, name: LinkName, index: u32, kind: LinkKind) {
         self.names.insert(index, name);
         self.known.insert(name, Known { index, kind });
     }
 
-    /// The device that stood under a name of ours, and may have another now.
+    /// Returns the device that once had this name of ours, and may have another now.
     pub(crate) fn known(&self, name: LinkName) -> Option<&Known> {
         self.known.get(&name)
     }
 }
 
 impl Known {
-    /// Whether a device of `kind` can be this one. Its underlay may have gone, and of its settings those that can be
-    /// changed may have been.
+    /// Returns whether a device of `kind` can be this one. Its underlay may be gone, and changeable settings may
+    /// differ.
     pub(crate) fn is_of(&self, kind: &LinkKind) -> bool {
         match (&self.kind, kind) {
             (LinkKind::Vxlan(known), LinkKind::Vxlan(found)) => {

@@ -1,8 +1,8 @@
-//! What the kernel tells of addresses, neighbours, forwarding entries, routes and devices, read in place: a table may
-//! have a hundred thousand entries, and each of them is told of again when it changes.
+//! Messages about addresses, neighbours, forwarding entries, routes and devices, read in place: a table may have a
+//! hundred thousand entries, and each change is reported again.
 //!
-//! [`snapshot`](super::snapshot) and [`changes`](super::changes) read the same messages through here, so that they
-//! agree on what is ours. Devices are named by index.
+//! [`snapshot`](super::snapshot) and [`changes`](super::changes) both read messages through here, so that they agree on
+//! what is ours. Devices are given by index.
 
 use std::net::IpAddr;
 
@@ -14,15 +14,14 @@ use super::wire::{Attributes, u16_at, u32_at};
 use crate::KernelError;
 use crate::kind::link_name::LinkName;
 
-/// The address in a message about one, and the index of its device. `None` for a link-local one of IPv6, which the
-/// kernel makes by itself.
+/// Reads an address and the index of its device. `None` for a link-local IPv6 address, which the kernel makes itself.
 pub(crate) fn address(body: &[u8]) -> Option<(u32, IpNetwork)> {
     let (index, ip) = any_address(body)?;
     let by_itself = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     if by_itself { None } else { Some((index, IpNetwork::new(ip, *body.get(1)?).ok()?)) }
 }
 
-/// The index of the device that a message about an address names.
+/// Returns the index of the device in a message about an address.
 pub(crate) fn address_index(body: &[u8]) -> Option<u32> {
     u32_at(body, 4)
 }
@@ -30,7 +29,7 @@ pub(crate) fn address_index(body: &[u8]) -> Option<u32> {
 fn any_address(body: &[u8]) -> Option<(u32, IpAddr)> {
     const FIXED_BYTES: usize = 8;
     let attributes = Attributes::behind(body, FIXED_BYTES);
-    // This host's end: on a point-to-point link `IFA_ADDRESS` is the other one's.
+    // Our end: on a point-to-point link `IFA_ADDRESS` is the other one.
     let value = attributes.clone().find(libc::IFA_LOCAL).or_else(|| attributes.find(libc::IFA_ADDRESS))?;
     Some((address_index(body)?, ip(value)?))
 }
@@ -45,17 +44,17 @@ pub(crate) struct RawNeighbour {
     mac: Option<MacAddr6>,
 }
 
-/// The table that a [`RawNeighbour`] stands in.
+/// The table of a [`RawNeighbour`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NeighbourTable {
-    /// Addresses of one family and the MACs behind them.
+    /// Neighbours: the MACs behind addresses of one family.
     Ip,
     /// The device's own forwarding entries, not those of a bridge above it.
     Fdb,
 }
 
 impl RawNeighbour {
-    /// Reads the body of a message about one. `None` if it stands in a table that we have nothing in.
+    /// Reads the body of a message. `None` for a table in which we have nothing.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
         const FIXED_BYTES: usize = 12;
         let family = i32::from(*body.first()?);
@@ -65,7 +64,7 @@ impl RawNeighbour {
             libc::AF_INET | libc::AF_INET6 if flags & libc::NTF_PROXY == 0 => NeighbourTable::Ip,
             _ => return None,
         };
-        // The states are bits, and `bridge(8)` sets another one with it.
+        // The states are bits, and `bridge(8)` sets another one too.
         let permanent = u16_at(body, 8)? & libc::NUD_PERMANENT != 0;
         let mut entry = Self { index: u32_at(body, 4)?, of, permanent, ip: None, mac: None };
         for (kind, value) in Attributes::behind(body, FIXED_BYTES) {
@@ -78,14 +77,14 @@ impl RawNeighbour {
         Some(entry)
     }
 
-    /// The address of a neighbour, and the MAC behind it if it is permanent.
+    /// Returns the address of a neighbour, and its MAC if the entry is permanent.
     pub(crate) fn neighbour(&self) -> Option<(IpAddr, Option<MacAddr6>)> {
         (self.of == NeighbourTable::Ip).then_some(())?;
         Some((self.ip?, self.mac.filter(|_| self.permanent)))
     }
 
-    /// The MAC of a forwarding entry, and where it leads if it is permanent: what was learned is not ours to delete,
-    /// and makes way for a permanent entry when one is set. `None` for the default destination and for groups.
+    /// Returns the MAC of a forwarding entry, and its destination if the entry is permanent. Learned entries are not
+    /// ours to delete, and a permanent entry replaces them. `None` for the default destination and for groups.
     pub(crate) fn fdb(&self) -> Option<(MacAddr6, Option<IpAddr>)> {
         (self.of == NeighbourTable::Fdb).then_some(())?;
         let mac = self.mac.filter(|mac| !mac.is_nil() && mac.is_unicast())?;
@@ -93,7 +92,7 @@ impl RawNeighbour {
     }
 }
 
-/// The index and the name in a message about a device. `None` if it is about a device's place in a bridge.
+/// Returns the index and name in a message about a device. `None` if it is about the device as a port of a bridge.
 pub(crate) fn link(body: &[u8]) -> Option<(u32, LinkName)> {
     const FIXED_BYTES: usize = 16;
     if i32::from(*body.first()?) == libc::AF_BRIDGE {
@@ -104,7 +103,7 @@ pub(crate) fn link(body: &[u8]) -> Option<(u32, LinkName)> {
     Some((u32_at(body, 4)?, name))
 }
 
-/// The name of a device.
+/// Returns the name of a device.
 pub(crate) fn link_name(message: &LinkMessage) -> Result<LinkName, KernelError> {
     message
         .attributes
@@ -118,7 +117,7 @@ pub(crate) fn link_name(message: &LinkMessage) -> Result<LinkName, KernelError> 
         .map_err(|error| KernelError::Message(format!("device {}: {error}", message.header.index)))
 }
 
-/// An address of either family, told by its length.
+/// Reads an address; its length determines the family.
 pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => value.first_chunk::<4>().map(|&octets| octets.into()),
@@ -127,7 +126,7 @@ pub(crate) fn ip(value: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// A MAC of six bytes.
+/// Reads a MAC of six bytes.
 pub(crate) fn mac(value: &[u8]) -> Option<MacAddr6> {
     <[u8; 6]>::try_from(value).ok().map(MacAddr6::from)
 }

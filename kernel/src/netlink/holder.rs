@@ -1,4 +1,4 @@
-//! Who holds what we want, in the words of `ip(8)`.
+//! Who uses a port that we need.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,7 @@ use super::socket::Socket;
 use crate::kind::link_name::LinkName;
 use crate::process::Process;
 
-/// Who has a UDP port.
+/// Who uses a UDP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
     /// A VXLAN device.
@@ -27,14 +27,14 @@ pub enum Holder {
     },
     /// A process.
     Process(Process),
-    /// A process that we may not look into, and that is known to take such ports.
+    /// A process that we may not inspect, but that is known to use such ports.
     Suspect(Process),
-    /// Nobody that we know; as the socket of a tunnel device of another kind, or of a process that is not shown to us.
+    /// Unknown: a tunnel device of another kind, or a process that we cannot see.
     Unknown,
 }
 
 impl Holder {
-    /// What frees the port.
+    /// Returns how to free the port.
     pub fn remedy(&self) -> String {
         match self {
             Self::Vxlan { name, .. } => format!("delete it (ip link del {name})"),
@@ -51,21 +51,21 @@ impl fmt::Display for Holder {
             Self::Vxlan { name, external: false } => write!(f, "VXLAN device {name}"),
             Self::Process(process) => process.fmt(f),
             Self::Suspect(process) => write!(f, "probably {process}"),
-            Self::Unknown => f.write_str("another tunnel device or a process that is not shown here"),
+            Self::Unknown => f.write_str("another tunnel device, or a process that is not visible here"),
         }
     }
 }
 
-/// Who has a UDP port in the network namespace of this thread.
+/// Returns who uses a UDP port in the network namespace of this thread.
 pub fn port_holder(port: u16) -> Holder {
-    // Without a socket there are still the processes.
+    // Without a socket, still search the processes.
     match Socket::open() {
         Ok(mut socket) => holder_of_port(&mut socket, port, |_| false),
         Err(_) => process_on(port),
     }
 }
 
-/// Who has a UDP port, other than our own devices.
+/// Returns who uses a UDP port, other than our own devices.
 pub(super) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(LinkName) -> bool) -> Holder {
     let device = socket.dump(
         &message::dump_links_of_kind(InfoKind::Vxlan),
@@ -81,17 +81,17 @@ pub(super) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(Li
     process_on(port)
 }
 
-/// The agent of flannel has our ports and, as root's with more rights than our unit has, is not to be looked into.
+/// flanneld uses our ports. It may run with more rights than our unit, so that we cannot inspect it.
 const FLANNELD: &str = "flanneld";
 
-/// How long a process that was found is taken for the holder of its port, or nobody for nobody.
+/// How long to remember the process that uses the port, or that there is none.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// The port that was last looked for among the processes, when, and who had it.
+/// The port of the last process search, its time, and its result.
 type Looked = Option<(u16, Instant, Holder)>;
 
-/// The process that has a UDP port. A search through all processes takes long on a host with many, and whoever wants the
-/// port asks at each try to get it.
+/// Returns the process that uses a UDP port. Searching all processes takes long on a busy host, and callers ask again
+/// at every attempt to take the port.
 fn process_on(port: u16) -> Holder {
     static LAST: Mutex<Looked> = Mutex::new(None);
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +113,7 @@ fn remembered(last: &mut Looked, port: u16, now: Instant, search: impl FnOnce() 
     }
 }
 
-/// The name of a VXLAN device that is up on this port, and whether it is in external mode.
+/// Returns the name of a VXLAN device that is up on this port, and whether it is in external mode.
 fn vxlan_on(link: &LinkMessage, port: u16) -> Option<(LinkName, bool)> {
     let settings = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {

@@ -1,4 +1,4 @@
-//! The host's own interfaces and routes, for choosing the one that carries the overlay.
+//! The host's own interfaces and routes, for choosing the interface that carries the overlay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,10 +24,10 @@ use crate::KernelError;
 use crate::kind::link::LinkChange;
 use crate::kind::link_name::LinkName;
 
-/// How long the kernel may take for an answer.
+/// How long the kernel may take to answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a dump is begun anew because the table changed while it was read.
+/// How often a dump is restarted because the table changed while it was read.
 const DUMP_ATTEMPTS: usize = 5;
 
 /// A network interface of the host.
@@ -41,24 +41,24 @@ pub struct Interface {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// Whether it leads back to the host itself.
+    /// Whether it is a loopback interface.
     pub loopback: bool,
-    /// Its addresses with their prefix length: those of global scope first, and of these the lasting ones before
-    /// temporary and deprecated ones; else in the kernel's order.
+    /// Its addresses with prefix lengths. Global scope comes first, and there permanent addresses before temporary and
+    /// deprecated ones; otherwise in the kernel's order.
     pub addresses: Vec<IpNetwork>,
-    /// Those of them that the kernel does not use towards other hosts: of link or host scope, or held by another host of
-    /// the link as well (`ip address` shows `dadfailed`).
+    /// Addresses that the kernel does not use towards other hosts: link or host scope, or duplicates of another host's
+    /// address on the link (`dadfailed` in `ip address`).
     pub confined: BTreeSet<IpAddr>,
-    /// Whether other interfaces can be its ports.
+    /// Whether it is a bridge.
     pub bridge: bool,
-    /// The index of the interface that this one is a part of: of the bridge, bond or VRF (`master` in `ip link`).
+    /// The index of the bridge, bond or VRF that this interface belongs to (`master` in `ip link`).
     pub master: Option<u32>,
 }
 
-/// All interfaces of the current network namespace, by index. Must be called in a tokio runtime.
+/// Returns all interfaces of the current network namespace, by index. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// If the netlink socket cannot be opened or does not answer, or a device has a name that is none.
+/// If the netlink socket cannot be opened or does not answer, or a device has an invalid name.
 pub async fn interfaces() -> Result<Vec<Interface>, KernelError> {
     let mut handle = connect()?;
     let mut request = LinkMessage::default();
@@ -89,8 +89,8 @@ pub async fn interfaces() -> Result<Vec<Interface>, KernelError> {
     Ok(interfaces.into_values().collect())
 }
 
-/// The indices of the interfaces that default routes of the main table lead out of: that of the lowest metric first, and
-/// each interface once. Must be called in a tokio runtime.
+/// Returns the indices of the interfaces that default routes of the main table lead to: lowest metric first, and each
+/// interface once. Must be called in a tokio runtime.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.
@@ -107,18 +107,18 @@ pub async fn default_routes(ipv6: bool) -> Result<Vec<u32>, KernelError> {
     Ok(by_metric(found.collect()))
 }
 
-/// What the interface of that index is called now; `None` if there is none.
+/// Returns the current name of the interface; `None` if it does not exist.
 pub fn name_of(index: u32) -> Option<LinkName> {
     nix::net::if_::if_indextoname(index).ok()?.to_str().ok()?.parse().ok()
 }
 
-/// Whether this process may change what the kernel of its network namespace holds: asked of the kernel itself, since the
-/// capabilities of a process in a user namespace say nothing of a network namespace outside of it.
+/// Returns whether this process may change the kernel state of its network namespace. Asks the kernel, because the
+/// capabilities of a process in a user namespace say nothing about a network namespace outside of it.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.
 pub fn may_change() -> Result<bool, KernelError> {
-    // There is no interface of this index. Who may change interfaces is told so, and who may not is told that.
+    // No interface has this index. The kernel says so only to a process that may change interfaces.
     let nothing = update_link(i32::MAX.unsigned_abs(), &LinkChange::default());
     match Socket::open()?.change_one(nothing) {
         Err(error) if error.errno() == Some(libc::EPERM) => Ok(false),
@@ -127,12 +127,12 @@ pub fn may_change() -> Result<bool, KernelError> {
     }
 }
 
-/// The index of the interface by which a packet to `ip` would leave, and the source address that it would get.
-/// Must be called in a tokio runtime.
+/// Returns the index of the interface through which a packet to `ip` would leave, and its source address. Must be
+/// called in a tokio runtime.
 ///
 /// # Errors
-/// [`KernelError::Errno`] with `ENETUNREACH` or the like if there is no way; else if the netlink socket cannot be
-/// opened or does not answer.
+/// [`KernelError::Errno`] with `ENETUNREACH` or similar if there is no route; other errors if the netlink socket cannot
+/// be opened or does not answer.
 pub async fn route_to(ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -145,9 +145,9 @@ pub async fn route_to(ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> 
     }
 }
 
-/// A socket of its own for a few questions; the task that serves it ends with the handle.
+/// Opens a separate socket for a few questions; its task ends with the handle.
 fn connect() -> Result<Handle, KernelError> {
-    // With strict checks the kernel filters; without (before 4.20) it sends all, and we drop what is not asked for.
+    // With strict checks the kernel filters; without (before 4.20) it sends everything, and we drop the rest.
     let (connection, handle, _unsolicited) = rtnetlink::new_connection_with_strict_check()
         .or_else(|_| rtnetlink::new_connection())
         .map_err(socket_error)?;
@@ -155,8 +155,7 @@ fn connect() -> Result<Handle, KernelError> {
     Ok(handle)
 }
 
-/// Reads a table. All its entries are from one moment: a dump in which the kernel says that the table has changed
-/// meanwhile is read again.
+/// Reads a table consistently: repeats a dump during which the kernel reports a change.
 async fn dump(
     handle: &mut Handle,
     request: &RouteNetlinkMessage,
@@ -169,7 +168,7 @@ async fn dump(
     Err(KernelError::Interrupted)
 }
 
-/// All answers to a question, and whether they fit together.
+/// Returns all answers to a question, and whether they are consistent.
 async fn ask(
     handle: &mut Handle,
     request: RouteNetlinkMessage,
@@ -221,7 +220,7 @@ fn interface(link: &LinkMessage) -> Result<Interface, KernelError> {
     Ok(interface)
 }
 
-/// This host's end: on a point-to-point link `IFA_ADDRESS` is the other one's.
+/// Returns our end: on a point-to-point link `IFA_ADDRESS` is the other one.
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let mut remote = None;
     for attribute in &message.attributes {
@@ -237,7 +236,7 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
 struct Ranked {
     index: u32,
     network: IpNetwork,
-    /// Lower comes first.
+    /// Lower sorts first.
     rank: (u8, bool),
     /// See [`Interface::confined`].
     confined: bool,
@@ -253,7 +252,7 @@ fn ranked(address: &AddressMessage) -> Option<Ranked> {
             _ => None,
         })
         .unwrap_or(AddressFlags::from_bits_retain(header.flags.bits().into()));
-    // For IPv6 the flag of secondary addresses means temporary ones; for IPv4, the second of a subnet.
+    // On IPv6 addresses the flag `Secondary` means temporary; on IPv4, a further address in a subnet.
     let passing = flags.intersects(AddressFlags::Secondary | AddressFlags::Deprecated);
     let scope = u8::from(header.scope);
     Some(Ranked {
@@ -264,14 +263,14 @@ fn ranked(address: &AddressMessage) -> Option<Ranked> {
     })
 }
 
-/// The interfaces in the order in which the kernel would use them. Of equal metrics it uses the first.
+/// Returns the interfaces in the order in which the kernel would use them. Of equal metrics it uses the first.
 fn by_metric(mut routes: Vec<(u32, Vec<u32>)>) -> Vec<u32> {
     routes.sort_by_key(|(metric, _)| *metric);
     let mut seen = BTreeSet::new();
     routes.into_iter().flat_map(|(_, hops)| hops).filter(|index| seen.insert(*index)).collect()
 }
 
-/// Metric and interfaces of a default route: of several next hops, those that work come first.
+/// Returns metric and interfaces of a default route; of several next hops, working ones come first.
 fn default(route: &RouteMessage) -> Option<(u32, Vec<u32>)> {
     let header = &route.header;
     let mut table = u32::from(header.table);

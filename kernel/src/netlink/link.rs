@@ -1,4 +1,4 @@
-//! Operations on devices: each takes several steps, and the next one needs what the last one gave.
+//! Operations on devices. Each takes several steps, and each step needs the result of the last.
 
 use netlink_packet_route::link::InfoKind;
 
@@ -48,7 +48,7 @@ impl NetlinkObject for Links {
         } else {
             devices.is_gone(index).filter(|before| *before != name)
         };
-        // One of ours that was renamed is missing from now on.
+        // One of ours was renamed and is missing now.
         if let Some(before) = before.filter(|before| devices.is_ours(*before)) {
             tell(Notification::Link(before));
         }
@@ -68,7 +68,7 @@ impl NetlinkObject for Links {
                 Ok(renamed)
             }
             Edit::Replace { key, held, value } if value.differs_for_good(held).is_some() => {
-                // Asked for before anything is taken away: without it there would be no device at all.
+                // Looked up before anything is deleted: without the underlay there would be no device at all.
                 let underlay = underlay(socket, &value.kind)?;
                 delete(socket, *key)?;
                 create_on(socket, devices, *key, value, underlay)?;
@@ -82,8 +82,7 @@ impl NetlinkObject for Links {
     }
 }
 
-/// Deletes the device that is to have the name, if somebody has given it another one: with it there, the new one could
-/// not have its VNI or its addresses.
+/// Deletes the device if somebody has renamed it: its replacement could not have its VNI or its addresses.
 fn delete_renamed(socket: &mut Socket, devices: &Devices, name: LinkName) -> Result<bool, KernelError> {
     let Some(known) = devices.known(name) else { return Ok(false) };
     let Some(message) = socket.link_by_index(known.index)? else { return Ok(false) };
@@ -94,7 +93,7 @@ fn delete_renamed(socket: &mut Socket, devices: &Devices, name: LinkName) -> Res
     if is_another {
         return Ok(false);
     }
-    tracing::warn!(device = %found, "our device {name} was renamed; it is deleted and made anew");
+    tracing::warn!(device = %found, "somebody renamed our device {name}; deleting it, to create it again");
     socket.change_one(delete_link(known.index))?;
     Ok(true)
 }
@@ -109,7 +108,7 @@ fn create_on(
     let over_ipv6 = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
             match socket.change_one(create_vxlan(name, link, vxlan, underlay)) {
-                // Made before, and then not brought up.
+                // Created before, but not brought up.
                 Err(error) if is_there(&error) && stands(socket, name, link, vxlan, underlay)? => {}
                 made => made.map_err(|error| or_who_has_it(socket, name, vxlan, error))?,
             }
@@ -126,7 +125,7 @@ fn create_on(
     if !over_ipv6 {
         match socket.change_one(without_link_local(index)) {
             Err(error) if breaks_socket(&error) => return Err(error),
-            // A kernel without IPv6 makes no such address anyway; on any other it is in nobody's way.
+            // A kernel without IPv6 makes no such address, and elsewhere it does no harm.
             Err(error) => tracing::debug!(%name, %error, "the device may get a link-local address"),
             Ok(()) => {}
         }
@@ -168,7 +167,7 @@ fn delete(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
     socket.change_one(delete_link(index))
 }
 
-/// The index of our device of that name. One of a kind that we do not make is not ours, whatever its name.
+/// Returns the index of our device of that name. A device of a kind that we never make is not ours, whatever its name.
 fn index(socket: &mut Socket, name: LinkName) -> Result<Option<u32>, KernelError> {
     let Some(message) = socket.link(name)? else { return Ok(None) };
     device(name, &message)?;
@@ -179,7 +178,7 @@ fn is_there(error: &KernelError) -> bool {
     error.errno() == Some(libc::EEXIST)
 }
 
-/// Whether there is just this device, up or not.
+/// Returns whether exactly this device exists, up or down.
 fn stands(
     socket: &mut Socket,
     name: LinkName,
@@ -194,7 +193,7 @@ fn stands(
     Ok(same && (link.mac.is_none() || found.mac == link.mac))
 }
 
-/// Of an error that says that an address is in use, which only the port of a VXLAN device can be: who has it.
+/// Turns EADDRINUSE, which only the port of a VXLAN device can cause, into who uses the port.
 fn or_who_has_the_port(
     socket: &mut Socket,
     devices: &Devices,
@@ -210,7 +209,7 @@ fn or_who_has_the_port(
     }
 }
 
-/// Of an error that says that something is there already: which other device has the VNI and the port.
+/// Turns EEXIST into the device that already holds the VNI and port.
 fn or_who_has_it(socket: &mut Socket, name: LinkName, vxlan: &Vxlan, error: KernelError) -> KernelError {
     if !is_there(&error) {
         return error;

@@ -1,4 +1,4 @@
-//! Devices in netlink messages, both ways.
+//! Encodes and decodes devices in netlink messages.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ use crate::KernelError;
 use crate::kind::link::{Link, LinkChange, LinkKind, Vxlan};
 use crate::kind::link_name::LinkName;
 
-/// Makes a VXLAN device, which is down: before it goes up it must be known whether it shall get a link-local address.
+/// Creates a VXLAN device, down: its link-local address must be decided before it goes up.
 pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay: Option<u32>) -> Request {
     let mut data: Vec<InfoVxlan> = underlay.map(InfoVxlan::Link).into_iter().collect();
     data.push(InfoVxlan::Id(vxlan.vni));
@@ -38,7 +38,7 @@ pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay:
     with_flags(RouteNetlinkMessage::NewLink(message), NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL)
 }
 
-/// Keeps the kernel from making a link-local IPv6 address, which nothing on a device for IPv4 has a use for.
+/// Prevents the kernel from making a link-local IPv6 address, which a device for IPv4 has no use for.
 pub(super) fn without_link_local(index: u32) -> Request {
     let mut message = link_message(index);
     let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
@@ -46,7 +46,6 @@ pub(super) fn without_link_local(index: u32) -> Request {
     with_flags(RouteNetlinkMessage::SetLink(message), NLM_F_REQUEST)
 }
 
-/// Changes a device in place.
 pub(super) fn update_link(index: u32, change: &LinkChange) -> Request {
     let mut message = link_message(index);
     if let Some(up) = change.up {
@@ -58,12 +57,11 @@ pub(super) fn update_link(index: u32, change: &LinkChange) -> Request {
     with_flags(RouteNetlinkMessage::SetLink(message), NLM_F_REQUEST)
 }
 
-/// Deletes a device.
 pub(super) fn delete_link(index: u32) -> Request {
     with_flags(RouteNetlinkMessage::DelLink(link_message(index)), NLM_F_REQUEST)
 }
 
-/// The device that `message` describes, and the index of its underlay.
+/// Reads the device in `message`, and the index of its underlay.
 pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Option<u32>), KernelError> {
     let (mut address, mut mtu, mut kind, mut data) = (None, 0, None, None);
     for attribute in &message.attributes {
@@ -100,7 +98,7 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
     Ok((Link { kind, mac: address, mtu, up }, underlay))
 }
 
-/// The VXLAN settings, and the index of the underlay.
+/// Returns the VXLAN settings, and the index of the underlay.
 fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
     let mut vxlan = Vxlan { vni: 0, port: 0, underlay: None, local: None, learning: false, gbp: false };
     let mut underlay = None;
@@ -119,7 +117,7 @@ fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
     (vxlan, underlay)
 }
 
-/// Whether the device stays without a program: a TUN device that is told not to goes with the program that made it.
+/// Returns whether the device exists without a program: a TUN device may disappear with its program.
 pub(super) fn is_persistent(message: &LinkMessage) -> bool {
     let infos = message.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
@@ -140,7 +138,7 @@ fn is_vnet_header_on(info: &InfoTun) -> bool {
 const IFLA_TUN_VNET_HDR: u16 = 5;
 const IFLA_TUN_PERSIST: u16 = 6;
 
-/// Whether this is the attribute, and its byte is 1.
+/// Returns whether this is the attribute, and its byte is 1.
 fn is_on(info: &InfoTun, wanted: u16) -> bool {
     let InfoTun::Other(attribute) = info else { return false };
     let mut value = [0];

@@ -16,15 +16,15 @@ use crate::kinds::{Change, Operation, State};
 use crate::sysctl::FibSyncMem;
 use crate::{FailedOperation, Kernel, KernelError, Ownership};
 
-/// Operations at once from which on the kernel is asked to be generous with memory for routes.
+/// Number of operations from which on the kernel is asked to spend more memory on routes.
 const MANY: usize = 2000;
 
-/// The [`Kernel`] of the network namespace in which it was made. Needs `CAP_NET_ADMIN` to change anything.
+/// The [`Kernel`] of the network namespace in which it was created. Needs `CAP_NET_ADMIN` to change anything.
 #[derive(Debug)]
 pub struct Linux {
-    /// `None` after it broke: the next one who needs it opens another.
+    /// `None` after it broke; reopened when next needed.
     socket: Option<Socket>,
-    /// Opened when it is first needed.
+    /// Opened when first needed.
     nftables: Option<Socket>,
     changes: Changes,
     devices: Arc<Mutex<Devices>>,
@@ -32,8 +32,7 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Opens a socket for requests and one for changes. Must be called within a tokio runtime whose time and I/O are
-    /// enabled.
+    /// Opens sockets for requests and notifications. Must be called in a tokio runtime with time and I/O enabled.
     ///
     /// # Errors
     /// [`KernelError::Socket`] if the kernel refuses a socket.
@@ -47,7 +46,7 @@ impl Linux {
         })
     }
 
-    /// Takes in what the kernel has told by now.
+    /// Reads the notifications so far.
     fn hear(&mut self) {
         if self.socket.is_none() {
             self.socket = Socket::open().ok();
@@ -64,7 +63,7 @@ impl Linux {
             let socket = self.socket.insert(socket);
             let mut access = Access { socket, devices: &self.devices, taken: &mut self.taken };
             let more = round.go_on(&mut access)?;
-            // Before more notifications of what we do ourselves lie there than there is room for.
+            // Read before our own operations fill the queue with notifications.
             self.hear();
             if !more {
                 return Ok(());
@@ -77,7 +76,7 @@ impl Linux {
 impl Kernel for Linux {
     fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).set_ours(ownership);
-        // Opened here, in the network namespace of the caller: that of the thread that reads may be another.
+        // Opened here, in the caller's network namespace: the reading thread may be in another.
         let socket = Socket::open();
         let nft = ownership.senders.then(nft::socket).transpose();
         let devices = Arc::clone(&self.devices);
@@ -94,7 +93,7 @@ impl Kernel for Linux {
     async fn apply(&mut self, operations: &[Operation]) -> Vec<FailedOperation> {
         let _generous = (operations.len() > MANY).then(FibSyncMem::raise);
         let (mut failed, mut broken, mut took_renamed) = (Vec::new(), None, false);
-        // Senders are let in before anything leads to them, and kept out after: both take their time.
+        // Senders are admitted before anything leads to them, and excluded afterwards. Both take time.
         let is_for_nftables = |operation: &Operation| operation.changed() == Changed::ByNftables;
         for run in operations.chunk_by(|one, next| is_for_nftables(one) == is_for_nftables(next)) {
             if is_for_nftables(&run[0]) {
@@ -137,7 +136,7 @@ impl Kernel for Linux {
     }
 }
 
-/// Operations that were not sent, since the kernel does not answer.
+/// Fails operations that were not sent because the kernel does not answer.
 fn all_failed<'a>(
     operations: &'a [Operation],
     reason: &'a KernelError,

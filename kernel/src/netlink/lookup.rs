@@ -1,4 +1,4 @@
-//! What lies behind the numbers in a message: remembered, or else asked for.
+//! Resolves the numbers in a message, from memory or by asking the kernel.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use super::socket::Socket;
 use crate::KernelError;
 use crate::kind::link_name::LinkName;
 
-/// The devices that were heard of, and a socket to ask for others.
+/// The devices seen so far, and a socket to look up others.
 #[derive(Debug)]
 pub(crate) struct Lookup<'a> {
     devices: &'a Mutex<Devices>,
@@ -16,17 +16,16 @@ pub(crate) struct Lookup<'a> {
 }
 
 impl<'a> Lookup<'a> {
-    /// Without a socket, only what is remembered is known.
+    /// Creates a lookup that, without a socket, knows only remembered devices.
     pub(crate) fn new(devices: &'a Mutex<Devices>, socket: Option<&'a mut Socket>) -> Self {
         Self { devices, socket }
     }
 
-    /// What is remembered.
     pub(crate) fn devices(&self) -> MutexGuard<'a, Devices> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the device is called; `None` if there is none.
+    /// Returns the name of the device; `None` if it does not exist.
     pub(crate) fn name(&mut self, index: u32) -> Option<LinkName> {
         if let Some(name) = self.devices().name(index) {
             return Some(name);
@@ -36,16 +35,16 @@ impl<'a> Lookup<'a> {
         Some(name)
     }
 
-    /// What the device is called, if it is ours.
+    /// Returns the name of the device, if it is ours.
     pub(crate) fn ours(&mut self, index: u32) -> Option<LinkName> {
         let name = self.name(index)?;
         self.devices().is_ours(name).then_some(name)
     }
 
-    /// Reads a table, and of every entry what `read` finds.
+    /// Reads a table, and returns what `read` extracts from each entry.
     ///
     /// # Errors
-    /// The kernel does not answer, or there is no socket to ask by.
+    /// If the kernel does not answer, or there is no socket.
     pub(crate) fn dump<T>(
         &mut self,
         request: &Request,
@@ -54,7 +53,7 @@ impl<'a> Lookup<'a> {
         self.socket()?.dump(request, Vec::new, |found, body| found.extend(read(body)))
     }
 
-    /// Asks for one object; `None` if there is none, or nothing of it was understood.
+    /// Looks up one object; `None` if it does not exist or `read` understands nothing of it.
     ///
     /// # Errors
     /// As [`dump`](Self::dump).
@@ -71,6 +70,6 @@ impl<'a> Lookup<'a> {
 
     fn socket(&mut self) -> Result<&mut Socket, KernelError> {
         let socket = self.socket.as_deref_mut();
-        socket.ok_or_else(|| KernelError::Socket("there is none to ask by".to_owned()))
+        socket.ok_or_else(|| KernelError::Socket("no socket for questions".to_owned()))
     }
 }

@@ -1,4 +1,4 @@
-//! Requests to the kernel, and the questions that several kinds of objects have in common. Pure.
+//! Requests to the kernel, including those that several kinds of objects share. Pure.
 
 use std::net::IpAddr;
 
@@ -15,17 +15,17 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::raw::RawRequest;
 use crate::kind::link_name::LinkName;
 
-/// A message to the kernel, that is not numbered yet.
+/// A message to the kernel, without a sequence number yet.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Request {
-    /// One that netlink-packet-route knows.
+    /// A message that netlink-packet-route supports.
     Route(NetlinkMessage<RouteNetlinkMessage>),
-    /// One that is written byte by byte.
+    /// A message written byte by byte.
     Raw(RawRequest),
 }
 
 impl Request {
-    /// Writes it to the end of `buffer`, with its number.
+    /// Appends the message with its sequence number to `buffer`.
     pub(crate) fn emit(mut self, sequence: u32, buffer: &mut Vec<u8>) {
         match &mut self {
             Self::Route(message) => {
@@ -39,7 +39,7 @@ impl Request {
         }
     }
 
-    /// No fewer bytes than it takes.
+    /// Returns an upper bound for its length.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Route(message) => message.buffer_len(),
@@ -48,31 +48,28 @@ impl Request {
     }
 }
 
-/// Asks for a device by its name.
 pub(crate) fn get_link_by_name(name: LinkName) -> Request {
     let mut message = link_message(0);
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
     with_flags(without_counters(message), NLM_F_REQUEST)
 }
 
-/// Asks for a device by its index.
 pub(crate) fn get_link_by_index(index: u32) -> Request {
     with_flags(without_counters(link_message(index)), NLM_F_REQUEST)
 }
 
-/// Asks for all devices of a kind. Not every kernel filters: the answers may be of any kind.
+/// Requests all devices of a kind. Not every kernel filters: the answers may be of any kind.
 pub(crate) fn dump_links_of_kind(kind: InfoKind) -> Request {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
     with_flags(without_counters(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
-/// Asks for all devices.
 pub(crate) fn dump_links() -> Request {
     with_flags(without_counters(LinkMessage::default()), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
-/// Asks for a device's neighbours of one family, or with `AF_BRIDGE` for its forwarding entries.
+/// Requests a device's neighbours of one family, or with `AF_BRIDGE` its forwarding entries.
 pub(crate) fn dump_neighbours(family: AddressFamily, index: u32) -> Request {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
@@ -80,19 +77,17 @@ pub(crate) fn dump_neighbours(family: AddressFamily, index: u32) -> Request {
     with_flags(RouteNetlinkMessage::GetNeighbour(message), NLM_F_REQUEST | NLM_F_DUMP)
 }
 
-/// A request with these flags (`NLM_F_*`). Which changes are acknowledged is for the one who sends them.
+/// Returns a request with these flags (`NLM_F_*`). The sender decides which changes are acknowledged.
 pub(crate) fn with_flags(inner: RouteNetlinkMessage, flags: u16) -> Request {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
     Request::Route(NetlinkMessage::new(header, NetlinkPayload::InnerMessage(inner)))
 }
 
-/// The family of an address.
 pub(crate) fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-/// About the device with this index.
 pub(crate) fn link_message(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header = LinkHeader { index, ..LinkHeader::default() };
@@ -104,7 +99,6 @@ fn without_counters(mut message: LinkMessage) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetLink(message)
 }
 
-/// A MAC as an attribute.
 pub(crate) fn link_layer_address(mac: &MacAddr6) -> NeighbourAttribute {
     NeighbourAttribute::LinkLayerAddress(mac.as_bytes().to_vec())
 }

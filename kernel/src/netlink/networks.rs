@@ -1,4 +1,4 @@
-//! The networks that this host has addresses in or routes to, whoever made them.
+//! The networks in which this host has addresses or to which it has routes, whoever made them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,32 +18,32 @@ use crate::kind::gateway::ROUTE_PROTOCOL;
 use crate::kind::link_name::LinkName;
 use crate::kind::route::{self, RawRoute, RawTarget, RouteFilter};
 
-/// A network that this host has something to do with.
+/// A network that this host is in or routes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostNetwork {
-    /// The destination of a route, or an address of the host with the prefix length of its network.
+    /// The destination of a route, or an address of the host with its prefix length.
     pub network: IpNetwork,
-    /// The device that has the address or that the route leads to; `None` for a route to none or to several.
+    /// The device with the address or of the route; `None` for a route to no device or to several.
     pub link: Option<LinkName>,
-    /// What kind of device that is.
+    /// The kind of that device.
     pub device: DeviceKind,
-    /// How the network is known.
+    /// How we know of the network.
     pub origin: Origin,
 }
 
-/// What a device is, as far as it tells containers' networks from others.
+/// The kind of a device, as far as it distinguishes container networks from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceKind {
     /// A bridge.
     Bridge,
-    /// Made for a container or a virtual machine: one end of a pair, whose other end may be in it, a TAP device or one that
+    /// Made for a container or a virtual machine: a veth, whose peer may be in it, a TAP device, or a device that
     /// shares another's link.
     Guest,
-    /// Anything else, also none.
+    /// Anything else, including no device.
     Other,
 }
 
-/// How a network is known.
+/// How we know of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// The host has an address in it.
@@ -55,17 +55,17 @@ pub enum Origin {
     },
 }
 
-/// All networks that this host has addresses in, and all that the main table has routes to: without default routes, those
-/// that the kernel makes for addresses, and those with [`ROUTE_PROTOCOL`]. Of routes, only those whose destination `keeps`
-/// accepts: a router may have a million. Reads everything once, beside whatever else is done. Must be called in a
-/// tokio runtime.
+/// Returns all networks in which this host has addresses or to which the main table has routes, except for default
+/// routes, routes that the kernel makes for addresses, and those with [`ROUTE_PROTOCOL`]. Of routes, returns only those
+/// whose destination `keeps` accepts: a router may have a million. Reads everything once, concurrently with other work.
+/// Must be called in a tokio runtime.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.
 pub async fn host_networks(
     keeps: impl Fn(&IpNetwork) -> bool + Send + 'static,
 ) -> Result<Vec<HostNetwork>, KernelError> {
-    // Opened here, in the network namespace of the caller: that of the thread that reads may be another.
+    // Opened here, in the caller's network namespace: the reading thread may be in another.
     let socket = Socket::open();
     let read = move || read(&mut socket?, keeps);
     tokio::task::spawn_blocking(read)
@@ -126,7 +126,7 @@ fn is_for_guests(kind: &InfoKind) -> bool {
     )
 }
 
-/// What a route of somebody else says of the host's networks. One that only refuses or drops packets leads to none.
+/// Returns the network that another program's route reveals. `None` for one that only rejects or drops packets.
 fn network_of(route: &RawRoute, devices: &Devices) -> Option<HostNetwork> {
     if route.is_default() || route.is_by_kernel() {
         return None;
@@ -142,7 +142,6 @@ fn network_of(route: &RawRoute, devices: &Devices) -> Option<HostNetwork> {
     Some(HostNetwork { network: route.key.destination, link, device, origin: Origin::Route { gateway } })
 }
 
-/// Name and kind of a device, as far as it is known.
 fn device(devices: &Devices, index: Option<u32>) -> (Option<LinkName>, DeviceKind) {
     match index.and_then(|index| devices.get(&index)) {
         Some((name, kind)) => (Some(*name), *kind),

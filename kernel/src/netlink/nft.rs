@@ -1,7 +1,7 @@
-//! The nftables tables `ip flan-peers` and `ip6 flan-peers`: who may send us packets of the overlay, as sets, and the rules
-//! that look there. In one table `inet` each rule would have to ask for the family of each packet.
+//! The nftables tables `ip flan-peers` and `ip6 flan-peers`: sets of allowed senders, and the rules that use them. In a
+//! single `inet` table each rule would have to test the family of each packet.
 //!
-//! They are ours alone. Every [`Source`](crate::Source) is an element of one of their sets, every [`Check`](crate::Check) a rule
+//! Only we use them. Every [`Source`](crate::Source) is an element of a set, and every [`Check`](crate::Check) a rule
 //! with the check's text as its comment. `nft list table ip flan-peers` shows both.
 
 mod expression;
@@ -22,13 +22,12 @@ use super::socket::{Socket, breaks_socket, message_error};
 use super::wire::{self, Frames};
 use crate::KernelError;
 
-/// The group that hears of every change of nftables (`NFNLGRP_NFTABLES`).
+/// The multicast group for all nftables changes (`NFNLGRP_NFTABLES`).
 pub(super) const GROUP: u32 = 7;
 
-/// Operations in one transaction: the request of each must fit into the send buffer.
+/// Most operations in one transaction: it must fit into the send buffer.
 const MOST_AT_ONCE: usize = 1024;
 
-/// What a set holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SetKind {
     Peers,
@@ -36,7 +35,7 @@ pub(crate) enum SetKind {
     Plain,
 }
 
-/// A set, in the table of its family.
+/// A set in the table of its family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) kind: SetKind,
@@ -58,7 +57,6 @@ impl SetKind {
         Self::ALL.into_iter().find(|kind| kind.name().as_bytes() == name)
     }
 
-    /// Addresses in a key.
     pub(crate) fn addresses(self) -> usize {
         match self {
             Self::Peers | Self::Plain => 1,
@@ -72,19 +70,18 @@ impl Set {
         [false, true].into_iter().flat_map(|ipv6| SetKind::ALL.map(|kind| Self { kind, ipv6 }))
     }
 
-    /// Bytes of a key.
     pub(crate) fn key_bytes(self) -> usize {
         self.kind.addresses() * if self.ipv6 { 16 } else { 4 }
     }
 }
 
-/// Where packets are looked at.
+/// Where packets are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChainKind {
-    /// Datagrams for this host, before the kernel takes out what they carry. Those of IPv4 are in one piece; fragments of
-    /// IPv6 are joined later, unless connection tracking has joined them.
+    /// Datagrams for this host, before decapsulation. IPv4 is reassembled; IPv6 fragments are reassembled later, unless
+    /// connection tracking has done so.
     Arriving,
-    /// Packets for this host or others, before anything is done with them.
+    /// Packets for this host or others, before anything else happens to them.
     Entering,
 }
 
@@ -103,7 +100,7 @@ impl ChainKind {
         }
     }
 
-    /// `NF_INET_*`.
+    /// Returns the hook (`NF_INET_*`).
     fn hook(self) -> u32 {
         match self {
             Self::Arriving => libc::NF_INET_LOCAL_IN as u32,
@@ -126,18 +123,18 @@ impl Chain {
     }
 }
 
-/// A socket for what is asked here, in the current network namespace.
+/// Opens a socket for nftables in the current network namespace.
 pub(super) fn socket() -> Result<Socket, KernelError> {
     Socket::open_for(NETLINK_NETFILTER)
 }
 
-/// Whether the kernel has nftables, and lets us use it.
+/// Returns whether the kernel has nftables and we may use it.
 pub(super) fn is_there() -> bool {
     let asked = socket().and_then(|mut socket| socket.one(Request::Raw(message::generation()), |_| Ok(())));
     asked.inspect_err(|reason| tracing::debug!(%reason, "no nftables on this kernel")).is_ok()
 }
 
-/// Deletes the tables with all that is in them. Answers whether there was one.
+/// Deletes the tables with their contents. Returns whether one existed.
 pub(super) fn delete_tables() -> Result<bool, KernelError> {
     let mut socket = socket()?;
     let mut deleted = false;
@@ -151,7 +148,7 @@ pub(super) fn delete_tables() -> Result<bool, KernelError> {
     Ok(deleted)
 }
 
-/// Whether there is such a table.
+/// Returns whether one of the tables exists.
 pub(super) fn has_table() -> Result<bool, KernelError> {
     let mut socket = socket()?;
     let mut is_there = |ipv6| match socket.one(Request::Raw(message::get_table(ipv6)), |_| Ok(())) {
@@ -162,7 +159,7 @@ pub(super) fn has_table() -> Result<bool, KernelError> {
     Ok(is_there(false)? || is_there(true)?)
 }
 
-/// The elements of a set, as `read` reads their keys.
+/// Returns the elements of a set, with keys decoded by `read`.
 pub(crate) fn elements<T>(
     socket: &mut Socket,
     set: Set,
@@ -174,7 +171,7 @@ pub(crate) fn elements<T>(
     if_there(found)
 }
 
-/// All rules, each with its chain and handle.
+/// Returns all rules, each with its chain and handle.
 pub(crate) fn rules(socket: &mut Socket) -> Result<Vec<(Chain, Rule)>, KernelError> {
     let mut all = Vec::new();
     for chain in Chain::all() {
@@ -186,7 +183,7 @@ pub(crate) fn rules(socket: &mut Socket) -> Result<Vec<(Chain, Rule)>, KernelErr
     Ok(all)
 }
 
-/// Nothing, where the table, a set or a chain is not there.
+/// Treats a missing table, set or chain as empty.
 fn if_there<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelError> {
     match dumped {
         Err(reason) if reason.errno() == Some(libc::ENOENT) => Ok(Vec::new()),
@@ -194,24 +191,23 @@ fn if_there<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelErro
     }
 }
 
-/// What carries out one operation, and what it stands in.
+/// The changes for one operation, and what they require.
 #[derive(Debug, Default)]
 pub(crate) struct Part {
-    /// The changes.
     pub(crate) changes: Vec<RawRequest>,
-    /// Whether they take something away.
+    /// Whether they delete something.
     pub(crate) is_deletion: bool,
-    /// Whether they add a rule, which drops whoever is in no set.
+    /// Whether they add a rule, which drops packets from everybody outside its set.
     pub(crate) is_rule: bool,
-    /// The table that they need, by its family.
+    /// The family of the table that they require.
     pub(crate) ipv6: Option<bool>,
-    /// The set that they need.
+    /// The set that they require.
     pub(crate) set: Option<Set>,
 }
 
-/// Carries out operations, as many as can be at once, and answers those that failed, by number. Each is written by `part`.
+/// Carries out operations, as many at once as possible, and returns failures by number. `part` encodes each.
 ///
-/// The socket stays open: to close one, the kernel waits until everything that was deleted is really gone, for 10 ms and more
+/// The socket stays open: closing one makes the kernel wait until everything deleted is really gone, 10 ms and more
 /// (`nft_rcv_nl_event` in `net/netfilter/nf_tables_api.c`).
 pub(super) fn apply(
     kept: &mut Option<Socket>,
@@ -242,11 +238,11 @@ pub(super) fn apply(
     failed
 }
 
-/// Carries out operations in one transaction, but for those that the kernel refuses, which are answered by number.
+/// Carries out operations in one transaction, except those that the kernel refuses, which it returns by number.
 fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError)>, KernelError> {
     let mut refused = Vec::new();
     let mut left: Vec<usize> = (0..parts.len()).collect();
-    // The first time, what they stand in may be missing.
+    // The first time, tables and sets may be missing.
     let mut frame: Vec<RawRequest> = Vec::new();
     let mut is_anew = false;
     while !left.is_empty() {
@@ -262,31 +258,31 @@ fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError
             break;
         }
         let is_missing = |(_, reason): &(usize, KernelError)| reason.errno() == Some(libc::ENOENT);
-        // Deletions alone need nothing to stand in, and are done where that is missing.
+        // Deletions alone need no table or set; where these are missing, there is nothing to delete.
         if frame.is_empty() && refusals.iter().any(is_missing) && !what_holds(parts).is_empty() {
             frame = what_holds(parts);
             continue;
         }
-        // Somebody else's, under the name that is ours alone.
+        // Somebody else uses the name that is reserved for us.
         let is_another = |(_, reason): &(usize, KernelError)| {
             matches!(reason.errno(), Some(libc::EEXIST | libc::EINVAL | libc::EOPNOTSUPP))
         };
         if !is_anew && refusals.iter().any(is_another) {
-            tracing::warn!("the nftables table flan-peers is not as we make it; it is made anew");
+            tracing::warn!("the nftables table flan-peers is not as we make it; recreating it");
             is_anew = true;
             let reason = refusals.into_iter().next().map(|(_, reason)| reason);
             delete_tables()?;
-            // With the table went all senders, and they must be back before the rules.
+            // All senders disappeared with the table, and they must be restored before the rules.
             if let Some(reason) = reason.filter(|_| parts.iter().any(|part| part.is_rule)) {
                 return Err(reason);
             }
             frame = what_holds(parts);
             continue;
         }
-        // One refusal undoes all: the others are sent again without it.
+        // One refusal reverts everything: send the others again without it.
         let before = left.len();
         for (place, reason) in refusals {
-            // Something beside the operations is refused: none of them can be carried out.
+            // Something other than an operation was refused, so none of them can be carried out.
             let Some(&owner) = place.checked_sub(frame.len()).and_then(|place| owners.get(place)) else {
                 return Err(reason);
             };
@@ -296,7 +292,7 @@ fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError
             }
         }
         if left.len() == before {
-            return Err(KernelError::Message("nftables refused what was not asked".to_owned()));
+            return Err(KernelError::Message("nftables refused a message that we did not send".to_owned()));
         }
     }
     refused.sort_by_key(|(number, _)| *number);
@@ -304,7 +300,7 @@ fn change(socket: &mut Socket, parts: &[Part]) -> Result<Vec<(usize, KernelError
     Ok(refused)
 }
 
-/// What makes the tables and sets that operations need, wherever they are not there.
+/// Returns the requests that create the tables and sets that operations need, if missing.
 fn what_holds(parts: &[Part]) -> Vec<RawRequest> {
     let mut sets: Vec<Set> = Vec::new();
     for set in parts.iter().filter_map(|part| part.set) {
@@ -316,14 +312,14 @@ fn what_holds(parts: &[Part]) -> Vec<RawRequest> {
     families.map(message::new_table).chain(sets.into_iter().zip(1..).map(message::new_set)).collect()
 }
 
-/// Sends changes, of which the kernel carries out all, or none if it refuses one. Answers which were refused, by place.
+/// Sends changes as one transaction. Returns which were refused, by position; then none has taken effect.
 fn transact(socket: &mut Socket, changes: Vec<RawRequest>) -> Result<Vec<(usize, KernelError)>, KernelError> {
     let count = changes.len() as u32;
     let begin = socket.take_numbers(count + 2);
     let mut bytes = Vec::with_capacity(changes.iter().map(RawRequest::bytes).sum::<usize>() + 64);
     message::bracket(true).emit(begin, &mut bytes);
     for (change, number) in changes.into_iter().zip(1..) {
-        // The kernel answers to each that fails, and to the last in any case.
+        // The kernel answers each failure, and always the last change.
         let flags = if number == count { NLM_F_ACK } else { 0 };
         change.with_flags(flags).emit(begin.wrapping_add(number), &mut bytes);
     }

@@ -1,4 +1,4 @@
-//! How a kind of object is written to the kernel, read from it and heard of.
+//! How a kind of object is written to the kernel, read from it, and reported by it.
 
 use super::devices::Devices;
 use super::lookup::Lookup;
@@ -11,20 +11,20 @@ use crate::KernelError;
 use crate::kind::link_name::LinkName;
 use crate::kind::{Edit, Kind};
 
-/// A kind of object that is spoken of over netlink.
+/// A kind of object that netlink handles.
 pub(crate) trait NetlinkObject: Kind {
-    /// `RTM_*` of the messages that tell of it.
+    /// `RTM_*` types of the messages about it.
     const MESSAGES: &'static [u16];
 
-    /// The request that carries out an operation. `None` if `index` does not know the device, or the kind is not changed
-    /// [by one request](crate::kind::Changed::ByOneRequest).
+    /// Returns the request for an operation. `None` if `index` does not know the device, or the kind is not changed [by
+    /// one request](crate::kind::Changed::ByOneRequest).
     fn request(edit: &Edit<Self>, index: &dyn Fn(LinkName) -> Option<u32>) -> Option<Request>;
 
-    /// Carries out an operation of a kind that is changed [by device](crate::kind::Changed::ByDevice). Says whether a device of
-    /// ours that had been renamed had to go for it, with everything on it.
+    /// Carries out an operation of a kind that is changed [by device](crate::kind::Changed::ByDevice). Returns whether
+    /// a renamed device of ours had to be deleted for it, with everything on it.
     ///
     /// # Errors
-    /// What the kernel refused, or that it does not answer.
+    /// If the kernel refuses or does not answer.
     fn change_device(
         _edit: &Edit<Self>,
         _socket: &mut Socket,
@@ -33,18 +33,18 @@ pub(crate) trait NetlinkObject: Kind {
         Ok(false)
     }
 
-    /// What carries out an operation of a kind that is changed [by nftables](crate::kind::Changed::ByNftables).
+    /// Returns the changes for an operation of a kind that is changed [by nftables](crate::kind::Changed::ByNftables).
     ///
     /// # Errors
-    /// What was to be asked before was not answered.
+    /// If a question that must be answered first was not.
     fn transaction(_edit: &Edit<Self>, _nftables: &mut Socket) -> Result<Part, KernelError> {
         Ok(Part::default())
     }
 
-    /// What is there of each that could not be added because something is, if that is another program's.
+    /// Returns what blocks each operation that could not add an object, if that belongs to another program.
     ///
     /// # Errors
-    /// The kernel does not answer.
+    /// If the kernel does not answer.
     fn in_the_way(
         edits: &[&Edit<Self>],
         _lookup: &mut Lookup<'_>,
@@ -52,51 +52,51 @@ pub(crate) trait NetlinkObject: Kind {
         Ok(edits.iter().map(|_| None).collect())
     }
 
-    /// Reads all that are ours.
+    /// Reads all objects that are ours.
     ///
     /// # Errors
-    /// When the kernel does not answer. `ENODEV` means that a device went meanwhile.
+    /// If the kernel does not answer. `ENODEV` means that a device disappeared meanwhile.
     fn read(reading: &mut Reading<'_>) -> Result<Found<Self>, KernelError>;
 
-    /// Tells what a message says.
+    /// Passes what a message says to `tell`.
     fn heard(frame: &Frame<'_>, lookup: &mut Lookup<'_>, tell: &mut Told<'_, Self>);
 }
 
-/// Objects of a kind, as they were found.
+/// Objects of one kind as read.
 pub(crate) type Found<K> = Vec<(<K as Kind>::Key, <K as Kind>::Value)>;
 
 /// An object of another program that has the name of one of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum InTheWay {
-    /// It is something else, in the words of `ip(8)`.
+    /// It is something else, described in the style of `ip(8)`.
     Taken(String),
-    /// It does what ours would, which may replace it.
+    /// It does what ours would; ours may replace it.
     AsGood,
 }
 
-/// Who is told of a kind of object.
+/// The receiver of notifications about one kind.
 pub(crate) type Told<'a, K> = dyn FnMut(Notification<(<K as Kind>::Key, Option<<K as Kind>::Value>)>) + 'a;
 
-/// What the kernel tells of by itself. The notifications of our own operations are among them, before
-/// [`Kernel::apply`](crate::Kernel::apply) comes back.
+/// A notification from the kernel. Those about our operations precede the return of
+/// [`Kernel::apply`](crate::Kernel::apply).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification<F> {
-    /// What the kernel holds of ours under one name, from now on.
+    /// What the kernel now holds of ours under one name.
     Fact(F),
-    /// A device appeared, changed or went; what stood on it may have gone with it without a word.
+    /// A device appeared, changed or disappeared. Objects on it may have disappeared without notifications.
     Link(LinkName),
-    /// An address came to a device that is not ours, or left it.
+    /// An address was added to or removed from a device that is not ours.
     HostAddress(LinkName),
-    /// A default route came or went.
+    /// A default route was added or removed.
     DefaultRoute,
-    /// The senders that are let in went without a word each, with the rules that measure them, or some of them did.
+    /// Some or all allowed senders and their checks disappeared, without one notification each.
     SendersGone,
     /// Notifications were lost: everything may have changed.
     Unknown,
 }
 
 impl<F> Notification<F> {
-    /// The same with another word for the fact.
+    /// Converts the fact.
     pub(crate) fn map<G>(self, fact: impl FnOnce(F) -> G) -> Notification<G> {
         match self {
             Self::Fact(known) => Notification::Fact(fact(known)),

@@ -1,4 +1,4 @@
-//! Devices by their kind, for those who do not know which names to ask for.
+//! Finds our devices by kind, for callers that do not know their names.
 
 use netlink_packet_route::link::InfoKind;
 
@@ -10,7 +10,7 @@ use super::socket::Socket;
 use crate::KernelError;
 use crate::kind::link_name::LinkName;
 
-/// The names of all devices of the kinds that we make: VXLAN devices, and TUN devices that stay when their program ends.
+/// Returns the names of all devices of the kinds that we make: VXLAN devices, and persistent TUN devices.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened or does not answer.
@@ -20,7 +20,7 @@ pub fn devices_of_our_kinds() -> Result<Vec<LinkName>, KernelError> {
     for kind in [InfoKind::Vxlan, InfoKind::Tun] {
         let found = socket.dump(&message::dump_links_of_kind(kind), Vec::new, |found, body| {
             let Some(message) = link_entry(body) else { return };
-            // Another program's TUN device goes with that program.
+            // A TUN device that is not persistent belongs to the program that opened it.
             if let Ok(name) = link_name(&message)
                 && device(name, &message).is_ok()
                 && is_persistent(&message)

@@ -1,4 +1,4 @@
-//! What is asked of the kernel about one object at a time.
+//! Questions to the kernel about single objects.
 
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -12,17 +12,14 @@ use crate::KernelError;
 use crate::kind::link_name::LinkName;
 
 impl Socket {
-    /// The device with this name, if there is one.
     pub(super) fn link(&mut self, name: LinkName) -> Result<Option<LinkMessage>, KernelError> {
         self.any_link(message::get_link_by_name(name))
     }
 
-    /// The device with this index, if there is one.
     pub(super) fn link_by_index(&mut self, index: u32) -> Result<Option<LinkMessage>, KernelError> {
         self.any_link(message::get_link_by_index(index))
     }
 
-    /// What the device with this index is called, if there is one.
     pub(super) fn link_name(&mut self, index: u32) -> Result<Option<LinkName>, KernelError> {
         self.link_by_index(index)?.map(|message| link_name(&message)).transpose()
     }
@@ -36,18 +33,18 @@ impl Socket {
     }
 }
 
-/// Reads a message about a device, with all that netlink-packet-route knows of it.
+/// Reads a message about a device, with every attribute that netlink-packet-route knows.
 fn read_link(frame: &Frame<'_>) -> Result<LinkMessage, KernelError> {
     let mut header = NetlinkHeader::default();
     header.message_type = frame.kind;
     match RouteNetlinkMessage::deserialize(&header, frame.body) {
         Ok(RouteNetlinkMessage::NewLink(link)) => Ok(link),
         Ok(_) => Err(unexpected(frame.kind)),
-        Err(error) => Err(KernelError::Message(format!("what the kernel says of a device: {error}"))),
+        Err(error) => Err(KernelError::Message(format!("cannot read the message about a device: {error}"))),
     }
 }
 
-/// [`read_link`] of an entry of a dump.
+/// Applies [`read_link`] to an entry of a dump.
 pub(super) fn link_entry(body: &[u8]) -> Option<LinkMessage> {
     read_link(&Frame { kind: libc::RTM_NEWLINK, flags: 0, sequence: 0, body }).ok()
 }

@@ -10,25 +10,24 @@ use crate::kind::gateway::NextHopId;
 use crate::kind::link::LinkKind;
 use crate::kind::link_name::LinkName;
 
-/// What a reading has and knows so far. Devices are read first, next hop objects before routes.
+/// The state of a reading. Devices come first, and next hop objects before routes.
 #[derive(Debug)]
 pub(crate) struct Reading<'a> {
     pub(crate) socket: &'a mut Socket,
-    /// The socket to ask for nftables, if they are to be read.
+    /// The nftables socket, if nftables are to be read.
     pub(crate) nftables: Option<&'a mut Socket>,
     devices: &'a Mutex<Devices>,
-    /// The names that our devices have.
+    /// The names that our devices should have.
     pub(crate) wanted: Vec<LinkName>,
-    /// The devices that next hop objects of anybody lead to.
+    /// The devices that next hop objects lead to, whoever made these.
     pub(crate) next_hops: BTreeMap<NextHopId, u32>,
-    /// Our devices that are there, by index.
+    /// Our devices that exist, by index.
     pub(crate) ours: BTreeMap<u32, LinkName>,
-    /// Device names by index, asked for when first needed.
+    /// Device names by index, looked up when first needed.
     names: BTreeMap<u32, LinkName>,
 }
 
 impl<'a> Reading<'a> {
-    /// One in which nothing was read yet.
     pub(crate) fn new(
         socket: &'a mut Socket,
         nftables: Option<&'a mut Socket>,
@@ -39,24 +38,23 @@ impl<'a> Reading<'a> {
         Self { socket, nftables, devices, wanted, next_hops, ours, names }
     }
 
-    /// Notes a device of ours that is there.
+    /// Records a device of ours that exists.
     pub(crate) fn is_there(&mut self, name: LinkName, index: u32, kind: &LinkKind) {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).stands(name, index, kind.clone());
         self.ours.insert(index, name);
         self.names.insert(index, name);
     }
 
-    /// Our devices that are there.
+    /// Returns our devices that exist.
     pub(crate) fn ours(&self) -> Vec<(u32, LinkName)> {
         self.ours.iter().map(|(index, name)| (*index, *name)).collect()
     }
 
-    /// Whether the device is ours.
     pub(crate) fn is_ours(&self, index: u32) -> bool {
         self.ours.contains_key(&index)
     }
 
-    /// The name of a device, if there is one.
+    /// Returns the name of a device, if it exists.
     pub(crate) fn find(&mut self, index: u32) -> Result<Option<LinkName>, KernelError> {
         if let Some(&name) = self.names.get(&index) {
             return Ok(Some(name));
@@ -66,14 +64,13 @@ impl<'a> Reading<'a> {
         Ok(Some(name))
     }
 
-    /// The name of a device that something leads to, so that it was there a moment ago.
+    /// Returns the name of a device that something leads to, so it existed a moment ago.
     pub(crate) fn must_find(&mut self, index: u32) -> Result<LinkName, KernelError> {
         self.find(index)?.ok_or(KernelError::Errno(libc::ENODEV))
     }
 }
 
-/// An empty table where the kernel has no such family, or no such table yet: it makes IPv4's main table for the
-/// first route in it.
+/// Returns an empty table if the kernel lacks the family or table: it creates IPv4's main table with its first route.
 pub(crate) fn without_family<T>(dumped: Result<Vec<T>, KernelError>) -> Result<Vec<T>, KernelError> {
     match dumped {
         Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {

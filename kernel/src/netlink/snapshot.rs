@@ -1,4 +1,4 @@
-//! Reading what is ours out of the kernel's tables.
+//! Reads what is ours from the kernel's tables.
 
 use std::sync::Mutex;
 
@@ -8,13 +8,13 @@ use super::socket::Socket;
 use crate::kinds::{self, State};
 use crate::{KernelError, Ownership};
 
-/// How often everything is read anew because a device went away between two tables.
+/// How often the reading is restarted because a device disappeared between two tables.
 const ATTEMPTS: usize = 5;
 
-/// What is ours; who may send to us if there is a socket to ask. The names of our devices are noted in `devices`.
+/// Reads what is ours, with the allowed senders if `nftables` is given. Records the names of our devices in `devices`.
 ///
 /// # Errors
-/// [`KernelError::Interrupted`] if a table changed each time that it was read.
+/// [`KernelError::Interrupted`] if a table changed during every attempt.
 pub(super) fn snapshot(
     socket: &mut Socket,
     ownership: &Ownership,

@@ -1,5 +1,5 @@
-//! A netlink socket that is asked and answers at once: the kernel carries out a request within the system call that
-//! sends it, and its answers lie ready when that returns.
+//! A netlink socket with synchronous answers: the kernel carries out a request within the system call that sends it,
+//! and the answers are queued when that returns.
 
 use std::io;
 use std::time::Duration;
@@ -14,67 +14,66 @@ use super::message::Request;
 use super::wire::{self, Frame, Frames};
 use crate::KernelError;
 
-/// How long the kernel may take for the next part of an answer. It answers at once or, out of memory, never: a lost
-/// acknowledgement is not sent again.
+/// How long the kernel may take for the next part of an answer. It answers at once or, out of memory, never: it does
+/// not resend a lost acknowledgement.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a dump is begun anew because the table changed while it was read.
+/// How often a dump is restarted because the table changed while it was read.
 const DUMP_ATTEMPTS: usize = 5;
 
-/// Bytes that one system call can receive. With so much room the kernel fills 32 KiB at a time with a dump
-/// (`netlink_dump` in `net/netlink/af_netlink.c`).
+/// Bytes per receive call. With this much room the kernel fills 32 KiB of a dump at a time (`netlink_dump` in
+/// `net/netlink/af_netlink.c`).
 pub(super) const RECEIVE_BYTES: usize = 64 * 1024;
 
 /// Most bytes in a batch: one datagram, well below the default send buffer of 208 KiB.
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// Bytes of kernel memory that queued answers may take, asked for. Errors of one batch must fit.
+/// Requested bytes of kernel memory for queued answers. The errors of one batch must fit.
 const ANSWER_BYTES: usize = 2 * 1024 * 1024;
 
-/// Bytes of kernel memory that one queued error takes, more or less.
+/// Approximate bytes of kernel memory per queued error.
 const ERROR_BYTES: usize = 1024;
 
-/// A socket for questions and changes, in the network namespace in which it was opened.
+/// A socket for questions and changes, in the network namespace where it was opened.
 #[derive(Debug)]
 pub(crate) struct Socket {
     inner: netlink_sys::Socket,
     buffer: Vec<u8>,
-    /// The number of the next request.
+    /// The sequence number of the next request.
     sequence: u32,
     /// Most requests in a batch, so that the errors of all of them fit in the receive buffer.
     most_requests: usize,
 }
 
-/// The fate of a batch, when the socket broke before all of it was known.
+/// The outcome of a batch when the socket broke before everything was known.
 #[derive(Debug)]
 pub(super) struct Broken {
-    /// Refusals that came before.
+    /// Refusals received before that.
     pub(super) refusals: Vec<(usize, KernelError)>,
-    /// What happened.
     pub(super) reason: KernelError,
 }
 
 impl Socket {
-    /// Opens one in the current network namespace.
+    /// Opens a socket in the current network namespace.
     pub(super) fn open() -> Result<Self, KernelError> {
         Self::open_for(NETLINK_ROUTE)
     }
 
-    /// Opens one for this part of the kernel (`NETLINK_*`).
+    /// Opens a socket for one netlink protocol (`NETLINK_*`).
     pub(super) fn open_for(protocol: isize) -> Result<Self, KernelError> {
         let inner = open(protocol).map_err(socket_error)?;
         let limit = TimeVal::new(LIMIT.as_secs().cast_signed(), 0);
         setsockopt(&inner, sockopt::ReceiveTimeout, &limit).map_err(socket_error)?;
         let room = raise_receive_buffer(&inner, ANSWER_BYTES);
         if let Err(error) = setsockopt(&inner, sockopt::SndBufForce, &(4 * BATCH_BYTES)) {
-            tracing::debug!(%error, "the default send buffer, which is enough, stays");
+            tracing::debug!(%error, "keeping the default send buffer, which is large enough");
         }
         let most_requests = (room / ERROR_BYTES).max(1);
         Ok(Self { inner, buffer: Vec::with_capacity(RECEIVE_BYTES), sequence: 1, most_requests })
     }
 
-    /// Sends the changes of a batch in one go, and answers which of them were refused, in the order of the answers,
-    /// each with its owner. The batch is empty afterwards.
+    /// Sends all changes of a batch at once. Returns the refused ones in the order of the answers, each with its owner.
+    /// Empties the batch.
     pub(super) fn change(&mut self, batch: &mut Batch) -> Result<Vec<(usize, KernelError)>, Broken> {
         let mut refusals = Vec::new();
         let result = self.change_and_note(batch, &mut refusals);
@@ -104,14 +103,13 @@ impl Socket {
         Ok(())
     }
 
-    /// Takes so many numbers for requests, and answers the first.
+    /// Reserves sequence numbers, and returns the first.
     pub(super) fn take_numbers(&mut self, count: u32) -> u32 {
         let first = self.sequence;
         self.sequence = first.wrapping_add(count);
         first
     }
 
-    /// Sends one change.
     pub(super) fn change_one(&mut self, request: Request) -> Result<(), KernelError> {
         let mut batch = Batch::default();
         batch.push(0, request);
@@ -121,8 +119,8 @@ impl Socket {
         }
     }
 
-    /// Asks for one object, and hands the answer to `read`. A refusal is the kernel's word that there is none, or why it
-    /// will not say.
+    /// Asks for one object, and passes the answer to `read`. A refusal means that the object does not exist, or says
+    /// why the kernel will not answer.
     pub(crate) fn one<T>(
         &mut self,
         request: Request,
@@ -146,8 +144,8 @@ impl Socket {
         }
     }
 
-    /// Reads a table, and hands the body of every entry to `read`. One in which the kernel says that the table has
-    /// changed meanwhile is read again, and `begin` called before each reading.
+    /// Reads a table, and passes the body of every entry to `read`. Repeats readings during which the kernel reports a
+    /// change, and calls `begin` before each.
     ///
     /// # Errors
     /// [`KernelError::Interrupted`] if it changed every time.
@@ -166,7 +164,7 @@ impl Socket {
         Err(KernelError::Interrupted)
     }
 
-    /// Whether what was read fits together.
+    /// Returns whether the result is consistent.
     fn dump_once(&mut self, request: Request, mut read: impl FnMut(&[u8])) -> Result<bool, KernelError> {
         let sequence = self.ask(request)?;
         let mut consistent = true;
@@ -179,7 +177,7 @@ impl Socket {
                 consistent &= frame.flags & NLM_F_DUMP_INTR == 0;
                 match frame.kind {
                     wire::DONE => {
-                        // An error that occurred on the way stands at the end.
+                        // An error that occurred on the way is at the end.
                         return match wire::refusal(&frame).map_err(message_error)? {
                             Some(refusal) => Err(refusal.into()),
                             None => Ok(consistent),
@@ -197,7 +195,7 @@ impl Socket {
         }
     }
 
-    /// Sends a question, and answers its number.
+    /// Sends a question, and returns its sequence number.
     fn ask(&mut self, request: Request) -> Result<u32, KernelError> {
         let sequence = self.take_numbers(1);
         let mut bytes = Vec::with_capacity(request.bytes());
@@ -206,7 +204,7 @@ impl Socket {
         Ok(sequence)
     }
 
-    /// Sends requests that are numbered already.
+    /// Sends requests that have sequence numbers.
     pub(super) fn send(&self, bytes: &[u8]) -> Result<(), KernelError> {
         let kernel = SocketAddr::new(0, 0);
         loop {
@@ -219,7 +217,6 @@ impl Socket {
         }
     }
 
-    /// Waits for the next datagram.
     pub(super) fn receive(&mut self) -> Result<&[u8], KernelError> {
         match receive(&self.inner, &mut self.buffer) {
             Ok(()) => Ok(&self.buffer),
@@ -229,7 +226,7 @@ impl Socket {
     }
 }
 
-/// Changes on their way to the kernel in one datagram, each with the number of its owner.
+/// Changes to send in one datagram, each with the number of its owner.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
@@ -239,15 +236,14 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Adds a change.
     pub(super) fn push(&mut self, owner: usize, request: Request) {
         self.last = self.bytes.len();
-        // Its number among all requests is not known yet.
+        // Holds the position until `seal` knows the sequence numbers.
         request.emit(self.owners.len() as u32, &mut self.bytes);
         self.owners.push(owner);
     }
 
-    /// Whether `request` should go with the next batch, for a socket.
+    /// Returns whether `request` should go into the next batch for `socket`.
     pub(super) fn is_full_for(&self, request: &Request, socket: &Socket) -> bool {
         !self.fits(request, socket.most_requests)
     }
@@ -257,7 +253,6 @@ impl Batch {
             || (self.owners.len() < most_requests && self.bytes.len() + request.bytes() <= BATCH_BYTES)
     }
 
-    /// The owners of the changes, in order.
     pub(super) fn owners(&self) -> &[usize] {
         &self.owners
     }
@@ -267,8 +262,8 @@ impl Batch {
         self.owners.clear();
     }
 
-    /// The datagram, numbered from `first`. The kernel answers to each message that fails, and to the last in any
-    /// case: then all of them are done.
+    /// Returns the datagram with sequence numbers from `first`. The kernel answers each failure, and always the last
+    /// message, which means that all are done.
     fn seal(&mut self, first: u32) -> &[u8] {
         let mut rest = &mut self.bytes[..];
         let mut sequence = first;
@@ -282,7 +277,7 @@ impl Batch {
         &self.bytes
     }
 
-    /// Takes an answer down. Says whether it was that to the last message.
+    /// Records an answer. Returns whether it answers the last message.
     fn note(
         &self,
         first: u32,
@@ -290,7 +285,7 @@ impl Batch {
         refusals: &mut Vec<(usize, KernelError)>,
     ) -> Result<bool, KernelError> {
         let number = frame.sequence.wrapping_sub(first) as usize;
-        // One to an earlier request, which nobody waits for any more.
+        // An answer to an earlier request, which nobody awaits any more.
         let Some(&owner) = self.owners.get(number) else { return Ok(false) };
         if frame.kind != wire::ERROR {
             return Ok(false);
@@ -302,43 +297,43 @@ impl Batch {
     }
 }
 
-/// Opens a socket with what every one of ours has.
+/// Opens a socket with the options that all of ours have.
 pub(super) fn open(protocol: isize) -> io::Result<netlink_sys::Socket> {
     let mut socket = netlink_sys::Socket::new(protocol)?;
     socket.bind_auto()?;
-    // An error answer without the request in it is smaller, and more of them fit in the receive buffer.
+    // An error without a copy of its request is smaller, and more of them fit in the receive buffer.
     if let Err(error) = socket.set_cap_ack(true) {
-        tracing::debug!(%error, "no short netlink errors on this kernel");
+        tracing::debug!(%error, "this kernel does not shorten netlink errors");
     }
     if let Err(error) = socket.set_ext_ack(true) {
-        tracing::debug!(%error, "no netlink errors in words on this kernel");
+        tracing::debug!(%error, "this kernel does not explain netlink errors");
     }
-    // With it the kernel filters dumps; without (before 4.20) it sends all, and we drop what is not asked for.
+    // With strict checks the kernel filters dumps; without (before 4.20) it sends everything, and we drop the rest.
     if let Err(error) = socket.set_netlink_get_strict_chk(true) {
-        tracing::debug!(%error, "no filtered netlink dumps on this kernel");
+        tracing::debug!(%error, "this kernel does not filter netlink dumps");
     }
     Ok(socket)
 }
 
-/// Asks for room for `bytes` in the receive buffer, and answers how much there is now.
+/// Requests `bytes` for the receive buffer, and returns its actual size.
 pub(super) fn raise_receive_buffer(socket: &netlink_sys::Socket, bytes: usize) -> usize {
     let raised = setsockopt(socket, sockopt::RcvBufForce, &bytes)
         .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes));
     if let Err(error) = raised {
-        tracing::debug!(%error, "the default receive buffer stays");
+        tracing::debug!(%error, "keeping the default receive buffer");
     }
-    // The kernel doubles what it is told, and counts its own overhead.
+    // The kernel doubles the requested size, to cover its own overhead.
     getsockopt(socket, sockopt::RcvBuf).unwrap_or(128 * ERROR_BYTES)
 }
 
-/// Receives one datagram from the kernel into `buffer`, whose capacity is the room.
+/// Receives one datagram from the kernel into `buffer`, up to its capacity.
 pub(super) fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
     loop {
         buffer.clear();
         match socket.recv_from(buffer, libc::MSG_TRUNC) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
-            // Another process may write to us as well.
+            // Other processes can write to us as well.
             Ok((_, from)) if from.port_number() != 0 => {}
             Ok((bytes, _)) if bytes > buffer.len() => {
                 return Err(io::Error::other(format!(
@@ -350,12 +345,12 @@ pub(super) fn receive(socket: &netlink_sys::Socket, buffer: &mut Vec<u8>) -> io:
     }
 }
 
-/// Whether the socket is of no more use after `error`: what it has still to tell belongs to nobody.
+/// Returns whether `error` makes the socket unusable: its pending answers no longer match any request.
 pub(crate) fn breaks_socket(error: &KernelError) -> bool {
     matches!(error, KernelError::Socket(_) | KernelError::TimedOut(_))
 }
 
-/// An error of a system call.
+/// Converts the error of a system call.
 pub(super) fn socket_error(error: impl Into<io::Error>) -> KernelError {
     KernelError::Socket(error.into().to_string())
 }

@@ -1,16 +1,16 @@
-//! For tests: bytes as they were listened to, in hexadecimal.
+//! For tests: captured bytes in hexadecimal.
 
 use netlink_packet_core::NLM_F_ACK;
 
 use super::message::Request;
 
-/// The bytes that `hex` shows, two digits each.
+/// Decodes `hex`, two digits per byte.
 pub(crate) fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u32> = hex.chars().map(|digit| digit.to_digit(16).unwrap()).collect();
     digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
 }
 
-/// A request as hexadecimal digits, acknowledged as iproute2 has every request.
+/// Returns a request as hexadecimal digits, with an acknowledgement requested, as iproute2 does.
 pub(crate) fn hex(request: Request) -> String {
     let most = request.bytes();
     let mut bytes = Vec::new();
@@ -20,7 +20,7 @@ pub(crate) fn hex(request: Request) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What iproute2 6.1 sent, its sequence number blanked.
+/// Compares with what iproute2 6.1 sent, its sequence number blanked.
 #[track_caller]
 pub(crate) fn assert_as_iproute2(ours: &str, theirs: &str) {
     let blanked = format!("{}00000000{}", &theirs[..16], &theirs[24..]);

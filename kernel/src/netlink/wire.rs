@@ -1,4 +1,4 @@
-//! The layout of netlink messages (`netlink(7)`): what holds for all of them, read in place.
+//! The layout common to all netlink messages (`netlink(7)`), read in place.
 
 /// Bytes of a `struct nlmsghdr`, which begins every message.
 pub(crate) const HEADER_BYTES: usize = 16;
@@ -9,25 +9,23 @@ pub(crate) const ERROR: u16 = libc::NLMSG_ERROR as u16;
 /// `nlmsg_type` at the end of a dump.
 pub(crate) const DONE: u16 = libc::NLMSG_DONE as u16;
 
-/// A message whose lengths do not fit together.
+/// A message with inconsistent lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a netlink message is cut off")]
 pub(crate) struct CutOff;
 
-/// A message, without what is behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Frame<'a> {
     /// `RTM_*`, [`ERROR`] or [`DONE`].
     pub(crate) kind: u16,
     /// `NLM_F_*`.
     pub(crate) flags: u16,
-    /// That of the request which this answers.
+    /// The sequence number of the request that this answers.
     pub(crate) sequence: u32,
-    /// What follows the header.
     pub(crate) body: &'a [u8],
 }
 
-/// The messages of what one system call received.
+/// The messages in one received datagram.
 #[derive(Debug, Clone)]
 pub(crate) struct Frames<'a>(pub(crate) &'a [u8]);
 
@@ -54,18 +52,18 @@ impl<'a> Iterator for Frames<'a> {
     }
 }
 
-/// The attributes in `bytes`: the type of each, without the bits for nesting and byte order, and its value. Ends at one
-/// that is cut off.
+/// The attributes in `bytes`: the type of each, without the bits for nesting and byte order, and its value. Ends if
+/// truncated.
 #[derive(Debug, Clone)]
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    /// Those behind a fixed part of `bytes`.
+    /// Returns the attributes after a fixed part of `bytes`.
     pub(crate) fn behind(body: &'a [u8], bytes: usize) -> Self {
         Self(body.get(bytes..).unwrap_or_default())
     }
 
-    /// The value of the first of a type.
+    /// Returns the value of the first attribute of a type.
     pub(crate) fn find(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find_map(|(found, value)| (found == kind).then_some(value))
     }
@@ -84,16 +82,16 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// An error number that answers a request.
+/// An error in answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// `errno(3)`, positive.
     pub(crate) errno: i32,
-    /// The kernel's words for it (`NLMSGERR_ATTR_MSG`), if it has any.
+    /// The kernel's explanation (`NLMSGERR_ATTR_MSG`), if any.
     pub(crate) text: Option<String>,
 }
 
-/// What an answer of type [`ERROR`] says: nothing for success.
+/// Returns the error in an answer of type [`ERROR`]; `None` for success.
 pub(crate) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
     const NLM_F_CAPPED: u16 = 0x100;
     const NLM_F_ACK_TLVS: u16 = 0x200;
@@ -103,7 +101,7 @@ pub(crate) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
         return Ok(None);
     }
     let text = (frame.flags & NLM_F_ACK_TLVS != 0).then(|| {
-        // Behind the number stands the request, or only its header.
+        // The error number is followed by the request, or only by its header.
         let request = if frame.flags & NLM_F_CAPPED != 0 {
             HEADER_BYTES
         } else {
@@ -115,17 +113,17 @@ pub(crate) fn refusal(frame: &Frame<'_>) -> Result<Option<Refusal>, CutOff> {
     Ok(Some(Refusal { errno: code.saturating_neg(), text: text.flatten().filter(|text| !text.is_empty()) }))
 }
 
-/// The number at `offset`, in host order.
+/// Returns the number at `offset`, in host order.
 pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
-/// The number at `offset`, in host order.
+/// Returns the number at `offset`, in host order.
 pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
-/// Messages and attributes begin at multiples of four.
+/// Rounds up: messages and attributes begin at multiples of four.
 fn aligned(length: usize) -> usize {
     length.saturating_add(3) & !3
 }
@@ -139,7 +137,7 @@ mod tests {
 
     #[test]
     fn several_messages_are_told_apart() {
-        // A dump of next hops as Linux 6.18 sent it, with its end.
+        // A dump of next hops from Linux 6.18, with its end.
         let dump = bytes(
             "3000000068000200010000009455000002fd660004000000080001000003050a0800050004000000080006000a050300\
              1400000003000200010000009455000000000000",
@@ -154,7 +152,7 @@ mod tests {
 
     #[test]
     fn an_error_comes_with_the_kernels_words() {
-        // Of Linux 6.18, to a route by a next hop object that is not there.
+        // From Linux 6.18, in answer to a route with a missing next hop object.
         let answer = bytes(
             "4400000002000003010000003f5a0000eaffffff2c0000001800050601000000000000001e0001004e657874686f702069642\
              0646f6573206e6f7420657869737400000000",

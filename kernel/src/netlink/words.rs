@@ -1,4 +1,4 @@
-//! Objects of other programs in the words of `ip(8)`.
+//! Describes objects of other programs in the style of `ip(8)`.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ pub(crate) fn device(text: &mut String, index: Option<u32>, mut name: impl FnMut
     };
 }
 
-/// What a protocol is called: the names of iproute2's `rt_protos`.
+/// Returns the name of a protocol, from iproute2's `rt_protos`.
 pub(crate) fn protocol(number: u8) -> String {
     let name = match number {
         1 => "redirect",

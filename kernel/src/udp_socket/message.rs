@@ -1,4 +1,4 @@
-//! What one call sends.
+//! What one send call sends.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -8,30 +8,30 @@ use super::raw::{Control, MAX_SLICES, Name, empty_header};
 /// Most bytes of payload in one datagram or one segmented send over IPv4: 65,535 less the IP and UDP headers.
 pub const MAX_PAYLOAD_BYTES: usize = 65_507;
 
-/// Most bytes of payload in a segmented send that leaves whole by a device with an Ethernet header. From one more
-/// on, it is past the usual `gso_max_size` of 65,536 bytes, and the kernel cuts it in software, which is many times
-/// as slow (`gso_features_check` in `net/core/dev.c`).
+/// Most bytes of payload in a segmented send that leaves an Ethernet device unsplit. One more exceeds the usual
+/// `gso_max_size` of 65,536 bytes, and the kernel segments in software, which is many times slower
+/// (`gso_features_check` in `net/core/dev.c`).
 pub const MAX_GSO_BYTES: usize = 65_493;
 
 /// Most segments in one send (`UDP_MAX_SEGMENTS` before Linux 6.9, which allows 128).
 pub const MAX_SEGMENTS: usize = 64;
 
-/// Most datagrams that [`UdpSocket::send_many`](super::UdpSocket::send_many) hands over in one call.
+/// Most datagrams that [`UdpSocket::send_many`](super::UdpSocket::send_many) sends in one call.
 pub const MAX_MESSAGES: usize = 64;
 
 /// One message for [`UdpSocket::send_many`](super::UdpSocket::send_many).
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
-    /// Where to; of the socket's own family.
+    /// The destination, of the socket's own family.
     pub to: SocketAddr,
     /// The payload, gathered from at most [`MAX_SLICES`].
     pub slices: &'a [IoSlice<'a>],
-    /// Cut the payload into datagrams of that many bytes, the last one shorter: at most [`MAX_SEGMENTS`] of them.
+    /// Cut the payload into at most [`MAX_SEGMENTS`] datagrams of this many bytes, the last one possibly shorter.
     /// `None` sends one datagram.
     pub segment_size: Option<u16>,
 }
 
-/// What a message to send needs beside its payload.
+/// What sending a message needs besides its payload.
 pub(super) struct Envelope {
     name: Name,
     name_bytes: libc::socklen_t,
@@ -49,12 +49,12 @@ impl Envelope {
         Self { name, name_bytes, control, control_bytes }
     }
 
-    /// A header that points into this envelope and to the slices of `message`.
+    /// Returns a header that points into this envelope and to the slices of `message`.
     pub(super) fn header(&mut self, message: &Message<'_>) -> libc::msghdr {
         let mut header = empty_header();
         header.msg_name = (&raw mut self.name).cast();
         header.msg_namelen = self.name_bytes;
-        // `IoSlice` is laid out as `struct iovec` (its documentation); sends only read through it.
+        // `IoSlice` has the layout of `struct iovec` (its documentation); sends only read through it.
         header.msg_iov = message.slices.as_ptr().cast_mut().cast();
         header.msg_iovlen = message.slices.len() as _;
         if self.control_bytes > 0 {
@@ -65,7 +65,7 @@ impl Envelope {
     }
 }
 
-/// The kernel says `EMSGSIZE` for too many slices, which means something else here.
+/// Checks the number of slices: the kernel's `EMSGSIZE` for too many means something else here.
 pub(super) fn check_slices(message: &Message<'_>) -> io::Result<()> {
     if message.slices.len() <= MAX_SLICES {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What the calls that move datagrams exchange with the kernel, as it lays that out.
+//! The structures that calls for datagrams exchange with the kernel.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 /// Most slices in one message (`UIO_MAXIOV` in `linux/uio.h`).
 pub const MAX_SLICES: usize = 1024;
 
-/// A socket address of either family, as the kernel lays it out. Both begin with the family.
+/// A socket address of either family in the kernel's layout. Both begin with the family.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) union Name {
@@ -25,7 +25,7 @@ impl Name {
         },
     };
 
-    /// The name of `address`, and how many bytes of it count.
+    /// Returns the name of `address`, and its length.
     pub(super) fn new(address: SocketAddr) -> (Self, libc::socklen_t) {
         let mut name = Self::EMPTY;
         let bytes = match address {
@@ -52,7 +52,7 @@ impl Name {
         (name, bytes as libc::socklen_t)
     }
 
-    /// The address, if the kernel wrote `bytes` of one.
+    /// Returns the address, if the kernel wrote `bytes` of one.
     pub(super) fn address(&self, bytes: libc::socklen_t) -> Option<SocketAddr> {
         // SAFETY: every byte of the union is initialised by `EMPTY`, and all bit patterns are valid in both variants.
         #[allow(unsafe_code)]
@@ -81,7 +81,7 @@ impl fmt::Debug for Name {
 }
 
 /// Space for one control message with a number (`cmsg(3)`): the segment size, `u16` when sending and `int` when
-/// receiving. Laid out as `CMSG_DATA` and `CMSG_SPACE` say, which a test holds it to.
+/// receiving. A test compares the layout with `CMSG_DATA` and `CMSG_SPACE`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Control {
@@ -91,8 +91,8 @@ pub(super) struct Control {
 
 impl Control {
     pub(super) fn empty() -> Self {
-        // SAFETY: cmsghdr consists of integers, for which zero is a value; musl's has private padding, so that it
-        // cannot be written out.
+        // SAFETY: cmsghdr has only integers, for which zero is valid. musl's has private padding, which rules out a
+        // literal.
         #[allow(unsafe_code)]
         let header = unsafe { std::mem::zeroed() };
         Self { header, data: [0; 8] }
@@ -107,7 +107,7 @@ impl Control {
         control
     }
 
-    /// The segment size in bytes, if the kernel wrote one into the `bytes` that it used.
+    /// Returns the segment size in bytes, if the kernel wrote one into the `bytes` that it used.
     pub(super) fn segment_size(&self, bytes: usize) -> Option<usize> {
         let &[a, b, c, d, ..] = &self.data;
         let complete = bytes >= size_of::<libc::cmsghdr>() + size_of::<libc::c_int>();
@@ -123,8 +123,8 @@ impl fmt::Debug for Control {
 }
 
 pub(super) fn empty_header() -> libc::msghdr {
-    // SAFETY: msghdr consists of integers and pointers, for which zero is a value; musl's has private padding, so
-    // that it cannot be written out.
+    // SAFETY: msghdr consists of integers and pointers, for which zero is valid. musl's has private padding, which
+    // rules out a literal.
     #[allow(unsafe_code)]
     unsafe {
         std::mem::zeroed()

@@ -1,48 +1,46 @@
-//! What one call receives.
+//! What one receive call receives.
 
 use std::net::SocketAddr;
 use std::ptr;
 
 use super::raw::{Control, MAX_SLICES, Name, empty_header};
 
-/// Buffers for one [`UdpSocket::receive`](super::UdpSocket::receive), used again and again.
+/// Reusable buffers for [`UdpSocket::receive`](super::UdpSocket::receive).
 #[derive(Debug)]
 pub struct ReceiveBatch {
-    /// Buffers of [`BUFFER_BYTES`], one after the other. Memory that no datagram ever reached is never touched, and
-    /// costs nothing.
+    /// Buffers of [`BUFFER_BYTES`] each. Memory that no datagram reaches is never touched, and costs nothing.
     storage: Box<[u8]>,
     slots: Box<[Slot]>,
     headers: Box<[libc::mmsghdr]>,
     filled: usize,
-    /// Datagrams to ask for next time.
+    /// Datagrams to request next time.
     wanted: usize,
     asked: usize,
 }
 
-// SAFETY: the raw pointers in `slots` and `headers` are written by `prepare` and followed only by the kernel within
-// the same `receive`, which has the batch exclusively, on whichever thread it is.
+// SAFETY: `prepare` writes the raw pointers in `slots` and `headers`, and only the kernel follows them, within the same
+// `receive`, which has the batch exclusively, on any thread.
 #[allow(unsafe_code)]
 unsafe impl Send for ReceiveBatch {}
 
-/// Every datagram fits, merged ones included.
+/// Every datagram fits, including merged ones.
 const BUFFER_BYTES: usize = 65_536;
 
-/// Bytes that one receive aims at: they fit into a core's second-level cache beside all else.
+/// Target bytes per receive: they fit into a core's second-level cache with everything else.
 const RECEIVE_BYTES: usize = 256 << 10;
 
-/// A received datagram, or several of one sender that the kernel merged.
+/// A received datagram, or several from one sender that the kernel merged.
 #[derive(Debug)]
 pub struct Datagram<'a> {
-    /// Outer source.
+    /// The outer source.
     pub source: SocketAddr,
-    /// The payloads, one after the other.
+    /// The payloads, concatenated.
     pub bytes: &'a mut [u8],
-    /// Bytes of each payload but the last, which may be shorter. Never 0; the length of `bytes` where nothing was
-    /// merged.
+    /// Bytes of each payload but the last, which may be shorter. Never 0; the length of `bytes` if nothing was merged.
     pub segment_size: usize,
 }
 
-/// What the kernel writes beside the payload of one received message.
+/// What the kernel writes besides the payload of one received message.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     name: Name,
@@ -51,7 +49,7 @@ struct Slot {
 }
 
 impl ReceiveBatch {
-    /// Room for `datagrams` (1 to 1,024), each possibly merged from many: 64 KiB of address space for each.
+    /// Makes room for `datagrams` (1 to 1,024), each possibly merged from many: 64 KiB of address space each.
     pub fn new(datagrams: usize) -> Self {
         let datagrams = datagrams.clamp(1, MAX_SLICES);
         let buffer = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
@@ -66,12 +64,12 @@ impl ReceiveBatch {
         }
     }
 
-    /// Whether the last receive brought as many as it asked for: more may wait.
+    /// Returns whether the last receive was full, so that more may be queued.
     pub fn is_full(&self) -> bool {
         self.filled == self.asked
     }
 
-    /// So many were received: asks for as many next time as make [`RECEIVE_BYTES`], if they are like these.
+    /// Records how many were received, to request next time as many like these as make [`RECEIVE_BYTES`].
     pub(super) fn filled_with(&mut self, datagrams: usize) {
         self.filled = datagrams;
         let bytes: usize = self.headers[..self.filled].iter().map(|header| header.msg_len as usize).sum();
@@ -79,8 +77,8 @@ impl ReceiveBatch {
         self.wanted = likely.clamp(1, self.slots.len());
     }
 
-    /// What the last receive brought, in the order of arrival. Only what did not fit is left out, which cannot happen
-    /// with the kernels that are known.
+    /// Returns what the last receive brought, in order of arrival. Leaves out only what did not fit, which known
+    /// kernels never cause.
     pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
         let buffers = self.storage.chunks_exact_mut(BUFFER_BYTES);
         let filled = self.headers[..self.filled].iter().zip(&*self.slots);

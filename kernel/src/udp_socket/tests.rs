@@ -25,7 +25,7 @@ fn send_segments(
     socket.send_many(&[Message { to, slices, segment_size: Some(segment_size) }])
 }
 
-/// All datagrams that arrive until `bytes` of payload have: source, payload, segment size.
+/// Returns all datagrams that arrive until `bytes` of payload have: source, payload, segment size.
 fn receive_bytes(socket: &UdpSocket, bytes: usize) -> Vec<(SocketAddr, Vec<u8>, usize)> {
     let mut batch = ReceiveBatch::new(8);
     let mut all = Vec::new();
@@ -49,7 +49,7 @@ fn a_segmented_send_arrives_as_single_datagrams() {
     let (receiver, to, modes) = loopback(UdpOptions { gro: false, ..ALL });
     assert!(!modes.gro);
     let payload = payload(44 * 1400 - 100);
-    // Boundaries of slices are none of segments.
+    // Slice boundaries do not have to match segment boundaries.
     let (head, tail) = payload.split_at(2_001);
     let slices = [IoSlice::new(head), IoSlice::new(tail)];
     assert_eq!(send_segments(&sender, to, &slices, 1400).unwrap(), 1);
@@ -193,11 +193,11 @@ fn datagrams_go_to_the_socket_of_the_processor_that_they_arrive_on() {
     let (first, address, _) = loopback(shared);
     let (second, _) = UdpSocket::bind(address, shared).unwrap();
     first.steer_by_processor(2).unwrap();
-    // Over loopback a datagram arrives where it was sent.
+    // Over loopback a datagram arrives on the processor that sent it.
     let sent = std::thread::spawn(move || {
         crate::scheduling::stay_on_every(2, 0).unwrap();
         for _ in 0..20 {
-            // By sender, which the kernel goes by otherwise, they would be spread.
+            // By sender, the kernel's default, they would be spread.
             let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             sender.send_to(b"x", address).unwrap();
         }

@@ -7,12 +7,12 @@ fn parse(json: &str) -> Result<NetworkConfig, String> {
     NetworkConfig::parse(json.as_bytes()).map_err(|error| error.to_string())
 }
 
-/// Of a config with these fields and a backend.
+/// Parses a config with these fields and a backend.
 fn with_backend(fields: &str) -> Result<NetworkConfig, String> {
     parse(&format!(r#"{{{fields}, "Backend": {{"Type": "vxlan"}}}}"#))
 }
 
-/// Of a config on a network that can be used.
+/// Parses a config with a valid network and these fields.
 fn with_network(fields: &str) -> Result<NetworkConfig, String> {
     parse(&format!(r#"{{"Network": "10.5.0.0/16", {fields}}}"#))
 }
@@ -73,7 +73,7 @@ fn a_backend_that_says_nothing_is_refused() {
         (r#"{"Type": null}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
         (
             r#"{"Type": ""}"#,
-            "Backend.Type \"\" is not one that this fland has; vxlan, udp, host-gw and alloc are",
+            "Backend.Type \"\" is not a backend of this fland; vxlan, udp, host-gw and alloc are",
         ),
         ("null", r#"Backend null is not an object; {"Type": "vxlan"} is one"#),
         (r#""vxlan""#, r#"Backend "vxlan" is not an object; {"Type": "vxlan"} is one"#),
@@ -155,7 +155,7 @@ fn what_fland_runs_is_supported_and_the_rest_refused_by_name() {
     assert_eq!(judge(both), Err(implied));
     for backend in ["wireguard", "ipip"] {
         let refused = format!(
-            "Backend.Type {backend:?} is not one that this fland has; vxlan, udp, host-gw and alloc are"
+            "Backend.Type {backend:?} is not a backend of this fland; vxlan, udp, host-gw and alloc are"
         );
         assert_eq!(judge(&on(backend)), Err(refused));
     }
@@ -240,7 +240,7 @@ fn an_error_names_the_field_the_value_and_what_would_work() {
         (r#""Network": "10.5.0.0""#, "Network \"10.5.0.0\" cannot be read; expected 10.5.0.0/16"),
         (
             r#""Network": "127.0.0.0/16""#,
-            "Network 127.0.0.0/16 holds no addresses of hosts; 10.5.0.0/16 would",
+            "Network 127.0.0.0/16 contains no host addresses; 10.5.0.0/16 would",
         ),
         (
             r#""Network": "10.5.0.0/29""#,
@@ -308,7 +308,7 @@ proptest! {
         let _ = NetworkConfig::parse(&json);
     }
 
-    /// Objects of names that mean something, in any case and number, with values of all kinds.
+    /// Objects with known names, in any case and number, and values of all types.
     #[test]
     fn any_fields_are_read_without_panic(
         fields in proptest::collection::vec((0..NAMES.len(), 0..VALUES.len(), any::<bool>()), 0..8),

@@ -20,20 +20,19 @@ use crate::twin::Twin;
 pub struct Claim {
     /// The network.
     pub config: NetworkConfig,
-    /// What peers need to know of us.
+    /// What peers need to know about us.
     pub attributes: LeaseAttributes,
-    /// What we held before, as subnet.env says; taken again if nobody else has it.
+    /// What we held before, according to subnet.env; taken again unless somebody else has it.
     pub previous: Option<Subnets>,
-    /// All addresses of this host, on whatever interface: a lease that bears one of them and our node id is no clone's.
+    /// All addresses of this host, on any interface: a lease with one of them and our node id is not a clone's.
     pub addresses: BTreeSet<IpAddr>,
-    /// This host's own networks at each moment; subnets that overlap none of them are preferred.
+    /// This host's current networks; subnets that overlap none of them are preferred.
     pub networks: watch::Receiver<Vec<HostNetwork>>,
-    /// What to do where no other subnet is free.
+    /// What to do if every free subnet overlaps.
     pub overlap: OverlapPolicy,
     /// How long the lease outlives us, in whole seconds.
     pub ttl: Duration,
-    /// A keepalive is sent at the latest this long before the end; shorter than `ttl`. It is sent after a third of
-    /// `ttl` anyway.
+    /// Latest time of a keepalive before expiry; shorter than `ttl`. It is sent after a third of `ttl` anyway.
     pub renew_margin: Option<Duration>,
 }
 
@@ -42,24 +41,24 @@ pub struct Claim {
 pub struct HeldLease {
     /// Our subnets.
     pub subnets: Subnets,
-    /// The etcd lease behind the key; `None` for a reservation, which needs no keepalive.
+    /// The etcd lease of the key; `None` for a reservation, which needs no keepalive.
     pub etcd_lease: Option<i64>,
     /// Store revision of the last write of the key.
     pub mod_revision: i64,
 }
 
-/// The lease as we hold it, and what is wrong with that.
+/// The lease as we hold it, and its problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// The lease.
     pub lease: HeldLease,
-    /// Why it could not be renewed or taken back, while that lasts.
+    /// Why it could not be renewed or taken back, as long as that lasts.
     pub problem: Option<String>,
-    /// The other machine with our node id that was last heard of, because it claimed our lease or objected to our claim.
+    /// The last known other machine with our node id, which claimed our lease or objected to our claim.
     pub twin: Option<Sighting>,
 }
 
-/// When another machine with our node id was last heard of.
+/// When another machine with our node id was last noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sighting {
     /// The machine.
@@ -75,13 +74,13 @@ impl Sighting {
 }
 
 impl Holding {
-    /// A lease with which nothing is wrong.
+    /// Creates it without a problem.
     pub fn new(lease: HeldLease) -> Self {
         Self { lease, problem: None, twin: None }
     }
 }
 
-/// Why a lease could not be taken at this moment.
+/// Why a lease cannot be taken now.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// The store failed.
@@ -93,19 +92,19 @@ pub enum KeeperError {
         /// The network.
         #[source]
         exhausted: NoSubnet,
-        /// Who holds how many.
+        /// How many each holder has.
         holders: String,
     },
-    /// Subnets are free, but only such as overlap this host's own networks.
+    /// All free subnets overlap this host's own networks.
     #[error(
-        "{overlap}: {by}; release a lease that is no longer used, give the overlay more addresses, take that network off \
-         this host, or have such a subnet taken with --subnet-overlap warn"
+        "{overlap}: {by}; release a lease that is no longer used, give the overlay more addresses, remove that network \
+         from this host, or allow the overlap with --subnet-overlap warn"
     )]
     Overlap {
-        /// The network, and how many are free.
+        /// The network, and the number of free subnets.
         #[source]
         overlap: NoSubnet,
-        /// The host's networks, and where they are.
+        /// The host's networks, with their places.
         by: String,
     },
     /// Another host was faster.
@@ -113,6 +112,6 @@ pub enum KeeperError {
     LostRace(Subnets),
 }
 
-/// The first and the longest wait after a failure, before jitter.
+/// The shortest and the longest wait after a failure, before jitter.
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(100);
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(10);

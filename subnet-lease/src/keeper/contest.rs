@@ -1,4 +1,4 @@
-//! Asking the holder of a lease that bears our node id whether it lives, before its subnet is taken.
+//! Asks whether the holder of a lease with our node id is alive before taking its subnet.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,49 +15,49 @@ use crate::store::Store;
 use crate::twin::Twin;
 use crate::watch::{SILENCE, WAITS};
 
-/// How long the holder of a lease has for objecting, unless the store is slow.
+/// How long a holder has to object, unless the store is slow.
 #[cfg(test)]
 pub(super) const CLAIM_WAIT: Duration = claim_wait(REQUEST_LIMIT);
-/// How often the claim is looked at meanwhile.
+/// How often to look at the claim meanwhile.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What is known, at the start of a host, of a holder that bears its node id.
+/// What we know, at the start of a host, about a holder with its node id.
 #[derive(Debug, Default)]
 pub(super) struct Contest {
-    /// The lease whose holder lives: it is not asked again.
+    /// The lease whose holder is alive: it is not asked again.
     lost: Option<(Subnets, Twin)>,
 }
 
-/// How long the holder of a lease has for objecting to a claim, at a store whose answers may take so long
-/// ([`Store::patience`]): 30 s, or more where it is slow. A holder that lives and sees the store objects within milliseconds.
-/// One whose connection broke without a word sees the claim after this at the latest: its watch is silent, the sign of life
-/// fails, the next list comes later (`watch.rs`), and takes its time.
+/// Returns how long a holder has to object to a claim: 30 s, or more at a store whose answers take long
+/// ([`Store::patience`]).
+///
+/// A holder that is alive and sees the store objects within milliseconds. One whose connection broke silently sees the
+/// claim after this at the latest: its watch is silent, the sign of life fails, and the next list takes time.
 const fn claim_wait(patience: Duration) -> Duration {
     SILENCE.saturating_add(patience).saturating_add(WAITS.1).saturating_add(patience)
 }
 
 impl Contest {
-    /// Whether the lease may still become ours.
+    /// Returns whether the lease may still become ours.
     pub(super) fn is_open(&self, subnets: &Subnets) -> bool {
         self.lost.as_ref().is_none_or(|(lost, _)| lost != subnets)
     }
 
-    /// As it is once the holder of these subnets has answered.
+    /// Creates the state after the holder of these subnets has answered.
     #[cfg(test)]
     pub(super) fn lost(subnets: Subnets) -> Self {
         Self { lost: Some((subnets, Twin::default())) }
     }
 
-    /// The machine that lives, and has our node id.
     pub(super) fn twin(self) -> Option<Twin> {
         self.lost.map(|(_, twin)| twin)
     }
 
-    /// Claims the lease, and waits for an objection. Answers the lease to take over, or `None` where all is to be looked at
-    /// again: the holder lives, or the lease is gone or another's by now.
+    /// Claims the lease, and waits for an objection. Returns the lease to take over, or `None` if everything must be
+    /// read again: the holder is alive, or the lease is gone or has another holder.
     ///
     /// # Errors
-    /// When the store fails; then nothing is known of the holder.
+    /// If the store fails; then nothing is known about the holder.
     pub(super) async fn run(
         &mut self,
         store: &Store,
@@ -76,17 +76,17 @@ impl Contest {
         let wait = claim_wait(store.patience());
         info!(
             %subnets, %holder, ?wait,
-            "the lease of our previous subnet bears our node id, but another address; it becomes ours if its holder does not object",
+            "the lease of our previous subnet has our node id, but another address; taking it over if its holder does not object",
         );
         waits(&format!(
-            "a word of {holder}, who holds {subnets} with our node id; {} s at most",
+            "an objection from {holder}, which holds {subnets} with our node id; {} s at most",
             wait.as_secs()
         ));
         let mut trial = Trial { words, mod_revision, until: claimed + wait };
         loop {
             tokio::time::sleep(LOOK).await;
             let found = leases.get(&key).await?;
-            // A store that grows slow is slow for the holder, too.
+            // A store that becomes slow is slow for the holder, too.
             trial.until = trial.until.max(claimed + claim_wait(store.patience()));
             match trial.judge(found, Instant::now()) {
                 Verdict::Wait => {}
@@ -98,7 +98,7 @@ impl Contest {
                 Verdict::Lives(twin) => {
                     warn!(
                         %subnets, %twin,
-                        "another machine with our node id lives and keeps this subnet: one is a clone of the other. \
+                        "another machine with our node id is alive and keeps this subnet: one is a clone of the other. \
                          Taking another subnet; {REMEDY}, on one of the two",
                     );
                     self.lost = Some((subnets, twin));
@@ -109,30 +109,30 @@ impl Contest {
     }
 }
 
-/// How two machines are told apart again.
-const REMEDY: &str = "set --node-id (FLAND_NODE_ID), or make another /etc/machine-id, and restart fland";
+/// How to make two machines distinct again.
+const REMEDY: &str = "set --node-id (FLAND_NODE_ID), or create a new /etc/machine-id, and restart fland";
 
-/// A claim that stands in the store. It knows neither the store nor the clock.
+/// A claim in the store. It knows neither the store nor the clock.
 #[derive(Debug)]
 struct Trial {
-    /// The lease with our claim.
+    /// The value with our claim.
     words: LeaseAttributes,
-    /// The last write that says so.
+    /// The last write with that value.
     mod_revision: i64,
-    /// Until then the holder may object.
+    /// The end of the time to object.
     until: Instant,
 }
 
-/// What is to be made of the lease.
+/// What to do with the lease.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is too early to say.
+    /// It is too early to decide.
     Wait,
     /// The holder does not answer.
     Silent(Entry),
-    /// The holder has written its own words again, or another machine with our node id claims the lease as well.
+    /// The holder is alive and has restored its value, or another machine with our node id claims the lease as well.
     Lives(Twin),
-    /// It is gone, or is no longer a lease with our node id.
+    /// It is gone, or no longer a lease with our node id.
     Over,
 }
 
@@ -146,7 +146,7 @@ impl Trial {
                 let twin = said.claimant().unwrap_or_else(|| Twin::of(&said));
                 return if same_node { Verdict::Lives(twin) } else { Verdict::Over };
             }
-            // Written by another program, to the same effect: a reservation made of it, for instance.
+            // Another program wrote an equivalent value, for instance to make a reservation of it.
             self.mod_revision = entry.mod_revision;
         }
         if now < self.until { Verdict::Wait } else { Verdict::Silent(entry) }
@@ -202,7 +202,7 @@ mod tests {
             panic!("the holder has objected")
         };
         assert_eq!(twin.to_string(), "192.168.64.11 (h1)");
-        // Also where it moved meanwhile, and at the last moment.
+        // Also after the holder moved meanwhile, and at the last moment.
         let moved = words(&HOLDER.replace(".11", ".19"));
         let verdict = trial(now).judge(Some(entry(&moved, 6)), now + 2 * CLAIM_WAIT);
         assert!(matches!(verdict, Verdict::Lives(_)));

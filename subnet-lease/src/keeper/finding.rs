@@ -1,4 +1,4 @@
-//! What has become of our key.
+//! What happened to our key.
 
 use std::net::IpAddr;
 
@@ -11,27 +11,27 @@ use crate::twin::Twin;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Finding {
     Unchanged,
-    /// Written by somebody, to the same effect.
+    /// Somebody wrote an equivalent value.
     Touched {
         etcd_lease: Option<i64>,
         mod_revision: i64,
     },
-    /// As we left it, while we want to say something else by now.
+    /// As we left it, but we want another value by now.
     Outdated(Entry),
     /// Still ours, but another machine with our node id claims it.
     Claimed(Twin, Entry),
-    /// Still ours, but it says something else.
+    /// Still ours, but with other values.
     Altered(Entry),
     Gone,
-    /// Another host's, described.
+    /// Another host's lease, described.
     Foreign(String),
 }
 
-/// What our key may say by our own doing: what we claim now and, until that was seen to stand in the store, what we
-/// claimed before.
+/// The values that we may have written: those that we claim now and, until they have been seen in the store, those that
+/// we claimed before.
 pub(super) struct Published {
     addresses: Vec<PerFamily<IpAddr>>,
-    /// Whether what we claim now was never seen in the store.
+    /// Whether what we claim now has not been seen in the store yet.
     outdated: bool,
 }
 
@@ -109,7 +109,7 @@ mod tests {
         };
         assert!(matches!(find(&value(&before), 10), Finding::Outdated(_)));
         assert!(matches!(find(&value(&before), 11), Finding::Altered(_)));
-        // The write may have happened although no answer came.
+        // The write may have happened although no answer arrived.
         assert_eq!(find(&value(&after), 11), Finding::Touched { etcd_lease: Some(7), mod_revision: 11 });
         assert!(matches!(find(&value(&before).replace("\"a\"", "\"b\""), 11), Finding::Foreign(_)));
         let standing = Published::new(&after.attributes);
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(find(ours.clone()), Finding::Claimed(Twin::of(&twin), ours));
         let altered = claimed(&said(r#"{"PublicIP":"192.168.64.11","BackendType":"udp","NodeID":"a"}"#));
         assert!(matches!(find(altered), Finding::Claimed(..)));
-        // Whoever has it by then is to object himself.
+        // Its new holder must object, not we.
         let foreign = claimed(&said(r#"{"PublicIP":"192.168.64.99","NodeID":"c"}"#));
         assert_eq!(find(foreign), Finding::Foreign("192.168.64.99, node id c".to_owned()));
     }

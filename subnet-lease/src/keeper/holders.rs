@@ -1,11 +1,11 @@
-//! Who holds the subnets of a network that has none left.
+//! Describes the holders of an exhausted network.
 
 use std::collections::BTreeMap;
 
 use crate::lease::Lease;
 use crate::stored::Listing;
 
-/// Who holds how many subnets, the greediest first.
+/// Lists the number of subnets of each holder, largest first.
 pub(super) fn holders(listing: &Listing<Lease>) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for lease in listing.readable() {
@@ -26,7 +26,7 @@ pub(super) fn holders(listing: &Listing<Lease>) -> String {
     shown.join(", ")
 }
 
-/// How many holders an error message names.
+/// Most holders in an error message.
 const SHOWN: usize = 10;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which of the leases are ours already.
+//! Finds the leases that are ours already.
 
 use tracing::warn;
 
@@ -7,21 +7,21 @@ use super::contest::Contest;
 use crate::lease::{Lease, NodeIdentity};
 use crate::stored::Listing;
 
-/// A lease that is ours already, or may be.
+/// A lease that is ours, or may be.
 #[derive(Debug)]
 pub(super) struct Own<'a> {
     pub(super) lease: &'a Lease,
-    /// Whether only the node id says so: it is ours if its holder does not live.
+    /// Whether only the node id says so: it is ours if its holder is dead.
     pub(super) by_node: bool,
 }
 
-/// The lease that is ours already: a reservation first, then the previous subnet if it is among them, else the oldest.
+/// Chooses the lease that is ours already: first a reservation, then the previous subnet, else the oldest.
 ///
-/// Ours is what bears our address. At the start the previous subnet is ours as well if its lease bears our node id and an
-/// address that this host has on any interface, and may be ours if it bears another one: then the address of this host
-/// has changed, or the holder is a clone of it. A running host asks for no more than what bears its address, as two clones
-/// of one machine would take the subnet from each other for ever. At a start there is a `contest`, which knows what was
-/// asked for in vain.
+/// A lease with our address is ours. At the start, so is that of the previous subnet if it has our node id and an
+/// address of this host on any interface. If it has another address, it may be ours: either this host's address has
+/// changed, or the holder is a clone of this host. A running host looks only for its own address, because two clones
+/// would take the subnet from each other forever. A `contest` exists only at the start, and knows which leases were
+/// claimed in vain.
 pub(super) fn choose_own<'a>(
     listing: &'a Listing<Lease>,
     claim: &Claim,
@@ -56,22 +56,22 @@ pub(super) fn choose_own<'a>(
     })
 }
 
-/// Leases with our address that are told of one by one.
+/// Most leases with our address that are logged one by one.
 const SHOWN_DOUBLES: usize = 5;
 
-/// Whether the lease is that of another machine with our address.
+/// Returns whether the lease belongs to another machine with our address.
 fn is_double(lease: &Lease, claim: &Claim) -> bool {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let attributes = &lease.attributes;
     attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node)
 }
 
-/// Two machines with one address cannot both be reached.
+/// Warns that two machines with one address cannot both be reached.
 fn warn_of_double(lease: &Lease, number: usize) {
     if number <= SHOWN_DOUBLES {
         warn!(
             subnets = %lease.subnets, holder = %lease.attributes.holder(),
-            "another machine holds a lease with our public address; peers can reach only one of us, unless that one is no more",
+            "another machine holds a lease with our public address; peers can reach only one of us, unless that machine no longer exists",
         );
     }
 }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::entry::Entry;
 
-    /// The subnets of the lease that is ours, and whether only the node id says so.
+    /// Returns the subnets of our lease, and whether only the node id says that it is ours.
     fn chosen(entries: &[Entry], claim: &Claim) -> Option<String> {
         let listing = Listing::of(entries.to_vec(), 9, 1);
         choose_own(&listing, claim, Some(&Contest::default())).map(|Own { lease, by_node }| {
@@ -115,7 +115,7 @@ mod tests {
         let claim = Claim { previous: Some("10.5.3.0/24".parse().unwrap()), ..claim() };
         let leases = [lease("10.5.3.0-24", "192.168.64.11", Some("a"), 5), reserved.clone()];
         assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.77.0/24"));
-        // Of two of them that which was held.
+        // Of two leases, the one that was held wins.
         let held = Entry { etcd_lease: None, ..lease("10.5.3.0-24", "192.168.64.11", Some("a"), 10) };
         assert_eq!(chosen(&[held, reserved], &claim).as_deref(), Some("10.5.3.0/24"));
     }

@@ -7,38 +7,37 @@ use tokio::time::Instant;
 use super::claim::{FIRST_WAIT, LONGEST_WAIT};
 use crate::backoff::Backoff;
 
-/// What a look at our key came to.
+/// The result of reading our key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looked {
     /// Nothing had to be written.
     Fine,
-    /// Our key had to be written, as somebody else had changed it.
+    /// We repaired our key, which somebody else had changed.
     Mended,
-    /// Our key was written, as it is to say something else.
+    /// We wrote new values.
     Published,
-    /// Our key was written, as another machine claimed it. That is no dispute: an objection must come in time, however
-    /// often there is a claim.
+    /// We wrote our key because another machine claimed it. That is not a dispute: an objection must be timely, however
+    /// many claims there are.
     Objected,
 }
 
-/// What the keeper does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
     KeepAlive,
     Look,
 }
 
-/// When the keeper does what. It knows neither the store nor the clock.
+/// Decides when the keeper does what. It knows neither the store nor the clock.
 pub(super) struct Schedule {
     interval: Duration,
-    /// The last keepalive that succeeded.
+    /// When the last keepalive succeeded.
     kept: Instant,
-    /// A look is due then.
+    /// When to read our key.
     look: Option<Instant>,
-    /// Nothing is done before, because the last attempt failed.
+    /// Nothing is done before this, because the last attempt failed.
     not_before: Instant,
     failures: Backoff,
-    /// When our key was last mended: who alters it again at once is not answered at once.
+    /// When our key was last repaired: if it is changed again at once, the next repair waits.
     mended: Option<Instant>,
     mendings: Backoff,
 }
@@ -64,7 +63,7 @@ impl Schedule {
         if self.look.is_some() { Task::Look } else { Task::KeepAlive }
     }
 
-    /// Our key may not be as we left it.
+    /// Notes that our key may have changed.
     pub(super) fn suspect(&mut self, now: Instant) {
         if self.look.is_some() {
             return;
@@ -79,12 +78,12 @@ impl Schedule {
         self.look = Some(now + wait);
     }
 
-    /// Our key is to say something else.
+    /// Notes that our key needs new values.
     pub(super) fn publish(&mut self, now: Instant) {
         self.look = Some(now);
     }
 
-    /// A task is done, or has failed (`None`). Answers how long to wait after a failure.
+    /// Records that a task was done, or failed (`None`). Returns how long to wait after a failure.
     pub(super) fn done(&mut self, task: Task, looked: Option<&Looked>, now: Instant) -> Duration {
         let Some(looked) = looked else {
             let wait = self.failures.next();
@@ -111,11 +110,11 @@ impl Schedule {
     }
 }
 
-/// The longest wait before a key in dispute is mended, before jitter: less than what an objection has time for.
+/// Longest wait before a disputed key is repaired, before jitter: less than the time for an objection.
 const LONGEST_DISPUTE: Duration = Duration::from_secs(4);
-/// A key that is altered again within this time after it was mended is in dispute.
+/// A key that changes again within this time after a repair is disputed.
 const QUIET: Duration = Duration::from_secs(60);
-/// Keepalives go out three times in the life of a lease, and not later than `margin` before its end.
+/// Returns the interval of keepalives: a third of the lease's life, and at least `margin` before its end.
 pub(super) fn keepalive_interval(ttl: Duration, margin: Option<Duration>) -> Duration {
     (ttl / 3).min(ttl.saturating_sub(margin.unwrap_or_default())).max(Duration::from_secs(1))
 }

@@ -1,4 +1,4 @@
-//! Taking a lease: adopting one that is ours, or creating one.
+//! Takes a lease: adopts one that is ours, or creates one.
 
 use std::collections::HashSet;
 
@@ -16,17 +16,16 @@ use crate::store::{Store, StoreError};
 use crate::stored::Listing;
 use crate::twin::Twin;
 
-/// What an attempt came to.
 pub(super) struct Taken {
     pub(super) held: HeldLease,
-    /// The list that decided, without what was written by this.
+    /// The list that decided, without what this attempt wrote.
     pub(super) listing: Listing<Lease>,
-    /// Another machine with our node id, which has claimed the lease.
+    /// Another machine with our node id that has claimed the lease.
     pub(super) twin: Option<Twin>,
 }
 
-/// One attempt: look at all leases, then adopt ours or create one. With a `contest`, at the start of a host, what only
-/// its node id says to be ours is asked for.
+/// Makes one attempt: reads all leases, then adopts ours or creates one. With a `contest`, at the start of a host,
+/// claims leases that are ours only by node id.
 pub(super) async fn take(
     store: &Store,
     claim: &Claim,
@@ -44,7 +43,7 @@ pub(super) async fn take(
             return Ok(Taken { held, listing, twin });
         }
         (Some(Own { lease, by_node: true }), Some(contest)) => {
-            // Rare, and large: boxed, so that it does not count for the stack of every start.
+            // Rare and large: boxed, to keep the stack of every start small.
             let contest = Box::pin(contest.run(store, claim, lease, waits));
             let Some(lease) = contest.await? else {
                 return Err(KeeperError::LostRace(lease.subnets));
@@ -56,8 +55,8 @@ pub(super) async fn take(
     }
     let subnets = choose_free(claim, &listing)?;
     let held = put_with_new_lease(store, claim, subnets, &claim.attributes, 0).await?;
-    // That the key was free says all of a network with one family. With two, another host may have taken one of our
-    // subnets beside another one, under another key, in the same moment.
+    // In a network with one family, the key was free and that is enough. With two, another host may have taken one of
+    // our subnets in another combination, under another key, at the same moment.
     if claim.config.networks().count() > 1 && is_late(&held, &store.leases().list().await?) {
         store.leases().delete(&subnets.key(), held.mod_revision).await?;
         if let Some(etcd_lease) = held.etcd_lease {
@@ -69,7 +68,7 @@ pub(super) async fn take(
     Ok(Taken { held, listing, twin: None })
 }
 
-/// Subnets that nobody has, clear of this host's own networks if there are such.
+/// Chooses free subnets, if possible without overlap with this host's own networks.
 fn choose_free(claim: &Claim, listing: &Listing<Lease>) -> Result<Subnets, KeeperError> {
     let taken: Vec<Subnets> = listing.taken().map(|(subnets, _)| subnets).collect();
     let networks = claim.networks.borrow().clone();
@@ -91,10 +90,10 @@ fn choose_free(claim: &Claim, listing: &Listing<Lease>) -> Result<Subnets, Keepe
     })
 }
 
-/// The host's networks that an error names: a router may have thousands.
+/// Most of the host's networks in an error: a router may have thousands.
 const SHOWN: usize = 3;
 
-/// The first of these, and whether there are others.
+/// Joins the first of these, and says whether there are others.
 fn first(mut texts: Vec<String>) -> String {
     if texts.len() > SHOWN {
         texts.truncate(SHOWN);
@@ -103,13 +102,13 @@ fn first(mut texts: Vec<String>) -> String {
     texts.join(", ")
 }
 
-/// Whether another host took a part of what we have just taken before us, as a list from after that says. Of two, the
-/// later one sees the earlier.
+/// Returns whether a list from after our write shows an earlier overlapping lease of another host. Of two such hosts,
+/// the later one sees the earlier.
 fn is_late(held: &HeldLease, listing: &Listing<Lease>) -> bool {
     listing.taken().any(|(other, since)| since < held.mod_revision && other.overlaps(&held.subnets))
 }
 
-/// Makes a lease that is ours say what we want, with as few writes as that takes: none after a mere restart.
+/// Updates a lease of ours to what we want, with as few writes as possible: none after a mere restart.
 pub(super) async fn adopt(store: &Store, claim: &Claim, lease: &Lease) -> Result<HeldLease, KeeperError> {
     let (subnets, seen) = (lease.subnets, lease.mod_revision);
     let wanted = beside(&claim.attributes, lease.attributes.clone());
@@ -130,8 +129,8 @@ pub(super) async fn adopt(store: &Store, claim: &Claim, lease: &Lease) -> Result
     Ok(HeldLease { subnets, etcd_lease, mod_revision })
 }
 
-/// What we say, with what others have added to our lease; without claims on it, and without all of that if it made the lease
-/// too large for anybody to read.
+/// Returns our value with the fields that others added to our lease. Drops claims on it, and all of those fields if
+/// they would make the lease unreadably large.
 fn beside(ours: &LeaseAttributes, found: LeaseAttributes) -> LeaseAttributes {
     let wanted = LeaseAttributes { other: found.unclaimed().other, ..ours.clone() };
     match wanted.to_json().len() > LeaseAttributes::MOST_BYTES {
@@ -140,13 +139,13 @@ fn beside(ours: &LeaseAttributes, found: LeaseAttributes) -> LeaseAttributes {
     }
 }
 
-/// An etcd lease that can stay behind our key.
+/// An etcd lease that our key can keep.
 struct UsableLease {
     /// `None` for a reservation.
     etcd_lease: Option<i64>,
 }
 
-/// The etcd lease, kept alive, if it lasts as long as ours shall; a reservation stays one.
+/// Returns the etcd lease, renewed, if it lasts as long as ours should; a reservation stays one.
 async fn usable_lease(
     store: &Store,
     claim: &Claim,
@@ -165,7 +164,7 @@ async fn usable_lease(
     }
 }
 
-/// Writes our key with an etcd lease of its own, and leaves no such lease behind when that fails.
+/// Writes our key with a new etcd lease, and revokes that if the write fails.
 async fn put_with_new_lease(
     store: &Store,
     claim: &Claim,

@@ -1,4 +1,4 @@
-//! What the keeper's tests share.
+//! Helpers for the keeper's tests.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

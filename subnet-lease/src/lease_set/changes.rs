@@ -1,4 +1,4 @@
-//! What became of the peers, and of the bad leases, between two looks.
+//! The changes of peers and bad leases between two looks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,52 +7,51 @@ use crate::admission::QuarantineReason;
 use crate::key::Subnets;
 use crate::lease::Lease;
 
-/// What changed since the last look. Applied to what was there then, it gives what is there now.
+/// The changes since the last look. Applied to the previous state they give the current one.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Changes {
-    /// Each peer of which something else is known than before, once, in the order of their subnets.
+    /// Each peer that changed, once, ordered by subnet.
     pub peers: Vec<PeerChange>,
-    /// Each bad lease that came, went, or is bad for another reason, once, in the order of their keys.
+    /// Each lease that became bad, is no longer bad, or is bad for another reason, once, ordered by key.
     pub quarantine: Vec<QuarantineChange>,
 }
 
-/// What became of a peer. At least one of the two is there, and if both are, the subnets are the same and the
-/// attributes are not: a lease that was merely renewed is no change, nor is a field that only others know, such as the
-/// claim of another host.
+/// The change of a peer. At least one of the fields is set; if both are, the subnets are equal and the attributes are
+/// not. Renewals and changes of unknown fields, such as the claim of another host, do not count.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerChange {
-    /// Its lease as it was; `None` for a new peer.
+    /// The previous lease; `None` for a new peer.
     pub before: Option<Arc<Lease>>,
-    /// Its lease as it is; `None` for one that is gone.
+    /// The current lease; `None` if it is gone.
     pub after: Option<Arc<Lease>>,
 }
 
-/// What became of a bad lease. At least one of the two reasons is there.
+/// The change of a bad lease. At least one of the two reasons is set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuarantineChange {
     /// The last part of its key.
     pub key: Box<str>,
-    /// Why it was bad; `None` if it was not, or was not there.
+    /// Why it was bad; `None` if it was good or did not exist.
     pub before: Option<QuarantineReason>,
-    /// Why it is bad; `None` if it is gone or mended.
+    /// Why it is bad; `None` if it is gone or good now.
     pub after: Option<QuarantineReason>,
 }
 
 impl Changes {
-    /// Whether nothing changed.
+    /// Returns whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty() && self.quarantine.is_empty()
     }
 }
 
 impl PeerChange {
-    /// The peer's subnets.
+    /// Returns the peer's subnets.
     pub fn subnets(&self) -> Option<Subnets> {
         self.after.as_ref().or(self.before.as_ref()).map(|lease| lease.subnets)
     }
 }
 
-/// What was there at the last look, of all that was touched since.
+/// The state at the last look, of everything touched since.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Touched {
     peers: BTreeMap<Subnets, Option<Arc<Lease>>>,
@@ -60,19 +59,19 @@ pub(super) struct Touched {
 }
 
 impl Touched {
-    /// A peer is about to change; only the first change after a look counts.
+    /// Notes that a peer is about to change; only the first change after a look counts.
     pub(super) fn peer(&mut self, subnets: Subnets, before: Option<&Arc<Lease>>) {
         self.peers.entry(subnets).or_insert_with(|| before.cloned());
     }
 
-    /// A bad lease has changed; only the first change after a look counts.
+    /// Notes that a bad lease has changed; only the first change after a look counts.
     pub(super) fn quarantine(&mut self, key: &str, before: Option<QuarantineReason>) {
         if !self.quarantine.contains_key(key) {
             self.quarantine.insert(key.into(), before);
         }
     }
 
-    /// The changes, given what is there now. This is the next look.
+    /// Returns the changes up to the current state, and starts the next look.
     pub(super) fn take<'a>(
         &mut self,
         peer: impl Fn(&Subnets) -> Option<Arc<Lease>>,
@@ -82,7 +81,7 @@ impl Touched {
         let peers = peers.into_iter().filter_map(|(subnets, before)| {
             let after = peer(&subnets);
             let same = match (&before, &after) {
-                // What only others know is nothing that packets depend on.
+                // Packets do not depend on unknown fields.
                 (Some(before), Some(after)) => before.attributes.says_the_same(&after.attributes),
                 (before, after) => before.is_none() && after.is_none(),
             };

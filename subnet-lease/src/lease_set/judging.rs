@@ -1,4 +1,4 @@
-//! The judgement on a group of leases that may be in conflict with each other.
+//! Judges a group of leases that may be in conflict with each other.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,10 +11,10 @@ use crate::identity::Identity;
 use crate::lease::Lease;
 
 impl LeaseSet {
-    /// Judges these leases anew, and all that may be concerned by that: whatever is in conflict with one of them, with
-    /// one of those, and so on. Normally a lease is in conflict with none.
+    /// Judges these leases again, with all that may be affected: those in conflict with one of them, those in conflict
+    /// with these, and so on. Normally a lease conflicts with none.
     pub(super) fn rejudge(&mut self, mut group: Group) {
-        // Of so many, most are in the group anyway, and need not be looked for.
+        // Of so many, most are in the group anyway, so add all instead of searching.
         let all = group.ids.len() > self.table.len() / 2;
         if all {
             group.ids = self.table.iter().map(|(id, _)| id).collect();
@@ -51,21 +51,20 @@ impl LeaseSet {
     }
 }
 
-/// The lower, the older. Leases that a doubted list lacks come behind all that the store holds, as what is there wins
-/// over what was; then the revision at which they were created counts, then the place in the network.
+/// Lower is older. Leases missing from a doubted list rank after all that the store holds; next counts the revision of
+/// their creation, then their place in the network.
 type Age = (bool, i64);
 
-/// What the older leases of a group have taken.
 #[derive(Default)]
 struct Older {
-    /// Subnets, none overlapping another, by their first address: an overlap is found without comparing all with all.
+    /// Disjoint subnets by their first address: finds an overlap without comparing each with all.
     subnets: BTreeMap<(Family, [u8; 16]), Id>,
-    /// What identifies a peer, each with the youngest of the leases that bear it.
+    /// The identities of peers, each with the youngest lease that has it.
     identities: HashMap<(Family, Identity), Id>,
 }
 
 impl Older {
-    /// Takes what the lease claims, if all of that is free.
+    /// Takes what the lease claims, if all of it is free.
     fn take(&mut self, table: &Table, id: Id, backend: &BackendConfig) -> Result<(), QuarantineReason> {
         let Some(slot) = table.get(id) else { return Ok(()) };
         let lease = &slot.lease;

@@ -1,4 +1,4 @@
-//! The leases by number, and the numbers by what two leases can get into conflict over: addresses and what identifies a peer.
+//! The leases by number, and indexes of what two leases can conflict over: addresses and identities.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::identity::Identity;
 use crate::key::Subnets;
 use crate::lease::Lease;
 
-/// The number of a lease for as long as it is in the table; then another may get it.
+/// The number of a lease while it is in the table; reused afterwards.
 pub(super) type Id = u32;
 
-/// The leases that can be read, each with the judgement on it.
+/// The readable leases, each with its judgement.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     slots: Vec<Option<Slot>>,
@@ -27,14 +27,14 @@ pub(super) struct Table {
     identities: BTreeSet<(Family, Identity, Id)>,
 }
 
-/// One lease. 16 bytes: a network has as many as hosts.
+/// One lease. 16 bytes: there is one per host of the network.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) lease: Arc<Lease>,
     pub(super) judgement: Judgement,
     /// Whether a doubted list lacks it.
     pub(super) missing: bool,
-    /// Set and taken back by whoever walks over many leases.
+    /// Scratch space for walks over many leases.
     pub(super) mark: bool,
 }
 
@@ -45,19 +45,19 @@ pub(super) enum Judgement {
     Unjudged,
     /// Not bad.
     Good(Standing),
-    /// Bad; the reason stands in the quarantine, unless the lease is missing.
+    /// Bad; the quarantine has the reason, unless the lease is missing.
     Bad,
 }
 
-/// Leases that may be in conflict with each other, as far as that was found out.
+/// Leases that may be in conflict with each other, as found so far.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) ids: Vec<Id>,
-    /// Where was looked already: however many leases share it, that is done once.
+    /// What was searched already: once is enough, however many leases share it.
     reached: HashSet<Reach>,
 }
 
-/// What two leases can get into conflict over.
+/// What two leases can conflict over.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Reach {
     Subnet(IpNetwork),
@@ -65,12 +65,12 @@ enum Reach {
 }
 
 impl Table {
-    /// Number of leases, missing ones included.
+    /// Returns the number of leases, including missing ones.
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Makes room for as many leases in all.
+    /// Makes room for this many leases in total.
     pub(super) fn reserve(&mut self, leases: usize) {
         self.slots.reserve_exact(leases.saturating_sub(self.slots.len()));
     }
@@ -83,24 +83,22 @@ impl Table {
         self.slots.get_mut(id as usize)?.as_mut()
     }
 
-    /// All leases, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Id, &Slot)> {
         (0..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.as_ref()?)))
     }
 
-    /// All leases, in no order.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (Id, &mut Slot)> {
         (0..).zip(&mut self.slots).filter_map(|(id, slot)| Some((id, slot.as_mut()?)))
     }
 
-    /// All leases, by their subnets: those with IPv4 first, by their IPv4 subnet.
+    /// Returns all leases by their subnets: those with IPv4 first, by IPv4 subnet.
     pub(super) fn in_order(&self) -> impl Iterator<Item = &Slot> {
         let v4 = self.v4.iter().filter_map(|(_, id)| self.get(*id));
         let v6 = self.v6.iter().filter_map(|(_, id)| self.get(*id));
         v4.chain(v6.filter(|slot| slot.lease.subnets.get(Family::V4).is_none()))
     }
 
-    /// The lease of exactly these subnets.
+    /// Returns the lease of exactly these subnets.
     pub(super) fn find(&self, subnets: &Subnets) -> Option<Id> {
         let (family, subnet) = subnets.iter().next()?;
         let (first, _) = span(&subnet);
@@ -147,7 +145,7 @@ impl Table {
         self.free.push(id);
     }
 
-    /// Adds all leases to the group that this one, if it is good by itself, may be in conflict with.
+    /// Adds to the group all leases that this one, if good by itself, may conflict with.
     pub(super) fn reach(&self, lease: &Lease, config: &NetworkConfig, group: &mut Group) {
         let Group { ids, reached } = group;
         for (family, subnet) in lease.subnets.iter() {
@@ -164,8 +162,8 @@ impl Table {
         }
     }
 
-    /// Every lease with a subnet that shares an address with this one; subnets shorter than `shortest` are left out, as
-    /// they are bad by themselves. Of two such subnets, one lies inside the other.
+    /// Returns every lease with a subnet that overlaps this one. Omits prefixes shorter than `shortest`, which are bad
+    /// by themselves. Of two overlapping subnets, one contains the other.
     pub(super) fn overlapping(
         &self,
         family: Family,
@@ -190,7 +188,7 @@ impl Table {
         }
     }
 
-    /// Every lease whose subnet of this family starts at one of these addresses.
+    /// Visits every lease whose subnet of this family starts in this range.
     fn starting(&self, family: Family, first: u128, last: u128, mut found: impl FnMut(Id, &Slot)) {
         let mut found = |id: &Id| {
             if let Some(slot) = self.get(*id) {

@@ -73,7 +73,7 @@ fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
         (
             "10.5.1.128-25",
             good(25),
-            "it is that of 192.168.64.25 and overlaps our own subnet 10.5.1.0/24; release one of the two with flanctl subnets release, and restart fland and Docker there",
+            "192.168.64.25 holds it, and it overlaps our own subnet 10.5.1.0/24; release one of the two with flanctl subnets release, and restart fland and Docker there",
         ),
         (
             "10.5.2.128-25",
@@ -94,17 +94,17 @@ fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
         (
             "10.5.30.0-24",
             vxlan("192.168.64.11", "02:00:00:00:01:1e"),
-            "public address 192.168.64.11 is our own, and the lease is that of 192.168.64.11: two machines have one address, or that machine is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release",
+            "public address 192.168.64.11 is our own, but 192.168.64.11 holds the lease: two machines have one address, or that machine no longer exists; give one of them another address or --public-ip, or delete the lease with flanctl subnets release",
         ),
         (
             "10.5.39.0-24",
             vxlan("203.0.113.11", "02:00:00:00:01:27"),
-            "public address 203.0.113.11 is our own, and the lease is that of 203.0.113.11: two machines have one address, or that machine is no more; give one of them another address or --public-ip, or end the lease with flanctl subnets release",
+            "public address 203.0.113.11 is our own, but 203.0.113.11 holds the lease: two machines have one address, or that machine no longer exists; give one of them another address or --public-ip, or delete the lease with flanctl subnets release",
         ),
         (
             "10.5.40.0-24",
             vxlan("192.168.64.40", "02:00:00:00:01:0c"),
-            "VTEP MAC 02:00:00:00:01:0c of 192.168.64.40 is that of the older lease 10.5.2.0/24: one machine is a copy of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
+            "VTEP MAC 02:00:00:00:01:0c of 192.168.64.40 is that of the older lease 10.5.2.0/24: one machine is a clone of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
         ),
         (
             "10.5.31.0-24",
@@ -139,7 +139,7 @@ fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
         (
             "10.5.37.0-24",
             vxlan("192.168.64.37", "02:00:00:00:00:01"),
-            "VTEP MAC 02:00:00:00:00:01 is our own, and the lease is that of 192.168.64.37: one machine is a copy of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
+            "VTEP MAC 02:00:00:00:00:01 is our own, but 192.168.64.37 holds the lease: one machine is a clone of the other; delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and restart fland there",
         ),
         ("10.5.38.0-24", good(38).replace("\"VNI\":1", "\"VNI\":2"), "VNI is 2, this network's is 1"),
     ];
@@ -200,10 +200,10 @@ fn another_lease_with_our_address_is_told_by_whose_it_is() {
     let reasons: Vec<String> = set.quarantined().map(|bad| bad.reason.to_string()).collect();
     assert_eq!(
         reasons[0],
-        "it is a former lease of this host, which holds 10.5.1.0/24 now; it ends by itself, or at once with flanctl subnets release"
+        "it is a former lease of this host, which holds 10.5.1.0/24 now; it expires by itself, or at once with flanctl subnets release"
     );
     let named =
-        "public address 192.168.64.11 is our own, and the lease is that of 192.168.64.11 (h1), node id b: ";
+        "public address 192.168.64.11 is our own, but 192.168.64.11 (h1), node id b holds the lease: ";
     assert!(reasons[1].starts_with(named), "{reasons:?}");
 }
 
@@ -360,7 +360,7 @@ fn a_renewal_is_no_change_and_what_comes_and_goes_between_two_looks_is_none() {
     assert_eq!(set.peers().next().unwrap().mod_revision, 9);
 }
 
-/// A walk over all of them for each of them would take minutes.
+/// Returns a walk over all of them for each one would take minutes.
 #[test]
 fn thousands_of_leases_in_one_conflict_are_judged_in_one_walk() {
     let one_mac = |host: u32| {

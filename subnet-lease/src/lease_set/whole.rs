@@ -1,4 +1,4 @@
-//! The set against the plain way: keep everything, and judge everything anew after each event.
+//! Compares the set with the naive way: keep everything, and judge everything after each event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::lease::{InvalidLease, Lease, LeaseAttributes};
 use crate::stored::{KeyChange, Listing, Read};
 use crate::watch::WatchEvent;
 
-/// What the store holds, judged from the start each time.
+/// What the store holds, judged from scratch each time.
 #[derive(Default)]
 struct Whole {
     leases: BTreeMap<String, Result<Lease, InvalidLease>>,
@@ -26,7 +26,7 @@ struct Whole {
     last: Option<(u64, i64)>,
 }
 
-/// What is there: the peers and the unclaimed reservations with their attributes, the bad leases with their reasons.
+/// The result: peers and unclaimed reservations with their attributes, bad leases with their reasons.
 #[derive(Debug, Default, PartialEq)]
 struct Seen {
     peers: BTreeMap<String, LeaseAttributes>,
@@ -137,7 +137,7 @@ impl Whole {
     }
 }
 
-/// What is wrong with the lease beside those that came first.
+/// Returns the conflict of the lease with earlier ones.
 fn conflict(lease: &Lease, accepted: &[&Lease], backend: &BackendConfig) -> Option<QuarantineReason> {
     for (family, subnet) in lease.subnets.iter() {
         let start = |other: &Lease| span(&other.subnets.get(family).unwrap()).0;
@@ -184,7 +184,7 @@ fn seen(set: &LeaseSet) -> Seen {
     seen
 }
 
-/// Applies what the set says has changed to what was there at the last look.
+/// Applies the set's changes to the state at the last look.
 fn replay(looked: &mut Seen, changes: Changes) {
     for change in changes.peers {
         let key = change.subnets().unwrap().key();

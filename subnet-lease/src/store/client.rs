@@ -1,9 +1,9 @@
-//! The connection to the store, and how a request is made.
+//! The connection to the store, and how requests are made.
 //!
-//! Every request has a time limit and is tried once on each endpoint before it fails. One that does no harm when it is
-//! carried out twice is tried once more where a connection breaks. The last endpoint is given more time, and so is every
-//! one while the store is slow. A connection that failed is dialled again, with the certificate files read again. Writes
-//! are transactions that compare what the caller saw.
+//! Every request has a time limit, and is tried once on each endpoint before it fails. Repeatable requests are retried
+//! once when a connection breaks. The last endpoint gets more time, and so does every endpoint while the store is slow.
+//! A failed connection is dialled again, with the certificate files read again. Writes are transactions that compare
+//! what the caller saw.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -22,23 +22,23 @@ use super::limits::{CONNECT_LIMIT, KEEP_ALIVE, LONGEST_LIMIT, REQUEST_LIMIT};
 use crate::endpoint::Endpoint;
 use crate::store_config::StoreConfig;
 
-/// A handle on the store. Clones share one connection.
+/// A handle to the store. Clones share one connection.
 #[derive(Clone)]
 pub struct Store {
     pub(super) config: Arc<StoreConfig>,
     connection: Arc<Mutex<Connection>>,
-    /// Changes when all connections are to be given up.
+    /// Changes to make all connections be given up.
     pub(super) given_up: Arc<watch::Sender<()>>,
-    /// Whether the last connection found that our user counts for nothing.
+    /// Whether the store ignored our user at the last login.
     pub(super) user_ignored: Arc<watch::Sender<bool>>,
 }
 
 impl Store {
-    /// Checks the settings. Nothing is dialled before the first request.
+    /// Checks the settings. Dials nothing before the first request.
     ///
     /// # Errors
     /// [`StoreError::Setting`] for endpoints or credentials that cannot work, [`StoreError::CredentialFile`] for a
-    /// certificate or key that cannot. What may keep the store from accepting them is logged.
+    /// certificate or key that cannot. Logs what may keep the store from accepting them.
     pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
         for doubt in config.check(SystemTime::now())? {
             warn!("{doubt}");
@@ -52,24 +52,24 @@ impl Store {
         })
     }
 
-    /// What all keys begin with.
+    /// Returns the prefix of all keys.
     pub fn prefix(&self) -> &str {
         &self.config.prefix
     }
 
-    /// All endpoints, for messages.
+    /// Returns all endpoints, for messages.
     pub fn endpoints(&self) -> String {
         self.config.shown_endpoints()
     }
 
-    /// Gives up all connections, as they come from an address that this host no longer has: nothing would answer on
-    /// them. What is under way is asked again, and a watch ends.
+    /// Gives up all connections after this host lost their source address: nothing would answer on them. Retries
+    /// requests in progress, and ends watches.
     pub fn reconnect(&self) {
         self.lock().client = None;
         self.given_up.send_replace(());
     }
 
-    /// Carries out all operations in one revision, which is answered, if what they depend on holds.
+    /// Carries out all operations in one revision, which it returns, if their conditions hold.
     pub(super) async fn commit(
         &self,
         provided: Vec<Compare>,
@@ -85,8 +85,7 @@ impl Store {
         Ok(response.header().filter(|_| response.succeeded()).map(etcd_client::ResponseHeader::revision))
     }
 
-    /// Runs one request that does no harm when it is carried out twice, on one endpoint after the other until one
-    /// answers.
+    /// Runs a repeatable request on one endpoint after another until one answers.
     pub(super) async fn call<T, R>(&self, request: impl Fn(Client) -> R) -> Result<T, StoreError>
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
@@ -94,9 +93,9 @@ impl Store {
         self.attempt(true, request).await
     }
 
-    /// As [`Store::call`]. With a second chance the request is made once more where a connection breaks: that says
-    /// nothing of the endpoint, and the next connection may hold. A token that no longer counts is replaced once:
-    /// authentication may have been switched on, or a user changed, since we got it.
+    /// Runs a request as [`Store::call`] does. With a second chance it is repeated once when a connection breaks: that
+    /// says nothing about the endpoint, and the next connection may hold. A rejected token is replaced once: since we
+    /// got it, authentication may have been enabled, or a user changed.
     pub(super) async fn attempt<T, R>(
         &self,
         mut has_second_chance: bool,
@@ -133,7 +132,7 @@ impl Store {
                 }
                 Ok(Err(Failure::Answered(error))) => return Err(error),
                 Ok(Err(Failure::Token(error))) => {
-                    // A new connection asks for a new token. If this was one, another would fare no better.
+                    // A new connection requests a new token. If this was one, another would not help.
                     self.drop_client(index);
                     if was_open && std::mem::take(&mut may_renew) {
                         continue;
@@ -156,7 +155,7 @@ impl Store {
         Err(StoreError::Unreachable(unanswered))
     }
 
-    /// How long to wait for something that the store is asked for, as its last answer took.
+    /// Returns how long to wait for the store, given its last answer.
     pub(crate) fn patience(&self) -> Duration {
         self.lock().patience
     }
@@ -166,7 +165,7 @@ impl Store {
         (connection.next, connection.client.clone())
     }
 
-    /// Gives up the connection to one endpoint, and turns to the next.
+    /// Drops the connection to one endpoint, and moves on to the next.
     fn drop_client(&self, index: usize) {
         let mut connection = self.lock();
         if connection.next == index {
@@ -198,12 +197,12 @@ impl Store {
     }
 }
 
-/// Whether the last write of a key still is the one at `seen`; 0 stands for "there is no such key".
+/// Compares the last write of a key with `seen`; 0 means that the key does not exist.
 pub(super) fn unchanged(key: &str, seen: i64) -> Compare {
     Compare::mod_revision(key, CompareOp::Equal, seen)
 }
 
-/// Waits for an answer, and says so when that takes long.
+/// Waits for an answer, and logs if that takes long.
 async fn within<T>(limit: Duration, endpoint: &str, answer: impl Future<Output = T>) -> Result<T, Elapsed> {
     let deadline = Instant::now() + limit;
     let mut answer = std::pin::pin!(answer);
@@ -217,16 +216,15 @@ async fn within<T>(limit: Duration, endpoint: &str, answer: impl Future<Output =
     tokio::time::timeout_at(deadline, answer).await
 }
 
-/// How long to wait for the next answer after one that took so long.
+/// Returns how long to wait after an answer that took this long.
 fn patience_after(answer: Duration) -> Duration {
     (2 * answer).clamp(REQUEST_LIMIT, LONGEST_LIMIT)
 }
 
 struct Connection {
-    /// Index of the endpoint in use.
     next: usize,
     client: Option<Client>,
-    /// How long to wait for an answer before another endpoint is asked.
+    /// How long to wait for an answer before asking another endpoint.
     patience: Duration,
 }
 
@@ -265,7 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_is_not_there_is_named_with_the_reason() {
-        // Port 9 of loopback: nobody listens on discard any more.
+        // Port 9 of loopback: nobody runs the discard service any more.
         let store = Store::new(StoreConfig {
             endpoints: vec!["http://127.0.0.1:9".parse().unwrap()],
             prefix: "/coreos.com/network".to_owned(),

@@ -1,5 +1,5 @@
-//! Values of one kind below one prefix: read, listed, watched, and written by transactions that compare what the caller
-//! saw.
+//! Values of one kind below one prefix: read, listed, watched, and written by transactions that compare with what was
+//! read.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::entry::{Entry, bounded, name};
 #[derive(Clone)]
 pub struct Collection<T> {
     pub(super) store: Store,
-    /// What all its keys begin with; it ends with `/`.
+    /// The prefix of all its keys; ends with `/`.
     pub(super) prefix: String,
     holds: PhantomData<fn() -> T>,
 }
 
 impl<T> Collection<T> {
-    /// What stands below `<prefix>/<place>/` in a store.
+    /// Creates the collection below `<prefix>/<place>/`.
     pub(super) fn below(store: &Store, place: &str) -> Self {
         let prefix = format!("{}/{place}/", store.prefix());
         Self { store: store.clone(), prefix, holds: PhantomData }
     }
 
-    /// One entry as it stands; `None` when there is no such key.
+    /// Returns one entry; `None` if the key does not exist.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -44,11 +44,11 @@ impl<T> Collection<T> {
         Ok(response.take_kvs().into_iter().next().and_then(|kv| entry(&self.prefix, kv)))
     }
 
-    /// Writes one value if its last write still is the one at `seen`; 0 stands for "there is no such key".
-    /// Answers the revision of the write, or `None` when another came first.
+    /// Writes one value if its last write is still the one at `seen`; 0 means that the key does not exist. Returns the
+    /// revision of the write, or `None` if somebody else wrote first.
     ///
     /// # Errors
-    /// Any [`StoreError`]. After [`StoreError::Unreachable`] the write may have happened all the same.
+    /// Any [`StoreError`]. After [`StoreError::Unreachable`] the write may have happened anyway.
     pub async fn put(
         &self,
         key: &str,
@@ -62,7 +62,7 @@ impl<T> Collection<T> {
         self.store.commit(vec![unchanged(&path, seen)], vec![put]).await
     }
 
-    /// Deletes one key if its last write still is the one at `seen`. Answers whether it was.
+    /// Deletes one key if its last write is still the one at `seen`. Returns whether it was.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -72,18 +72,17 @@ impl<T> Collection<T> {
         self.store.commit(vec![unchanged(&path, seen)], vec![delete]).await.map(|revision| revision.is_some())
     }
 
-    /// How long to wait for something that the store is asked for, as its last answer took.
+    /// Returns how long to wait for the store, given its last answer.
     pub(crate) fn patience(&self) -> Duration {
         self.store.patience()
     }
 
-    /// The whole key.
     pub(super) fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 }
 
-/// What is kept of a key and its value; `None` for a key that does not begin with the prefix.
+/// Returns what is kept of a key and its value; `None` for a key outside of the prefix.
 pub(super) fn entry(prefix: &str, kv: KeyValue) -> Option<Entry> {
     let (create_revision, mod_revision) = (kv.create_revision(), kv.mod_revision());
     let etcd_lease = Some(kv.lease()).filter(|lease| *lease != 0);

@@ -1,21 +1,21 @@
-//! Why the store did not do what was asked: etcd's many errors, sorted by what a caller can do about them.
+//! Why the store failed: etcd's many errors, sorted by what a caller can do about them.
 
 use std::fmt;
 
 use flan_tls_files::BadFile;
 
-/// Why the store did not do what was asked.
+/// Why the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No endpoint answered: what became of each.
+    /// No endpoint answered: the outcome for each.
     #[error("cannot reach the store at {}", each(.0))]
     Unreachable(Vec<Unanswered>),
-    /// The store does not let us.
+    /// The store denies us access.
     #[error("the store at {endpoint} refuses these credentials: {reason}")]
     Unauthorised {
         /// The endpoint that answered.
         endpoint: String,
-        /// Its words.
+        /// The store's message.
         reason: String,
     },
     /// A certificate or key file cannot be used.
@@ -27,12 +27,12 @@ pub enum StoreError {
     /// The etcd lease has expired or was revoked.
     #[error("lease {0:x} no longer exists in the store")]
     LeaseGone(i64),
-    /// The store does not offer this part of etcd's protocol.
+    /// The store lacks this part of etcd's protocol.
     #[error("the store at {endpoint} does not offer this: {reason}")]
     NotOffered {
         /// The endpoint that answered.
         endpoint: String,
-        /// Its words.
+        /// The store's message.
         reason: String,
     },
     /// The store answered with an error.
@@ -40,39 +40,39 @@ pub enum StoreError {
     Refused {
         /// The endpoint that answered.
         endpoint: String,
-        /// Its words.
+        /// The store's message.
         reason: String,
     },
 }
 
-/// What became of one endpoint that did not answer. Displayed as `URL: REASON (REMEDY)`.
+/// The failure of one endpoint. `{}` prints `URL: REASON (REMEDY)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unanswered {
     /// Its URL.
     pub endpoint: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// What would help, where the reason alone tells.
+    /// A remedy, if the reason suggests one.
     pub remedy: Option<String>,
-    /// What kind of reason it is.
+    /// The kind of reason.
     pub cause: Cause,
 }
 
 /// Kinds of reasons why an endpoint does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// There is no connection: nobody listens, a firewall is between, or no answer comes in time.
+    /// No connection: nobody listens, a firewall drops packets, or no answer arrives in time.
     NoConnection,
     /// The host name has no address.
     UnknownHost,
-    /// The other side ended the connection.
+    /// The server closed the connection.
     Ended,
-    /// Somebody is there, and we do not understand each other.
+    /// A server answers, but not in our protocol.
     NoUnderstanding,
 }
 
 impl Unanswered {
-    /// Nothing came in time.
+    /// Creates the error for a time limit that passed.
     pub fn silent(endpoint: &str, reason: String) -> Self {
         Self { endpoint: endpoint.to_owned(), reason, remedy: None, cause: Cause::NoConnection }
     }

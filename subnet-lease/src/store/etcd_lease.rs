@@ -1,4 +1,4 @@
-//! etcd's own leases: what makes a key end when nobody renews it.
+//! etcd's own leases, which expire keys that nobody renews.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::client::Store;
 use super::error::StoreError;
 
 impl Store {
-    /// Makes an etcd lease that lasts `ttl`, in whole seconds.
+    /// Creates an etcd lease of `ttl`, in whole seconds.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -19,8 +19,7 @@ impl Store {
         Ok(response.id())
     }
 
-    /// Makes an etcd lease that lasts `ttl`, in whole seconds, with an id of the caller's choice. Answers `false` where
-    /// there is one with this id already.
+    /// Creates an etcd lease of `ttl`, in whole seconds, with the caller's id. Returns `false` if the id is in use.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -39,7 +38,7 @@ impl Store {
         }
     }
 
-    /// Ends an etcd lease, and deletes what it kept alive.
+    /// Revokes an etcd lease, and deletes its keys.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -47,10 +46,10 @@ impl Store {
         self.call(|mut client: Client| async move { client.lease_revoke(etcd_lease).await.map(|_| ()) }).await
     }
 
-    /// Sets an etcd lease back to its full time.
+    /// Renews an etcd lease to its full time.
     ///
     /// # Errors
-    /// [`StoreError::LeaseGone`] when it has expired, or any other.
+    /// [`StoreError::LeaseGone`] if it has expired, or any other.
     pub async fn keep_alive(&self, etcd_lease: i64) -> Result<(), StoreError> {
         let result = self
             .call(|mut client: Client| async move { client.lease_keep_alive(etcd_lease).await.map(|_| ()) })
@@ -63,10 +62,10 @@ impl Store {
         }
     }
 
-    /// How long an etcd lease still lasts, and how long it lasted when it was granted.
+    /// Returns the remaining and the granted time of an etcd lease.
     ///
     /// # Errors
-    /// [`StoreError::LeaseGone`] when it has expired, or any other.
+    /// [`StoreError::LeaseGone`] if it has expired, or any other.
     pub async fn time_to_live(&self, etcd_lease: i64) -> Result<(Duration, Duration), StoreError> {
         let response = self
             .call(|mut client: Client| async move { client.lease_time_to_live(etcd_lease, None).await })

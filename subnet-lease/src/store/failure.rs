@@ -1,5 +1,5 @@
-//! What an error of etcd's client says: did the store answer, and did it refuse who we are? Where an endpoint gave no
-//! answer, why, in a person's words, and what would help.
+//! Classifies errors of etcd's client: did the store answer, and did it reject our credentials? If it did not answer:
+//! why, in plain words, and what would help.
 
 use std::io;
 
@@ -8,17 +8,16 @@ use super::reason::{DEADLINE, Words, chain, innermost};
 use super::tls;
 use crate::store_config::Credentials;
 
-/// Why a request failed on one endpoint.
 pub(super) enum Failure {
     /// Another endpoint may answer.
     Unanswered(Unanswered),
-    /// This is the answer, and any other endpoint's would be the same.
+    /// The answer; any other endpoint's would be the same.
     Answered(StoreError),
-    /// What we showed of who we are does not count, or no longer; a new token may.
+    /// Our token is not, or no longer, valid; a new one may be.
     Token(StoreError),
 }
 
-/// Sorts an error of the client: did the store answer, and did it refuse who we are?
+/// Classifies an error of the client: did the store answer, and did it reject our credentials?
 pub(super) fn failure(endpoint: &str, error: &etcd_client::Error, credentials: &Credentials) -> Failure {
     let nobody = || Failure::Unanswered(unanswered(endpoint, error, credentials));
     let (endpoint, reason) = (endpoint.to_owned(), innermost(error));
@@ -30,14 +29,14 @@ pub(super) fn failure(endpoint: &str, error: &etcd_client::Error, credentials: &
             _ => nobody(),
         };
     };
-    // The codes of gRPC: 3 invalid argument, 7 permission denied, 9 failed precondition, 12 unimplemented,
-    // 16 unauthenticated; 1 cancelled, 2 unknown, 4 deadline exceeded, 13 internal (a connection that ended), 14 unavailable.
+    // gRPC codes: 3 invalid argument, 7 permission denied, 9 failed precondition, 12 unimplemented, 16 unauthenticated;
+    // 1 cancelled, 2 unknown, 4 deadline exceeded, 13 internal (a connection that ended), 14 unavailable.
     match status.code() as i32 {
         16 => Failure::Token(StoreError::Unauthorised { endpoint, reason }),
         3 if lacks_token(&reason) => Failure::Token(StoreError::Unauthorised { endpoint, reason }),
         7 => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
         3 | 9 if is_about_us(&reason) => Failure::Answered(StoreError::Unauthorised { endpoint, reason }),
-        // An HTTP server that is no etcd says the same by its 404.
+        // An HTTP server that is not etcd answers 404, which the client reports like this.
         12 if reason.contains(NO_GRPC) => nobody(),
         12 => Failure::Answered(StoreError::NotOffered { endpoint, reason }),
         1 | 2 | 4 | 13 | 14 => nobody(),
@@ -45,7 +44,7 @@ pub(super) fn failure(endpoint: &str, error: &etcd_client::Error, credentials: &
     }
 }
 
-/// Why the store cancelled a watch at once, as an error: there its words alone tell the kind.
+/// Returns the error for a watch that the store cancelled at once; only its message tells the kind.
 pub(super) fn refused_watch(endpoint: String, reason: &str) -> StoreError {
     let reason = reason.split_once(" desc = ").map_or(reason, |(_, words)| words).to_owned();
     if reason.contains("permission denied") || is_about_us(&reason) {
@@ -55,28 +54,27 @@ pub(super) fn refused_watch(endpoint: String, reason: &str) -> StoreError {
     }
 }
 
-/// Whether the store asks nobody who they are: authentication is switched off there. As etcd's own clients do, one goes
-/// on without a token.
+/// Returns whether authentication is disabled in the store. Like etcd's own clients, we then continue without a token.
 pub(super) fn asks_nobody(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(status)
         if status.code() as i32 == 9 && status.message().contains("authentication is not enabled"))
 }
 
-/// Whether a request came without a token, or with one that is older than some user or role.
+/// Returns whether a request had no token, or one older than a change of a user or role.
 fn lacks_token(reason: &str) -> bool {
     ["user name is empty", "auth store is old"].iter().any(|words| reason.contains(words))
 }
 
-/// Whether a request failed for who we are, by the words of etcd where its code says less.
+/// Returns whether a request failed because of our credentials, by etcd's message if its code is unspecific.
 fn is_about_us(reason: &str) -> bool {
     lacks_token(reason) || reason.contains("authentication")
 }
 
-/// How the client words it that an answer is not one of gRPC.
+/// The client's message if an answer is not gRPC.
 const NO_GRPC: &str = "grpc-status header missing";
 
 impl Unanswered {
-    /// The same, told better where TLS is behind the end of a connection.
+    /// Explains the end of a connection better if TLS caused it.
     pub(super) async fn explained(self, credentials: &Credentials) -> Self {
         if self.cause != Cause::Ended {
             return self;
@@ -88,7 +86,7 @@ impl Unanswered {
     }
 }
 
-/// Words for an error of the client that is no answer of the store.
+/// Describes an error of the client that is not an answer of the store.
 fn unanswered(endpoint: &str, error: &etcd_client::Error, credentials: &Credentials) -> Unanswered {
     let words = tls::words(endpoint, error, credentials);
     let told = |Words { reason, remedy }| (reason, remedy, Cause::NoUnderstanding);
@@ -96,7 +94,7 @@ fn unanswered(endpoint: &str, error: &etcd_client::Error, credentials: &Credenti
     Unanswered { endpoint: endpoint.to_owned(), reason, remedy, cause }
 }
 
-/// The same for an error that is not one of TLS, as far as anybody can tell.
+/// Describes an error that, as far as we can tell, is not about TLS.
 fn untold(
     endpoint: &str,
     error: &etcd_client::Error,

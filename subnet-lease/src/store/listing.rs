@@ -1,4 +1,4 @@
-//! All of a collection at one revision, page by page.
+//! Lists a whole collection at one revision, page by page.
 
 use etcd_client::{Client, GetOptions, GetResponse};
 
@@ -7,18 +7,18 @@ use super::error::StoreError;
 use super::limits::ANY_SIZE;
 use crate::stored::{Listing, Stored, read};
 
-/// Keys in the first page of a list: about 300 KB.
+/// Keys in the first page: about 300 KB.
 const FIRST_PAGE: i64 = 1000;
-/// A page of several keys that has more bytes than this is not read, but asked for again with fewer keys.
+/// A page of several keys larger than this is not read, but requested again with fewer keys.
 const MOST_BYTES_IN_PAGE: usize = 4 << 20;
-/// Bytes of keys and values that the later pages are to have, by the size of those in the page before. Each page makes
-/// etcd count all keys behind it, so there should be few.
+/// Target bytes of the later pages, judged by the keys of the page before. Each page makes etcd count all keys after
+/// it, so there should be few.
 const PAGE_BYTES: usize = 1 << 20;
-/// No page has more keys, however small they are.
+/// Most keys in a page, however small they are.
 const MOST_IN_PAGE: i64 = 20_000;
 
 impl<T: Stored> Collection<T> {
-    /// How many keys there are.
+    /// Returns the number of keys.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -34,10 +34,10 @@ impl<T: Stored> Collection<T> {
         Ok(u64::try_from(response.count()).unwrap_or_default())
     }
 
-    /// All of them, at one revision.
+    /// Returns all of them, at one revision.
     ///
     /// # Errors
-    /// Any [`StoreError`], among them a compaction between two pages.
+    /// Any [`StoreError`], including a compaction between two pages.
     pub async fn list(&self) -> Result<Listing<T>, StoreError> {
         let mut listing = Listing { items: Vec::new(), revision: 0, cluster_id: 0 };
         let (from, end) = (self.prefix.as_bytes().to_vec(), prefix_end(&self.prefix));
@@ -57,7 +57,7 @@ impl<T: Stored> Collection<T> {
             };
             page.from = [last.key(), &[0]].concat();
             page.was_read(found.len(), found.iter().map(|kv| kv.key().len() + kv.value().len()).sum());
-            // The store gathers the next page while this one is read.
+            // The store collects the next page while we read this one.
             let (next, ()) = tokio::join!(biased; self.page(&mut page), async {
                 listing.items.extend(found.into_iter().filter_map(item));
             });
@@ -65,7 +65,7 @@ impl<T: Stored> Collection<T> {
         }
     }
 
-    /// One page of the list, of fewer keys where they are too large.
+    /// Fetches one page, with fewer keys if they are too large.
     async fn page(&self, page: &mut Page) -> Result<GetResponse, StoreError> {
         loop {
             let response = self
@@ -94,40 +94,40 @@ impl<T: Stored> Collection<T> {
     }
 }
 
-/// Which keys to ask for.
+/// Which keys to request.
 struct Page {
     from: Vec<u8>,
-    /// The first key behind them.
+    /// The first key after them.
     end: Vec<u8>,
     limit: i64,
-    /// What the limit may be next.
+    /// The upper bound for the next limit.
     most: i64,
-    /// 0 for the present.
+    /// 0 for the current one.
     revision: i64,
 }
 
 impl Page {
-    /// Bytes that it may have. One key is taken whatever its size.
+    /// Returns the most bytes allowed. A single key may have any size.
     fn most_bytes(&self) -> usize {
         if self.limit > 1 { MOST_BYTES_IN_PAGE } else { ANY_SIZE }
     }
 
-    /// The next one has as many keys as fit, if they are as large as those that were read.
+    /// Makes the next page as large as fits, if its keys are like those that were read.
     fn was_read(&mut self, keys: usize, bytes: usize) {
         let fitting = PAGE_BYTES.saturating_mul(keys) / bytes.max(1);
         self.limit = i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, self.most);
         self.most = self.most.saturating_mul(2).min(MOST_IN_PAGE);
     }
 
-    /// The next try has fewer keys. From there the pages grow step by step: where one key is large, others are, and a page
-    /// that is too large costs the store as much as one that is not.
+    /// Requests fewer keys, and lets pages grow step by step from there: near one large key there are others, and a
+    /// page that is too large costs the store as much as a good one.
     fn was_too_large(&mut self) {
         self.limit = (self.limit / 8).max(1);
         self.most = self.limit * 2;
     }
 }
 
-/// The first key after all keys with the prefix, which ends with `/`.
+/// Returns the first key after all keys with the prefix, which ends with `/`.
 fn prefix_end(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     if let Some(last) = end.last_mut() {
@@ -140,7 +140,7 @@ fn prefix_end(prefix: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// Lists keys of these sizes in bytes. Answers how many pages were read, and how many were too large.
+    /// Lists keys of these sizes in bytes. Returns how many pages were read, and how many were too large.
     fn list(sizes: &[usize]) -> (usize, usize) {
         let mut page = Page { from: vec![], end: vec![], limit: FIRST_PAGE, most: MOST_IN_PAGE, revision: 0 };
         let (mut at, mut read, mut too_large) = (0, 0, 0);
@@ -169,7 +169,7 @@ mod tests {
         let between: Vec<usize> = [[lease; 100].as_slice(), &[megabyte]].concat().repeat(60);
         let (read, too_large) = list(&between);
         assert!(read < 200 && too_large < 40, "{read} pages, {too_large} too large");
-        // Of an etcd that was told to take more.
+        // From an etcd with a raised size limit.
         assert_eq!(list(&[40 * megabyte; 3]).0, 3);
     }
 }

@@ -1,4 +1,4 @@
-//! What the store holds of a network: its config and its leases.
+//! A network in the store: its config and its leases.
 
 use etcd_client::{Client, GetOptions, TxnOp};
 
@@ -10,7 +10,7 @@ use crate::entry::Entry;
 use crate::lease::Lease;
 use crate::stored::Listing;
 
-/// The network config as the store holds it.
+/// The network config in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredConfig {
     /// The JSON.
@@ -19,35 +19,34 @@ pub struct StoredConfig {
     pub mod_revision: i64,
 }
 
-/// All that the store holds of a network, at one revision.
+/// Everything that the store holds about a network, at one revision.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
-    /// The network config; `None` when nobody has written one.
+    /// The network config; `None` if nobody has written one.
     pub config: Option<StoredConfig>,
-    /// Every lease, as it stands.
+    /// Every lease, unparsed.
     pub leases: Listing<Entry>,
 }
 
-/// Where the leases are.
 const LEASES: &str = "subnets";
 
 impl Store {
-    /// The leases, each under the key that its subnets make.
+    /// Returns the collection of leases, keyed by their subnets.
     pub fn leases(&self) -> Collection<Lease> {
         Collection::below(self, LEASES)
     }
 
-    /// The network config and every lease, at one revision.
+    /// Returns the network config and every lease, at one revision.
     ///
     /// # Errors
-    /// Any [`StoreError`], among them a compaction between two requests.
+    /// Any [`StoreError`], including a compaction between two requests.
     pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let leases = Collection::below(self, LEASES).list().await?;
         let config = self.config_at(leases.revision).await?;
         Ok(Snapshot { config, leases })
     }
 
-    /// The network config; `None` when nobody has written one.
+    /// Returns the network config; `None` if nobody has written one.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -55,7 +54,7 @@ impl Store {
         self.config_at(0).await
     }
 
-    /// Writes the network config if it still is what the caller saw. Answers whether it was.
+    /// Writes the network config if it is still the one that the caller saw. Returns whether it was.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -66,7 +65,7 @@ impl Store {
         self.commit(vec![seen], vec![put]).await.map(|revision| revision.is_some())
     }
 
-    /// The network config as it was at a revision, 0 for the present.
+    /// Returns the network config at a revision, 0 for the current one.
     pub(super) async fn config_at(&self, revision: i64) -> Result<Option<StoredConfig>, StoreError> {
         let key = self.config_key();
         let response = self

@@ -1,20 +1,20 @@
-//! What is behind an error of etcd's client.
+//! Finds the cause of an error of etcd's client.
 
 use std::error::Error;
 use std::io;
 
 use super::limits::CONNECT_LIMIT;
 
-/// A reason and what would help.
+/// A reason and its remedy.
 pub(super) struct Words {
     pub(super) reason: String,
     pub(super) remedy: Option<String>,
 }
 
-/// How the client words it that no connection came in time.
+/// The client's message if no connection opened in time.
 pub(super) const DEADLINE: &str = "deadline has elapsed";
 
-/// The innermost reason of an error, without the library's wrapping.
+/// Returns the innermost reason of an error, without the library's wrapping.
 pub(super) fn innermost(error: &etcd_client::Error) -> String {
     let text = chain(error).last().map(ToString::to_string);
     match text.unwrap_or_else(|| outermost(error)).as_str() {
@@ -30,7 +30,7 @@ fn outermost(error: &etcd_client::Error) -> String {
     }
 }
 
-/// What is behind an error, from the outside in. The client itself hides it.
+/// Returns the chain of causes, outermost first. The client itself hides it.
 pub(super) fn chain<'a>(error: &'a etcd_client::Error) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let first: Option<&(dyn Error + 'static)> = match error {
         etcd_client::Error::GRpcStatus(status) => status.source(),
@@ -40,7 +40,7 @@ pub(super) fn chain<'a>(error: &'a etcd_client::Error) -> impl Iterator<Item = &
     std::iter::successors(first, |error: &&'a (dyn Error + 'static)| {
         let error = *error;
         match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            // Of an error inside of an I/O error, only the cause would come next.
+            // For an error inside of an I/O error, `source` would skip to its cause.
             Some(inner) => Some(inner),
             None => error.source(),
         }

@@ -1,7 +1,7 @@
-//! What was reserved for whom, remembered in keys of our own beside the leases: `<prefix>/reservations/10.5.52.0-24`.
+//! Remembers reservations in keys of our own beside the leases: `<prefix>/reservations/10.5.52.0-24`.
 //!
-//! A reservation proper is a lease without an etcd lease. A flanneld that finds one under its address makes an ordinary
-//! lease of it, which ends a day after that host does. What is remembered here, and flannel never reads, tells.
+//! A reservation is a lease without an etcd lease. A flanneld that finds one with its address turns it into an ordinary
+//! lease, which expires a day after that host disappears. These keys, which flannel never reads, show what was lost.
 
 use std::net::IpAddr;
 
@@ -16,22 +16,23 @@ use crate::key::Subnets;
 use crate::lease::{InvalidLease, Lease, LeaseAttributes};
 use crate::stored::Stored;
 
-/// A subnet that is kept for one host for ever.
+/// A subnet that is permanently reserved for one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reservation {
-    /// What is kept.
+    /// The reserved subnets.
     pub subnets: Subnets,
     /// The underlay addresses of the host.
     pub public_ips: PerFamily<IpAddr>,
 }
 
 impl Reservation {
-    /// The value of a lease that waits for the host, in flannel's form.
+    /// Returns the value of a lease that waits for the host, in flannel's form.
     pub fn to_json(&self) -> Vec<u8> {
         LeaseAttributes { public_ips: self.public_ips, ..LeaseAttributes::default() }.to_json()
     }
 
-    /// Whether a lease of these subnets that is held as `attributes` say is that of the host, and ends when that is gone.
+    /// Returns whether a lease of these subnets with these attributes belongs to the host but expires, so that the
+    /// reservation was lost.
     pub fn is_lost_in(&self, attributes: &LeaseAttributes, etcd_lease: Option<i64>) -> bool {
         let same = |(family, ip)| self.public_ips.get(family) == Some(ip);
         etcd_lease.is_some() && attributes.public_ips.iter().any(same)
@@ -49,7 +50,7 @@ impl Stored for Reservation {
 }
 
 impl Store {
-    /// What is remembered of a reservation of exactly these subnets. One that cannot be read is none.
+    /// Returns the remembered reservation of exactly these subnets. An unreadable one counts as none.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -58,7 +59,7 @@ impl Store {
         Ok(found.and_then(|entry| Reservation::read(&entry).ok()))
     }
 
-    /// All reservations that are remembered.
+    /// Returns all remembered reservations.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -66,9 +67,9 @@ impl Store {
         Ok(self.remembered().list().await?.readable().cloned().collect())
     }
 
-    /// Writes a lease without an etcd lease, and remembers that; in the same moment deletes what the host holds
-    /// `instead`, so that it moves to what is reserved for it. All of that if the last writes still are those that the
-    /// caller saw; `seen` is 0 where there is no such lease. Answers the revision, or `None` when somebody else came first.
+    /// Writes a lease without an etcd lease, and remembers it; in the same transaction deletes the lease that the host
+    /// holds `instead`, so that the host moves to the reserved one. Requires that the last writes are still those that
+    /// the caller saw; `seen` is 0 for none. Returns the revision, or `None` if somebody else wrote first.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -94,7 +95,7 @@ impl Store {
         self.commit(provided, operations).await
     }
 
-    /// Remembers a reservation that stands already.
+    /// Remembers an existing reservation.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -103,8 +104,8 @@ impl Store {
         self.commit(Vec::new(), vec![TxnOp::put(path, reservation.to_json(), None)]).await.map(drop)
     }
 
-    /// Deletes a lease if its last write still is the one at `seen`, 0 for none, and what is remembered of a reservation.
-    /// Answers whether it was.
+    /// Deletes a lease if its last write is still the one at `seen`, 0 for none, with any remembered reservation.
+    /// Returns whether it was.
     ///
     /// # Errors
     /// Any [`StoreError`].

@@ -1,4 +1,4 @@
-//! What a store says of itself, and what it lets us do: asked without changing any key.
+//! Asks the store for its state and our permissions, without changing any key.
 
 use etcd_client::{Client, Compare, CompareOp, Txn, TxnOp};
 
@@ -9,31 +9,31 @@ use super::limits::REQUEST_LIMIT;
 use super::stream::{Watch, WatchMessage};
 use crate::stored::Stored;
 
-/// What one member of the store says of itself.
+/// The state of one member of the store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberStatus {
     /// Its version, such as `3.5.9`.
     pub version: String,
     /// Its id in the cluster.
     pub member_id: u64,
-    /// Which cluster it belongs to.
+    /// The id of its cluster.
     pub cluster_id: u64,
-    /// The member that leads; `None` while none does.
+    /// The current leader; `None` if there is none.
     pub leader: Option<u64>,
-    /// Whether it only learns: it has no vote yet and answers no reads.
+    /// Whether it is a learner: it has no vote yet and answers no reads.
     pub learner: bool,
-    /// Bytes that its database takes on the disk.
+    /// Size of its database on disk in bytes.
     pub database_bytes: u64,
-    /// What it says is wrong, in its words; the cluster's alarms are among them, such as
-    /// `memberID:9372538179322589801 alarm:NOSPACE`.
+    /// Its errors in its own words, including the cluster's alarms, such as `memberID:9372538179322589801
+    /// alarm:NOSPACE`.
     pub errors: Vec<String>,
 }
 
-/// Keys that the probe of the right to write names. No subnet has them, and nothing is written to them.
+/// Keys that the probe of write permission names. No subnet has them, and nothing is written to them.
 const PROBES: [&str; 2] = ["flanctl-probe-of-put", "flanctl-probe-of-delete"];
 
 impl Store {
-    /// What a member says of itself: the one that answers, so a caller who wants to know which gives one endpoint.
+    /// Returns the state of the member that answers; to ask a certain one, configure only its endpoint.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -51,8 +51,7 @@ impl Store {
         })
     }
 
-    /// Whether we may watch the leases: opens a watch on all of them and waits for a sign of life of it, as the agent
-    /// does.
+    /// Checks that we may watch the leases: opens a watch on them and waits for a sign of life, as the agent does.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -69,19 +68,19 @@ impl Store {
         }
     }
 
-    /// Whether we may write and delete leases: a transaction like those of the agent, under a condition that never
-    /// holds. etcd looks at the rights to all that a transaction might do before it looks at the condition.
+    /// Checks that we may write and delete leases: sends a transaction like the agent's with a condition that never
+    /// holds. etcd checks the permissions for everything in a transaction before the condition.
     ///
     /// # Errors
     /// Any [`StoreError`].
     pub async fn may_write(&self) -> Result<(), StoreError> {
-        // Two keys, as a transaction may not do two things to one.
+        // Two keys, because a transaction may change a key only once.
         let [written, deleted] = PROBES.map(|key| self.leases().path(key));
         let operations = [TxnOp::put(written.as_str(), "", None), TxnOp::delete(deleted, None)];
         self.never(&written, &operations).await
     }
 
-    /// Whether we may write the network config, found in the same way.
+    /// Checks that we may write the network config, in the same way.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -90,7 +89,7 @@ impl Store {
         self.never(&key, &[TxnOp::put(key.as_str(), "", None)]).await
     }
 
-    /// A transaction that does nothing, as no key was ever written at a negative revision.
+    /// Runs a transaction that does nothing, because no key has a negative revision.
     async fn never(&self, key: &str, operations: &[TxnOp]) -> Result<(), StoreError> {
         let never = Compare::mod_revision(key, CompareOp::Equal, -1);
         let transaction = Txn::new().when([never]).and_then(operations);
@@ -108,7 +107,7 @@ impl Store {
     }
 }
 
-/// Waits for the word that the watch is open, and then for the answer to a question.
+/// Waits until the watch is open, and then for a progress notification.
 async fn signs_of_life<T: Stored>(watch: &mut Watch<T>) -> Result<(), String> {
     if let WatchMessage::Ended(reason) = watch.message().await {
         return Err(reason);

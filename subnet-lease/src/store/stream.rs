@@ -11,11 +11,11 @@ use super::limits::ANY_SIZE;
 use super::reason::innermost;
 use crate::stored::{KeyChange, Stored};
 
-/// Why a watch ended that we gave up.
+/// Why a watch that we gave up ended.
 const GIVEN_UP: &str = "this host's own address has changed";
 
 impl<T: Stored> Collection<T> {
-    /// Opens a watch on all of it, from `revision` on.
+    /// Opens a watch on the whole collection, starting at `revision`.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -25,8 +25,8 @@ impl<T: Stored> Collection<T> {
         let stream = self
             .store
             .call(|client: Client| {
-                // etcd puts up to 1000 revisions of 1.5 MB each into the response to a watch that is behind, unless it
-                // may send a response in pieces. Then a piece has one event, or not much more than 1.5 MB.
+                // Without this, etcd sends a late watch up to 1000 revisions of 1.5 MB each in one response. A fragment
+                // has one event, or not much more than 1.5 MB.
                 let options = WatchOptions::new().with_prefix().with_start_revision(revision).with_fragment();
                 let mut client = client.watch_client().max_decoding_message_size(ANY_SIZE);
                 let prefix = prefix.clone();
@@ -37,7 +37,6 @@ impl<T: Stored> Collection<T> {
     }
 }
 
-/// A watch on a collection.
 pub(crate) struct Watch<T> {
     stream: WatchStream,
     prefix: String,
@@ -45,16 +44,15 @@ pub(crate) struct Watch<T> {
     holds: PhantomData<fn() -> T>,
 }
 
-/// What a watch said.
 pub(crate) enum WatchMessage<T: Stored> {
-    /// Keys changed; empty when the store only gave a sign of life.
+    /// Keys changed; empty for a sign of life.
     Changes(Vec<KeyChange<T>>),
     /// The watch is over, with the reason.
     Ended(String),
 }
 
 impl<T: Stored> Watch<T> {
-    /// The next message. Cancel-safe.
+    /// Returns the next message. Cancel-safe.
     pub(crate) async fn message(&mut self) -> WatchMessage<T> {
         let message = tokio::select! {
             message = self.stream.message() => message,
@@ -84,9 +82,8 @@ impl<T: Stored> Watch<T> {
         }
     }
 
-    /// Asks for a sign of life.
     pub(crate) async fn probe(&mut self) {
-        // A failure shows as the end of the stream.
+        // A failure appears as the end of the stream.
         let _ = self.stream.request_progress().await;
     }
 }

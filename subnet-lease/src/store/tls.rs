@@ -1,4 +1,4 @@
-//! Errors of TLS in a person's words: whose certificate it is about, and what to do.
+//! Explains TLS errors: whose certificate is affected, and what to do.
 
 mod probe;
 
@@ -12,16 +12,16 @@ use self::probe::host_and_port;
 use super::reason::{Words, chain};
 use crate::store_config::Credentials;
 
-/// What helps where the store wants to know who we are.
+/// The remedy if the store requires a client certificate.
 pub(super) const GIVE_A_CERTIFICATE: &str = "give --etcd-certfile and --etcd-keyfile";
 
-/// Words for an error of TLS; `None` for any other.
+/// Explains a TLS error; `None` for any other.
 pub(super) fn words(endpoint: &str, error: &etcd_client::Error, credentials: &Credentials) -> Option<Words> {
     chain(error).find_map(|error| {
         if let Some(error) = error.downcast_ref::<Error>() {
             return Some(of_rustls(endpoint, error, credentials));
         }
-        // What comes after the handshake has lost its type in the HTTP/2 library.
+        // The HTTP/2 library erases the type of errors after the handshake.
         let text = error.to_string();
         if let Some((_, alert)) = text.split_once("received fatal alert: ") {
             return Some(of_alert(alert, credentials));
@@ -38,9 +38,9 @@ pub(super) fn words(endpoint: &str, error: &etcd_client::Error, credentials: &Cr
     })
 }
 
-/// Words for a refusal of our certificate. Since TLS 1.3 it comes after our part of the handshake and together with the
-/// end of the connection, and the HTTP/2 library tells of one of the two; so it is asked for once more. `None` when the
-/// store refuses nothing, or is not dialled by TLS.
+/// Explains a refusal of our certificate. In TLS 1.3 it arrives after our part of the handshake, together with the end
+/// of the connection, and the HTTP/2 library reports only one of the two; so this tries again. `None` if the store
+/// refuses nothing, or does not use TLS.
 pub(super) async fn refusal(endpoint: &str, credentials: &Credentials) -> Option<Words> {
     let place = endpoint.strip_prefix("https://")?;
     let error = probe::handshake(place, credentials).await.err()?;
@@ -52,17 +52,17 @@ fn of_rustls(endpoint: &str, error: &Error, credentials: &Credentials) -> Words 
     match error {
         Error::InvalidCertificate(error) => of_certificate(endpoint, error, credentials),
         Error::AlertReceived(alert) => of_alert(&format!("{alert:?}"), credentials),
-        Error::InvalidMessage(_) => no_tls(endpoint, "its answer is not one of TLS"),
+        Error::InvalidMessage(_) => no_tls(endpoint, "its answer is not TLS"),
         Error::NoCertificatesPresented => told("it shows no certificate", "give the store a certificate"),
         Error::NoApplicationProtocol => no_http2(),
         Error::PeerIncompatible(why) => {
-            told(format!("it speaks no TLS that we do ({why:?})"), "TLS 1.2 or 1.3 is required")
+            told(format!("it offers no TLS that we support ({why:?})"), "TLS 1.2 or 1.3 is required")
         }
         other => Words { reason: format!("TLS fails: {other}"), remedy: None },
     }
 }
 
-/// The certificate that the store shows is not accepted here.
+/// Explains why we reject the store's certificate.
 fn of_certificate(endpoint: &str, error: &CertificateError, credentials: &Credentials) -> Words {
     use CertificateError as E;
     match error {
@@ -72,7 +72,7 @@ fn of_certificate(endpoint: &str, error: &CertificateError, credentials: &Creden
                 "its certificate is not signed by the CA of that name in {}",
                 our_authorities(credentials)
             ),
-            "was the CA made again? Give the file of the one that signed the certificate with --etcd-cafile",
+            "was the CA recreated? Give the file of the one that signed the certificate with --etcd-cafile",
         ),
         E::ExpiredContext { time, not_after } => told(
             format!("its certificate expired on {} (it is {} here)", date(*not_after), date(*time)),
@@ -116,7 +116,7 @@ fn unknown_issuer(credentials: &Credentials) -> Words {
     let reason = format!("its certificate is not signed by a CA in {}", our_authorities(credentials));
     let remedy = match &credentials.ca_file {
         Some(_) => {
-            "give the file of the CA that signed it with --etcd-cafile, and in the store's own file those between"
+            "give the file of the CA that signed it with --etcd-cafile, and add the intermediate ones to the store's own file"
         }
         None => "give the file of the CA that signed it with --etcd-cafile",
     };
@@ -136,16 +136,16 @@ fn wrong_name(dialled: &str, names: &[String]) -> Words {
         false => format!("is for {}", names.join(", ")),
     };
     told(
-        format!("its certificate {names}, and we dial {dialled}"),
+        format!("its certificate {names}, but we dial {dialled}"),
         format!("issue it with {dialled} in subjectAltName, or dial a name that it has"),
     )
 }
 
-/// The store refuses us; `alert` is the name of a description of RFC 8446, section 6.2.
+/// Explains the store's refusal; `alert` is the name of a description in RFC 8446, section 6.2.
 fn of_alert(alert: &str, credentials: &Credentials) -> Words {
     let Some(file) = &credentials.cert_file else {
         return match alert {
-            // Before TLS 1.3 there was no alert of its own for it.
+            // Before TLS 1.3 it had no alert of its own.
             "CertificateRequired" | "BadCertificate" | "HandshakeFailure" => {
                 told("it demands a client certificate", GIVE_A_CERTIFICATE)
             }
@@ -165,10 +165,10 @@ fn of_alert(alert: &str, credentials: &Credentials) -> Words {
             "issue it with basicConstraints CA:FALSE and extendedKeyUsage clientAuth",
         ),
         "DecryptError" => {
-            ("a signature is wrong", "was its CA made again? Have it signed by the one that the store trusts")
+            ("a signature is wrong", "was its CA recreated? Have it signed by the one that the store trusts")
         }
         "BadCertificate" | "CertificateUnknown" | "AccessDenied" | "CertificateRequired" => (
-            "it says no more",
+            "it gives no reason",
             "have it signed, for clients, by a CA that the store trusts; the store's log may say more",
         ),
         alert => return of_other_alert(alert),
@@ -179,11 +179,11 @@ fn of_alert(alert: &str, credentials: &Credentials) -> Words {
     told(format!("it refuses our client certificate {}: {why}", file.display()), remedy)
 }
 
-/// An alert that is not about who we are.
+/// Explains an alert that is not about our credentials.
 fn of_other_alert(alert: &str) -> Words {
     match alert {
         "ProtocolVersion" | "InsufficientSecurity" | "HandshakeFailure" => {
-            told(format!("it speaks no TLS that we do ({alert})"), "TLS 1.2 or 1.3 is required")
+            told(format!("it offers no TLS that we support ({alert})"), "TLS 1.2 or 1.3 is required")
         }
         "NoApplicationProtocol" => no_http2(),
         "UnrecognisedName" => told("it has no certificate for this name", "dial a name of its certificate"),
@@ -208,13 +208,12 @@ fn date(time: UnixTime) -> String {
     utc(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// `DnsName("localhost")` and `IpAddress(127.0.0.1)`, as they come, without what is around the name.
+/// Removes what surrounds the name in `DnsName("localhost")` and `IpAddress(127.0.0.1)`.
 fn bare_name(name: &str) -> String {
     let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
     inner.trim_matches('"').to_owned()
 }
 
-/// The host of a URL.
 fn host(endpoint: &str) -> &str {
     host_and_port(endpoint.split_once("://").map_or(endpoint, |(_, place)| place)).0
 }
@@ -253,7 +252,7 @@ mod tests {
             ),
             (
                 CertificateError::NotValidForName,
-                "names no host, and we dial fd00::2",
+                "names no host, but we dial fd00::2",
                 "fd00::2 in subjectAltName",
             ),
             (CertificateError::InvalidPurpose, "is not for servers", "serverAuth"),

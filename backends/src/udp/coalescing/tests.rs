@@ -6,7 +6,7 @@ use super::*;
 
 const BOTH: Merging = Merging { tcp: true, udp: true };
 
-/// One write, copied together.
+/// One write, concatenated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Written {
     header: VnetHeader,
@@ -14,7 +14,7 @@ struct Written {
     packet: Vec<u8>,
 }
 
-/// Hands `packets` to a coalescer as one batch.
+/// Passes `packets` to a coalescer as one batch.
 fn written(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<Written> {
     let mut lowered = packets.to_vec();
     for packet in &mut lowered {
@@ -27,7 +27,7 @@ fn written(coalescer: &mut Coalescer, packets: &[Vec<u8>]) -> Vec<Written> {
     }
     let write = |write: Write<'_>| {
         assert_eq!(write.packets().count(), write.count);
-        // One that the device refuses to take merged is written as these.
+        // A merged write that the device refuses is repeated as these packets.
         assert!(write.packets().all(|packet| lowered.iter().any(|lowered| lowered == packet)));
         let packet = write.payload().fold(write.headers.to_vec(), |packet, piece| [&packet, piece].concat());
         Written { header: write.header, count: write.count, packet }
@@ -40,7 +40,7 @@ fn counts(samples: &[Sample]) -> Vec<usize> {
     written(&mut Coalescer::new(BOTH), &packets).iter().map(|write| write.count).collect()
 }
 
-/// What the network stack, as the wire's other end, makes of a write.
+/// Returns what the network stack, as the other end, makes of a write.
 fn split_again(write: &Written) -> Vec<Vec<u8>> {
     let mut packet = [&write.header.to_bytes()[..], &write.packet].concat();
     let mut segments = Segments::new();
@@ -48,7 +48,7 @@ fn split_again(write: &Written) -> Vec<Vec<u8>> {
     split.segments().map(|(headers, payload)| [headers, payload].concat()).collect()
 }
 
-/// Three segments that merge, each with 100 bytes.
+/// Returns three segments that merge, each with 100 bytes.
 fn three(is_ipv6: bool, protocol: u8) -> Vec<Sample> {
     Sample::new(is_ipv6, protocol, &noise(300, 1)).cut(100)
 }
@@ -194,7 +194,7 @@ fn the_memory_of_a_batch_is_used_for_the_next() {
     assert!(first.3 >= 3);
 }
 
-/// The packets of one flow that a merge may stumble over, and what was done to them.
+/// Packets of one flow that could break a merge, and what was done to them.
 #[derive(Debug, Clone)]
 enum Event {
     Data { len: usize, pushed: bool },
@@ -219,7 +219,7 @@ fn events() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The packets that `events` make of a flow that begins with `sample`.
+/// Returns the packets that `events` make of a flow that begins with `sample`.
 fn flow(mut sample: Sample, events: &[Event]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for (index, event) in events.iter().enumerate() {
@@ -241,7 +241,7 @@ fn flow(mut sample: Sample, events: &[Event]) -> Vec<Vec<u8>> {
         sample.payload = noise(len, index as u64);
         let mut packet = Sample { flags, ..sample.clone() }.bytes();
         match event {
-            // Anything from the checksum of TCP and UDP on, but no header length.
+            // Anything from the TCP or UDP checksum on, except header lengths.
             Event::Corrupt { at } => {
                 let from = sample.ip_header_len() + if sample.protocol == TCP { 14 } else { 6 };
                 let at = from + at % (packet.len() - from);
@@ -257,7 +257,7 @@ fn flow(mut sample: Sample, events: &[Event]) -> Vec<Vec<u8>> {
     packets
 }
 
-/// What tells the flows of one case apart.
+/// Returns what distinguishes the flows of one case.
 fn flow_of(packet: &[u8]) -> Vec<u8> {
     let ip = Ip::parse(packet).unwrap();
     [ip.addresses(), &[ip.protocol()]].concat()
@@ -299,7 +299,7 @@ proptest! {
             let restored = if merged { split_again(write) } else { vec![write.packet.clone()] };
             prop_assert_eq!(restored.len(), write.count);
             for packet in restored {
-                // The next one of this flow, and no other, has to be this.
+                // This must be the next one of its flow.
                 let at = left.iter().position(|other| flow_of(other) == flow_of(&packet)).unwrap();
                 let mut sent = left.remove(at);
                 if merged {

@@ -1,4 +1,4 @@
-//! What all threads of a data path see.
+//! What all threads of a data path share.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,13 +9,12 @@ use super::settings::Settings;
 use crate::udp::forwarding::ForwardingReader;
 use crate::udp::gauge::Gauge;
 
-/// What all threads of a data path see.
 pub(super) struct Common {
     pub(super) settings: Settings,
     pub(super) table: ForwardingReader,
-    /// How the device takes and gives packets.
+    /// How the device exchanges packets.
     pub(super) tun: TunMode,
     pub(super) gauge: Arc<Gauge>,
-    /// The threads shall end, or one has ended by itself, as when the device was deleted.
+    /// The threads must end, or one has ended by itself, for instance because the device was deleted.
     pub(super) over: AtomicBool,
 }

@@ -12,7 +12,7 @@ use crate::udp::counters::add;
 use crate::udp::icmp::{self, Reason};
 use crate::udp::packet::VnetHeader;
 
-/// A queue of the device, a socket, and what all workers have in common.
+/// A queue of the device, a socket, and what all workers share.
 pub(super) struct Endpoints {
     pub(super) common: Arc<Common>,
     pub(super) queue: TunQueue,
@@ -20,7 +20,7 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Gives the device one packet in so many pieces, at most [`MAX_SEGMENTS`] behind its headers.
+    /// Writes one packet to the device, gathered from its pieces: at most [`MAX_SEGMENTS`] after its headers.
     pub(super) fn write<'a>(
         &self,
         header: VnetHeader,
@@ -37,7 +37,7 @@ impl Endpoints {
         self.queue.write(&slices[..count])
     }
 
-    /// Gives the device an ICMP error for the sender of `packet`, where there is one to give.
+    /// Writes an ICMP error for the sender of `packet` to the device, if one is due.
     pub(super) fn send_icmp(&self, packet: &[u8], reason: Reason) {
         let Some(error) = icmp::error(packet, self.common.settings.address, reason) else { return };
         if self.write(VnetHeader::default(), std::iter::once(&error[..])).is_ok() {

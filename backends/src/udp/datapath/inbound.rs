@@ -1,4 +1,4 @@
-//! From the wire to the device: fetch what waits, check where it comes from, merge what belongs together, write it.
+//! From the wire to the device: receives what is queued, checks its source, merges what belongs together, writes it.
 
 use std::io;
 use std::iter;
@@ -18,7 +18,6 @@ use crate::udp::forwarding::Routes;
 use crate::udp::icmp::{Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
 
-/// What this direction needs.
 pub(super) struct Inbound {
     received: ReceiveBatch,
     coalescer: Coalescer,
@@ -26,7 +25,7 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    /// `batch` datagrams at most, each perhaps merged from many, are fetched in one call.
+    /// Receives up to `batch` datagrams per call, each possibly merged from many.
     pub(super) fn new(batch: usize, tun: TunMode) -> Self {
         Self {
             received: ReceiveBatch::new(batch),
@@ -35,7 +34,7 @@ impl Inbound {
         }
     }
 
-    /// Moves one batch, and says whether more may wait. An error means that the device is gone.
+    /// Moves one batch, and returns whether more may be queued. An error means that the device is gone.
     pub(super) fn pass(&mut self, endpoints: &Endpoints) -> io::Result<bool> {
         match endpoints.socket.receive(&mut self.received) {
             Ok(_) => self.deliver(endpoints)?,
@@ -49,7 +48,6 @@ impl Inbound {
         Ok(self.received.is_full())
     }
 
-    /// Writes what was received to the device.
     fn deliver(&mut self, endpoints: &Endpoints) -> io::Result<()> {
         let Self { received, coalescer, limit } = self;
         let common = &*endpoints.common;
@@ -111,7 +109,7 @@ impl Inbound {
     }
 }
 
-/// Counts what became of a write that carries `packets`. An error means that the device is gone.
+/// Counts the outcome of a write that carries `packets`. An error means that the device is gone.
 fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::Result<()> {
     match result {
         Ok(()) => {
@@ -125,12 +123,12 @@ fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::R
     Ok(())
 }
 
-/// Whether the kernel does not take such a packet (`tun_get_user` in `drivers/net/tun.c`).
+/// Returns whether the kernel rejects such a packet (`tun_get_user` in `drivers/net/tun.c`).
 fn is_refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput
 }
 
-/// The source of the IPv4 packet that `bytes` begin with.
+/// Returns the source of the IPv4 packet at the start of `bytes`.
 fn inner_source(bytes: &[u8]) -> Option<Ipv4Addr> {
     match Ip::parse(bytes)?.source() {
         IpAddr::V4(source) => Some(source),
@@ -138,7 +136,7 @@ fn inner_source(bytes: &[u8]) -> Option<Ipv4Addr> {
     }
 }
 
-/// Whether the IPv4 packet that `bytes` begin with goes to `network`.
+/// Returns whether the IPv4 packet at the start of `bytes` goes to `network`.
 fn goes_to(bytes: &[u8], network: Ipv4Network) -> bool {
     match Ip::parse(bytes).map(|ip| ip.destination()) {
         Some(IpAddr::V4(destination)) => network.contains(destination),
@@ -146,7 +144,7 @@ fn goes_to(bytes: &[u8], network: Ipv4Network) -> bool {
     }
 }
 
-/// Whether the peer at `outer` holds the subnet of `inner`.
+/// Returns whether the peer at `outer` holds the subnet of `inner`.
 fn is_of(routes: &Routes, inner: Ipv4Addr, outer: Ipv4Addr) -> bool {
     routes.peer(inner).is_some_and(|peer| peer.address == outer)
 }

@@ -1,4 +1,4 @@
-//! From the device to the wire: read what waits, cut it into wire packets, send those in as few calls as possible.
+//! From the device to the wire: reads what is queued, cuts it into wire packets, sends these in few calls.
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -12,13 +12,12 @@ use crate::udp::icmp::{Limit, Reason};
 use crate::udp::packet::{Ip, VnetHeader};
 use crate::udp::segmentation::{Segments, SplitError};
 
-/// Bytes that are read before anything is sent: few enough to be still in the processor's cache, and enough that the
-/// tail of one large packet, which a single send does not take, leaves with the next.
+/// Bytes to read before sending: few enough to stay in the processor's cache, and enough that the tail of one large
+/// packet, which a single send does not take, leaves with the next.
 const BATCH_BYTES: usize = 192 << 10;
 /// Bytes of the largest packet, with its virtio-net header.
 const BUFFER: usize = VnetHeader::LEN + 65_536;
 
-/// What this direction needs.
 pub(super) struct Outbound {
     slots: Vec<Slot>,
     limit: Limit,
@@ -34,7 +33,7 @@ struct Slot {
 }
 
 impl Outbound {
-    /// `batch` packets at most are read before anything is sent.
+    /// Reads up to `batch` packets before sending.
     pub(super) fn new(batch: usize, paced: Entrance) -> Self {
         let slot = || Slot { buffer: vec![0; BUFFER].into(), length: 0, segments: Segments::new() };
         Self {
@@ -44,7 +43,7 @@ impl Outbound {
         }
     }
 
-    /// Moves one batch, and says whether more may wait. An error means that the device is gone.
+    /// Moves one batch, and returns whether more may be queued. An error means that the device is gone.
     pub(super) fn pass(&mut self, endpoints: &Endpoints) -> io::Result<bool> {
         let (count, more) = self.read(endpoints)?;
         if count > 0 {
@@ -53,9 +52,9 @@ impl Outbound {
         Ok(more)
     }
 
-    /// Reads what waits, at most one batch, and says how many that is and whether more may wait.
+    /// Reads at most one batch. Returns the number of packets, and whether more may be queued.
     fn read(&mut self, endpoints: &Endpoints) -> io::Result<(usize, bool)> {
-        // In plain mode the packet goes where it would be with a header, and the header says "nothing to do".
+        // In plain mode, put the packet where it would be with a header; the header says "nothing to do".
         let start = if endpoints.common.tun.vnet_header { 0 } else { VnetHeader::LEN };
         let mut bytes = 0;
         for (count, slot) in self.slots.iter_mut().enumerate() {
@@ -96,7 +95,7 @@ impl Outbound {
                 tell(inner, Reason::NoPeer);
                 continue;
             };
-            // Asked before the packet is changed: the error quotes it as it came.
+            // Checked before the packet is changed: the error quotes the original.
             if inner[TTL_AT] <= 1 {
                 add(&counters.dropped_ttl, 1);
                 tell(inner, Reason::TtlExpired);
@@ -120,5 +119,5 @@ impl Outbound {
     }
 }
 
-/// Where the time to live stands in an IPv4 header.
+/// The offset of the time to live in an IPv4 header.
 const TTL_AT: usize = 8;

@@ -1,4 +1,4 @@
-//! Wire packets become as few sends as the kernel allows.
+//! Combines wire packets into as few sends as the kernel allows.
 
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,18 +10,18 @@ use tracing::warn;
 use super::common::Common;
 use crate::udp::counters::add;
 
-/// Wire packets on their way, those to one peer and of one size together.
+/// Wire packets to send, grouped by peer and size.
 pub(super) struct Outgoing<'a> {
     common: &'a Common,
     socket: &'a UdpSocket,
-    /// Whether the kernel takes several wire packets in one piece.
+    /// Whether the kernel segments sends.
     gso: bool,
     /// Two for each wire packet: headers and payload.
     slices: Vec<IoSlice<'a>>,
     trains: Vec<Train>,
 }
 
-/// Wire packets that leave in one piece.
+/// Wire packets that leave in one send.
 struct Train {
     peer: Ipv4Addr,
     /// Bytes of each but the last.
@@ -29,7 +29,7 @@ struct Train {
     /// Bytes of the last one so far.
     last: usize,
     bytes: usize,
-    /// Which of the slices.
+    /// The range of slices.
     first: usize,
     count: usize,
 }
@@ -40,7 +40,7 @@ impl<'a> Outgoing<'a> {
         Self { common, socket, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
     }
 
-    /// Lets a wire packet leave with the next [`Outgoing::send`], behind those that were added before.
+    /// Queues a wire packet for the next [`Outgoing::send`], after those added before.
     pub(super) fn add(&mut self, peer: Ipv4Addr, packet: [IoSlice<'a>; 2]) {
         let size = packet[0].len() + packet[1].len();
         let first = self.slices.len();
@@ -55,7 +55,7 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Sends everything; `too_big` is given each packet that the path does not carry.
+    /// Sends everything; passes each packet that is too big for the path to `too_big`.
     pub(super) fn send(&self, mut too_big: impl FnMut(&[u8])) {
         let gso = &self.common.gauge.gso;
         let mut rest = &self.trains[..];
@@ -72,7 +72,7 @@ impl<'a> Outgoing<'a> {
                     warn!(%error, "the kernel refuses batches (UDP_SEGMENT); sending packets one by one from now on");
                     gso.store(false, Relaxed);
                 }
-                // Alone they are cut into fragments where the path needs it.
+                // Single datagrams are fragmented where the path needs it.
                 Err(error) if several && udp_socket::is_too_big(&error) => {
                     self.send_singly(first, &mut too_big);
                     rest = after;
@@ -85,7 +85,6 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Sends each wire packet of a train by itself.
     fn send_singly(&self, train: &Train, too_big: &mut impl FnMut(&[u8])) {
         let singles: Vec<Train> = self.singles(train).collect();
         let mut rest = &singles[..];
@@ -100,7 +99,7 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Gives the kernel as many trains as it takes, and says how many that is.
+    /// Passes as many trains to the kernel as it takes, and returns their number.
     fn hand_over(&self, trains: &[Train]) -> io::Result<usize> {
         let messages: Vec<Message<'_>> = trains.iter().map(|train| self.message(train)).collect();
         let sent = self.socket.send_many(&messages)?;
@@ -146,7 +145,7 @@ impl<'a> Outgoing<'a> {
 }
 
 impl Train {
-    /// Whether one more wire packet of this size may follow: all but the last have one size.
+    /// Returns whether another wire packet of this size may follow: all but the last have one size.
     fn takes(&self, peer: Ipv4Addr, size: usize) -> bool {
         self.peer == peer
             && self.last == self.size
@@ -156,7 +155,6 @@ impl Train {
     }
 }
 
-/// The bytes of a wire packet in one piece.
 fn gathered(slices: &[IoSlice<'_>]) -> Vec<u8> {
     slices.iter().flat_map(|slice| slice.iter().copied()).collect()
 }

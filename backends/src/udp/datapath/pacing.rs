@@ -1,10 +1,9 @@
-//! Packets for peers that read one datagram at a time from a small buffer, as flanneld does: they leave in short bursts
-//! with pauses between.
+//! Packets for peers that read one datagram at a time from a small buffer, as flanneld does: short bursts with pauses.
 //!
 //! Such a socket holds `net.core.rmem_default`, 212,992 bytes, of which each datagram takes its `truesize`: about 2,300
-//! bytes for one of 1,472, so 90 of them at most. One batch of a worker is more than that. A sender that is as fast as
-//! ours, before a receiver that is not, fills the buffer at each chance, and the losses are the sender's only brake. A
-//! pause moves the queue to this side, where it is as long as that of flanneld's own device.
+//! bytes for one of 1,472, so at most 90 of them. One batch of a worker is more than that. A sender as fast as ours
+//! fills the buffer of a slower receiver at each chance, and only losses slow the sender down. A pause moves the queue
+//! to this side, where it is as long as that of flanneld's own device.
 //!
 //! One thread sends for all workers, so that the packets of one flow stay in order whichever worker reads them.
 
@@ -26,26 +25,26 @@ use super::outgoing::Outgoing;
 use crate::udp::counters::add;
 use crate::udp::segmentation::Split;
 
-/// Datagrams that leave for one peer at once: a sixth of what its buffer holds.
+/// Datagrams per burst to one peer: a sixth of its buffer.
 const BURST: usize = 16;
 
-/// Datagrams that wait for one peer at most, as many as in the queue of flanneld's device (`txqueuelen` of a TUN).
+/// Most datagrams queued for one peer: as many as in the queue of flanneld's device (`txqueuelen` of a TUN).
 const LANE: usize = 500;
 
-/// Datagrams that wait for all peers together at most: 25 MB of 1,472 bytes each, however many peers are slow at once.
+/// Most datagrams queued for all peers together: 25 MB of 1,472 bytes each, however many peers are slow at once.
 const ALL_LANES: usize = 16_384;
 
-/// Datagrams that wait for this thread to look at them. It looks before each burst, and whenever it waits.
+/// Datagrams that wait for this thread to take them. It does so before each burst, and whenever it waits.
 const HANDED_OVER: usize = 1024;
 
-/// After a burst, its peer is left alone for this many times as long as sending it took. What a datagram costs here is
-/// what tells how fast hosts of this kind are, and a datagram costs flanneld several times as much.
+/// After a burst, its peer rests for this many times as long as sending took. The cost of a datagram here shows how
+/// fast hosts of this kind are, and a datagram costs flanneld several times as much.
 const PAUSE_FACTOR: u32 = 5;
 
-/// And for at least this long for each datagram of the burst: 200,000 in a second are more than flanneld reads.
+/// The minimum rest per datagram of the burst: 200,000 per second are more than flanneld reads.
 const LEAST_PAUSE: Duration = Duration::from_micros(5);
 
-/// But no longer than this, however long the thread was kept from its processor while it sent.
+/// The maximum rest, however long the thread lost its processor while sending.
 const LONGEST_PAUSE: Duration = Duration::from_micros(500);
 
 /// A datagram on its way to the thread.
@@ -54,7 +53,7 @@ struct Packet {
     bytes: Vec<u8>,
 }
 
-/// Where a worker leaves packets for paced peers.
+/// Where workers leave packets for paced peers.
 #[derive(Clone)]
 pub(super) struct Entrance(SyncSender<Packet>);
 
@@ -67,7 +66,7 @@ pub(super) struct Pacer {
 }
 
 impl Entrance {
-    /// Leaves copies of the wire packets of `split`, and says how many found no room.
+    /// Leaves copies of the wire packets of `split`, and returns how many found no room.
     pub(super) fn leave(&self, peer: Ipv4Addr, split: &Split<'_>) -> usize {
         let left = split.segments().map(|(headers, payload)| {
             let bytes = [headers, payload].concat();
@@ -83,13 +82,13 @@ impl Pacer {
         (Self { handed_over, lanes: Lanes::default(), common, socket }, Entrance(entrance))
     }
 
-    /// Runs until the data path is over; what waits then is lost. At ordinary priority, other than the workers: what
-    /// these peers can take is bounded by the processor time of an ordinary process.
+    /// Runs until the data path is over; drops what is still queued. Runs at ordinary priority, unlike the workers:
+    /// these peers are limited by the processor time of an ordinary process.
     pub(super) fn run(mut self) {
         if let Err(reason) = scheduling::wake_on_time() {
             debug!(%reason, "pauses between bursts are longer than needed");
         }
-        // One that waits for a packet learns of the end from the workers, whose entrances are dropped with them.
+        // While it waits for a packet, it notices the end because the workers drop their entrances.
         while !self.common.over.load(Relaxed) {
             let mut without_room = self.lanes.fill(&self.handed_over, Instant::now());
             let now = Instant::now();
@@ -120,26 +119,25 @@ impl Pacer {
         for bytes in &burst {
             outgoing.add(peer, [IoSlice::new(bytes), IoSlice::new(&[])]);
         }
-        // A datagram that is larger than the path carries leaves in fragments, so nobody has to be told.
+        // A datagram that is too large for the path leaves in fragments, so nobody has to be told.
         outgoing.send(|_| {});
         let now = Instant::now();
         self.lanes.rest(peer, now + pause(burst.len(), now - begun));
     }
 }
 
-/// How long a peer is left alone after a burst of so many datagrams that took so long to send.
+/// Returns how long a peer rests after a burst of this many datagrams that took this long to send.
 fn pause(datagrams: usize, took: Duration) -> Duration {
     let least = LEAST_PAUSE * u32::try_from(datagrams).unwrap_or(u32::MAX);
     (took * PAUSE_FACTOR).min(LONGEST_PAUSE).max(least)
 }
 
-/// What waits, a lane for each peer that something waits for or that rests.
+/// The queues: a lane for each peer with queued datagrams or at rest.
 #[derive(Default)]
 struct Lanes {
     by_peer: HashMap<Ipv4Addr, Lane>,
     /// Each lane once, by when its next burst may leave.
     turns: BTreeSet<(Instant, Ipv4Addr)>,
-    /// Datagrams in all lanes.
     waiting: usize,
 }
 
@@ -150,14 +148,14 @@ struct Lane {
 }
 
 impl Lanes {
-    /// Takes what was handed over, but no more at a time than finds room there: workers that hand over as fast as this
-    /// takes must not keep it from sending. Says how many datagrams found no room here.
+    /// Takes what was handed over, but at most one channel's worth at a time: workers that hand over as fast as this
+    /// takes must not keep it from sending. Returns how many datagrams found no room here.
     fn fill(&mut self, handed_over: &Receiver<Packet>, now: Instant) -> usize {
         let taken = handed_over.try_iter().take(HANDED_OVER);
         taken.map(|packet| self.add(packet, now)).filter(|room| !room).count()
     }
 
-    /// Lets a datagram wait for its turn. False if too many do already.
+    /// Queues a datagram. Returns false if too many are queued already.
     fn add(&mut self, packet: Packet, now: Instant) -> bool {
         if self.waiting >= ALL_LANES {
             return false;
@@ -177,8 +175,8 @@ impl Lanes {
         room
     }
 
-    /// The peer whose turn is next, and when: in the past for one that may be sent to at once. Nothing may wait for one
-    /// that rests yet. `None` if nothing waits and nobody rests.
+    /// Returns the peer whose turn is next, and when: in the past if it can be sent to at once. A resting peer may have
+    /// nothing queued. `None` if nothing is queued and nobody rests.
     fn next(&mut self, now: Instant) -> Option<(Ipv4Addr, Instant)> {
         loop {
             let &(ready, peer) = self.turns.first()?;
@@ -191,7 +189,6 @@ impl Lanes {
         }
     }
 
-    /// Takes the next burst for a peer.
     fn burst(&mut self, peer: Ipv4Addr) -> Vec<Vec<u8>> {
         let Some(lane) = self.by_peer.get_mut(&peer) else { return Vec::new() };
         let burst: Vec<_> = lane.waiting.drain(..lane.waiting.len().min(BURST)).collect();
@@ -199,7 +196,6 @@ impl Lanes {
         burst
     }
 
-    /// Leaves a peer alone until then.
     fn rest(&mut self, peer: Ipv4Addr, until: Instant) {
         let Some(lane) = self.by_peer.get_mut(&peer) else { return };
         self.turns.remove(&(lane.ready, peer));
@@ -247,7 +243,7 @@ mod tests {
     #[test]
     fn two_bursts_fit_into_the_buffer_of_a_plain_socket() {
         const RMEM_DEFAULT: usize = 212_992;
-        // What a driver that receives into half a page charges for a datagram of 1,472 bytes, with the kernel's own part.
+        // What a driver that receives into half a page charges for a datagram of 1,472 bytes, plus the kernel's part.
         const TRUESIZE: usize = 2048 + 2048;
         const { assert!(2 * BURST * TRUESIZE <= RMEM_DEFAULT) };
     }
@@ -303,7 +299,7 @@ mod tests {
         let room =
             peers.flat_map(|peer| [peer; LANE]).filter(|peer| lanes.add(packet(*peer, 0), now)).count();
         assert_eq!(room, ALL_LANES);
-        // What is sent makes room for others.
+        // Sending makes room for others.
         assert!(!lanes.add(packet(OTHER, 0), now));
         let (peer, _) = lanes.next(now).unwrap();
         assert_eq!(lanes.burst(peer).len(), BURST);
@@ -324,7 +320,7 @@ mod tests {
         assert_eq!(handed_over.try_iter().count(), 2 * HANDED_OVER);
     }
 
-    /// The thread's end of a data path without workers, which sends from and to this machine.
+    /// Returns the pacer of a data path without workers, which sends from and to this machine.
     fn pacer() -> (Pacer, Entrance) {
         let local = Ipv4Addr::LOCALHOST;
         let options = UdpOptions { gso: false, gro: false, shared: false, buffer_bytes: 1 << 16 };

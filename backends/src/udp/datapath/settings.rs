@@ -1,4 +1,4 @@
-//! What a data path is made from.
+//! The settings of a data path.
 
 use std::net::Ipv4Addr;
 
@@ -6,27 +6,26 @@ use flan_kernel::LinkName;
 use flan_kernel::tun::TunMode;
 use ipnetwork::Ipv4Network;
 
-/// What a data path is made from.
 #[derive(Debug, Clone)]
 pub(in crate::udp) struct Settings {
     pub(in crate::udp) device: LinkName,
     pub(in crate::udp) tun: TunMode,
     pub(in crate::udp) gso: bool,
     pub(in crate::udp) gro: bool,
-    /// Underlay address that datagrams are sent from and arrive at.
+    /// The underlay address that datagrams are sent from and arrive at.
     pub(in crate::udp) local: Ipv4Addr,
     pub(in crate::udp) port: u16,
     /// The device's address: the source of ICMP errors.
     pub(in crate::udp) address: Ipv4Addr,
     /// Bytes of the largest inner packet.
     pub(in crate::udp) mtu: u32,
-    /// This host's subnet, if packets must go there and come from that of the peer that sent them.
+    /// This host's subnet, if packets must be for it and come from that of their sender.
     pub(in crate::udp) strict: Option<Ipv4Network>,
 }
 
 impl Settings {
-    /// Packets at a time, each way: one in plain mode, where each is read, sent, received and written by a call of its
-    /// own, as flannel does.
+    /// Returns the packets per batch, per direction: one in plain mode, where each is read, sent, received and written
+    /// by its own call, as in flannel.
     pub(super) fn batch(&self) -> usize {
         const BATCH: usize = 64;
         let plain = !self.tun.vnet_header && !self.gso && !self.gro;

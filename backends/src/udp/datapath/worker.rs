@@ -1,7 +1,7 @@
-//! One thread of the data path: whatever waits is moved on, in both directions in turn; where nothing does, it sleeps.
+//! One thread of the data path: moves what is queued in both directions in turn, and sleeps if nothing is.
 //!
-//! Both directions in one thread, for what is written to the device is often answered at once: TCP acknowledges, a ping
-//! is echoed. The answer is found on the next round, and nobody has to be woken for it.
+//! Both directions share a thread because what is written to the device is often answered at once: TCP acknowledges, a
+//! ping is echoed. The next round finds the answer, and nobody has to be woken for it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,7 +25,7 @@ pub(super) struct Worker {
     inbound: Inbound,
 }
 
-/// Which of how many workers this is.
+/// The number of this worker, and how many there are.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Share {
     pub(super) number: usize,
@@ -42,7 +42,7 @@ impl Worker {
     /// Runs until the data path is over, or the device is gone.
     pub(super) fn run(mut self) {
         self.settle();
-        // Whether something may wait at the queue, and at the socket.
+        // Whether something may be queued at the device, and at the socket.
         let mut waiting = [true; 2];
         while !self.endpoints.common.over.load(Relaxed) {
             if waiting == [false; 2] {
@@ -60,20 +60,20 @@ impl Worker {
         }
     }
 
-    /// Moves one batch each way where something may wait, and says where more may. An error means that the device is
-    /// gone.
+    /// Moves one batch per direction where something may be queued, and returns where more may be. An error means that
+    /// the device is gone.
     fn pass(&mut self, [queue, socket]: [bool; 2]) -> io::Result<[bool; 2]> {
         let Self { endpoints, outbound, inbound, .. } = self;
         Ok([queue && outbound.pass(endpoints)?, socket && inbound.pass(endpoints)?])
     }
 
-    /// Finds the thread its place: near the packets, and before ordinary threads, as the kernel's own packet work is.
+    /// Places the thread near the packets, and before ordinary threads, like the kernel's own packet work.
     fn settle(&self) {
         let Share { number, of } = self.share;
         if let Err(reason) =
             scheduling::stay_on_every(of, number).and_then(|()| scheduling::prefer_this_thread())
         {
-            debug!(%reason, "a thread of the data path is scheduled like any other");
+            debug!(%reason, "a thread of the data path runs at ordinary priority");
         }
     }
 }

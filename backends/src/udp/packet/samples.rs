@@ -1,11 +1,11 @@
-//! Packets for tests, built and checked without the code that is tested.
+//! Packets for tests, built and checked without the code under test.
 
 use proptest::prelude::*;
 
 use super::super::checksum::tests::slow_checksum;
 use super::{TCP, UDP, VnetHeader};
 
-/// Everything that a packet is made of.
+/// The parameters of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sample {
     pub(crate) is_ipv6: bool,
@@ -14,7 +14,7 @@ pub(crate) struct Sample {
     pub(crate) protocol: u8,
     pub(crate) ttl: u8,
     pub(crate) tos: u8,
-    /// IPv4 only, as the next two.
+    /// IPv4 only, like the next two.
     pub(crate) dont_fragment: bool,
     pub(crate) id: u16,
     pub(crate) ip_options: Vec<u8>,
@@ -54,12 +54,12 @@ impl Sample {
         self.ip_header_len() + if self.protocol == TCP { 20 + self.tcp_options.len() } else { 8 }
     }
 
-    /// Where the transport's checksum is, counted from its header.
+    /// Returns the offset of the transport's checksum in its header.
     pub(crate) fn checksum_offset(&self) -> usize {
         if self.protocol == TCP { 16 } else { 6 }
     }
 
-    /// The IP packet, with all checksums right.
+    /// Returns the IP packet, with all checksums correct.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = self.ip_header();
         bytes.extend(self.transport());
@@ -109,7 +109,7 @@ impl Sample {
         bytes
     }
 
-    /// What the kernel gives for this as a super-packet: the checksum field holds the sum of the pseudo-header.
+    /// Returns it as the kernel's super-packet: the checksum field holds the sum of the pseudo-header.
     pub(crate) fn super_packet(&self, gso_size: u16) -> Vec<u8> {
         let gso_type = match (self.protocol, self.is_ipv6) {
             (UDP, _) => VnetHeader::GSO_UDP_L4,
@@ -131,7 +131,7 @@ impl Sample {
         bytes
     }
 
-    /// The packets that a split of this makes.
+    /// Returns the packets that a split of this makes.
     pub(crate) fn cut(&self, size: usize) -> Vec<Self> {
         let chunks: Vec<&[u8]> = self.payload.chunks(size).collect();
         let count = chunks.len();
@@ -154,7 +154,7 @@ impl Sample {
         chunks.into_iter().enumerate().map(segment).collect()
     }
 
-    /// This with the time to live that it has `hops` routers on.
+    /// Returns it with the time to live after `hops` routers.
     pub(crate) fn after(&self, hops: u8) -> Self {
         Self { ttl: self.ttl - hops, ..self.clone() }
     }
@@ -170,7 +170,7 @@ fn transport_checksum(packet: &[u8], ip_header_len: usize, protocol: u8) -> u16 
     slow_checksum(&[&pseudo_header(packet, ip_header_len, protocol), &packet[ip_header_len..]].concat())
 }
 
-/// Whether all lengths and checksums of a TCP or UDP packet are right.
+/// Returns whether all lengths and checksums of a TCP or UDP packet are correct.
 pub(crate) fn is_right(packet: &[u8]) -> bool {
     let length = |at: usize| usize::from(packet[at]) << 8 | usize::from(packet[at + 1]);
     let (header_len, protocol, ip) = if packet[0] >> 4 == 6 {
@@ -183,7 +183,7 @@ pub(crate) fn is_right(packet: &[u8]) -> bool {
     ip && udp && transport_checksum(packet, header_len, protocol) == 0
 }
 
-/// Any header, with a payload of some of `lengths` bytes.
+/// Generates any header, with a payload of some of `lengths` bytes.
 pub(crate) fn samples(lengths: std::ops::Range<usize>) -> impl Strategy<Value = Sample> {
     let options = || (0..11_usize, any::<u8>()).prop_map(|(words, byte)| vec![byte; words * 4]);
     let tcp = (any::<u32>(), any::<u32>(), 0..64_u8, any::<u16>(), options(), any::<bool>());
@@ -212,7 +212,7 @@ pub(crate) fn samples(lengths: std::ops::Range<usize>) -> impl Strategy<Value = 
     )
 }
 
-/// Bytes without a pattern (splitmix64).
+/// Returns bytes without a pattern (splitmix64).
 pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
     let mut next = move || {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -17,7 +17,7 @@ fn len(split: &Split<'_>) -> usize {
     split.segments().map(|(headers, payload)| headers.len() + payload.len()).sum()
 }
 
-/// What `change` to a super-packet's virtio-net header leads to.
+/// Returns the result of a `change` to a super-packet's virtio-net header.
 fn refusal(sample: &Sample, change: impl FnOnce(&mut VnetHeader)) -> Option<SplitError> {
     let mut packet = sample.super_packet(100);
     let mut header = VnetHeader::parse(&packet).unwrap();

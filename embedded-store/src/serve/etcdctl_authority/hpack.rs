@@ -15,7 +15,8 @@ const LAST_BITS: (u8, u8) = (0xf8, 0xe0);
 /// This bit of a string's length says that the string is Huffman-encoded.
 const IS_ENCODED: u8 = 0x80;
 
-/// The bytes of the `:authority` value with its length, if the value is a URL. `None` also if this is no header block.
+/// Returns the bytes of the `:authority` value with its length, if the value is a URL. `None` also for an invalid
+/// block.
 pub(super) fn url_as_authority(block: &[u8]) -> Option<Range<usize>> {
     let mut at = 0;
     while let Some(&first) = block.get(at) {
@@ -49,7 +50,7 @@ pub(super) fn url_as_authority(block: &[u8]) -> Option<Range<usize>> {
     None
 }
 
-/// The integer in the last `prefix` bits of a byte and what follows, and its end.
+/// Returns the integer in the last `prefix` bits of a byte and what follows, and its end.
 fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     let largest = (1_usize << prefix) - 1;
     let mut number = usize::from(*block.get(at)?) & largest;
@@ -66,7 +67,7 @@ fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     None
 }
 
-/// A string without decoding, and its end.
+/// Returns a string without decoding, and its end.
 fn string(block: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let (length, start) = integer(block, at, 7)?;
     let end = start.checked_add(length)?;

@@ -32,7 +32,6 @@ pub(super) struct Wish {
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
-/// A watch.
 #[derive(Debug)]
 pub(super) struct Cursor {
     wish: Wish,
@@ -58,7 +57,7 @@ pub(super) enum Next {
 }
 
 impl Cursor {
-    /// A watch that begins now, at the given revision.
+    /// Creates a watch that begins now, at the given revision.
     pub(super) fn new(mut wish: Wish, revision: i64) -> Result<Self, &'static str> {
         if wish.key.is_empty() {
             wish.key = vec![0];
@@ -71,7 +70,7 @@ impl Cursor {
         Ok(Self { wish, next, follows: next > revision, rest: Vec::new(), was_told: false })
     }
 
-    /// Whether the disk has more than the watch has received.
+    /// Returns whether the disk has more than the watch has received.
     pub(super) fn is_behind(&self, contents: &Contents) -> bool {
         self.next <= contents.stored || !self.rest.is_empty()
     }
@@ -105,7 +104,7 @@ impl Cursor {
         Next::Events { revision: told, events, fragment: false }
     }
 
-    /// The events of the next response with their bytes, and the revision that they reach.
+    /// Returns the events of the next response with their bytes, and the revision that they reach.
     fn events<'s>(
         &self,
         contents: &Contents,
@@ -128,7 +127,7 @@ impl Cursor {
         (told, events, bytes)
     }
 
-    /// Whether the client wants progress reports, and received no events since this was last asked.
+    /// Returns whether the client wants progress reports, and received no events since this was last asked.
     pub(super) fn is_to_be_told(&mut self) -> bool {
         self.wish.progress_notify && !std::mem::take(&mut self.was_told)
     }

@@ -1,9 +1,8 @@
-//! Chains of anybody's packet filter as plain values, and what becomes of a packet that enters one.
+//! Chains of any packet filter as plain values, and the fate of a packet that enters one.
 //!
-//! Not every match can be decided from outside: a mark, a rate, an ipset. Where a test cannot be decided, a rule that
-//! names something of ours is taken for the decision of somebody who knows of us, and any other is passed over. Where
-//! only the sender's address is open, because a firewall lists its peers one by one, an accept is taken to be for our
-//! peers.
+//! Some matches cannot be evaluated from outside: a mark, a rate, an ipset. A rule with such a match counts as a
+//! deliberate decision about us if it names something of ours, and is skipped otherwise. If only the sender's address
+//! is open, because a firewall lists its peers one by one, an accept is assumed to cover our peers.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,17 +19,17 @@ pub(super) struct Table {
     pub(super) chains: BTreeMap<String, Chain>,
 }
 
-/// By which program, and under which name, a table is listed and changed.
+/// The program, and the name that it uses, to list and change a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owner {
     /// `nft`, with the table's family and name.
     Nft { family: String, table: String },
-    /// `iptables`, `ip6tables-legacy` or the like.
+    /// `iptables`, `ip6tables-legacy` or similar.
     Iptables { program: &'static str, ipv6: bool, table: &'static str },
 }
 
 impl Owner {
-    /// Whether packets of this family enter its chains.
+    /// Returns whether packets of this family enter its chains.
     pub(super) fn sees(&self, ipv6: bool) -> bool {
         match self {
             Self::Nft { family, .. } => family == "inet" || (family == "ip6") == ipv6,
@@ -41,7 +40,7 @@ impl Owner {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Chain {
-    /// Where the kernel enters it; `None` for one that other chains lead to.
+    /// Where the kernel enters it; `None` for a chain that is only jumped to.
     pub(super) base: Option<Base>,
     pub(super) rules: Vec<Rule>,
 }
@@ -50,7 +49,6 @@ pub(super) struct Chain {
 pub(super) struct Base {
     pub(super) hook: Hook,
     pub(super) priority: i64,
-    /// Whether the policy drops.
     pub(super) drops: bool,
 }
 
@@ -77,7 +75,6 @@ pub(super) enum Verdict {
     Return,
     Jump(String),
     Goto(String),
-    /// Another source address.
     Masquerade,
 }
 
@@ -89,12 +86,12 @@ pub(super) struct Test {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum What {
-    /// The device that the packet came in by.
+    /// The device on which the packet arrived.
     In(Vec<Pattern>),
-    /// The device that it leaves by.
+    /// The device on which it leaves.
     Out(Vec<Pattern>),
     Source(Vec<Addresses>),
-    /// Sources that cannot be seen from here, as those in an ipset.
+    /// Sources that cannot be determined from here, such as those in an ipset.
     SomeSources,
     Destination(Vec<Addresses>),
     Ipv6(bool),
@@ -103,24 +100,22 @@ pub(super) enum What {
     DestinationPort(Vec<RangeInclusive<u16>>),
     /// States of connection tracking, in lower case.
     State(Vec<String>),
-    /// The destination is an address of this host.
     ForThisHost,
-    /// What holds for no packet of ours, such as to have been translated.
+    /// Never holds for our packets, such as having been translated.
     Never,
-    /// One of these groups holds, of which all tests must.
+    /// At least one group holds; all tests of that group must hold.
     OneOf(Vec<Vec<Test>>),
-    /// Anything else.
     Unknown,
 }
 
-/// A device's name, or how it begins.
+/// The name of a device, or a prefix of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pattern {
     pub(super) text: String,
     pub(super) is_prefix: bool,
 }
 
-/// Addresses of one family from the first to the last.
+/// Addresses of one family, first to last.
 pub(super) type Addresses = RangeInclusive<IpAddr>;
 
 pub(super) fn addresses(network: IpNetwork) -> Addresses {
@@ -128,7 +123,7 @@ pub(super) fn addresses(network: IpNetwork) -> Addresses {
 }
 
 impl Pattern {
-    /// `wildcard` at the end stands for any rest.
+    /// Parses a pattern; a final `wildcard` matches any rest.
     pub(super) fn new(text: &str, wildcard: char) -> Self {
         match text.strip_suffix(wildcard) {
             Some(start) => Self { text: start.to_owned(), is_prefix: true },
@@ -151,7 +146,7 @@ impl Test {
     }
 }
 
-/// A packet of ours, as far as it is the same for all of its kind.
+/// A kind of packet of ours: what all such packets have in common.
 #[derive(Debug, Clone)]
 pub(super) struct Packet {
     pub(super) ipv6: bool,
@@ -159,31 +154,32 @@ pub(super) struct Packet {
     pub(super) leaves: Device,
     pub(super) source: Sender,
     pub(super) destination: Addresses,
-    /// The port of a UDP datagram; `None` for a packet of any protocol.
+    /// The destination port of a UDP datagram; `None` for a packet of any protocol.
     pub(super) udp_port: Option<u16>,
-    /// Whether it is for this host itself.
     pub(super) for_this_host: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Device {
     None,
-    /// One that we have made: whoever names it knows of us.
+    /// A device that we made: a rule that names it knows about us.
     Ours(LinkName),
     Named(LinkName),
-    /// A bridge that has no address yet, or that we do not know.
+    /// A bridge without an address, or unknown to us.
     SomeBridge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sender {
-    /// Any of these.
     Within(Addresses),
-    /// Hosts that are mostly in one network with `own`, but have other addresses, and none of the `overlay` networks.
-    Like { own: IpAddr, overlay: Vec<Addresses> },
+    /// Hosts that are mostly in one network with `own`, but have other addresses, outside the `overlay` networks.
+    Like {
+        own: IpAddr,
+        overlay: Vec<Addresses>,
+    },
 }
 
-/// What becomes of a packet in a base chain.
+/// The fate of a packet in a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Passes,
@@ -199,14 +195,12 @@ struct Answer {
     ours: bool,
 }
 
-/// In this order: of several tests that all must hold, the greatest is the answer, and of several of which one is
-/// enough, the least.
+/// Ordered so that a conjunction of tests has the greatest of their results, and a disjunction the least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Holds {
     Yes,
-    /// For some senders, as far as can be seen; nothing else is open.
+    /// Holds for some senders, as far as can be seen; nothing else is open.
     ForSomeSenders,
-    /// It cannot be decided.
     Unknown,
     No,
 }
@@ -233,18 +227,18 @@ impl Holds {
     }
 }
 
-/// Jumps within jumps: the kernel allows 16.
+/// The kernel allows 16 nested jumps.
 const DEEPEST: usize = 20;
 
 impl Table {
-    /// What becomes of `packet` in the base chain of that name.
+    /// Returns the fate of `packet` in the base chain of that name.
     pub(super) fn fate(&self, chain: &str, packet: &Packet) -> Fate {
         let policy_drops = self.chains.get(chain).and_then(|chain| chain.base).is_some_and(|base| base.drops);
         let policy = if policy_drops { Fate::Dropped } else { Fate::Passes };
         self.walk(chain, packet, 0).unwrap_or(policy)
     }
 
-    /// The addresses that some rule drops packets for unless these come in by `bridge`.
+    /// Returns the addresses for which some rule drops packets unless they arrive by `bridge`.
     pub(super) fn closed_but_from(&self, bridge: LinkName) -> impl Iterator<Item = &Addresses> {
         let drops = |rule: &&Rule| matches!(rule.verdict, Verdict::Drop | Verdict::Reject);
         let rules = self.chains.values().flat_map(|chain| &chain.rules).filter(drops);
@@ -259,10 +253,10 @@ impl Table {
         })
     }
 
-    /// `None` if the packet comes to the end of the chain.
+    /// Returns `None` if the packet reaches the end of the chain.
     fn walk(&self, chain: &str, packet: &Packet, depth: usize) -> Option<Fate> {
         let chain = self.chains.get(chain).filter(|_| depth < DEEPEST)?;
-        // A rule that could not be decided may have led the packet out of this chain already.
+        // A rule that cannot be decided may already have moved the packet to another chain.
         let mut doubtful = false;
         for rule in &chain.rules {
             let Answer { holds, ours } = all(&rule.tests, packet);
@@ -270,7 +264,7 @@ impl Table {
                 continue;
             }
             let surely = holds == Holds::Yes;
-            // Who lets in hosts by their addresses means the peers.
+            // A firewall that admits hosts by address means the peers.
             let lets_pass = surely || ours || holds == Holds::ForSomeSenders;
             let fate = match &rule.verdict {
                 Verdict::Accept => lets_pass.then_some(Fate::Passes),
@@ -343,7 +337,7 @@ impl What {
                 let holds = packet.udp_port.map(|port| ranges.iter().any(|range| range.contains(&port)));
                 Answer { holds: holds.into(), ours: holds == Some(true) }
             }
-            // Connections begin with a packet of no known state.
+            // Connections start with a packet of no known state.
             Self::State(states) => plain(Some(states.iter().any(|state| state == "new"))),
             Self::ForThisHost => plain(Some(packet.for_this_host)),
             Self::Never => plain(Some(false)),
@@ -381,7 +375,7 @@ fn device(device: Device, other: Device, patterns: &[Pattern]) -> Answer {
     }
 }
 
-/// Whether all of `addresses`, or some, or none, are in one of `ranges`.
+/// Finds out whether all, some or none of `addresses` are in one of `ranges`.
 fn within(addresses: &Addresses, ranges: &[Addresses]) -> Answer {
     let (first, last) = (addresses.start(), addresses.end());
     let is_everything = |range: &Addresses| match (range.start(), range.end()) {
@@ -394,13 +388,13 @@ fn within(addresses: &Addresses, ranges: &[Addresses]) -> Answer {
     let meets = |range: &Addresses| {
         range.start().is_ipv4() == first.is_ipv4() && range.start() <= last && first <= range.end()
     };
-    // One container or one peer is not all of them: Docker lets pass what is for a published port.
+    // One container or peer is not all of them: Docker admits packets for a published port.
     Answer { holds: if ranges.iter().any(meets) { Holds::Unknown } else { Holds::No }, ours: false }
 }
 
-/// Whether peers of a host with the address `own` send from `ranges`.
+/// Finds out whether peers of a host with the address `own` send from `ranges`.
 fn peers(own: IpAddr, overlay: &[Addresses], ranges: &[Addresses]) -> Holds {
-    // Our own address alone says nothing of the peers: it is what a rule against forged senders names.
+    // Our own address alone says nothing about peers: rules against forged senders name it.
     if ranges.iter().any(|range| range.contains(&own) && range.start() != range.end()) {
         return Holds::Yes;
     }
@@ -442,7 +436,7 @@ mod tests {
         Rule { tests: tests.into_iter().map(Test::new).collect(), verdict }
     }
 
-    /// What becomes of the packet in a chain of these rules whose policy drops, with a second one `sub`.
+    /// Returns the fate of the packet in a chain of these rules whose policy drops, with a second chain `sub`.
     fn fate(rules: Vec<Rule>, sub: Vec<Rule>) -> Fate {
         let base = Base { hook: Hook::Forward, priority: 0, drops: true };
         let owner = Owner::Nft { family: "inet".into(), table: "mine".into() };
@@ -465,7 +459,7 @@ mod tests {
         assert!(!accepts(vec![What::State(vec!["established".into(), "related".into()])]));
         assert!(!accepts(vec![What::Protocol(vec!["icmp".into()])]), "some packets only");
         assert!(!accepts(vec![What::Unknown]));
-        // Somebody who knows of us lets some pass.
+        // A rule that knows about us admits some of our packets.
         assert!(accepts(vec![enters("flannel.1"), What::Protocol(vec!["tcp".into()])]));
         assert!(accepts(vec![What::Source(network("10.5.0.0/16")), What::Unknown]));
         // As Docker does for a published port.
@@ -486,7 +480,7 @@ mod tests {
         assert!(!drops(vec![What::Destination(network("10.5.52.7/32"))]), "one container only");
     }
 
-    /// Which of the peers that reach this host at 192.168.64.11 the sources are.
+    /// Returns which of the peers that reach this host at 192.168.64.11 the sources cover.
     fn from(ranges: &[&str]) -> Holds {
         let overlay = vec![addresses("10.5.0.0/16".parse().unwrap())];
         let source = Sender::Like { own: "192.168.64.11".parse().unwrap(), overlay };

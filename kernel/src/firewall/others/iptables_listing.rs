@@ -1,4 +1,4 @@
-//! Reading what `iptables -S` lists (`iptables(8)`, `iptables-extensions(8)`).
+//! Reads the output of `iptables -S` (`iptables(8)`, `iptables-extensions(8)`).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::chains::{
     Addresses, Base, Chain, Hook, Owner, Pattern, Rule, Table, Test, Verdict, What, addresses,
 };
 
-/// The table of this name as `program` lists it.
+/// Parses the table of this name as `program` lists it.
 pub(super) fn parse(program: &'static str, ipv6: bool, table: &'static str, listing: &str) -> Table {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::new();
     for line in listing.lines() {
@@ -37,7 +37,7 @@ fn base(chain: &str, drops: bool) -> Option<Base> {
     Some(Base { hook, priority, drops })
 }
 
-/// The words of a line; what stands in quotes is one.
+/// Returns the words of a line; quoted text is one word.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut escaped) = (Vec::new(), None::<String>, false, false);
     for character in line.chars() {
@@ -60,7 +60,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// Matches that say nothing without their options, which follow.
+/// Matches that say nothing without the options that follow them.
 const SILENT: [&str; 11] = [
     "comment",
     "conntrack",
@@ -75,7 +75,7 @@ const SILENT: [&str; 11] = [
     "set",
 ];
 
-/// `None` for a rule that decides nothing, such as one that logs.
+/// Returns `None` for a rule that decides nothing, such as one that logs.
 fn rule(words: &[String]) -> Option<Rule> {
     let mut tests = Vec::new();
     let mut words = words.iter().map(String::as_str).peekable();
@@ -93,7 +93,7 @@ fn rule(words: &[String]) -> Option<Rule> {
         while let Some(value) = words.next_if(|next| !is_option(next)) {
             values.push(value);
         }
-        // `! --ctstate NEW` and, of old, `--ctstate ! NEW`.
+        // `! --ctstate NEW` and, in old versions, `--ctstate ! NEW`.
         if word == "-m" {
             tests.extend(values.iter().any(|name| !SILENT.contains(name)).then(|| Test::new(What::Unknown)));
         } else if word != "--comment" {
@@ -115,7 +115,7 @@ fn verdict(target: &str, goes: bool) -> Option<Verdict> {
         "REJECT" => Verdict::Reject,
         "RETURN" => Verdict::Return,
         "MASQUERADE" | "SNAT" => Verdict::Masquerade,
-        // They leave the packet where it is.
+        // These do not decide about the packet.
         "LOG" | "NFLOG" | "ULOG" | "MARK" | "CONNMARK" | "TCPMSS" | "CT" | "DSCP" | "TOS" | "TTL" | "SET"
         | "AUDIT" | "TRACE" | "CHECKSUM" | "CLASSIFY" | "NOTRACK" | "SECMARK" | "CONNSECMARK" | "RATEEST" => {
             return None;

@@ -1,4 +1,4 @@
-//! Reading what `nft -j list ruleset` lists (`libnftables-json(5)`).
+//! Reads the output of `nft -j list ruleset` (`libnftables-json(5)`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,10 +11,10 @@ use super::chains::{
     Addresses, Base, Chain, Hook, Owner, Pattern, Rule, Table, Test, Verdict, What, addresses,
 };
 
-/// The tables of packets that are routed, `ip`, `ip6` and `inet`, in their order.
+/// Parses the tables for routed packets, `ip`, `ip6` and `inet`, in their order.
 ///
 /// # Errors
-/// When it is no JSON of that form.
+/// If it is not JSON of that form.
 pub(super) fn parse(listing: &str) -> Result<Vec<Table>, serde_json::Error> {
     let objects = objects(listing)?;
     // Sets may be listed after the rules that name them.
@@ -34,10 +34,10 @@ pub(super) fn parse(listing: &str) -> Result<Vec<Table>, serde_json::Error> {
     Ok(tables.into_values().collect())
 }
 
-/// Family and name of each of those tables that has sets or maps.
+/// Returns the family and name of each such table that has sets or maps.
 ///
 /// # Errors
-/// When it is no JSON of that form.
+/// If it is not JSON of that form.
 pub(super) fn tables_with_sets(listing: &str) -> Result<BTreeSet<(String, String)>, serde_json::Error> {
     let objects = objects(listing)?;
     let sets = objects.iter().filter_map(|object| object.get("set").or_else(|| object.get("map")));
@@ -52,7 +52,7 @@ fn objects(listing: &str) -> Result<Vec<Value>, serde_json::Error> {
     serde_json::from_str::<Listing>(listing).map(|listing| listing.nftables)
 }
 
-/// Family and name of a table.
+/// The family and name of a table.
 type Home<'a> = (&'a str, &'a str);
 /// The elements of a set or map by its table and name.
 type Sets<'a> = BTreeMap<(Home<'a>, &'a str), &'a Value>;
@@ -112,7 +112,7 @@ fn add_rule<'a>(tables: &mut BTreeMap<Home<'a>, Table>, object: &'a Value, sets:
                 }
             }
             "limit" | "quota" | "ct count" | "meter" => tests.push(Test::new(What::Unknown)),
-            // They put the packet's address into a set, with a statement for each, which may be a rate.
+            // These add the packet's address to a set, with a statement per element, which may be a rate.
             "set" | "map" if value.get("stmt").is_some() => tests.push(Test::new(What::Unknown)),
             _ => {
                 if let Some(verdict) = verdict(kind, value) {
@@ -124,11 +124,11 @@ fn add_rule<'a>(tables: &mut BTreeMap<Home<'a>, Table>, object: &'a Value, sets:
     }
 }
 
-/// What a statement decides; `None` for one that only changes or counts the packet.
+/// Returns what a statement decides; `None` for one that only changes or counts the packet.
 fn verdict(kind: &str, value: &Value) -> Option<Verdict> {
     let target = || text(value, "target").map(str::to_owned);
     match kind {
-        // What a program decides is not dropped for all that we know, and what is translated goes on.
+        // What a program decides counts as not dropped, and translated packets go on.
         "accept" | "queue" | "dnat" | "redirect" | "tproxy" => Some(Verdict::Accept),
         "drop" => Some(Verdict::Drop),
         "reject" => Some(Verdict::Reject),
@@ -146,7 +146,7 @@ fn verdict(kind: &str, value: &Value) -> Option<Verdict> {
     }
 }
 
-/// How the values of one table's rules are looked up.
+/// Looks up the values that the rules of one table use.
 #[derive(Clone, Copy)]
 struct Values<'a, 'b> {
     home: Home<'a>,
@@ -166,7 +166,7 @@ impl<'a> Values<'a, '_> {
         tests(left, &self.all(right), negated)
     }
 
-    /// Each entry of a verdict map: what must hold, and what it decides.
+    /// Returns the entries of a verdict map: the tests of each, and what it decides.
     fn of_map(self, statement: &'a Value) -> Vec<(Vec<Test>, Verdict)> {
         let (Some(key), Some(data)) = (statement.get("key"), statement.get("data")) else {
             return Vec::new();
@@ -187,7 +187,7 @@ impl<'a> Values<'a, '_> {
         entries
     }
 
-    /// The values of a right side: one, those of an anonymous set, or those of a named one.
+    /// Returns the values on the right side: a single one, those of an anonymous set, or those of a named set.
     fn all(self, right: &'a Value) -> Vec<&'a Value> {
         let elements = match right {
             Value::String(name) if name.starts_with('@') => {
@@ -207,12 +207,12 @@ impl<'a> Values<'a, '_> {
     }
 }
 
-/// An element without what is counted beside it.
+/// Strips counters from an element.
 fn bare(element: &Value) -> &Value {
     element.get("elem").and_then(|inner| inner.get("val")).unwrap_or(element)
 }
 
-/// What `left` must be: one of `values`, or none of them.
+/// Returns what `left` must be: one of `values`, or none of them.
 fn tests(left: &Value, values: &[&Value], negated: bool) -> Vec<Test> {
     if let Some(parts) = left.get("concat").and_then(Value::as_array) {
         return vec![Test::unless(concatenation(parts, values), negated)];
@@ -235,7 +235,7 @@ fn concatenation(parts: &[Value], values: &[&Value]) -> What {
     What::OneOf(values.iter().map(group).collect())
 }
 
-/// What is compared with `values`, and what follows from its being there at all.
+/// Returns what is compared with `values`, and the tests that its presence implies.
 fn subject(left: &Value, values: &[&Value]) -> (Vec<Test>, What) {
     let known = |what: Option<What>| what.unwrap_or(What::Unknown);
     let words = || values.iter().map(|value| word(value)).collect::<Option<Vec<_>>>();
@@ -345,7 +345,7 @@ fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
 mod tests {
     use super::*;
 
-    /// The rules of chain `c` in a table with these objects beside it.
+    /// Returns the rules of chain `c` in a table that also has these objects.
     fn rules(expressions: &[&str], others: &str) -> Vec<Rule> {
         let rules: Vec<String> = expressions
             .iter()

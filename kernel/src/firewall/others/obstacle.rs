@@ -1,4 +1,4 @@
-//! One chain that stops packets of ours, and what cures it.
+//! A chain that stops packets of ours, and its cure.
 
 use std::fmt;
 
@@ -7,23 +7,23 @@ use super::chains::{Base, Owner, Packet, Table};
 use crate::firewall::prefix;
 use crate::kind::link_name::LinkName;
 
-/// A chain of another program that drops or rejects what it should let pass.
+/// A chain of another program that drops or rejects our packets.
 ///
-/// With `{}`: which chain, what it does, and the commands that cure it.
+/// `{}` prints the chain, what it does, and the commands that cure it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     chain: String,
     rejects: bool,
     what: String,
-    /// Commands for a shell.
+    /// Shell commands.
     pub(super) cure: String,
 }
 
-/// By what rules are managed, and so changed for good.
+/// What manages the rules, and can change them permanently.
 enum Manager<'a> {
     Firewalld,
     Ufw,
-    /// Docker's own backend for nftables, which writes its tables anew at each start.
+    /// Docker's own nftables backend, which rewrites its tables at each start.
     Docker,
     Nft {
         family: &'a str,
@@ -36,7 +36,7 @@ enum Manager<'a> {
 }
 
 impl Obstacle {
-    /// `None` if nothing is stopped. Beside each packet stands whether it is rejected.
+    /// Returns `None` if nothing is stopped. Each packet comes with whether it is rejected.
     pub(super) fn new(
         table: &Table,
         chain: &str,
@@ -114,13 +114,13 @@ fn manager(table: &Table) -> Manager<'_> {
     }
 }
 
-/// A chain that only ufw has.
+/// Returns a chain that only ufw has.
 fn ufws(ipv6: bool) -> &'static str {
     if ipv6 { "ufw6-before-input" } else { "ufw-before-input" }
 }
 
 impl Manager<'_> {
-    /// Lets pass what is forwarded within `network`.
+    /// Admits packets forwarded within `network`.
     fn let_forward(
         &self,
         chain: &str,
@@ -154,7 +154,7 @@ impl Manager<'_> {
         }
     }
 
-    /// Lets in what comes for this UDP port.
+    /// Admits packets for this UDP port.
     fn let_in(&self, chain: &str, port: u16) -> String {
         match self {
             Self::Firewalld => format!("firewall-cmd --permanent --add-port={port}/udp"),
@@ -169,7 +169,7 @@ impl Manager<'_> {
         }
     }
 
-    /// What puts the rest into force.
+    /// Returns the command that activates the others.
     fn at_last(&self) -> Option<String> {
         matches!(self, Self::Firewalld).then(|| "firewall-cmd --reload".to_owned())
     }

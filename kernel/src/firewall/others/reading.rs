@@ -1,4 +1,4 @@
-//! Asking the programs of the packet filter for everybody's rules, and finding out cheaply whether it is worth it.
+//! Reads all packet filter rules, and detects cheaply whether that is worthwhile.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use super::chains::{Owner, Table};
 use super::{iptables_listing, nft_listing};
 use crate::firewall::{FirewallError, program};
 
-/// What a change of rules changes, or may change, and costs nothing to look at.
+/// What changes, or may change, when rules change, and is free to look at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Glance {
-    /// The number of changes of nftables so far; `None` where the kernel does not say.
+    /// The number of nftables changes so far; `None` where the kernel does not report it.
     pub changes: Option<u32>,
-    /// Whether there are legacy tables of `iptables`, of whose changes the kernel does not tell.
+    /// Whether legacy `iptables` tables exist. The kernel does not report changes of these.
     pub legacy: bool,
 }
 
@@ -28,13 +28,12 @@ impl Glance {
     }
 }
 
-/// Our own tables.
 const OURS: [(&str, &str); 3] = [("inet", "flan"), ("ip", "flan-peers"), ("ip6", "flan-peers")];
 
-/// The tables of iptables that are looked at, in the order in which a packet meets them.
+/// Tables of iptables, in the order in which a packet passes them.
 const TABLES: [&str; 4] = ["raw", "mangle", "filter", "nat"];
 
-/// The tables of everybody else.
+/// Returns the tables of all other programs.
 pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
     let mut tables = Vec::new();
     if program::exists("nft") {
@@ -44,7 +43,7 @@ pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
     for ipv6 in [false, true] {
         let family = if ipv6 { "ip6" } else { "ip" };
         for name in TABLES {
-            // `nft` does not show all of what iptables has put there.
+            // `nft` does not show all that iptables has added.
             if let Some(index) = tables.iter().position(|table| is(table, (family, name)))
                 && let Some(program) = nft_variant(ipv6)
                 && let Some(table) = listed(program, ipv6, name).await
@@ -62,18 +61,18 @@ pub(super) async fn tables() -> Result<Vec<Table>, FirewallError> {
     Ok(tables)
 }
 
-/// All tables as `nft` lists them.
+/// Returns all tables as `nft` lists them.
 async fn nft_tables() -> Result<Vec<Table>, FirewallError> {
-    // Our own sets may be long: without what is in them first, and with it only where others have sets.
+    // Our own sets may be long: list without elements first, and with elements only where others have sets.
     let Ok(brief) = program::run("nft", &["-t", "-j", "list", "ruleset"], "").await else {
-        // An nft before 0.9.3 cannot be brief.
+        // nft before 0.9.3 lacks the terse option.
         return listed_by_nft(&["-j", "list", "ruleset"]).await;
     };
     let with_sets = nft_listing::tables_with_sets(&brief).map_err(|error| unknown_form(&error))?;
     let mut tables = nft_listing::parse(&brief).map_err(|error| unknown_form(&error))?;
     let ours = |(family, name): &&(String, String)| OURS.contains(&(family.as_str(), name.as_str()));
     for (family, name) in with_sets.iter().filter(|home| !ours(home)) {
-        // One that is gone by now is as good as not there.
+        // The table may be gone by now.
         let Ok(listed) = listed_by_nft(&["-j", "list", "table", family, name]).await else { continue };
         tables.retain(|table| !is(table, (family, name)));
         tables.extend(listed);
@@ -86,7 +85,7 @@ async fn listed_by_nft(arguments: &[&str]) -> Result<Vec<Table>, FirewallError> 
 }
 
 fn unknown_form(error: &serde_json::Error) -> FirewallError {
-    let message = format!("answers in a form that is not known: {error}");
+    let message = format!("unknown output format: {error}");
     FirewallError::Refused { command: "nft -j list".to_owned(), message }
 }
 
@@ -94,8 +93,8 @@ fn is(table: &Table, (family, name): (&str, &str)) -> bool {
     matches!(&table.owner, Owner::Nft { family: f, table: t } if f == family && t == name)
 }
 
-/// Lets the base chains that iptables lists be judged as it lists them. The same nft table may hold base chains that it
-/// does not list, such as those of `/etc/nftables.conf` beside Docker's: these are judged as nft lists them.
+/// Makes the base chains that iptables lists judged by that listing. The same nft table may hold base chains that
+/// iptables does not list, such as those of `/etc/nftables.conf` beside Docker's: these are judged as nft lists them.
 pub(super) fn leave_to(by_iptables: &Table, by_nft: &mut Table) {
     for (name, chain) in &mut by_nft.chains {
         if by_iptables.chains.contains_key(name) {
@@ -104,25 +103,25 @@ pub(super) fn leave_to(by_iptables: &Table, by_nft: &mut Table) {
     }
 }
 
-/// One table as a program of the `iptables` family lists it; `None` if it refuses, as it does for what `nft` has made.
+/// Returns one table as a program of the `iptables` family lists it; `None` if it refuses, as it does tables of `nft`.
 async fn listed(program: &'static str, ipv6: bool, table: &'static str) -> Option<Table> {
     match program::run(program, &["-w", "5", "-t", table, "-S"], "").await {
         Ok(listing) => Some(iptables_listing::parse(program, ipv6, table, &listing)),
         Err(error) => {
-            tracing::debug!(%error, "these rules are not looked at");
+            tracing::debug!(%error, "ignoring these rules");
             None
         }
     }
 }
 
-/// The program whose rules nftables holds, if it is installed.
+/// Returns the program whose rules are in nftables, if installed.
 fn nft_variant(ipv6: bool) -> Option<&'static str> {
     let [plain, nft, _] = names(ipv6);
     let plain = program::path(plain).filter(|path| is_nft(path)).map(|_| plain);
     plain.or_else(|| program::exists(nft).then_some(nft))
 }
 
-/// The program of the legacy tables, if it is installed.
+/// Returns the program of the legacy tables, if installed.
 fn legacy_variant(ipv6: bool) -> Option<&'static str> {
     let [plain, _, legacy] = names(ipv6);
     let plain = || program::path(plain).filter(|path| !is_nft(path)).map(|_| plain);
@@ -137,24 +136,24 @@ fn names(ipv6: bool) -> [&'static str; 3] {
     }
 }
 
-/// All names of a variant are links to one program, `xtables-nft-multi` or `xtables-legacy-multi`.
+/// Returns whether it is the nft variant. All names of a variant link to `xtables-nft-multi` or `xtables-legacy-multi`.
 fn is_nft(path: &Path) -> bool {
     path.canonicalize().is_ok_and(|path| path.to_string_lossy().contains("nft"))
 }
 
-/// The legacy tables that there are. Asking the program for one would make it.
+/// Returns the legacy tables that exist. Running the program would create them.
 fn legacy_tables(ipv6: bool) -> Vec<String> {
     let file = if ipv6 { "ip6_tables_names" } else { "ip_tables_names" };
     let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
     names.lines().map(str::to_owned).collect()
 }
 
-/// `NFT_MSG_GETGEN` and `NFT_MSG_NEWGEN`, of the subsystem `NFNL_SUBSYS_NFTABLES` (`linux/netfilter/nf_tables.h`).
+/// `NFT_MSG_GETGEN` and `NFT_MSG_NEWGEN` of the subsystem `NFNL_SUBSYS_NFTABLES` (`linux/netfilter/nf_tables.h`).
 const GET_GENERATION: u16 = 10 << 8 | 16;
 const GENERATION: u16 = 10 << 8 | 15;
-/// `NFTA_GEN_ID`: a number of 32 bits in network order.
+/// `NFTA_GEN_ID`, a 32-bit number in network order.
 const GENERATION_ID: u16 = 1;
-/// Bytes of `nlmsghdr`, of `nfgenmsg` after it, and of `nlattr`.
+/// Bytes of `nlmsghdr`, the following `nfgenmsg`, and `nlattr`.
 const HEADER: usize = 16;
 const FAMILY: usize = 4;
 const ATTRIBUTE: usize = 4;
@@ -169,7 +168,7 @@ fn generation() -> Option<u32> {
     request.extend([0; FAMILY]); // any family, version 0
     socket.send_to(&request, &SocketAddr::new(0, 0), 0).ok()?;
     let mut answer = Vec::with_capacity(4096);
-    // The kernel has answered before the request was sent off.
+    // The kernel answers within `send`.
     socket.recv(&mut answer, libc::MSG_DONTWAIT).ok()?;
     read_generation(&answer)
 }

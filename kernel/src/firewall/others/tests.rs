@@ -1,4 +1,4 @@
-//! Real listings of those that hosts have, against the traffic of a host with vxlan.
+//! Real listings from hosts, against the traffic of a vxlan host.
 
 use super::*;
 
@@ -8,7 +8,7 @@ const FIREWALLD_CURED: &str = include_str!("samples/firewalld-source.json");
 const UFW: &str = include_str!("samples/ufw.rules");
 /// After `ufw allow 8472/udp`, and `ufw route allow in on flannel.1` and `out on flannel.1`.
 const UFW_CURED: &str = include_str!("samples/ufw-allowed.rules");
-/// Docker 20.10 with iptables over nftables, and our chain first.
+/// Docker 20.10 with iptables over nftables, with our chain first.
 const DOCKER: &str = include_str!("samples/docker.rules");
 /// Docker 29 with `--firewall-backend=nftables`.
 const DOCKER_BRIDGES: &str = include_str!("samples/docker-bridges.json");
@@ -99,7 +99,7 @@ fn dockers_own_nftables_drop_what_comes_to_its_bridge() {
     assert!(found[0].contains(
         "nft insert rule ip docker-bridges filter-FORWARD ip saddr 10.5.0.0/16 ip daddr 10.5.0.0/16 accept"
     ));
-    // A bridge of Docker's without an address of ours is none of our concern.
+    // A Docker bridge without an address of ours does not concern us.
     let elsewhere =
         Traffic { bridges: vec![(name("br-apps"), "10.5.52.129/25".parse().unwrap())], ..traffic() };
     assert_eq!(nft(DOCKER_BRIDGES).obstacles(&elsewhere), []);
@@ -158,7 +158,7 @@ fn what_is_dropped_as_soon_as_it_arrives_is_told_too() {
     assert_eq!(rule("-s 10.0.0.0/8 -i eth0 -j DROP"), [""; 0], "ours enter by flannel.1");
 }
 
-/// Debian's `/etc/nftables.conf` with a table that iptables-nft has put Docker's chains into.
+/// Debian's `/etc/nftables.conf` with a table to which iptables-nft has added Docker's chains.
 const SHARED_TABLE: &str = r#"{"nftables":[{"table":{"family":"ip","name":"filter","handle":1}},
     {"chain":{"family":"ip","table":"filter","name":"input","handle":1,"type":"filter","hook":"input","prio":0,"policy":"drop"}},
     {"chain":{"family":"ip","table":"filter","name":"FORWARD","handle":3,"type":"filter","hook":"forward","prio":0,"policy":"drop"}},
@@ -170,7 +170,7 @@ const SHARED_TABLE: &str = r#"{"nftables":[{"table":{"family":"ip","name":"filte
 
 #[test]
 fn chains_beside_those_of_iptables_in_one_table_are_judged_too() {
-    // What iptables-nft lists of it, which leaves out `input`.
+    // What iptables-nft lists of it, which omits `input`.
     let listing = "-P INPUT ACCEPT\n-P FORWARD DROP\n-P OUTPUT ACCEPT\n-N DOCKER\n-A FORWARD -j DOCKER\n";
     let by_iptables = iptables_listing::parse("iptables", false, "filter", listing);
     let OtherRules(mut tables) = nft(SHARED_TABLE);
@@ -184,7 +184,7 @@ fn chains_beside_those_of_iptables_in_one_table_are_judged_too() {
     assert!(found[1].starts_with("chain FORWARD of iptables drops what this host forwards"), "{found:?}");
 }
 
-/// A chain at the input hook with one rule about a source, in nft's words for its right side.
+/// Returns a chain on the input hook with one rule about a source, in nft's JSON for its right side.
 fn input(policy: &str, source: &str, decision: &str) -> OtherRules {
     nft(&format!(
         r#"{{"nftables":[
@@ -205,7 +205,7 @@ fn a_firewall_that_lets_in_hosts_by_their_addresses_is_no_obstacle() {
     assert_eq!(dropping("-A INPUT -s 10.0.0.2/32 -j ACCEPT"), 0);
     assert_eq!(dropping("-A INPUT -m set --match-set cluster src -j ACCEPT"), 0);
     assert_eq!(dropping("-A INPUT -s 10.0.0.2/32 -j peers\n-A peers -p udp -j ACCEPT"), 0);
-    // None of these lets a datagram of a peer in.
+    // None of these admits a peer's datagrams.
     assert_eq!(dropping("-A INPUT -s 10.0.0.2/32 -p tcp -j ACCEPT"), 1);
     assert_eq!(dropping("-A INPUT -s 127.0.0.0/8 -j ACCEPT"), 1);
     assert_eq!(dropping("-A INPUT -s 10.5.0.0/16 -j ACCEPT"), 1);
@@ -290,7 +290,7 @@ fn each_family_is_judged_and_cured_by_itself() {
     let rules =
         OtherRules(vec![iptables_listing::parse("ip6tables-legacy", true, "filter", "-P FORWARD DROP\n")]);
     let found = rules.obstacles(&both);
-    // A table of one family sees packets of that family alone.
+    // A table of one family sees only packets of that family.
     assert_eq!(found[0].cure, "ip6tables-legacy -I FORWARD -s fd00:5::/48 -d fd00:5::/48 -j ACCEPT");
     assert_eq!(rules.obstacles(&traffic()), []);
 }

@@ -10,7 +10,7 @@ fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }
 
-/// The body of the message that `hex` shows.
+/// Returns the body of the message in `hex`.
 fn body(hex: &str) -> Vec<u8> {
     Frames(&bytes(hex)).next().unwrap().unwrap().body.to_vec()
 }
@@ -21,7 +21,7 @@ fn emitted(message: &impl Emitable) -> Vec<u8> {
     bytes
 }
 
-/// What the kernel would show of a route that we make, on device 4.
+/// Returns what the kernel would report for a route that we make, on device 4.
 fn shown(destination: &str, metric: u32, target: RouteTarget) -> RouteMessage {
     let key = RouteKey { destination: destination.parse().unwrap(), metric };
     let add = Edit::<Routes>::Add { key, value: Route { target, protocol: ROUTE_PROTOCOL } };
@@ -58,7 +58,7 @@ fn routes_that_we_make_are_recognised() {
 
 #[test]
 fn a_route_by_an_object_is_read_as_the_kernel_shows_it() {
-    // Of a dump on Linux 6.18.
+    // From a dump on Linux 6.18.
     let shown = body(
         "4400000018002200010000009455000002180000fe6600010400000008000f00fe000000080001000a050300\
          08001e000003050a080005000a0503000800040004000000",

@@ -37,7 +37,7 @@ fn heard_by(devices: &Mutex<Devices>, datagram: &[u8]) -> Vec<Change> {
     changes
 }
 
-/// What is made of the notification that `hex` shows.
+/// Returns the changes from the notification in `hex`.
 fn heard(hex: &str) -> Vec<Change> {
     heard_by(&devices(), &bytes(hex))
 }
@@ -51,7 +51,7 @@ fn next_hop() -> NextHop {
     NextHop { gateway, link, onlink: true, protocol: ROUTE_PROTOCOL }
 }
 
-// All notifications are of Linux 6.18, in which iproute2 made and deleted one peer.
+// All notifications are from Linux 6.18, where iproute2 created and deleted one peer.
 
 const NEXT_HOP: &str =
     "3000000068000506b977026b7c55000002fd660004000000080001000003050a0800050004000000080006000a050300";
@@ -92,7 +92,7 @@ fn a_route_comes_and_goes() {
     assert_eq!(heard(&gone), [Change::Fact(Fact::Route(key(), None))]);
 }
 
-/// A route of another program, by eth0: `flags` of its message, and its protocol.
+/// Returns a route of another program, via eth0: `flags` of its message, and its protocol.
 fn anothers(flags: &str, protocol: &str) -> Vec<Change> {
     heard(
         &ROUTE
@@ -133,7 +133,7 @@ fn a_neighbour_comes_and_goes_and_what_is_not_permanent_is_none() {
     assert_eq!(heard(new), [Change::Fact(Fact::Neighbour(neighbour, Some(mac)))]);
     let none = [Change::Fact(Fact::Neighbour(neighbour, None))];
     assert_eq!(heard(&new.replacen("0400000080", "0400000002", 1)), none, "reachable");
-    // ip neigh del: first it fails, then it goes.
+    // ip neigh del: first it fails, then it disappears.
     let failed = "400000001c00000000000000cf550000020000000400000020000001080001000a0503000800040000000000\
                   1400030010000000100000001000000001000000";
     assert_eq!(heard(failed), none);
@@ -168,7 +168,7 @@ fn an_address_is_a_fact_on_ours_and_news_elsewhere() {
     assert_eq!(heard(link_local), [], "as in a snapshot");
 }
 
-/// A message about a device with this index and name.
+/// Returns a message about a device with this index and name.
 fn about_link(kind: u16, family: u8, index: u32, link: &str) -> Vec<u8> {
     let mut name = [0; 16];
     name[..link.len()].copy_from_slice(link.as_bytes());

@@ -13,7 +13,7 @@ fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }
 
-/// The body of the message that `hex` shows.
+/// Returns the body of the message in `hex`.
 fn body(hex: &str) -> Vec<u8> {
     Frames(&bytes(hex)).next().unwrap().unwrap().body.to_vec()
 }
@@ -117,7 +117,7 @@ fn a_link_local_address_of_ipv6_is_the_kernels() {
 
 #[test]
 fn a_device_is_told_of_by_name_unless_it_is_about_its_place_in_a_bridge() {
-    // The first attribute of what Linux 6.18 says of a device that was renamed.
+    // The first attribute that Linux 6.18 sends for a renamed device.
     let mut renamed = bytes("00000100040000000210000041000000").to_vec();
     renamed.extend(bytes("0d00030072656e616d65643100000000"));
     assert_eq!(link(&renamed), Some((4, name("renamed1"))));

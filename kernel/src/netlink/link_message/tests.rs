@@ -84,10 +84,10 @@ fn a_device_is_made_as_by_ip_link() {
         &"80000000100005065721026b00000000000000000000000000000000000000000a000100020000000001000008000400\
          aa0500000e000300666c616e6e656c2e310000003c0012000900010076786c616e0000002c0002000800030003000000\
          080001000100000008000400c0a80001050007000000000006000f0021180000"
-            // It sends the kind without the zero byte at its end.
+            // iproute2 sends the kind without the final zero byte.
             .replace("0900010076786c616e", "0a00010076786c616e"),
     );
-    // It sends RTM_NEWLINK (16) where RTM_SETLINK (19) says more.
+    // It sends RTM_NEWLINK (16) where RTM_SETLINK (19) is more precise.
     let set = |theirs: &str| theirs.replacen("1000050", "1300050", 1);
     // ip link set flannel.1 addrgenmode none
     assert_as_iproute2(

@@ -1,4 +1,4 @@
-//! Our rules as nftables carries them out: what is loaded into registers, compared, and dropped.
+//! Our rules as nftables expressions, which load values into registers, compare, and drop.
 
 use std::net::IpAddr;
 
@@ -6,16 +6,15 @@ use super::SetKind;
 use super::message::{NFTA_LIST_ELEM, Writer};
 use crate::source::{Check, Plain, Wire};
 
-/// The first register of four bytes (`NFT_REG32_00`).
+/// The first four-byte register (`NFT_REG32_00`).
 const REGISTER: u32 = 8;
 
-/// Bytes of a VXLAN datagram up to the parts of it that are looked at, from its UDP header on: 8 bytes of UDP, 8 of
-/// VXLAN (RFC 7348), 14 of Ethernet.
+/// Offsets in a VXLAN datagram from its UDP header on: 8 bytes of UDP, 8 of VXLAN (RFC 7348), 14 of Ethernet.
 const VNI: u32 = 12;
 const ETHERTYPE: u32 = 28;
 const INNER_HEADER: u32 = 30;
 
-/// Where an IP header has its addresses.
+/// Returns the offset of the source address in an IP header.
 fn source_offset(ipv6: bool) -> u32 {
     if ipv6 { 8 } else { 12 }
 }
@@ -28,7 +27,7 @@ fn width(ipv6: bool) -> u32 {
     if ipv6 { 16 } else { 4 }
 }
 
-/// The expressions of a check. `None` for one that is not ours.
+/// Returns the expressions of a check. `None` for one that is not ours.
 pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
     let mut rule = Expressions::default();
     match check {
@@ -101,30 +100,30 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// From where an offset counts (`enum nft_payload_bases`).
+/// What an offset is relative to (`enum nft_payload_bases`).
 #[derive(Debug, Clone, Copy)]
 enum Base {
     Network = 1,
     Transport = 2,
 }
 
-/// What is known of a packet beside its bytes (`enum nft_meta_keys`).
+/// Packet metadata (`enum nft_meta_keys`).
 #[derive(Debug, Clone, Copy)]
 enum Meta {
     InterfaceName = 6,
     Protocol = 16,
 }
 
-/// Expressions, one after the other. The packet goes on to the next rule at the first comparison that fails.
+/// A sequence of expressions. The first comparison that fails moves the packet to the next rule.
 #[derive(Debug, Default)]
 struct Expressions(Writer);
 
 impl Expressions {
-    /// Datagrams of a wire.
+    /// Matches datagrams of a wire.
     fn is_on(&mut self, wire: &Wire) {
         self.meta(Meta::Protocol);
         self.equals(&[libc::IPPROTO_UDP as u8]);
-        // UDP's header has the source port before it.
+        // The source port precedes it.
         self.load(Base::Transport, 2, 2, 0);
         self.equals(&wire.port.to_be_bytes());
         if let Some(vni) = wire.vni {
@@ -133,7 +132,7 @@ impl Expressions {
         }
     }
 
-    /// Packets that come from the overlay network by a device.
+    /// Matches packets that arrive from the overlay network on a device.
     fn comes_plain(&mut self, plain: &Plain) {
         let mut name = [0; 16];
         name[..plain.link.as_str().len()].copy_from_slice(plain.link.as_str().as_bytes());
@@ -145,9 +144,9 @@ impl Expressions {
         self.equals(&octets(plain.network.network()));
     }
 
-    /// Packets of IPv6 with a fragment header.
+    /// Matches IPv6 packets with a fragment header.
     fn is_in_pieces(&mut self) {
-        /// `NFT_EXTHDR_F_PRESENT`: not the header is loaded, but whether there is one.
+        /// `NFT_EXTHDR_F_PRESENT`: loads whether the header exists, not its contents.
         const PRESENT: u32 = 1;
         self.push("exthdr", |header| {
             header.number(1, REGISTER);
@@ -166,7 +165,7 @@ impl Expressions {
         });
     }
 
-    /// Loads bytes of the packet into the registers from one on.
+    /// Loads bytes of the packet into registers starting with `register`.
     fn load(&mut self, base: Base, offset: u32, length: u32, register: u32) {
         self.push("payload", |payload| {
             payload.number(1, REGISTER + register);
@@ -176,7 +175,7 @@ impl Expressions {
         });
     }
 
-    /// Makes an address in the registers from one on that of its network.
+    /// Masks the address in registers starting with `register` down to its network.
     fn mask(&mut self, register: u32, ipv6: bool, prefix: u8) {
         let bytes = usize::from(prefix) / 8;
         let mut mask = vec![0; width(ipv6) as usize];
@@ -202,7 +201,7 @@ impl Expressions {
         self.compare(1, value);
     }
 
-    /// With `NFT_CMP_EQ` or `NFT_CMP_NEQ`.
+    /// Compares with `NFT_CMP_EQ` or `NFT_CMP_NEQ`.
     fn compare(&mut self, how: u32, value: &[u8]) {
         self.push("cmp", |compare| {
             compare.number(1, REGISTER);
@@ -233,7 +232,7 @@ impl Expressions {
         self.push("counter", |_| {});
     }
 
-    /// With `NF_ACCEPT` or `NF_DROP`.
+    /// Ends with `NF_ACCEPT` or `NF_DROP`.
     fn decide(&mut self, verdict: libc::c_int) {
         /// `NFT_REG_VERDICT`.
         const VERDICT: u32 = 0;

@@ -11,7 +11,7 @@ const TABLE: &str = "flan-peers";
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u8 = 10;
-/// Elements that a set can hold. It takes 1 MiB of kernel memory from the start.
+/// Most elements of a set. This reserves 1 MiB of kernel memory from the start.
 const MOST_ELEMENTS: u32 = 65_536;
 
 /// Bytes of a `struct nfgenmsg`.
@@ -32,7 +32,7 @@ const GET_ELEMENT: u8 = 13;
 const DELETE_ELEMENT: u8 = 14;
 const GET_GENERATION: u8 = 16;
 
-/// The first attribute of every message names the table.
+/// The first attribute of every message is the table.
 const NFTA_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
@@ -55,22 +55,21 @@ const NFTA_ELEMENT_KEY: u16 = 1;
 pub(super) const NFTA_LIST_ELEM: u16 = 1;
 pub(super) const NFTA_DATA_VALUE: u16 = 1;
 
-/// `NFTNL_UDATA_RULE_COMMENT`: how libnftnl marks the comment among what the kernel keeps for it.
+/// `NFTNL_UDATA_RULE_COMMENT`: the type of a comment in libnftnl's user data.
 const COMMENT: u8 = 0;
 
-/// A request about nftables.
 fn request(kind: u8, ipv6: bool, flags: u16, write: impl FnOnce(&mut Writer)) -> RawRequest {
     let mut writer = Writer(vec![family(ipv6), 0, 0, 0]);
     write(&mut writer);
     RawRequest { kind: message_type(kind), flags: NLM_F_REQUEST | flags, body: writer.0 }
 }
 
-/// `nlmsg_type` of a message about nftables.
+/// Returns the `nlmsg_type` of a message about nftables.
 const fn message_type(kind: u8) -> u16 {
     u16::from_be_bytes([SUBSYSTEM, kind])
 }
 
-/// What stands before or behind all changes of a transaction.
+/// Returns the message that begins or ends a transaction.
 pub(in crate::netlink) fn bracket(begin: bool) -> RawRequest {
     /// `NFNL_MSG_BATCH_BEGIN`.
     const BEGIN: u16 = 0x10;
@@ -78,7 +77,7 @@ pub(in crate::netlink) fn bracket(begin: bool) -> RawRequest {
     RawRequest { kind, flags: NLM_F_REQUEST, body: vec![0, 0, 0, SUBSYSTEM] }
 }
 
-/// Writes attributes. Numbers are in network order, as nftables has them.
+/// Writes attributes. nftables uses network order for numbers.
 #[derive(Debug, Default)]
 pub(super) struct Writer(Vec<u8>);
 
@@ -105,13 +104,13 @@ impl Writer {
         self.0
     }
 
-    /// A value to compare with, or to look for.
+    /// Writes a value to compare with, or to look up.
     pub(super) fn data(&mut self, kind: u16, value: &[u8]) {
         self.nested(kind, |data| data.bytes(NFTA_DATA_VALUE, value));
     }
 }
 
-/// Asks how often nftables were changed: for those who want to know whether there is anybody to answer.
+/// Requests the generation id, to see whether nftables answers at all.
 pub(super) fn generation() -> RawRequest {
     request(GET_GENERATION, false, 0, |_| {})
 }
@@ -124,14 +123,14 @@ pub(crate) fn delete_table(ipv6: bool) -> RawRequest {
     request(DELETE_TABLE, ipv6, 0, |table| table.text(NFTA_TABLE, TABLE))
 }
 
-/// Makes the table of a family, where it is not there.
+/// Creates the table of a family, if missing.
 pub(super) fn new_table(ipv6: bool) -> RawRequest {
     request(NEW_TABLE, ipv6, NLM_F_CREATE, |table| table.text(NFTA_TABLE, TABLE))
 }
 
-/// Makes a set, where it is not there. With its size known beforehand, the kernel takes the faster of its hash tables.
+/// Creates a set, if missing. Given its size in advance, the kernel chooses the faster of its hash tables.
 pub(super) fn new_set((set, id): (Set, u32)) -> RawRequest {
-    // What `nft` shows it as: `ipv4_addr`, `ipv6_addr`, or one behind the other.
+    // How `nft` shows it: `ipv4_addr`, `ipv6_addr`, or a concatenation.
     const TYPE_BITS: u32 = 6;
     let address = if set.ipv6 { 8 } else { 7 };
     let shown = (1..set.kind.addresses()).fold(address, |shown, _| (shown << TYPE_BITS) | address);
@@ -141,12 +140,12 @@ pub(super) fn new_set((set, id): (Set, u32)) -> RawRequest {
         writer.number(NFTA_SET_KEY_TYPE, shown);
         writer.number(NFTA_SET_KEY_LEN, set.key_bytes() as u32);
         writer.nested(NFTA_SET_DESCRIPTION, |description| description.number(NFTA_SET_SIZE, MOST_ELEMENTS));
-        // Within the transaction; nothing refers to it.
+        // Unique within the transaction; nothing refers to it.
         writer.number(NFTA_SET_ID, id);
     })
 }
 
-/// Makes a chain, where it is not there.
+/// Creates a chain, if missing.
 pub(crate) fn new_chain(chain: Chain) -> RawRequest {
     request(NEW_CHAIN, chain.ipv6, NLM_F_CREATE, |writer| {
         writer.text(NFTA_TABLE, TABLE);
@@ -184,7 +183,7 @@ pub(super) fn dump_elements(set: Set) -> RawRequest {
     })
 }
 
-/// Adds a rule of these expressions, with its comment, before the others or behind them.
+/// Adds a rule with its comment, before or after all others.
 pub(crate) fn add_rule(chain: Chain, first: bool, comment: &str, expressions: &[u8]) -> RawRequest {
     let place = if first { 0 } else { NLM_F_APPEND };
     request(NEW_RULE, chain.ipv6, NLM_F_CREATE | place, |writer| {
@@ -211,7 +210,7 @@ pub(super) fn dump_rules(chain: Chain) -> RawRequest {
     })
 }
 
-/// A rule as the kernel shows it.
+/// A rule as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) handle: u64,
@@ -219,24 +218,24 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// What it is, by its comment.
+    /// Returns the check in its comment.
     pub(crate) fn check(&self) -> Check {
         let check = self.comment.as_ref().and_then(|comment| comment.parse().ok());
         check.unwrap_or(Check::Unknown(self.handle))
     }
 }
 
-/// What a notification tells of our table.
+/// A notification about our tables.
 pub(crate) enum Answer<K> {
-    /// Elements came to a set, or left it.
+    /// Elements were added or deleted.
     Elements { set: Set, stand: bool, keys: K },
-    /// A rule came, or went.
+    /// A rule was added or deleted.
     Rule { rule: Rule, stands: bool },
-    /// The table went, or a part of it.
+    /// The table, or a part of it, was deleted.
     Gone,
 }
 
-/// `nlmsg_type` of the messages of which [`answer`] knows something.
+/// `nlmsg_type` of the messages that [`answer`] understands.
 pub(crate) const TYPES: &[u16] = &[
     message_type(NEW_ELEMENT),
     message_type(DELETE_ELEMENT),
@@ -247,7 +246,7 @@ pub(crate) const TYPES: &[u16] = &[
     message_type(DELETE_SET),
 ];
 
-/// Reads a notification. `None` for one about something else.
+/// Reads a notification. `None` if it is about something else.
 pub(crate) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<impl Iterator<Item = &'a [u8]> + use<'a>>> {
     let [SUBSYSTEM, kind] = frame.kind.to_be_bytes() else { return None };
     if !is_ours(frame.body) {
@@ -270,7 +269,7 @@ pub(crate) fn answer<'a>(frame: &Frame<'a>) -> Option<Answer<impl Iterator<Item 
     }
 }
 
-/// The keys in a message about elements.
+/// Returns the keys in a message about elements.
 pub(super) fn elements(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     let list = attributes(body).find(NFTA_ELEMENTS).unwrap_or_default();
     Attributes(list).filter_map(|(_, element)| {
@@ -279,14 +278,13 @@ pub(super) fn elements(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The rule in a message about one.
 pub(super) fn rule(body: &[u8]) -> Option<Rule> {
     let handle = attributes(body).find(NFTA_RULE_HANDLE)?;
     let comment = attributes(body).find(NFTA_RULE_USERDATA).and_then(comment);
     Some(Rule { handle: u64::from_be_bytes(handle.try_into().ok()?), comment })
 }
 
-/// The comment in what the kernel keeps for libnftnl: a type and a length, a byte each, before every value.
+/// Returns the comment in libnftnl's user data: a type and a length, one byte each, before every value.
 fn comment(mut kept: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = kept {
         let (value, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -306,7 +304,7 @@ fn name(body: &[u8], attribute: u16) -> Option<&[u8]> {
     attributes(body).find(attribute).map(unterminated)
 }
 
-/// The family of a message about `ip` or `ip6`.
+/// Returns the family of a message about `ip` or `ip6`.
 fn is_ipv6(body: &[u8]) -> Option<bool> {
     let of = *body.first()?;
     [false, true].into_iter().find(|ipv6| family(*ipv6) == of)

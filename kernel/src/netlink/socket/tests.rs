@@ -10,7 +10,7 @@ fn next_hop() -> NextHop {
     NextHop { gateway: [10, 0, 0, 1].into(), link: "lo".parse().unwrap(), onlink: false, protocol: 0 }
 }
 
-/// One of 32 bytes.
+/// Returns a request of 32 bytes.
 fn request(id: u32) -> Request {
     let key = NextHopId(id);
     NextHops::request(&Edit::Delete { key, held: next_hop() }, &|_| None).unwrap()
@@ -24,7 +24,7 @@ fn batch(owners: impl IntoIterator<Item = usize>) -> Batch {
     batch
 }
 
-/// An answer to the message with this number.
+/// Returns an answer to the message with this number.
 fn answer(sequence: u32, errno: i32) -> Vec<u8> {
     let mut bytes = vec![0; 36];
     bytes[0..4].copy_from_slice(&36u32.to_ne_bytes());
@@ -35,7 +35,7 @@ fn answer(sequence: u32, errno: i32) -> Vec<u8> {
     bytes
 }
 
-/// What a batch that was numbered from `first` makes of answers: refusals, and whether it is complete.
+/// Returns the refusals that a batch numbered from `first` reads from answers, and whether it is complete.
 fn noted(batch: &Batch, first: u32, answers: &[Vec<u8>]) -> (Vec<(usize, Option<i32>)>, bool) {
     let (mut refusals, mut complete) = (Vec::new(), false);
     for frame in Frames(&answers.concat()) {
@@ -101,7 +101,7 @@ fn a_socket_answers_without_privileges() {
 #[test]
 fn a_change_that_is_not_allowed_or_not_there_is_refused_by_itself() {
     let mut socket = Socket::open().unwrap();
-    // Whoever runs this: there is no such next hop, or it may not be asked to go.
+    // With or without privileges: the next hop does not exist, or we may not delete it.
     let refusal = socket.change_one(request(u32::MAX)).unwrap_err();
     let expected = [libc::EPERM, libc::ENOENT, libc::EOPNOTSUPP];
     assert!(refusal.errno().is_some_and(|errno| expected.contains(&errno)), "{refusal}");

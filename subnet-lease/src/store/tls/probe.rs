@@ -1,4 +1,4 @@
-//! One TLS connection that waits for the first thing that the store says.
+//! One TLS connection that waits for the store's first bytes.
 
 use std::io;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use tokio_rustls::TlsConnector;
 
 use crate::store_config::Credentials;
 
-/// How long all of it may take. A store that refuses us says so at once, and one that does not sends its settings.
+/// The total limit. A store that refuses us says so at once, and any other sends its settings.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Connects as [`Store`](crate::Store) does, and reads until the store has said something.
+/// Connects as [`Store`](crate::Store) does, and reads until the store has sent something.
 ///
 /// # Errors
-/// What ended the handshake or the connection; [`rustls::Error`] inside of it where it was TLS. Nothing of that kind
-/// where only the system's own list of authorities is known: who signs certificates for clients has a CA file.
+/// What ended the handshake or the connection, with [`rustls::Error`] inside if it was TLS. No error without a CA file:
+/// whoever signs client certificates has one.
 pub(super) async fn handshake(place: &str, credentials: &Credentials) -> io::Result<()> {
     let (host, port) = host_and_port(place);
     let config = config(credentials)?;
@@ -59,7 +59,7 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
-/// The host of what follows `https://`, without brackets, and its port.
+/// Returns the host, without brackets, and the port of what follows `https://`.
 pub(super) fn host_and_port(place: &str) -> (&str, u16) {
     let parts = place.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
     let (host, port) = parts.map_or((place, None), |(host, port)| (host, port.parse().ok()));
