@@ -173,23 +173,7 @@ impl TunQueue {
         if !(1..=MAX_QUEUES).contains(&queues) {
             return Err(TunError::QueueCount(queues));
         }
-        tokio::runtime::Handle::try_current().map_err(TunError::NoRuntime)?;
-        // Attaching to an unused name would create a device.
-        nix::net::if_::if_nametoindex(name.as_str()).map_err(|_| TunError::Missing(name))?;
-
-        // tokio-tun cannot request virtio headers. The first queue of a device decides for all later ones, so it is one
-        // of ours, disabled at once because nobody reads it. It also detects most errors before tokio-tun does, which
-        // leaks descriptors when it fails.
-        let first = attach(name, wanted)?;
-        disable(name, &first)?;
-
-        // With fewer than two, tokio-tun opens a single-queue device, which is another kind of device.
-        let mut opened = tokio_tun::Tun::builder()
-            .name(name.as_str())
-            .queues(queues.max(2))
-            .build()
-            .map_err(|source| TunError::Queues { name, queues, source })?;
-        drop(first);
+        let mut opened = open_asynchronous(name, queues, wanted)?;
         opened.truncate(queues);
         let files = opened
             .iter()
@@ -257,15 +241,83 @@ fn disable(name: LinkName, queue: &File) -> Result<(), TunError> {
     interface_ioctl(queue.as_fd(), libc::TUNSETQUEUE, &mut request).map_err(setting(name, "TUNSETQUEUE"))
 }
 
+/// A queue of a TUN device in plain mode, for one tokio runtime.
+///
+/// A call that waits for a packet does not end when the device is deleted.
+pub struct AsyncTun(tokio_tun::Tun);
+
+impl AsyncTun {
+    /// Attaches two queues, the fewest that tokio-tun attaches to a multi-queue device, to the existing device `name`.
+    ///
+    /// Must be called in the runtime that uses them.
+    ///
+    /// # Errors
+    /// [`TunError`].
+    pub fn open(name: LinkName) -> Result<[Self; 2], TunError> {
+        let opened = open_asynchronous(name, 2, TunMode::PLAIN)?;
+        let queues: [tokio_tun::Tun; 2] = opened.try_into().map_err(|_| TunError::QueueCount(2))?;
+        set_mode(name, descriptor(&queues[0]), TunMode::PLAIN)?;
+        Ok(queues.map(Self))
+    }
+
+    /// Reads one packet; truncates one longer than `buffer`.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.recv(buffer).await
+    }
+
+    /// Writes one packet.
+    ///
+    /// # Errors
+    /// `EIO`: the device is down. See [`is_gone`] for a device that was deleted.
+    pub async fn send(&self, packet: &[u8]) -> io::Result<usize> {
+        self.0.send(packet).await
+    }
+}
+
+/// Opens at least two queues of the existing device `name` by tokio-tun.
+fn open_asynchronous(
+    name: LinkName,
+    queues: usize,
+    wanted: TunMode,
+) -> Result<Vec<tokio_tun::Tun>, TunError> {
+    tokio::runtime::Handle::try_current().map_err(TunError::NoRuntime)?;
+    // Attaching to an unused name would create a device.
+    nix::net::if_::if_nametoindex(name.as_str()).map_err(|_| TunError::Missing(name))?;
+
+    // tokio-tun cannot request virtio headers. The first queue of a device decides for all later ones, so it is one
+    // of ours, disabled at once because nobody reads it. It also detects most errors before tokio-tun does, which
+    // leaks descriptors when it fails.
+    let first = attach(name, wanted)?;
+    disable(name, &first)?;
+
+    // With fewer than two, tokio-tun opens a single-queue device, which is another kind of device.
+    let opened = tokio_tun::Tun::builder()
+        .name(name.as_str())
+        .queues(queues.max(2))
+        .build()
+        .map_err(|source| TunError::Queues { name, queues, source })?;
+    drop(first);
+    Ok(opened)
+}
+
+/// Borrows the descriptor of a tokio-tun queue.
+fn descriptor(tun: &tokio_tun::Tun) -> BorrowedFd<'_> {
+    // SAFETY: `tun` owns the descriptor and is borrowed for as long as the borrowed descriptor lives.
+    #[allow(unsafe_code)]
+    unsafe {
+        BorrowedFd::borrow_raw(tun.as_raw_fd())
+    }
+}
+
 /// Duplicates the descriptor of a tokio-tun queue, for use outside of tokio.
 ///
 /// tokio registers its own descriptor with the runtime's epoll, so that each packet would wake a runtime thread as well
 /// as ours. Dropping the [`tokio_tun::Tun`] ends that; the queue stays attached as long as this duplicate is open.
 fn duplicate(tun: &tokio_tun::Tun) -> io::Result<File> {
-    // SAFETY: `tun` owns the descriptor and is borrowed for as long as the borrowed descriptor lives.
-    #[allow(unsafe_code)]
-    let fd = unsafe { BorrowedFd::borrow_raw(tun.as_raw_fd()) };
-    Ok(File::from(fd.try_clone_to_owned()?))
+    Ok(File::from(descriptor(tun).try_clone_to_owned()?))
 }
 
 /// Sets offloads and header size, which belong to the device, through one of its queues.

@@ -127,6 +127,14 @@ impl UdpSocket {
         Ok(socket::setsockopt(&self.inner, sockopt::AttachReusePortCbpf, &program)?)
     }
 
+    /// Returns the same socket for use in the current tokio runtime.
+    ///
+    /// # Errors
+    /// When the runtime cannot wait for it.
+    pub fn into_tokio(self) -> io::Result<tokio::net::UdpSocket> {
+        tokio::net::UdpSocket::from_std(self.inner)
+    }
+
     /// Returns the address that the socket is bound to.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.inner.local_addr()

@@ -1,6 +1,6 @@
 //! The threads that move packets. Each worker has its own queue of the device and its own socket, and moves packets
 //! between them in both directions; workers share the forwarding table and the counters. Another thread sends to the
-//! peers that can only take short bursts.
+//! peers that can only take short bursts. In plain mode, one task does all.
 
 mod common;
 mod endpoints;
@@ -8,6 +8,8 @@ mod inbound;
 mod outbound;
 mod outgoing;
 mod pacing;
+mod plain;
+mod rules;
 mod settings;
 mod worker;
 
@@ -16,22 +18,24 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use flan_kernel::LinkName;
-use flan_kernel::tun::{TunError, TunQueue};
+use flan_kernel::tun::{AsyncTun, TunError, TunMode, TunQueue};
 use flan_kernel::udp_socket::{UdpModes, UdpOptions, UdpSocket};
 use flan_kernel::wait::Waker;
-use tracing::{debug, info};
+use tokio::task::AbortHandle;
+use tracing::debug;
 
 use self::common::Common;
 use self::endpoints::Endpoints;
 use self::pacing::Pacer;
+use self::plain::Plain;
 pub(super) use self::settings::Settings;
 use self::worker::{Share, Worker};
 use super::forwarding::ForwardingReader;
-use super::gauge::{Gauge, Modes};
+use super::gauge::Gauge;
 
 /// Threads, and queues of the device: one per processor within these bounds. tokio-tun requires at least two queues.
 const WORKERS: RangeInclusive<usize> = 2..=4;
@@ -64,15 +68,20 @@ pub enum DatapathError {
     Thread(#[source] std::io::Error),
 }
 
-/// A running data path. Its threads end when it is dropped.
+/// A running data path. Its threads and its task end when it is dropped.
 pub struct Datapath {
     common: Arc<Common>,
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
+    /// In plain mode.
+    task: Option<AbortHandle>,
 }
 
 impl Datapath {
     pub(super) fn start(settings: Settings, table: ForwardingReader) -> Result<Self, DatapathError> {
+        if settings.is_plain() {
+            return Self::start_plain(settings, table);
+        }
         let device = settings.device;
         let tun_error = |source| DatapathError::Tun { device, source };
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -82,19 +91,11 @@ impl Datapath {
         let (sockets, udp) = sockets(address, workers, &settings)
             .map_err(|source| DatapathError::Socket { address, source })?;
         let waker = Waker::new().map_err(DatapathError::Thread)?;
-        let modes = Modes { tun, udp, merge: tun.tso };
-        info!(%device, %address, tun = %tun, gso = udp.gso, gro = udp.gro, "data path");
-
-        let common = Arc::new(Common {
-            settings,
-            table,
-            tun,
-            gauge: Arc::new(Gauge::new(modes)),
-            over: AtomicBool::new(false),
-        });
+        let common = Common::new(settings, table, tun, udp);
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
         let (pacer, entrance) = Pacer::new(common.clone(), sockets[0].clone());
-        let mut datapath = Self { common: common.clone(), waker: waker.clone(), threads: Vec::new() };
+        let mut datapath =
+            Self { common: common.clone(), waker: waker.clone(), threads: Vec::new(), task: None };
         for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
             let share = Share { number, of: workers };
             let endpoints = Endpoints { common: common.clone(), queue, socket };
@@ -104,6 +105,25 @@ impl Datapath {
         // Started last: it ends with the workers, so nothing may fail between its start and the end of ours.
         datapath.spawn("flan-pacer", move || pacer.run())?;
         Ok(datapath)
+    }
+
+    /// Starts plain mode: a task in the current tokio runtime.
+    fn start_plain(settings: Settings, table: ForwardingReader) -> Result<Self, DatapathError> {
+        let device = settings.device;
+        let address = SocketAddr::new(settings.local.into(), settings.port);
+        let queues = AsyncTun::open(device).map_err(|source| DatapathError::Tun { device, source })?;
+        let (socket, udp) = UdpSocket::bind(address, options(&settings))
+            .and_then(|(socket, udp)| Ok((socket.into_tokio()?, udp)))
+            .map_err(|source| DatapathError::Socket { address, source })?;
+        let waker = Waker::new().map_err(DatapathError::Thread)?;
+        let common = Common::new(settings, table, TunMode::PLAIN, udp);
+        let plain = Plain { common: common.clone(), queues, socket };
+        let note = EndNote(common.clone());
+        let task = tokio::spawn(async move {
+            plain.run().await;
+            drop(note);
+        });
+        Ok(Self { common, waker, threads: Vec::new(), task: Some(task.abort_handle()) })
     }
 
     /// Returns whether a thread has ended by itself, for instance after its device was deleted: start another data
@@ -135,8 +155,7 @@ fn sockets(
     workers: usize,
     settings: &Settings,
 ) -> io::Result<(Vec<UdpSocket>, UdpModes)> {
-    let options =
-        UdpOptions { gso: settings.gso, gro: settings.gro, shared: true, buffer_bytes: SOCKET_BUFFER };
+    let options = options(settings);
     let (first, modes) = UdpSocket::bind(address, options)?;
     let mut sockets = vec![first];
     for _ in 1..workers {
@@ -150,10 +169,17 @@ fn sockets(
     Ok((sockets, modes))
 }
 
+fn options(settings: &Settings) -> UdpOptions {
+    UdpOptions { gso: settings.gso, gro: settings.gro, shared: true, buffer_bytes: SOCKET_BUFFER }
+}
+
 impl Drop for Datapath {
     fn drop(&mut self) {
         self.common.over.store(true, Relaxed);
         self.waker.wake();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

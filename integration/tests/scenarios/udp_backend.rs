@@ -154,6 +154,42 @@ fn containers_on_udp_talk_without_any_offload() -> Result<()> {
 }
 
 #[test]
+fn senders_learn_why_a_packet_goes_no_further() -> Result<()> {
+    senders_learn_why(NETWORK_OF_UDP)
+}
+
+#[test]
+fn senders_learn_why_a_packet_goes_no_further_without_offloads_too() -> Result<()> {
+    senders_learn_why(PLAIN)
+}
+
+fn senders_learn_why(network: &str) -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(network)?;
+        let mut hosts = bare_hosts(lab, 2)?;
+        on_all(&mut hosts, |host| host.start_agent_with(&STATUS_FLAGS))?;
+        let (host, peer) = (&hosts[0], hosts[1].subnet_env()?.base_address());
+        wait::until("a ping to the other host's device", Duration::from_secs(5), || ping_once(host, peer))?;
+        let told = |args: &[&str]| -> Result<String> {
+            let output = host.command("ping").args(["-n", "-c", "2", "-W", "1"]).args(args).output()?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let nobody = told(&["10.5.255.254"])?;
+        ensure!(nobody.contains("Destination Net Unreachable"), "of an address of no peer: {nobody}");
+        let short_lived = told(&["-t", "1", &peer.to_string()])?;
+        ensure!(
+            short_lived.contains("Time to live exceeded"),
+            "of a packet that may go one hop: {short_lived}"
+        );
+        let datapath = &host.status()?["datapath"];
+        for counter in ["droppedNoPeer", "droppedTtl", "icmpSent"] {
+            ensure!(datapath[counter].as_u64() >= Some(1), "{counter} in {datapath}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn an_agent_on_udp_killed_and_restarted_loses_only_the_packets_of_that_moment() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let (mut hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
@@ -195,8 +231,17 @@ fn an_agent_on_udp_killed_and_restarted_loses_only_the_packets_of_that_moment() 
 
 #[test]
 fn a_device_of_udp_that_was_deleted_is_back_and_carries_packets() -> Result<()> {
+    a_deleted_device_is_back(NETWORK_OF_UDP)
+}
+
+#[test]
+fn a_device_of_udp_that_was_deleted_is_back_without_offloads_too() -> Result<()> {
+    a_deleted_device_is_back(PLAIN)
+}
+
+fn a_deleted_device_is_back(network: &str) -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
+        let (mut hosts, webs) = two_containers(lab, network)?;
         let before = Standing::of(&hosts[0])?;
         let target = hosts[1].subnet_env()?.subnet.ip();
         let ping = hosts[0].ping_from(&webs[0], webs[1].address()?)?;

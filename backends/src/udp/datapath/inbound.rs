@@ -2,21 +2,20 @@
 
 use std::io;
 use std::iter;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use flan_kernel::tun::{TunMode, is_gone};
 use flan_kernel::udp_socket::{self, ReceiveBatch};
-use ipnetwork::Ipv4Network;
 use tracing::{debug, warn};
 
 use super::endpoints::Endpoints;
+use super::rules::{self, Refusal};
 use crate::udp::coalescing::{Coalescer, Merging, PushError};
 use crate::udp::counters::{Counters, add};
-use crate::udp::forwarding::Routes;
-use crate::udp::icmp::{Limit, Reason};
-use crate::udp::packet::{Ip, VnetHeader};
+use crate::udp::icmp::Limit;
+use crate::udp::packet::VnetHeader;
 
 pub(super) struct Inbound {
     received: ReceiveBatch,
@@ -61,29 +60,21 @@ impl Inbound {
             add(&counters.received_packets, packets);
             add(&counters.received_bytes, datagram.bytes.len());
             if !routes.is_peer(*source.ip()) {
-                add(&counters.dropped_foreign_source, packets);
+                Refusal::ForeignSource.count(counters, packets);
                 continue;
             }
             for packet in datagram.bytes.chunks_mut(datagram.segment_size) {
-                let Some(inner) = inner_source(packet) else {
-                    add(&counters.dropped_malformed, 1);
-                    continue;
+                let passes = rules::inbound(&routes, *source.ip(), packet, common.settings.strict);
+                let (refusal, packet) = match passes {
+                    Err(refusal) => (refusal, packet),
+                    Ok(()) => match batch.push(packet) {
+                        Ok(()) => continue,
+                        Err((PushError::TtlExpired, packet)) => (Refusal::TtlExpired, packet),
+                        Err((PushError::NotIp, packet)) => (Refusal::Malformed, packet),
+                    },
                 };
-                let is_refused =
-                    |own: Ipv4Network| !is_of(&routes, inner, *source.ip()) || !goes_to(packet, own);
-                if common.settings.strict.is_some_and(is_refused) {
-                    add(&counters.dropped_strict_source, 1);
-                    continue;
-                }
-                match batch.push(packet) {
-                    Ok(()) => {}
-                    Err((PushError::TtlExpired, packet)) => {
-                        add(&counters.dropped_ttl, 1);
-                        if limit.allows(Instant::now()) {
-                            endpoints.send_icmp(packet, Reason::TtlExpired);
-                        }
-                    }
-                    Err((PushError::NotIp, _)) => add(&counters.dropped_malformed, 1),
+                if let Some(reason) = refusal.count(counters, 1).filter(|_| limit.allows(Instant::now())) {
+                    endpoints.send_icmp(packet, reason);
                 }
             }
         }
@@ -110,7 +101,7 @@ impl Inbound {
 }
 
 /// Counts the outcome of a write that carries `packets`. An error means that the device is gone.
-fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::Result<()> {
+pub(super) fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::Result<()> {
     match result {
         Ok(()) => {
             add(&counters.written, 1);
@@ -126,25 +117,4 @@ fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::R
 /// Returns whether the kernel rejects such a packet (`tun_get_user` in `drivers/net/tun.c`).
 fn is_refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput
-}
-
-/// Returns the source of the IPv4 packet at the start of `bytes`.
-fn inner_source(bytes: &[u8]) -> Option<Ipv4Addr> {
-    match Ip::parse(bytes)?.source() {
-        IpAddr::V4(source) => Some(source),
-        IpAddr::V6(_) => None,
-    }
-}
-
-/// Returns whether the IPv4 packet at the start of `bytes` goes to `network`.
-fn goes_to(bytes: &[u8], network: Ipv4Network) -> bool {
-    match Ip::parse(bytes).map(|ip| ip.destination()) {
-        Some(IpAddr::V4(destination)) => network.contains(destination),
-        _ => false,
-    }
-}
-
-/// Returns whether the peer at `outer` holds the subnet of `inner`.
-fn is_of(routes: &Routes, inner: Ipv4Addr, outer: Ipv4Addr) -> bool {
-    routes.peer(inner).is_some_and(|peer| peer.address == outer)
 }

@@ -1,15 +1,15 @@
 //! From the device to the wire: reads what is queued, cuts it into wire packets, sends these in few calls.
 
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
 use std::time::Instant;
 
 use super::endpoints::Endpoints;
 use super::outgoing::Outgoing;
 use super::pacing::Entrance;
+use super::rules;
 use crate::udp::counters::add;
 use crate::udp::icmp::{Limit, Reason};
-use crate::udp::packet::{Ip, VnetHeader};
+use crate::udp::packet::VnetHeader;
 use crate::udp::segmentation::{Segments, SplitError};
 
 /// Bytes to read before sending: few enough to stay in the processor's cache, and enough that the tail of one large
@@ -86,21 +86,16 @@ impl Outbound {
         for slot in &mut slots[..count] {
             let packet = &mut slot.buffer[..slot.length];
             let inner = packet.get(VnetHeader::LEN..).unwrap_or_default();
-            let Some(IpAddr::V4(destination)) = Ip::parse(inner).map(|ip| ip.destination()) else {
-                add(&counters.dropped_malformed, 1);
-                continue;
-            };
-            let Some(peer) = routes.peer(destination) else {
-                add(&counters.dropped_no_peer, 1);
-                tell(inner, Reason::NoPeer);
-                continue;
-            };
             // Checked before the packet is changed: the error quotes the original.
-            if inner[TTL_AT] <= 1 {
-                add(&counters.dropped_ttl, 1);
-                tell(inner, Reason::TtlExpired);
-                continue;
-            }
+            let peer = match rules::outbound(&routes, inner) {
+                Ok(peer) => peer,
+                Err(refusal) => {
+                    if let Some(reason) = refusal.count(counters, 1) {
+                        tell(inner, reason);
+                    }
+                    continue;
+                }
+            };
             match slot.segments.split(packet) {
                 Ok(split) if peer.paced => {
                     add(&counters.dropped_full, paced.leave(peer.address, &split));
@@ -118,6 +113,3 @@ impl Outbound {
         outgoing.send(|packet| tell(packet, Reason::TooBig(mtu)));
     }
 }
-
-/// The offset of the time to live in an IPv4 header.
-const TTL_AT: usize = 8;

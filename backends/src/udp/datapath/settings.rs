@@ -24,11 +24,8 @@ pub(in crate::udp) struct Settings {
 }
 
 impl Settings {
-    /// Returns the packets per batch, per direction: one in plain mode, where each is read, sent, received and written
-    /// by its own call, as in flannel.
-    pub(super) fn batch(&self) -> usize {
-        const BATCH: usize = 64;
-        let plain = !self.tun.vnet_header && !self.gso && !self.gro;
-        if plain { 1 } else { BATCH }
+    /// Returns whether each packet is read, sent, received and written by its own call, as in flannel.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.tun.vnet_header && !self.gso && !self.gro
     }
 }

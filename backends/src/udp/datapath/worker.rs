@@ -16,6 +16,9 @@ use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::pacing::Entrance;
 
+/// Packets per batch, per direction.
+const BATCH: usize = 64;
+
 /// A queue of the device, a socket, and what is needed to move packets between them.
 pub(super) struct Worker {
     endpoints: Endpoints,
@@ -34,8 +37,7 @@ pub(super) struct Share {
 
 impl Worker {
     pub(super) fn new(endpoints: Endpoints, share: Share, waker: Waker, paced: Entrance) -> Self {
-        let batch = endpoints.common.settings.batch();
-        let (outbound, inbound) = (Outbound::new(batch, paced), Inbound::new(batch, endpoints.common.tun));
+        let (outbound, inbound) = (Outbound::new(BATCH, paced), Inbound::new(BATCH, endpoints.common.tun));
         Self { endpoints, share, waker, outbound, inbound }
     }
 
