@@ -24,6 +24,8 @@ pub type NetworkId = usize;
 pub enum Event {
     /// The kernel reported changes, in their order.
     Kernel(Vec<Change>),
+    /// A reading of the kernel begins: what the kernel reports from now on may be newer.
+    ReadingBegins,
     /// A reading of the kernel is done.
     Read(Result<State, KernelError>),
     /// Operations of an [`Effect::Apply`] were carried out, except for those that were refused.
@@ -33,8 +35,13 @@ pub enum Event {
         /// Those that the kernel refused.
         refused: Vec<FailedOperation>,
     },
-    /// The packet filter and forwarding are as they should be: whether the packet filter had to be changed, or what failed.
-    Rules(Result<bool, String>),
+    /// The packet filter and forwarding were looked at.
+    Rules {
+        /// Whether the packet filter had to be changed, or what failed.
+        kept: Result<bool, String>,
+        /// Whether this host forwards.
+        forwards: Result<(), String>,
+    },
     /// The interfaces and routes of this host.
     Surveyed(Result<Survey, KernelError>),
     /// The name of the interface that an [`Effect::AskName`] named by its number, if it exists.
@@ -50,7 +57,8 @@ pub enum Event {
 /// What must be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Read what the kernel holds of ours. It replaces a reading that has not finished. [`Event::Read`] follows.
+    /// Read what the kernel holds of ours. It replaces a reading that has not finished.
+    /// [`Event::ReadingBegins`] follows at once, then [`Event::Read`].
     Read(Ownership),
     /// Carry out operations, in one or several parts. [`Event::CarriedOut`] follows each part.
     Apply(Vec<Operation>),
@@ -107,13 +115,25 @@ impl Agent {
 
     /// Takes in what happened at this moment, and answers what must be done.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
-        let peers = self.joined().map(|joined| joined.leases.peer_count()).sum();
         let mut effects = match event {
-            Event::Kernel(changes) => self.host.kernel_told(changes, peers, now),
-            Event::Read(read) => self.host.was_read(read, peers, now),
-            Event::CarriedOut { operations, refused } => self.carried_out(&operations, &refused, peers, now),
-            Event::Rules(kept) => {
-                self.host.rules_were_kept(kept);
+            Event::Kernel(changes) => self.host.kernel_told(changes, now),
+            Event::ReadingBegins => {
+                self.host.reconciler.reading_begins();
+                Vec::new()
+            }
+            Event::Read(read) => {
+                let peers = self.joined().map(|joined| joined.leases.peer_count()).sum();
+                self.host.was_read(read, peers, now)
+            }
+            Event::CarriedOut { operations, refused } => {
+                let mut effects = self.host.carried_out(&operations, &refused, now);
+                if !self.host.reconciler.is_under_way() {
+                    effects.extend(self.kernel_is_done(now));
+                }
+                effects
+            }
+            Event::Rules { kept, forwards } => {
+                self.host.rules_were_kept(kept, forwards);
                 self.finish_round(now)
             }
             Event::Surveyed(survey) => self.host.surveyed(survey, now),
@@ -147,7 +167,7 @@ impl Agent {
             effects.extend(network.time_passed(now));
         }
         for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
-            joined.sum_up(now);
+            joined.time_passed(&mut self.host, now);
             if is_resync {
                 joined.look_for_clones(now);
             }
@@ -178,23 +198,9 @@ impl Agent {
         if operations.is_empty() { self.kernel_is_done(now) } else { vec![Effect::Apply(operations)] }
     }
 
-    fn carried_out(
-        &mut self,
-        operations: &[Operation],
-        refused: &[FailedOperation],
-        peers: usize,
-        now: Instant,
-    ) -> Vec<Effect> {
-        let mut effects = self.host.carried_out(operations, refused, peers, now);
-        if !self.host.is_busy() {
-            effects.extend(self.kernel_is_done(now));
-        }
-        effects
-    }
-
     /// Goes on with the packet filter, where that is due.
     fn kernel_is_done(&mut self, now: Instant) -> Vec<Effect> {
-        if !self.host.are_rules_due() {
+        if !self.host.are_rules_due(now) {
             return self.finish_round(now);
         }
         let (mut rules, mut forwarding) = (Ruleset::default(), (false, false));
@@ -208,7 +214,7 @@ impl Agent {
         let (outcome, mut effects) = self.host.end_operations();
         let mut problem = None;
         for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
-            effects.extend(joined.carry_on(&self.host, outcome.device_is_new));
+            effects.extend(joined.carry_on(&self.host, &outcome.new_devices, now));
             problem = problem.or(joined.problem.clone());
         }
         let taken = self.joined().find_map(Joined::port_taken);

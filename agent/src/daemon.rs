@@ -76,7 +76,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 event = reports.events.recv() => event.map(|event| Event::Network(NETWORK, event)),
                 () = self.store.failed() => anyhow::bail!("the keeper of our lease ended by itself"),
-                () = sleep_until(due) => None,
+                () = sleep_until(due) => Some(Event::Time),
                 _ = alive.tick() => {
                     notify::alive();
                     None
@@ -144,13 +144,16 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         match effect {
             Effect::Apply(operations) => return Ok(self.apply(operations).await),
             Effect::Read(ownership) => {
-                // What was reported before is older than what will be read.
-                event = self.told();
+                // What was reported already is older than what will be read.
+                let told = self.told();
+                let mut effects = told.map_or_else(Vec::new, |told| self.agent.handle(told, Instant::now()));
+                effects.extend(self.agent.handle(Event::ReadingBegins, Instant::now()));
                 self.reading = Some(self.kernel.snapshot(&ownership)).into();
+                return Ok(effects);
             }
             Effect::KeepRules { rules, forwarding } => {
-                let kept = enable_forwarding(forwarding).and(self.keep_rules(&rules).await);
-                event = Some(Event::Rules(kept));
+                let (forwards, kept) = (enable_forwarding(forwarding), self.keep_rules(&rules).await);
+                event = Some(Event::Rules { kept, forwards });
             }
             Effect::Survey(overlays) => {
                 let survey = Selection { args: &self.args, overlays: &overlays }.survey().await;

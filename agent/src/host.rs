@@ -40,12 +40,16 @@ pub struct Host {
     are_networks_being_read: bool,
     /// When each thing is to be done.
     due: Times,
-    /// Whether the packet filter rules must be looked at in the next round.
+    /// Whether the packet filter rules must be put in place, and whether it is time to look at them.
     rules_due: bool,
+    rules_tick: bool,
     /// Why they do not stand.
     rules_problem: Option<String>,
-    /// Rounds in a row in which something beside the kernel's objects failed.
+    /// Attempts in a row in which something beside the kernel's objects failed, and when the next one is due.
     failures: u32,
+    retry_at: Option<Instant>,
+    /// Whether no round has ended yet.
+    is_starting: bool,
 }
 
 /// When each thing is to be done.
@@ -94,8 +98,11 @@ impl Host {
             are_networks_being_read: false,
             due: Times::default(),
             rules_due: false,
+            rules_tick: false,
             rules_problem: None,
             failures: 0,
+            retry_at: None,
+            is_starting: true,
         }
     }
 
@@ -105,11 +112,8 @@ impl Host {
         self.reconciler.own(ownership);
         self.due.resync.at(now + self.args.resync_interval);
         self.due.rules.at(now + RULES_INTERVAL);
-        self.networks = None;
-        let mut effects = self.survey();
-        effects.extend(self.reconciler.read_anew().then(|| self.reading()));
-        effects.extend(self.read_networks(now));
-        effects
+        (self.networks, self.are_networks_being_read) = (None, true);
+        vec![self.survey(), self.read_anew(), self.reading_of_networks()]
     }
 
     /// The external interface and the host's networks, once they and what the kernel holds of ours are known.
@@ -147,9 +151,9 @@ impl Host {
     }
 
     /// Takes in what the kernel told.
-    pub(crate) fn kernel_told(&mut self, changes: Vec<Change>, peers: usize, now: Instant) -> Vec<Effect> {
+    pub(crate) fn kernel_told(&mut self, changes: Vec<Change>, now: Instant) -> Vec<Effect> {
         let follows = self.reconciler.take_in(changes);
-        self.follow(follows, peers, now)
+        self.follow(follows, now)
     }
 
     /// Takes in what a reading of the kernel found.
@@ -159,25 +163,28 @@ impl Host {
         peers: usize,
         now: Instant,
     ) -> Vec<Effect> {
-        let succeeded = read.is_ok();
-        let follows = self.reconciler.take_in_all(read, now);
-        self.external.was_read(succeeded, now);
-        let mut effects = self.follow(follows, peers, now);
+        if read.is_ok() && peers >= MANY {
+            self.tidy(now);
+        }
+        self.external.was_read(&read, now);
+        let follows = self.reconciler.take_in_all(read, self.external.is_being_renamed(), now);
+        self.show_first_problem();
+        let mut effects = self.follow(follows, now);
         if self.reconciler.must_read_again(now) {
             effects.extend(self.read());
         }
         effects
     }
 
-    fn follow(&mut self, follows: Consequences, peers: usize, now: Instant) -> Vec<Effect> {
+    fn follow(&mut self, follows: Consequences, now: Instant) -> Vec<Effect> {
+        if self.overlays.is_empty() {
+            return Vec::new(); // nothing was read before, and nothing is ours
+        }
         if follows.work {
             self.schedule(now + REPAIR_DEBOUNCE);
         }
         if follows.read {
             self.due.read.at(now + READ_DEBOUNCE);
-        }
-        if follows.has_read && peers >= MANY {
-            self.tidy(now);
         }
         if follows.underlay {
             self.external.look_soon(now);
@@ -216,22 +223,19 @@ impl Host {
         &mut self,
         operations: &[Operation],
         refused: &[FailedOperation],
-        peers: usize,
         now: Instant,
     ) -> Vec<Effect> {
         let follows = self.reconciler.carried_out(operations, refused, now);
-        self.follow(follows, peers, now)
+        self.follow(follows, now)
     }
 
-    /// Takes in whether the packet filter rules and forwarding had to be put in place.
-    pub(crate) fn rules_were_kept(&mut self, kept: Result<bool, String>) {
-        match kept {
-            Ok(changed) => {
-                self.reconciler.rules_stand(changed);
-                (self.rules_due, self.rules_problem) = (false, None);
-            }
-            Err(reason) => (self.rules_due, self.rules_problem) = (true, Some(reason)),
+    /// Takes in whether the packet filter rules had to be put in place, and whether this host forwards.
+    pub(crate) fn rules_were_kept(&mut self, kept: Result<bool, String>, forwards: Result<(), String>) {
+        if let Ok(changed) = kept {
+            self.reconciler.rules_stand(changed);
         }
+        self.rules_problem = forwards.err().or(kept.err());
+        (self.rules_due, self.rules_tick) = (self.rules_problem.is_some(), false);
     }
 
     /// Does what is due; `is_ready` says whether any network is ready, `waits` whether any waits for a lease. Whether all is
@@ -247,30 +251,30 @@ impl Host {
             effects.extend(self.read());
         }
         if self.external.due.is_over(now) {
-            effects.extend(self.survey());
+            effects.push(self.survey());
         }
         if self.due.networks.is_over(now) {
             effects.extend(self.read_networks(now));
-            if waits {
-                self.due.networks.at(now + NETWORKS_INTERVAL);
-            }
+        }
+        if waits {
+            self.due.networks.at(now + NETWORKS_INTERVAL);
         }
         if self.due.tidy.is_over(now) {
             self.reconciler.compact();
             effects.push(Effect::GiveBackMemory);
         }
         if self.due.rules.is_over(now) {
-            self.rules_due |= is_ready;
+            self.rules_tick |= is_ready;
             self.due.rules.at(now + RULES_INTERVAL);
         }
         self.reconciler.tell(now);
         (effects, is_resync)
     }
 
-    /// Whether a round cannot begin: operations are being carried out, or the external interface has another name, and
-    /// nothing of ours that names it can be repaired until it is read.
+    /// Whether a round cannot begin: operations are being carried out, the external interface is being looked at, or it has
+    /// another name, and nothing of ours that names it can be repaired until it is read.
     pub(crate) fn is_busy(&self) -> bool {
-        self.reconciler.is_under_way() || self.external.is_being_renamed()
+        self.reconciler.is_under_way() || self.external.is_being_looked_at || self.external.is_being_renamed()
     }
 
     /// A round begins: none is due any more.
@@ -295,12 +299,13 @@ impl Host {
         now: Instant,
     ) -> Option<String> {
         let problem = self.rules_problem.clone().or(problem);
-        if problem.is_some() {
+        if problem.is_none() {
+            (self.failures, self.retry_at) = (0, None);
+        } else if self.may_try(now) {
             self.failures += 1;
-            self.schedule(now + retry_after(self.failures));
-        } else {
-            self.failures = 0;
+            self.fail_until(now + retry_after(self.failures));
         }
+        self.is_starting = false;
         if outcome.applied >= MANY {
             self.tidy(now);
             info!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
@@ -315,20 +320,45 @@ impl Host {
         problem
     }
 
-    /// Something failed after a round was over: the next one tries it again.
+    /// Whether what failed beside the kernel's objects may be tried again.
+    pub(crate) fn may_try(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    fn fail_until(&mut self, at: Instant) {
+        self.retry_at = Some(at);
+        self.schedule(at);
+    }
+
+    /// Something failed after a round was over: a later one tries it again.
     pub(crate) fn has_failed(&mut self, problem: String, now: Instant) {
-        self.schedule(now + retry_after(1));
+        self.failures += 1;
+        self.fail_until(now + retry_after(self.failures));
         self.status.update(|status| status.kernel_problem = Some(problem));
     }
 
+    /// Shows what keeps the first round from coming, which shows problems later.
+    pub(crate) fn show_first_problem(&self) {
+        if self.is_starting {
+            let problem = self.external.problem().or_else(|| self.reconciler.problem());
+            self.status.update(|status| status.kernel_problem = problem);
+        }
+    }
+
     /// Whether the packet filter rules must be looked at in this round.
-    pub(crate) fn are_rules_due(&self) -> bool {
-        self.rules_due
+    pub(crate) fn are_rules_due(&self, now: Instant) -> bool {
+        self.rules_tick || (self.rules_due && self.may_try(now))
     }
 
     /// Reads the kernel, now or after the reading that is being done.
     pub(crate) fn read(&mut self) -> Option<Effect> {
         self.reconciler.read().then(|| self.reading())
+    }
+
+    /// Reads the kernel from now on.
+    fn read_anew(&mut self) -> Effect {
+        self.reconciler.read_anew();
+        self.reading()
     }
 
     fn reading(&self) -> Effect {
@@ -343,11 +373,16 @@ impl Host {
             return None;
         }
         self.are_networks_being_read = true;
-        Some(Effect::ReadNetworks(self.overlays.iter().map(|(_, network)| *network).collect()))
+        Some(self.reading_of_networks())
     }
 
-    fn survey(&self) -> Vec<Effect> {
-        vec![Effect::Survey(self.overlays.clone())]
+    fn reading_of_networks(&self) -> Effect {
+        Effect::ReadNetworks(self.overlays.iter().map(|(_, network)| *network).collect())
+    }
+
+    fn survey(&mut self) -> Effect {
+        self.external.is_being_looked_at = true;
+        Effect::Survey(self.overlays.clone())
     }
 }
 

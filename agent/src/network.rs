@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use flan_agent_api::{Code, SubnetEnv};
 use flan_backends::{BackendError, Underlay};
+use flan_kernel::State;
 use flan_subnet_lease::{
     Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NodeIdentity, OwnKey, OwnLease, Subnets,
     WatchEvent,
@@ -208,7 +209,8 @@ impl Network {
     pub(crate) fn claim_lease(&mut self, host: &Host) -> Vec<Effect> {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
         let Some((external, networks)) = host.known() else { return Vec::new() };
-        let chosen = match self.choose_for(config, external, host) {
+        let devices = host.reconciler.devices();
+        let chosen = match self.choose_for(config, external, host, &devices) {
             Ok(chosen) => chosen,
             Err(reason) => return vec![Effect::End(refused(reason))],
         };
@@ -269,8 +271,13 @@ impl Network {
     pub(crate) fn choose(&self, external: &External, host: &Host) -> Result<Option<Chosen>, BackendError> {
         match &self.phase {
             Phase::Config | Phase::Host(_) => Ok(None),
-            Phase::Lease(means) => self.choose_for(&means.config, external, host).map(Some),
-            Phase::Joined(joined) => self.choose_for(joined.config(), external, host).map(Some),
+            Phase::Lease(means) => {
+                self.choose_for(&means.config, external, host, &host.reconciler.devices()).map(Some)
+            }
+            // A device that went with its interface keeps its MAC.
+            Phase::Joined(joined) => {
+                self.choose_for(joined.config(), external, host, &joined.planned).map(Some)
+            }
         }
     }
 
@@ -279,18 +286,17 @@ impl Network {
         config: &NetworkConfig,
         external: &External,
         host: &Host,
+        devices: &State,
     ) -> Result<Chosen, BackendError> {
         let NodeIdentity { host: name, id } = &self.settings.node;
         let seed = id.as_deref().or(name.as_deref()).unwrap_or_default();
-        // What stands now names the MACs to keep.
-        let devices = host.reconciler.devices();
         backend::choose(
             config,
             &self.args.udp_without,
             &external.underlay,
             host.abilities,
             seed,
-            &devices,
+            devices,
             self.settings.datapath,
         )
     }
@@ -300,7 +306,7 @@ impl Network {
         let Some(external) = host.external.external.clone() else { return };
         match &mut self.phase {
             Phase::Config | Phase::Host(_) => {}
-            Phase::Lease(means) => means.move_to(external, chosen),
+            Phase::Lease(means) => means.move_to(external, chosen, host),
             Phase::Joined(joined) => joined.move_to(external, chosen, host, now),
         }
     }
@@ -346,7 +352,7 @@ impl Network {
 }
 
 impl Means {
-    fn move_to(&mut self, external: External, chosen: Chosen) {
+    fn move_to(&mut self, external: External, chosen: Chosen, host: &Host) {
         let mtus = (self.chosen.backend.mtu(), chosen.backend.mtu());
         if mtus.0 != mtus.1 {
             warn!(
@@ -360,6 +366,8 @@ impl Means {
             (attributes.public_ips, attributes.data) =
                 (external.public_ips, self.chosen.backend.lease_data());
         });
+        self.overlaps.external = external.underlay.link;
+        self.overlaps.sort_out(host.networks());
         self.external = external;
         self.show();
     }

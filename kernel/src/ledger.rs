@@ -143,11 +143,6 @@ impl Ledger {
         let held = |name| Some((name, self.links.held(&name)?.clone()));
         State { links: names.filter_map(held).collect(), ..State::default() }
     }
-
-    /// Returns whether our devices and their addresses are as wanted.
-    pub fn has_devices(&self) -> bool {
-        self.links.is_in_line() && self.addresses.is_in_line()
-    }
 }
 
 /// A ledger that gives up what is planned.

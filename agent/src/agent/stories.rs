@@ -30,6 +30,7 @@ fn a_host_that_held_nothing_before_is_ready_once_it_knows_all_leases() {
     assert_eq!(world.routes(), ["10.5.2.0/24"]);
     assert_eq!(world.saved[0].bridges.v4, Some("10.5.1.1/24".parse().unwrap()));
     assert_eq!((world.notified_ready, world.status().ready), (1, true));
+    assert_eq!(world.systemd.last().unwrap(), "10.5.1.0/24 with 1 peers");
     assert_eq!(world.firewall.standing().families.len(), 1);
     world.leases(0, put(PEER_3));
     world.leases(0, deleted(PEER_2));
@@ -93,6 +94,33 @@ fn a_config_that_this_host_cannot_run_is_waited_for_and_one_that_changes_later_i
 }
 
 #[test]
+fn a_default_route_that_comes_before_the_config_ends_nothing() {
+    let mut world = World::with(&[]);
+    for change in [Change::DefaultRoute, Change::Unknown, Change::SendersGone] {
+        world.kernel.tell(change);
+        world.hear();
+        world.pass(Duration::from_secs(10));
+    }
+    assert_eq!((world.ended.take(), world.readings), (None, 0));
+    world.config_is(0, VXLAN);
+    assert_eq!(world.claim(0).attributes.public_ips.v4, Some("192.168.64.11".parse().unwrap()));
+}
+
+#[test]
+fn while_a_lease_is_waited_for_the_hosts_networks_are_read_every_five_seconds() {
+    let mut world = World::with(&[]);
+    world.config_is(0, VXLAN);
+    let before = world.network_readings;
+    world.pass(Duration::from_secs(30));
+    assert!((5..=7).contains(&(world.network_readings - before)), "{}", world.network_readings);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[]));
+    let before = world.network_readings;
+    world.pass(Duration::from_secs(30));
+    assert!(world.network_readings - before <= 2, "{}", world.network_readings);
+}
+
+#[test]
 fn a_flag_that_names_no_interface_ends_the_agent_with_what_there_is() {
     let mut world = World::with(&["--iface", "eth7"]);
     world.config_is(0, VXLAN);
@@ -125,6 +153,8 @@ fn a_subnet_file_that_cannot_be_written_is_a_problem_and_tried_again() {
     world.pass(Duration::from_secs(5));
     assert!(world.status().kernel_problem.unwrap().starts_with("cannot write /run/flannel/subnet.env: "));
     assert_eq!((world.notified_ready, world.routes().len()), (0, 1), "packets pass all the same");
+    world.pass(Duration::from_secs(86));
+    assert!((6..=8).contains(&world.save_attempts), "slower each time: {}", world.save_attempts);
     world.cannot_save = false;
     world.pass(Duration::from_secs(30));
     assert_eq!((world.status().kernel_problem, world.notified_ready), (None, 1));
@@ -176,6 +206,59 @@ fn an_external_interface_that_is_renamed_keeps_the_device_that_stands_on_it() {
     world.hear();
     world.pass(Duration::from_secs(2));
     assert_eq!(world.routes(), ["10.5.2.0/24"]);
+}
+
+#[test]
+fn an_external_interface_that_is_renamed_and_back_while_the_kernel_is_read_changes_nothing() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2]);
+    world.kernel.take_applied();
+    world.reads_slowly = true;
+    world.rename_interface("tmp");
+    world.hear();
+    world.pass(Duration::from_secs(1));
+    let readings = world.readings;
+    // Others come and go meanwhile: what is being read is not read anew.
+    for _ in 0..5 {
+        world.kernel.tell(Change::Link("veth7".parse().unwrap()));
+        world.kernel.tell(Change::DefaultRoute);
+        world.hear();
+        world.pass(Duration::from_secs(3));
+    }
+    assert_eq!(world.readings, readings);
+    world.rename_interface("eth0");
+    world.hear();
+    world.pass(Duration::from_secs(1));
+    world.reads_slowly = false;
+    world.finish_reading();
+    world.pass(Duration::from_secs(10));
+    assert_eq!((world.kernel.take_applied(), world.routes()), (vec![], vec!["10.5.2.0/24".to_owned()]));
+}
+
+#[test]
+fn a_device_that_went_with_its_interface_keeps_its_mac() {
+    let before = World::joined(VXLAN, OURS, &[PEER_2]);
+    // As flannel made it.
+    before.kernel.edit(|state| {
+        let device = state.links.values_mut().next().expect("a device");
+        device.mac = "02:77:77:77:77:77".parse().ok();
+    });
+    let mut world = World::restarted(before.kernel.clone(), OURS);
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[PEER_2]));
+    let data = world.attributes(0).data;
+    assert!(format!("{data:?}").contains("MacAddr6([2, 119, 119, 119, 119, 119])"), "{data:?}");
+    world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
+    // It cannot be created before the new address is known.
+    for _ in 0..2 {
+        let is_device = |operation: &Operation| operation.object().as_device().is_some();
+        world.kernel.fail_next(is_device, KernelError::Errno(19));
+    }
+    world.kernel.delete_link("flannel.1".parse().unwrap());
+    world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
+    world.hear();
+    world.pass(Duration::from_secs(2));
+    assert_eq!((world.attributes(0).data, world.local_address()), (data, "192.168.64.99".to_owned()));
 }
 
 #[test]

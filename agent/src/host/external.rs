@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flan_agent_api::Code;
-use flan_kernel::{KernelError, LinkName};
+use flan_kernel::{KernelError, LinkName, State};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -30,6 +30,8 @@ pub(crate) struct ExternalWatch {
     is_second_choice: bool,
     /// When to look at it.
     pub(super) due: Due,
+    /// Whether it is being looked at.
+    pub(super) is_being_looked_at: bool,
     /// The same interface under another name, until the kernel was read under that name.
     renamed: Option<External>,
     /// What is to be moved to at once.
@@ -68,7 +70,8 @@ impl ExternalWatch {
         overlays: &Overlays,
         now: Instant,
     ) {
-        if name.is_some_and(|name| Some(name) != self.link()) {
+        let known = self.renamed.as_ref().map(|renamed| renamed.underlay.link).or(self.link());
+        if name.is_some() && name != known {
             self.due.at(now);
             return;
         }
@@ -80,11 +83,14 @@ impl ExternalWatch {
     }
 
     /// The kernel was read, or could not be.
-    pub(super) fn was_read(&mut self, succeeded: bool, now: Instant) {
-        if !succeeded && self.renamed.take().is_some() {
-            self.is_in_trouble("cannot read the kernel's state", now);
+    pub(super) fn was_read(&mut self, read: &Result<State, KernelError>, now: Instant) {
+        match read {
+            Err(KernelError::Interrupted) => {} // it is read again at once
+            Err(reason) if self.renamed.take().is_some() => {
+                self.is_in_trouble(&format!("cannot read the kernel's state: {reason}"), now);
+            }
+            _ => self.adopted = self.renamed.take().or(self.adopted.take()),
         }
-        self.adopted = self.renamed.take().or(self.adopted.take());
     }
 
     /// Goes on with what it was, and looks again.
@@ -101,6 +107,7 @@ impl Host {
     /// Takes in what there is to choose from: finds the external interface, or sees whether it has changed.
     pub(crate) fn surveyed(&mut self, survey: Result<Survey, KernelError>, now: Instant) -> Vec<Effect> {
         let external = &mut self.external;
+        external.is_being_looked_at = false;
         let survey = match survey {
             Ok(survey) => survey,
             // Other programs change interfaces so fast that all of them cannot be read between. Nothing is wrong with ours.
@@ -110,6 +117,7 @@ impl Host {
             }
             Err(reason) => {
                 external.is_in_trouble(&format!("cannot list network interfaces: {reason}"), now);
+                self.show_first_problem();
                 return Vec::new();
             }
         };
@@ -121,6 +129,7 @@ impl Host {
                 Err(reason) => vec![Effect::End(refused(reason))],
             };
         };
+        let renamed = external.renamed.take();
         match external.held.look(known, selection, &survey, &chosen, now) {
             Verdict::Keep => {
                 if external.problem.take().is_some() {
@@ -134,9 +143,10 @@ impl Host {
             // Of an interface that was renamed, everything stands already under the new name. Once that is known, the plan
             // with the new name, which follows, changes nothing.
             Verdict::Adopt(now) if now.index == known.index && now.underlay.link != known.underlay.link => {
+                let is_known = renamed.as_ref() == Some(&now);
                 external.renamed = Some(now);
-                let reading = self.reconciler.read_anew().then(|| self.reading());
-                return reading.into_iter().collect();
+                // What is being read under that name already is not read anew.
+                return if is_known { Vec::new() } else { vec![self.read_anew()] };
             }
             Verdict::Adopt(now) => external.adopted = Some(now),
             Verdict::Wait { until, reason } => {

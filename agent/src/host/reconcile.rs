@@ -33,7 +33,7 @@ pub struct Reconciler {
     is_reading: bool,
     /// Whether everything must be read once more after that.
     read_again: bool,
-    /// Whether the kernel was ever read. Before that, nothing is known to be missing or superfluous.
+    /// Whether all that is ours was ever read. Before that, nothing is known to be missing or superfluous.
     known: bool,
     /// Why the last reading failed.
     unread: Option<KernelError>,
@@ -65,20 +65,17 @@ pub struct Consequences {
     pub networks: bool,
     /// Devices or addresses of this host have changed, of whatever kind.
     pub host: bool,
-    /// Everything has been read.
-    pub has_read: bool,
 }
 
 impl BitOrAssign for Consequences {
     fn bitor_assign(&mut self, more: Self) {
         // Field by field, so that the compiler names one that is forgotten.
-        let Self { work, read, underlay, networks, host, has_read } = more;
+        let Self { work, read, underlay, networks, host } = more;
         self.work |= work;
         self.read |= read;
         self.underlay |= underlay;
         self.networks |= networks;
         self.host |= host;
-        self.has_read |= has_read;
     }
 }
 
@@ -89,8 +86,8 @@ pub struct Outcome {
     pub applied: usize,
     /// Operations that the kernel refused. They come up again later, as long as they are wanted.
     pub failed: usize,
-    /// Whether a device was made, or made anew.
-    pub device_is_new: bool,
+    /// Devices that were created.
+    pub new_devices: BTreeSet<LinkName>,
     /// Whether anything was done to a device: only a reading shows what went with it.
     pub touched_devices: bool,
     /// Refusals that are worth a line in the log.
@@ -109,6 +106,7 @@ impl Reconciler {
     pub fn own(&mut self, ownership: Ownership) {
         self.ownership.links.extend(ownership.links);
         self.ownership.senders |= ownership.senders;
+        self.known = false;
     }
 
     /// What in the kernel is ours.
@@ -146,9 +144,11 @@ impl Reconciler {
         self.ledger.devices(self.ownership.links.iter().copied())
     }
 
-    /// Whether our devices and their addresses stand as they are wanted.
-    pub fn has_devices(&self) -> bool {
-        self.known && self.ledger.has_devices()
+    /// Whether the devices and addresses of this plan stand as they are wanted.
+    pub fn has_devices_of(&self, plan: &State) -> bool {
+        let links = plan.links.keys().copied().map(Object::Link);
+        let addresses = plan.addresses.keys().copied().map(Object::Address);
+        self.known && links.chain(addresses).all(|object| self.ledger.is_in_line(&object))
     }
 
     /// Takes as little memory as it can, as after very much has changed.
@@ -161,25 +161,38 @@ impl Reconciler {
     #[must_use]
     pub fn read(&mut self) -> bool {
         self.read_again = self.is_reading;
-        !self.is_reading && self.read_anew()
-    }
-
-    /// The same, whether it is being read or not: what was read before has other names now.
-    pub fn read_anew(&mut self) -> bool {
-        (self.is_reading, self.read_again, self.read_at) = (true, false, None);
-        self.ledger.begin_reading();
+        if self.is_reading {
+            return false;
+        }
+        self.read_anew();
         true
     }
 
+    /// Everything must be read from now on, whether it is being read or not: what was read before has other names now.
+    pub fn read_anew(&mut self) {
+        (self.is_reading, self.read_again, self.read_at) = (true, false, None);
+    }
+
+    /// The reading begins: what the kernel reports from now on may be newer.
+    pub fn reading_begins(&mut self) {
+        self.ledger.begin_reading();
+    }
+
     /// Takes in what a reading found. It must be followed by [`read`](Self::read) where that is [due](Self::must_read_again).
-    pub fn take_in_all(&mut self, read: Result<State, KernelError>, now: Instant) -> Consequences {
+    /// `hurry`: nothing can be done without it.
+    pub fn take_in_all(
+        &mut self,
+        read: Result<State, KernelError>,
+        hurry: bool,
+        now: Instant,
+    ) -> Consequences {
         self.is_reading = false;
         let actual = match read {
             Ok(actual) => actual,
             // What changes all the time is read another time; what of it is ours was told one by one.
             Err(KernelError::Interrupted) => {
                 debug!("the kernel's tables change too fast to be read; they are read again later");
-                self.read_at = Some(now + if self.known { READ_AGAIN } else { READ_FIRST });
+                self.read_at = Some(now + if self.known && !hurry { READ_AGAIN } else { READ_FIRST });
                 return Consequences::default();
             }
             Err(reason) => {
@@ -196,7 +209,7 @@ impl Reconciler {
             }
         }
         self.known = true;
-        Consequences { work: true, has_read: true, ..Consequences::default() }
+        Consequences { work: true, ..Consequences::default() }
     }
 
     /// Whether everything must be read once more, because of what happened during the last reading or because that failed.
@@ -386,7 +399,7 @@ impl Reconciler {
             self.ledger.carried_out(operation);
             self.deferred.succeeded(&object);
             self.outcome.applied += 1;
-            self.outcome.device_is_new |= makes_device;
+            self.outcome.new_devices.extend(object.as_device().filter(|_| makes_device));
             if self.disturbed.remove(&object) {
                 self.repairs.count(operation, now);
             }

@@ -73,9 +73,12 @@ impl Network {
         self.status.report(Code::DoubtfulConfig, doubts(&config));
         self.config_due.at(now + CONFIG_CHECK);
         let ownership = backend::ownership(&config, host.nftables);
-        let mut effects = host.prepare(config.networks().collect(), ownership, now);
+        let mut effects = vec![
+            self.waits_for("the interfaces and routes of this host"),
+            self.effect(NetworkEffect::ListLeases),
+        ];
+        effects.extend(host.prepare(config.networks().collect(), ownership, now));
         self.phase = Phase::Host(Box::new(config));
-        effects.push(self.effect(NetworkEffect::ListLeases));
         effects
     }
 

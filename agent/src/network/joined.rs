@@ -1,9 +1,13 @@
 //! A network that this host has a lease in: what is wanted of the kernel for ourselves and for each peer.
 
+use std::collections::BTreeSet;
+
 use flan_agent_api::SubnetEnv;
 use flan_backends::Backend;
 use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
-use flan_kernel::{FamilyRules, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State};
+use flan_kernel::{
+    FamilyRules, LinkName, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State,
+};
 use flan_subnet_lease::{
     Admission, Caution, Family, Holding, Lease, LeaseSet, NetworkConfig, OwnLease, PerFamily, Sighting,
     Subnets, WatchEvent,
@@ -29,7 +33,7 @@ pub(crate) struct Joined {
     /// Another machine with our node id.
     pub(super) twin: Option<Sighting>,
     /// What is wanted of the kernel for ourselves, whoever the peers are.
-    planned: State,
+    pub(super) planned: State,
     /// Peers that this backend cannot reach from here.
     unreached: Unreached,
     teller: Teller,
@@ -125,7 +129,6 @@ impl Joined {
 
     /// Wants for each peer that has changed what the backend plans for it now.
     pub(crate) fn plan_changes(&mut self, host: &mut Host, now: Instant) {
-        self.leases.expire(now);
         let changes = self.leases.take_changes();
         if changes.is_empty() {
             return;
@@ -186,7 +189,7 @@ impl Joined {
 
     /// Moves to this external interface, for which nothing is planned any more.
     pub(super) fn move_to(&mut self, external: External, chosen: Chosen, host: &mut Host, now: Instant) {
-        self.means.move_to(external, chosen);
+        self.means.move_to(external, chosen, host);
         if let Some(own) = &self.leases.admission().own {
             let own = self.means.own(own.subnets);
             self.leases.set_own(Some(own));
@@ -216,10 +219,19 @@ impl Joined {
     }
 
     /// Starts what can be started now that the kernel is in line: the data path, then dockerd by its file.
-    pub(crate) fn carry_on(&mut self, host: &Host, device_is_new: bool) -> Option<Effect> {
+    pub(crate) fn carry_on(
+        &mut self,
+        host: &Host,
+        new_devices: &BTreeSet<LinkName>,
+        now: Instant,
+    ) -> Option<Effect> {
+        let device_is_new = self.planned.links.keys().any(|name| new_devices.contains(name));
+        if self.problem.is_some() && !device_is_new && !host.may_try(now) {
+            return None;
+        }
         self.problem = self.unsaved.clone();
         let own = self.leases.admission().own.as_ref()?;
-        if !self.leases.is_complete() || !host.reconciler.has_devices() {
+        if !self.leases.is_complete() || !host.reconciler.has_devices_of(&self.planned) {
             // What keeps them from it is told by the reconciler, and tried again.
             return None;
         }
@@ -254,10 +266,11 @@ impl Joined {
             }
             return Vec::new();
         }
-        (self.is_ready, self.unsaved) = (true, None);
+        (self.is_ready, self.unsaved, self.problem) = (true, None, None);
         let (mtu, peers) = (self.means.chosen.backend.mtu(), self.leases.peer_count());
         self.means.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
         info!(subnets = %own.subnets, mtu, peers, %file, "ready");
+        host.schedule(now); // the round that follows shows it
         vec![
             Effect::LookFor(Ours { traffic: self.traffic(), env: self.subnet_env(&own.subnets) }),
             Effect::Ready,
@@ -296,8 +309,12 @@ impl Joined {
         dues.into_iter().flatten().min()
     }
 
-    /// Sums up for the log what got no line of its own, if it is time.
-    pub(crate) fn sum_up(&mut self, now: Instant) {
+    /// Does what is due: gives up missing leases, and sums up for the log what got no line of its own.
+    pub(crate) fn time_passed(&mut self, host: &mut Host, now: Instant) {
+        if self.leases.missing_until().is_some_and(|until| until <= now) {
+            self.leases.expire(now);
+            host.schedule(now);
+        }
         self.teller.sum_up(&self.leases, now);
         self.unreached.sum_up(now);
     }

@@ -19,7 +19,7 @@ pub(super) struct Overlaps {
     /// Our own subnets, or those that we held before: what containers have in them is not the host's.
     own: Option<Subnets>,
     /// The external interface, which is none of a container.
-    external: LinkName,
+    pub(super) external: LinkName,
     foreign: watch::Sender<Vec<HostNetwork>>,
 }
 

@@ -149,10 +149,6 @@ impl<K: Kind> Table<K> {
         self.different.contains_key(key)
     }
 
-    pub(super) fn is_in_line(&self) -> bool {
-        self.different.is_empty()
-    }
-
     /// Returns whether something is held that is not wanted, or not so.
     pub(super) fn holds_what_differs(&self) -> bool {
         self.different.values().any(Option::is_some)
@@ -293,7 +289,7 @@ mod tests {
         let mut table = table();
         assert_eq!(sides(&table), (vec!["1 a".to_owned(), "2 b".to_owned()], vec![]));
         assert!(table.observe(1, text("a")) && table.observe(2, text("b")));
-        assert!(table.is_in_line());
+        assert!(table.different.is_empty());
         assert!(!table.observe(2, text("b")), "an echo is no news");
     }
 
@@ -305,7 +301,7 @@ mod tests {
         table.give_up(2, &"b".to_owned());
         assert_eq!(sides(&table), (vec![], vec!["1 a".to_owned()]));
         table.observe(1, None);
-        assert!(table.is_in_line());
+        assert!(table.different.is_empty());
     }
 
     #[test]
@@ -327,9 +323,9 @@ mod tests {
         let mut table = table();
         table.observe(1, text("A"));
         table.observe(2, text("B"));
-        assert!(table.is_in_line());
+        assert!(table.different.is_empty());
         table.observe(2, text("c"));
-        assert!(!table.is_in_line());
+        assert!(!table.different.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use flan_backends::udp::Gauge;
 use flan_backends::{Abilities, Gateways, HostNetworks, Udp};
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
 use flan_kernel::netlink::Interface;
-use flan_kernel::{Change, Firewall, Kernel, LinkKind};
+use flan_kernel::{Change, Firewall, Kernel, LinkKind, Ownership};
 use flan_subnet_lease::{
     Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NodeIdentity, PeerChange, Subnets,
     WatchEvent,
@@ -46,6 +46,12 @@ pub(super) struct World {
     /// The subnet files that were written.
     pub(super) saved: Vec<SubnetEnv>,
     pub(super) cannot_save: bool,
+    pub(super) save_attempts: usize,
+    /// Whether a reading of the kernel lasts until [`World::finish_reading`].
+    pub(super) reads_slowly: bool,
+    reading: Option<Ownership>,
+    pub(super) readings: usize,
+    pub(super) network_readings: usize,
     pub(super) reconnects: usize,
     pub(super) notified_ready: usize,
     /// What systemd was told.
@@ -120,6 +126,11 @@ impl World {
             claims: Vec::new(),
             saved: Vec::new(),
             cannot_save: false,
+            save_attempts: 0,
+            reads_slowly: false,
+            reading: None,
+            readings: 0,
+            network_readings: 0,
             reconnects: 0,
             notified_ready: 0,
             systemd: Vec::new(),
@@ -191,6 +202,14 @@ impl World {
         self.kernel.tell(Change::Link(name));
     }
 
+    /// Ends the reading of the kernel that is under way.
+    pub(super) fn finish_reading(&mut self) {
+        let ownership = self.reading.take().expect("the kernel is being read");
+        let read =
+            self.kernel.snapshot(&ownership).now_or_never().expect("what is in memory answers at once");
+        self.feed(Event::Read(read));
+    }
+
     /// Lets time pass.
     pub(super) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
@@ -256,6 +275,13 @@ impl World {
         match effect {
             Effect::Read(ownership) => {
                 self.tell();
+                let effects = self.agent.handle(Event::ReadingBegins, self.now);
+                self.carry_out(effects);
+                self.readings += 1;
+                if self.reads_slowly {
+                    self.reading = Some(ownership);
+                    return None;
+                }
                 return Some(Event::Read(self.kernel.snapshot(&ownership).now_or_never().expect(AT_ONCE)));
             }
             Effect::Apply(operations) => {
@@ -266,14 +292,18 @@ impl World {
             }
             Effect::KeepRules { rules, .. } => {
                 let kept = self.firewall.apply(&rules).now_or_never().expect(AT_ONCE);
-                return Some(Event::Rules(kept.map_err(|reason| reason.to_string())));
+                let kept = kept.map_err(|reason| reason.to_string());
+                return Some(Event::Rules { kept, forwards: Ok(()) });
             }
             Effect::Survey(_) => {
                 let interfaces = vec![self.interface.clone()];
                 return Some(Event::Surveyed(Ok(Survey { interfaces, default_routes: vec![2], way: None })));
             }
             Effect::AskName(_) => return Some(Event::Named(Some(self.interface.name))),
-            Effect::ReadNetworks(_) => return Some(Event::Networks(Ok(HostNetworks::default()))),
+            Effect::ReadNetworks(_) => {
+                self.network_readings += 1;
+                return Some(Event::Networks(Ok(HostNetworks::default())));
+            }
             Effect::Reconnect => self.reconnects += 1,
             Effect::LookFor(_) | Effect::HostChanged | Effect::GiveBackMemory => {}
             Effect::Ready => self.notified_ready += 1,
@@ -283,6 +313,7 @@ impl World {
                 NetworkEffect::ListLeases => {}
                 NetworkEffect::Claim(claim) => self.claims.push((id, *claim)),
                 NetworkEffect::Save(env) => {
+                    self.save_attempts += 1;
                     let saved = if self.cannot_save { Err("a read-only disk".to_owned()) } else { Ok(()) };
                     if saved.is_ok() {
                         self.saved.push(env);
@@ -295,6 +326,7 @@ impl World {
         None
     }
 
+    /// Lets the agent hear what the kernel has to tell, and nothing more.
     fn tell(&mut self) {
         while let Some(changes) = self.kernel.changes().now_or_never() {
             let effects = self.agent.handle(Event::Kernel(changes), self.now);

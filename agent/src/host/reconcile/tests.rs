@@ -69,9 +69,10 @@ impl Pair {
 
     fn read(&mut self) -> Consequences {
         self.reconciler.read_anew();
+        self.reconciler.reading_begins();
         let reading = self.kernel.snapshot(self.reconciler.ownership());
         let read = reading.now_or_never().expect("the fake answers at once");
-        self.reconciler.take_in_all(read, self.now)
+        self.reconciler.take_in_all(read, false, self.now)
     }
 
     /// Takes in what the kernel has told.
@@ -208,9 +209,8 @@ fn a_reading_finds_what_nobody_told() {
 fn what_is_heard_twice_is_heard_of_both() {
     let mut follows = Consequences { work: true, networks: true, ..Consequences::default() };
     follows |= Consequences { host: true, underlay: true, ..Consequences::default() };
-    follows |= Consequences { read: true, has_read: true, ..Consequences::default() };
-    let all =
-        Consequences { work: true, read: true, underlay: true, networks: true, host: true, has_read: true };
+    follows |= Consequences { read: true, ..Consequences::default() };
+    let all = Consequences { work: true, read: true, underlay: true, networks: true, host: true };
     assert_eq!(follows, all);
 }
 
