@@ -1,12 +1,11 @@
-//! What the agent must be allowed to do, asked before it does anything that others see.
+//! Checks permissions before the agent does anything that others see.
 
 use anyhow::Context;
 use flan_kernel::netlink;
 
 use crate::refused::refused;
 
-/// Makes sure that the kernel takes changes from this process. A host that cannot send packets to the others must not
-/// take a subnet from them.
+/// Checks that the kernel accepts changes from this process. A host that cannot send packets must not take a subnet.
 ///
 /// # Errors
 /// [`RefusedSetting`](crate::refused::RefusedSetting) if it does not.
