@@ -69,13 +69,13 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 event = reports.leases.recv() => {
                     let Some(event) = event else {
-                        anyhow::bail!("the watch on the leases ended by itself")
+                        anyhow::bail!("the lease watch ended unexpectedly")
                     };
                     self.feed_leases(event, &mut reports).await?;
                     None
                 }
                 event = reports.events.recv() => event.map(|event| Event::Network(NETWORK, event)),
-                () = self.store.failed() => anyhow::bail!("the keeper of our lease ended by itself"),
+                () = self.store.failed() => anyhow::bail!("the keeper of our lease ended unexpectedly"),
                 () = sleep_until(due) => None,
                 _ = alive.tick() => {
                     notify::alive();

@@ -45,7 +45,7 @@ impl Embedded {
     /// Waits until the store fails, and returns the reason. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         let reason = self.running.failed().await;
-        anyhow!("the store in {} can serve no longer: {reason}", self.data_dir)
+        anyhow!("the store in {} has failed: {reason}", self.data_dir)
     }
 }
 

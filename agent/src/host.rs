@@ -203,7 +203,7 @@ impl Host {
             Ok(networks) => self.networks = Some(networks),
             // The reconciler reports a kernel that does not answer.
             Err(reason) => {
-                debug!(%reason, "cannot read this host's networks; taking them for what they were");
+                debug!(%reason, "cannot read this host's networks; keeping the previous list");
                 self.networks.get_or_insert_default();
             }
         }

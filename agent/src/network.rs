@@ -348,7 +348,7 @@ impl Means {
             warn!(
                 before = mtus.0,
                 now = mtus.1,
-                "containers may send packets of another size than before: restart Docker, or large packets may be lost"
+                "the MTU for containers has changed: restart Docker, or large packets may be lost"
             );
         }
         self.chosen.replace_by(chosen);

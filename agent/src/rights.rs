@@ -10,7 +10,7 @@ use crate::refused::refused;
 /// # Errors
 /// [`RefusedSetting`](crate::refused::RefusedSetting) if it does not.
 pub(crate) fn check() -> anyhow::Result<()> {
-    if netlink::may_change().context("cannot speak to the kernel")? {
+    if netlink::may_change().context("cannot reach the kernel over netlink")? {
         return Ok(());
     }
     Err(refused(

@@ -67,7 +67,7 @@ fn take(leases: &mut LeaseSet, event: WatchEvent<Lease>) -> bool {
         return false;
     }
     leases.apply(event, Instant::now());
-    leases.take_changes(); // not needed, because everything is printed again
+    leases.take_changes(); // discarded, because everything is printed again
     true
 }
 

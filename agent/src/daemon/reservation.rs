@@ -28,7 +28,7 @@ pub(super) async fn watch(
                 status.report(Code::ReservationLost, lost.map(|reservation| lost_text(&reservation, &flags)));
             }
             // The lease watch reports a store that cannot be reached, and the right to read these keys is optional.
-            Err(reason) => debug!(%reason, "cannot read what is remembered of reservations"),
+            Err(reason) => debug!(%reason, "cannot read the records of reservations"),
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}

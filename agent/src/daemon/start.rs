@@ -64,10 +64,10 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
 /// Joins this host to the network. Returns only on failure.
 async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
     let store = Store::new(args.store.config().map_err(refused)?).map_err(refused)?;
-    let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
+    let kernel = netlink::Linux::new().context("cannot reach the kernel over netlink")?;
     let nftables = netlink::has_nftables();
     let abilities = Abilities {
-        gateways: match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
+        gateways: match netlink::has_next_hops().await.context("cannot reach the kernel over netlink")? {
             true => Gateways::Objects,
             false => Gateways::Inline,
         },
@@ -104,7 +104,7 @@ fn previous(args: &Args) -> Option<Subnets> {
     match SubnetEnv::load(&args.subnet_file.path) {
         Ok(env) => env?.subnets(),
         Err(reason) => {
-            warn!(%file, %reason, "cannot use the subnet file to find out what this host held before");
+            warn!(%file, %reason, "cannot read this host's previous subnet from the subnet file");
             None
         }
     }

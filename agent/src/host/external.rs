@@ -122,7 +122,7 @@ impl Host {
         match external.held.look(known, selection, &survey, &chosen, now) {
             Verdict::Keep => {
                 if external.problem.take().is_some() {
-                    info!(interface = %known.underlay.link, "the external interface is as it was again");
+                    info!(interface = %known.underlay.link, "the external interface is usable again");
                 }
                 self.status.report(Code::DoubtfulAddress, selection.doubt(known, &survey));
                 let other = other_choice(known, &chosen);

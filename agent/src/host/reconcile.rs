@@ -174,7 +174,7 @@ impl Reconciler {
             Ok(actual) => actual,
             // Retry later. Changes of our objects were reported individually meanwhile.
             Err(KernelError::Interrupted) => {
-                debug!("the kernel's tables change too fast to be read; they are read again later");
+                debug!("the kernel's tables change too fast to be read; trying again later");
                 self.read_at = Some(now + if self.known { READ_AGAIN } else { READ_FIRST });
                 return Consequences::default();
             }
@@ -375,7 +375,7 @@ impl Reconciler {
             }
             let makes_device = operation.makes_device();
             if makes_device && operation.upheaval().is_some() {
-                info!(%operation, "made the device anew");
+                info!(%operation, "created the device again");
             } else {
                 debug!(%operation, "applied");
             }

@@ -50,7 +50,7 @@ impl Network {
         let place = &self.settings.place;
         match read {
             Ok(Some(json)) => usable(&json).map_err(|reason| {
-                error!(%reason, "cannot work with the network config at {place}");
+                error!(%reason, "cannot use the network config at {place}");
                 reason.to_string()
             }),
             Ok(None) => {
@@ -92,7 +92,7 @@ impl Network {
         }
         match problem {
             Some(problem) => warn!("{problem}"),
-            None => info!("the network config is the one that this agent runs with again"),
+            None => info!("the stored network config is again the one in use"),
         }
         self.config_problem = problem;
         self.status.update(|status| status.config_problem = problem.map(str::to_owned));

@@ -74,7 +74,7 @@ impl Datapath for UdpRunner {
         let before = self.taken.take();
         // ICMP errors for senders on this host come from the device's own address.
         if let Err(reason) = sysctl::accept_local(self.backend.device()) {
-            warn!(%reason, "senders will not be told when no peer has a destination");
+            warn!(%reason, "senders will get no ICMP error if no peer has the destination");
         }
         let datapath = self.backend.start(own, &self.table).map_err(|reason| {
             self.taken = ports::keeps_from_starting(&reason, before);

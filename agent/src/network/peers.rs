@@ -62,7 +62,7 @@ impl Teller {
                     warn!(key = %shown(&change.key), %reason, "bad lease: no packets are sent to its holder");
                 }
                 None if self.mended.admits(1, now) => {
-                    info!(key = %shown(&change.key), "bad lease is gone or mended");
+                    info!(key = %shown(&change.key), "bad lease is gone or repaired");
                 }
                 _ => {}
             }
@@ -87,7 +87,7 @@ impl Teller {
             warn!(changes, quarantined, "more bad leases than get a line each; flanctl subnets ls shows all");
         }
         if let Some(changes) = self.mended.more(now) {
-            info!(changes, quarantined, "more bad leases are gone or mended");
+            info!(changes, quarantined, "more bad leases are gone or repaired");
         }
     }
 }

@@ -44,8 +44,7 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     let verb = if args.dry_run { "looked at" } else { "copied" };
     let so_far = || format!("{verb} {} of {leases}", job.done.get());
     let outcome = told(so_far, job.carry(plan)).await.map_err(|error| {
-        let reason =
-            format!("{}, then: {error}; what was written stays, --force goes on from there", so_far());
+        let reason = format!("{}, then: {error}; what was written stays; continue with --force", so_far());
         Failure::new(Failure::from(error).kind, reason)
     })?;
     if !args.dry_run {
@@ -69,7 +68,7 @@ async fn copy_reservations(from: &Store, to: &Store) -> Result<(), Failure> {
     };
     match copied.await {
         Err(error @ StoreError::Unauthorised { .. }) => {
-            eprintln!("flanctl: warning: what is remembered of reservations was not copied: {error}");
+            eprintln!("flanctl: warning: the records of reservations were not copied: {error}");
             Ok(())
         }
         outcome => outcome.map_err(Failure::from),

@@ -85,7 +85,7 @@ impl Deferred {
 
     /// Delays a repair that another program keeps undoing.
     pub(super) fn dispute(&mut self, operation: &Operation, wait: Duration, now: Instant) {
-        warn!(repair = %operation, ?wait, "something undoes our repair again and again; waiting before the next one");
+        warn!(repair = %operation, ?wait, "another program keeps undoing our repair; waiting before the next one");
         let why = Why::Disputed(operation.to_string());
         self.waits.insert(operation.object(), Wait { until: Some(now + wait), why });
     }
@@ -99,7 +99,7 @@ impl Deferred {
     pub(super) fn problem(&self) -> Option<String> {
         let first = match &self.waits.values().next()?.why {
             Why::Refused { what, .. } => what.clone(),
-            Why::Disputed(repair) => format!("something undoes our repair again and again: {repair}"),
+            Why::Disputed(repair) => format!("another program keeps undoing our repair: {repair}"),
         };
         Some(match self.waits.len() {
             1 => first,

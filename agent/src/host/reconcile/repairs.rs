@@ -105,7 +105,7 @@ impl RepairLog {
         if self.rules_in_a_row == RULES_IN_A_ROW {
             warn!(
                 times = RULES_IN_A_ROW,
-                "another program takes our packet filter rules away each time that they are put back"
+                "another program removes our packet filter rules each time that fland restores them"
             );
         }
     }
@@ -126,7 +126,7 @@ impl RepairLog {
             return;
         }
         let first = self.first.take().unwrap_or_default();
-        info!(repaired = in_words(&self.now), first, "put right what another program had changed");
+        info!(repaired = in_words(&self.now), first, "repaired changes by another program");
         self.now = Repairs::of_kinds(Object::NAMES.iter().map(|name| name.short));
         self.last = None;
         self.lately.retain(|_, lately| now < lately.last + PEACE);

@@ -82,7 +82,7 @@ fn described(status: &MemberStatus, members: &[Member]) -> Vec<String> {
     let version = if status.version.is_empty() { "not told" } else { &status.version };
     let mut parts = vec![format!("version {version}")];
     parts.push(match status.leader {
-        None => "tells no leader".to_owned(),
+        None => "leader unknown".to_owned(),
         Some(leader) if leader == status.member_id => "leads".to_owned(),
         Some(leader) => {
             let known = members.iter().find(|member| {
