@@ -1,29 +1,28 @@
-//! How a command line is read: the way flannel's is. One dash is as good as two, an empty value is as good as none, and
-//! a variable `FLANNELD_X` in the environment stands in for `FLAND_X`. Flags win over `FLAND_X`, which wins over
-//! `FLANNELD_X`.
+//! Reads a command line like flannel: one dash equals two, an empty value equals none, and a variable `FLANNELD_X` in
+//! the environment stands in for `FLAND_X`. Flags override `FLAND_X`, which overrides `FLANNELD_X`.
 
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue};
 use flan_subnet_lease::without_user;
 
-/// Reads the command line of this process, and its environment.
+/// Parses the command line and environment of this process.
 ///
-/// Ends the process on `--help`, `--version` and a command line that cannot be read, with exit code 2 for the last.
+/// Exits on `--help`, on `--version`, and, with exit code 2, on an invalid command line.
 pub fn parse<T: clap::Parser>() -> T {
     parse_beside(|_| None)
 }
 
-/// The same, with the variables of a file, which everything else wins over.
+/// The same, with the variables of a file, which have the lowest priority.
 pub fn parse_beside<T: clap::Parser>(file: impl Fn(&str) -> Option<String>) -> T {
     let variable = |name: &str| std::env::var(name).ok();
     read(std::env::args_os(), variable, file).unwrap_or_else(|error| error.exit())
 }
 
-/// The same from other arguments. `variable` tells what of the environment clap does not look at by itself.
+/// The same for other arguments. `variable` looks up environment variables that clap does not read itself.
 ///
 /// # Errors
-/// What is wrong with the command line, without the users that URLs in it name.
+/// What is wrong with the command line, without users from URLs.
 pub fn read<T: clap::Parser>(
     arguments: impl Iterator<Item = OsString>,
     variable: impl Fn(&str) -> Option<String>,
@@ -36,13 +35,13 @@ pub fn read<T: clap::Parser>(
     T::from_arg_matches(&matches)
 }
 
-/// What a place that has variables says for `FLAND_X`, itself or by `FLANNELD_X`. An empty value is as good as none.
+/// Looks up `FLAND_X`, else `FLANNELD_X`. An empty value equals none.
 pub fn variable_in(place: impl Fn(&str) -> Option<String>, name: &str) -> Option<String> {
     let flannels = name.replacen("FLAND_", "FLANNELD_", 1);
     [name, &flannels].into_iter().filter_map(place).find(|value| !value.is_empty())
 }
 
-/// The same without the users of URLs: one may stand where none is taken.
+/// Removes users of URLs from the error. One may appear where no user is accepted.
 fn discreet(error: clap::Error, command: &clap::Command) -> clap::Error {
     let given = |value: &ContextValue| match value {
         ContextValue::String(text) => Some(without_user(text)).filter(|shown| shown != text),
@@ -51,7 +50,7 @@ fn discreet(error: clap::Error, command: &clap::Command) -> clap::Error {
     if !error.context().any(|(_, value)| given(value).is_some()) {
         return error;
     }
-    // What is behind the error, and its advice, may repeat what was given.
+    // The error's details and advice may repeat a value.
     let mut discreet = clap::Error::new(error.kind()).with_cmd(command);
     for (kind, value) in error.context().filter(|(kind, _)| *kind != ContextKind::Suggested) {
         discreet.insert(kind, given(value).map_or_else(|| value.clone(), ContextValue::String));
@@ -72,7 +71,7 @@ fn with_environment(
             Some(value) if without_user(&value) != value => arg.hide_env_values(true),
             _ => arg,
         };
-        // FLAND_X of the environment is clap's.
+        // clap reads FLAND_X from the environment.
         let Some(value) = variable_in(variable, &ours).or_else(|| variable_in(file, &ours)) else {
             return arg;
         };
@@ -100,7 +99,7 @@ fn as_clap_reads_them(command: &clap::Command, arguments: impl Iterator<Item = O
     arguments.filter_map(read).collect()
 }
 
-/// The long names of all flags, those of subcommands among them.
+/// Returns the long names of all flags, including those of subcommands.
 fn flag_names(command: &clap::Command) -> Vec<&str> {
     let ours = command.get_arguments().filter_map(clap::Arg::get_long);
     ours.chain(command.get_subcommands().flat_map(flag_names)).collect()

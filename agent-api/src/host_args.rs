@@ -1,4 +1,4 @@
-//! The flags that say which host this is; the agent and `flanctl` share them.
+//! Flags that identify this host, shared by the agent and `flanctl`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use clap::Args;
 use flan_subnet_lease::PerFamily;
 use sha2::{Digest, Sha256};
 
-/// Where `subnet.env` is.
+/// The path of `subnet.env`.
 #[derive(Debug, Clone, Args)]
 pub struct SubnetFile {
     /// File in which fland writes the leased subnet, for dockerd and the CNI plugin
@@ -21,7 +21,7 @@ pub struct SubnetFile {
     pub path: PathBuf,
 }
 
-/// The addresses by which peers reach this host, where somebody gave them.
+/// The addresses that peers send to, as given.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct PublicIps {
     /// IPv4 address that peers send packets to: one of this host's, or the outside address of a NAT. By default an
@@ -35,13 +35,13 @@ pub struct PublicIps {
 }
 
 impl PublicIps {
-    /// Those that were given.
+    /// Returns the given addresses.
     pub fn given(&self) -> PerFamily<IpAddr> {
         PerFamily { v4: self.public_ip.map(IpAddr::V4), v6: self.public_ipv6.map(IpAddr::V6) }
     }
 }
 
-/// By what a lease is known to be this machine's, whatever its address.
+/// The identity by which a lease is recognised as this machine's, whatever its address.
 #[derive(Debug, Clone, Args)]
 pub struct NodeId {
     /// Identity of this machine, which tells its lease from that of another machine with the same address. Derived from
@@ -50,12 +50,12 @@ pub struct NodeId {
     pub given: Option<String>,
 }
 
-/// Where systemd keeps the machine's id (`machine-id(5)`).
+/// The machine id of systemd (`machine-id(5)`).
 const MACHINE_ID: &str = "/etc/machine-id";
 
 impl NodeId {
-    /// The given id, else one made from the machine id. That itself is confidential (`machine-id(5)`), so only a hash
-    /// of it leaves the host. `None` on a machine without one.
+    /// Returns the given id, else a hash of the machine id, which is confidential (`machine-id(5)`) and must not leave
+    /// the host. `None` on a machine without one.
     pub fn id(&self) -> Option<Box<str>> {
         let id = self.given.clone().or_else(|| {
             let machine = std::fs::read_to_string(MACHINE_ID).ok()?;

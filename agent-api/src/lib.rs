@@ -1,5 +1,5 @@
-//! What the daemon `fland` and the command line `flanctl` agree on, and nothing else: flags and how they are read, the
-//! documents and files that one writes and the other reads, and by what each knows this host.
+//! What `fland` and `flanctl` share: flags and their parser, the documents and files that one writes and the other
+//! reads, and the identity of this host.
 
 pub mod command_line;
 mod host_args;

@@ -1,25 +1,25 @@
-//! One agent in a network namespace: two would undo each other's work.
+//! Allows one agent in a network namespace, because two would undo each other's work.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-/// Where only root can make files, so that nobody else can keep an agent from starting.
+/// Only root can create files here, so nobody else can prevent an agent from starting.
 const DIRECTORY: &str = "/run";
 
-/// Keeps agents from starting in this network namespace, for as long as it lives.
+/// Lock against other agents in this network namespace, until dropped.
 #[derive(Debug)]
 pub struct OnlyAgent {
-    // The kernel unlocks it when the process ends, however it does. The file stays: without it, two could lock two.
+    // The kernel unlocks it when the process ends. The file stays: if it were deleted, two agents could lock two files.
     _file: File,
 }
 
 impl OnlyAgent {
-    /// Takes the place of the only agent; `None` if it is taken.
+    /// Takes the lock; `None` if another agent holds it.
     ///
     /// # Errors
-    /// If there can be no file for it, with its name.
+    /// If the lock file cannot be created; names it.
     pub fn claim() -> io::Result<Option<Self>> {
         let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
         let path = PathBuf::from(DIRECTORY).join(format!("fland-{namespace}.lock"));

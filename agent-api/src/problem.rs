@@ -1,47 +1,46 @@
-//! What is wrong on this host although the agent itself works: each kind has a code, and the log and the status show it
-//! alike.
+//! Problems on this host while the agent itself works. Each kind has a code, used by both log and status.
 
 use std::fmt;
 use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
-/// The kinds of problems. The name in kebab case is stable: scripts and people look for it.
+/// The kinds of problems. Their names in kebab case are stable, for scripts and searches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
     /// A start would choose another external interface than the one in use.
     OtherInterface,
-    /// The address that peers send to is one of a kind that rarely works, such as a link-local one.
+    /// The address that peers send to is of a kind that rarely works, such as link-local.
     DoubtfulAddress,
     /// Our own subnet overlaps a network or route of this host.
     SubnetOverlap,
     /// A peer's subnet overlaps a network or route of this host.
     PeerOverlap,
-    /// Somebody else's packet filter rules can drop what we forward or receive.
+    /// Packet filter rules of another program can drop packets that we forward or receive.
     PacketFilter,
     /// A device or socket of another program has the port of our backend.
     PortTaken,
-    /// docker0 or the CNI bridge is not as `subnet.env` says.
+    /// docker0 or the CNI bridge differs from `subnet.env`.
     BridgeDiffers,
     /// A reservation of this host became an ordinary lease.
     ReservationLost,
     /// Another machine claims our lease.
     Clone,
-    /// Packets of the overlay are taken from anybody, as the kernel cannot check who sends.
+    /// Overlay packets are accepted from any sender, because the kernel cannot check them.
     UncheckedSenders,
-    /// The network config works, but not as its author may expect.
+    /// The network config works, but perhaps not as its author expects.
     DoubtfulConfig,
-    /// Authentication is switched off in the store, and we have a user for it.
+    /// We have a user for the store, but its authentication is off.
     AuthenticationOff,
 }
 
 /// One problem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// What kind of problem.
+    /// Its kind.
     pub code: Code,
-    /// What is wrong and what to do, for a person.
+    /// What is wrong and what to do.
     pub text: String,
     /// When it was first seen.
     #[serde(serialize_with = "as_rfc3339")]

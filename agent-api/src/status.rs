@@ -1,4 +1,4 @@
-//! What the agent says of itself in `GET /status`.
+//! The document of `GET /status`.
 
 use std::collections::BTreeMap;
 
@@ -8,21 +8,21 @@ use serde::Serialize;
 
 use crate::problem::Problem;
 
-/// The form of this document; it changes when a field changes its meaning or goes.
+/// Format of this document. It changes when a field is removed or changes its meaning.
 pub const API_VERSION: &str = "flan/v1";
 
-/// Entries of each list whose length the store decides.
+/// Limit of each list whose length the store decides.
 pub const SHOWN_IN_LISTS: usize = 100;
 
-/// The agent's state in short.
+/// The state of the agent.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// [`API_VERSION`].
     pub api_version: &'static str,
-    /// Whether `subnet.env` is written and the backend stands.
+    /// Whether `subnet.env` is written and the backend works.
     pub ready: bool,
-    /// What the agent waits for, before it is ready.
+    /// What the agent waits for before it is ready.
     pub waiting_for: Option<String>,
     /// Our subnets.
     pub subnets: Vec<String>,
@@ -34,56 +34,55 @@ pub struct Status {
     pub mtu: u32,
     /// Number of peers that packets are sent to.
     pub peers: usize,
-    /// Peers with a good lease that this backend cannot reach from this host: the first [`SHOWN_IN_LISTS`].
+    /// The first [`SHOWN_IN_LISTS`] peers with a good lease that this backend cannot reach from this host.
     pub unreachable: Vec<UnreachablePeer>,
-    /// How many there are.
+    /// Their total number.
     pub unreachable_count: usize,
-    /// Leases that are kept from the kernel: the first [`SHOWN_IN_LISTS`].
+    /// The first [`SHOWN_IN_LISTS`] leases that are not applied to the kernel.
     pub quarantined: Vec<QuarantinedLease>,
-    /// How many there are.
+    /// Their total number.
     pub quarantined_count: usize,
-    /// How often something of ours was put right that another program had changed.
+    /// How often the agent repaired a change by another program.
     pub repairs: Repairs,
-    /// The store, where this host carries it.
+    /// The embedded store, if this host has one.
     pub embedded_store: Option<EmbeddedStore>,
-    /// The data path, where packets pass through the agent.
+    /// The data path, if packets pass through the agent.
     pub datapath: Option<Datapath>,
-    /// Why our lease could not be renewed, while that lasts.
+    /// Why our lease cannot be renewed at present.
     pub lease_problem: Option<String>,
-    /// Why the network config is not the one that this agent runs with.
+    /// Why the stored network config differs from the one in use.
     pub config_problem: Option<String>,
     /// Why the view of the leases may be out of date.
     pub store_problem: Option<String>,
-    /// Why the kernel is not as it should be.
+    /// Why the kernel's state is not as planned.
     pub kernel_problem: Option<String>,
-    /// What is wrong on this host although the agent itself works, as far as the agent has noticed: at most one of a
-    /// kind.
+    /// Problems on this host while the agent itself works, at most one of each kind.
     pub problems: Vec<Problem>,
 }
 
-/// How often each kind of object was repaired, by its name: `route`, `nexthop`; `rules` are the packet filter's.
+/// Number of repairs by kind of object: `route`, `nexthop`; `rules` stands for packet filter rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Repairs(BTreeMap<&'static str, u64>);
 
 impl Repairs {
-    /// None yet of any of these kinds.
+    /// Creates counters at zero for these kinds.
     pub fn of_kinds(kinds: impl IntoIterator<Item = &'static str>) -> Self {
         Self(kinds.into_iter().map(|kind| (kind, 0)).collect())
     }
 
-    /// So many more.
+    /// Adds to a counter.
     pub fn add(&mut self, kind: &'static str, more: u64) {
         *self.0.entry(kind).or_default() += more;
     }
 
-    /// How many of this kind.
+    /// Returns the count of this kind.
     pub fn of(&self, kind: &str) -> u64 {
         self.0.get(kind).copied().unwrap_or_default()
     }
 }
 
-/// The data path of the udp backend: the modes in force, and all counters.
+/// The data path of the udp backend: active modes and all counters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Datapath {
     /// How packets are exchanged with the TUN device.
@@ -92,27 +91,27 @@ pub struct Datapath {
     pub gso: bool,
     /// Whether many datagrams are received at once.
     pub gro: bool,
-    /// Whether segments that arrive are merged for the device.
+    /// Whether received segments are merged for the device.
     pub merge: bool,
     /// The counters.
     #[serde(flatten)]
     pub totals: Totals,
 }
 
-/// A store in the agent's own process.
+/// A store in the agent's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EmbeddedStore {
-    /// The directory of its data.
+    /// Its data directory.
     pub data_dir: String,
-    /// The URLs that it listens at.
+    /// The URLs on which it listens.
     pub listen: Vec<String>,
 }
 
 /// A bad lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct QuarantinedLease {
-    /// The last part of its key, printable; of a long one the beginning.
+    /// The last part of its key, printable and truncated.
     pub key: String,
     /// What is wrong with it.
     pub reason: String,
@@ -129,7 +128,7 @@ impl From<Quarantined<'_>> for QuarantinedLease {
 pub struct UnreachablePeer {
     /// Its subnets.
     pub subnets: String,
-    /// Its address and, where it says one, its name.
+    /// Its address and, if known, its name.
     pub holder: String,
     /// Why not.
     pub reason: String,

@@ -1,4 +1,4 @@
-//! The flags that say how to reach the store; the agent and `flanctl` share them.
+//! Flags of the store, shared by the agent and `flanctl`.
 
 use std::path::PathBuf;
 
@@ -7,13 +7,13 @@ use flan_subnet_lease::{Credentials, Password, StoreConfig, StoreError};
 
 use crate::urls::{self, Urls, UserSettings};
 
-/// How to reach the store: etcd, or a host that carries it. Names and meanings are flannel's.
+/// How to reach the store, an etcd or an embedded one. Names and meanings are flannel's.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
     /// URLs of the etcd members, or of the host with the embedded store, separated by commas; https:// for TLS.
     /// http://127.0.0.1:2379 by default
-    // Empty when nobody has given any, which is not the same as when somebody has given the default.
+    // Empty if none is given, which differs from a given default.
     #[arg(long, value_name = "URLS", env = "FLAND_ETCD_ENDPOINTS", global = true)]
     pub etcd_endpoints: Vec<Urls>,
 
@@ -42,26 +42,25 @@ pub struct StoreArgs {
     pub etcd_password: Option<Password>,
 }
 
-/// Where the store is when nobody says where.
+/// Endpoint of the store if none is given.
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:2379";
-/// What its keys begin with when nobody says what.
 const DEFAULT_PREFIX: &str = "/coreos.com/network";
-/// What takes the user that no URL may name.
+/// The settings to use instead of a user in a URL.
 const USER_SETTINGS: UserSettings = ["--etcd-username", "FLAND_ETCD_PASSWORD"];
 
 impl StoreArgs {
-    /// The settings as the store takes them.
+    /// Returns the settings for connecting to the store.
     ///
     /// # Errors
-    /// [`StoreError::Setting`] for an endpoint that is none.
+    /// [`StoreError::Setting`] for an invalid endpoint.
     pub fn config(&self) -> Result<StoreConfig, StoreError> {
         self.config_with(USER_SETTINGS)
     }
 
-    /// The same where other settings than those of the agent take the user.
+    /// The same, for a program with other settings for the user.
     ///
     /// # Errors
-    /// [`StoreError::Setting`] for an endpoint that is none.
+    /// [`StoreError::Setting`] for an invalid endpoint.
     pub fn config_with(&self, user_settings: UserSettings) -> Result<StoreConfig, StoreError> {
         let default = [Urls::from(DEFAULT_ENDPOINT.to_owned())];
         let endpoints = if self.etcd_endpoints.is_empty() { &default } else { &self.etcd_endpoints[..] };
@@ -84,13 +83,13 @@ impl StoreArgs {
         })
     }
 
-    /// The endpoints that somebody gave, for messages; empty when nobody gave any.
+    /// Returns the given endpoints for messages; empty if none are given.
     pub fn given_endpoints(&self) -> String {
         self.etcd_endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
-    /// The flags by which another program reaches the same store, as a person types them: those that differ from the
-    /// defaults, each with a space before it. Never the password.
+    /// Returns the flags by which another program reaches the same store, as typed: those that differ from the
+    /// defaults, each after a space. Never the password.
     pub fn as_typed(&self) -> String {
         let file = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
         let endpoints = Some(self.given_endpoints()).filter(|endpoints| !endpoints.is_empty());

@@ -1,6 +1,6 @@
-//! `subnet.env`: what was leased, for dockerd, the CNI plugin and ourselves after a restart.
+//! `subnet.env`: the leased subnet, for dockerd, the CNI plugin, and the agent after a restart.
 //!
-//! The form is flannel's to the byte, see [`SubnetEnv::render`].
+//! The format is identical to flannel's, see [`SubnetEnv::render`].
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 pub struct SubnetEnv {
     /// The whole overlay network of each family in use.
     pub networks: PerFamily<IpNetwork>,
-    /// The first address of our subnet with its length: the bridge's own address.
+    /// The first address of our subnet with its prefix length, for the bridge.
     pub bridges: PerFamily<IpNetwork>,
     /// Largest packet in bytes that containers may send.
     pub mtu: u32,
@@ -26,13 +26,13 @@ pub struct SubnetEnv {
 /// Why a subnet file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SubnetEnvError {
-    /// Not readable.
+    /// The file is not readable.
     #[error("cannot read it: {0}")]
     Read(#[from] io::Error),
-    /// A line that must be there is not.
+    /// A required line is missing.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// A value cannot be read.
+    /// A value is invalid.
     #[error("{name}={value} cannot be read; expected {expected}")]
     Invalid {
         /// The variable.
@@ -45,7 +45,7 @@ pub enum SubnetEnvError {
 }
 
 impl SubnetEnv {
-    /// What the file says for these subnets.
+    /// Creates the content for these subnets.
     pub fn new(networks: PerFamily<IpNetwork>, subnets: &Subnets, mtu: u32, ip_masq: bool) -> Self {
         let mut bridges = PerFamily::default();
         for (family, subnet) in subnets.iter() {
@@ -60,7 +60,7 @@ impl SubnetEnv {
         Self { networks, bridges, mtu, ip_masq }
     }
 
-    /// The text of the file: lines in flannel's order, IPv4 lines only with IPv4 in use.
+    /// Returns the text of the file: lines in flannel's order, IPv4 lines only if IPv4 is in use.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for (family, prefix) in PREFIXES {
@@ -72,7 +72,7 @@ impl SubnetEnv {
         text
     }
 
-    /// Reads the text of a file. Lines that are not ours are passed over.
+    /// Parses the text of a file. Ignores unknown lines.
     ///
     /// # Errors
     /// [`SubnetEnvError`] naming the variable.
@@ -117,10 +117,10 @@ impl SubnetEnv {
         Ok(env)
     }
 
-    /// Reads a file; `None` if there is none.
+    /// Reads a file; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`SubnetEnvError`] when there is one that cannot be used.
+    /// [`SubnetEnvError`] if it exists and cannot be used.
     pub fn load(path: &Path) -> Result<Option<Self>, SubnetEnvError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).map(Some),
@@ -129,8 +129,8 @@ impl SubnetEnv {
         }
     }
 
-    /// Writes the file beside its place and renames it there, mode 0644: a reader sees the old or the new, whole.
-    /// Missing directories are made. A file that says the same already is left alone.
+    /// Writes the file with mode 0644 and renames it into place, so a reader sees the old or the new file, never a
+    /// part. Creates missing directories. Leaves a file with the same content alone.
     ///
     /// # Errors
     /// Any error of the file system.
@@ -150,7 +150,7 @@ impl SubnetEnv {
         Ok(())
     }
 
-    /// The subnets that the file names.
+    /// Returns the subnets in the file.
     pub fn subnets(&self) -> Option<Subnets> {
         let mut subnets = PerFamily::default();
         for (family, bridge) in self.bridges.iter() {

@@ -1,24 +1,24 @@
-//! URLs as flags and variables list them, read only where they are needed.
+//! URLs in flags and variables, parsed only where needed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use flan_subnet_lease::{Endpoint, InvalidEndpoint, StoreError, split_urls, without_user};
 
-/// A list of URLs, separated by commas, as somebody gave it: perhaps with a password, which no output shows.
+/// A list of URLs separated by commas, as given. It may contain a password, so no output shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Urls(String);
 
-/// What takes a user in place of a URL: a flag for the name, a variable for the password.
+/// The settings to use instead of a user in a URL: a flag for the name, a variable for the password.
 pub type UserSettings = [&'static str; 2];
 
 impl Urls {
-    /// Each of them as it was given: to be read, not to be shown.
+    /// Returns each URL as given. Do not show it.
     pub fn each(&self) -> impl Iterator<Item = &str> {
         split_urls(&self.0).into_iter().map(str::trim)
     }
 
-    /// Whether one of them may name a user.
+    /// Returns whether any of them may name a user.
     pub fn names_user(&self) -> bool {
         without_user(&self.0) != self.0
     }
@@ -42,13 +42,13 @@ impl fmt::Debug for Urls {
     }
 }
 
-/// The URLs of a store's members.
+/// Parses the URLs of a store's members.
 ///
 /// # Errors
-/// [`StoreError::Setting`] for one that is none; where it names a user, with what takes one.
+/// [`StoreError::Setting`] for an invalid URL. If it names a user, the error says which settings to use instead.
 pub fn endpoints(lists: &[Urls], [name, password]: UserSettings) -> Result<Vec<Endpoint>, StoreError> {
     let of_list = |list: &Urls| match list.each().map(str::parse::<Endpoint>).collect::<Result<Vec<_>, _>>() {
-        // It may be the first half of a URL with a password that holds what separates two.
+        // It may be the first half of a URL whose password contains a separator.
         Err(InvalidEndpoint::NoUrl(_)) if list.names_user() => Err(InvalidEndpoint::User(list.to_string())),
         endpoints => endpoints,
     };
@@ -60,15 +60,15 @@ pub fn endpoints(lists: &[Urls], [name, password]: UserSettings) -> Result<Vec<E
     })
 }
 
-/// The URL by which a program on this host reaches a store that listens at these: on loopback where it listens there,
-/// which no change of the host's addresses takes away; else the first. `None` when it listens nowhere.
+/// Returns the URL by which a program on this host reaches a store that listens on these: loopback if possible, because
+/// changes of the host's addresses do not affect it; else the first. `None` if there is none.
 pub fn local_url<'a>(listen: impl Iterator<Item = &'a str>) -> Option<String> {
     let places: Vec<Place<'a>> = listen.filter_map(place).collect();
     let (scheme, address) = places.iter().find_map(on_loopback).or_else(|| places.first().copied())?;
     Some(format!("{scheme}://{address}"))
 }
 
-/// What a URL to listen on says.
+/// Scheme and address of a listen URL.
 type Place<'a> = (&'a str, SocketAddr);
 
 fn place(url: &str) -> Option<Place<'_>> {

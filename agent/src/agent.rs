@@ -1,7 +1,7 @@
-//! Everything that decides: this host, and the networks that it takes part in.
+//! The decisions of the agent, for this host and its networks.
 //!
-//! It neither waits nor reads a clock, and asks nobody: [`Agent::handle`] is told what happened and when, and answers
-//! what must be done. The event loop in [`daemon`](crate::daemon) waits for events and carries out effects.
+//! [`Agent::handle`] receives an event and the time, and returns what to do. Nothing here waits, reads a clock or does
+//! I/O: the event loop in [`daemon`](crate::daemon) waits for events and carries out effects.
 
 #[cfg(test)]
 mod stories;
@@ -16,26 +16,26 @@ use crate::interface::{Overlays, Survey};
 use crate::lookout::Ours;
 use crate::network::{Joined, Network, NetworkEffect, NetworkEvent};
 
-/// One of the agent's networks: its place among them.
+/// Index of one of the agent's networks.
 pub type NetworkId = usize;
 
-/// What happened.
+/// An event.
 #[derive(Debug)]
 pub enum Event {
-    /// The kernel reported changes, in their order.
+    /// The kernel reported changes, in this order.
     Kernel(Vec<Change>),
-    /// A reading of the kernel begins: what the kernel reports from now on may be newer.
+    /// A reading of the kernel begins. Notifications from now on may be newer than its result.
     ReadingBegins,
-    /// A reading of the kernel is done.
+    /// A reading of the kernel is complete.
     Read(Result<State, KernelError>),
-    /// Operations of an [`Effect::Apply`] were carried out, except for those that were refused.
+    /// Part of an [`Effect::Apply`] is done.
     CarriedOut {
-        /// All of them, in their order.
+        /// The attempted operations, in order.
         operations: Vec<Operation>,
-        /// Those that the kernel refused.
+        /// The operations that the kernel refused.
         refused: Vec<FailedOperation>,
     },
-    /// The packet filter and forwarding were looked at.
+    /// Packet filter and forwarding are set.
     Rules {
         /// Whether the packet filter had to be changed, or what failed.
         kept: Result<bool, String>,
@@ -44,52 +44,52 @@ pub enum Event {
     },
     /// The interfaces and routes of this host.
     Surveyed(Result<Survey, KernelError>),
-    /// The name of the interface that an [`Effect::AskName`] named by its number, if it exists.
+    /// The name of the interface in [`Effect::AskName`], if it exists.
     Named(Option<LinkName>),
     /// The networks of this host.
     Networks(Result<HostNetworks, KernelError>),
-    /// Something happened to one network.
+    /// An event of one network.
     Network(NetworkId, NetworkEvent),
-    /// Time passed: something may be due.
+    /// Something may be due.
     Time,
 }
 
-/// What must be done.
+/// An action for the event loop.
 #[derive(Debug)]
 pub enum Effect {
-    /// Read what the kernel holds of ours. It replaces a reading that has not finished.
-    /// [`Event::ReadingBegins`] follows at once, then [`Event::Read`].
+    /// Read our objects from the kernel, and abandon an unfinished reading. Answered by [`Event::ReadingBegins`] at once,
+    /// then by [`Event::Read`].
     Read(Ownership),
-    /// Carry out operations, in one or several parts. [`Event::CarriedOut`] follows each part.
+    /// Carry out operations, in one or more parts. Each part is answered by [`Event::CarriedOut`].
     Apply(Vec<Operation>),
-    /// Make the packet filter and forwarding as they should be. [`Event::Rules`] follows.
+    /// Set packet filter rules and forwarding. Answered by [`Event::Rules`].
     KeepRules {
-        /// All rules of ours.
+        /// All our rules.
         rules: Ruleset,
-        /// Whether packets of IPv4, and of IPv6, must be forwarded.
+        /// Whether to forward IPv4 and IPv6.
         forwarding: (bool, bool),
     },
-    /// List the interfaces and routes among which the external interface is chosen. [`Event::Surveyed`] follows.
+    /// List interfaces and routes, to choose the external interface. Answered by [`Event::Surveyed`].
     Survey(Overlays),
-    /// Ask for the name of the interface with this number. [`Event::Named`] follows.
+    /// Look up the name of the interface with this index. Answered by [`Event::Named`].
     AskName(u32),
-    /// Read those networks of this host that overlap these. [`Event::Networks`] follows.
+    /// Read the networks of this host that overlap these. Answered by [`Event::Networks`].
     ReadNetworks(Vec<IpNetwork>),
-    /// Connect to the store again: the address that the connections came from is gone.
+    /// Reconnect to the store: the source address of the connections is gone.
     Reconnect,
-    /// Look for other programs that drop these packets, or contradict `subnet.env`.
+    /// Look for programs that drop these packets or contradict `subnet.env`.
     LookFor(Ours),
-    /// Look at the bridges again: devices or addresses have changed.
+    /// Check the bridges again: devices or addresses have changed.
     HostChanged,
-    /// Give freed memory back to the kernel.
+    /// Return freed memory to the kernel.
     GiveBackMemory,
     /// Tell systemd that this host is ready.
     Ready,
-    /// Tell systemd what the agent does or waits for.
+    /// Tell systemd what the agent is doing or waiting for.
     Status(String),
-    /// Do something for one network.
+    /// An action for one network.
     Network(NetworkId, NetworkEffect),
-    /// End with this error: a setting cannot work.
+    /// Exit with this error: a setting cannot work.
     End(anyhow::Error),
 }
 
@@ -97,23 +97,23 @@ pub enum Effect {
 pub struct Agent {
     host: Host,
     networks: Vec<Network>,
-    /// What systemd was told last.
+    /// The last status sent to systemd.
     told: String,
 }
 
 impl Agent {
-    /// An agent that has not started; its first event is [`Event::Time`].
+    /// Creates an agent that has not started. Its first event must be [`Event::Time`].
     pub fn new(host: Host, networks: Vec<Network>) -> Self {
         Self { host, networks, told: String::new() }
     }
 
-    /// When there is something to do although nothing happens.
+    /// Returns when [`Event::Time`] is due.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         let networks = self.networks.iter().filter_map(Network::due);
         self.host.due(now).into_iter().chain(networks).min()
     }
 
-    /// Takes in what happened at this moment, and answers what must be done.
+    /// Handles an event and returns what to do.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let mut effects = match event {
             Event::Kernel(changes) => self.host.kernel_told(changes, now),
@@ -180,13 +180,13 @@ impl Agent {
         self.networks.iter().filter_map(Network::joined)
     }
 
-    /// Brings the kernel in line with what is wanted now.
+    /// Starts to apply the wanted state to the kernel.
     fn begin_round(&mut self, now: Instant) -> Vec<Effect> {
         if self.host.is_busy() {
-            return Vec::new(); // the round is due all the same, and follows
+            return Vec::new(); // the round stays due
         }
         self.host.round_begins();
-        // An absent lease means nothing before the first complete list, which leads to a round.
+        // Before the first complete list, which starts a round, a missing lease means nothing.
         let complete = self.joined().filter(|joined| joined.leases.is_complete()).count();
         if complete == 0 {
             return Vec::new();
@@ -198,7 +198,7 @@ impl Agent {
         if operations.is_empty() { self.kernel_is_done(now) } else { vec![Effect::Apply(operations)] }
     }
 
-    /// Goes on with the packet filter, where that is due.
+    /// Continues the round with the packet filter, if due.
     fn kernel_is_done(&mut self, now: Instant) -> Vec<Effect> {
         if !self.host.are_rules_due(now) {
             return self.finish_round(now);
@@ -230,7 +230,7 @@ impl Agent {
         effects
     }
 
-    /// Moves all networks to the external interface as it is now, or none.
+    /// Moves all networks to the changed external interface, or none.
     fn follow_external_interface(&mut self, now: Instant) -> Vec<Effect> {
         let Some(external) = self.host.take_adopted() else { return Vec::new() };
         let chosen: Result<Vec<_>, _> =

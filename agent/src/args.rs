@@ -24,8 +24,8 @@ use crate::store_command::StoreCommand;
     version,
     after_help = AFTER_HELP,
     disable_help_subcommand = true,
-    // A command has flags of its own: before it there are none, and what the environment says for an agent that is not
-    // started leads to no refusal. flanctl, not fland, takes the flags of the store after a command.
+    // Flags of the agent and a subcommand exclude each other, so the agent's environment cannot make a subcommand fail.
+    // fland, unlike flanctl, takes the store's flags only before a subcommand.
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     mut_args(|arg| switch(arg).global(false))
@@ -206,14 +206,14 @@ pub struct Args {
     pub log: LogArgs,
 }
 
-/// What `fland` does instead of running an agent.
+/// Commands other than running an agent.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     #[allow(missing_docs)]
     Store(StoreCommand),
 }
 
-/// What to do where every free subnet overlaps a network of this host.
+/// What to do if every free subnet overlaps a network of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SubnetOverlap {
     /// Wait for another.
@@ -231,7 +231,7 @@ impl From<SubnetOverlap> for OverlapPolicy {
     }
 }
 
-/// What makes the udp backend fast.
+/// Features that make the udp backend fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum UdpMode {
     /// Large TCP and UDP packets to and from the device (virtio-net headers, TSO, USO)
@@ -252,10 +252,10 @@ Exit codes:
   2  setting that cannot work; the reason is on standard error";
 
 impl Args {
-    /// The renew margin, which must be shorter than the lease.
+    /// Returns the renew margin, which must be shorter than the lease.
     ///
     /// # Errors
-    /// When it is not, naming both flags.
+    /// If it is not; names both flags.
     pub fn renew_margin(&self) -> Result<Option<Duration>, String> {
         let Some(minutes) = self.subnet_lease_renew_margin else { return Ok(None) };
         let margin = Duration::from_secs(60 * u64::from(minutes));
@@ -268,7 +268,7 @@ impl Args {
         Ok(Some(margin))
     }
 
-    /// Who this host is, whatever its address: as the flags say, else by the host name and the machine id.
+    /// Returns the identity of this host, independent of its address: from the flags, else host name and machine id.
     pub fn identity(&self) -> NodeIdentity {
         let name = || Some(hostname::get().ok()?.to_string_lossy().into_owned());
         let host = self.node_name.clone().or_else(name);
@@ -286,7 +286,7 @@ fn resync_interval(text: &str) -> Result<Duration, String> {
 }
 
 fn pattern(text: &str) -> Result<Regex, String> {
-    // The library draws the place in three lines; the last one says what is wrong.
+    // The library draws the position in three lines; the last line is the reason.
     Regex::new(text).map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
 }
 

@@ -1,5 +1,5 @@
-//! Whether the bridge that containers are behind is as `subnet.env` says: dockerd may have been started before the agent,
-//! or with what the file said then.
+//! Compares the bridge of the containers with `subnet.env`. dockerd may have started before the agent or with an older
+//! file.
 
 use flan_agent_api::SubnetEnv;
 use flan_kernel::LinkName;
@@ -7,14 +7,14 @@ use flan_kernel::netlink::Bridge;
 use flan_subnet_lease::Family;
 use ipnetwork::IpNetwork;
 
-/// The bridges of Docker and of the CNI plugin, where nobody has chosen another name.
+/// The default bridges of Docker and of the CNI plugin.
 const DEFAULTS: [&str; 2] = [DOCKERS, "cni0"];
 const DOCKERS: &str = "docker0";
 
-/// What a bridge without ports has that nobody has given another MTU.
+/// MTU of a bridge without ports that nobody has configured.
 const DEFAULT_MTU: u32 = 1500;
 
-/// The bridges that have an address in our subnets, and no more than that, with the address.
+/// Returns the bridges with addresses within our subnets, and these addresses.
 pub fn in_our_subnets(bridges: &[Bridge], env: &SubnetEnv) -> Vec<(LinkName, IpNetwork)> {
     let is_ours = |address: &IpNetwork| {
         env.bridges.get(Family::of(address.ip())).is_some_and(|ours| is_within(*address, *ours))
@@ -26,8 +26,8 @@ pub fn in_our_subnets(bridges: &[Bridge], env: &SubnetEnv) -> Vec<(LinkName, IpN
         .collect()
 }
 
-/// What differs from `subnet.env`, and what to do; `None` if nothing does, or there is no bridge. `masquerading` are those
-/// whose packets to other hosts are given this host's address.
+/// Describes what differs from `subnet.env`, and what to do; `None` if nothing does or there is no bridge.
+/// `masquerading` are the bridges whose packets to other hosts get this host's address.
 pub fn difference(bridges: &[Bridge], masquerading: &[LinkName], env: &SubnetEnv) -> Option<String> {
     let ours = in_our_subnets(bridges, env);
     let mut wrong: Vec<String> = env
@@ -49,7 +49,7 @@ fn is_within(address: IpNetwork, subnet: IpNetwork) -> bool {
     subnet.contains(address.ip()) && address.prefix() >= subnet.prefix()
 }
 
-/// The default bridge has an address of the family, and none of them is ours.
+/// Describes a default bridge whose addresses of the family are all outside our subnet.
 fn elsewhere(bridges: &[Bridge], family: Family, own: IpNetwork) -> Option<String> {
     let (name, address) =
         bridges.iter().filter(|bridge| DEFAULTS.contains(&bridge.name.as_str())).find_map(|bridge| {
@@ -99,7 +99,7 @@ fn masqueraded(name: LinkName, ours: bool) -> String {
     )
 }
 
-/// What makes it as `subnet.env` says.
+/// Returns how to bring the bridge in line with `subnet.env`.
 fn renew(name: LinkName) -> String {
     if name.as_str() == "cni0" {
         return "stop its containers, delete it (ip link del cni0) and start them again".to_owned();

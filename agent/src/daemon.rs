@@ -1,4 +1,4 @@
-//! The event loop around the [`Agent`]: it waits for events, and carries out effects.
+//! The event loop around the [`Agent`].
 
 mod reservation;
 mod start;
@@ -26,12 +26,12 @@ use crate::notify;
 
 pub use start::run;
 
-/// The only network, for now.
+/// The only network so far.
 const NETWORK: NetworkId = 0;
-/// Operations between two looks at what the kernel has to report: it must not pile up.
+/// Operations between reads of kernel notifications, which must not pile up.
 const STRIDE: usize = 2048;
 
-/// The agent, and all that it lets be done.
+/// The agent, and everything that its effects use.
 struct Daemon<K, F> {
     agent: Agent,
     args: Arc<Args>,
@@ -39,19 +39,19 @@ struct Daemon<K, F> {
     firewall: F,
     store: StoreTasks,
     lookout: Lookout,
-    /// A reading of the kernel, and one of the host's networks, while they last.
+    /// Readings in progress, of our objects and of the host's networks.
     reading: OptionFuture<BoxFuture<'static, Result<State, KernelError>>>,
     reading_networks: OptionFuture<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
 }
 
-/// What the tasks that deal with the store report.
+/// Reports of the store tasks.
 struct Reports {
     events: mpsc::Receiver<NetworkEvent>,
     leases: mpsc::Receiver<WatchEvent<Lease>>,
 }
 
 impl<K: Kernel, F: Firewall> Daemon<K, F> {
-    /// Runs until a setting turns out not to work, or a task has ended, which none does by itself.
+    /// Runs until a setting turns out not to work or a task ends, which no task should.
     async fn run(mut self, mut reports: Reports) -> anyhow::Result<()> {
         let mut alive = notify::watchdog();
         self.feed(Event::Time).await?;
@@ -69,13 +69,13 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 event = reports.leases.recv() => {
                     let Some(event) = event else {
-                        anyhow::bail!("the watch on the leases ended by itself")
+                        anyhow::bail!("the lease watch ended unexpectedly")
                     };
                     self.feed_leases(event, &mut reports).await?;
                     None
                 }
                 event = reports.events.recv() => event.map(|event| Event::Network(NETWORK, event)),
-                () = self.store.failed() => anyhow::bail!("the keeper of our lease ended by itself"),
+                () = self.store.failed() => anyhow::bail!("the keeper of our lease ended unexpectedly"),
                 () = sleep_until(due) => Some(Event::Time),
                 _ = alive.tick() => {
                     notify::alive();
@@ -91,7 +91,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         }
     }
 
-    /// Lets the agent handle an event, carries out what follows from it, and what follows from that.
+    /// Handles an event and carries out all effects that follow.
     async fn feed(&mut self, event: Event) -> anyhow::Result<()> {
         let mut effects: VecDeque<Effect> = self.agent.handle(event, Instant::now()).into();
         while let Some(effect) = effects.pop_front() {
@@ -100,9 +100,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         Ok(())
     }
 
-    /// Feeds all that was reported of leases, so that one round follows.
+    /// Handles all pending lease events, so that one round follows.
     async fn feed_leases(&mut self, event: WatchEvent<Lease>, reports: &mut Reports) -> anyhow::Result<()> {
-        // That a lease is ours was reported before.
+        // The event that this host has a lease comes before the leases.
         while let Ok(event) = reports.events.try_recv() {
             self.feed(Event::Network(NETWORK, event)).await?;
         }
@@ -114,7 +114,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         Ok(())
     }
 
-    /// Carries out operations, and takes in what the kernel reports of them.
+    /// Carries out operations, and handles the kernel's notifications in between.
     async fn apply(&mut self, operations: Vec<Operation>) -> Vec<Effect> {
         let (mut effects, mut left) = (Vec::new(), operations.into_iter().peekable());
         while left.peek().is_some() {
@@ -129,7 +129,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         effects
     }
 
-    /// What the kernel has reported already.
+    /// Returns the pending kernel notifications.
     fn told(&mut self) -> Option<Event> {
         let mut told = Vec::new();
         while let Some(changes) = self.kernel.changes().now_or_never() {
@@ -138,13 +138,13 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         (!told.is_empty()).then_some(Event::Kernel(told))
     }
 
-    /// Carries out an effect, and returns what follows from it. What takes long is only begun.
+    /// Carries out an effect and returns what follows. Only starts what takes long.
     async fn carry_out(&mut self, effect: Effect) -> anyhow::Result<Vec<Effect>> {
         let mut event = None;
         match effect {
             Effect::Apply(operations) => return Ok(self.apply(operations).await),
             Effect::Read(ownership) => {
-                // What was reported already is older than what will be read.
+                // Notifications so far are older than what will be read.
                 let told = self.told();
                 let mut effects = told.map_or_else(Vec::new, |told| self.agent.handle(told, Instant::now()));
                 effects.extend(self.agent.handle(Event::ReadingBegins, Instant::now()));
@@ -197,7 +197,7 @@ fn enable_forwarding((v4, v6): (bool, bool)) -> Result<(), String> {
     })
 }
 
-/// Sleeps until then, or for ever.
+/// Sleeps until this time, or forever.
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,

@@ -1,28 +1,26 @@
-//! When something is to be done.
+//! The time when a task is due.
 
 use tokio::time::Instant;
 
-/// The time at which something is to be done, if any.
+/// The time when a task is due, if scheduled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Due(Option<Instant>);
 
 impl Due {
-    /// The time.
     pub(crate) fn time(&self) -> Option<Instant> {
         self.0
     }
 
-    /// At that time at the latest.
+    /// Schedules the task for this time at the latest.
     pub(crate) fn at(&mut self, at: Instant) {
         self.0 = Some(self.0.map_or(at, |due| due.min(at)));
     }
 
-    /// Not for now.
     pub(crate) fn clear(&mut self) {
         self.0 = None;
     }
 
-    /// Whether the time has come; then there is none any more.
+    /// Returns whether the task is due, and if so, unschedules it.
     pub(crate) fn is_over(&mut self, now: Instant) -> bool {
         let is_over = self.0.is_some_and(|due| due <= now);
         if is_over {

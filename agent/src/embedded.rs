@@ -1,4 +1,4 @@
-//! The store, when this process carries it.
+//! The store in the agent's process.
 
 use std::time::SystemTime;
 
@@ -10,49 +10,49 @@ use tracing::info;
 
 use crate::refused::refused;
 
-/// A store that is served by this process.
+/// A running store in this process.
 pub struct Embedded {
     running: Running,
     data_dir: String,
 }
 
 impl Embedded {
-    /// Starts it, and says so in the log.
+    /// Starts the store, and logs it.
     ///
     /// # Errors
-    /// [`RefusedSetting`](crate::refused::RefusedSetting), or why its file or its addresses cannot be used.
+    /// [`RefusedSetting`](crate::refused::RefusedSetting), or why its file or addresses cannot be used.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
         let data_dir = settings.data_dir.display().to_string();
         let running = flan_embedded_store::start(settings).await.map_err(|reason| match reason {
             StartError::Setting(text) => refused(text),
-            // These say their source themselves; as a chain it would be told twice.
+            // These errors include their source, which a chain would repeat.
             reason => anyhow!("{reason}"),
         })?;
         info!(urls = running.client_urls().join(","), data_dir, "serving the store");
         Ok(Self { running, data_dir })
     }
 
-    /// Where it listens.
+    /// Returns the URLs on which it listens.
     pub fn urls(&self) -> &[String] {
         self.running.client_urls()
     }
 
-    /// The directory of its data.
+    /// Returns its data directory.
     pub fn data_dir(&self) -> &str {
         &self.data_dir
     }
 
-    /// Waits until it can serve no longer, and says why. Cancel-safe.
+    /// Waits until the store fails, and returns the reason. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         let reason = self.running.failed().await;
-        anyhow!("the store in {} can serve no longer: {reason}", self.data_dir)
+        anyhow!("the store in {} has failed: {reason}", self.data_dir)
     }
 }
 
-/// Refuses certificates with which the agent could not reach the store that it carries.
+/// Refuses certificates with which the agent could not reach its own store.
 ///
 /// # Errors
-/// What does not fit, and what would.
+/// What does not fit, and what would work.
 pub fn ensure_reachable(settings: &Settings, client: &StoreArgs) -> Result<(), String> {
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
     let dialled = urls::local_url(listen.iter().map(String::as_str)).and_then(|url| url.parse().ok());
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::embedded_args::tests::Sample;
 
-    /// What is said of a start with a certificate for these names, `cert.pem`, and these flags.
+    /// Checks a start with a certificate for these names, `cert.pem`, and these flags.
     fn start_with(names: &[&str], listen: &str, flags: &[&str]) -> Result<(), String> {
         let dir = tempfile::tempdir().unwrap();
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! The flags of a store that runs in the agent's own process.
+//! Flags of the store in the agent's process.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use flan_embedded_store::Settings;
 
 use crate::serving_args::ServingArgs;
 
-/// The store that this agent brings along.
+/// The embedded store.
 #[derive(Debug, Clone, Args)]
 #[command(
     next_help_heading = "Embedded store, instead of etcd",
@@ -66,11 +66,11 @@ pub struct EmbeddedArgs {
 }
 
 impl EmbeddedArgs {
-    /// What the store is started with; `None` when this agent carries none.
+    /// Returns the settings of the store; `None` if the agent runs none.
     ///
     /// # Errors
-    /// When `store` names other endpoints: of two stores nobody could tell which one counts. When a URL is none to listen
-    /// on.
+    /// If `store` names other endpoints, because nobody could tell which store counts, or if a URL is invalid for
+    /// listening.
     pub fn settings(&self, store: &StoreArgs) -> Result<Option<Settings>, String> {
         let Some(data_dir) = &self.embedded_store else { return Ok(None) };
         if !store.etcd_endpoints.is_empty() {
@@ -149,7 +149,7 @@ pub(crate) mod tests {
             "--embedded-store /data brings the store along, and --etcd-endpoints http://10.0.0.2:2379 (or the variable \
              FLAND_ETCD_ENDPOINTS or FLANNELD_ETCD_ENDPOINTS) names another; leave one of the two out"
         );
-        // FLAND_ETCD_ENDPOINTS is read by clap from the real environment: see tests/command_line.rs.
+        // clap reads FLAND_ETCD_ENDPOINTS from the real environment: see tests/command_line.rs.
         let flannels = "FLANNELD_ETCD_ENDPOINTS";
         let refusal = refusal(&[embedded], &[(flannels, "http://127.0.0.1:2379")]);
         assert!(refusal.contains("leave one of the two out"), "{refusal}");

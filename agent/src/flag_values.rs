@@ -1,14 +1,14 @@
-//! How values of flags are read.
+//! Parsers for flag values.
 
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction};
 
-/// 365.25 days, as humantime counts.
+/// 365.25 days, like humantime.
 const YEAR: Duration = Duration::from_secs(31_557_600);
 
-/// A duration in whole seconds, from `least` to a year.
+/// Parses a duration in whole seconds, from `least` to a year.
 pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> {
     let duration =
         humantime::parse_duration(text).map_err(|error| format!("{error}; expected such as 24h or 90s"))?;
@@ -21,8 +21,7 @@ pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> 
     Ok(Duration::from_secs(duration.as_secs()))
 }
 
-/// Lets a flag that is `true` or `false` be given bare or with its value, as flannel's are: `--ip-masq`,
-/// `--ip-masq=false`.
+/// Makes a boolean flag accept both `--ip-masq` and `--ip-masq=false`, like flannel's.
 pub(crate) fn switch(arg: Arg) -> Arg {
     match arg.get_action() {
         ArgAction::SetTrue => arg

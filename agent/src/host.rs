@@ -1,7 +1,7 @@
-//! This host, whatever the networks that it takes part in: what the kernel holds, the external interface, the packet
-//! filter, and when each is looked at.
+//! State of this host that all networks share: our objects in the kernel, the external interface, the packet filter,
+//! and when to check each.
 //!
-//! It neither waits nor asks: it is told what happens and when, and says which [`Effect`]s follow.
+//! Nothing here waits or does I/O: methods receive events with the time and return [`Effect`]s.
 
 mod external;
 pub mod reconcile;
@@ -26,65 +26,63 @@ use crate::status::SharedStatus;
 /// This host.
 pub struct Host {
     pub(crate) args: Arc<Args>,
-    /// What this host's kernel has and the flags allow.
+    /// Features that the kernel has and the flags allow.
     pub(crate) abilities: Abilities,
-    /// Whether the kernel has nftables.
     pub(crate) nftables: bool,
     pub(crate) status: SharedStatus,
     pub(crate) reconciler: Reconciler,
     pub(crate) external: ExternalWatch,
-    /// The overlay networks: only what overlaps them is of interest.
+    /// The overlay networks. Only host networks that overlap them matter.
     overlays: Overlays,
-    /// What this host has to do with other networks; `None` until that was read.
+    /// The host's networks, once read.
     networks: Option<HostNetworks>,
     are_networks_being_read: bool,
-    /// When each thing is to be done.
     due: Times,
-    /// Whether the packet filter rules must be put in place, and whether it is time to look at them.
+    /// Whether the packet filter rules must be set, and whether a periodic check is due.
     rules_due: bool,
     rules_tick: bool,
-    /// Why they do not stand.
+    /// Why the rules are not in place.
     rules_problem: Option<String>,
-    /// Attempts in a row in which something beside the kernel's objects failed, and when the next one is due.
+    /// Consecutive attempts in which something other than the kernel's objects failed, and when the next one is due.
     failures: u32,
     retry_at: Option<Instant>,
     /// Whether no round has ended yet.
     is_starting: bool,
 }
 
-/// When each thing is to be done.
+/// When each task is due.
 #[derive(Debug, Default)]
 struct Times {
     round: Due,
-    /// The kernel is read.
+    /// Read the kernel.
     read: Due,
-    /// The host's networks are read.
+    /// Read the host's networks.
     networks: Due,
-    /// Memory that was needed for a moment is given back.
+    /// Return unused memory.
     tidy: Due,
-    /// The packet filter rules are looked at.
+    /// Check the packet filter rules.
     rules: Due,
-    /// Everything is looked at of which nobody may have told.
+    /// Check everything, in case a notification was missed.
     resync: Due,
 }
 
-/// How often the packet filter rules are looked at.
+/// Interval between checks of the packet filter rules.
 const RULES_INTERVAL: Duration = Duration::from_secs(3);
-/// What another program changes within this time is put right together.
+/// Changes by other programs within this time are repaired together.
 const REPAIR_DEBOUNCE: Duration = Duration::from_millis(30);
-/// Changes of devices within this time lead to one reading.
+/// Device changes within this time lead to one reading.
 const READ_DEBOUNCE: Duration = Duration::from_millis(100);
-/// Changes of addresses within this time lead to one reading of the host's networks.
+/// Address changes within this time lead to one reading of the host's networks.
 const NETWORKS_DEBOUNCE: Duration = Duration::from_secs(1);
-/// How often the host's networks are read while a network waits for a lease.
+/// Interval between readings of the host's networks while a network waits for a lease.
 const NETWORKS_INTERVAL: Duration = Duration::from_secs(5);
-/// Memory is given back so long after much was done or read, when no more of the kind is likely to follow at once.
+/// Delay before memory is returned after much work, so that work that follows at once can reuse it.
 const TIDY_DELAY: Duration = Duration::from_secs(1);
-/// Operations in one round that are worth a line in the log, and peers whose objects take memory worth the trouble.
+/// Operations in a round from which the log mentions it, and peers from which it pays to return memory.
 const MANY: usize = 100;
 
 impl Host {
-    /// A host that takes part in no network.
+    /// Creates a host without networks.
     pub fn new(args: Arc<Args>, abilities: Abilities, nftables: bool, status: SharedStatus) -> Self {
         Self {
             args,
@@ -106,7 +104,7 @@ impl Host {
         }
     }
 
-    /// Looks at everything that one more network needs to know.
+    /// Starts to read what a new network requires.
     pub(crate) fn prepare(&mut self, overlays: Overlays, ownership: Ownership, now: Instant) -> Vec<Effect> {
         self.overlays.extend(overlays);
         self.reconciler.own(ownership);
@@ -116,17 +114,17 @@ impl Host {
         vec![self.survey(), self.read_anew(), self.reading_of_networks()]
     }
 
-    /// The external interface and the host's networks, once they and what the kernel holds of ours are known.
+    /// Returns the external interface and the host's networks, once both and our objects in the kernel are known.
     pub(crate) fn known(&self) -> Option<(&External, &HostNetworks)> {
         self.external.external.as_ref().zip(self.networks.as_ref()).filter(|_| self.reconciler.is_known())
     }
 
-    /// The host's networks, when they were last read.
+    /// Returns the host's networks as last read.
     pub(crate) fn networks(&self) -> Option<&HostNetworks> {
         self.networks.as_ref()
     }
 
-    /// When there is something to do although nothing happens.
+    /// Returns when [`time_passed`](Self::time_passed) has something to do.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         let Times { round, read, networks, tidy, rules, resync } = &self.due;
         let dues = [read, networks, tidy, rules, resync, &self.external.due].map(Due::time);
@@ -134,29 +132,29 @@ impl Host {
         dues.into_iter().chain([round, self.reconciler.due_at(now)]).flatten().min()
     }
 
-    /// Works on the kernel's state after a while, in which more may change.
+    /// Schedules a round for this time at the latest.
     pub(crate) fn schedule(&mut self, at: Instant) {
         self.due.round.at(at);
     }
 
-    /// Looks at the packet filter rules in the next round, which is now.
+    /// Schedules a round now that checks the packet filter rules.
     pub(crate) fn rules_have_changed(&mut self, now: Instant) {
         self.rules_due = true;
         self.schedule(now);
     }
 
-    /// Gives memory back in a while.
+    /// Schedules the return of unused memory.
     pub(crate) fn tidy(&mut self, now: Instant) {
         self.due.tidy.at(now + TIDY_DELAY);
     }
 
-    /// Takes in what the kernel told.
+    /// Handles notifications from the kernel.
     pub(crate) fn kernel_told(&mut self, changes: Vec<Change>, now: Instant) -> Vec<Effect> {
         let follows = self.reconciler.take_in(changes);
         self.follow(follows, now)
     }
 
-    /// Takes in what a reading of the kernel found.
+    /// Handles a complete reading of the kernel.
     pub(crate) fn was_read(
         &mut self,
         read: Result<State, KernelError>,
@@ -200,25 +198,25 @@ impl Host {
         effects
     }
 
-    /// Takes in how the external interface is called, if there is any under its number.
+    /// Handles the current name of the external interface; `None` if its index no longer exists.
     pub(crate) fn is_called(&mut self, name: Option<LinkName>, now: Instant) {
         self.external.others_changed(name, &self.args, &self.overlays, now);
     }
 
-    /// Takes in that this host's networks were read.
+    /// Handles a reading of this host's networks.
     pub(crate) fn networks_were_read(&mut self, read: Result<HostNetworks, KernelError>) {
         self.are_networks_being_read = false;
         match read {
             Ok(networks) => self.networks = Some(networks),
-            // The reconciler tells of a kernel that does not answer.
+            // The reconciler reports a kernel that does not answer.
             Err(reason) => {
-                debug!(%reason, "cannot read this host's networks; taking them for what they were");
+                debug!(%reason, "cannot read this host's networks; keeping the previous list");
                 self.networks.get_or_insert_default();
             }
         }
     }
 
-    /// Takes in what came of some operations.
+    /// Handles the result of operations.
     pub(crate) fn carried_out(
         &mut self,
         operations: &[Operation],
@@ -229,7 +227,7 @@ impl Host {
         self.follow(follows, now)
     }
 
-    /// Takes in whether the packet filter rules had to be put in place, and whether this host forwards.
+    /// Handles the result of setting packet filter rules and forwarding.
     pub(crate) fn rules_were_kept(&mut self, kept: Result<bool, String>, forwards: Result<(), String>) {
         if let Ok(changed) = kept {
             self.reconciler.rules_stand(changed);
@@ -238,8 +236,8 @@ impl Host {
         (self.rules_due, self.rules_tick) = (self.rules_problem.is_some(), false);
     }
 
-    /// Does what is due; `is_ready` says whether any network is ready, `waits` whether any waits for a lease. Whether all is
-    /// looked at of which nobody may have told comes back with the effects.
+    /// Starts what is due. `is_ready` says whether any network is ready, `waits` whether any waits for a lease. The
+    /// returned flag says whether this is a full resync.
     pub(crate) fn time_passed(&mut self, is_ready: bool, waits: bool, now: Instant) -> (Vec<Effect>, bool) {
         let mut effects = Vec::new();
         let is_resync = self.due.resync.is_over(now);
@@ -271,26 +269,25 @@ impl Host {
         (effects, is_resync)
     }
 
-    /// Whether a round cannot begin: operations are being carried out, the external interface is being looked at, or it has
-    /// another name, and nothing of ours that names it can be repaired until it is read.
+    /// Returns whether no round can begin: operations are running, the external interface is being checked, or it was
+    /// renamed and our objects on it have not been read under the new name.
     pub(crate) fn is_busy(&self) -> bool {
         self.reconciler.is_under_way() || self.external.is_being_looked_at || self.external.is_being_renamed()
     }
 
-    /// A round begins: none is due any more.
     pub(crate) fn round_begins(&mut self) {
         self.due.round.clear();
     }
 
-    /// What came of the operations of this round, and what must be read because of that.
+    /// Returns the result of the round's operations, and the reading that they require.
     pub(crate) fn end_operations(&mut self) -> (Outcome, Vec<Effect>) {
         let outcome = self.reconciler.end_round();
         let reading = if outcome.touched_devices { self.read() } else { None };
         (outcome, reading.into_iter().collect())
     }
 
-    /// Ends a round, when the kernel's objects, the packet filter and the networks are done. `problem` is what failed beside
-    /// the kernel's objects, and is tried again; `taken` says who has a port that a data path needs. Answers what is wrong.
+    /// Ends a round. `problem` is a failure outside the kernel's objects, which is retried; `taken` names the holder of
+    /// a port that a data path needs. Returns the problem to report.
     pub(crate) fn end_round(
         &mut self,
         outcome: &Outcome,
@@ -312,7 +309,7 @@ impl Host {
         } else if outcome.applied > 0 {
             debug!(operations = outcome.applied, failed = outcome.failed, "brought the kernel in line");
         }
-        // Without the external interface much is refused, and only because of that.
+        // Most refusals follow from a missing external interface, so report that first.
         let problem = problem.or_else(|| self.external.problem()).or_else(|| self.reconciler.problem());
         let (told, repairs) = (problem.clone(), self.reconciler.repairs());
         self.status.update(|status| (status.kernel_problem, status.repairs) = (told, repairs));
@@ -320,7 +317,7 @@ impl Host {
         problem
     }
 
-    /// Whether what failed beside the kernel's objects may be tried again.
+    /// Returns whether a retry of what failed, other than the kernel's objects, is due.
     pub(crate) fn may_try(&self, now: Instant) -> bool {
         self.retry_at.is_none_or(|at| at <= now)
     }
@@ -330,14 +327,14 @@ impl Host {
         self.schedule(at);
     }
 
-    /// Something failed after a round was over: a later one tries it again.
+    /// Schedules a retry of something that failed outside a round.
     pub(crate) fn has_failed(&mut self, problem: String, now: Instant) {
         self.failures += 1;
         self.fail_until(now + retry_after(self.failures));
         self.status.update(|status| status.kernel_problem = Some(problem));
     }
 
-    /// Shows what keeps the first round from coming, which shows problems later.
+    /// Shows what delays the first round. Later, each round shows its problems.
     pub(crate) fn show_first_problem(&self) {
         if self.is_starting {
             let problem = self.external.problem().or_else(|| self.reconciler.problem());
@@ -345,12 +342,12 @@ impl Host {
         }
     }
 
-    /// Whether the packet filter rules must be looked at in this round.
+    /// Returns whether this round must check the packet filter rules.
     pub(crate) fn are_rules_due(&self, now: Instant) -> bool {
         self.rules_tick || (self.rules_due && self.may_try(now))
     }
 
-    /// Reads the kernel, now or after the reading that is being done.
+    /// Reads the kernel now, or again after the reading in progress.
     pub(crate) fn read(&mut self) -> Option<Effect> {
         self.reconciler.read().then(|| self.reading())
     }
@@ -365,8 +362,8 @@ impl Host {
         Effect::Read(self.reconciler.ownership().clone())
     }
 
-    /// Begins to read the host's networks. While that is being done, they are read once more in a moment: the reading that
-    /// began before may miss what has changed since.
+    /// Starts to read the host's networks. If a reading is in progress, schedules another, because the first may miss
+    /// recent changes.
     fn read_networks(&mut self, now: Instant) -> Option<Effect> {
         if self.are_networks_being_read {
             self.due.networks.at(now + NETWORKS_DEBOUNCE);
@@ -386,7 +383,7 @@ impl Host {
     }
 }
 
-/// How long to wait before what failed is tried again: 1 s, doubled each time, up to 30 s.
+/// Returns the delay before a retry: 1 s, doubled each time, up to 30 s.
 pub(crate) fn retry_after(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(30))
 }

@@ -1,6 +1,6 @@
-//! Finding the external interface: the one whose address peers send to.
+//! Finds the external interface, whose address peers send to.
 //!
-//! A [`Selection`] chooses for a start, from what the [`Survey`] found. A running agent keeps what it has: see [`Held`].
+//! A [`Selection`] chooses it at the start, from a [`Survey`]. A running agent keeps it: see [`Held`].
 
 mod candidate;
 mod held;
@@ -22,16 +22,16 @@ pub use held::{AGAIN, Held, Verdict, other_choice};
 /// The external interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct External {
-    /// The kernel's number for the interface, which stays when it is renamed.
+    /// Interface index, which a rename does not change.
     pub index: u32,
-    /// The device and the addresses that outer packets are sent from.
+    /// The device, and the source addresses of outer packets.
     pub underlay: Underlay,
-    /// The addresses that peers send to: the same, unless a flag says otherwise.
+    /// The addresses that peers send to: those of the underlay unless a flag overrides them.
     pub public_ips: PerFamily<IpAddr>,
 }
 
 impl External {
-    /// The addresses that no peer may claim: those that peers send to, and those that our packets come from.
+    /// Returns the addresses that no peer may claim: those that peers send to, and our source addresses.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
         self.public_ips.values().chain(self.underlay.addresses.values()).copied().collect()
     }
@@ -40,12 +40,12 @@ impl External {
 /// Why no external interface was found.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// Nothing that was asked for exists.
+    /// No interface matches the flags.
     #[error("no interface is {wanted}; there are: {there}")]
     NoMatch {
-        /// What was asked for.
+        /// What the flags ask for.
         wanted: String,
-        /// What there is.
+        /// The existing interfaces.
         there: String,
     },
     /// There is no default route.
@@ -53,14 +53,14 @@ pub enum InterfaceError {
         "there is no default route to tell the external interface by; name it with --iface. There are: {0}"
     )]
     NoDefaultRoute(String),
-    /// All default routes lead out of interfaces that never are the external one.
+    /// All default routes lead out of interfaces that are never chosen.
     #[error(
         "default routes lead only by {skipped}; name the external interface with --iface. There are: {there}"
     )]
     NeverExternal {
-        /// The interfaces, and why each is none.
+        /// The interfaces, each with the reason why it is not chosen.
         skipped: String,
-        /// What there is.
+        /// The existing interfaces.
         there: String,
     },
     /// The interface has no address of a family in use.
@@ -76,10 +76,10 @@ pub enum InterfaceError {
     NoRoute {
         /// The address.
         ip: IpAddr,
-        /// What the kernel said.
+        /// The kernel's answer.
         reason: KernelError,
     },
-    /// An address that no peer can send to.
+    /// Peers cannot send to the address.
     #[error(
         "peers cannot send to {ip} ({family} of {name}), as {reason}; choose with --iface or --public-ip"
     )]
@@ -95,10 +95,10 @@ pub enum InterfaceError {
     },
 }
 
-/// The overlay networks that this host takes part in, with their families.
+/// The overlay networks of this host, with their families.
 pub type Overlays = Vec<(Family, IpNetwork)>;
 
-/// What decides which interface is the external one: the command line, and the overlay networks with their families.
+/// Chooses the external interface by the command line and the overlay networks.
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
     /// The command line.
@@ -107,14 +107,14 @@ pub struct Selection<'a> {
     pub overlays: &'a [(Family, IpNetwork)],
 }
 
-/// What the kernel says of interfaces and routes at one moment, as far as a [`Selection`] needs it.
+/// Interfaces and routes at one moment, as far as a [`Selection`] needs them.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// All interfaces.
     pub interfaces: Vec<Interface>,
-    /// The indices of the interfaces with a default route, in the order in which they are considered.
+    /// Indices of the interfaces with a default route, by preference.
     pub default_routes: Vec<u32>,
-    /// How the address of `--iface-can-reach` is reached: the index of the interface, and the source address.
+    /// The interface index and source address by which `--iface-can-reach` is reached.
     pub way: Option<Result<(u32, Option<IpAddr>), KernelError>>,
 }
 
@@ -128,14 +128,13 @@ impl Survey {
     }
 }
 
-/// What the flags ask for.
 enum Wanted {
     Name(String),
     Address(IpAddr),
     Pattern(Regex),
 }
 
-/// How well peers can send to an address, the best first.
+/// How well peers can send to an address, best first.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Good,
@@ -147,7 +146,7 @@ impl Selection<'_> {
     /// Asks the kernel. Must be called in a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel does not answer.
+    /// If the kernel does not answer.
     pub async fn survey(&self) -> Result<Survey, KernelError> {
         let mut survey = Survey { interfaces: netlink::interfaces().await?, ..Survey::default() };
         if let Some(ip) = self.args.iface_can_reach {
@@ -160,12 +159,12 @@ impl Selection<'_> {
         Ok(survey)
     }
 
-    /// The interface that a start would choose: the first that `--iface` names by name or address, else the first that
-    /// `--iface-regex` matches; or the one that `--iface-can-reach` is reached by. Without these flags the one that holds
-    /// `--public-ip` or `--public-ipv6`, else the one with the best default route that can be it.
+    /// Returns the interface to use at a start: the first that `--iface` names by name or address, else the first that
+    /// `--iface-regex` matches, or the one that reaches `--iface-can-reach`. Without these flags, the one that holds
+    /// `--public-ip` or `--public-ipv6`, else the suitable one with the best default route.
     ///
     /// # Errors
-    /// [`InterfaceError`] naming what was asked for and what there is.
+    /// [`InterfaceError`], which names what was requested and what exists.
     pub fn choose(&self, survey: &Survey) -> Result<External, InterfaceError> {
         let wanted = self.wanted();
         if !wanted.is_empty() {
@@ -185,12 +184,12 @@ impl Selection<'_> {
         self.choose_by_default_route(survey)
     }
 
-    /// Whether interfaces without a default route can be chosen.
+    /// Returns whether interfaces without a default route can be chosen.
     pub fn looks_at_all_interfaces(&self) -> bool {
         !self.wanted().is_empty() || !self.public_ips().is_empty()
     }
 
-    /// What makes it doubtful that peers reach us there.
+    /// Returns why peers may fail to reach us there.
     pub fn doubt(&self, external: &External, survey: &Survey) -> Option<String> {
         let interface = survey.at(external.index)?;
         let ips = external.public_ips.values().chain(external.underlay.addresses.values());
@@ -211,13 +210,13 @@ impl Selection<'_> {
         self.args.iface.iter().filter(|text| !text.is_empty()).map(by_name).chain(patterns).collect()
     }
 
-    /// The addresses for peers that the flags give, of the families in use.
+    /// Returns the public addresses from the flags, of the families in use.
     fn public_ips(&self) -> PerFamily<IpAddr> {
         let given = self.args.public_ips.given();
         self.overlays.iter().filter_map(|(family, _)| given.get(*family).copied()).collect()
     }
 
-    /// Whether the flags name this very address.
+    /// Returns whether the flags name this address.
     fn is_named(&self, ip: IpAddr) -> bool {
         let wanted = self.wanted();
         match wanted.is_empty() && self.args.iface_can_reach.is_none() {
@@ -233,7 +232,7 @@ impl Selection<'_> {
                 let found = match wanted {
                     Wanted::Name(name) => (interface.name.as_str() == name).then_some(None),
                     Wanted::Address(address) => addresses.find(|ip| ip == address).map(Some),
-                    // A pattern that matches more than was thought of must not lead to a device of our own.
+                    // A pattern may match more than intended. It must not select a device of our own.
                     Wanted::Pattern(_) if candidate::never(interface, &survey.interfaces).is_some() => None,
                     Wanted::Pattern(regex) if regex.is_match(interface.name.as_str()) => Some(None),
                     Wanted::Pattern(regex) => addresses
@@ -254,8 +253,8 @@ impl Selection<'_> {
         Err(InterfaceError::NoMatch { wanted, there: list(&survey.interfaces) })
     }
 
-    /// The interface with most of the addresses for peers, and those that it has. Where none has any, they are another
-    /// host's that translates (NAT). An address of the loopback interface is no address to send from.
+    /// Returns the interface that holds most of the public addresses, and which ones. If none does, they belong to a
+    /// NAT elsewhere. Addresses of the loopback interface do not count: packets cannot be sent from them.
     fn holder_of_public_ip<'s>(&self, survey: &'s Survey) -> Option<(&'s Interface, PerFamily<IpAddr>)> {
         let given = self.public_ips();
         let can_be = |interface: &&Interface| {
@@ -271,8 +270,8 @@ impl Selection<'_> {
             .min_by_key(|(_, held)| std::cmp::Reverse((held.values().count(), held.v4.is_some())))
     }
 
-    /// The first interface with a default route that can be the external one; one with a doubtful address where there is
-    /// no better.
+    /// Returns the first suitable interface with a default route; one with a doubtful address only if there is no
+    /// better.
     fn choose_by_default_route(&self, survey: &Survey) -> Result<External, InterfaceError> {
         let (mut doubtful, mut first_error, mut skipped) = (None, None, Vec::new());
         for interface in survey.default_routes.iter().filter_map(|index| survey.at(*index)) {
@@ -294,14 +293,14 @@ impl Selection<'_> {
         })
     }
 
-    /// The external interface, if it is this one: with these addresses, and for each family without one its best.
+    /// Builds the external interface from this one, with the `asked` addresses and otherwise the best of each family.
     fn on(&self, interface: &Interface, asked: PerFamily<IpAddr>) -> Result<External, InterfaceError> {
         let given = self.public_ips();
         let (mut addresses, mut public_ips) = (PerFamily::default(), PerFamily::default());
         for (family, _) in self.overlays.iter().copied() {
             let missing = || InterfaceError::NoAddress { name: interface.name.to_string(), family };
             let is_here = |ip: &&IpAddr| interface.addresses.iter().any(|address| address.ip() == **ip);
-            // Peers take packets from the address that they are told alone.
+            // Peers accept packets only from our published address.
             let told = given.get(family).filter(is_here);
             let address = asked.get(family).or(told).copied().or_else(|| self.best(interface, family));
             let address = address.ok_or_else(missing)?;
@@ -320,7 +319,7 @@ impl Selection<'_> {
         Ok(External { index: interface.index, underlay, public_ips })
     }
 
-    /// The first of the interface's addresses that peers can send to as well as to any.
+    /// Returns the first of the interface's addresses that is best for peers.
     fn best(&self, interface: &Interface, family: Family) -> Option<IpAddr> {
         self.addresses(interface, family).min_by_key(|ip| self.standing(*ip, interface))
     }
@@ -338,7 +337,7 @@ impl Selection<'_> {
         }
     }
 
-    /// Why peers would keep a lease with this address from their kernels.
+    /// Returns why peers would quarantine a lease with this address.
     fn useless(&self, ip: IpAddr) -> Option<String> {
         if !is_host_address(ip) {
             return Some("it is not the address of one host".to_owned());
@@ -351,7 +350,7 @@ impl Selection<'_> {
     }
 }
 
-/// Why packets to the address may not reach us, although it can be an address of one host.
+/// Returns why packets may not reach an address although it can belong to one host.
 fn doubt(ip: IpAddr, interface: &Interface) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) if ip.is_link_local() => {
@@ -365,13 +364,13 @@ fn doubt(ip: IpAddr, interface: &Interface) -> Option<&'static str> {
     }
 }
 
-/// The networks of the interface's addresses; one that is a single address says nothing of the link.
+/// Returns the networks of the interface's addresses. A host prefix says nothing about the link.
 fn on_link(interface: &Interface) -> Vec<IpNetwork> {
     let network = |address: &IpNetwork| IpNetwork::new(address.network(), address.prefix()).ok();
     let more_than_itself = |address: &&IpNetwork| address.prefix() < if address.is_ipv4() { 32 } else { 128 };
     let mut networks: Vec<_> =
         interface.addresses.iter().filter(more_than_itself).filter_map(network).collect();
-    // In whatever order the addresses came.
+    // The order of the addresses does not matter.
     networks.sort();
     networks.dedup();
     networks

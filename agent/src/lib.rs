@@ -1,7 +1,7 @@
-//! The agent `fland`: one on every host; and the store, where a host carries it ([`embedded`], [`store_command`]).
+//! The agent `fland`, which runs on every host, and the store that a host can embed ([`embedded`], [`store_command`]).
 //!
-//! [`agent::Agent`] decides, from events to effects; the event loop in [`daemon`] waits for the former and carries out the
-//! latter. The one way into the kernel is [`host::reconcile`]. What other programs read from us is in `flan_agent_api`.
+//! [`agent::Agent`] turns events into effects, which the event loop in [`daemon`] carries out. All changes of the kernel
+//! pass through [`host::reconcile`]. What other programs read from the agent is in `flan_agent_api`.
 
 pub mod agent;
 pub mod args;

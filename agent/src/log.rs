@@ -1,4 +1,4 @@
-//! What is logged, and how it looks.
+//! Log levels and formats.
 
 mod guard;
 mod sparing;
@@ -39,7 +39,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts to log to standard error. `RUST_LOG` wins over `-v`. A warning that repeats within a minute is written once.
+/// Starts to log to standard error. `RUST_LOG` overrides `-v`. A warning that repeats within a minute is written once.
 pub fn start(args: &LogArgs) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives(args.v)));
     let terminal = args.log_format == LogFormat::Text && std::io::IsTerminal::is_terminal(&std::io::stderr());

@@ -1,7 +1,7 @@
-//! What other programs on this host do to our packets: rules that drop them, and a Docker that is not where we are.
+//! Finds effects of other programs on our packets: rules that drop them, and a Docker outside our subnet.
 //!
-//! A task of its own looks, so that the event loop does not wait for it. It changes nothing. It looks closely only when a
-//! glance shows that something has changed: the kernel counts the changes of nftables, and tells of devices and addresses.
+//! Runs in its own task, so that the event loop does not wait, and changes nothing. A cheap glance shows whether to
+//! look closely: the kernel counts nftables changes and reports changes of devices and addresses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,33 +17,33 @@ use tracing::info;
 use crate::bridge;
 use crate::status::SharedStatus;
 
-/// How often there is a glance.
+/// Interval between glances.
 const GLANCE: Duration = Duration::from_secs(3);
-/// How often rules are read of whose changes the kernel does not tell.
+/// Interval between readings of rules whose changes the kernel does not count.
 const UNTOLD: Duration = Duration::from_secs(15);
-/// How long after a reading that failed there is another.
+/// Delay after a reading that failed.
 const AGAIN: Duration = Duration::from_secs(60);
-/// A reading that takes long, as one of very many rules, is not repeated for this many times as long.
+/// After a long reading, such as of very many rules, wait this many times as long.
 const REST: u32 = 50;
 
-/// Has this host looked at, and what is wrong told.
+/// Handle of the task that checks this host and reports problems.
 #[derive(Debug)]
 pub struct Lookout {
     ours: watch::Sender<Option<Ours>>,
     changed: Arc<Notify>,
 }
 
-/// What there is to be let through, and to agree with.
+/// Our packets and settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ours {
-    /// What others' rules must let pass, as far as it is known without a look at the bridges.
+    /// The traffic that others' rules must let pass, except for bridges.
     pub traffic: Traffic,
-    /// What dockerd has been told.
+    /// The settings given to dockerd.
     pub env: SubnetEnv,
 }
 
 impl Lookout {
-    /// Starts to look, as soon as it is known [for what](Self::ours_is); ends when this is dropped.
+    /// Starts the task, which waits for [`ours_is`](Self::ours_is) and ends when this is dropped.
     pub fn start(status: SharedStatus) -> Self {
         let (ours, wanted) = watch::channel(None);
         let changed = Arc::new(Notify::new());
@@ -51,12 +51,12 @@ impl Lookout {
         Self { ours, changed }
     }
 
-    /// Says what is ours from now on.
+    /// Sets our packets and settings.
     pub fn ours_is(&self, ours: Ours) {
         self.ours.send_replace(Some(ours));
     }
 
-    /// Says that devices or addresses of this host have changed.
+    /// Reports that devices or addresses of this host have changed.
     pub fn host_changed(&self) {
         self.changed.notify_one();
     }
@@ -80,22 +80,21 @@ async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Noti
     }
 }
 
-/// What was last seen.
+/// State of the last check.
 #[derive(Debug, Default)]
 struct View {
-    /// `None` until they were read.
+    /// `None` until read.
     bridges: Option<Vec<Bridge>>,
     rules: OtherRules,
     reading: Reading,
-    /// What was wrong then, by [`Found`].
+    /// The problems found then.
     found: Found,
-    /// That was seen for the first time: a program that writes its rules anew may be in the midst of it.
+    /// Whether a problem was seen for the first time. A program may be in the middle of rewriting its rules.
     in_doubt: bool,
     /// Why the rules could not be read.
     unread: Option<String>,
 }
 
-/// What is wrong.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Found {
     packet_filter: Option<String>,
@@ -103,12 +102,12 @@ struct Found {
 }
 
 impl View {
-    /// Whether what was seen once can be looked at a second time: only a new reading can tell whether it is still there.
+    /// Returns whether to read again now to confirm a new problem.
     fn is_to_be_sure(&self, now: Instant) -> bool {
         self.in_doubt && !self.reading.rests(now)
     }
 
-    /// Answers whether there is something new.
+    /// Returns whether the bridges have changed.
     async fn read_bridges(&mut self) -> bool {
         let read = tokio::task::spawn_blocking(netlink::bridges).await;
         let Ok(Ok(bridges)) = read else { return false };
@@ -117,7 +116,7 @@ impl View {
         is_new
     }
 
-    /// Answers whether they could be read.
+    /// Returns whether the rules could be read.
     async fn read_rules(&mut self) -> bool {
         let (glance, started) = (Glance::now(), Instant::now());
         let read = OtherRules::read().await;
@@ -138,7 +137,7 @@ impl View {
         }
     }
 
-    /// Tells what is wrong, once it was seen twice, and at once what no longer is.
+    /// Reports a problem once seen twice, and its end at once.
     fn tell(&mut self, ours: &Ours, status: &SharedStatus) {
         let found = self.judge(ours);
         self.in_doubt = found != self.found && found != Found::default();
@@ -161,14 +160,14 @@ impl View {
     }
 }
 
-/// When the rules are to be read.
+/// Decides when to read the rules.
 #[derive(Debug, Default)]
 struct Reading {
-    /// What a glance showed before the last reading.
+    /// The glance before the last reading.
     glance: Glance,
-    /// When that was over, if there was any.
+    /// When the last reading ended.
     read_at: Option<Instant>,
-    /// No other one before.
+    /// No other reading before this time.
     rests_until: Option<Instant>,
 }
 
@@ -188,7 +187,7 @@ impl Reading {
 
     fn is_done(&mut self, before: Glance, started: Instant, now: Instant, succeeded: bool) {
         let rest = if succeeded { now.duration_since(started) * REST } else { AGAIN };
-        // What changed while it was read is not missed.
+        // The glance from before the reading, so that changes during the reading count as new.
         *self = Self { glance: before, read_at: Some(now), rests_until: Some(now + rest) };
     }
 }

@@ -1,4 +1,4 @@
-//! `fland`: reads the command line, starts the agent or a store, and stops it on a signal.
+//! `fland`: reads the command line, runs the agent or a store, and stops on a signal.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use flan_agent_api::command_line;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
-/// A start with 50,000 peers needs twice the memory that remains in use. jemalloc keeps what is freed apart from what is
-/// not, and can give it back; of glibc's heap most stays.
+/// A start with 50,000 peers briefly needs twice the memory that stays in use. jemalloc keeps freed memory separate and
+/// can return it to the kernel; glibc's heap keeps most of it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What is under way when we are told to stop gets this long to end. Longer it takes only where a disk hangs, and what a
-/// store has not answered yet it has not promised.
+/// Time for work in progress to end after a stop. It takes longer only if a disk hangs, and the store has not confirmed
+/// such a write.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -65,7 +65,7 @@ async fn until_stopped(
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Many a script sends SIGHUP to make a daemon read its settings again. We have none to read, and go on.
+    // Scripts often send SIGHUP to reload settings. We have none to reload, and must not end.
     let _hangup = signal(SignalKind::hangup())?;
     info!(version = env!("CARGO_PKG_VERSION"), "{name} starts");
     let signal = tokio::select! {

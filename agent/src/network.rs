@@ -1,7 +1,6 @@
-//! One network, from its config to packets that reach the peers: it learns the config, claims a lease, and then follows
-//! the leases of the others.
+//! One network: reads its config, claims a lease, and then follows the leases of the peers.
 //!
-//! It neither waits nor asks: it is told what happens and when, and says which [`Effect`]s follow.
+//! Nothing here waits or does I/O: methods receive events with the time and return [`Effect`]s.
 
 mod backend;
 mod clones;
@@ -41,69 +40,68 @@ use crate::status::SharedStatus;
 pub use self::datapath::{Datapath, UdpRunner};
 pub(crate) use self::joined::Joined;
 
-/// How often the network config is looked at.
+/// Interval between checks of the network config.
 pub const CONFIG_CHECK: Duration = Duration::from_secs(30);
-/// The longest wait for a config that this agent can work with.
+/// Longest interval between readings while there is no usable config.
 const CONFIG_WAIT: Duration = Duration::from_secs(10);
-/// Why anybody can send.
 const UNCHECKED: &str = "this kernel has no nftables (CONFIG_NF_TABLES), so packets of the overlay are taken from whoever sends \
                          them: let only the other hosts reach its port, or start fland with --source-check=false";
 
-/// What happened to a network.
+/// An event of a network.
 #[derive(Debug)]
 pub enum NetworkEvent {
-    /// The config in the store, as JSON, if there is any; or why it could not be read.
+    /// The config in the store as JSON, if there is any; or why it could not be read.
     Config(Result<Option<Vec<u8>>, String>),
-    /// No lease could be had yet, for this reason.
+    /// No lease is available yet, for this reason.
     NoLease(String),
-    /// A lease is ours.
+    /// This host has a lease.
     Leased(Holding),
-    /// What we hold has changed.
+    /// The lease or its state has changed.
     Holding(Holding),
     /// The store reported leases.
     Leases(WatchEvent<Lease>),
-    /// The subnet file was written, or could not be.
+    /// The subnet file was written, or why not.
     Saved(Result<(), String>),
 }
 
-/// What must be done for a network.
+/// An action for a network.
 #[derive(Debug)]
 pub enum NetworkEffect {
-    /// Read the config from the store. [`NetworkEvent::Config`] follows.
+    /// Read the config from the store. Answered by [`NetworkEvent::Config`].
     ReadConfig,
-    /// Begin to list the leases, for the claim that will need the list.
+    /// Start to list the leases, which the claim will need.
     ListLeases,
-    /// Take a lease, keep it, and watch all leases. [`NetworkEvent::Leased`] follows, then the others without end.
+    /// Take a lease, keep it, and watch all leases. Answered by [`NetworkEvent::Leased`], then by others indefinitely.
     Claim(Box<LeaseClaim>),
-    /// Write the subnet file. [`NetworkEvent::Saved`] follows.
+    /// Write the subnet file. Answered by [`NetworkEvent::Saved`].
     Save(SubnetEnv),
 }
 
-/// What is needed to take and keep a lease.
+/// Input for taking and keeping a lease.
 #[derive(Debug)]
 pub struct LeaseClaim {
-    /// What this host wants to hold.
+    /// What this host claims.
     pub claim: Claim,
-    /// What peers need to know of us, as it changes.
+    /// The attributes to publish, as they change.
     pub attributes: watch::Receiver<LeaseAttributes>,
-    /// What the store is seen to hold under our key.
+    /// What the watch sees under our key.
     pub own_key: watch::Receiver<OwnKey>,
 }
 
-/// What a network is told once, before it begins.
+/// Settings that stay the same while the agent runs.
 #[derive(Debug)]
 pub struct Settings {
-    /// Where its config is, for people.
+    /// Location of the config, for messages.
     pub place: String,
-    /// How `flanctl` reaches the store, as typed: ` --etcd-endpoints http://...`.
+    /// Flags with which `flanctl` reaches the store, as typed: ` --etcd-endpoints http://...`.
     pub flags: String,
-    /// The subnets that the subnet file names.
+    /// The subnets in the subnet file.
     pub previous: Option<Subnets>,
-    /// Who this host is.
+    /// The identity of this host.
     pub node: NodeIdentity,
-    /// A keepalive is sent at the latest this long before the end of the lease.
+    /// Send a keepalive at least this long before the lease ends.
     pub renew_margin: Option<Duration>,
-    /// Makes the data path of a backend that runs threads.
+    /// Creates the data path of a backend that runs threads.
     pub datapath: fn(flan_backends::Udp) -> Box<dyn Datapath>,
 }
 
@@ -115,25 +113,25 @@ pub struct Network {
     settings: Settings,
     phase: Phase,
     config_due: Due,
-    /// Readings of the config in a row that gave none that works.
+    /// Consecutive readings that found no usable config.
     failures: u32,
-    /// How the config in the store is not the one that we run with.
+    /// How the stored config differs from the one in use.
     config_problem: Option<&'static str>,
 }
 
-/// How far it has come.
+/// Progress of a network.
 enum Phase {
-    /// It has no config that works.
+    /// There is no usable config yet.
     Config,
-    /// It does not know this host yet.
+    /// The state of this host is not known yet.
     Host(Box<NetworkConfig>),
-    /// It has no lease.
+    /// There is no lease yet.
     Lease(Box<Means>),
-    /// It takes part.
+    /// This host takes part.
     Joined(Box<Joined>),
 }
 
-/// What a network works with on this host, and what it tells those who keep its lease.
+/// The network's parts on this host, and the channels to the keeper of the lease.
 struct Means {
     id: NetworkId,
     args: Arc<Args>,
@@ -142,15 +140,14 @@ struct Means {
     chosen: Chosen,
     node: NodeIdentity,
     external: External,
-    /// What peers need to know of us.
     attributes: watch::Sender<LeaseAttributes>,
-    /// What the store holds under our key.
+    /// What the watch sees under our key.
     own_key: watch::Sender<OwnKey>,
     overlaps: Overlaps,
 }
 
 impl Network {
-    /// A network that has not begun.
+    /// Creates a network that has not started.
     pub fn new(
         id: NetworkId,
         args: Arc<Args>,
@@ -164,7 +161,7 @@ impl Network {
         Self { id, args, status, settings, phase, config_due, failures, config_problem }
     }
 
-    /// Takes in what happened, and answers what must be done.
+    /// Handles an event and returns what to do.
     pub(crate) fn handle(&mut self, event: NetworkEvent, host: &mut Host, now: Instant) -> Vec<Effect> {
         match event {
             NetworkEvent::Config(read) => self.config_was_read(read, host, now),
@@ -188,7 +185,7 @@ impl Network {
         }
     }
 
-    /// Does what is due.
+    /// Starts what is due.
     pub(crate) fn time_passed(&mut self, now: Instant) -> Vec<Effect> {
         match self.config_due.is_over(now) {
             true => {
@@ -200,12 +197,12 @@ impl Network {
         }
     }
 
-    /// When there is something to do although nothing happens.
+    /// Returns when something is due even without an event.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.config_due.time().into_iter().chain(self.joined().and_then(Joined::due)).min()
     }
 
-    /// Claims a lease, once this host is known.
+    /// Claims a lease, once the state of this host is known.
     pub(crate) fn claim_lease(&mut self, host: &Host) -> Vec<Effect> {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
         let Some((external, networks)) = host.known() else { return Vec::new() };
@@ -252,7 +249,7 @@ impl Network {
         vec![self.waits_for("a lease"), self.effect(NetworkEffect::Claim(Box::new(claim)))]
     }
 
-    /// The lease is ours: from now on the network follows those of the others.
+    /// Starts to follow the peers' leases, now that this host has one.
     fn join(&mut self, holding: Holding, host: &mut Host, now: Instant) -> Vec<Effect> {
         let phase = std::mem::replace(&mut self.phase, Phase::Config);
         let Phase::Lease(means) = phase else {
@@ -267,7 +264,7 @@ impl Network {
         vec![self.waits_for("the list of leases")]
     }
 
-    /// What this network would work with if the external interface were this one; `None` while it works with nothing.
+    /// Chooses the backend for this external interface; `None` if no backend is in use yet.
     pub(crate) fn choose(&self, external: &External, host: &Host) -> Result<Option<Chosen>, BackendError> {
         match &self.phase {
             Phase::Config | Phase::Host(_) => Ok(None),
@@ -301,7 +298,7 @@ impl Network {
         )
     }
 
-    /// Moves to this external interface, for which nothing is planned any more.
+    /// Moves to this external interface. All earlier wishes must have been dropped.
     pub(crate) fn move_to(&mut self, chosen: Chosen, host: &mut Host, now: Instant) {
         let Some(external) = host.external.external.clone() else { return };
         match &mut self.phase {
@@ -311,7 +308,7 @@ impl Network {
         }
     }
 
-    /// Reports which subnets share addresses with this host's networks.
+    /// Reports subnets that overlap this host's networks.
     pub(crate) fn look_at_overlaps(&mut self, host: &Host) {
         match &mut self.phase {
             Phase::Config | Phase::Host(_) => {}
@@ -320,12 +317,11 @@ impl Network {
         }
     }
 
-    /// Whether it waits for a lease.
     pub(crate) fn waits_for_lease(&self) -> bool {
         matches!(self.phase, Phase::Lease(_))
     }
 
-    /// The network, if this host takes part in it.
+    /// Returns the network if this host has joined it.
     pub(crate) fn joined(&self) -> Option<&Joined> {
         match &self.phase {
             Phase::Joined(joined) => Some(joined),
@@ -333,7 +329,7 @@ impl Network {
         }
     }
 
-    /// The same, to be changed.
+    /// The same, mutable.
     pub(crate) fn joined_mut(&mut self) -> Option<&mut Joined> {
         match &mut self.phase {
             Phase::Joined(joined) => Some(joined),
@@ -358,7 +354,7 @@ impl Means {
             warn!(
                 before = mtus.0,
                 now = mtus.1,
-                "containers may send packets of another size than before: restart Docker, or large packets may be lost"
+                "the MTU for containers has changed: restart Docker, or large packets may be lost"
             );
         }
         self.chosen.replace_by(chosen);
@@ -372,7 +368,7 @@ impl Means {
         self.show();
     }
 
-    /// What the status says of how this host takes part.
+    /// Copies backend, MTU and addresses to the status.
     fn show(&self) {
         self.status.update(|status| {
             status.backend = self.config.backend.name();
@@ -381,7 +377,7 @@ impl Means {
         });
     }
 
-    /// What peers are measured by, with these subnets of ours.
+    /// Returns what peers' leases are checked against, with these subnets as ours.
     fn own(&self, subnets: Subnets) -> OwnLease {
         OwnLease {
             subnets,

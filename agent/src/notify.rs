@@ -1,4 +1,4 @@
-//! What we tell systemd (`sd_notify(3)`). Without systemd nobody listens, and nothing happens.
+//! Notifications to systemd (`sd_notify(3)`). Without systemd, these do nothing.
 
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
@@ -9,22 +9,20 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// Ready.
 pub(crate) fn ready() {
     send(&[NotifyState::Ready]);
 }
 
-/// What the agent does or waits for, for `systemctl status`.
+/// Reports what the agent is doing or waiting for, for `systemctl status`.
 pub(crate) fn status(line: &str) {
     send(&[NotifyState::Status(line)]);
 }
 
-/// A sign of life for the watchdog.
 pub(crate) fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
-/// When signs of life are due: twice in the time that the watchdog allows.
+/// Returns an interval at half the watchdog's limit.
 pub(crate) fn watchdog() -> Interval {
     let limit = sd_notify::watchdog_enabled().unwrap_or(Duration::from_secs(3600));
     let mut interval = interval((limit / 2).max(Duration::from_millis(1)));
@@ -32,7 +30,7 @@ pub(crate) fn watchdog() -> Interval {
     interval
 }
 
-/// Sends without waiting. A message that nobody takes is lost: the agent must not stand still for it.
+/// Sends without waiting, so that a stuck systemd cannot block the agent. A failed send is ignored.
 fn send(states: &[NotifyState<'_>]) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let message: String = states.iter().map(|state| format!("{state}\n")).collect();
@@ -41,7 +39,7 @@ fn send(states: &[NotifyState<'_>]) {
     }
 }
 
-/// A path, or after an `@` a name in the abstract namespace (`unix(7)`).
+/// Sends to a path or, after an `@`, to a name in the abstract namespace (`unix(7)`).
 fn send_to(path: &OsStr, message: &[u8]) -> std::io::Result<()> {
     let address = match path.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,

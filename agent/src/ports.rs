@@ -1,11 +1,11 @@
-//! What is told when another program has what the backend needs to receive packets.
+//! Texts for a port or device that another program holds.
 
 use flan_backends::udp::DatapathError;
 use flan_kernel::netlink::{self, Holder};
 use flan_kernel::process::Process;
 use flan_kernel::tun::TunError;
 
-/// Who has the port, and what to do.
+/// Describes who holds the port, and what to do.
 pub(crate) fn taken(port: u16, holder: &Holder) -> String {
     format!(
         "UDP port {port} is taken by {holder}, so no packet of another host arrives; {}, or choose another \
@@ -14,8 +14,7 @@ pub(crate) fn taken(port: u16, holder: &Holder) -> String {
     )
 }
 
-/// The same after a try before of which `before` was told: somebody who has just let go is not replaced by nobody that we
-/// know.
+/// The same for a retry. If the holder is now unknown, repeats `before`, the text of the previous attempt.
 pub(crate) fn still_taken(port: u16, holder: &Holder, before: Option<String>) -> String {
     match (holder, before) {
         (Holder::Unknown, Some(before)) => before,
@@ -23,8 +22,8 @@ pub(crate) fn still_taken(port: u16, holder: &Holder, before: Option<String>) ->
     }
 }
 
-/// Who has the port or the device without which a data path could not be started. `None` where that was not why. `before`
-/// is what was told of the try before.
+/// Describes who holds the port or device that a data path needs; `None` for other errors. `before` is the text of the
+/// previous attempt.
 pub(crate) fn keeps_from_starting(error: &DatapathError, before: Option<String>) -> Option<String> {
     match error {
         DatapathError::Socket { address, source } if source.kind() == std::io::ErrorKind::AddrInUse => {

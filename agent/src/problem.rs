@@ -1,12 +1,11 @@
-//! What is wrong on this host at the moment, and what the log says when that changes.
+//! The present problems of this host, and their log lines.
 
 use std::time::SystemTime;
 
 use flan_agent_api::{Code, Problem};
 use tracing::{info, warn};
 
-/// Notes in `problems`, which are sorted by their codes, what is wrong of this kind at the moment, or that nothing is.
-/// Logs only what that changes.
+/// Records in `problems`, sorted by code, what is wrong of this kind at present, if anything. Logs only changes.
 pub(crate) fn report(problems: &mut Vec<Problem>, code: Code, wrong: Option<String>, now: SystemTime) {
     let place = problems.binary_search_by_key(&code, |problem| problem.code);
     match (place, wrong) {

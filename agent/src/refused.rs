@@ -1,11 +1,11 @@
-//! Settings that are refused at the door: who gives them again gets the same answer.
+//! Settings that are refused at the start. The same settings would be refused again.
 
-/// A setting that cannot work: nothing is started with it.
+/// A setting that cannot work.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct RefusedSetting(String);
 
-/// A refusal, with the setting and what would work in its text.
+/// Creates a refusal. The text names the setting and what would work.
 pub(crate) fn refused(reason: impl Into<Box<dyn std::error::Error>>) -> anyhow::Error {
     RefusedSetting(reason.into().to_string()).into()
 }

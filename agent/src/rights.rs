@@ -1,17 +1,16 @@
-//! What the agent must be allowed to do, asked before it does anything that others see.
+//! Checks permissions before the agent does anything that others see.
 
 use anyhow::Context;
 use flan_kernel::netlink;
 
 use crate::refused::refused;
 
-/// Makes sure that the kernel takes changes from this process. A host that cannot send packets to the others must not
-/// take a subnet from them.
+/// Checks that the kernel accepts changes from this process. A host that cannot send packets must not take a subnet.
 ///
 /// # Errors
 /// [`RefusedSetting`](crate::refused::RefusedSetting) if it does not.
 pub(crate) fn check() -> anyhow::Result<()> {
-    if netlink::may_change().context("cannot speak to the kernel")? {
+    if netlink::may_change().context("cannot reach the kernel over netlink")? {
         return Ok(());
     }
     Err(refused(

@@ -1,5 +1,4 @@
-//! The flags that `fland --embedded-store` and `fland store` have in common, and what follows from those that they
-//! name apart.
+//! Flags that `fland --embedded-store` and `fland store` share, and the settings that follow from these and their own.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use flan_subnet_lease::without_user;
 
 use crate::flag_values::{duration, switch};
 
-/// How a store serves, wherever it runs.
+/// How a store serves.
 #[derive(Debug, Clone, Args)]
 #[command(mut_args(switch))]
 pub struct ServingArgs {
@@ -31,12 +30,12 @@ pub struct ServingArgs {
 }
 
 impl ServingArgs {
-    /// What the store is started with. `tls` are the files with the certificate, its key, and the CAs that sign clients'
-    /// certificates; the command line takes neither of the first two without the other. `flags` are those for `listen`
-    /// and for the CAs.
+    /// Returns the settings of the store. `tls` are the files with the certificate, its key and the CAs for clients;
+    /// the command line accepts the first two only together. `flags` are the names of the flags for `listen` and for
+    /// the CAs.
     ///
     /// # Errors
-    /// What is no URL to listen on, and what would be.
+    /// A URL that is invalid for listening, and what would work.
     pub(crate) fn settings(
         &self,
         data_dir: &Path,
@@ -56,25 +55,24 @@ impl ServingArgs {
     }
 }
 
-/// A list of many leases is read in pages, all at the revision of the first one, and a watch begins behind the list.
-/// With less than this, a slow one could find that its revision is gone.
+/// A long list of leases is read in pages at the revision of the first page, and a watch follows it. With a shorter
+/// history, a slow reader could find that revision compacted.
 const LEAST: Duration = Duration::from_secs(60);
 
-/// A number with its unit, from one minute to a year.
+/// Parses a duration with a unit, from one minute to a year.
 fn retention(text: &str) -> Result<Duration, String> {
-    // Who brings this flag over from etcd means hours; humantime would ask for a unit without saying which.
+    // etcd takes a bare number as hours. humantime would ask for a unit without mentioning that.
     if text.parse::<u64>().is_ok_and(|number| number > 0) {
         return Err(format!("etcd takes a number alone for hours; write the unit as well, such as {text}h"));
     }
     duration(text, LEAST)
 }
 
-/// Where a store is to listen, as the first of these flags says; the second is the one for those that sign clients'
-/// certificates.
+/// Parses the listen URLs. The first flag names them, the second the CAs for clients.
 fn addresses(lists: &[Urls], [flag, authorities]: [&str; 2]) -> Result<Vec<ListenUrl>, String> {
     let read = |list: &Urls, url: &str| {
         url.parse().map_err(|invalid| {
-            // As with endpoints, it may be a half of what names a user.
+            // As with endpoints, this may be half of a URL with a user.
             let shown = if without_user(url) == url { list.to_string() } else { without_user(url) };
             match list.names_user() {
                 false => format!("{flag} {url:?}: {invalid}"),

@@ -1,4 +1,4 @@
-//! The health port: `GET /status` says of the agent all that there is to say, `GET /healthz` whether it is well.
+//! The health port: `GET /status` returns all that the agent reports, `GET /healthz` whether it is healthy.
 
 #[cfg(fuzzing)]
 pub mod fuzz;
@@ -19,8 +19,8 @@ use tokio::net::TcpListener;
 
 use crate::problem;
 
-/// The status as the daemon writes it and the server reads it; beside it the data path, where packets pass through this
-/// program.
+/// The status that the daemon writes and the server reads, and the data path's gauge, if packets pass through this
+/// process.
 #[derive(Clone, Default)]
 pub struct SharedStatus(Arc<RwLock<(Status, Option<Arc<Gauge>>)>>);
 
@@ -30,17 +30,17 @@ impl SharedStatus {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).0);
     }
 
-    /// Notes what is wrong of this kind at the moment, or that nothing is, for the log and the status.
+    /// Records and logs what is wrong of this kind at present, if anything.
     pub fn report(&self, code: Code, wrong: Option<String>) {
         self.update(|status| problem::report(&mut status.problems, code, wrong, SystemTime::now()));
     }
 
-    /// What the data path is read by at the moment when the status is asked for.
+    /// Sets the gauge from which each status request reads the data path.
     pub fn gauge(&self, gauge: Option<Arc<Gauge>>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).1 = gauge;
     }
 
-    /// The status now.
+    /// Returns the current status.
     pub fn read(&self) -> Status {
         let (status, gauge) = &*self.0.read().unwrap_or_else(PoisonError::into_inner);
         let datapath = gauge.as_deref().map(datapath);
@@ -53,10 +53,10 @@ fn datapath(gauge: &Gauge) -> Datapath {
     Datapath { tun: tun.to_string(), gso: udp.gso, gro: udp.gro, merge, totals: gauge.totals() }
 }
 
-/// Answers `GET /healthz` (200 or 503, with a line that says why) and `GET /status` (JSON) until the process ends.
+/// Serves `GET /healthz` (200 or 503, with a line that says why) and `GET /status` (JSON) until the process ends.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// If it cannot listen on the address.
 pub async fn serve(address: SocketAddr, status: SharedStatus) -> std::io::Result<()> {
     let listener = TcpListener::bind(address).await?;
     tokio::spawn(port::serve(listener, router(status), ConnectionLimit::of_monitors()));
@@ -75,8 +75,8 @@ async fn full(State(status): State<SharedStatus>) -> Json<Status> {
     Json(status.read())
 }
 
-/// Whether packets go where they should, as far as this host can tell, and why not. A store that cannot be reached does
-/// not make a host unhealthy: the data path stands without it.
+/// Returns whether packets flow as they should, as far as this host can tell, and why not. A host without its store is
+/// healthy, because the data path works without it.
 fn health(status: &Status) -> (StatusCode, String) {
     let reason = match (&status.kernel_problem, &status.waiting_for) {
         (None, _) if status.ready => return (StatusCode::OK, "ok\n".to_owned()),

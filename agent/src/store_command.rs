@@ -1,4 +1,4 @@
-//! `fland store`: the store alone, without an agent.
+//! `fland store`: runs only the store, without an agent.
 
 use std::path::PathBuf;
 
@@ -56,10 +56,10 @@ pub struct StoreCommand {
 }
 
 impl StoreCommand {
-    /// What the store is started with.
+    /// Returns the settings of the store.
     ///
     /// # Errors
-    /// What is no URL to listen on, and what would be.
+    /// A URL that is invalid for listening, and what would work.
     pub fn settings(&self) -> Result<Settings, String> {
         let tls = [&self.cert_file, &self.key_file, &self.trusted_ca_file];
         let flags = ["--listen-client-urls", "--trusted-ca-file"];

@@ -1,6 +1,6 @@
-//! `fland` as a process: what it takes from the environment, how it ends, what it tells systemd.
+//! Tests of the `fland` process: its environment, exit codes, and notifications to systemd.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::Permissions;
@@ -18,13 +18,13 @@ fn fland(arguments: &[&str]) -> Command {
     command
 }
 
-/// Exit code and everything that was said.
+/// Returns the exit code and the whole output.
 fn ended(output: Output) -> (Option<i32>, String) {
     let said = [output.stdout, output.stderr].concat();
     (output.status.code(), String::from_utf8(said).unwrap())
 }
 
-/// Ends the process also where a test fails.
+/// Kills the process even if the test fails.
 struct Running(Option<Child>);
 
 impl Running {
@@ -44,7 +44,7 @@ impl Drop for Running {
     }
 }
 
-/// A store that has told systemd that it is ready.
+/// Starts a store and waits until it reports that it is ready.
 fn store(directory: &Path, environment: &[(&str, &str)]) -> Running {
     let path = directory.join("notify");
     let systemd = UnixDatagram::bind(&path).unwrap();

@@ -1,6 +1,6 @@
-//! A store with few descriptors, and a crowd that connects to it and says nothing.
+//! A store with few descriptors, and many silent clients.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 mod stores;
@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use flan_subnet_lease::{Credentials, Store, StoreConfig};
 
-/// What the store may have.
+/// The store's limit.
 const DESCRIPTORS: usize = 64;
-/// Who says nothing.
+/// Number of silent clients.
 const CROWD: usize = 200;
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn a_crowd_that_says_nothing_keeps_nobody_from_the_store() {
     let (_running, url) = stores::store(&dir.path().join("data"), DESCRIPTORS);
     let address = url.trim_start_matches("http://");
     let mut crowd: Vec<TcpStream> = (0..CROWD).map(|_| TcpStream::connect(address).unwrap()).collect();
-    // One byte is as little as nothing.
+    // One byte is no request either.
     crowd.iter_mut().step_by(2).for_each(|stream| stream.write_all(b"G").unwrap_or_default());
 
     let config = StoreConfig {
@@ -32,7 +32,7 @@ async fn a_crowd_that_says_nothing_keeps_nobody_from_the_store() {
     };
     let client = Store::new(config).unwrap();
     assert!(client.put_config(b"{}", None).await.unwrap());
-    // It was served beside them, not after them.
+    // The client was served while they were connected, not after them.
     let is_open = |stream: &&TcpStream| {
         stream.set_nonblocking(true).unwrap();
         let kind = (&**stream).read(&mut [0; 64]).map_err(|error| error.kind());
@@ -41,7 +41,7 @@ async fn a_crowd_that_says_nothing_keeps_nobody_from_the_store() {
     };
     assert!(crowd.iter().filter(is_open).count() > 0, "all of the crowd were sent away first");
 
-    // All of them are sent away in the end.
+    // All of them are disconnected in the end.
     for stream in &mut crowd {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let closed = match stream.read(&mut [0; 64]) {

@@ -1,6 +1,6 @@
-//! Clients that a store with TLS does not serve, and what its log says of them.
+//! Clients that a store with TLS refuses, and what its log says.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsa
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A store that is served by TLS to those with a certificate, and what it writes into its log.
+/// A store that requires client certificates, and its log.
 struct Store {
     process: Child,
     url: String,
@@ -84,7 +84,7 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// A certificate for loopback, of any use or of this one alone, and its key.
+    /// Issues a certificate for loopback, for any or one purpose, with its key.
     fn give_out(&self, purpose: Option<ExtendedKeyUsagePurpose>) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
@@ -110,7 +110,7 @@ async fn a_client_that_is_refused_is_told_of_in_the_log_with_its_address_and_the
     assert!(line.contains("WARN") && line.contains("client=127.0.0.1"), "{line}");
     assert!(line.contains(&format!("it shows no certificate; {required}")), "{line}");
 
-    // The next such line is of the next client: the same was left out.
+    // The next such line is about the next client, because repetitions are omitted.
     let next = || store.line_with("refused the TLS handshake of a client");
     store.ask(with(stranger.give_out(None))).await.unwrap_err();
     let line = next();

@@ -1,6 +1,6 @@
-//! The health port, and a crowd that connects to it and asks for nothing, or for half of something.
+//! The health port, and many clients that send nothing or half a request.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{ErrorKind, Read, Write};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use flan_agent::status::{self, SharedStatus};
 use flan_connections::ConnectionLimit;
 
-/// Who sends half of a request, and who sends nothing.
+/// Number of clients that send half a request, and of those that send nothing.
 const UNFINISHED: usize = 400;
 const IDLE: usize = 100;
-/// How soon those of them who make room are gone.
+/// Time within which enough of them are disconnected.
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
@@ -25,7 +25,7 @@ fn a_crowd_at_the_health_port_is_small_and_keeps_no_monitor_waiting() {
     for number in 0..UNFINISHED + IDLE {
         let mut stream = TcpStream::connect(address).unwrap();
         if number < UNFINISHED {
-            // It may have been sent away already.
+            // The connection may be closed already.
             let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nX: ");
         }
         crowd.push(stream);

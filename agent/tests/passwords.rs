@@ -1,6 +1,6 @@
-//! A password in a URL is refused, and shows in no output of `fland`.
+//! `fland` refuses a password in a URL, and never prints it.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../agent-api/tests/support/mod.rs"]
@@ -12,7 +12,7 @@ use clap::CommandFactory;
 use flan_agent::args::Args;
 use support::{LISTS, UrlFlag, ensure_discreet, said, url_flags};
 
-/// `fland` as far as it is refused: where it needs a directory it gets one.
+/// Returns a `fland` command that is refused before it does anything. It gets a directory if it requires one.
 fn fland(flag: &UrlFlag, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fland"));
     command.env_clear().env("RUST_LOG", "trace").args(&flag.commands).args(arguments);

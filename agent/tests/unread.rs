@@ -1,7 +1,7 @@
-//! A store, and clients that ask for much and read nothing of it, or are otherwise not as clients are. It is in the process
-//! that routes a host's packets: what they cost must stay small, and whoever writes meanwhile must not wait for them.
+//! A store, and clients that request much and read nothing, or misbehave otherwise. The store shares its process with
+//! the data path, so they must cost little memory and must not delay other clients' writes.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 mod stores;
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions, PutOptions, Txn, TxnOp};
 
-/// What is in the store: so many keys, and bytes of each.
+/// Number of keys in the store, and bytes of each.
 const KEYS: usize = 20_000;
 const VALUE: usize = 1000;
-/// How long each attack is looked at.
+/// How long each attack is observed.
 const WHILE: Duration = Duration::from_secs(1);
-/// What it may cost: MiB of memory, beside what the store holds, and how long one of a hundred writes may take, on a machine
-/// that is busy otherwise. Before there were bounds, answers and watches took from 240 MiB to 2 GiB.
+/// Limits: MiB of memory beyond the store's content, and the 99th percentile of other clients' write times, on a busy
+/// machine. Without limits in the store, answers and watches took from 240 MiB to 2 GiB.
 const MOST_MIB: usize = 120;
 const MOST_WAIT: Duration = Duration::from_secs(2);
 
@@ -27,7 +27,7 @@ const TXN: &str = "/etcdserverpb.KV/Txn";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 const TIME_TO_LIVE: &str = "/etcdserverpb.Lease/LeaseTimeToLive";
-/// The lease that all keys have.
+/// The lease of all keys.
 const LEASE: i64 = 7;
 
 const DATA: u8 = 0;
@@ -37,7 +37,7 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A client of HTTP/2 that writes and never reads.
+/// An HTTP/2 client that writes and never reads.
 struct Deaf {
     stream: TcpStream,
     next: u32,
@@ -53,12 +53,12 @@ impl Deaf {
         deaf
     }
 
-    /// It may have been sent away, or nobody takes it any more.
+    /// Errors are ignored: the connection may be closed or stuck.
     fn say(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// A request with these messages; answers the number of its stream.
+    /// Sends a request with these messages. Returns its stream number.
     fn ask(&mut self, path: &str, messages: &[Vec<u8>], flags: u8) -> u32 {
         let number = self.next;
         self.next += 2;
@@ -96,7 +96,7 @@ fn headers(path: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A field of Protobuf with bytes.
+/// Encodes a Protobuf field of bytes.
 fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
     let length = bytes.len();
     let varint =
@@ -104,7 +104,6 @@ fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
     [&[tag << 3 | 2], &varint[..], bytes].concat()
 }
 
-/// All keys.
 fn range() -> Vec<u8> {
     [field(1, b"k"), field(2, b"l")].concat()
 }
@@ -143,7 +142,7 @@ fn a_lease_is_asked_for_its_keys(address: &str) -> Vec<Deaf> {
     vec![deaf]
 }
 
-/// Told of much by `write`.
+/// `write` causes many events.
 fn one_connection_has_thousands_of_watches(address: &str) -> Vec<Deaf> {
     let mut deaf = Deaf::new(address);
     let create = field(1, &field(1, b"watched"));
@@ -154,12 +153,12 @@ fn one_connection_has_thousands_of_watches(address: &str) -> Vec<Deaf> {
     vec![deaf]
 }
 
-/// Told of much by `write`.
+/// `write` causes many events.
 fn a_thousand_streams_of_watches_in_one_connection(address: &str) -> Vec<Deaf> {
     vec![streams_of_watches(address, 1000)]
 }
 
-/// Told of much by `write`.
+/// `write` causes many events.
 fn a_thousand_streams_of_watches_in_many_connections(address: &str) -> Vec<Deaf> {
     (0..64).map(|_| streams_of_watches(address, 16)).collect()
 }
@@ -248,7 +247,7 @@ async fn clients_that_read_nothing_cost_little_and_hold_up_nobody() {
         if grown > MOST_MIB || worst > MOST_WAIT {
             failed.push(name);
         }
-        // Who reads is served beside them.
+        // A client that reads is served meanwhile.
         let all = GetOptions::new().with_range("l").with_limit(1000);
         let found = client.get("k", Some(all)).await.unwrap();
         assert_eq!((found.kvs().len(), found.count()), (1000, KEYS as i64), "{name}");
@@ -257,7 +256,7 @@ async fn clients_that_read_nothing_cost_little_and_hold_up_nobody() {
     assert!(failed.is_empty(), "{failed:?}");
 }
 
-/// Writes for a while. Answers how long one of a hundred takes at least, and that of the others in words.
+/// Writes for a while. Returns the 99th percentile of the write times, and a text with others.
 async fn write(client: &mut Client, much: bool) -> (Duration, String) {
     let (started, mut took) = (Instant::now(), Vec::new());
     while started.elapsed() < WHILE {

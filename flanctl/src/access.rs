@@ -1,5 +1,5 @@
-//! How flanctl finds the store: by its flags, else by the environment, else by the file with the settings of the agent's
-//! unit, which says it all on every host that has an agent.
+//! Finds the store: by flags, else by the environment, else by the settings file of the agent's unit, which exists on
+//! every host with an agent.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,26 +12,24 @@ use crate::args::{Args, Command, StoreCommand};
 use crate::env_file::EnvFile;
 use crate::failure::{Failure, Kind};
 
-/// Where `fland.service` has its settings.
+/// Settings file of `fland.service`.
 pub(crate) const UNIT_FILE: &str = "/etc/default/fland";
 
-/// The variables that tell who we are and whom we believe, without what they begin with.
+/// Variables with our credentials and trusted CAs, without their prefixes.
 const CREDENTIALS: [&str; 5] =
     ["ETCD_CAFILE", "ETCD_CERTFILE", "ETCD_KEYFILE", "ETCD_USERNAME", "ETCD_PASSWORD"];
 
-/// Who said where the store is, so that a failure can say it.
+/// Where the location of the store came from, for error messages.
 pub(crate) struct Access {
     file: SettingsFile,
     told_by: Place,
 }
 
-/// The file with the settings of the agent's unit.
 struct SettingsFile {
     path: PathBuf,
     content: Result<EnvFile, io::Error>,
 }
 
-/// Who said where the store is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// A flag or the environment.
@@ -40,14 +38,14 @@ enum Place {
     Nobody,
 }
 
-/// Reads the command line, with the file behind it.
+/// Reads the command line, and the settings file for what is missing.
 pub(crate) fn read() -> Result<(Args, Access), Failure> {
-    // The first reading tells which file.
+    // The first pass finds the settings file.
     let first: Args = command_line::parse();
     let file = SettingsFile::open(first.env_file.as_deref())?;
     let told_by = match (&first.store.etcd_endpoints, &file.content) {
         (endpoints, _) if !endpoints.is_empty() => Place::Person,
-        // Both stores are named.
+        // A copy names both stores.
         _ if matches!(first.command, Command::Store(StoreCommand::Copy(_))) => Place::Person,
         (_, Ok(content)) if endpoints_in(content).is_some() => Place::File,
         _ => Place::Nobody,
@@ -71,11 +69,11 @@ pub(crate) fn read() -> Result<(Args, Access), Failure> {
     Ok((args, Access { file, told_by }))
 }
 
-/// The store with these settings. Says once on standard error when it asks nobody who they are although there is a user.
+/// Creates the client. Warns once on standard error if the store ignores our user.
 pub(crate) fn open(config: StoreConfig) -> Result<Store, Failure> {
     let store = Store::new(config)?;
     let (mut ignored, text) = (store.user_ignored(), store.user_ignored_text());
-    // Ends with the store, or when all is done.
+    // Ends with the store or the process.
     tokio::spawn(async move {
         if ignored.wait_for(|ignored| *ignored).await.is_ok() {
             eprintln!("flanctl: warning: {text}");
@@ -84,7 +82,7 @@ pub(crate) fn open(config: StoreConfig) -> Result<Store, Failure> {
     Ok(store)
 }
 
-/// Where a file says that the store is: in these words, or by saying that this host carries it.
+/// Returns the store's location from a file: its endpoints, or the address of an embedded store.
 fn endpoints_in(file: &EnvFile) -> Option<String> {
     let value = |name: &str| variable_in(|name| file.value(name), name);
     let listening = |name: &str, default: &str| {
@@ -95,11 +93,11 @@ fn endpoints_in(file: &EnvFile) -> Option<String> {
         .or_else(|| {
             value("FLAND_EMBEDDED_STORE").and_then(|_| listening("FLAND_STORE_LISTEN", DEFAULT_ENDPOINT))
         })
-        // The file of fland-store.service, when it is named.
+        // This file may also be that of fland-store.service.
         .or_else(|| listening("FLAND_LISTEN_CLIENT_URLS", ""))
 }
 
-/// Whether a person names a store without TLS while the file's has it: it is not shown the file's credentials.
+/// Returns whether a store without TLS is named while the file uses TLS. It does not get the file's credentials.
 fn is_for_another_store(args: &Args, file: &EnvFile) -> bool {
     let named = match &args.command {
         Command::Store(StoreCommand::Copy(copy)) => &copy.from,
@@ -111,7 +109,7 @@ fn is_for_another_store(args: &Args, file: &EnvFile) -> bool {
 }
 
 impl SettingsFile {
-    /// Reads the file that was asked for, which must be there, or else that of the unit, which need not.
+    /// Reads the requested file, which must exist, or the unit's default file, which may be missing.
     fn open(asked_for: Option<&Path>) -> Result<Self, Failure> {
         let path = asked_for.unwrap_or(Path::new(UNIT_FILE)).to_owned();
         let content = match EnvFile::read(&path) {
@@ -127,7 +125,7 @@ impl SettingsFile {
 }
 
 impl Access {
-    /// What a failure has to do with how the store was looked for: the rest of its sentence, empty where nothing.
+    /// Returns the rest of a failure's sentence, if it has to do with how the store was found; else an empty text.
     pub(crate) fn comment(&self, kind: Kind) -> String {
         let path = self.file.path.display();
         let forbidden = self.file.content.as_ref().err();

@@ -92,7 +92,7 @@ pub(crate) enum StoreCommand {
     Copy(CopyArgs),
 }
 
-/// From where to where.
+/// Source and target of a copy.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CopyArgs {
     /// URLs of the store to copy from, separated by commas. The --etcd-... credentials are for this store
@@ -172,7 +172,7 @@ pub(crate) enum SubnetsCommand {
     },
 }
 
-/// A change of this host.
+/// Arguments of a change of this host.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HostArgs {
     #[command(flatten)]
@@ -185,7 +185,7 @@ pub(crate) struct HostArgs {
     pub(crate) output: ReportForm,
 }
 
-/// How this host leaves, and what is its own.
+/// Arguments of `leave`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LeaveArgs {
     #[command(flatten)]

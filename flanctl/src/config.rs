@@ -16,13 +16,12 @@ use self::draft::{DEFAULT_BACKEND, Draft, backend_field, has_no_backend, unusabl
 use crate::failure::{Failure, Kind};
 use crate::output;
 
-/// Prints the config.
 pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
     let stored = stored(store).await?;
     output::print_verbatim(&String::from_utf8_lossy(&stored.json))
 }
 
-/// Checks a config and writes it, with its backend, unless that would strand leases or change the backend unasked.
+/// Checks a config and writes it, with its backend. Refuses to strand leases, or to change the backend unasked.
 pub(crate) async fn set(
     store: &Store,
     file: &Path,
@@ -66,7 +65,6 @@ pub(crate) async fn set(
     }
 }
 
-/// Checks a config.
 pub(crate) fn validate(file: &Path) -> Result<(), Failure> {
     let config = NetworkConfig::parse(&read(file)?).map_err(unusable)?;
     check(&config)?;
@@ -78,7 +76,7 @@ pub(crate) fn validate(file: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The config as the store holds it.
+/// Returns the config as stored.
 pub(crate) async fn stored(store: &Store) -> Result<StoredConfig, Failure> {
     store.config().await?.ok_or_else(|| {
         let place = format!("{}/config in the store at {}", store.prefix(), store.endpoints());
@@ -89,14 +87,14 @@ pub(crate) async fn stored(store: &Store) -> Result<StoredConfig, Failure> {
     })
 }
 
-/// The config as the store holds it, read.
+/// Returns the stored config, parsed.
 pub(crate) async fn parsed(store: &Store) -> Result<NetworkConfig, Failure> {
     NetworkConfig::parse(&stored(store).await?.json).map_err(|error| {
         Failure::new(Kind::Other, format!("the network config in the store cannot be used: {error}"))
     })
 }
 
-/// Leases that are good now and that hosts would lose under `after`, each with the reason.
+/// Returns the leases that are good now and that hosts would lose under `after`, each with the reason.
 async fn stranded(
     store: &Store,
     before: Option<NetworkConfig>,
@@ -114,7 +112,7 @@ async fn stranded(
             let leases = judged(before);
             leases.peers().chain(leases.unclaimed()).map(|lease| lease.subnets).collect()
         }
-        // Without a config that can be read, nothing is known of what was good: whatever can be read counts.
+        // Without a readable config, any readable lease may have been good.
         None => leases.readable().map(|lease| lease.subnets).collect(),
     };
     let bad: HashMap<Subnets, &QuarantineReason> =
@@ -139,7 +137,7 @@ fn read(file: &Path) -> Result<Vec<u8>, Failure> {
         .map_err(|error| Failure::new(Kind::Usage, format!("cannot read {}: {error}", file.display())))
 }
 
-/// Says what is doubtful about a config, and refuses what fland does not run.
+/// Prints warnings about a config, and refuses what fland does not run.
 fn check(config: &NetworkConfig) -> Result<(), Failure> {
     for warning in &config.warnings {
         eprintln!("flanctl: warning: {warning}");
@@ -147,8 +145,8 @@ fn check(config: &NetworkConfig) -> Result<(), Failure> {
     config.supported().map_err(unusable)
 }
 
-/// Warns of networks of this host that the config's network meets. A host that does not tell of its networks is not one
-/// to warn of: the config may be written anywhere.
+/// Warns of networks of this host that the config's network overlaps. If they cannot be read, there is no warning,
+/// because the config may be written on any host.
 async fn warn_of_collisions(config: &NetworkConfig) {
     let Ok(networks) = HostNetworks::read().await else { return };
     for text in collisions(config, &networks) {
@@ -156,7 +154,7 @@ async fn warn_of_collisions(config: &NetworkConfig) {
     }
 }
 
-/// A config in one line.
+/// Returns a config in one line.
 pub(crate) fn describe(config: &NetworkConfig) -> String {
     let pools = config.pools.values().map(|pool| {
         format!(

@@ -1,4 +1,4 @@
-//! Asking the person at the terminal.
+//! Asks for confirmation at the terminal.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -7,7 +7,7 @@ use crate::failure::{Failure, Kind};
 /// Asks a question that ends with `[y/N] `.
 ///
 /// # Errors
-/// When there is nobody to ask.
+/// If there is no terminal.
 pub(crate) fn confirmed(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(Kind::Usage, "there is nobody to ask; give --yes"));

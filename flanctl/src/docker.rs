@@ -1,4 +1,4 @@
-//! `flanctl wait`: the agent's subnet file, and dockerd's options made from it.
+//! `flanctl wait`: waits for the agent's subnet file, and converts it to dockerd's options.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use tokio::time::Instant;
 
 use crate::failure::{Failure, Kind};
 
-/// How often the file is looked for.
+/// Interval between checks of the file.
 const LOOK: Duration = Duration::from_millis(200);
-/// When the first line of progress is due.
+/// Delay before the first line of progress.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long `dockerd --help` may take.
+/// Time limit for `dockerd --help`.
 const HELP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Waits until the file is there and can be used.
+/// Waits until the file exists and is usable.
 pub(crate) async fn wait(file: &Path, limit: Duration) -> Result<SubnetEnv, Failure> {
     let start = Instant::now();
     let mut told = false;
@@ -48,7 +48,7 @@ pub(crate) async fn write_options(env: &SubnetEnv, file: &Path, key: &str) -> Re
         .map_err(|error| Failure::new(Kind::Other, format!("cannot write {}: {error}", file.display())))
 }
 
-/// Docker 28 and newer drop what another host sends to a container, unless this option, which came with 28.2, is set.
+/// Docker 28 and newer drop packets from other hosts to containers, unless this option, new in 28.2, is set.
 async fn needs_direct_routing() -> bool {
     let help = tokio::process::Command::new("dockerd").arg("--help").kill_on_drop(true).output();
     match tokio::time::timeout(HELP_LIMIT, help).await {
@@ -57,7 +57,7 @@ async fn needs_direct_routing() -> bool {
     }
 }
 
-/// What flannel's mk-docker-opts.sh writes, and direct routing: dockerd must not masquerade where the agent does.
+/// Returns flannel's options (mk-docker-opts.sh) and direct routing. dockerd must not masquerade if the agent does.
 fn options(env: &SubnetEnv, direct_routing: bool, key: &str) -> String {
     let mut all = Vec::new();
     let mut text = String::new();

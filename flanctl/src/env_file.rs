@@ -1,4 +1,4 @@
-//! A file of variables, read as systemd reads an `EnvironmentFile=` (systemd.exec(5), `parse_env_file()` in systemd's
+//! Parses a file of variables like systemd's `EnvironmentFile=` (systemd.exec(5), `parse_env_file()` in systemd's
 //! `src/basic/env-file.c`, version 254).
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ pub(crate) struct EnvFile {
 }
 
 impl fmt::Debug for EnvFile {
-    /// Their names: a value may be a password.
+    /// Shows only the names, because a value may be a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.variables.keys()).finish()
     }
@@ -25,17 +25,17 @@ impl EnvFile {
         std::fs::read_to_string(path).map(|text| Self::parse(&text))
     }
 
-    /// What the file says of a variable.
+    /// Returns the value of a variable.
     pub(crate) fn value(&self, name: &str) -> Option<String> {
         self.variables.get(name).cloned()
     }
 
-    /// Whether it begins with a byte order mark. systemd takes that for a part of the first variable's name.
+    /// Returns whether the file begins with a byte order mark, which systemd takes as a part of the first name.
     pub(crate) fn begins_with_mark(&self) -> bool {
         self.begins_with_mark
     }
 
-    /// The last assignment of a name counts. What is no assignment is ignored, as systemd ignores it.
+    /// Parses the text. The last assignment of a name counts. Like systemd, ignores lines without an assignment.
     fn parse(text: &str) -> Self {
         let unmarked = text.strip_prefix('\u{feff}');
         let mut reader = Reader::default();
@@ -50,7 +50,7 @@ struct Reader {
     state: State,
     key: String,
     value: String,
-    /// How much of the value is there to stay: white space after it is not part of it.
+    /// Length of the value without trailing white space.
     kept: usize,
     variables: HashMap<String, String>,
 }
@@ -60,7 +60,7 @@ enum State {
     #[default]
     BeforeKey,
     Key,
-    /// Also after a quoted part.
+    /// Also the state after a quoted part.
     BeforeValue,
     Value,
     Escape,
@@ -91,7 +91,7 @@ impl Reader {
                 self.value.push(c);
                 S::Value
             }
-            // A line that ends with a backslash goes on in the next.
+            // A line that ends with a backslash continues on the next.
             (S::Escape, '\n') => S::Value,
             (S::BeforeValue | S::Value | S::Escape, c) => self.push(c, S::Value),
             (S::SingleQuoted, '\'') | (S::DoubleQuoted, '"') => S::BeforeValue,

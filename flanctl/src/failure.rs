@@ -1,4 +1,4 @@
-//! What went wrong, and the exit code that tells programs.
+//! Errors with exit codes.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
-//! `flanctl hand-over`: leaves this host as flannel wants it, so that flanneld can be started in place of fland.
+//! `flanctl hand-over`: prepares this host for flanneld in place of fland.
 //!
-//! What flanneld takes over stays: the lease, the VXLAN devices with their MACs, addresses, neighbours and forwarding
-//! entries, and subnet.env. What it could not replace or delete becomes its own.
+//! Keeps what flanneld takes over: the lease, subnet.env, and the VXLAN devices with MACs, addresses, neighbours and
+//! forwarding entries. Turns what flanneld could not replace or delete into objects of its own.
 
 use flan_kernel::{FamilyRules, LinkKind, OwnRules};
 
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
     report.finish(args.output, "nothing to do: this host is as flannel wants it")
 }
 
-/// Puts flanneld's rules, and takes ours away once they stand.
+/// Installs flanneld's rules, then removes ours.
 async fn replace(rules: OwnRules, families: &[FamilyRules], args: &HostArgs) -> Result<(), Failure> {
     if families.is_empty() && rules.flannels().is_some() {
         let message = format!("{} does not say what this host's network is", args.subnet_file.path.display());
@@ -51,7 +51,7 @@ async fn replace(rules: OwnRules, families: &[FamilyRules], args: &HostArgs) -> 
     rules.remove().await.map_err(refused)
 }
 
-/// The networks that the subnet file names.
+/// Returns the networks in the subnet file.
 fn families(host: &Host) -> Vec<FamilyRules> {
     let Some(env) = &host.env else { return Vec::new() };
     let networks = env.networks.iter();

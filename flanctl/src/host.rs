@@ -1,5 +1,4 @@
-//! This host as an agent has left it: what `hand-over` and `leave` work on. No agent can start as long as it is read
-//! and changed.
+//! The state that an agent left on this host, for `hand-over` and `leave`. No agent can start meanwhile.
 
 mod report;
 
@@ -13,22 +12,22 @@ pub(crate) use report::Report;
 
 use crate::failure::{Failure, Kind};
 
-/// Where the drop-in of `make install` is, which starts fland with Docker.
+/// Drop-in of `make install`, which starts fland with Docker.
 const DOCKER_DROP_IN: &str = "/etc/systemd/system/docker.service.d/flan.conf";
 
 /// The host, read once.
 pub(crate) struct Host {
     kernel: netlink::Linux,
-    /// What the subnet file says, if there is one.
+    /// The content of the subnet file, if it exists.
     pub(crate) env: Option<SubnetEnv>,
     pub(crate) holdings: Holdings,
-    /// Each set of rules, and whether it stands.
+    /// Each set of rules, and whether it is installed.
     rules: Vec<(OwnRules, Result<bool, FirewallError>)>,
     _only: OnlyAgent,
 }
 
 impl Host {
-    /// Reads everything of ours on this host.
+    /// Reads all our state on this host.
     pub(crate) async fn read(subnet_file: &Path) -> Result<Self, Failure> {
         if !netlink::may_change().map_err(|reason| unread(&reason))? {
             return Err(Failure::new(Kind::Usage, "this changes devices, routes and rules: run it as root"));
@@ -55,7 +54,7 @@ impl Host {
         Ok(Self { kernel, env, holdings, rules, _only: only })
     }
 
-    /// The sets of rules that stand. Those of which that cannot be told are steps that failed.
+    /// Returns the installed sets of rules. Reports the unreadable ones as failed steps.
     pub(crate) fn standing_rules(&self, report: &mut Report) -> Vec<OwnRules> {
         let mut standing = Vec::new();
         for (rules, stand) in &self.rules {
@@ -70,7 +69,7 @@ impl Host {
         standing
     }
 
-    /// Makes the kernel hold `desired` in place of what it holds of ours.
+    /// Replaces our objects in the kernel by `desired`.
     pub(crate) async fn bring_to(&mut self, desired: &State, report: &mut Report) {
         let operations = diff(desired, &self.holdings.state);
         let refused = if report.is_dry_run() { Vec::new() } else { self.kernel.apply(&operations).await };
@@ -88,7 +87,7 @@ impl Host {
         }
     }
 
-    /// Says how Docker's unit would bring fland back.
+    /// Returns the path of the drop-in with which Docker's unit starts fland, if it is installed.
     pub(crate) fn drop_in() -> Option<&'static str> {
         Path::new(DOCKER_DROP_IN).exists().then_some(DOCKER_DROP_IN)
     }

@@ -1,4 +1,4 @@
-//! `flanctl leave`: takes this host out of the network. Everything of ours goes, and nothing else.
+//! `flanctl leave`: removes everything of ours from this host, and nothing else.
 
 mod lease;
 
@@ -20,10 +20,10 @@ use crate::subnets;
 
 use lease::Holder;
 
-/// The directory that the agent's unit makes for its files.
+/// Runtime directory of the agent's unit.
 const RUN_DIRECTORY: &str = "/run/flannel";
 
-/// Leaves. Without a store, the lease stays.
+/// Takes this host out of the network. Without a store, keeps the lease.
 pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Failure> {
     let mut host = Host::read(&args.host.subnet_file.path).await?;
     let leases = match &store {
@@ -44,10 +44,10 @@ pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Fa
     perform(&mut host, &leases, args, false).await.finish(args.host.output, "")
 }
 
-/// The leases of this host, and the store that they are in.
+/// The store and this host's leases in it.
 type Leases<'a> = Option<(&'a Store, Result<Vec<Lease>, Failure>)>;
 
-/// Takes every step, or says which there are.
+/// Takes all steps. In a dry run, only reports them.
 async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run: bool) -> Report {
     let mut report = Report::new("Leave", dry_run);
     match leases {
@@ -88,7 +88,7 @@ async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run
     report
 }
 
-/// The files go last, and stay when anything failed: the next try finds the rest by what they say.
+/// Deletes the files last, and only if nothing failed, because a retry needs them to find the rest.
 async fn delete_files(report: &mut Report, args: &LeaveArgs) {
     for file in [&args.host.subnet_file.path, &args.docker_opts] {
         if !file.exists() {
@@ -101,7 +101,7 @@ async fn delete_files(report: &mut Report, args: &LeaveArgs) {
         report.step(format!("delete {}", file.display()), async { delete_file(file) }).await;
     }
     if !report.is_dry_run() {
-        // The unit's own; it stays where another program has files in it.
+        // Fails if another program has files in the directory, which then stays.
         let _ = std::fs::remove_dir(RUN_DIRECTORY);
     }
 }
@@ -132,7 +132,7 @@ async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<
     Ok(holder.leases(&listing))
 }
 
-/// Every address by which a lease may know this host.
+/// Returns every address by which a lease may name this host.
 async fn addresses(args: &LeaveArgs) -> Result<BTreeSet<IpAddr>, Failure> {
     let interfaces = netlink::interfaces().await.map_err(|reason| Failure::new(Kind::Other, reason))?;
     let held = interfaces.iter().filter(|interface| !interface.loopback);

@@ -1,4 +1,4 @@
-//! `flanctl`: what a person types to see and change who holds which subnet.
+//! `flanctl`: the command line to show and change which host holds which subnet.
 
 mod access;
 mod args;
@@ -23,7 +23,7 @@ use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
 use crate::failure::{Failure, Kind};
 use crate::progress::told;
 
-/// Does what the command line says. Ends the process where that cannot be read.
+/// Runs the command. Exits if the command line is invalid.
 pub fn run() -> ExitCode {
     let (args, access) = match access::read() {
         Ok(read) => read,
@@ -40,7 +40,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The command line, for who wants to know its flags.
+/// Returns the definition of the command line.
 pub fn command() -> clap::Command {
     <args::Args as clap::CommandFactory>::command()
 }

@@ -1,4 +1,4 @@
-//! The program; all of it is in the library, where tests find its flags.
+//! The binary. All code is in the library, where tests can read the flags.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
-//! What programs read: the documents that `-o json` and `-o yaml` print.
+//! Output, and the documents of `-o json` and `-o yaml`.
 //!
-//! The form is versioned by `apiVersion`: within `flan/v1` fields may come, none goes or changes its meaning.
+//! `apiVersion` gives their version: within `flan/v1`, fields may be added, but none is removed or changes its meaning.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -15,17 +15,17 @@ use serde::Serialize;
 
 use crate::failure::{Failure, Kind};
 
-/// Bytes of a backend's data that programs are shown as they are.
+/// Limit in bytes of backend data that is included unchanged.
 const MOST_BACKEND_DATA: usize = 1024;
-/// How many keys a message names.
+/// Keys named in a message.
 const SHOWN: usize = 5;
 
-/// Prints lines for people. Texts in them are written by anybody who may write to the store: none steers the terminal.
+/// Prints lines for people. Escapes control characters, because texts in them may come from any writer of the store.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     write(&printable_lines(text))
 }
 
-/// Prints text as it stands in the store, but for what would steer a terminal, where one is there.
+/// Prints text from the store unchanged, but escapes control characters on a terminal.
 pub(crate) fn print_verbatim(text: &str) -> Result<(), Failure> {
     match std::io::stdout().is_terminal() {
         true => print(&text.replace("\r\n", "\n")),
@@ -33,13 +33,13 @@ pub(crate) fn print_verbatim(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// The text printable, in the same lines and columns.
+/// Escapes control characters, but keeps lines and columns.
 pub(crate) fn printable_lines(text: &str) -> String {
     let line = |line: &str| line.split('\t').map(printable).collect::<Vec<_>>().join("\t");
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A reader that has seen enough and closed the pipe is no failure: the process ends, as others do.
+/// Writes to standard output. Exits quietly if the reader has closed the pipe.
 fn write(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -47,28 +47,26 @@ fn write(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints a document as JSON.
 pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?;
     write(&harmless_json(&json))
 }
 
-/// The same JSON with the control characters escaped that JSON allows in texts, and terminals obey: U+007F to U+009F.
+/// Escapes U+007F to U+009F, which JSON allows in texts and terminals obey.
 fn harmless_json(json: &str) -> Cow<'_, str> {
     without_controls(json, |c| c == '\n')
 }
 
-/// Prints a document as YAML.
 pub(crate) fn print_yaml(document: &impl Serialize) -> Result<(), Failure> {
     write(&serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?)
 }
 
-/// A number of things, in words.
+/// Formats a number with its noun.
 pub(crate) fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// The first of some keys, and how many more there are.
+/// Lists the first keys, and the number of the others.
 pub(crate) fn some<T: AsRef<str>>(keys: &[T]) -> String {
     let shown = keys.iter().take(SHOWN).map(|key| shown(key.as_ref())).collect::<Vec<_>>().join(", ");
     match keys.len().saturating_sub(SHOWN) {
@@ -77,13 +75,13 @@ pub(crate) fn some<T: AsRef<str>>(keys: &[T]) -> String {
     }
 }
 
-/// Where the lease with this key stands in a list: by subnet, what names none last.
+/// Returns the sort key of a lease: its subnet, or last if the key names none.
 pub(crate) fn place(key: &str) -> impl Ord + use<> {
     let subnets = key.parse::<Subnets>().ok();
     (subnets.is_none(), subnets, key.to_owned())
 }
 
-/// All leases. A list, sorted by subnet.
+/// All leases, sorted by subnet.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SubnetList {
@@ -98,34 +96,33 @@ pub(crate) struct SubnetList {
 pub(crate) struct Subnet {
     /// The last part of the key in the store.
     pub(crate) key: String,
-    /// `10.5.52.0/24`, one for each family; empty where the key cannot be read.
+    /// `10.5.52.0/24`, one for each family; empty if the key is invalid.
     pub(crate) subnets: Vec<String>,
-    /// The holder's name, where it said one.
+    /// The holder's name, if published.
     pub(crate) host: Option<String>,
-    /// The holder's machine, where it said one.
+    /// The holder's node id, if published.
     pub(crate) node_id: Option<String>,
     /// The holder's underlay addresses.
     #[serde(rename = "publicIPs")]
     pub(crate) public_ips: Vec<String>,
-    /// `vxlan`, `host-gw`, ...; null for backends that write none, and for a reservation that nobody has claimed.
+    /// `vxlan`, `host-gw`, ...; null for backends that publish none, and for a reservation without a holder.
     pub(crate) backend: Option<String>,
-    /// What the backend wrote, for each family, as it stands.
+    /// The data published by the backend, for each family, unchanged.
     pub(crate) backend_data: Vec<serde_json::Value>,
-    /// Seconds until the lease ends if its holder does not renew it; null for a reservation, or where the store did
-    /// not say.
+    /// Seconds until the lease ends unless renewed; null for a reservation, or if the store did not say.
     pub(crate) expires_in_seconds: Option<u64>,
     /// Whether the lease never ends.
     pub(crate) reservation: bool,
-    /// Whether the lease was a reservation, and ends with its holder since a flanneld took it.
+    /// Whether a flanneld turned this reservation into a lease that can expire.
     pub(crate) reservation_lost: bool,
-    /// `active`: packets are sent to the holder. `reserved`: kept for a host that has not come yet. `bad`: kept from
-    /// the kernel, for `reason`.
+    /// `active`: packets are sent to the holder. `reserved`: kept for a host that has not come yet. `bad`: not applied
+    /// to the kernel, because of `reason`.
     pub(crate) state: State,
     /// What is wrong with a bad lease, or doubtful about another.
     pub(crate) reason: Option<String>,
-    /// Store revision of the last write; null where the value cannot be read.
+    /// Store revision of the last write; null if the value is invalid.
     pub(crate) mod_revision: Option<i64>,
-    /// The etcd lease behind the key.
+    /// The etcd lease of the key.
     #[serde(skip)]
     pub(crate) etcd_lease: Option<i64>,
 }
@@ -140,7 +137,7 @@ pub(crate) enum State {
 }
 
 impl SubnetList {
-    /// The leases as judged, without their times, beside what is remembered of reservations.
+    /// Creates the list from judged leases and the records of reservations, without times.
     pub(crate) fn new(leases: &LeaseSet, remembered: &[Reservation]) -> Self {
         let remembered: HashMap<Subnets, &Reservation> =
             remembered.iter().map(|reservation| (reservation.subnets, reservation)).collect();
@@ -164,7 +161,7 @@ impl SubnetList {
         Self { api_version: API_VERSION, kind: "SubnetList", items }
     }
 
-    /// All etcd leases behind the items, each once.
+    /// Returns the distinct etcd leases of the items.
     pub(crate) fn etcd_leases(&self) -> Vec<i64> {
         let mut leases: Vec<i64> = self.items.iter().filter_map(|item| item.etcd_lease).collect();
         leases.sort_unstable();
@@ -172,7 +169,7 @@ impl SubnetList {
         leases
     }
 
-    /// Fills in how long each lease lasts.
+    /// Sets the remaining time of each lease.
     pub(crate) fn set_expiry(&mut self, left: impl Fn(i64) -> Option<Duration>) {
         for item in &mut self.items {
             item.expires_in_seconds = item.etcd_lease.and_then(&left).map(|left| left.as_secs());
@@ -210,17 +207,17 @@ fn of_bounded_size(text: &str) -> String {
     cut(text).into_owned()
 }
 
-/// What a backend wrote; of much of it the beginning, as a text.
+/// Returns the backend's data; if it is large, its beginning as text.
 fn value_of_bounded_size(data: &BackendData) -> serde_json::Value {
     let value = data.to_value();
     let text = value.to_string();
     if text.len() > MOST_BACKEND_DATA { of_bounded_size(&text).into() } else { value }
 }
 
-/// Says what is doubtful of leases that are not bad.
+/// Adds what is doubtful about leases that are not bad.
 ///
-/// Of several leases with one address, packets reach the holder of one. Which one that is, only the holder knows: an
-/// older lease may be its own, left over, or a younger one an impostor's.
+/// If several leases share an address, packets reach the holder of one. Only that host knows which: an older lease may
+/// be its own left-over, a newer one an impostor's.
 fn tell_of_doubts(items: &mut [Subnet]) {
     let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let active = |item: &&Subnet| item.state == State::Active;

@@ -1,13 +1,13 @@
-//! Telling that something takes its time.
+//! Progress messages of long operations.
 
 use std::time::Duration;
 
-/// When the first line of progress is due.
+/// Delay before the first line.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// When the lines after it are.
+/// Interval between further lines.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Does the work, and says on standard error what it is about while that takes long.
+/// Runs `work`, and prints `about` on standard error while that takes long.
 pub(crate) async fn told<T>(about: impl Fn() -> String, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     let mut patience = PATIENCE;

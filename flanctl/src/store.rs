@@ -1,4 +1,4 @@
-//! `flanctl store`: the store behind it all.
+//! `flanctl store`: checks or copies the store.
 
 mod check;
 mod copy;
@@ -12,7 +12,7 @@ use crate::args::ReportForm;
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints a report: its text for people, itself for programs.
+/// Prints a report as text or as a document.
 fn print(form: ReportForm, report: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
     match form {
         ReportForm::Text => output::print(&text()),

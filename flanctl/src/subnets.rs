@@ -1,4 +1,4 @@
-//! `flanctl subnets`: the leases.
+//! `flanctl subnets`: lists, reserves and releases leases.
 
 mod named;
 mod release;
@@ -23,7 +23,7 @@ use crate::table;
 pub(crate) use release::{delete, release};
 pub(crate) use reserve::reserve;
 
-/// How many times are asked of the store at once.
+/// Number of concurrent requests for remaining times.
 const AT_ONCE: usize = 64;
 /// With `--watch`, changes within this time are shown together.
 const GATHER: Duration = Duration::from_millis(200);
@@ -38,12 +38,12 @@ pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
     print(&list, form)
 }
 
-/// Prints all leases, again after each change, until it is interrupted.
+/// Prints all leases, and again after each change, until interrupted.
 pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let (sender, mut events) = mpsc::channel(16);
     tokio::spawn(Watcher::new(store.leases()).run(sender));
-    // What is shown is what the store holds: an onlooker has no packets to lose, and believes every list.
+    // A command that only displays loses no packets, so it trusts every list.
     let believe_all = Caution { percent: 100, grace: Duration::ZERO };
     let mut leases = LeaseSet::new(Admission { config, own: None }, believe_all);
     while let Some(event) = events.recv().await {
@@ -60,14 +60,14 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes in an event. Answers whether it says anything of the leases.
+/// Handles an event. Returns whether it concerns the leases.
 fn take(leases: &mut LeaseSet, event: WatchEvent<Lease>) -> bool {
     if let WatchEvent::Interrupted { reason } = event {
         eprintln!("flanctl: lost sight of the leases, trying again: {}", printable(&reason));
         return false;
     }
     leases.apply(event, Instant::now());
-    leases.take_changes(); // all is shown again, so they need not be kept
+    leases.take_changes(); // discarded, because everything is printed again
     true
 }
 
@@ -88,15 +88,15 @@ pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), 
     }
 }
 
-/// All leases as an onlooker judges them.
+/// Returns all leases, judged as by a host without a lease.
 async fn listed(store: &Store, config: NetworkConfig) -> Result<LeaseSet, Failure> {
     let mut leases = LeaseSet::new(Admission { config, own: None }, Caution::default());
     leases.apply(WatchEvent::Listed(store.leases().list().await?), Instant::now());
     Ok(leases)
 }
 
-/// All leases with their standing and their times. A time that the store does not tell is left out, and so is what is
-/// remembered of reservations.
+/// Returns all leases with verdicts and times. Leaves out times that the store does not tell, and the records of
+/// reservations if these may not be read.
 async fn judged(store: &Store, leases: &LeaseSet) -> SubnetList {
     let mut list = SubnetList::new(leases, &store.reservations().await.unwrap_or_default());
     let ask = |lease| async move { (lease, store.time_to_live(lease).await.ok().map(|(left, _)| left)) };
@@ -114,7 +114,7 @@ fn print(list: &SubnetList, form: Form) -> Result<(), Failure> {
     }
 }
 
-/// What is remembered of reservations, of which nothing is known to those whose credentials may not read it.
+/// Returns an empty value if the credentials may not read the records of reservations.
 fn remembered<T: Default>(answer: Result<T, StoreError>) -> Result<T, StoreError> {
     match answer {
         Err(StoreError::Unauthorised { .. }) => Ok(T::default()),
@@ -122,7 +122,7 @@ fn remembered<T: Default>(answer: Result<T, StoreError>) -> Result<T, StoreError
     }
 }
 
-/// Whether a host holds the lease: a reservation that waits for its host says nothing but the address.
+/// Returns whether a host holds the lease. An unclaimed reservation contains only the address.
 fn is_claimed(lease: &Lease) -> bool {
     let said = &lease.attributes;
     !lease.is_reservation() || said.backend.is_some() || said.node.id.is_some()

@@ -1,4 +1,4 @@
-//! What people read: the leases as a table.
+//! Prints the leases as a table.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use flan_subnet_lease::{printable, shown};
 
 use crate::output::{State, Subnet, SubnetList};
 
-/// The leases, one a line; `wide` adds what is seldom needed.
+/// Formats the leases, one per line; `wide` adds rarely needed columns.
 pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -64,7 +64,7 @@ fn state(item: &Subnet) -> String {
     }
 }
 
-/// Two units at most: `23h59m`, `4m10s`.
+/// Formats at most two units: `23h59m`, `4m10s`.
 fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);

@@ -1,6 +1,6 @@
-//! A password in a URL is refused, and shows in no output of `flanctl`.
+//! `flanctl` refuses a password in a URL, and never prints it.
 
-// Helpers of tests fail as tests do.
+// A failing helper fails its test.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../agent-api/tests/support/mod.rs"]
@@ -11,11 +11,11 @@ use std::process::Command;
 
 use support::{LISTS, UrlFlag, ensure_discreet, said, url_flags};
 
-/// Commands that ask the store before all else. Others would change this host, or wait.
+/// Commands that ask the store first. Others would change this host, or wait.
 const HARMLESS: [&[&str]; 4] =
     [&["config", "get"], &["store", "check"], &["store", "copy"], &["subnets", "ls"]];
 
-/// `flanctl` with a settings file of this content, and what a command requires beside the flag.
+/// Returns a `flanctl` command with this settings file, and with what it requires besides the flag.
 fn flanctl(flag: &UrlFlag, file: &EnvFile) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flanctl"));
     command.env_clear().env("FLAND_ENV_FILE", &file.0).args(&flag.commands);
@@ -25,7 +25,7 @@ fn flanctl(flag: &UrlFlag, file: &EnvFile) -> Command {
     command
 }
 
-/// A settings file, which goes at the end of a test.
+/// A settings file, deleted when dropped.
 struct EnvFile(PathBuf);
 
 impl EnvFile {
@@ -35,7 +35,7 @@ impl EnvFile {
         Self(path)
     }
 
-    /// With this variable.
+    /// Creates a file with this variable.
     fn with(name: &str, variable: &str, value: &str) -> Self {
         let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
         Self::new(name, &format!("FLAND_EMBEDDED_STORE=/data\n{variable}=\"{quoted}\"\n"))
@@ -48,7 +48,7 @@ impl Drop for EnvFile {
     }
 }
 
-/// What takes a user in place of this flag.
+/// Returns the settings to use instead of a user in this flag.
 fn remedies(flag: &str) -> [&'static str; 2] {
     match flag {
         "--to" => ["--to-username", "FLAND_TO_PASSWORD"],
@@ -76,7 +76,7 @@ fn no_flag_that_takes_urls_repeats_a_user() {
         let is_everywhere = flag.flag == "--etcd-endpoints";
         let harmless = HARMLESS.iter().any(|words| flag.commands == *words);
         assert!(harmless || is_everywhere, "say where {flag:?} can be tried without changing this host");
-        // A copy names both of its stores by flags of its own.
+        // A copy has its own flags for both stores.
         if !harmless || (is_everywhere && flag.commands.ends_with(&["copy".to_owned()])) {
             continue;
         }
@@ -107,7 +107,7 @@ fn the_settings_of_a_store_on_this_host_are_not_repeated_with_a_user() {
     for variable in ["FLAND_STORE_LISTEN", "FLAND_LISTEN_CLIENT_URLS"] {
         for list in LISTS {
             let file = EnvFile::with("listen", variable, list);
-            // What nobody can listen on names no store: the default is tried.
+            // An invalid listen URL names no store, so the default is used.
             ensure_discreet(&said(flanctl(&get, &file)).1, &format!("{variable} in a file"));
         }
     }

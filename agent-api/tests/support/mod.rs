@@ -1,11 +1,11 @@
-//! URLs with a user and a password, given wherever a program takes URLs: no output may repeat the user.
+//! URLs with a user and password, for every flag that takes URLs. No output may repeat the user.
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::{Arg, Command as Definition};
 
-/// Lists of URLs, each with a user in a place where somebody may write one.
+/// Lists of URLs, each with a user where somebody may write one.
 pub(crate) const LISTS: [&str; 22] = [
     "http://wally:s3cret@10.0.0.2:2379",
     "https://wally:s3cret@[fd00::2]:2379/",
@@ -31,10 +31,10 @@ pub(crate) const LISTS: [&str; 22] = [
     "http://wally:s3,http://cret@10.0.0.2:2379",
 ];
 
-/// What of them is nobody's business.
+/// Parts of the URLs that must not be shown.
 const SECRETS: [&str; 5] = ["wally", "s3", "cret", "4711", "%73"];
 
-/// A flag that takes URLs, as the command line's definition has it.
+/// A flag that takes URLs, from the definition of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UrlFlag {
     /// The subcommands before it.
@@ -43,11 +43,11 @@ pub(crate) struct UrlFlag {
     pub(crate) flag: String,
     /// The variable that stands in for it.
     pub(crate) variable: Option<String>,
-    /// The other flags without which the command cannot be read.
+    /// The other flags that the command requires.
     pub(crate) required: Vec<String>,
 }
 
-/// All flags of a command and its subcommands that take URLs: those whose values or help say so.
+/// Returns all flags of a command and its subcommands that take URLs, according to their value names or help.
 pub(crate) fn url_flags(definition: &Definition) -> Vec<UrlFlag> {
     let mut definition = definition.clone();
     definition.build();
@@ -81,7 +81,7 @@ fn takes_urls(arg: &Arg) -> bool {
         || defaults.into_iter().any(|value| value.contains("://"))
 }
 
-/// Runs a command to its end, which must come soon, and answers its code and all that it said.
+/// Runs a command that must end soon. Returns its exit code and whole output.
 pub(crate) fn said(mut command: Command) -> (Option<i32>, String) {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -94,9 +94,9 @@ pub(crate) fn said(mut command: Command) -> (Option<i32>, String) {
     (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
 }
 
-/// What was said repeats nothing of a user.
+/// Asserts that the output repeats nothing of a user.
 pub(crate) fn ensure_discreet(said: &str, about: &str) {
-    // Addresses, and the times before the lines of a log, have digits of their own.
+    // Addresses and log times contain digits of their own.
     let said = said.replace("10.0.0.2:2379", "");
     let is_time =
         |text: &str| text.contains('T') && text.chars().all(|c| c.is_ascii_digit() || "-T:.".contains(c));

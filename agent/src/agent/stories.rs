@@ -1,5 +1,4 @@
-//! Whole stories of an agent: what happens to a host and its networks, and what comes of it in a kernel in memory. No
-//! clock, no store, no root.
+//! Stories of an agent from events to an in-memory kernel, without clock, store or root.
 
 mod world;
 
@@ -23,7 +22,7 @@ fn a_host_that_held_nothing_before_is_ready_once_it_knows_all_leases() {
     assert_eq!(world.claim(0).previous, None);
     assert_eq!(world.waits_for(), "a lease");
     world.lease(0, OURS);
-    // An absent lease means nothing before the list.
+    // Before the first list, a missing lease means nothing.
     assert_eq!(world.kernel.take_applied(), []);
     assert_eq!((world.saved.len(), world.notified_ready), (0, 0));
     world.leases(0, listed(&[PEER_2]));
@@ -45,7 +44,7 @@ fn a_restarted_agent_claims_its_subnet_again_and_leaves_what_stands() {
     world.config_is(0, VXLAN);
     assert_eq!(world.claim(0).previous, OURS.parse().ok());
     world.lease(0, OURS);
-    // Peer 3 left meanwhile.
+    // Peer 3 left in the meantime.
     world.kernel.take_applied();
     world.leases(0, listed(&[PEER_2]));
     let applied = world.kernel.take_applied();
@@ -201,7 +200,7 @@ fn an_external_interface_that_is_renamed_keeps_the_device_that_stands_on_it() {
     world.pass(Duration::from_secs(2));
     assert_eq!(world.kernel.take_applied(), []);
     assert_eq!((world.routes(), world.status().ready), (vec!["10.5.2.0/24".to_owned()], true));
-    // What is deleted now is created on the interface under its new name.
+    // What is deleted now is created again on the renamed interface.
     world.kernel.delete_link("flannel.1".parse().unwrap());
     world.hear();
     world.pass(Duration::from_secs(2));
@@ -313,7 +312,7 @@ fn a_network_on_udp_is_ready_when_its_data_path_runs_and_not_before() {
     world.pass(Duration::from_secs(30));
     assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
     world::datapaths(|datapaths| assert_eq!((datapaths.starts, datapaths.peers), (1, 1)));
-    // A new address of the external interface is another data path; another MTU alone would not be.
+    // A new address requires another data path; a new MTU alone does not.
     world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();

@@ -1,4 +1,4 @@
-//! Whether our lease is still the reservation that somebody made of it.
+//! Checks that our lease is still a reservation, if it was made one.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tracing::debug;
 
 use crate::status::SharedStatus;
 
-/// Compares our lease with what is remembered of a reservation, at once, then every `interval` and whenever our lease
-/// changes. Ends with the keeper of the lease.
+/// Compares our lease with the record of a reservation: now, every `interval`, and when our lease changes. Ends with
+/// the keeper of the lease.
 pub(super) async fn watch(
     store: Store,
     flags: StoreArgs,
@@ -27,9 +27,8 @@ pub(super) async fn watch(
                 let lost = found.filter(|reservation| reservation.is_lost_in(&ours, lease.etcd_lease));
                 status.report(Code::ReservationLost, lost.map(|reservation| lost_text(&reservation, &flags)));
             }
-            // A store that cannot be reached is told of by the watch on the leases, and one may do without the right to
-            // read these keys.
-            Err(reason) => debug!(%reason, "cannot read what is remembered of reservations"),
+            // The lease watch reports a store that cannot be reached, and the right to read these keys is optional.
+            Err(reason) => debug!(%reason, "cannot read the records of reservations"),
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}

@@ -1,4 +1,4 @@
-//! From the command line to the event loop.
+//! Starts the agent from its command line.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,11 @@ use crate::refused::refused;
 use crate::status::{self, SharedStatus};
 use crate::{notify, rights};
 
-/// Starts the agent and runs it; before it the store, where this host carries it. Waits without end for the store, the
-/// network config and a free subnet, and says so.
+/// Runs the agent, and before it the embedded store, if configured. Waits indefinitely for the store, the network
+/// config and a free subnet, and logs what it waits for.
 ///
 /// # Errors
-/// [`RefusedSetting`](crate::refused::RefusedSetting), or what made it impossible to go on.
+/// [`RefusedSetting`](crate::refused::RefusedSetting), or the failure that ended the agent.
 pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
     args.store.config().map_err(refused)?;
@@ -53,7 +53,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
         let (data_dir, listen) = (embedded.data_dir().to_owned(), embedded.urls().to_vec());
         status.embedded_store = Some(EmbeddedStore { data_dir, listen });
     });
-    // The other hosts need the store whatever this one waits for: systemd shall not end a start that takes long.
+    // Other hosts need the store, so systemd must not time out this start whatever the agent waits for.
     notify::ready();
     tokio::select! {
         outcome = join(args, renew_margin, status) => outcome,
@@ -61,13 +61,13 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Joins this host to the others, and goes on until something makes that impossible.
+/// Joins this host to the network. Returns only on failure.
 async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
     let store = Store::new(args.store.config().map_err(refused)?).map_err(refused)?;
-    let kernel = netlink::Linux::new().context("cannot speak to the kernel")?;
+    let kernel = netlink::Linux::new().context("cannot reach the kernel over netlink")?;
     let nftables = netlink::has_nftables();
     let abilities = Abilities {
-        gateways: match netlink::has_next_hops().await.context("cannot speak to the kernel")? {
+        gateways: match netlink::has_next_hops().await.context("cannot reach the kernel over netlink")? {
             true => Gateways::Objects,
             false => Gateways::Inline,
         },
@@ -98,13 +98,13 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     daemon.run(reports).await
 }
 
-/// The subnets that the subnet file names.
+/// Returns the subnets in the subnet file.
 fn previous(args: &Args) -> Option<Subnets> {
     let file = args.subnet_file.path.display();
     match SubnetEnv::load(&args.subnet_file.path) {
         Ok(env) => env?.subnets(),
         Err(reason) => {
-            warn!(%file, %reason, "cannot use the subnet file to find out what this host held before");
+            warn!(%file, %reason, "cannot read this host's previous subnet from the subnet file");
             None
         }
     }

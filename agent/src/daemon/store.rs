@@ -1,4 +1,4 @@
-//! The tasks that deal with the store. Each works at its own pace and reports to the event loop.
+//! Tasks that use the store. Each works at its own pace and reports to the event loop.
 
 use flan_agent_api::{Code, StoreArgs};
 use flan_subnet_lease::{Keeper, Lease, Listing, Store, WatchEvent, Watcher};
@@ -10,10 +10,10 @@ use super::{Reports, reservation};
 use crate::network::{CONFIG_CHECK, LeaseClaim, NetworkEvent};
 use crate::status::SharedStatus;
 
-/// Events that may wait for the event loop; a watch pauses when there are more.
+/// Events queued for the event loop. When the queue is full, a watch pauses.
 const EVENTS: usize = 64;
 
-/// The tasks, which end with this.
+/// The tasks. Dropping this stops the keeper of the lease.
 pub(super) struct StoreTasks {
     store: Store,
     flags: StoreArgs,
@@ -21,13 +21,13 @@ pub(super) struct StoreTasks {
     events: mpsc::Sender<NetworkEvent>,
     /// `None` once the leases are watched.
     leases: Option<mpsc::Sender<WatchEvent<Lease>>>,
-    /// A list of the leases that the claim will need.
+    /// The list of leases for the claim.
     listing: Option<JoinHandle<Option<Listing<Lease>>>>,
     keeper: JoinSet<()>,
 }
 
 impl StoreTasks {
-    /// No task yet but the one that sees whether the store has any use for our user.
+    /// Starts only the task that reports whether the store ignores our user.
     pub(super) fn start(store: Store, flags: StoreArgs, status: SharedStatus) -> (Self, Reports) {
         tokio::spawn(watch_user(store.clone(), status.clone()));
         let (events, events_receiver) = mpsc::channel(EVENTS);
@@ -37,18 +37,17 @@ impl StoreTasks {
         (tasks, Reports { events: events_receiver, leases: leases_receiver })
     }
 
-    /// Reads the network config and reports it.
     pub(super) fn read_config(&self) {
         let (store, events) = (self.store.clone(), self.events.clone());
         tokio::spawn(async move {
             let read = store.config().await.map_err(|reason| reason.to_string());
             let json = read.map(|stored| stored.map(|stored| stored.json));
-            // Nobody listens when the agent ends.
+            // Fails only when the agent exits.
             let _ = events.send(NetworkEvent::Config(json)).await;
         });
     }
 
-    /// Lists the leases, if the store gives them at the first time of asking; who needs them asks again.
+    /// Lists the leases, without a retry: the claim lists them again if this fails.
     pub(super) fn list_leases(&mut self) {
         let leases = self.store.leases();
         self.listing = Some(tokio::spawn(async move {
@@ -57,7 +56,7 @@ impl StoreTasks {
         }));
     }
 
-    /// Takes a lease, keeps it and reports it; then watches all leases, and sees whether ours is still a reservation.
+    /// Takes and keeps a lease. Then watches all leases, and checks whether ours is still a reservation.
     pub(super) fn claim(&mut self, claim: LeaseClaim) {
         let (Some(leases), listing) = (self.leases.take(), self.listing.take()) else { return };
         let (store, events) = (self.store.clone(), self.events.clone());
@@ -69,7 +68,7 @@ impl StoreTasks {
                 None => None,
             };
             let waits = |reason: &str| {
-                // The next reason comes soon enough where there is no room for this one.
+                // If the queue is full, a later reason will do.
                 let _ = events.try_send(NetworkEvent::NoLease(reason.to_owned()));
             };
             let (keeper, listing) = Keeper::acquire(store.clone(), claim, listing, waits).await;
@@ -87,12 +86,11 @@ impl StoreTasks {
         });
     }
 
-    /// Connects to the store again.
     pub(super) fn reconnect(&self) {
         self.store.reconnect();
     }
 
-    /// Waits until the keeper of our lease has ended, which it does not by itself.
+    /// Waits until the keeper of the lease ends, which it should not.
     pub(super) async fn failed(&mut self) {
         if self.keeper.join_next().await.is_none() {
             std::future::pending::<()>().await;
@@ -100,7 +98,7 @@ impl StoreTasks {
     }
 }
 
-/// Reports what we hold as it changes.
+/// Reports changes of our lease.
 async fn report(
     mut holding: watch::Receiver<flan_subnet_lease::Holding>,
     events: mpsc::Sender<NetworkEvent>,
@@ -113,7 +111,7 @@ async fn report(
     }
 }
 
-/// Reports while the store has no use for our user. Ends with the process.
+/// Reports whether the store ignores our user. Ends with the process.
 async fn watch_user(store: Store, status: SharedStatus) {
     let mut ignored = store.user_ignored();
     loop {

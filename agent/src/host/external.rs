@@ -1,4 +1,4 @@
-//! The external interface as it changes: another address, MTU or name, gone and back again.
+//! Changes of the external interface: another address, MTU or name, or its removal and return.
 
 use std::time::Duration;
 
@@ -14,55 +14,53 @@ use crate::due::Due;
 use crate::interface::{AGAIN, External, Held, Overlays, Selection, Survey, Verdict, other_choice};
 use crate::refused::refused;
 
-/// Changes of the external interface within this time are taken together: an address is replaced in two steps.
+/// Changes of the external interface within this time are handled together: replacing an address takes two steps.
 const DEBOUNCE: Duration = Duration::from_millis(500);
-/// The same of other interfaces: containers come and go all the time.
+/// The same for other interfaces, where containers come and go all the time.
 const OTHERS_DEBOUNCE: Duration = Duration::from_secs(2);
 
-/// What is known of the external interface.
+/// State of the external interface.
 #[derive(Debug, Default)]
 pub(crate) struct ExternalWatch {
-    /// As it was when the backends were chosen; `None` until it was found.
+    /// As it was when the backends were chosen; `None` until it is found.
     pub(crate) external: Option<External>,
-    /// What earlier looks found.
     held: Held,
-    /// Whether a start would choose another.
+    /// Whether a restarted agent would choose another.
     is_second_choice: bool,
-    /// When to look at it.
+    /// When to check it.
     pub(super) due: Due,
-    /// Whether it is being looked at.
+    /// Whether a check is in progress.
     pub(super) is_being_looked_at: bool,
-    /// The same interface under another name, until the kernel was read under that name.
+    /// The interface under its new name, until the kernel is read under that name.
     renamed: Option<External>,
-    /// What is to be moved to at once.
+    /// The interface to move to.
     pub(super) adopted: Option<External>,
-    /// Why it cannot be used as it is now.
+    /// Why it cannot be used at present.
     problem: Option<String>,
 }
 
 impl ExternalWatch {
-    /// The device. No backend is there before it is known.
+    /// Returns the device; `None` before it is found.
     pub(crate) fn link(&self) -> Option<LinkName> {
         self.external.as_ref().map(|external| external.underlay.link)
     }
 
-    /// Looks at it in a moment, in which more may change.
+    /// Schedules a check shortly, to collect further changes.
     pub(super) fn look_soon(&mut self, now: Instant) {
         self.due.at(now + DEBOUNCE);
     }
 
-    /// Why it cannot be used as it is now.
     pub(super) fn problem(&self) -> Option<String> {
         self.problem.clone()
     }
 
-    /// Whether everything stands already under a name that is not known yet: until it is, nothing of ours that names the
-    /// interface can be repaired.
+    /// Returns whether the interface was renamed and our objects have not been read under the new name. Until then,
+    /// none that names the interface can be repaired.
     pub(super) fn is_being_renamed(&self) -> bool {
         self.renamed.is_some()
     }
 
-    /// Interfaces have changed, perhaps other ones than the external one, which is called `name` now.
+    /// Handles a change of some interface. `name` is the current name of the external one.
     pub(super) fn others_changed(
         &mut self,
         name: Option<LinkName>,
@@ -75,17 +73,17 @@ impl ExternalWatch {
             self.due.at(now);
             return;
         }
-        // Of a default route that goes with its interface, the kernel does not tell.
+        // The kernel does not report the loss of a default route that disappears with its interface.
         let may_matter = self.held.is_gone() || self.is_second_choice;
         if may_matter || (Selection { args, overlays }).looks_at_all_interfaces() {
             self.due.at(now + OTHERS_DEBOUNCE);
         }
     }
 
-    /// The kernel was read, or could not be.
+    /// Handles the end of a reading of the kernel.
     pub(super) fn was_read(&mut self, read: &Result<State, KernelError>, now: Instant) {
         match read {
-            Err(KernelError::Interrupted) => {} // it is read again at once
+            Err(KernelError::Interrupted) => {} // it is retried at once
             Err(reason) if self.renamed.take().is_some() => {
                 self.is_in_trouble(&format!("cannot read the kernel's state: {reason}"), now);
             }
@@ -93,7 +91,7 @@ impl ExternalWatch {
         }
     }
 
-    /// Goes on with what it was, and looks again.
+    /// Keeps the known interface, and schedules another check.
     pub(super) fn is_in_trouble(&mut self, reason: &str, now: Instant) {
         if self.problem.as_deref() != Some(reason) {
             warn!(reason, "cannot follow the external interface; trying again");
@@ -104,13 +102,13 @@ impl ExternalWatch {
 }
 
 impl Host {
-    /// Takes in what there is to choose from: finds the external interface, or sees whether it has changed.
+    /// Handles a list of interfaces: finds the external one, or checks whether it has changed.
     pub(crate) fn surveyed(&mut self, survey: Result<Survey, KernelError>, now: Instant) -> Vec<Effect> {
         let external = &mut self.external;
         external.is_being_looked_at = false;
         let survey = match survey {
             Ok(survey) => survey,
-            // Other programs change interfaces so fast that all of them cannot be read between. Nothing is wrong with ours.
+            // Other programs change interfaces too fast for a consistent list. That says nothing about ours.
             Err(KernelError::Interrupted) => {
                 external.due.at(now + if external.external.is_some() { AGAIN } else { DEBOUNCE });
                 return Vec::new();
@@ -133,19 +131,19 @@ impl Host {
         match external.held.look(known, selection, &survey, &chosen, now) {
             Verdict::Keep => {
                 if external.problem.take().is_some() {
-                    info!(interface = %known.underlay.link, "the external interface is as it was again");
+                    info!(interface = %known.underlay.link, "the external interface is usable again");
                 }
                 self.status.report(Code::DoubtfulAddress, selection.doubt(known, &survey));
                 let other = other_choice(known, &chosen);
                 external.is_second_choice = other.is_some();
                 self.status.report(Code::OtherInterface, other);
             }
-            // Of an interface that was renamed, everything stands already under the new name. Once that is known, the plan
-            // with the new name, which follows, changes nothing.
+            // The kernel has moved all objects of a renamed interface to the new name. Once they are read under it, the
+            // plan for the new name changes nothing.
             Verdict::Adopt(now) if now.index == known.index && now.underlay.link != known.underlay.link => {
                 let is_known = renamed.as_ref() == Some(&now);
                 external.renamed = Some(now);
-                // What is being read under that name already is not read anew.
+                // Do not restart a reading under that name.
                 return if is_known { Vec::new() } else { vec![self.read_anew()] };
             }
             Verdict::Adopt(now) => external.adopted = Some(now),
@@ -166,17 +164,17 @@ impl Host {
         self.status.report(Code::DoubtfulAddress, selection.doubt(&found, survey));
         self.reconciler.set_underlay(found.underlay.link);
         self.external.external = Some(found);
-        // What there is at the start is what later looks compare with.
+        // Record the current state, which later checks compare with.
         self.external.due.at(now);
         Vec::new()
     }
 
-    /// The external interface that the networks must move to, if it has changed.
+    /// Returns the external interface to move to, if it has changed.
     pub(crate) fn take_adopted(&mut self) -> Option<External> {
         self.external.adopted.take()
     }
 
-    /// Moves to it; the networks, for which nothing is wanted any more, must follow.
+    /// Moves to this interface and drops all wishes. The networks must then plan again.
     pub(crate) fn move_to(&mut self, external: External, now: Instant) -> Option<Effect> {
         info!(
             interface = %external.underlay.link, mtu = external.underlay.mtu,
@@ -186,7 +184,7 @@ impl Host {
         self.reconciler.give_up_all();
         self.schedule(now);
         let watch = &mut self.external;
-        // What there is now is what later looks compare with.
+        // Record the current state, which later checks compare with.
         watch.held.adopted();
         watch.problem = None;
         watch.due.at(now + DEBOUNCE);
@@ -196,7 +194,7 @@ impl Host {
             .then_some(Effect::Reconnect)
     }
 
-    /// A network cannot move to it.
+    /// Reports that a network cannot use the changed interface.
     pub(crate) fn cannot_move(&mut self, reason: &str, now: Instant) {
         self.external.is_in_trouble(reason, now);
     }

@@ -1,8 +1,8 @@
-//! The one way into the kernel: what is wanted, what the kernel is known to hold, and the operations between the two.
+//! Keeps the kernel in line with what is wanted. All changes of the kernel pass through here.
 //!
-//! A lease, a notification of the kernel and a complete reading of it all change the same [`Ledger`], and the reconciler
-//! says which operations follow. So a change of one peer costs what one peer costs, and a reading of everything runs
-//! beside it. Whoever carries out the operations and reads the kernel reports back what came of it.
+//! Leases, kernel notifications and complete readings of the kernel all change one [`Ledger`], from which the
+//! operations follow. So a change of one peer costs as much as one peer, even while everything is being read. The
+//! caller carries out operations and readings, and reports the results.
 
 mod deferred;
 mod repairs;
@@ -22,54 +22,50 @@ use tracing::{debug, info, warn};
 use self::deferred::Deferred;
 use self::repairs::RepairLog;
 
-/// Brings the kernel in line.
+/// Derives operations from the difference between what is wanted and what the kernel holds.
 #[derive(Debug, Default)]
 pub struct Reconciler {
     ownership: Ownership,
-    /// The external interface.
     underlay: Option<LinkName>,
     ledger: Ledger,
-    /// Whether everything is being read.
     is_reading: bool,
-    /// Whether everything must be read once more after that.
+    /// Whether to read everything once more afterwards.
     read_again: bool,
-    /// Whether all that is ours was ever read. Before that, nothing is known to be missing or superfluous.
+    /// Whether all our objects were ever read. Before that, nothing counts as missing or superfluous.
     known: bool,
-    /// Why the last reading failed.
     unread: Option<KernelError>,
-    /// When the next reading is due, after one that failed.
+    /// When to retry a failed reading.
     read_at: Option<Instant>,
-    /// Operations that are being carried out.
+    /// Number of operations being carried out.
     under_way: usize,
-    /// What came of those of this round so far.
+    /// Result of this round's operations so far.
     outcome: Outcome,
-    /// What must not be tried before a certain time.
     deferred: Deferred,
-    /// What another program has changed, until it is put right.
+    /// Objects that another program changed and that are not repaired yet.
     disturbed: BTreeSet<Object>,
     repairs: RepairLog,
-    /// Whether our packet filter rules stood when they were last looked at.
+    /// Whether our packet filter rules were in place at the last check.
     rules_stood: bool,
 }
 
-/// What follows from what the kernel told.
+/// What to do because of changes in the kernel.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Consequences {
-    /// Something of ours is not as it is wanted.
+    /// One of our objects is not as wanted.
     pub work: bool,
-    /// More may have changed than was told: everything must be read.
+    /// More may have changed than was reported: everything must be read.
     pub read: bool,
     /// The external interface may have changed.
     pub underlay: bool,
-    /// An address came to this host, or left it.
+    /// This host gained or lost an address.
     pub networks: bool,
-    /// Devices or addresses of this host have changed, of whatever kind.
+    /// Any device or address of this host has changed.
     pub host: bool,
 }
 
 impl BitOrAssign for Consequences {
     fn bitor_assign(&mut self, more: Self) {
-        // Field by field, so that the compiler names one that is forgotten.
+        // Destructuring makes the compiler report a forgotten field.
         let Self { work, read, underlay, networks, host } = more;
         self.work |= work;
         self.read |= read;
@@ -79,85 +75,85 @@ impl BitOrAssign for Consequences {
     }
 }
 
-/// What came of the operations of one round.
+/// Result of one round's operations.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Operations that were carried out.
     pub applied: usize,
-    /// Operations that the kernel refused. They come up again later, as long as they are wanted.
+    /// Operations that the kernel refused. They are retried while wanted.
     pub failed: usize,
     /// Devices that were created.
     pub new_devices: BTreeSet<LinkName>,
-    /// Whether anything was done to a device: only a reading shows what went with it.
+    /// Whether a device was changed. Only a reading shows what was lost with it.
     pub touched_devices: bool,
-    /// Refusals that are worth a line in the log.
+    /// Refusals worth a log line.
     refusals: usize,
 }
 
-/// Pause before another reading when one failed, and when the tables changed all the while.
+/// Delay before a reading is retried after a failure, or because the tables kept changing.
 const READ_AGAIN: Duration = Duration::from_secs(3);
-/// The same before the first one: nothing can be done without it.
+/// The same before the first reading, without which nothing can be done.
 const READ_FIRST: Duration = Duration::from_millis(100);
-/// Refused operations that are logged one by one.
+/// Refused operations that are logged individually.
 const SHOWN: usize = 5;
 
 impl Reconciler {
-    /// Counts what `ownership` says among ours, from the next reading on.
+    /// Adds to what counts as ours, from the next reading on.
     pub fn own(&mut self, ownership: Ownership) {
         self.ownership.links.extend(ownership.links);
         self.ownership.senders |= ownership.senders;
         self.known = false;
     }
 
-    /// What in the kernel is ours.
+    /// Returns which kernel objects are ours.
     pub fn ownership(&self) -> &Ownership {
         &self.ownership
     }
 
-    /// Names the external interface.
+    /// Sets the external interface.
     pub fn set_underlay(&mut self, underlay: LinkName) {
         self.underlay = Some(underlay);
     }
 
-    /// Takes what is planned: it is wanted from now on. What is wanted several times must be given up as often.
+    /// Returns a plan that wants what is added to it. An object that is wanted several times must be given up as often.
     pub fn wanting(&mut self) -> &mut Ledger {
         &mut self.ledger
     }
 
-    /// Takes what was planned: it is given up.
+    /// Returns a plan that gives up what is added to it.
     pub fn giving_up(&mut self) -> GivingUp<'_> {
         self.ledger.giving_up()
     }
 
-    /// Wants nothing any more.
+    /// Drops all wishes.
     pub fn give_up_all(&mut self) {
         self.ledger.give_up_all();
     }
 
-    /// Whether the kernel was read.
+    /// Returns whether the kernel was read.
     pub fn is_known(&self) -> bool {
         self.known
     }
 
-    /// Our devices as the kernel holds them.
+    /// Returns our devices as the kernel holds them.
     pub fn devices(&self) -> State {
         self.ledger.devices(self.ownership.links.iter().copied())
     }
 
-    /// Whether the devices and addresses of this plan stand as they are wanted.
+    /// Returns whether the devices and addresses of this plan are as wanted.
     pub fn has_devices_of(&self, plan: &State) -> bool {
         let links = plan.links.keys().copied().map(Object::Link);
         let addresses = plan.addresses.keys().copied().map(Object::Address);
         self.known && links.chain(addresses).all(|object| self.ledger.is_in_line(&object))
     }
 
-    /// Takes as little memory as it can, as after very much has changed.
+    /// Releases unused memory, for after large changes.
     pub fn compact(&mut self) {
         self.ledger.compact();
     }
 
-    /// Says whether everything must be read from now on. If it is being read, it is read once more afterwards: what
-    /// happened since that reading began it may not show.
+    /// Requests a reading of everything, and returns whether to start it now. If one is in progress, another follows
+    /// it, because the first may miss recent changes.
     #[must_use]
     pub fn read(&mut self) -> bool {
         self.read_again = self.is_reading;
@@ -168,18 +164,18 @@ impl Reconciler {
         true
     }
 
-    /// Everything must be read from now on, whether it is being read or not: what was read before has other names now.
+    /// Starts a reading even if one is in progress, because names have changed since that began.
     pub fn read_anew(&mut self) {
         (self.is_reading, self.read_again, self.read_at) = (true, false, None);
     }
 
-    /// The reading begins: what the kernel reports from now on may be newer.
+    /// The reading begins: notifications from now on may be newer than its result.
     pub fn reading_begins(&mut self) {
         self.ledger.begin_reading();
     }
 
-    /// Takes in what a reading found. It must be followed by [`read`](Self::read) where that is [due](Self::must_read_again).
-    /// `hurry`: nothing can be done without it.
+    /// Handles the result of a reading. Start another if [`must_read_again`](Self::must_read_again) says so. With `hurry`,
+    /// an interrupted one is retried at once.
     pub fn take_in_all(
         &mut self,
         read: Result<State, KernelError>,
@@ -189,9 +185,9 @@ impl Reconciler {
         self.is_reading = false;
         let actual = match read {
             Ok(actual) => actual,
-            // What changes all the time is read another time; what of it is ours was told one by one.
+            // Retry later. Changes of our objects were reported individually meanwhile.
             Err(KernelError::Interrupted) => {
-                debug!("the kernel's tables change too fast to be read; they are read again later");
+                debug!("the kernel's tables change too fast to be read; trying again later");
                 self.read_at = Some(now + if self.known && !hurry { READ_AGAIN } else { READ_FIRST });
                 return Consequences::default();
             }
@@ -212,12 +208,12 @@ impl Reconciler {
         Consequences { work: true, ..Consequences::default() }
     }
 
-    /// Whether everything must be read once more, because of what happened during the last reading or because that failed.
+    /// Returns whether another reading is due: requested during the last one, or because that failed.
     pub fn must_read_again(&self, now: Instant) -> bool {
         !self.is_reading && (self.read_again || self.read_at.is_some_and(|at| at <= now))
     }
 
-    /// Takes in what the kernel told, in its order.
+    /// Handles notifications from the kernel, in order.
     pub fn take_in(&mut self, changes: Vec<Change>) -> Consequences {
         let mut follows = Consequences::default();
         for change in changes {
@@ -229,7 +225,7 @@ impl Reconciler {
                     follows.underlay |= underlay;
                     follows.host = true;
                     follows.read |= ours || underlay;
-                    // It may have been in the way of one of ours.
+                    // This device may have blocked one of ours.
                     follows.work |= self.deferred.release_links();
                 }
                 Change::HostAddress(name) => {
@@ -263,8 +259,8 @@ impl Reconciler {
         }
     }
 
-    /// What is to be done now and need not wait; deletions only where `may_delete` says so. What came of it must be reported
-    /// by [`carried_out`](Self::carried_out).
+    /// Returns the operations to carry out now, including deletions only if `may_delete`. Report the result with
+    /// [`carried_out`](Self::carried_out).
     pub fn begin(&mut self, may_delete: bool, now: Instant) -> Vec<Operation> {
         if !self.known {
             return Vec::new();
@@ -275,12 +271,12 @@ impl Reconciler {
         operations
     }
 
-    /// Whether operations are being carried out.
+    /// Returns whether operations are being carried out.
     pub fn is_under_way(&self) -> bool {
         self.under_way > 0
     }
 
-    /// Takes in what came of operations that [`begin`](Self::begin) gave, those that were refused among them.
+    /// Handles the result of operations from [`begin`](Self::begin). `operations` includes the refused ones.
     pub fn carried_out(
         &mut self,
         operations: &[Operation],
@@ -300,7 +296,7 @@ impl Reconciler {
             }
             if !self.is_for_want_of_a_device(refusal) {
                 self.deferred.failed(refusal, now);
-                // Unless another program is in the way, our view may be out of date.
+                // Unless another program holds what we need, our view may be out of date.
                 follows.read |=
                     !matches!(refusal.reason, KernelError::Taken(_) | KernelError::PortTaken { .. });
             }
@@ -308,7 +304,7 @@ impl Reconciler {
         follows
     }
 
-    /// What came of the operations of this round; the next one begins with nothing.
+    /// Returns the result of this round's operations, and resets it.
     pub fn end_round(&mut self) -> Outcome {
         let outcome = std::mem::take(&mut self.outcome);
         if outcome.refusals > SHOWN {
@@ -317,7 +313,7 @@ impl Reconciler {
         outcome
     }
 
-    /// Takes in whether the packet filter rules had to be put in place. Nobody tells us when they are changed.
+    /// Records whether a check of the packet filter rules, whose changes nobody reports, had to put them in place.
     pub fn rules_stand(&mut self, changed: bool) {
         if changed {
             info!("packet filter rules put in place");
@@ -328,28 +324,28 @@ impl Reconciler {
         self.rules_stood = true;
     }
 
-    /// When there is something to do although nothing happens.
+    /// Returns when something is due even without an event.
     pub fn due_at(&self, now: Instant) -> Option<Instant> {
         [self.deferred.next(now), self.repairs.tell_at(), self.read_at].into_iter().flatten().min()
     }
 
-    /// Tells of repairs, once it is quiet again.
+    /// Logs repairs once none has happened for a while.
     pub fn tell(&mut self, now: Instant) {
         self.repairs.tell(now);
     }
 
-    /// How often something of ours was put right that another program had changed.
+    /// Returns how often we repaired a change by another program.
     pub fn repairs(&self) -> Repairs {
         self.repairs.total()
     }
 
-    /// What is not as it should be, in one line.
+    /// Returns the current problem, in one line.
     pub fn problem(&self) -> Option<String> {
         let unread = self.unread.as_ref().map(|reason| format!("cannot read the kernel's state: {reason}"));
         unread.or_else(|| self.deferred.problem())
     }
 
-    /// Who has the UDP port that a device of ours needs, and what to do, while that lasts.
+    /// Returns who holds the UDP port that one of our devices needs, and what to do.
     pub fn port_taken(&self) -> Option<String> {
         self.deferred.port_taken()
     }
@@ -392,7 +388,7 @@ impl Reconciler {
             }
             let makes_device = operation.makes_device();
             if makes_device && operation.upheaval().is_some() {
-                info!(%operation, "made the device anew");
+                info!(%operation, "created the device again");
             } else {
                 debug!(%operation, "applied");
             }
@@ -406,7 +402,7 @@ impl Reconciler {
         }
     }
 
-    /// Such an operation waits for the device to be there and up, and not for a time.
+    /// Such an operation waits until the device exists and is up, without a time limit.
     fn is_for_want_of_a_device(&self, refusal: &FailedOperation) -> bool {
         let needed = match &refusal.reason {
             KernelError::NoSuchLink(name) => Some(*name),
@@ -418,7 +414,7 @@ impl Reconciler {
         })
     }
 
-    /// What only follows from another refusal is not, and a port that is taken is a problem with a code of its own.
+    /// Skips consequences of another refusal, and taken ports, which have their own problem code.
     fn is_to_be_told(&self, refusal: &FailedOperation) -> bool {
         !self.is_for_want_of_a_device(refusal) && !matches!(refusal.reason, KernelError::PortTaken { .. })
     }

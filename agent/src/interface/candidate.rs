@@ -1,14 +1,14 @@
-//! Interfaces that never lead to peers, whatever addresses and routes somebody gave them. dhcpcd, for one, gives them to
-//! every interface that it finds.
+//! Interfaces that never lead to peers, even with addresses and routes. dhcpcd, for example, configures every interface
+//! that it finds.
 
 use flan_kernel::netlink::Interface;
 
-/// The bridges that container runtimes and CNI plugins make under a fixed name.
+/// Bridges that container runtimes and CNI plugins create under a fixed name.
 const CONTAINER_BRIDGES: [&str; 6] =
     ["docker0", "docker_gwbridge", "cni0", "cni-podman0", "podman0", "nerdctl0"];
 
-/// Why the interface cannot be the external one unless somebody names it. A bridge that carries the host's own address can,
-/// and so can a veth that is no port of a bridge, which is all that a host in a namespace has.
+/// Returns why the interface is never chosen unless named. A bridge with the host's own address can be the external
+/// interface, and so can a veth outside a bridge, often the only one in a namespace.
 pub(super) fn never(interface: &Interface, all: &[Interface]) -> Option<&'static str> {
     let name = interface.name.as_str();
     if is_overlay_device(name) {
@@ -21,14 +21,14 @@ pub(super) fn never(interface: &Interface, all: &[Interface]) -> Option<&'static
     interface.master.is_some_and(is_bridge).then_some("a port of a bridge")
 }
 
-/// Devices of flan and flannel, whatever the VNI: those of another network, or of one before, are no better.
+/// Recognises devices of flan and flannel with any VNI, since those of other or former networks are no better.
 fn is_overlay_device(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     ["flannel0", "flannel-wg", "flannel-wg-v6"].contains(&name)
         || ["flannel.", "flannel-v6."].iter().any(|kind| name.strip_prefix(kind).is_some_and(is_number))
 }
 
-/// `br-` and the first twelve hexadecimal digits of the network's id.
+/// Recognises `br-` followed by the first twelve hexadecimal digits of the network's id.
 fn is_docker_network(name: &str) -> bool {
     let is_id = |text: &str| {
         text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))

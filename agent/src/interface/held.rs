@@ -1,5 +1,5 @@
-//! The external interface of a running agent, which keeps it. Peers and their connections depend on it: nothing that
-//! merely appears, such as another default route, moves a host that works.
+//! Keeps the external interface of a running agent. Peers and their connections depend on it: the mere appearance of
+//! something better, such as another default route, does not move a working host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,52 +12,52 @@ use tokio::time::Instant;
 
 use super::{External, InterfaceError, Selection, Standing, Survey};
 
-/// How long the interface, or its last usable address, may be gone before another is taken. Longer than a DHCP client, a
-/// driver or an administrator takes to bring it back.
+/// How long the interface, or its last usable address, may be gone before fland takes another. Longer than a DHCP
+/// client, a driver or an administrator needs to bring it back.
 const GRACE: Duration = Duration::from_secs(30);
-/// The same for our address, where the interface had another usable one beside it all the time.
+/// The same for our address, if the interface also had another usable one all along.
 const ADDRESS_GRACE: Duration = Duration::from_secs(3);
-/// How long after a look that led nowhere there is another.
+/// Delay before another check, after one that led nowhere.
 pub const AGAIN: Duration = Duration::from_secs(5);
 
-/// What is remembered of the external interface from one look to the next.
+/// State of the external interface between checks.
 #[derive(Debug, Default)]
 pub struct Held {
-    /// The addresses that were on it when ours was.
+    /// The addresses that were on it together with ours.
     seen: BTreeSet<IpAddr>,
     /// Since when nothing usable is there.
     gone_since: Option<Instant>,
-    /// Since when only an address that was there before could take the place of ours. It has a time of its own: an
-    /// interface that comes back gets its addresses one after another.
+    /// Since when only an older address could replace ours. Timed separately, because an interface that comes back gets
+    /// its addresses one after another.
     replaced_since: Option<Instant>,
 }
 
-/// What becomes of the external interface.
+/// What to do with the external interface.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is as it was.
+    /// It has not changed.
     Keep,
-    /// From now on it is this: the same with another name, index, address or MTU, or another one because ours is gone.
+    /// Use this one: ours with another name, index, address or MTU, or another because ours is gone.
     Adopt(External),
-    /// It cannot be used as it is, and nothing takes its place yet. Look at this time at the latest.
+    /// It cannot be used, and nothing replaces it yet. Check again at this time at the latest.
     Wait {
-        /// When to look again.
+        /// When to check again.
         until: Instant,
         /// What is wrong, and what will happen.
         reason: String,
     },
 }
 
-/// Ours, as it was found again.
+/// Our interface as found again.
 struct Again {
     external: External,
-    /// The address that is gone and the one in its place, if that was there before.
+    /// The lost address and its replacement, if that existed before.
     replaced: Option<(IpAddr, IpAddr)>,
     seen: BTreeSet<IpAddr>,
 }
 
 impl Held {
-    /// Compares what is there now with the external interface as it was, and with what a start would choose.
+    /// Compares the present state with the known interface and with the choice for a start.
     pub fn look(
         &mut self,
         was: &External,
@@ -101,18 +101,18 @@ impl Held {
         if again.external == *was { Verdict::Keep } else { Verdict::Adopt(again.external) }
     }
 
-    /// What was adopted stands: it is another from now on that can be gone.
+    /// Starts to watch the adopted interface.
     pub fn adopted(&mut self) {
         (self.gone_since, self.replaced_since) = (None, None);
     }
 
-    /// Whether ours, or its address, is gone at the moment.
+    /// Returns whether our interface or its address is gone at present.
     pub fn is_gone(&self) -> bool {
         self.gone_since.is_some() || self.replaced_since.is_some()
     }
 
-    /// Ours by its index, even if it was renamed; or one that has its name, if it was made anew; or the one that has our
-    /// addresses now, as when the interface became a port of a bridge.
+    /// Finds ours by index, even if renamed; else by name, if it was created again; else by our addresses, for example
+    /// after the interface became a port of a bridge.
     fn find_again(&self, was: &External, selection: Selection<'_>, survey: &Survey) -> Option<Again> {
         let by_index = survey.at(was.index);
         let same = by_index.or_else(|| survey.called(was.underlay.link));
@@ -125,7 +125,7 @@ impl Held {
         })
     }
 
-    /// What the external interface is if it is this one. `None` if that has no usable address.
+    /// Rebuilds the external interface from this one; `None` if it has no usable address.
     fn again(&self, was: &External, selection: Selection<'_>, interface: &Interface) -> Option<Again> {
         let (mut addresses, mut replaced) = (PerFamily::default(), None);
         for (family, _) in selection.overlays.iter().copied() {
@@ -139,7 +139,7 @@ impl Held {
             }
             let good = |ip: &IpAddr| selection.standing(*ip, interface) == Standing::Good;
             let usable = selection.addresses(interface, family).filter(good);
-            // What has just come is what was given in place of ours.
+            // A new address is the likely replacement of ours.
             let instead = usable.min_by_key(|ip| self.seen.contains(ip))?;
             if self.seen.contains(&instead) {
                 replaced = replaced.or(Some((before, instead)));
@@ -152,7 +152,7 @@ impl Held {
     }
 }
 
-/// What a person must know if a start would not lead to what is in use.
+/// Describes how a start would differ from what is in use.
 pub fn other_choice(is: &External, chosen: &Result<External, InterfaceError>) -> Option<String> {
     let shown = |external: &External| {
         let ips: Vec<String> = external.underlay.addresses.values().map(ToString::to_string).collect();
@@ -167,7 +167,7 @@ pub fn other_choice(is: &External, chosen: &Result<External, InterfaceError>) ->
                 shown(is)
             ))
         }
-        // A default route may be gone for a moment; what the flags name does not come back by itself.
+        // A default route may be gone briefly, but what the flags name does not come back by itself.
         Err(error @ InterfaceError::NoMatch { .. }) => {
             Some(format!("fland keeps {}, and would not start again: {error}", shown(is)))
         }
@@ -175,8 +175,8 @@ pub fn other_choice(is: &External, chosen: &Result<External, InterfaceError>) ->
     }
 }
 
-/// What a start would choose instead of ours. While one of our addresses is still on our interface, its family works there:
-/// then no other interface takes the place of ours, and that address stays.
+/// Returns the choice of a start, in place of ours. While one of our addresses is still on our interface, its family
+/// works there, so that address stays and no other interface is taken.
 fn in_its_place(
     was: &External,
     selection: Selection<'_>,

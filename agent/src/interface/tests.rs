@@ -54,7 +54,7 @@ fn found(arguments: &[&str]) -> (String, String) {
     shown(&find(arguments, V4).unwrap())
 }
 
-/// By the default routes that lead out of `routes`, in their order.
+/// Chooses by the default routes of the interfaces `routes`, in this order.
 fn by_route(interfaces: Vec<Interface>, routes: &[u32], config: &str) -> Result<External, String> {
     choose(&Survey { interfaces, default_routes: routes.to_vec(), way: None }, &[], config)
 }
@@ -88,7 +88,7 @@ fn what_peers_send_to_is_what_we_send_from_where_the_interface_has_it() {
         found(&["--iface", "eth0", "--public-ip", "192.168.64.111"]),
         ("eth0".into(), "192.168.64.111".into())
     );
-    // What is asked for is what is taken.
+    // An explicit request is always met.
     assert_eq!(
         found(&["--iface", "192.168.64.11", "--public-ip", "192.168.64.111"]),
         ("eth0".into(), "192.168.64.11".into())
@@ -136,7 +136,7 @@ fn the_interface_that_holds_the_public_ip_is_taken_whatever_the_default_route_sa
     let external = at(&["--public-ip", "203.0.113.5", "--public-ipv6", "fd64::11"], BOTH);
     assert_eq!(shown(&external), ("ens5".into(), "10.0.0.11".into()));
     assert_eq!(external.public_ips.v4, Some("203.0.113.5".parse().unwrap()));
-    // An address of a family that the network does not use says nothing.
+    // An address of an unused family does not count.
     assert_eq!(shown(&at(&["--public-ipv6", "fd64::11"], V4)).0, "eth0");
 }
 
@@ -224,7 +224,7 @@ fn addresses_that_rarely_work_come_last_and_are_told_of() {
         "peers are told to send to 169.254.7.7 of eth0, and only hosts on the same link reach such a link-local address, \
          if any do; give eth0 another address, or choose with --iface or --public-ip"
     );
-    // The choice of whoever named it.
+    // The flag is an explicit choice.
     assert!(doubt_about(interfaces, &[], &["--iface", "169.254.7.7"]).is_some());
 }
 

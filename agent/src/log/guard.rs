@@ -1,15 +1,14 @@
-//! What may stand in a log line, whoever wrote the texts in it: no control character reaches a terminal or the log, and
-//! one event is one line.
+//! Escapes control characters in log lines: none reaches a terminal or the log, and each event stays on one line.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
 use flan_subnet_lease::without_controls;
 
-/// Writes log lines, in each of which control characters are escaped as in JSON.
+/// Writes log lines with control characters escaped as in JSON.
 pub(super) struct Guard<W> {
     inner: W,
-    /// Whether the lines are coloured. In the texts themselves the formatter has escaped what begins a colour.
+    /// Whether lines have colours. The formatter has already escaped colour sequences in the texts.
     coloured: bool,
 }
 
@@ -20,7 +19,7 @@ impl<W> Guard<W> {
 }
 
 impl<W: Write> Write for Guard<W> {
-    /// Takes one whole line, as the formatter writes it.
+    /// Writes one whole line from the formatter.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let (text, end) = match line {
             [text @ .., b'\n'] => (text, "\n"),

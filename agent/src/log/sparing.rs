@@ -1,5 +1,5 @@
-//! A warning that repeats is written once a minute, with the number of times that it was left out. What fails is tried
-//! again and again, and a log that says so each time hides everything else.
+//! Writes a repeated warning once a minute, with the number of omissions. Failures are retried again and again, and
+//! would otherwise hide everything else in the log.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug, Write};
@@ -15,16 +15,16 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::LogFormat;
 
-/// How long after it was written the same warning is not written again.
+/// How long a repetition of a warning is omitted.
 const QUIET: Duration = Duration::from_secs(60);
-/// Warnings that are remembered. Of more, those that were written longest ago are forgotten.
+/// Limit of remembered warnings. The oldest are forgotten first.
 const MOST: usize = 256;
-/// Fields that differ from one time to the next although nothing else has happened.
+/// Fields that differ between repetitions of the same event.
 const VOLATILE: [&str; 4] = ["retry_in", "expires_in_seconds", "wait", "more"];
-/// A field of what is told only when it changes, so that each line is news.
+/// Field of events that are logged only on a change, so each line is news.
 const NEWS: &str = "problem";
 
-/// A form of log lines in which warnings and errors that repeat are left out.
+/// A log format that omits repeated warnings and errors.
 pub(super) struct Sparing<F> {
     inner: F,
     format: LogFormat,
@@ -34,12 +34,12 @@ pub(super) struct Sparing<F> {
 }
 
 impl<F> Sparing<F> {
-    /// The lines look as `inner` makes them, which must be of this format.
+    /// Wraps `inner`, which must write this format.
     pub(super) fn new(inner: F, format: LogFormat) -> Self {
         Self { inner, format, hashes: RandomState::new(), written: Mutex::default(), clock: Instant::now }
     }
 
-    /// How often the event was left out since it was last written; `None` if it is to be left out now.
+    /// Returns how often the event was omitted since it was last written; `None` to omit it now.
     fn judge(&self, event: &Event<'_>) -> Option<u32> {
         let metadata = event.metadata();
         if *metadata.level() == Level::INFO {
@@ -50,7 +50,7 @@ impl<F> Sparing<F> {
         }
         let mut fields = Fields(self.hashes.build_hasher());
         metadata.callsite().hash(&mut fields.0);
-        // Before the lock: a value that is formatted may log something itself.
+        // Before locking, because formatting a value may log something itself.
         event.record(&mut fields);
         self.written().judge(fields.0.finish(), metadata.target(), (self.clock)())
     }
@@ -84,7 +84,7 @@ where
     }
 }
 
-/// The line with one field more.
+/// Returns the line with the number of omissions added.
 fn with_count(line: &str, repeated: u32, format: LogFormat) -> String {
     let line = line.trim_end();
     match (format, line.strip_suffix('}')) {
@@ -93,20 +93,20 @@ fn with_count(line: &str, repeated: u32, format: LogFormat) -> String {
     }
 }
 
-/// Feeds the values that make an event what it is into a hash.
+/// Hashes the values that identify an event.
 struct Fields<H>(H);
 
 impl<H: Hasher> Visit for Fields<H> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if !VOLATILE.contains(&field.name()) {
             self.0.write(field.name().as_bytes());
-            // Formatting into a hash fails only where the value's own formatting does.
+            // Fails only if the value's own formatting fails.
             let _ = write!(Text(&mut self.0), "={value:?};");
         }
     }
 }
 
-/// Text that goes into a hash.
+/// Adapter that hashes text.
 struct Text<'a, H>(&'a mut H);
 
 impl<H: Hasher> fmt::Write for Text<'_, H> {
@@ -116,16 +116,15 @@ impl<H: Hasher> fmt::Write for Text<'_, H> {
     }
 }
 
-/// What was written, by its hash.
+/// Events written so far, by their hash.
 #[derive(Default)]
 struct Written(HashMap<u64, Last>);
 
-/// The last time that something was written.
 struct Last {
-    /// The part of the program that said it.
+    /// The part of the program that logged it.
     target: &'static str,
     at: Instant,
-    /// Whether the same is left out for a while.
+    /// Whether to omit repetitions for a while.
     quiet: bool,
     left_out: u32,
 }
@@ -149,7 +148,7 @@ impl Written {
         Some(0)
     }
 
-    /// This part of the program has told that something went well. If it fails again, that is no repetition.
+    /// Records that this part of the program has logged a success. A later failure is then no repetition.
     fn news(&mut self, target: &str) {
         self.0.values_mut().filter(|last| last.target == target).for_each(|last| last.quiet = false);
     }

@@ -1,4 +1,4 @@
-//! Which backend the network config asks for.
+//! Chooses the backend that the network config asks for.
 
 use flan_backends::{Abilities, Alloc, Backend, BackendError, HostGw, Udp, Underlay, Vxlan};
 use flan_kernel::{Ownership, State};
@@ -10,12 +10,12 @@ use crate::args::UdpMode;
 /// The backend of this network.
 pub(crate) struct Chosen {
     pub(super) backend: Box<dyn Backend>,
-    /// The data path, where packets pass through this program.
+    /// The data path, if packets pass through this process.
     pub(super) datapath: Option<Box<dyn Datapath>>,
 }
 
 impl Chosen {
-    /// Puts another backend in its place. A data path that would do the same goes on with the packets that it has.
+    /// Replaces the backend. A running data path is kept if the new one is equivalent.
     pub(super) fn replace_by(&mut self, other: Self) {
         let before = self.datapath.take();
         *self = other;
@@ -27,7 +27,7 @@ impl Chosen {
     }
 }
 
-/// What in the kernel is ours under this config, on a kernel with nftables or without.
+/// Returns which kernel objects are ours under this config.
 pub(super) fn ownership(config: &NetworkConfig, nftables: bool) -> Ownership {
     let ownership = match &config.backend {
         BackendConfig::Vxlan(vxlan) => Vxlan::ownership_of(vxlan),
@@ -37,7 +37,7 @@ pub(super) fn ownership(config: &NetworkConfig, nftables: bool) -> Ownership {
     Ownership { senders: nftables, ..ownership }
 }
 
-/// The UDP port that packets of other hosts arrive at, where they are wrapped in UDP.
+/// Returns the UDP port for packets from other hosts, if the backend encapsulates in UDP.
 pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
     match &config.backend {
         BackendConfig::Vxlan(vxlan) => Some(vxlan.port),
@@ -46,15 +46,15 @@ pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
     }
 }
 
-/// Whether packets reach some peers as they are although there is a device that wraps them.
+/// Returns whether packets reach some peers without encapsulation although there is an overlay device.
 pub(super) fn routes_directly(config: &NetworkConfig) -> bool {
     matches!(&config.backend, BackendConfig::Vxlan(vxlan) if vxlan.direct_routing)
 }
 
-/// The backend that the config asks for, decided on for this host.
+/// Chooses the backend for this config and host.
 ///
 /// # Errors
-/// When this host cannot run it.
+/// If this host cannot run it.
 pub(super) fn choose(
     config: &NetworkConfig,
     udp_without: &[UdpMode],
@@ -81,12 +81,12 @@ pub(super) fn choose(
             of_kernel(Box::new(backend))
         }
         BackendConfig::Alloc => of_kernel(Box::new(Alloc::new(underlay))),
-        // `NetworkConfig::supported` lets no such config come this far.
+        // `NetworkConfig::supported` has refused this before.
         BackendConfig::Wireguard(_) => Err(BackendError::Unknown { backend: config.backend.name() }),
     }
 }
 
-/// What is left of the config's modes on this host.
+/// Returns the config without the modes that this host disables.
 fn without(mut config: UdpConfig, modes: &[UdpMode]) -> UdpConfig {
     config.tun_offload &= !modes.contains(&UdpMode::TunOffload);
     config.gso &= !modes.contains(&UdpMode::Gso);

@@ -1,4 +1,4 @@
-//! Another machine with our node id: it claimed our lease, or objected when we claimed its.
+//! Detects another machine with our node id, which claimed our lease or objected when we claimed its lease.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::joined::Joined;
 
-/// How long a machine that was heard of and holds no lease is taken for one that will hold one.
+/// How long a clone without a lease is expected to take one.
 const GRACE: Duration = Duration::from_secs(120);
 
 impl Joined {
-    /// Reports whether another machine with our node id is still about.
+    /// Reports whether another machine with our node id still exists.
     pub(crate) fn look_for_clones(&mut self, now: Instant) {
         let Some(own) = &self.leases.admission().own else { return };
         let wrong = self.twin.as_ref().and_then(|sighting| {
@@ -32,8 +32,8 @@ impl Joined {
     }
 }
 
-/// Whether the machine still has our node id, as far as the leases tell: it holds one that bears it, and none that bears
-/// another.
+/// Returns whether the machine still has our node id. It does if all its leases carry that id, or if it was seen
+/// recently and has none.
 fn is_about<'a>(
     sighting: &Sighting,
     own: &OwnLease,
@@ -42,7 +42,7 @@ fn is_about<'a>(
 ) -> bool {
     let theirs = &sighting.twin.public_ips;
     if theirs.values().any(|ip| own.addresses.contains(ip)) {
-        return false; // that was this host itself, before it was restarted
+        return false; // that was this host before a restart
     }
     let mut held = leases
         .filter(|lease| lease.attributes.public_ips.iter().any(|(family, ip)| theirs.get(family) == Some(ip)))
@@ -83,13 +83,13 @@ mod tests {
         let ours = lease("10.5.3.0", "192.168.64.11", "a");
         let is_about =
             |others: &[Lease], now| super::is_about(&sighting, &own, others.iter().chain([&ours]), now);
-        // It may have no subnet yet, or have been ended by whoever read the log.
+        // It may have no subnet yet, or the operator may have stopped it.
         assert!(is_about(&[], start) && !is_about(&[], start + GRACE));
         let cloned = lease("10.5.4.0", "192.168.64.12", "a");
         assert!(is_about(std::slice::from_ref(&cloned), start + 10 * GRACE));
-        // With a node id of its own it takes another subnet; the first one's lease ends by itself.
+        // With its own node id it takes another subnet; the first lease expires.
         assert!(!is_about(&[cloned, lease("10.5.5.0", "192.168.64.12", "b")], start));
-        // The address was this host's own, before it changed.
+        // The address was this host's own before it changed.
         let moved = OwnLease { addresses: ["192.168.64.12".parse().unwrap()].into(), ..own.clone() };
         assert!(!super::is_about(&sighting, &moved, [].iter(), start));
     }

@@ -1,4 +1,4 @@
-//! The network config: the first that this agent can run, and what becomes of it in the store later.
+//! The network config: waits for one that this agent can run, then follows its changes in the store.
 
 use flan_agent_api::Code;
 use flan_subnet_lease::{ConfigError, NetworkConfig};
@@ -10,12 +10,11 @@ use crate::agent::Effect;
 use crate::host::{Host, retry_after};
 
 impl Network {
-    /// Where the config is, for people.
     pub(super) fn config_place(&self) -> String {
         format!("the network config at {}", self.settings.place)
     }
 
-    /// Takes in the config as the store holds it.
+    /// Handles the config from the store.
     pub(super) fn config_was_read(
         &mut self,
         read: Result<Option<Vec<u8>>, String>,
@@ -38,7 +37,7 @@ impl Network {
             Phase::Joined(joined) => joined.config(),
         };
         self.config_due.at(now + CONFIG_CHECK);
-        // A store that cannot be reached is reported by the watch on the leases.
+        // The lease watch reports a store that cannot be reached.
         if let Ok(stored) = read {
             let compared = still_ours(stored.as_deref(), ours);
             self.report_change(compared);
@@ -46,12 +45,12 @@ impl Network {
         Vec::new()
     }
 
-    /// The config, if this agent can run it; else what keeps it from that.
+    /// Returns the config if this agent can run it, else the reason why not, which it logs.
     fn usable(&self, read: Result<Option<Vec<u8>>, String>) -> Result<NetworkConfig, String> {
         let place = &self.settings.place;
         match read {
             Ok(Some(json)) => usable(&json).map_err(|reason| {
-                error!(%reason, "cannot work with the network config at {place}");
+                error!(%reason, "cannot use the network config at {place}");
                 reason.to_string()
             }),
             Ok(None) => {
@@ -68,7 +67,7 @@ impl Network {
         }
     }
 
-    /// Has this host looked at for what the config asks for.
+    /// Starts to read the state of this host that the config requires.
     fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Vec<Effect> {
         self.status.report(Code::DoubtfulConfig, doubts(&config));
         self.config_due.at(now + CONFIG_CHECK);
@@ -84,7 +83,7 @@ impl Network {
 
     fn report_change(&mut self, compared: Result<NetworkConfig, &'static str>) {
         let problem = match compared {
-            // It may be written better than at our start.
+            // The warnings may differ even if the meaning does not.
             Ok(now) => {
                 self.status.report(Code::DoubtfulConfig, doubts(&now));
                 None
@@ -96,14 +95,14 @@ impl Network {
         }
         match problem {
             Some(problem) => warn!("{problem}"),
-            None => info!("the network config is the one that this agent runs with again"),
+            None => info!("the stored network config is again the one in use"),
         }
         self.config_problem = problem;
         self.status.update(|status| status.config_problem = problem.map(str::to_owned));
     }
 }
 
-/// The stored config, if it says what we run with, however it is written; or how it is another.
+/// Returns the stored config if it means the same as ours, else how it differs.
 fn still_ours(stored: Option<&[u8]>, ours: &NetworkConfig) -> Result<NetworkConfig, &'static str> {
     let stored =
         stored.ok_or("the network config is gone from the store; this agent could not start again")?;
@@ -113,14 +112,14 @@ fn still_ours(stored: Option<&[u8]>, ours: &NetworkConfig) -> Result<NetworkConf
         .ok_or("the network config has changed; this agent runs with the old one until it is restarted")
 }
 
-/// The config, if this agent can run it.
+/// Returns the config if this agent can run it.
 fn usable(json: &[u8]) -> Result<NetworkConfig, ConfigError> {
     let config = NetworkConfig::parse(json)?;
     config.supported()?;
     Ok(config)
 }
 
-/// All that is doubtful about the config, in one text.
+/// Joins all warnings about the config into one text.
 fn doubts(config: &NetworkConfig) -> Option<String> {
     let texts: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
     Some(texts.join(". Also, ")).filter(|text| !text.is_empty())

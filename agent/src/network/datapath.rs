@@ -1,4 +1,4 @@
-//! What moves packets between a device and the wire in this process, where a backend needs that.
+//! The data path of backends that move packets through this process.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -11,44 +11,44 @@ use tracing::warn;
 
 use crate::ports;
 
-/// A data path. It is told of every peer, whether it runs or not.
+/// A data path. It receives all peers, whether it runs or not.
 pub trait Datapath: Any + Send {
-    /// Takes in changes of some peers.
+    /// Applies changes of some peers.
     fn change(&mut self, changes: &[PeerChange]);
 
-    /// Takes in all peers, in place of those that there were.
+    /// Replaces all peers.
     fn replace(&mut self, peers: &mut dyn Iterator<Item = &Lease>);
 
-    /// Starts the data path, or starts it again where the device was created again or our subnet has changed.
+    /// Starts the data path, or restarts it if the device was created again or our subnet has changed.
     ///
     /// # Errors
-    /// When it cannot be started; try again later.
+    /// If it cannot be started. Retry later.
     fn keep_running(&mut self, own: &Subnets, device_is_new: bool) -> Result<(), String>;
 
-    /// Whether the other one would do what this one does.
+    /// Returns whether the other data path is equivalent.
     fn does_the_same_as(&self, other: &dyn Datapath) -> bool;
 
-    /// Who has what it needs to start, and what to do.
+    /// Returns who holds the port or device that it needs, and what to do.
     fn taken(&self) -> Option<String>;
 
-    /// Whether it runs.
+    /// Returns whether it runs.
     fn is_running(&self) -> bool;
 
-    /// Its modes and counters, for the status.
+    /// Returns its modes and counters, for the status.
     fn gauge(&self) -> Option<Arc<Gauge>>;
 }
 
-/// Keeps the udp backend's data path running, and its forwarding table up to date.
+/// Keeps the udp backend's data path running and its forwarding table up to date.
 pub struct UdpRunner {
     backend: Udp,
     table: ForwardingTable,
     running: Option<(Subnets, udp::Datapath)>,
-    /// Who has what it needs to start.
+    /// Who holds the port or device that it needs.
     taken: Option<String>,
 }
 
 impl UdpRunner {
-    /// One that does not run yet.
+    /// Creates a data path that does not run yet.
     pub fn boxed(backend: Udp) -> Box<dyn Datapath> {
         Box::new(Self { backend, table: ForwardingTable::default(), running: None, taken: None })
     }
@@ -72,13 +72,13 @@ impl Datapath for UdpRunner {
         }
         self.running = None; // ends its threads, and frees the port
         let before = self.taken.take();
-        // The errors that the data path sends to senders on this host come from the device's own address.
+        // ICMP errors for senders on this host come from the device's own address.
         if let Err(reason) = sysctl::accept_local(self.backend.device()) {
-            warn!(%reason, "senders will not be told when no peer has a destination");
+            warn!(%reason, "senders will get no ICMP error if no peer has the destination");
         }
         let datapath = self.backend.start(own, &self.table).map_err(|reason| {
             self.taken = ports::keeps_from_starting(&reason, before);
-            // Who is in the way is a problem with a code of its own.
+            // The status reports the holder under its own problem code.
             if self.taken.is_none() {
                 warn!(%reason, "cannot start the data path");
             }

@@ -1,4 +1,4 @@
-//! A network that this host has a lease in: what is wanted of the kernel for ourselves and for each peer.
+//! A network in which this host has a lease: plans the kernel state for this host and for each peer.
 
 use std::collections::BTreeSet;
 
@@ -25,21 +25,19 @@ use crate::host::reconcile::Reconciler;
 use crate::interface::External;
 use crate::lookout::Ours;
 
-/// A network that this host has a lease in.
+/// A network in which this host has a lease.
 pub(crate) struct Joined {
     pub(super) means: Means,
-    /// All leases. Our own subnets are part of what they are measured by.
+    /// All leases, checked against our own.
     pub(crate) leases: LeaseSet,
-    /// Another machine with our node id.
     pub(super) twin: Option<Sighting>,
-    /// What is wanted of the kernel for ourselves, whoever the peers are.
+    /// What is wanted for this host, independent of peers.
     pub(super) planned: State,
-    /// Peers that this backend cannot reach from here.
     unreached: Unreached,
     teller: Teller,
-    /// Packets can reach the peers, and dockerd knows its subnet.
+    /// Packets can reach the peers, and the subnet file is written.
     pub(crate) is_ready: bool,
-    /// What failed beside the kernel's objects: the data path, then the subnet file.
+    /// A failure of the data path or, after that, of the subnet file.
     pub(crate) problem: Option<String>,
     unsaved: Option<String>,
 }
@@ -71,7 +69,7 @@ impl Joined {
         &self.means.config
     }
 
-    /// Takes in what the store reported.
+    /// Handles a report of the store.
     pub(super) fn leases_changed(&mut self, event: WatchEvent<Lease>, host: &mut Host, now: Instant) {
         if let WatchEvent::Interrupted { reason } = event {
             self.means.status.update(|status| status.store_problem = Some(reason));
@@ -85,7 +83,7 @@ impl Joined {
         host.schedule(now);
     }
 
-    /// Takes in what we hold.
+    /// Handles a change of our lease.
     pub(super) fn holds(&mut self, holding: Holding, host: &mut Host, now: Instant) {
         let Holding { lease, problem, twin } = holding;
         if twin.is_some() && twin != self.twin {
@@ -101,14 +99,14 @@ impl Joined {
         }
     }
 
-    /// Wants for ourselves what the backend plans, instead of what was wanted before.
+    /// Replaces what is wanted for this host by what the backend plans now.
     fn plan_host(&mut self, host: &mut Host, now: Instant) {
         let Some(own) = &self.leases.admission().own else { return };
         let mut planned = State::default();
         self.means.chosen.backend.plan_host(&own.subnets, &mut planned);
         if self.means.args.ip_blackhole_route {
             for (_, subnet) in own.subnets.iter() {
-                // Behind every other route, so that the bridge's own wins as soon as there is one.
+                // Lowest priority, so that the bridge's route wins when it appears.
                 let key = RouteKey { destination: subnet, metric: u32::MAX };
                 planned
                     .routes
@@ -127,7 +125,7 @@ impl Joined {
         host.rules_have_changed(now);
     }
 
-    /// Wants for each peer that has changed what the backend plans for it now.
+    /// Plans every peer that has changed.
     pub(crate) fn plan_changes(&mut self, host: &mut Host, now: Instant) {
         let changes = self.leases.take_changes();
         if changes.is_empty() {
@@ -135,7 +133,7 @@ impl Joined {
         }
         self.teller.tell(&changes, now);
         if !changes.quarantine.is_empty() {
-            // What stands in a bad lease may have been large.
+            // A bad lease may hold large values.
             host.tidy(now);
         }
         if changes.peers.is_empty() {
@@ -146,7 +144,7 @@ impl Joined {
         for change in &changes.peers {
             if let Some(before) = &change.before {
                 self.unreached.forget(before);
-                // Of a peer that cannot be reached nothing was wanted.
+                // Nothing was wanted for an unreachable peer.
                 let _ = backend.plan_peer(before, &mut host.reconciler.giving_up());
             }
             if let Some(after) = &change.after {
@@ -159,7 +157,7 @@ impl Joined {
         self.peers_are_planned(host);
     }
 
-    /// Wants for every peer what the backend plans, when nothing is wanted for any.
+    /// Plans every peer, after all wishes were dropped.
     fn plan_all_peers(&mut self, host: &mut Host, now: Instant) {
         self.unreached.clear();
         self.teller.tell(&self.leases.take_changes(), now);
@@ -177,7 +175,7 @@ impl Joined {
         self.look_at_overlaps(host);
     }
 
-    /// What the status says of peers and bad leases.
+    /// Copies the lists of peers and bad leases to the status.
     fn show_lists(&self) {
         self.means.status.update(|status| {
             status.peers = self.leases.peer_count() - self.unreached.count();
@@ -187,7 +185,7 @@ impl Joined {
         });
     }
 
-    /// Moves to this external interface, for which nothing is planned any more.
+    /// Moves to this external interface. All earlier wishes must have been dropped.
     pub(super) fn move_to(&mut self, external: External, chosen: Chosen, host: &mut Host, now: Instant) {
         self.means.move_to(external, chosen, host);
         if let Some(own) = &self.leases.admission().own {
@@ -199,7 +197,7 @@ impl Joined {
         self.plan_all_peers(host, now);
     }
 
-    /// Adds what this network wants of the packet filter, and whether it forwards IPv4 and IPv6.
+    /// Adds this network's packet filter rules, and which families to forward.
     pub(crate) fn add_rules(&self, host: &Host, rules: &mut Ruleset, forwarding: &mut (bool, bool)) {
         let Some(own) = &self.leases.admission().own else { return };
         rules.masquerade |= self.means.args.ip_masq;
@@ -218,7 +216,7 @@ impl Joined {
         }
     }
 
-    /// Starts what can be started now that the kernel is in line: the data path, then dockerd by its file.
+    /// Starts the data path if needed, then requests the subnet file. Call it once the kernel is in line.
     pub(crate) fn carry_on(
         &mut self,
         host: &Host,
@@ -232,7 +230,7 @@ impl Joined {
         self.problem = self.unsaved.clone();
         let own = self.leases.admission().own.as_ref()?;
         if !self.leases.is_complete() || !host.reconciler.has_devices_of(&self.planned) {
-            // What keeps them from it is told by the reconciler, and tried again.
+            // The reconciler reports and retries what is missing.
             return None;
         }
         if let Some(datapath) = &mut self.means.chosen.datapath {
@@ -254,7 +252,7 @@ impl Joined {
         SubnetEnv::new(networks, own, self.means.chosen.backend.mtu(), self.means.args.ip_masq)
     }
 
-    /// Takes in whether dockerd's file was written: then this host is ready.
+    /// Handles the result of writing the subnet file. Once it is written, this host is ready.
     pub(super) fn saved(&mut self, saved: Result<(), String>, host: &mut Host, now: Instant) -> Vec<Effect> {
         let Some(own) = &self.leases.admission().own else { return Vec::new() };
         let file = self.means.args.subnet_file.path.display();
@@ -277,7 +275,7 @@ impl Joined {
         ]
     }
 
-    /// What the packet filter of this host must let pass.
+    /// Returns the traffic that this host's packet filter must let pass.
     fn traffic(&self) -> Traffic {
         let config = self.config();
         let external = self.means.underlay();
@@ -303,13 +301,13 @@ impl Joined {
         }
     }
 
-    /// When there is something to do although nothing happens.
+    /// Returns when something is due even without an event.
     pub(super) fn due(&self) -> Option<Instant> {
         let dues = [self.leases.missing_until(), self.teller.due(), self.unreached.due()];
         dues.into_iter().flatten().min()
     }
 
-    /// Does what is due: gives up missing leases, and sums up for the log what got no line of its own.
+    /// Gives up missing leases and logs a summary of what got no line of its own, if due.
     pub(crate) fn time_passed(&mut self, host: &mut Host, now: Instant) {
         if self.leases.missing_until().is_some_and(|until| until <= now) {
             self.leases.expire(now);
@@ -319,19 +317,19 @@ impl Joined {
         self.unreached.sum_up(now);
     }
 
-    /// Who has a port that the data path needs, and what to do.
+    /// Returns who holds a port that the data path needs, and what to do.
     pub(crate) fn port_taken(&self) -> Option<String> {
         self.means.chosen.datapath.as_ref().and_then(|datapath| datapath.taken())
     }
 
-    /// In one line, if it is ready.
+    /// Returns a one-line status, if ready.
     pub(crate) fn what_works(&self) -> Option<String> {
         let own = self.leases.admission().own.as_ref().filter(|_| self.is_ready)?;
         Some(format!("{} with {} peers", own.subnets, self.leases.peer_count()))
     }
 }
 
-/// Wants for a peer what the backend plans, or notes why it plans nothing.
+/// Plans a peer, or records why the backend cannot reach it.
 fn want_peer(
     backend: &dyn Backend,
     reconciler: &mut Reconciler,

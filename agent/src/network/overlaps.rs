@@ -1,4 +1,4 @@
-//! Subnets of the overlay that share addresses with this host's own networks: ours, and the peers'.
+//! Finds overlaps between this host's own networks and the overlay subnets, ours and the peers'.
 
 use std::fmt::Write;
 
@@ -13,30 +13,29 @@ use crate::host::Host;
 
 /// Networks or peers that a problem names.
 const SHOWN: usize = 3;
-/// The host's networks that subnets must not overlap, for this network and for the keeper of its lease, which may need
-/// another subnet.
+/// The host's networks that subnets must not overlap, shared with the keeper of the lease, which may need another
+/// subnet.
 pub(super) struct Overlaps {
-    /// Our own subnets, or those that we held before: what containers have in them is not the host's.
+    /// Our own or previous subnets. Networks of containers in them are not foreign.
     own: Option<Subnets>,
-    /// The external interface, which is none of a container.
+    /// The external interface, which never belongs to a container.
     pub(super) external: LinkName,
     foreign: watch::Sender<Vec<HostNetwork>>,
 }
 
 impl Overlaps {
-    /// Of a host with these networks.
     pub(super) fn new(own: Option<Subnets>, external: LinkName, networks: &HostNetworks) -> Self {
         let overlaps = Self { own, external, foreign: watch::Sender::default() };
         overlaps.sort_out(Some(networks));
         overlaps
     }
 
-    /// The networks that subnets must not overlap.
+    /// Subscribes to the networks that subnets must not overlap.
     pub(super) fn subscribe(&self) -> watch::Receiver<Vec<HostNetwork>> {
         self.foreign.subscribe()
     }
 
-    /// Tells the host's networks from those of its containers.
+    /// Separates the host's networks from those of its containers.
     pub(super) fn sort_out(&self, networks: Option<&HostNetworks>) {
         let Some(networks) = networks else { return };
         let foreign = networks.foreign(self.own.as_ref(), Some(self.external));
@@ -45,7 +44,7 @@ impl Overlaps {
 }
 
 impl Joined {
-    /// Reports which subnets share addresses with this host's networks. Costs the same whatever the number of peers.
+    /// Reports subnets that overlap this host's networks. The cost does not depend on the number of peers.
     pub(super) fn look_at_overlaps(&mut self, host: &Host) {
         let own = self.leases.admission().own.as_ref().map(|own| own.subnets);
         let external = self.means.underlay().link;
@@ -58,7 +57,7 @@ impl Joined {
     }
 }
 
-/// What is wrong with our own subnet, and with networks that leave no subnet clear.
+/// Describes what is wrong with our own subnet, and host networks that enclose the overlay.
 fn of_ours(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
     let admission = leases.admission();
     let own = admission.own.as_ref()?;
@@ -87,16 +86,16 @@ fn of_ours(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join("; "))
 }
 
-/// What is wrong with peers' subnets.
+/// Describes what is wrong with peers' subnets.
 fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
     let (mut text, mut count) = (String::new(), 0);
     let config = &leases.admission().config;
-    // One that encloses the overlay overlaps all peers, and is told of once.
+    // A network that encloses the overlay overlaps all peers, and is reported once.
     let avoidable =
         |host: &&HostNetwork| !config.networks().any(|(_, overlay)| encloses(&host.network, &overlay));
     'networks: for host in foreign.iter().filter(avoidable) {
         for peer in leases.peers_in(&host.network) {
-            // What a flanneld on host-gw has left leads where our own route will, which takes its place.
+            // Our own route will replace this one, which a flanneld on host-gw left behind.
             if host
                 .gateway
                 .is_some_and(|gateway| peer.attributes.public_ips.values().any(|ip| *ip == gateway))
@@ -104,7 +103,7 @@ fn of_peers(leases: &LeaseSet, foreign: &[HostNetwork]) -> Option<String> {
                 continue;
             }
             if count == SHOWN {
-                // Without their number: with it, each peer that joins or leaves would make a new warning.
+                // Without the number: each peer that joins or leaves would cause a new warning.
                 text.push_str(" and others");
                 break 'networks;
             }

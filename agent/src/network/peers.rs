@@ -1,4 +1,4 @@
-//! Telling what became of each peer and each bad lease, and remembering the peers that cannot be reached from here.
+//! Logs changes of peers and bad leases, and records the peers that cannot be reached from here.
 
 mod ration;
 
@@ -12,10 +12,10 @@ use tracing::{info, warn};
 
 use self::ration::Ration;
 
-/// Peers that are told of one by one; of more at once, only the numbers.
+/// Up to this many changes at once are logged individually, more only as a number.
 const AT_ONCE: usize = 5;
 
-/// Tells the log, and no more than it should have.
+/// Logs changes, with a limited number of lines.
 #[derive(Debug, Default)]
 pub(super) struct Teller {
     peers: [Ration; KINDS.len()],
@@ -23,7 +23,7 @@ pub(super) struct Teller {
     mended: Ration,
 }
 
-/// What may become of a peer, and how that is told from the rest.
+/// What can happen to a peer, and how to recognise it.
 type Kind = (&'static str, fn(&PeerChange) -> bool);
 const KINDS: [Kind; 3] = [
     ("joined", |change| change.before.is_none()),
@@ -32,7 +32,6 @@ const KINDS: [Kind; 3] = [
 ];
 
 impl Teller {
-    /// Logs what has changed.
     pub(super) fn tell(&mut self, changes: &Changes, now: Instant) {
         for ((what, is_one), ration) in KINDS.into_iter().zip(&mut self.peers) {
             let count = changes.peers.iter().filter(|change| is_one(change)).count();
@@ -63,20 +62,20 @@ impl Teller {
                     warn!(key = %shown(&change.key), %reason, "bad lease: no packets are sent to its holder");
                 }
                 None if self.mended.admits(1, now) => {
-                    info!(key = %shown(&change.key), "bad lease is gone or mended");
+                    info!(key = %shown(&change.key), "bad lease is gone or repaired");
                 }
                 _ => {}
             }
         }
     }
 
-    /// When there is something to sum up.
+    /// Returns when the next summary is due.
     pub(super) fn due(&self) -> Option<Instant> {
         let rations = self.peers.iter().chain([&self.bad, &self.mended]);
         rations.filter_map(Ration::due).min()
     }
 
-    /// Sums up what got no line of its own, if it is time.
+    /// Logs a summary of what got no line of its own, if due.
     pub(super) fn sum_up(&mut self, leases: &LeaseSet, now: Instant) {
         for ((what, _), ration) in KINDS.into_iter().zip(&mut self.peers) {
             if let Some(more) = ration.more(now) {
@@ -88,12 +87,12 @@ impl Teller {
             warn!(changes, quarantined, "more bad leases than get a line each; flanctl subnets ls shows all");
         }
         if let Some(changes) = self.mended.more(now) {
-            info!(changes, quarantined, "more bad leases are gone or mended");
+            info!(changes, quarantined, "more bad leases are gone or repaired");
         }
     }
 }
 
-/// The first of the bad leases.
+/// Returns the first bad leases, for the status.
 pub(super) fn some_quarantined(leases: &LeaseSet) -> Vec<QuarantinedLease> {
     leases.quarantined().take(SHOWN_IN_LISTS).map(Into::into).collect()
 }
@@ -106,7 +105,7 @@ pub(super) struct Unreached {
 }
 
 impl Unreached {
-    /// One more, unless it is known already; it is logged once.
+    /// Records an unreachable peer, and logs it if that is new.
     pub(super) fn note(&mut self, peer: &Lease, reason: &Unreachable, now: Instant) {
         let entry = UnreachablePeer {
             subnets: peer.subnets.to_string(),
@@ -119,12 +118,11 @@ impl Unreached {
         self.peers.insert(peer.subnets, entry);
     }
 
-    /// The peer has gone, or is about to be planned anew.
+    /// Removes a peer that is gone or about to be planned again.
     pub(super) fn forget(&mut self, peer: &Lease) {
         self.peers.remove(&peer.subnets);
     }
 
-    /// None any more.
     pub(super) fn clear(&mut self) {
         self.peers.clear();
     }
@@ -133,7 +131,7 @@ impl Unreached {
         self.peers.len()
     }
 
-    /// The first of them.
+    /// Returns the first unreachable peers, for the status.
     pub(super) fn some(&self) -> Vec<UnreachablePeer> {
         self.peers.values().take(SHOWN_IN_LISTS).cloned().collect()
     }
@@ -142,7 +140,7 @@ impl Unreached {
         self.ration.due()
     }
 
-    /// Sums up what got no line of its own, if it is time.
+    /// Logs a summary of what got no line of its own, if due.
     pub(super) fn sum_up(&mut self, now: Instant) {
         if let Some(changes) = self.ration.more(now) {
             warn!(changes, unreachable = self.count(), "cannot reach more peers than get a line each");

@@ -1,10 +1,10 @@
-//! Values that tests share.
+//! Sample values for tests.
 
 use std::collections::BTreeSet;
 
 use flan_subnet_lease::{Entry, OwnLease, PerFamily};
 
-/// What was created and last written at this revision, behind an etcd lease.
+/// Returns an entry created and last written at this revision, with an etcd lease.
 pub(crate) fn entry(key: &str, value: &str, revision: i64) -> Entry {
     Entry {
         key: key.to_owned(),
@@ -15,7 +15,7 @@ pub(crate) fn entry(key: &str, value: &str, revision: i64) -> Entry {
     }
 }
 
-/// Of a host without an address.
+/// Returns the lease of a host without addresses.
 pub(crate) fn own(subnets: &str) -> OwnLease {
     let (addresses, identities) = (BTreeSet::new(), PerFamily::default());
     OwnLease { subnets: subnets.parse().unwrap(), addresses, identities, node_id: None }

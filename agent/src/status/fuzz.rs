@@ -1,5 +1,5 @@
-//! The health port as the target in `fuzz/` calls it: one connection in memory. What comes out is judged there. Compiled
-//! with `--cfg fuzzing` alone.
+//! Entry point of the health port for the target in `fuzz/`, which judges the answer: one in-memory connection.
+//! Compiled only with `--cfg fuzzing`.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::{SharedStatus, port, router};
 
-/// What a client is sent that says all of this and then listens, and how long the connection lasts, on a clock that is
-/// paused. `leaves` says whether it tells that it will say no more.
+/// Returns the answer to a client that sends these pieces, and how long the connection lasts on a paused clock. With
+/// `leaves`, the client closes its sending side.
 pub async fn answered(pieces: &[&[u8]], leaves: bool) -> (Vec<u8>, Duration) {
     let started = Instant::now();
     let (client, server) = tokio::io::duplex(4 << 10);
@@ -21,7 +21,7 @@ pub async fn answered(pieces: &[&[u8]], leaves: bool) -> (Vec<u8>, Duration) {
     let mut answer = Vec::new();
     let said = async {
         for piece in pieces {
-            // The server may have heard enough.
+            // The server may have closed the connection.
             let _ = say.write_all(piece).await;
             tokio::task::yield_now().await;
         }

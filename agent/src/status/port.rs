@@ -1,5 +1,5 @@
-//! The health port's connections. Anybody may open them, so each has one request and a time, and the one that is open for
-//! longest makes room for the next: who asks and reads is through long before.
+//! Connections of the health port. Anybody may open one, so each gets one request and a time limit, and the oldest
+//! makes room for the next. An ordinary client has long finished by then.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
-/// How long a connection may last, from its first byte to the last of the answer.
+/// Limit from the connection's first byte to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes that a request may have, and about so many of an answer wait for who reads slowly.
+/// Limit of a request in bytes, and about the size of the answer buffered for a slow reader.
 const BUFFER: usize = 16 << 10;
 
-/// Answers requests until the process ends.
+/// Serves requests until the process ends.
 pub(super) async fn serve(listener: TcpListener, router: Router, limit: Arc<ConnectionLimit>) {
     let mut door = Door::new(listener, limit, "the health port");
     loop {
@@ -27,7 +27,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limit: Arc<Conn
     }
 }
 
-/// Answers one request, unless that takes too long or others need the place.
+/// Serves one request, unless it takes too long or must make room.
 pub(super) async fn serve_one<S>(connection: S, router: Router, slot: Slot)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -36,9 +36,9 @@ where
     server.http1().keep_alive(false).max_buf_size(BUFFER);
     let service = TowerToHyperService::new(router);
     tokio::select! {
-        // A request that is there already is answered, whoever else waits for the place.
+        // Answer a request that has arrived even if the connection must make room.
         biased;
-        // What is wrong with a request was answered.
+        // The server has already answered a bad request.
         _ = server.serve_connection(TokioIo::new(connection), service) => {}
         () = poll_fn(|context| slot.poll_must_go(context)) => {}
         () = tokio::time::sleep(PATIENCE) => {}
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
     use crate::status::{SharedStatus, router};
 
-    /// What is answered to these bytes, of a client that goes on listening, and how long that takes.
+    /// Returns the answer to a client that sends these bytes and keeps listening, and how long it takes.
     async fn answered(bytes: &[u8]) -> (String, Duration) {
         let started = tokio::time::Instant::now();
         let (mut client, _limit) = connected(4 << 10).await;

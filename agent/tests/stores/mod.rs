@@ -1,12 +1,12 @@
-//! Stores in processes of their own.
+//! Stores in separate processes.
 
-// Helpers of tests fail as tests do, and each test is a crate.
+// A failing helper fails its test, and each test is a crate.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-/// Ends with this.
+/// Kills the process when dropped.
 pub struct Running(pub Child);
 
 impl Drop for Running {
@@ -16,7 +16,7 @@ impl Drop for Running {
     }
 }
 
-/// A store that may have so many descriptors, and its URL.
+/// Starts a store with this limit of descriptors. Returns its URL.
 pub fn store(data_dir: &std::path::Path, descriptors: usize) -> (Running, String) {
     let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
     let mut command = Command::new("sh");
@@ -27,7 +27,7 @@ pub fn store(data_dir: &std::path::Path, descriptors: usize) -> (Running, String
     let said = BufReader::new(running.0.stderr.take().unwrap());
     let mut lines = said.lines();
     let url = lines.by_ref().find_map(|line| url_in(&line.unwrap())).expect("to be told where it serves");
-    // Whoever writes into a pipe that nobody reads stops some day.
+    // Read on, because the store would block on a full pipe.
     std::thread::spawn(move || lines.for_each(drop));
     (running, url)
 }

@@ -1,27 +1,27 @@
-//! A network config on its way to the store: what a person wrote, with its backend written out.
+//! A network config before it is written to the store: the user's text, completed with a backend.
 
 use flan_subnet_lease::{ConfigError, ConfigWarning, NetworkConfig, VxlanConfig, without_byte_order_mark};
 
 use crate::failure::{Failure, Kind};
 
-/// The backend of a config that names none, where nobody asks for another.
+/// Backend added to a config without one, unless another is requested.
 pub(super) const DEFAULT_BACKEND: &str = VxlanConfig::NAME;
 
-/// What is to be written.
+/// The config to write.
 #[derive(Debug)]
 pub(super) struct Draft {
-    /// The person's text, as far as that can stay.
+    /// The user's text, changed as little as possible.
     pub(super) json: Vec<u8>,
-    /// What it says.
+    /// The parsed config.
     pub(super) config: NetworkConfig,
-    /// How it differs from what the person wrote, a sentence each.
+    /// Changes of the user's text, a sentence each.
     pub(super) changes: Vec<String>,
-    /// Whether the backend is ours: nobody named one.
+    /// Whether the backend was added without a request.
     is_default_backend: bool,
 }
 
 impl Draft {
-    /// Makes `written` complete: without a `Backend` it gets the one of this name, or [`DEFAULT_BACKEND`].
+    /// Completes `written`: adds the `backend`, or [`DEFAULT_BACKEND`], if it has none.
     pub(super) fn new(written: &[u8], backend: Option<&str>) -> Result<Self, Failure> {
         let config = NetworkConfig::parse(written).map_err(unusable)?;
         let json = without_byte_order_mark(written);
@@ -48,7 +48,7 @@ impl Draft {
         Ok(Self { json, config, changes, is_default_backend })
     }
 
-    /// Refuses to change the backend of a network that has one, unless the person named the new one.
+    /// Refuses to change the backend of an existing network, unless the user named the new one.
     pub(super) fn check_against(&self, stored: &NetworkConfig) -> Result<(), Failure> {
         if !self.is_default_backend || stored.backend == self.config.backend {
             return Ok(());
@@ -74,26 +74,25 @@ impl Draft {
     }
 }
 
-/// Whether the backend is what flannel makes of a config without one.
+/// Returns whether flannel would choose a default backend.
 pub(super) fn has_no_backend(config: &NetworkConfig) -> bool {
     config.warnings.contains(&ConfigWarning::NoBackend)
 }
 
-/// A config is refused for itself, wherever it would be written.
+/// Returns the failure for a config that is invalid for any store.
 pub(super) fn unusable(error: ConfigError) -> Failure {
     Failure::new(Kind::Usage, error)
 }
 
-/// Enough for a config that can be read.
+/// A minimal valid config.
 const POOL: &[u8] = br#"{"Network": "10.5.0.0/16"}"#;
 
-/// The field as it is added.
+/// Returns the field to add.
 pub(super) fn backend_field(name: &str) -> String {
     format!(r#""Backend": {{"Type": "{name}"}}"#)
 }
 
-/// The JSON of an object, which has fields, with a backend as its last. It goes on a line of its own where the first
-/// field is on one.
+/// Adds a backend as the last field of a non-empty JSON object, on its own line if the first field is.
 fn with_backend(object: &[u8], name: &str) -> Vec<u8> {
     let start = object.iter().position(|byte| *byte == b'{').map_or(0, |brace| brace + 1);
     let end = object.iter().rposition(|byte| *byte == b'}').unwrap_or(object.len()).max(start);

@@ -1,4 +1,4 @@
-//! What was done to a host, step by step. A step that fails stops no other.
+//! Steps of a change of this host. If one fails, the others continue.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use crate::args::ReportForm;
 use crate::failure::{Failure, Kind};
 use crate::output;
 
-/// Steps of one kind that people are shown.
+/// Steps of one kind that are listed for people.
 const SHOWN: usize = 10;
 
-/// All steps, and what is left for a person to do.
+/// All steps, and what the user must do.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
@@ -20,9 +20,9 @@ pub(crate) struct Report {
     kind: &'static str,
     dry_run: bool,
     steps: Vec<Step>,
-    /// What was found and not touched, with the reason.
+    /// What was found and not changed, with the reason.
     left: Vec<String>,
-    /// What is to be done by hand.
+    /// What the user must do next.
     next: Vec<String>,
 }
 
@@ -47,7 +47,7 @@ enum Outcome {
 }
 
 impl Report {
-    /// An empty one. With `dry_run`, nothing is done.
+    /// Creates an empty report. With `dry_run`, no step is taken.
     pub(crate) fn new(kind: &'static str, dry_run: bool) -> Self {
         let (steps, left, next) = Default::default();
         Self { api_version: API_VERSION, kind, dry_run, steps, left, next }
@@ -57,7 +57,7 @@ impl Report {
         self.dry_run
     }
 
-    /// Takes a step, unless this is a dry run.
+    /// Takes a step and records it. In a dry run, only records it.
     pub(crate) async fn step(&mut self, what: String, work: impl Future<Output = Result<(), Failure>>) {
         match self.dry_run {
             true => self.went_well(what),
@@ -68,25 +68,25 @@ impl Report {
         }
     }
 
-    /// A step that was taken, or would be.
+    /// Records a step that succeeded, or would be taken.
     pub(crate) fn went_well(&mut self, what: String) {
         let outcome = if self.dry_run { Outcome::Planned } else { Outcome::Done };
         self.steps.push(Step { what, outcome, reason: None, failure: None });
     }
 
-    /// A step that cannot be taken.
+    /// Records a step that failed.
     #[expect(clippy::needless_pass_by_value, reason = "a failure ends here")]
     pub(crate) fn failed(&mut self, what: String, failure: Failure) {
         let (reason, kind) = (Some(failure.to_string()), Some(failure.kind));
         self.steps.push(Step { what, outcome: Outcome::Failed, reason, failure: kind });
     }
 
-    /// Something that is not touched, and why.
+    /// Records what is not changed, and why.
     pub(crate) fn left(&mut self, what: String) {
         self.left.push(what);
     }
 
-    /// Something that is for a person to do.
+    /// Records what the user must do.
     pub(crate) fn next(&mut self, what: String) {
         self.next.push(what);
     }
@@ -99,7 +99,7 @@ impl Report {
         self.steps.iter().any(|step| step.outcome == Outcome::Failed)
     }
 
-    /// Prints the report. Fails if any step did, with the kind that all failures have in common.
+    /// Prints the report. Fails if any step did, with the kind that all failures share.
     pub(crate) fn finish(&self, form: ReportForm, nothing: &str) -> Result<(), Failure> {
         match form {
             ReportForm::Text if self.is_empty() => output::print(&self.text_of(&[nothing.to_owned()]))?,
@@ -121,7 +121,7 @@ impl Report {
         Err(Failure::new(kind, message))
     }
 
-    /// For people.
+    /// Formats the report for people.
     pub(crate) fn text(&self) -> String {
         let mut lines = Vec::new();
         let mut seen: BTreeMap<(Outcome, &str), usize> = BTreeMap::new();
@@ -155,7 +155,7 @@ fn label(outcome: Outcome) -> &'static str {
     }
 }
 
-/// `replace route` of `replace route 10.5.2.0/24 via ...`.
+/// Returns `replace route` for `replace route 10.5.2.0/24 via ...`.
 fn verb_and_noun(what: &str) -> &str {
     let end = what.match_indices(' ').nth(1).map_or(what.len(), |(at, _)| at);
     &what[..end]

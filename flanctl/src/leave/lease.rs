@@ -1,22 +1,22 @@
-//! Which leases are this host's.
+//! Finds the leases of this host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use flan_subnet_lease::{Lease, Listing, NodeIdentity, Subnets};
 
-/// This host, as far as leases know it.
+/// This host, as leases name it.
 #[derive(Debug)]
 pub(super) struct Holder {
     pub(super) node: NodeIdentity,
     pub(super) addresses: BTreeSet<IpAddr>,
-    /// What the subnet file names.
+    /// The subnets in the subnet file.
     pub(super) previous: Option<Subnets>,
 }
 
 impl Holder {
-    /// The leases that an agent on this host would take for its own: those with one of its addresses and, where both
-    /// know one, its node id; and the previous subnet, if it bears that id.
+    /// Returns the leases that an agent on this host would take as its own: those with one of its addresses and, if
+    /// both have one, its node id; and the previous subnet, if it carries that id.
     pub(super) fn leases(&self, listing: &Listing<Lease>) -> Vec<Lease> {
         listing.readable().filter(|lease| self.holds(lease)).cloned().collect()
     }

@@ -1,4 +1,4 @@
-//! `flanctl store check`: whether the store serves, and whether these credentials may do what the agent does.
+//! `flanctl store check`: checks whether the store works, and whether these credentials permit all that the agent does.
 
 mod report;
 
@@ -14,19 +14,19 @@ use crate::output;
 use crate::progress::told;
 use report::CheckReport;
 
-/// How long one answer may take: as long as agents wait for it.
+/// Time limit of one answer, the same as in agents.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// A store that takes longer is slow: its agents say so, and wait.
+/// A slower store makes agents wait and warn.
 pub(crate) const SLOW: Duration = Duration::from_secs(5);
-/// How many reads are timed, or fewer where they take longer together than [`READING`].
+/// Number of timed reads; fewer if they exceed [`READING`] in total.
 const READS: usize = 5;
 const READING: Duration = Duration::from_secs(1);
-/// What the etcd lease lasts that is made for a moment, should it not be possible to end it.
+/// Lifetime of the trial etcd lease, in case it cannot be revoked.
 const TRIAL: Duration = Duration::from_secs(60);
 
 /// Asks every endpoint, then the store as a whole.
 pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), Failure> {
-    Store::new(config.clone())?; // what cannot work is refused before anybody is asked
+    Store::new(config.clone())?; // refuses bad settings before asking
     let endpoints = config.shown_endpoints();
     let members = config.endpoints.iter().map(|endpoint| Member::ask(&config, endpoint));
     let members = told(|| format!("waiting for {endpoints}"), join_all(members)).await;
@@ -47,20 +47,20 @@ pub(crate) async fn check(config: StoreConfig, form: ReportForm) -> Result<(), F
         number => {
             let message =
                 format!("{} failed: agents cannot rely on this store", output::count(number, "check"));
-            // Nobody answered.
+            // No endpoint answered.
             let kind = if needs.is_none() && !refused { Kind::Unreachable } else { Kind::Other };
             Err(Failure::new(kind, message))
         }
     }
 }
 
-/// What one endpoint answered.
+/// The answers of one endpoint.
 pub(crate) struct Member {
     pub(crate) endpoint: Endpoint,
     pub(crate) status: Result<MemberStatus, StoreError>,
-    /// How long the median of some reads took; `None` where there was no sense in asking.
+    /// Median time of the reads; `None` if reading made no sense.
     pub(crate) read: Option<Result<Duration, StoreError>>,
-    /// How long its slowest answer took.
+    /// Time of its slowest answer.
     pub(crate) slowest: Duration,
 }
 
@@ -84,7 +84,7 @@ impl Member {
         Self { endpoint, status, read, slowest }
     }
 
-    /// Whether it answers what agents ask, if only with a refusal.
+    /// Returns whether it answers what agents ask, even with a refusal.
     pub(crate) fn serves(&self) -> bool {
         match &self.read {
             Some(Ok(_)) => true,
@@ -94,17 +94,17 @@ impl Member {
     }
 }
 
-/// What the store answered to all that the agent does.
+/// The store's answers to everything that the agent does.
 pub(crate) struct Needs {
     pub(crate) config: Result<Option<StoredConfig>, StoreError>,
-    /// How many leases there are.
+    /// Number of leases.
     pub(crate) list: Result<u64, StoreError>,
     pub(crate) watch: Result<(), StoreError>,
     pub(crate) etcd_lease: Result<(), StoreError>,
     pub(crate) write: Result<(), StoreError>,
-    /// Whether it asks nobody who they are although we have a user.
+    /// Whether the store ignores our user.
     pub(crate) user_ignored: bool,
-    /// How long it took until all of it was there.
+    /// Time for all answers.
     pub(crate) took: Duration,
 }
 
@@ -135,7 +135,7 @@ async fn median_read(store: &Store) -> Result<Duration, StoreError> {
     Ok(times[times.len() / 2])
 }
 
-/// Does with an etcd lease what the agent does, and ends it.
+/// Creates, renews and revokes an etcd lease, like the agent.
 async fn try_etcd_lease(store: &Store) -> Result<(), StoreError> {
     let etcd_lease = store.grant(TRIAL).await?;
     let kept = store.keep_alive(etcd_lease).await;

@@ -1,4 +1,4 @@
-//! `flanctl store copy`: from one store into another, so that agents can go on from there.
+//! `flanctl store copy`: copies one store into another that agents can use from then on.
 
 mod job;
 mod plan;
@@ -18,7 +18,7 @@ use job::Job;
 use plan::Occupied;
 use report::CopyReport;
 
-/// What takes the user of --to.
+/// The settings for the user of --to.
 const USER_SETTINGS: UserSettings = ["--to-username", "FLAND_TO_PASSWORD"];
 
 /// Copies the network config and all leases.
@@ -34,7 +34,7 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     }
     let (revision, seen) = (source.leases.revision, target.config.clone());
     let plan = plan::plan(source, &target, args.force).map_err(|occupied| in_use(&to, &occupied))?;
-    // What the target refuses is refused before the first write, and in a dry run as well.
+    // Find missing rights on the target before the first write, and in a dry run too.
     to.may_write().await.map_err(|error| no_right(&to, error))?;
     if plan.config.as_ref().is_some_and(|config| !config.stands) {
         to.may_write_config().await.map_err(|error| no_right(&to, error))?;
@@ -44,8 +44,7 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     let verb = if args.dry_run { "looked at" } else { "copied" };
     let so_far = || format!("{verb} {} of {leases}", job.done.get());
     let outcome = told(so_far, job.carry(plan)).await.map_err(|error| {
-        let reason =
-            format!("{}, then: {error}; what was written stays, --force goes on from there", so_far());
+        let reason = format!("{}, then: {error}; what was written stays; continue with --force", so_far());
         Failure::new(Failure::from(error).kind, reason)
     })?;
     if !args.dry_run {
@@ -59,7 +58,7 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     }
 }
 
-/// Copies what is remembered of reservations, as far as the credentials for both stores allow it.
+/// Copies the records of reservations, as far as the credentials for both stores permit.
 async fn copy_reservations(from: &Store, to: &Store) -> Result<(), Failure> {
     let copied = async {
         for reservation in from.reservations().await? {
@@ -69,17 +68,17 @@ async fn copy_reservations(from: &Store, to: &Store) -> Result<(), Failure> {
     };
     match copied.await {
         Err(error @ StoreError::Unauthorised { .. }) => {
-            eprintln!("flanctl: warning: what is remembered of reservations was not copied: {error}");
+            eprintln!("flanctl: warning: the records of reservations were not copied: {error}");
             Ok(())
         }
         outcome => outcome.map_err(Failure::from),
     }
 }
 
-/// How to reach both. The shared credentials belong to the source: no store is shown those of another one unasked.
+/// Returns the settings of both stores. The shared credentials are for the source: no store gets another's unasked.
 fn stores(shared: &StoreArgs, args: &CopyArgs) -> Result<(StoreConfig, StoreConfig), StoreError> {
     let mut from = StoreArgs { etcd_endpoints: args.from.clone(), ..shared.clone() }.config()?;
-    // The environment may give them for the agent's etcd, which need not be the store to copy from.
+    // The environment may hold these for the agent's etcd, which may be another store.
     if !from.endpoints.iter().any(Endpoint::is_tls) {
         let credentials = &mut from.credentials;
         (credentials.ca_file, credentials.cert_file, credentials.key_file) = (None, None, None);

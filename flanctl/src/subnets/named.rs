@@ -1,4 +1,4 @@
-//! What a person means: a lease by its subnet, its key or its host, a host by its addresses or its name.
+//! Resolves what the user typed: a lease by subnet, key or host, a host by addresses or name.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use flan_subnet_lease::{Lease, Listing, PerFamily, Store, Subnets, printable, sh
 use crate::failure::{Failure, Kind};
 use crate::output;
 
-/// The key of the lease that a person means: a subnet, a key as it stands, or the name of the host that holds it.
+/// Returns the key of a lease by its subnet, its exact key, or the name of its holder.
 pub(super) fn key<'a>(
     store: &Store,
     text: &str,
@@ -39,7 +39,7 @@ pub(super) fn key<'a>(
     }
 }
 
-/// The addresses of the host that a person means: some of it, or its name as in a lease that it holds.
+/// Returns the addresses of a host, given as addresses or as the name in its lease.
 pub(super) fn addresses(listing: &Listing<Lease>, whom: &[String]) -> Result<PerFamily<IpAddr>, Failure> {
     let given: Result<Vec<IpAddr>, _> = whom.iter().map(|text| text.parse()).collect();
     if let Ok(given) = given {
@@ -77,7 +77,7 @@ pub(super) fn addresses(listing: &Listing<Lease>, whom: &[String]) -> Result<Per
     }
 }
 
-/// Addresses for people.
+/// Formats addresses for people.
 pub(super) fn joined(ips: &PerFamily<IpAddr>) -> String {
     ips.values().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
@@ -87,7 +87,7 @@ pub(super) fn no_lease(store: &Store, key: &str) -> Failure {
     Failure::new(Kind::NotFound, message)
 }
 
-/// Whether a host or key has this name, also where that is typed as it is shown.
+/// Returns whether this is the host or key, typed as stored or as displayed.
 fn is_called(host: &str, name: &str) -> bool {
     host == name || shown(host) == name
 }

@@ -1,4 +1,4 @@
-//! `flanctl subnets release`: deletes a lease, and says so only if it stays deleted.
+//! `flanctl subnets release`: deletes a lease, and succeeds only if it stays deleted.
 
 use std::time::Duration;
 
@@ -10,12 +10,11 @@ use crate::confirm::confirmed;
 use crate::failure::{Failure, Kind};
 use crate::output;
 
-/// An agent that is alive takes its lease back within milliseconds; with tens of thousands of leases, within a second.
+/// A running agent takes its lease back within milliseconds, or within a second with tens of thousands of leases.
 const COMES_BACK: Duration = Duration::from_secs(2);
-/// How often that is looked at.
+/// Interval between checks for that.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Deletes a lease.
 pub(crate) async fn release(store: &Store, text: &str, yes: bool) -> Result<(), Failure> {
     let key = key_of(store, text).await?;
     if key.contains(char::REPLACEMENT_CHARACTER) {
@@ -59,7 +58,7 @@ async fn key_of(store: &Store, text: &str) -> Result<String, Failure> {
     named::key(store, text, known.iter().map(|(key, host)| (key.as_str(), *host)))
 }
 
-/// Without a lease there may still be what is remembered of a reservation.
+/// Deletes the record of a reservation that has no lease.
 async fn forget(store: &Store, key: &str) -> Result<(), Failure> {
     let Ok(subnets) = key.parse::<Subnets>() else { return Err(named::no_lease(store, key)) };
     if super::remembered(store.reservation(&subnets).await)?.is_none() || !store.release(&subnets, 0).await? {
@@ -68,8 +67,8 @@ async fn forget(store: &Store, key: &str) -> Result<(), Failure> {
     output::print(&format!("{subnets} had no lease any more; its reservation is forgotten"))
 }
 
-/// Deletes a lease as it was last written at `seen`, and what is remembered of a reservation, where these credentials may
-/// do that. Answers whether it was still so.
+/// Deletes a lease if its last write was at `seen`, and the record of its reservation if the credentials permit.
+/// Returns whether it was unchanged.
 pub(crate) async fn delete(store: &Store, key: &str, seen: i64) -> Result<bool, StoreError> {
     if let Ok(subnets) = Subnets::from_key(key) {
         match store.release(&subnets, seen).await {
@@ -80,7 +79,7 @@ pub(crate) async fn delete(store: &Store, key: &str, seen: i64) -> Result<bool, 
     store.leases().delete(key, seen).await
 }
 
-/// The lease under the same key, if one comes.
+/// Returns the lease under the same key, if one appears.
 async fn back(store: &Store, key: &str) -> Result<Option<Lease>, StoreError> {
     let until = Instant::now() + COMES_BACK;
     loop {

@@ -1,4 +1,4 @@
-//! `flanctl subnets reserve`: keeps a subnet for one host.
+//! `flanctl subnets reserve`: reserves a subnet for one host.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::config;
 use crate::failure::{Failure, Kind};
 use crate::output;
 
-/// Keeps a subnet for one host for ever. With `now`, a host that holds another subnet is moved.
+/// Reserves a subnet permanently. With `now`, a host that holds another subnet is moved.
 pub(crate) async fn reserve(
     store: &Store,
     subnets: &Subnets,
@@ -50,7 +50,7 @@ pub(crate) async fn reserve(
     }
 }
 
-/// Writes the reservation and what is remembered of it; the latter only where these credentials may do that.
+/// Writes the reservation and, if the credentials permit, its record.
 async fn write(
     store: &Store,
     reservation: &Reservation,
@@ -73,7 +73,7 @@ async fn write(
     }
 }
 
-/// What was done, and what comes of it.
+/// Describes what was done, and the consequences.
 fn outcome(reservation: &Reservation, was_lost: bool, others: &[&Lease], now: bool) -> String {
     let Reservation { subnets, public_ips } = reservation;
     let whom = named::joined(public_ips);
@@ -95,7 +95,7 @@ fn outcome(reservation: &Reservation, was_lost: bool, others: &[&Lease], now: bo
     text
 }
 
-/// What else the host holds, if it does not hold the subnet itself.
+/// Returns the host's other leases, if it does not hold the subnet itself.
 fn held_beside<'a>(
     listing: &'a Listing<Lease>,
     subnets: &Subnets,
@@ -159,7 +159,7 @@ fn check(config: &NetworkConfig, subnets: &Subnets, public_ips: &PerFamily<IpAdd
     Ok(())
 }
 
-/// The value of a lease that is to become a reservation: as it is, if it is the same host's.
+/// Returns the lease's value, to keep it in the reservation. Refuses another host's lease.
 fn same_host(entry: &Entry, subnets: &Subnets, public_ips: &PerFamily<IpAddr>) -> Result<Vec<u8>, Failure> {
     let holder = Lease::from_entry(entry).map(|lease| lease.attributes);
     match holder {
@@ -201,9 +201,9 @@ mod tests {
         let held = entry("10.5.3.0-24", HELD, Some(7));
         let stranger = entry("10.5.4.0-24", r#"{"PublicIP":"192.168.64.12"}"#, Some(7));
         assert_eq!(beside(vec![held.clone(), stranger]), ["10.5.3.0/24"]);
-        // Also once it is reserved and the host has not come for it.
+        // Also once it is reserved, until the host takes it.
         assert_eq!(beside(vec![held.clone(), entry("10.5.77.0-24", WAITS, None)]), ["10.5.3.0/24"]);
-        // What it held before is left over.
+        // Its previous lease is left over.
         assert_eq!(beside(vec![held.clone(), entry("10.5.77.0-24", HELD, None)]), Vec::<String>::new());
 
         let reservation = Reservation {

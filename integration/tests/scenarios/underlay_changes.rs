@@ -198,7 +198,7 @@ fn an_interface_that_is_renamed_is_followed_and_nothing_is_made_anew() -> Result
             ensure!(status["ready"] == true && status["kernelProblem"].is_null(), "{status}");
             // A route by an interface that is down is rightly refused for that moment.
             let refused = (network != HOST_GW).then_some("refused an operation");
-            for trouble in ["made the device anew"].into_iter().chain(refused) {
+            for trouble in ["created the device again"].into_iter().chain(refused) {
                 let lines = hosts[0].log_lines(&[trouble])?;
                 ensure!(lines.is_empty(), "{lines:?}");
             }

@@ -1,4 +1,4 @@
-//! What is around an agent: a kernel and a packet filter in memory, an interface, and whatever a story lets the store say.
+//! Surroundings of an agent: kernel and packet filter in memory, an interface, and a store that the story scripts.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -31,7 +31,7 @@ type Peer = (&'static str, &'static str, &'static str);
 pub(super) const PEER_2: Peer = ("10.5.2.0", "192.168.64.12", "02:00:00:00:00:0c");
 pub(super) const PEER_3: Peer = ("10.5.3.0", "192.168.64.13", "02:00:00:00:00:0d");
 
-/// An agent, and all that is around it.
+/// An agent and its surroundings.
 pub(super) struct World {
     agent: Agent,
     statuses: Vec<SharedStatus>,
@@ -40,10 +40,8 @@ pub(super) struct World {
     /// The only interface, which has the default route.
     pub(super) interface: Interface,
     now: Instant,
-    /// How often the store was asked for a config.
     pub(super) config_readings: usize,
     claims: Vec<(NetworkId, LeaseClaim)>,
-    /// The subnet files that were written.
     pub(super) saved: Vec<SubnetEnv>,
     pub(super) cannot_save: bool,
     pub(super) save_attempts: usize,
@@ -54,24 +52,24 @@ pub(super) struct World {
     pub(super) network_readings: usize,
     pub(super) reconnects: usize,
     pub(super) notified_ready: usize,
-    /// What systemd was told.
+    /// The statuses sent to systemd.
     pub(super) systemd: Vec<String>,
     /// Why the agent has ended.
     pub(super) ended: Option<String>,
 }
 
 impl World {
-    /// An agent with these flags that has asked for the config of its network.
+    /// Starts an agent with these flags, which requests its network config.
     pub(super) fn with(flags: &[&str]) -> Self {
         Self::of_networks(1, FakeKernel::new(), None, flags)
     }
 
-    /// An agent that was restarted on this host, whose subnet file names this subnet.
+    /// Restarts an agent on this host, whose subnet file names this subnet.
     pub(super) fn restarted(kernel: FakeKernel, previous: &str) -> Self {
         Self::of_networks(1, kernel, previous.parse().ok(), &[])
     }
 
-    /// An agent that is ready.
+    /// Starts an agent and makes it ready.
     pub(super) fn joined(config: &str, subnet: &str, peers: &[Peer]) -> Self {
         let mut world = Self::with(&[]);
         world.config_is(0, config);
@@ -140,22 +138,18 @@ impl World {
         world
     }
 
-    /// The store answers what the config of a network is.
     pub(super) fn config_is(&mut self, network: NetworkId, json: &str) {
         self.config_answer(network, Ok(Some(json.as_bytes().to_vec())));
     }
 
-    /// The store answers so.
     pub(super) fn config_answer(&mut self, network: NetworkId, answer: Result<Option<Vec<u8>>, String>) {
         self.feed(Event::Network(network, NetworkEvent::Config(answer)));
     }
 
-    /// What a network has claimed.
     pub(super) fn claim(&self, network: NetworkId) -> &Claim {
         &self.claim_of(network).claim
     }
 
-    /// What a network lets peers know of us.
     pub(super) fn attributes(&self, network: NetworkId) -> LeaseAttributes {
         self.claim_of(network).attributes.borrow().clone()
     }
@@ -165,23 +159,22 @@ impl World {
         claim.map(|(_, claim)| claim).expect("the network has claimed a lease")
     }
 
-    /// A lease of this subnet is ours.
+    /// Grants a lease of this subnet.
     pub(super) fn lease(&mut self, network: NetworkId, subnet: &str) {
         self.claim_of(network);
         self.feed(Event::Network(network, NetworkEvent::Leased(holding(subnet))));
     }
 
-    /// Our lease is of this subnet from now on.
+    /// Replaces our lease by one of this subnet.
     pub(super) fn holds(&mut self, network: NetworkId, subnet: &str) {
         self.feed(Event::Network(network, NetworkEvent::Holding(holding(subnet))));
     }
 
-    /// The store reports leases.
     pub(super) fn leases(&mut self, network: NetworkId, event: WatchEvent<Lease>) {
         self.feed(Event::Network(network, NetworkEvent::Leases(event)));
     }
 
-    /// Lets the agent hear what the kernel has to tell.
+    /// Delivers the kernel's notifications.
     pub(super) fn hear(&mut self) {
         self.tell();
         self.pass(Duration::ZERO);
@@ -197,12 +190,12 @@ impl World {
                 }
             }
         });
-        // Of what its own device stands on, the kernel does not tell.
+        // The kernel does not report that our device has an underlay of another name.
         let _ = self.kernel.changes().now_or_never();
         self.kernel.tell(Change::Link(name));
     }
 
-    /// Ends the reading of the kernel that is under way.
+    /// Finishes the current reading of the kernel.
     pub(super) fn finish_reading(&mut self) {
         let ownership = self.reading.take().expect("the kernel is being read");
         let read =
@@ -210,7 +203,6 @@ impl World {
         self.feed(Event::Read(read));
     }
 
-    /// Lets time pass.
     pub(super) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while let Some(due) = self.agent.due(self.now).filter(|due| *due <= until) {
@@ -220,7 +212,7 @@ impl World {
         self.now = until;
     }
 
-    /// The status of the first network.
+    /// Returns the status of the first network.
     pub(super) fn status(&self) -> Status {
         self.status_of(0)
     }
@@ -233,12 +225,12 @@ impl World {
         self.status().waiting_for.unwrap_or_default()
     }
 
-    /// Where routes of ours lead.
+    /// Returns where our routes lead.
     pub(super) fn routes(&self) -> Vec<String> {
         self.kernel.state().routes.keys().map(|key| key.destination.to_string()).collect()
     }
 
-    /// The address that the first device sends from.
+    /// Returns the source address of the first device.
     pub(super) fn local_address(&self) -> String {
         let state = self.kernel.state();
         let local = state.links.values().find_map(|link| match &link.kind {
@@ -248,7 +240,7 @@ impl World {
         local.as_ref().map(IpAddr::to_string).unwrap_or_default()
     }
 
-    /// Lets the agent handle an event and, as the event loop does, what is due then.
+    /// Handles an event and, like the event loop, what is due then.
     fn feed(&mut self, event: Event) {
         let effects = self.agent.handle(event, self.now);
         self.carry_out(effects);
@@ -340,18 +332,18 @@ fn holding(subnet: &str) -> Holding {
     Holding::new(HeldLease { subnets, etcd_lease: Some(7), mod_revision: 1 })
 }
 
-/// The store holds the leases of these peers, and no other.
+/// Lists exactly these peers' leases.
 pub(super) fn listed(peers: &[Peer]) -> WatchEvent<Lease> {
     WatchEvent::Listed(Listing::of(peers.iter().map(entry).collect(), 1, 1))
 }
 
-/// A peer has a lease from now on.
+/// Adds or changes a peer's lease.
 pub(super) fn put(peer: Peer) -> WatchEvent<Lease> {
     let listing = Listing::of(vec![entry(&peer)], 2, 1);
     WatchEvent::Changed(listing.items.into_iter().map(KeyChange::Put).collect())
 }
 
-/// A peer's lease is gone.
+/// Deletes a peer's lease.
 pub(super) fn deleted((base, ..): Peer) -> WatchEvent<Lease> {
     WatchEvent::Changed(vec![KeyChange::Delete { key: format!("{base}-24") }])
 }
@@ -365,13 +357,12 @@ fn entry((base, ip, mac): &Peer) -> flan_subnet_lease::Entry {
     samples::entry(&format!("{base}-24"), &format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,{backend}}}"#), 2)
 }
 
-/// What happened to the data paths of this test.
 #[derive(Debug, Default)]
 pub(super) struct Datapaths {
-    /// Whether none can be started.
+    /// Whether starting fails.
     pub(super) refuses: bool,
     pub(super) starts: usize,
-    /// Peers that the last one knows.
+    /// Number of peers in the last data path.
     pub(super) peers: usize,
 }
 
@@ -383,7 +374,7 @@ pub(super) fn datapaths(look: impl FnOnce(&mut Datapaths)) {
     DATAPATHS.with_borrow_mut(look);
 }
 
-/// A data path that moves nothing.
+/// A data path that moves no packets.
 struct FakeDatapath {
     runs: bool,
     peers: usize,

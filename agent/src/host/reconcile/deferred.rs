@@ -1,5 +1,4 @@
-//! What must not be tried before a certain time: operations that the kernel refused, and repairs that something undoes
-//! again and again.
+//! Operations that must wait: those that the kernel refused, and repairs that something keeps undoing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,36 +17,36 @@ pub(super) struct Deferred {
 
 #[derive(Debug)]
 struct Wait {
-    /// `None`: no longer, only the reason is still worth telling.
+    /// `None` when the wait is over and only the reason is kept.
     until: Option<Instant>,
     why: Why,
 }
 
 #[derive(Debug)]
 enum Why {
-    /// The kernel refused the operation so many times in a row.
+    /// The kernel refused the operation this many times in a row.
     Refused {
         times: u32,
         what: String,
-        /// Who has the port that it needs, and what to do, where that is the reason.
+        /// Who holds the port that it needs, and what to do.
         port_taken: Option<String>,
     },
-    /// Somebody undoes our repair.
+    /// Something undoes our repair.
     Disputed(String),
 }
 
 impl Deferred {
-    /// Whether `object` has to wait.
+    /// Returns whether `object` must wait.
     pub(super) fn holds(&self, object: &Object, now: Instant) -> bool {
         self.waits.get(object).is_some_and(|wait| wait.until > Some(now))
     }
 
-    /// When the next wait ends.
+    /// Returns when the next wait ends.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.waits.values().filter_map(|wait| wait.until).filter(|until| *until > now).min()
     }
 
-    /// The kernel refused an operation: it is tried again after 0.25 s, doubled each time up to 30 s.
+    /// Records a refusal. The retry follows after 0.25 s, doubled each time up to 30 s.
     pub(super) fn failed(&mut self, refusal: &FailedOperation, now: Instant) {
         let object = refusal.operation.object();
         let (times, before) = match self.waits.remove(&object) {
@@ -62,12 +61,11 @@ impl Deferred {
         self.waits.insert(object, Wait { until: Some(now + retry_after(times)), why });
     }
 
-    /// An operation on `object` succeeded.
     pub(super) fn succeeded(&mut self, object: &Object) {
         self.waits.remove(object);
     }
 
-    /// Something happened to `object` that may have removed what was in the way. Answers whether it waited.
+    /// Ends the wait of `object`, because whatever blocked it may be gone. Returns whether it waited.
     pub(super) fn release(&mut self, object: &Object) -> bool {
         match self.waits.get_mut(object) {
             Some(Wait { until, why: Why::Refused { .. } }) => {
@@ -85,23 +83,23 @@ impl Deferred {
         links.iter().filter(|object| self.release(object)).count() > 0
     }
 
-    /// Another program has undone our repair again and again: the next one waits.
+    /// Delays a repair that another program keeps undoing.
     pub(super) fn dispute(&mut self, operation: &Operation, wait: Duration, now: Instant) {
-        warn!(repair = %operation, ?wait, "something undoes our repair again and again; waiting before the next one");
+        warn!(repair = %operation, ?wait, "another program keeps undoing our repair; waiting before the next one");
         let why = Why::Disputed(operation.to_string());
         self.waits.insert(operation.object(), Wait { until: Some(now + wait), why });
     }
 
-    /// Whether `object` waits, or has waited and is to be tried now.
+    /// Returns whether `object` waits, or has waited and is due now.
     pub(super) fn knows(&self, object: &Object) -> bool {
         self.waits.contains_key(object)
     }
 
-    /// What is waited for, in one line.
+    /// Returns the first reason to wait, in one line.
     pub(super) fn problem(&self) -> Option<String> {
         let first = match &self.waits.values().next()?.why {
             Why::Refused { what, .. } => what.clone(),
-            Why::Disputed(repair) => format!("something undoes our repair again and again: {repair}"),
+            Why::Disputed(repair) => format!("another program keeps undoing our repair: {repair}"),
         };
         Some(match self.waits.len() {
             1 => first,
@@ -109,7 +107,7 @@ impl Deferred {
         })
     }
 
-    /// Who has a port that is needed, and what to do.
+    /// Returns who holds a port that is needed, and what to do.
     pub(super) fn port_taken(&self) -> Option<String> {
         self.waits.values().find_map(|wait| match &wait.why {
             Why::Refused { port_taken, .. } => port_taken.clone(),
@@ -117,13 +115,12 @@ impl Deferred {
         })
     }
 
-    /// Forgets what no longer differs from what is wanted.
+    /// Keeps only objects that differ from what is wanted.
     pub(super) fn retain(&mut self, differs: impl Fn(&Object) -> bool) {
         self.waits.retain(|object, _| differs(object));
     }
 }
 
-/// 0.25 s, doubled each time, up to 30 s.
 fn retry_after(times: u32) -> Duration {
     Duration::from_millis(250 << times.saturating_sub(1).min(7)).min(Duration::from_secs(30))
 }

@@ -1,4 +1,4 @@
-//! Counting what was put right, and telling of it once it is quiet again.
+//! Counts repairs, and logs them once no more follow.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,45 +8,45 @@ use flan_kernel::{Object, Operation};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-/// Repairs so far, and those of this moment.
+/// Repairs so far, and those not logged yet.
 #[derive(Debug)]
 pub(super) struct RepairLog {
     total: Repairs,
     now: Repairs,
-    /// The first of them, in words.
+    /// The first repair not logged yet.
     first: Option<String>,
     last: Option<Instant>,
-    /// Repairs that were needed lately, in words.
+    /// Recent repairs, by their text.
     lately: BTreeMap<String, Lately>,
     rules_in_a_row: u32,
 }
 
-/// What repairs of the packet filter's rules are counted under.
+/// Key under which repairs of the packet filter rules are counted.
 const RULES: &str = "rules";
-/// Repairs are told of when nothing was repaired for this long.
+/// Repairs are logged when none has followed for this long.
 const QUIET: Duration = Duration::from_secs(1);
-/// A repair that is undone so soon is undone on purpose. Damage by hand, or by a program that tries many things, comes
-/// more slowly. The time holds the moment for which we wait for more damage.
+/// A repair that is undone this quickly is undone on purpose: damage by hand, or by a program that tries many things,
+/// comes more slowly. Includes the time that we wait for more damage.
 const AT_ONCE: Duration = Duration::from_millis(60);
-/// So many such times are a fight, where one is forgotten in each such time: it may be late now and then. Once it is one,
-/// what is undone within that time belongs to it.
+/// This many quick undoings are a fight. One is forgotten after each such period, because the opponent may be late at
+/// times. During a fight, whatever is undone within the period counts.
 const FIGHT: (u32, Duration) = (8, Duration::from_millis(500));
-/// The first wait in a fight, doubled each time, and the longest.
+/// First wait in a fight, doubled each time, and the longest wait.
 const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// What was last repaired so long ago is no longer remembered.
+/// Repairs older than this are forgotten.
 const PEACE: Duration = Duration::from_secs(60);
-/// Objects whose repairs are remembered. When more are gone at once, it is not about one of them.
+/// Limit of remembered repairs. More at once are not a fight about one object.
 const REMEMBERED: usize = 1000;
-/// Repairs of the rules in a row that are worth a warning: somebody sets them back each time.
+/// Consecutive repairs of the rules that cause a warning.
 const RULES_IN_A_ROW: u32 = 5;
 
-/// The same repair, again and again.
+/// A repair that may be undone repeatedly.
 #[derive(Debug)]
 struct Lately {
     last: Instant,
-    /// When all the times that it was undone at once will be forgotten.
+    /// When all quick undoings will be forgotten.
     forgotten: Instant,
-    /// How often it had to wait, in this fight.
+    /// Waits so far in this fight.
     waits: u32,
 }
 
@@ -55,13 +55,13 @@ impl Lately {
         Self { last: now, forgotten: now, waits: 0 }
     }
 
-    /// How long the repair that was undone once more has to wait, if it is a fight.
+    /// Records that the repair was undone. In a fight, returns how long the next one must wait.
     fn undone(&mut self, now: Instant) -> Option<Duration> {
         let is_fight = self.waits > 0 && now < self.forgotten;
         if now >= self.last + if is_fight { FIGHT.1 } else { AT_ONCE } {
             return None;
         }
-        // No more is remembered than makes a fight: however long one was, its end is soon forgotten.
+        // Capped at what makes a fight, so that a long one is forgotten as soon as a short one.
         self.forgotten = (self.forgotten.max(now) + FIGHT.1).min(now + FIGHT.1 * FIGHT.0);
         if self.forgotten - now <= FIGHT.1 * (FIGHT.0 - 1) {
             self.waits = 0;
@@ -69,14 +69,14 @@ impl Lately {
         }
         let wait = (WAITS.0 * 2u32.pow(self.waits.min(6))).min(WAITS.1);
         self.waits += 1;
-        // Nothing is forgotten while we wait.
+        // The wait itself does not count towards forgetting.
         self.forgotten += wait;
         Some(wait)
     }
 }
 
 impl RepairLog {
-    /// One more repair.
+    /// Counts a repair.
     pub(super) fn count(&mut self, operation: &Operation, now: Instant) {
         let kind = operation.object().name().short;
         self.now.add(kind, 1);
@@ -88,7 +88,7 @@ impl RepairLog {
         }
     }
 
-    /// How long a repair that is needed once more has to wait, because it was undone too often.
+    /// Returns how long a repair must wait that was undone too often.
     pub(super) fn must_wait(&mut self, operation: &Operation, now: Instant) -> Option<Duration> {
         if self.lately.is_empty() {
             return None;
@@ -96,7 +96,7 @@ impl RepairLog {
         self.lately.get_mut(&operation.to_string())?.undone(now)
     }
 
-    /// The rules were put in place, after they had stood there or not.
+    /// Counts a repair of the rules, unless they were put in place for the first time.
     pub(super) fn count_rules(&mut self, stood_before: bool) {
         if stood_before {
             self.total.add(RULES, 1);
@@ -105,34 +105,34 @@ impl RepairLog {
         if self.rules_in_a_row == RULES_IN_A_ROW {
             warn!(
                 times = RULES_IN_A_ROW,
-                "another program takes our packet filter rules away each time that they are put back"
+                "another program removes our packet filter rules each time that fland restores them"
             );
         }
     }
 
-    /// The rules stood as they should.
+    /// Records that the rules were found in place.
     pub(super) fn rules_stand(&mut self) {
         self.rules_in_a_row = 0;
     }
 
-    /// When the repairs of this moment are to be told.
+    /// Returns when to log the repairs.
     pub(super) fn tell_at(&self) -> Option<Instant> {
         self.last.map(|last| last + QUIET)
     }
 
-    /// Tells of them, if it is time.
+    /// Logs the repairs, if due.
     pub(super) fn tell(&mut self, now: Instant) {
         if self.tell_at().is_none_or(|at| now < at) {
             return;
         }
         let first = self.first.take().unwrap_or_default();
-        info!(repaired = in_words(&self.now), first, "put right what another program had changed");
+        info!(repaired = in_words(&self.now), first, "repaired changes by another program");
         self.now = Repairs::of_kinds(Object::NAMES.iter().map(|name| name.short));
         self.last = None;
         self.lately.retain(|_, lately| now < lately.last + PEACE);
     }
 
-    /// How often each kind was put right so far.
+    /// Returns the number of repairs so far, by kind.
     pub(super) fn total(&self) -> Repairs {
         self.total.clone()
     }
@@ -147,7 +147,7 @@ impl Default for RepairLog {
     }
 }
 
-/// `1 neighbour, 2 routes`.
+/// Formats as `1 neighbour, 2 routes`.
 fn in_words(repairs: &Repairs) -> String {
     let parts = Object::NAMES.iter().filter_map(|name| match repairs.of(name.short) {
         0 => None,
@@ -161,7 +161,7 @@ fn in_words(repairs: &Repairs) -> String {
 mod tests {
     use super::*;
 
-    /// The waits of a repair that is undone so many times, each time after it has lasted so long.
+    /// Returns the waits of a repair that is undone `times` times, each time after `lasts`.
     fn waits(times: u32, lasts: impl Fn(u32) -> Duration) -> Vec<Option<Duration>> {
         let mut now = Instant::now();
         let mut lately = Lately::new(now);

@@ -39,7 +39,7 @@ fn peer(number: u8) -> State {
     State { next_hops: [(id, next_hop)].into(), routes: [(key(number), route)].into(), ..State::default() }
 }
 
-/// A reconciler, and the kernel that it is about.
+/// A reconciler and its kernel.
 struct Pair {
     kernel: FakeKernel,
     reconciler: Reconciler,
@@ -47,14 +47,13 @@ struct Pair {
 }
 
 impl Pair {
-    /// Nothing is known of the kernel yet.
     fn new() -> Self {
         let mut reconciler = Reconciler::default();
         reconciler.own(Ownership { links: [device()].into(), senders: true });
         Self { kernel: FakeKernel::new(), reconciler, now: Instant::now() }
     }
 
-    /// The reconciler has read the kernel, and wants three peers of it.
+    /// Creates a reconciler that has read the kernel and wants three peers.
     fn with_three_peers() -> Self {
         let mut pair = Self::new();
         pair.read();
@@ -75,7 +74,7 @@ impl Pair {
         self.reconciler.take_in_all(read, false, self.now)
     }
 
-    /// Takes in what the kernel has told.
+    /// Handles the kernel's notifications.
     fn hear(&mut self) -> Consequences {
         let mut follows = Consequences::default();
         while let Some(changes) = self.kernel.changes().now_or_never() {
@@ -84,7 +83,7 @@ impl Pair {
         follows
     }
 
-    /// One round; the kernel's echo is taken in later.
+    /// Runs one round, without handling the kernel's notifications of it.
     fn work(&mut self) -> Outcome {
         let operations = self.reconciler.begin(true, self.now);
         let refused = self.kernel.apply(&operations).now_or_never().expect("the fake answers at once");
@@ -92,7 +91,7 @@ impl Pair {
         self.reconciler.end_round()
     }
 
-    /// Works until nothing is left to do.
+    /// Runs rounds until nothing is left to do.
     fn settle(&mut self) {
         for _ in 0..10 {
             while self.hear().read {
@@ -154,7 +153,7 @@ fn who_has_the_port_is_told_and_what_follows_from_it_is_not() {
     let holder = Holder::Vxlan { name: "vx9".parse().unwrap(), external: true };
     let taken = KernelError::PortTaken { port: 8472, holder };
     pair.kernel.fail_next(|operation| operation.object() == Object::Link(device()), taken);
-    // As the kernel does with a device that is there and down.
+    // The kernel answers so while the device exists but is down.
     for number in 2..5 {
         let is_it = move |operation: &Operation| operation.object() == Object::Route(key(number));
         pair.kernel.fail_next(is_it, KernelError::Errno(100));
@@ -233,7 +232,7 @@ fn senders_that_went_without_a_word_come_back_with_the_rule_that_measures_them()
     pair.want(&senders);
     pair.settle();
     pair.kernel.take_applied();
-    // Of the two, the kernel tells of the rule alone.
+    // The kernel reports only the rule.
     let told = vec![Change::Fact(Fact::Check(check, None)), Change::SendersGone];
     let follows = pair.reconciler.take_in(told);
     assert_eq!(follows, Consequences { work: true, read: true, ..Consequences::default() });

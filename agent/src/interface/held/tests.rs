@@ -5,7 +5,7 @@ use crate::args::Args;
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}"#;
 
-/// An agent, and the host around it as it is now.
+/// An agent, and its host at present.
 struct Story {
     args: Args,
     config: &'static str,
@@ -16,7 +16,7 @@ struct Story {
 }
 
 impl Story {
-    /// An agent that has started with these flags on a host with eth0, which has the default route.
+    /// Starts an agent with these flags on a host with eth0, which has the default route.
     fn with(arguments: &[&str], config: &'static str, addresses: &[&str]) -> Self {
         let (args, interfaces) = (args(arguments), vec![interface("eth0", 2, addresses)]);
         let host = Survey { interfaces, default_routes: vec![2], way: None };
@@ -43,7 +43,7 @@ impl Story {
         verdict
     }
 
-    /// What is adopted by now, if anything.
+    /// Returns what has been adopted by now.
     fn adopted(&mut self) -> Option<String> {
         match self.look() {
             Verdict::Adopt(external) => {
@@ -133,7 +133,7 @@ fn when_ours_is_gone_another_is_taken_after_the_grace_and_not_before() {
     assert_eq!(story.after(GRACE - Duration::from_millis(1)).adopted(), None);
     assert_eq!(story.after(Duration::from_millis(1)).adopted().unwrap(), "tun7 10.99.0.2");
     assert_eq!(story.look(), Verdict::Keep);
-    // And this one is kept as the first was.
+    // From now on the agent keeps this one.
     story.host.interfaces.push(interface("eth0", 9, &["192.168.64.11/24"]));
     story.host.default_routes = vec![9, 7];
     assert_eq!(story.after(GRACE).look(), Verdict::Keep);
@@ -161,7 +161,7 @@ fn an_address_that_dhcp_takes_away_and_gives_back_is_waited_for() {
         assert!(
             story.waits_for().starts_with("address 192.168.64.11 is gone from the external interface eth0")
         );
-        // The time begins anew whenever it is back.
+        // The grace period starts again each time that it comes back.
         assert!(matches!(story.after(GRACE / 2).look(), Verdict::Wait { .. }));
         story.addresses_are(&["192.168.64.11/24"]);
         assert_eq!(story.after(GRACE / 4).look(), Verdict::Keep);
@@ -173,7 +173,7 @@ fn another_address_that_dhcp_gives_is_followed_at_once() {
     let mut story = Story::new();
     story.addresses_are(&["192.168.64.177/24"]);
     assert_eq!(story.adopted().unwrap(), "eth0 192.168.64.177");
-    // Also when there was none in between, and beside one that was there before.
+    // Even if it changes at once, and beside an older address.
     story.addresses_are(&["10.7.0.1/24", "192.168.64.177/24"]);
     story.adopted();
     assert_eq!(story.look(), Verdict::Keep);
@@ -239,7 +239,7 @@ fn a_link_local_address_takes_the_place_of_ours_only_after_the_grace() {
 fn an_interface_that_is_renamed_is_followed_under_its_new_name() {
     let mut story = Story::with(&["--iface", "eth0"], CONFIG, &["192.168.64.11/24"]);
     story.host.interfaces[0].name = "lan0".parse().unwrap();
-    // The old name may be another's by now.
+    // Another interface may have the old name by now.
     story.host.interfaces.push(interface("eth0", 3, &["192.168.65.11/24"]));
     assert_eq!(story.adopted().unwrap(), "lan0 192.168.64.11");
     assert_eq!(story.look(), Verdict::Keep);

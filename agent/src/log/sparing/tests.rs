@@ -18,7 +18,7 @@ fn now() -> Instant {
     *START + Duration::from_secs(NOW.get())
 }
 
-/// What was logged.
+/// The log output.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -45,7 +45,7 @@ fn sparing<F>(inner: F, format: LogFormat) -> Sparing<F> {
     Sparing { clock: now, ..Sparing::new(inner, format) }
 }
 
-/// The lines that `story` logs, without time.
+/// Returns the lines that `story` logs, without times.
 fn lines(format: LogFormat, story: impl FnOnce()) -> Vec<String> {
     let log = Log::default();
     let builder = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).without_time();

@@ -1,16 +1,16 @@
-//! How many lines of one kind the log gets. Whoever may write to the store decides how many there would be.
+//! Limits the log lines of one kind, because anyone who can write to the store decides how many there would be.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines within one period.
+/// Lines per period.
 const LINES: usize = 20;
-/// A period begins with the first line after the last one.
+/// A period begins with the first line after the previous period.
 const PERIOD: Duration = Duration::from_secs(60);
-/// The number of those that got no line is told so long after the first of them...
+/// Delay from the first suppressed line to its summary.
 const SUMMARY: Duration = Duration::from_secs(1);
-/// ...and, while there are more, so often.
+/// Interval between summaries while more lines are suppressed.
 const BETWEEN_SUMMARIES: Duration = Duration::from_secs(10);
 
 /// The lines of one kind.
@@ -24,7 +24,7 @@ pub(super) struct Ration {
 }
 
 impl Ration {
-    /// Whether there is a line for this; `count` is what it tells of, and is counted where there is none.
+    /// Returns whether to log this. If not, adds `count` to the next summary.
     pub(super) fn admits(&mut self, count: usize, now: Instant) -> bool {
         if self.since.is_none_or(|since| now >= since + PERIOD) {
             (self.since, self.lines) = (Some(now), 0);
@@ -39,12 +39,12 @@ impl Ration {
         false
     }
 
-    /// When [`Ration::more`] has something to tell.
+    /// Returns when the next summary is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// How many got no line since the last summary, if it is time for one.
+    /// Returns the number of suppressed lines since the last summary, if one is due.
     pub(super) fn more(&mut self, now: Instant) -> Option<usize> {
         self.due.filter(|due| now >= *due)?;
         (self.due, self.summed_up) = (None, Some(now));

@@ -1,4 +1,4 @@
-//! The answers of a check, judged: each with a verdict and, where it is a bad one, with what would help.
+//! Judges the answers of a check, with a remedy for each problem.
 
 mod advice;
 mod endpoint;
@@ -17,24 +17,24 @@ use endpoint::{Endpoint, alarm};
 use line::{Line, Verdict};
 use rights::rights;
 
-/// What a check came to.
+/// The result of a check.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CheckReport {
     api_version: &'static str,
     kind: &'static str,
-    /// Whether all that agents need works.
+    /// Whether everything that agents need works.
     ok: bool,
-    /// What all keys begin with.
+    /// Prefix of all keys.
     prefix: String,
-    /// The endpoints, in the order in which they were given.
+    /// The endpoints, in the given order.
     endpoints: Vec<Endpoint>,
-    /// What concerns the store as a whole.
+    /// Checks of the store as a whole.
     checks: Vec<Line>,
 }
 
 impl CheckReport {
-    /// Judges what was answered; `needs` is `None` where no endpoint could be asked.
+    /// Judges the answers; `needs` is `None` if no endpoint could be asked.
     pub(crate) fn new(config: &StoreConfig, members: &[Member], needs: Option<&Needs>) -> Self {
         let endpoints: Vec<Endpoint> = members.iter().map(|member| Endpoint::new(member, members)).collect();
         let mut checks = vec![alarms(members)];
@@ -49,12 +49,12 @@ impl CheckReport {
         report
     }
 
-    /// How much failed that agents need.
+    /// Returns the number of failures that affect agents.
     pub(crate) fn failed(&self) -> usize {
         self.lines().filter(|line| line.verdict == Verdict::Failed).count()
     }
 
-    /// The report for people.
+    /// Formats the report for people.
     pub(crate) fn text(&self) -> String {
         let width = self.lines().map(|line| line.name.len()).max().unwrap_or_default();
         self.lines().map(|line| line.text(width)).collect::<Vec<_>>().join("\n")
@@ -65,7 +65,7 @@ impl CheckReport {
     }
 }
 
-/// The alarms that any member tells of. All members know those of all.
+/// Judges alarms from any member, since all members know all alarms.
 fn alarms(members: &[Member]) -> Line {
     let name = "alarms";
     let statuses: Vec<&MemberStatus> =
@@ -87,13 +87,13 @@ fn alarms(members: &[Member]) -> Line {
     Line::failed(name, raised.join(", "), remedy)
 }
 
-/// A store that asks nobody who they are.
+/// Reports a store that ignores our user.
 fn user_ignored() -> Line {
     let detail = "authentication is switched off: everybody who reaches the store can change the leases";
     Line::warning("user", detail, "etcdctl auth enable, or give no --etcd-username")
 }
 
-/// Answers that come so late that agents say so.
+/// Reports answers that are slow enough for agents to warn.
 fn slow(members: &[Member], needs: Option<&Needs>) -> Option<Line> {
     let served = members.iter().filter(|member| member.serves()).map(|member| member.slowest);
     let slowest = served.chain(needs.map(|needs| needs.took)).max().filter(|took| *took > SLOW)?;
@@ -102,7 +102,7 @@ fn slow(members: &[Member], needs: Option<&Needs>) -> Option<Line> {
     Some(Line::warning("speed", detail, "look at the disk and the load of the store's hosts"))
 }
 
-/// Endpoints of different clusters: each agent would see the leases of one of them.
+/// Reports endpoints of different clusters: each agent would see the leases of only one.
 fn one_cluster(members: &[Member]) -> Option<Line> {
     let mut clusters: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
     for member in members {

@@ -1,11 +1,10 @@
-//! Carrying out the plan of a copy.
+//! Carries out the plan of a copy.
 //!
-//! The config is written last: an agent that waits for it in the target finds all leases there, and takes none that is
-//! another's. Each write compares the revision that was seen, so nobody else's is lost.
+//! Writes the config last: an agent that waits for it in the target then finds all leases, and takes no subnet of
+//! another. Each write compares the revision seen, so it overwrites no concurrent write.
 //!
-//! An etcd lease is granted for as long as it still lasts in the source, so that the lease of a host that is no more ends
-//! when it would have. The agent of one that is alive takes its subnet with a lease of full length when it starts with
-//! the new store.
+//! Grants an etcd lease for its remaining time in the source, so the lease of a host that is gone ends when it would
+//! have. An agent that is alive takes its subnet with a full lease when it starts with the new store.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -16,10 +15,10 @@ use futures::{StreamExt, TryStreamExt};
 use super::plan::{Config, EtcdLease, Group, Key, Plan};
 use super::report::{Fate, Item, Outcome};
 
-/// How many etcd leases are copied at once.
+/// Number of etcd leases copied concurrently.
 const AT_ONCE: usize = 64;
 
-/// A copy that is under way.
+/// A copy in progress.
 pub(crate) struct Job<'a> {
     pub(crate) from: &'a Store,
     pub(crate) to: &'a Store,
@@ -27,7 +26,7 @@ pub(crate) struct Job<'a> {
     pub(crate) seen: Option<StoredConfig>,
     /// Whether nothing is written.
     pub(crate) dry_run: bool,
-    /// Leases that are done with.
+    /// Number of leases done.
     pub(crate) done: Cell<usize>,
 }
 
@@ -57,13 +56,13 @@ impl Job<'_> {
         if self.dry_run || self.to.put_config(&config.json, self.seen.as_ref()).await? {
             return Ok(fate);
         }
-        // The answer to a write may get lost; tried again, it finds itself.
+        // If the answer to a write was lost, a retry finds its own value.
         let found = self.to.config().await?;
         let is_ours = found.is_some_and(|found| found.json == config.json);
         Ok(if is_ours { fate } else { Fate::ChangedMeanwhile })
     }
 
-    /// Copies what ends together.
+    /// Copies the keys that share an etcd lease, or one reservation.
     async fn group(&self, group: Group) -> Result<Vec<Item>, StoreError> {
         let mut items = Vec::new();
         let Some(lease) = group.etcd_lease else {
@@ -71,7 +70,7 @@ impl Job<'_> {
             return Ok(items);
         };
         let left = match self.from.time_to_live(lease.id).await {
-            // The store counts whole seconds down.
+            // The store rounds down to seconds.
             Ok((left, _)) => left + Duration::from_secs(1),
             Err(StoreError::LeaseGone(_)) => {
                 let expired = |key: Key| Item::skipped(key.key, "its lease in the store has expired");
@@ -82,7 +81,7 @@ impl Job<'_> {
         let (etcd_lease, is_new) =
             if self.dry_run { (lease.id, false) } else { self.etcd_lease(lease, left).await? };
         let outcome = self.keys(&group.keys, Some(etcd_lease), Some(left), &mut items).await;
-        // A write without an answer may have happened.
+        // Without an answer, the write may have happened.
         let unanswered = matches!(outcome, Err(StoreError::Unreachable(_)));
         let unused = !unanswered && items.iter().all(|item| item.outcome == Fate::ChangedMeanwhile);
         if is_new
@@ -94,7 +93,7 @@ impl Job<'_> {
         outcome.map(|()| items)
     }
 
-    /// The etcd lease in the target, and whether it was made for this: with the id that the holder knows, where that is
+    /// Returns the etcd lease in the target, and whether it is new. It has the id that the holder knows, if that is
     /// free or was copied before.
     async fn etcd_lease(&self, lease: EtcdLease, left: Duration) -> Result<(i64, bool), StoreError> {
         if lease.stands {
@@ -132,7 +131,7 @@ impl Job<'_> {
         if self.dry_run || self.to.leases().put(&key.key, &key.value, etcd_lease, key.seen).await?.is_some() {
             return Ok(fate);
         }
-        // The answer to a write may get lost; tried again, it finds itself.
+        // If the answer to a write was lost, a retry finds its own value.
         let found = self.to.leases().get(&key.key).await?;
         let is_ours = found.is_some_and(|found| found.value == key.value && found.etcd_lease == etcd_lease);
         Ok(if is_ours { fate } else { Fate::ChangedMeanwhile })

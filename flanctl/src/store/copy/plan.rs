@@ -1,4 +1,4 @@
-//! What a copy has to write, found from what stands in both stores.
+//! Plans a copy by comparing both stores.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use flan_subnet_lease::{Entry, LeaseAttributes, Snapshot};
 
 use crate::output;
 
-/// What to write.
+/// The writes of a copy.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// The network config; `None` where the source has none.
+    /// The network config; `None` if the source has none.
     pub(crate) config: Option<Config>,
-    /// All leases: those behind one etcd lease together, each reservation by itself.
+    /// All leases: those that share an etcd lease together, each reservation alone.
     pub(crate) groups: Vec<Group>,
     /// Keys that cannot be copied, each with the reason.
     pub(crate) skipped: Vec<(String, &'static str)>,
@@ -24,11 +24,11 @@ pub(crate) struct Plan {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) json: Vec<u8>,
-    /// Whether the target says the same already.
+    /// Whether the target already has the same.
     pub(crate) stands: bool,
 }
 
-/// Keys that end together.
+/// Keys that share an etcd lease.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     /// `None` for a reservation.
@@ -40,7 +40,7 @@ pub(crate) struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EtcdLease {
     pub(crate) id: i64,
-    /// Whether it is behind one of the same keys in the target: then it was copied before.
+    /// Whether one of the same keys has it in the target, so it was copied before.
     pub(crate) stands: bool,
 }
 
@@ -49,9 +49,9 @@ pub(crate) struct EtcdLease {
 pub(crate) struct Key {
     pub(crate) key: String,
     pub(crate) value: Vec<u8>,
-    /// Revision of the last write in the target; 0 where it has no such key.
+    /// Revision of the last write in the target; 0 if the key is new there.
     pub(crate) seen: i64,
-    /// Whether the target says the same already, with the same etcd lease.
+    /// Whether the target already has the same value and etcd lease.
     pub(crate) stands: bool,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Occupied {
     leases: Vec<String>,
 }
 
-/// Compares two stores. Without `force`, a target that holds anything is refused.
+/// Compares two stores. Without `force`, refuses a target that is not empty.
 pub(crate) fn plan(source: Snapshot, target: &Snapshot, force: bool) -> Result<Plan, Occupied> {
     let there = || target.leases.readable();
     if !force && (target.config.is_some() || there().next().is_some()) {
@@ -110,14 +110,14 @@ pub(crate) fn plan(source: Snapshot, target: &Snapshot, force: bool) -> Result<P
 }
 
 impl Plan {
-    /// How many leases there are to copy.
+    /// Returns the number of leases to copy.
     pub(crate) fn leases(&self) -> usize {
         self.groups.iter().map(|group| group.keys.len()).sum()
     }
 }
 
 impl Occupied {
-    /// What the target holds, in words.
+    /// Describes what the target holds.
     pub(crate) fn describe(&self) -> String {
         let config = self.config.then(|| "a network config".to_owned());
         let leases = (!self.leases.is_empty()).then(|| {
@@ -149,7 +149,7 @@ mod tests {
         store(None, vec![])
     }
 
-    /// The plan as lines.
+    /// Returns the plan as lines.
     fn told(plan: &Plan) -> Vec<String> {
         let config = plan.config.iter().map(|config| format!("config{}", stands(config.stands)));
         let groups = plan.groups.iter().map(|group| {

@@ -1,4 +1,4 @@
-//! What a copy came to, for people and for programs.
+//! The result of a copy, for people and for programs.
 
 use std::time::Duration;
 
@@ -8,44 +8,44 @@ use serde::Serialize;
 
 use crate::output::{count, place, some};
 
-/// Leases that were skipped and have a line each.
+/// Skipped leases that are listed for people.
 const SHOWN_SKIPPED: usize = 50;
 
-/// What a copy came to, before it is told.
+/// The result of a copy.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// `None` where the source has none.
+    /// `None` if the source has none.
     pub(crate) config: Option<Fate>,
     pub(crate) items: Vec<Item>,
     /// Keys that only the target has.
     pub(crate) left_alone: Vec<String>,
 }
 
-/// What a copy came to.
+/// The report of a copy.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CopyReport {
     api_version: &'static str,
     kind: &'static str,
-    /// Whether nothing was written: then the outcomes are those that a copy would have.
+    /// Whether nothing was written, so that these are the expected outcomes.
     dry_run: bool,
-    /// URLs of the store that was copied.
+    /// URLs of the source.
     from: String,
-    /// URLs of the store that was copied to.
+    /// URLs of the target.
     to: String,
-    /// What all keys begin with, in both.
+    /// Prefix of all keys, in both stores.
     prefix: String,
-    /// Revision at which the store was read.
+    /// Revision at which the source was read.
     revision: i64,
-    /// What became of the network config; null where there is none.
+    /// Outcome for the network config; null if there is none.
     config: Option<Fate>,
     /// The leases, sorted by subnet.
     items: Vec<Item>,
-    /// Leases that only the store has that was copied to: they stay as they are.
+    /// Leases that only the target has. They stay.
     left_alone: Vec<String>,
 }
 
-/// What became of one lease.
+/// Outcome for one lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Item {
@@ -54,30 +54,30 @@ pub(crate) struct Item {
     pub(crate) outcome: Fate,
     /// Why it was skipped.
     reason: Option<&'static str>,
-    /// Whether the lease never ends; null where it was not copied.
+    /// Whether the lease never ends; null if it was not copied.
     reservation: Option<bool>,
-    /// Seconds until the copy ends if its holder does not renew it; null for a reservation.
+    /// Seconds until the copy ends unless its holder renews it; null for a reservation.
     expires_in_seconds: Option<u64>,
 }
 
-/// What became of one key.
+/// Outcome for one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Fate {
-    /// Written where there was none.
+    /// Written as a new key.
     Copied,
-    /// Written over another value, or over the same one with another etcd lease.
+    /// Written over another value, or the same one with another etcd lease.
     Overwritten,
-    /// It stood there already. The etcd lease behind it was renewed.
+    /// Already there. Its etcd lease was renewed.
     Unchanged,
-    /// Not written, for a reason that is told.
+    /// Not written, for the given reason.
     Skipped,
-    /// Not written, because somebody else wrote it after it was looked at.
+    /// Not written, because another client wrote it meanwhile.
     ChangedMeanwhile,
 }
 
 impl Item {
-    /// A lease that cannot be copied.
+    /// Creates the outcome for a lease that cannot be copied.
     pub(crate) fn skipped(key: String, reason: &'static str) -> Self {
         Self {
             key,
@@ -88,7 +88,7 @@ impl Item {
         }
     }
 
-    /// A lease that was copied, or would have been; `left` is its time, `None` for a reservation.
+    /// Creates the outcome for a lease that was or would be copied; `left` is its time, `None` for a reservation.
     pub(crate) fn written(key: &str, outcome: Fate, left: Option<Duration>) -> Self {
         Self {
             key: key.to_owned(),
@@ -101,7 +101,7 @@ impl Item {
 }
 
 impl CopyReport {
-    /// The report of what was done between two stores.
+    /// Creates the report of a copy between two stores.
     pub(crate) fn new(from: &Store, to: &Store, revision: i64, dry_run: bool, outcome: Outcome) -> Self {
         let Outcome { config, mut items, left_alone } = outcome;
         items.sort_by_cached_key(|item| place(&item.key));
@@ -119,12 +119,12 @@ impl CopyReport {
         }
     }
 
-    /// How many keys were not written because somebody else wrote them.
+    /// Returns the number of keys that another client wrote meanwhile.
     pub(crate) fn changed_meanwhile(&self) -> usize {
         self.named(Fate::ChangedMeanwhile).len()
     }
 
-    /// The report for people.
+    /// Formats the report for people.
     pub(crate) fn text(&self) -> String {
         let mut lines = vec![self.first_line()];
         let would =
@@ -167,7 +167,7 @@ impl CopyReport {
         format!("{verb} {what} from {from} to {to}, as of revision {revision}")
     }
 
-    /// The keys that this became of, the config among them.
+    /// Returns the keys with this outcome, including the config.
     fn named(&self, fate: Fate) -> Vec<&str> {
         let config = self.config.filter(|config| *config == fate).map(|_| "config");
         let leases = self.items.iter().filter(|item| item.outcome == fate).map(|item| item.key.as_str());

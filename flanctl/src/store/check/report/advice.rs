@@ -1,8 +1,8 @@
-//! What the store said, and what would help.
+//! Short reasons and remedies for errors of the store.
 
 use flan_subnet_lease::{Cause, StoreError, Unanswered};
 
-/// The reason alone, without where it comes from.
+/// Returns the reason without its origin.
 pub(crate) fn brief(error: &StoreError) -> String {
     match error {
         StoreError::Unreachable(endpoints) => {
@@ -15,7 +15,7 @@ pub(crate) fn brief(error: &StoreError) -> String {
     }
 }
 
-/// What would help; `right` is what the user may lack.
+/// Returns the remedy; `right` is what the user may lack.
 pub(crate) fn remedy(error: &StoreError, right: &str) -> String {
     match error {
         StoreError::Unauthorised { reason, .. } if reason.contains("permission denied") => right.to_owned(),
@@ -38,15 +38,15 @@ pub(crate) fn remedy(error: &StoreError, right: &str) -> String {
 
 const STORES_LOG: &str = "see the log of the store";
 
-/// Where no right is known that would do.
+/// Remedy if no sufficient right is known.
 pub(crate) const ADMINISTRATOR: &str = "ask who administers the store";
 
-/// What helps a member that is there and cannot answer for the cluster.
+/// Remedy for a member that is up and cannot answer for the cluster.
 pub(crate) const MAJORITY: &str =
     "more than half of the members must run and reach each other: etcdctl endpoint status --cluster";
 
-/// What helps where nobody answers.
+/// Remedy if nobody answers.
 const NOBODY_THERE: &str = "check the URL, that the store runs there, and that no firewall is between";
 
-/// What frees a store that has run full; etcd writes nothing until the last of it is done.
+/// Remedy for a full store. etcd refuses writes until the last step is done.
 pub(crate) const NO_SPACE: &str = "free space on the disk of the store; of an etcd: etcdctl compact REVISION, then etcdctl defrag, then etcdctl alarm disarm, or raise its --quota-backend-bytes";

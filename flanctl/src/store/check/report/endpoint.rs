@@ -1,4 +1,4 @@
-//! What one endpoint answered, judged.
+//! Judges the answers of one endpoint.
 
 use flan_subnet_lease::{MemberStatus, StoreError};
 use serde::Serialize;
@@ -7,26 +7,26 @@ use super::advice::{ADMINISTRATOR, MAJORITY, brief, remedy};
 use super::line::Line;
 use crate::store::check::Member;
 
-/// What one endpoint answered. What it did not tell is null.
+/// The answers of one endpoint. Unknown values are null.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Endpoint {
-    /// Its name is the URL.
+    /// Named after the URL.
     #[serde(flatten)]
     pub(crate) line: Line,
     version: Option<String>,
-    /// Its id, in hexadecimal as etcdctl prints it.
+    /// Its id, in hexadecimal like in etcdctl.
     member_id: Option<String>,
-    /// The id of the member that leads; null also while none does.
+    /// The id of the leader; null while there is none.
     leader_id: Option<String>,
-    /// Bytes that its database takes on the disk.
+    /// Size of its database on disk, in bytes.
     database_bytes: Option<u64>,
-    /// How long the median of some reads took.
+    /// Median time of some reads.
     read_microseconds: Option<u64>,
 }
 
 impl Endpoint {
-    /// Judges what one of the members answered.
+    /// Judges the answers of one of the members.
     pub(crate) fn new(member: &Member, members: &[Member]) -> Self {
         let status = member.status.as_ref().ok();
         let read = member.read.as_ref().and_then(|read| read.as_ref().ok());
@@ -44,7 +44,7 @@ impl Endpoint {
 
 fn endpoint_line(member: &Member, members: &[Member]) -> Line {
     let name = member.endpoint.to_string();
-    // This is an answer: agents do not ask another endpoint after it.
+    // Agents accept this answer and do not try another endpoint.
     if let (Err(error @ StoreError::Unauthorised { .. }), None) = (&member.status, &member.read) {
         return Line::failed(name, brief(error), remedy(error, ADMINISTRATOR));
     }
@@ -60,7 +60,7 @@ fn endpoint_line(member: &Member, members: &[Member]) -> Line {
         Some(Err(error)) => parts.push(format!("reads nothing: {}", brief(error))),
         None => {}
     }
-    // The name says where.
+    // The name already says where.
     let detail = parts.join(", ").replace(&format!("{name}: "), "");
     if member.serves() {
         return Line::ok(name, detail);
@@ -69,7 +69,7 @@ fn endpoint_line(member: &Member, members: &[Member]) -> Line {
         Err(error) if !detail.contains("no leader") => remedy(error, ADMINISTRATOR),
         _ => MAJORITY.to_owned(),
     };
-    // Agents turn to the next endpoint.
+    // Agents try the next endpoint.
     if members.iter().any(Member::serves) {
         let remedy = format!("agents go on with the others; {remedy}, or take it off --etcd-endpoints");
         return Line::warning(name, detail, remedy);
@@ -77,12 +77,12 @@ fn endpoint_line(member: &Member, members: &[Member]) -> Line {
     Line::failed(name, detail, remedy)
 }
 
-/// What a member says of itself, in words.
+/// Describes a member's status.
 fn described(status: &MemberStatus, members: &[Member]) -> Vec<String> {
     let version = if status.version.is_empty() { "not told" } else { &status.version };
     let mut parts = vec![format!("version {version}")];
     parts.push(match status.leader {
-        None => "tells no leader".to_owned(),
+        None => "leader unknown".to_owned(),
         Some(leader) if leader == status.member_id => "leads".to_owned(),
         Some(leader) => {
             let known = members.iter().find(|member| {
@@ -107,12 +107,12 @@ fn described(status: &MemberStatus, members: &[Member]) -> Vec<String> {
     parts
 }
 
-/// The kind of alarm that an error of a member is: `memberID:9372538179322589801 alarm:NOSPACE`.
+/// Returns the kind of alarm in an error such as `memberID:9372538179322589801 alarm:NOSPACE`.
 pub(crate) fn alarm(error: &str) -> Option<&str> {
     error.split_once("alarm:").map(|(_, kind)| kind.trim())
 }
 
-/// `20.0 KiB`.
+/// Formats as `20.0 KiB`.
 fn bytes(number: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB"];
     let mut size = number as f64;

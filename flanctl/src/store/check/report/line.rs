@@ -4,23 +4,23 @@ use serde::Serialize;
 
 use flan_subnet_lease::printable;
 
-/// One thing that was looked at.
+/// One checked item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) verdict: Verdict,
     /// What was found.
     detail: String,
-    /// What would help; null where nothing is wrong.
+    /// What to do; null if nothing is wrong.
     remedy: Option<String>,
 }
 
-/// Whether it is as it should be.
+/// The verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Verdict {
     Ok,
-    /// Agents work all the same.
+    /// Agents still work.
     Warning,
     /// Agents cannot work, or not for long.
     Failed,
@@ -29,12 +29,12 @@ pub(crate) enum Verdict {
 }
 
 impl Line {
-    /// It is as it should be.
+    /// Creates a line without problems.
     pub(crate) fn ok(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { name: name.into(), verdict: Verdict::Ok, detail: detail.into(), remedy: None }
     }
 
-    /// It is not, and agents work all the same.
+    /// Creates a line for a problem with which agents still work.
     pub(crate) fn warning(
         name: impl Into<String>,
         detail: impl Into<String>,
@@ -44,7 +44,7 @@ impl Line {
         Self { name: name.into(), verdict: Verdict::Warning, detail: detail.into(), remedy }
     }
 
-    /// Agents cannot work with it.
+    /// Creates a line for a problem that affects agents.
     pub(crate) fn failed(
         name: impl Into<String>,
         detail: impl Into<String>,
@@ -53,12 +53,12 @@ impl Line {
         Self { verdict: Verdict::Failed, ..Self::warning(name, detail, remedy) }
     }
 
-    /// The store does not say.
+    /// Creates a line for what the store does not say.
     pub(crate) fn not_told(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { verdict: Verdict::NotTold, ..Self::ok(name, detail) }
     }
 
-    /// The line for people, the name as wide as given, and what would help below it.
+    /// Formats the line for people with the name padded to `width`, and the remedy below.
     pub(crate) fn text(&self, width: usize) -> String {
         let verdict = match self.verdict {
             Verdict::Ok => "ok",

@@ -1,4 +1,4 @@
-//! What the agent does with the store, each with whether it may.
+//! Whether the store permits what the agent does.
 
 use flan_subnet_lease::{NetworkConfig, StoreConfig, StoreError};
 
@@ -8,7 +8,7 @@ use crate::config::describe;
 use crate::output::count;
 use crate::store::check::Needs;
 
-/// One line for each; `needs` is `None` where no endpoint could be asked.
+/// Returns a line for each right; `needs` is `None` if no endpoint could be asked.
 pub(crate) fn rights(config: &StoreConfig, needs: Option<&Needs>) -> Vec<Line> {
     let names = ["read the config", "list leases", "watch leases", "store leases", "write leases"];
     let Some(needs) = needs else {
