@@ -183,7 +183,8 @@ impl Agent {
     /// Starts to apply the wanted state to the kernel.
     fn begin_round(&mut self, now: Instant) -> Vec<Effect> {
         if self.host.is_busy() {
-            return Vec::new(); // the round stays due
+            self.host.schedule(now); // once it no longer is
+            return Vec::new();
         }
         self.host.round_begins();
         // Before the first complete list, which starts a round, a missing lease means nothing.

@@ -76,7 +76,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 event = reports.events.recv() => event.map(|event| Event::Network(NETWORK, event)),
                 () = self.store.failed() => anyhow::bail!("the keeper of our lease ended unexpectedly"),
-                () = sleep_until(due) => Some(Event::Time),
+                () = sleep_until(due) => None,
                 _ = alive.tick() => {
                     notify::alive();
                     None
@@ -85,7 +85,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             if let Some(event) = event {
                 self.feed(event).await?;
             }
-            if self.agent.due(Instant::now()).is_some_and(|due| due <= Instant::now()) {
+            // Waits of refused operations that are over are no longer due, so what was due before counts, too.
+            let now = Instant::now();
+            if due.into_iter().chain(self.agent.due(now)).any(|due| due <= now) {
                 self.feed(Event::Time).await?;
             }
         }

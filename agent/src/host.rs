@@ -140,6 +140,8 @@ impl Host {
     /// Schedules a round now that checks the packet filter rules.
     pub(crate) fn rules_have_changed(&mut self, now: Instant) {
         self.rules_due = true;
+        // What failed before says nothing of what is wanted now.
+        (self.failures, self.retry_at) = (0, None);
         self.schedule(now);
     }
 
@@ -301,6 +303,8 @@ impl Host {
         } else if self.may_try(now) {
             self.failures += 1;
             self.fail_until(now + retry_after(self.failures));
+        } else if let Some(at) = self.retry_at {
+            self.schedule(at); // this round has cleared it
         }
         self.is_starting = false;
         if outcome.applied >= MANY {

@@ -152,6 +152,11 @@ pub fn create(name: LinkName, mode: TunMode) -> Result<(), TunError> {
     set_number(device.as_fd(), libc::TUNSETPERSIST, 1).map_err(setting(name, "TUNSETPERSIST"))
 }
 
+/// Returns the index of a device, which changes when the device is created again.
+pub fn index_of(name: LinkName) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name.as_str()).ok()
+}
+
 /// One queue of a TUN device. Reads and writes move one packet, and never block.
 ///
 /// Dropping it detaches the queue: packets queued there are lost, and the kernel spreads flows over the other queues.
@@ -256,7 +261,10 @@ impl AsyncTun {
     pub fn open(name: LinkName) -> Result<[Self; 2], TunError> {
         let opened = open_asynchronous(name, 2, TunMode::PLAIN)?;
         let queues: [tokio_tun::Tun; 2] = opened.try_into().map_err(|_| TunError::QueueCount(2))?;
-        set_mode(name, descriptor(&queues[0]), TunMode::PLAIN)?;
+        if set_mode(name, descriptor(&queues[0]), TunMode::PLAIN)?.vnet_header {
+            let reason = "another process has queues of the device open with virtio-net headers";
+            return Err(setting(name, "plain mode")(io::Error::new(io::ErrorKind::ResourceBusy, reason)));
+        }
         Ok(queues.map(Self))
     }
 

@@ -319,3 +319,19 @@ fn a_network_on_udp_is_ready_when_its_data_path_runs_and_not_before() {
     world.pass(Duration::from_secs(1));
     world::datapaths(|datapaths| assert_eq!((datapaths.starts, datapaths.peers), (2, 1)));
 }
+
+#[test]
+fn what_failed_for_a_long_time_is_tried_at_once_when_the_address_changes() {
+    world::datapaths(|datapaths| datapaths.refuses = true);
+    let mut world = World::with(&[]);
+    world.config_is(0, UDP);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[]));
+    world.pass(Duration::from_secs(100));
+    world::datapaths(|datapaths| datapaths.refuses = false);
+    world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
+    world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
+    world.hear();
+    world.pass(Duration::from_secs(1));
+    assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+}

@@ -152,7 +152,9 @@ impl Host {
                 external.due.at(until);
             }
         }
-        Vec::new()
+        self.show_first_problem();
+        // A reading under a name that the interface no longer has says nothing.
+        if renamed.is_some() { vec![self.read_anew()] } else { Vec::new() }
     }
 
     fn found(&mut self, found: External, survey: &Survey, now: Instant) -> Vec<Effect> {

@@ -259,6 +259,7 @@ impl Joined {
         if let Err(reason) = saved {
             error!(%file, %reason, "cannot write the subnet file");
             let problem = format!("cannot write {file}: {reason}");
+            self.problem = Some(problem.clone());
             if self.unsaved.replace(problem.clone()).is_none() {
                 host.has_failed(problem, now);
             }

@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use flan_kernel::LinkName;
-use flan_kernel::tun::{AsyncTun, TunError, TunMode, TunQueue};
+use flan_kernel::tun::{self, AsyncTun, TunError, TunMode, TunQueue};
 use flan_kernel::udp_socket::{UdpModes, UdpOptions, UdpSocket};
 use flan_kernel::wait::Waker;
 use tokio::task::AbortHandle;
@@ -71,6 +71,8 @@ pub enum DatapathError {
 /// A running data path. Its threads and its task end when it is dropped.
 pub struct Datapath {
     common: Arc<Common>,
+    /// The device's index when this was started.
+    index: Option<u32>,
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
     /// In plain mode.
@@ -83,19 +85,20 @@ impl Datapath {
             return Self::start_plain(settings, table);
         }
         let device = settings.device;
+        let index = tun::index_of(device);
         let tun_error = |source| DatapathError::Tun { device, source };
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let workers = processors.clamp(*WORKERS.start(), *WORKERS.end());
-        let (queues, tun) = TunQueue::open(device, workers, settings.tun).map_err(tun_error)?;
+        let (queues, mode) = TunQueue::open(device, workers, settings.tun).map_err(tun_error)?;
         let address = SocketAddr::new(settings.local.into(), settings.port);
         let (sockets, udp) = sockets(address, workers, &settings)
             .map_err(|source| DatapathError::Socket { address, source })?;
         let waker = Waker::new().map_err(DatapathError::Thread)?;
-        let common = Common::new(settings, table, tun, udp);
+        let common = Common::new(settings, table, mode, udp);
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
         let (pacer, entrance) = Pacer::new(common.clone(), sockets[0].clone());
         let mut datapath =
-            Self { common: common.clone(), waker: waker.clone(), threads: Vec::new(), task: None };
+            Self { common: common.clone(), index, waker: waker.clone(), threads: Vec::new(), task: None };
         for (number, (queue, socket)) in queues.into_iter().zip(sockets).enumerate() {
             let share = Share { number, of: workers };
             let endpoints = Endpoints { common: common.clone(), queue, socket };
@@ -110,6 +113,7 @@ impl Datapath {
     /// Starts plain mode: a task in the current tokio runtime.
     fn start_plain(settings: Settings, table: ForwardingReader) -> Result<Self, DatapathError> {
         let device = settings.device;
+        let index = tun::index_of(device);
         let address = SocketAddr::new(settings.local.into(), settings.port);
         let queues = AsyncTun::open(device).map_err(|source| DatapathError::Tun { device, source })?;
         let (socket, udp) = UdpSocket::bind(address, options(&settings))
@@ -123,13 +127,13 @@ impl Datapath {
             plain.run().await;
             drop(note);
         });
-        Ok(Self { common, waker, threads: Vec::new(), task: Some(task.abort_handle()) })
+        Ok(Self { common, index, waker, threads: Vec::new(), task: Some(task.abort_handle()) })
     }
 
-    /// Returns whether a thread has ended by itself, for instance after its device was deleted: start another data
-    /// path.
+    /// Returns whether to start another data path: a thread has ended by itself, or the device was deleted or created
+    /// again.
     pub fn is_over(&self) -> bool {
-        self.common.over.load(Relaxed)
+        self.common.over.load(Relaxed) || tun::index_of(self.common.settings.device) != self.index
     }
 
     /// Returns its modes and counters.

@@ -17,7 +17,7 @@ use super::inbound::counted;
 use super::rules::{self, Refusal};
 use crate::udp::counters::add;
 use crate::udp::icmp::{self, Limit, Reason};
-use crate::udp::packet::{Ttl, decrement_ttl};
+use crate::udp::packet::{Ip, Ttl, decrement_ttl};
 
 /// Bytes of the largest packet.
 const LARGEST: usize = 65_535;
@@ -46,9 +46,14 @@ impl Plain {
     async fn outbound(&self, queue: &AsyncTun) -> io::Result<Infallible> {
         let (mut buffer, mut limit) = (vec![0; LARGEST], Limit::new(Instant::now()));
         loop {
+            // The device never makes a task yield: without this, packets that are all dropped would starve the rest.
+            tokio::task::consume_budget().await;
             let length = queue.recv(&mut buffer).await?;
             let packet = &mut buffer[..length];
-            let passes = rules::outbound(&self.common.table.read(), packet);
+            let passes = match Ip::parse(packet) {
+                Some(ip) if ip.packet_len() == length => rules::outbound(&self.common.table.read(), packet),
+                _ => Err(Refusal::Malformed),
+            };
             let told = match passes {
                 Ok(peer) => self.send(packet, peer.address).await,
                 Err(refusal) => refusal.count(&self.common.gauge.counters, 1),
@@ -61,6 +66,7 @@ impl Plain {
         let (mut buffer, mut limit) = (vec![0; LARGEST], Limit::new(Instant::now()));
         let counters = &self.common.gauge.counters;
         loop {
+            tokio::task::consume_budget().await;
             let (length, source) = match self.socket.recv_from(&mut buffer).await {
                 Ok(received) => received,
                 // An answer to what was sent earlier, such as "port unreachable": the peer is away.
