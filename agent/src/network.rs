@@ -1,6 +1,6 @@
 //! One network: reads its config, claims a lease, and then follows the leases of the peers.
 //!
-//! Nothing here waits or does I/O: methods receive events with the time and return [`Effect`]s.
+//! Methods receive events with the time and return [`Effect`]s. Nothing here waits, and only [`Datapath`] does I/O.
 
 mod backend;
 mod clones;

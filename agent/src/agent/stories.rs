@@ -293,6 +293,8 @@ fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known(
     let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
     assert_eq!(devices, ["flannel.1", "flannel.2"]);
     assert_eq!(world.firewall.standing().families.len(), 2);
+    let forward: Vec<String> = world.firewall.standing().forward.iter().map(ToString::to_string).collect();
+    assert_eq!(forward, ["flannel.1", "eth0", "flannel.2"]);
     world.leases(0, deleted(PEER_2));
     assert_eq!(world.routes(), ["10.6.2.0/24"]);
     assert!(world.status_of(0).ready && world.status_of(1).ready);

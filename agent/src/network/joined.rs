@@ -202,8 +202,10 @@ impl Joined {
         let Some(own) = &self.leases.admission().own else { return };
         rules.masquerade |= self.means.args.ip_masq;
         if self.means.args.iptables_forward_rules {
+            // Networks share the external interface.
             let devices = self.planned.links.keys().copied().chain(host.external.link());
-            rules.forward.extend(devices);
+            let missing = devices.filter(|device| !rules.forward.contains(device)).collect::<Vec<_>>();
+            rules.forward.extend(missing);
         }
         for (family, network) in self.config().networks() {
             match family {

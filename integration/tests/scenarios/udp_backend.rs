@@ -263,6 +263,23 @@ fn a_deleted_device_is_back(network: &str) -> Result<()> {
 }
 
 #[test]
+fn a_device_of_udp_that_another_program_creates_again_carries_packets() -> Result<()> {
+    for network in [NETWORK_OF_UDP, PLAIN] {
+        Lab::run(LabOptions::default(), |lab| {
+            let (mut hosts, webs) = two_containers(lab, network)?;
+            // Faster than the agent, which then has nothing to create.
+            let again = format!("ip link del {DEVICE} && ip tuntap add dev {DEVICE} mode tun multi_queue");
+            hosts[0].run("sh", &["-c", &again])?;
+            let target = hosts[1].subnet_env()?.subnet.ip();
+            wait::until("the traffic to be back", Duration::from_secs(10), || ping_once(&hosts[0], target))?;
+            exchange(&webs)?;
+            hosts[0].ensure_agent_runs()
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn the_route_that_goes_unsaid_with_the_last_address_of_the_device_is_back_with_it() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let (mut hosts, webs) = two_containers(lab, NETWORK_OF_UDP)?;
