@@ -42,6 +42,9 @@ pub(crate) struct RawNeighbour {
     permanent: bool,
     ip: Option<IpAddr>,
     mac: Option<MacAddr6>,
+    /// Whether the device's driver wrote it. Up to Linux 6.12, the kernel repeats each change of a forwarding entry in
+    /// a second message of its own (`rtnl_fdb_notify` in `net/core/rtnetlink.c`), which lacks the destination.
+    by_driver: bool,
 }
 
 /// The table of a [`RawNeighbour`].
@@ -66,11 +69,13 @@ impl RawNeighbour {
         };
         // The states are bits, and `bridge(8)` sets another one too.
         let permanent = u16_at(body, 8)? & libc::NUD_PERMANENT != 0;
-        let mut entry = Self { index: u32_at(body, 4)?, of, permanent, ip: None, mac: None };
+        let mut entry =
+            Self { index: u32_at(body, 4)?, of, permanent, ip: None, mac: None, by_driver: false };
         for (kind, value) in Attributes::behind(body, FIXED_BYTES) {
             match kind {
                 libc::NDA_DST => entry.ip = ip(value),
                 libc::NDA_LLADDR => entry.mac = mac(value),
+                libc::NDA_CACHEINFO => entry.by_driver = true,
                 _ => {}
             }
         }
@@ -84,9 +89,10 @@ impl RawNeighbour {
     }
 
     /// Returns the MAC of a forwarding entry, and its destination if the entry is permanent. Learned entries are not
-    /// ours to delete, and a permanent entry replaces them. `None` for the default destination and for groups.
+    /// ours to delete, and a permanent entry replaces them. `None` for the default destination, for groups, and for the
+    /// kernel's second message about a change.
     pub(crate) fn fdb(&self) -> Option<(MacAddr6, Option<IpAddr>)> {
-        (self.of == NeighbourTable::Fdb).then_some(())?;
+        (self.of == NeighbourTable::Fdb && self.by_driver).then_some(())?;
         let mac = self.mac.filter(|mac| !mac.is_nil() && mac.is_unicast())?;
         Some((mac, self.ip.filter(|_| self.permanent)))
     }

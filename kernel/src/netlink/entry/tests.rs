@@ -1,7 +1,7 @@
 use netlink_packet_core::Emitable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+    NeighbourAddress, NeighbourAttribute, NeighbourCacheInfo, NeighbourFlags, NeighbourMessage,
 };
 use proptest::prelude::*;
 
@@ -63,6 +63,7 @@ fn of_the_forwarding_entries_the_permanent_ones_to_one_mac_are_ours() {
         let attributes = vec![
             NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
             NeighbourAttribute::Destination(NeighbourAddress::Other(ip.to_vec())),
+            NeighbourAttribute::CacheInfo(NeighbourCacheInfo::parse(&[0; 16]).unwrap()),
         ];
         neighbour(AddressFamily::Bridge, state, NeighbourFlags::Own, attributes).unwrap().fdb()
     };
@@ -80,6 +81,14 @@ fn of_the_forwarding_entries_the_permanent_ones_to_one_mac_are_ours() {
         None,
         "a bridge's"
     );
+}
+
+#[test]
+fn what_an_old_kernel_repeats_about_a_forwarding_entry_says_nothing() {
+    // Linux 6.1, after: bridge fdb add 02:00:00:00:00:01 dev flannel.1 dst 192.168.64.11
+    let attributes = vec![NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1])];
+    let repeated = neighbour(AddressFamily::Bridge, 0x80, NeighbourFlags::Own, attributes).unwrap();
+    assert_eq!(repeated.fdb(), None);
 }
 
 #[test]
