@@ -78,7 +78,7 @@ impl Udp {
 
     /// Returns what belongs to a udp backend in the kernel, even after a restart.
     pub fn ownership() -> Ownership {
-        Ownership { links: [device()].into(), senders: false }
+        Ownership { links: [device()].into(), senders: false, ..Ownership::default() }
     }
 
     /// Starts the threads that move packets between the device and the wire. The device must exist.

@@ -80,7 +80,7 @@ impl Vxlan {
     pub fn ownership_of(config: &VxlanConfig) -> Ownership {
         Ownership {
             links: Family::ALL.into_iter().filter_map(|family| device_name(family, config.vni)).collect(),
-            senders: false,
+            ..Ownership::default()
         }
     }
 

@@ -44,8 +44,10 @@ impl Host {
         let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
         let names = netlink::devices_of_our_kinds().map_err(|reason| unread(&reason))?;
         let links = names.into_iter().filter(|name| may_be_ours(*name)).collect();
-        let actual =
-            kernel.snapshot(&Ownership { links, senders: false }).await.map_err(|reason| unread(&reason))?;
+        let actual = kernel
+            .snapshot(&Ownership { links, senders: false, ..Ownership::default() })
+            .await
+            .map_err(|reason| unread(&reason))?;
         let holdings = Holdings::of(actual, env.as_ref().and_then(SubnetEnv::subnets).as_ref());
         let mut rules = Vec::new();
         for set in OwnRules::ALL {

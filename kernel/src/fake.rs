@@ -1,7 +1,7 @@
 //! A kernel and a packet filter in memory, for tests. They enforce what the real ones enforce, record what they were
 //! asked, and can be told to fail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -47,8 +47,8 @@ struct Inner {
     taken: BTreeMap<NextHopId, Gateway>,
     /// Notifications that nobody has read yet.
     told: Vec<Change>,
-    /// Names of devices that count as ours.
-    ours: BTreeSet<LinkName>,
+    /// What counts as ours.
+    ours: Ownership,
     failures: Vec<(Predicate, KernelError)>,
     snapshot_failures: Vec<KernelError>,
     applied: Vec<Operation>,
@@ -160,7 +160,7 @@ impl Kernel for FakeKernel {
         let ownership = ownership.clone();
         let mut inner = self.lock();
         inner.snapshots += 1;
-        inner.ours.extend(&ownership.links);
+        inner.ours.add(&ownership);
         drop(inner);
         Box::pin(async move {
             let mut inner = kernel.lock();
@@ -207,14 +207,18 @@ struct Owned<'a> {
 impl ForEach for Owned<'_> {
     fn kind<K: Listed>(&mut self) {
         let is_read = K::CHANGED != Changed::ByNftables || self.ownership.senders;
-        K::of_mut(self.state).retain(|key, value| is_read && is_ours::<K>(key, value, &self.ownership.links));
+        K::of_mut(self.state).retain(|key, value| is_read && is_ours::<K>(key, value, self.ownership));
     }
 }
 
 /// Implements [`Ownership`]. Objects without a device are ours.
-fn is_ours<K: Kind>(key: &K::Key, value: &K::Value, ours: &BTreeSet<LinkName>) -> bool {
+fn is_ours<K: Kind>(key: &K::Key, value: &K::Value, ours: &Ownership) -> bool {
+    if let Some(number) = K::fou_number(key) {
+        return ours.fou_ports.contains(&number);
+    }
     let device = K::as_device(key).or_else(|| K::device(key, value));
-    K::is_marked(value) || device.map_or(K::CHANGED == Changed::ByNftables, |device| ours.contains(&device))
+    K::is_marked(value)
+        || device.map_or(K::CHANGED == Changed::ByNftables, |device| ours.links.contains(&device))
 }
 
 /// Removes what does not survive a change of a device, without notifications.
@@ -378,7 +382,7 @@ fn shown<K: Kind>(key: &K::Key, value: &K::Value) -> String {
 impl Inner {
     fn apply(&mut self, operation: &Operation) -> Result<(), KernelError> {
         // Failed operations count too: one must not turn its device into an interface of the host.
-        self.ours.extend(operation.object().as_device());
+        self.ours.links.extend(operation.object().as_device());
         if let Some(next) = self.failures.iter().position(|(matches, _)| matches(operation)) {
             return Err(self.failures.remove(next).1);
         }
@@ -389,7 +393,7 @@ impl Inner {
     fn find_what_it_needs<K: Listed>(&self, edit: &Edit<K>) -> Result<(), KernelError> {
         let device = edit.device().map(|device| (device, self.state.links.get(&device)));
         match device {
-            Some((device, None)) if self.ours.contains(&device) => match edit.is_deletion() {
+            Some((device, None)) if self.ours.links.contains(&device) => match edit.is_deletion() {
                 true => return Ok(()),
                 false => return Err(KernelError::NoSuchLink(device)),
             },
@@ -610,7 +614,7 @@ mod tests {
     async fn a_snapshot_sees_what_is_ours_and_can_fail() {
         let mut kernel = FakeKernel::new();
         kernel.apply(&[create(), address(), route("eth0")]).await;
-        let ours = Ownership { links: [name("flannel.1")].into(), senders: false };
+        let ours = Ownership { links: [name("flannel.1")].into(), senders: false, ..Ownership::default() };
         assert_eq!(kernel.snapshot(&ours).await.unwrap(), kernel.state());
         let seen = kernel.snapshot(&Ownership::default()).await.unwrap();
         assert_eq!((seen.links.len(), seen.addresses.len(), seen.routes.len()), (0, 0, 1));

@@ -5,7 +5,9 @@
 
 pub mod address;
 pub mod check;
+pub mod checksums;
 pub mod fdb;
+pub mod fou_port;
 pub mod gateway;
 pub mod link;
 pub mod link_name;
@@ -67,6 +69,11 @@ pub trait Kind: Copy + Eq + fmt::Debug + 'static {
 
     /// Returns the device that this object is.
     fn as_device(_key: &Self::Key) -> Option<LinkName> {
+        None
+    }
+
+    /// Returns the number by which a FOU port is ours or not.
+    fn fou_number(_key: &Self::Key) -> Option<u16> {
         None
     }
 

@@ -24,6 +24,8 @@ macro_rules! kinds {
     ($then:ident) => {
         $then! {
             links: Link(crate::kind::link::Links),
+            fou_ports: FouPort(crate::kind::fou_port::FouPorts),
+            checksums: Checksum(crate::kind::checksums::Checksums),
             addresses: Address(crate::kind::address::Addresses),
             sources: Source(crate::kind::source::Sources),
             neighbours: Neighbour(crate::kind::neighbour::Neighbours),

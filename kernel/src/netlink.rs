@@ -5,6 +5,9 @@ mod bridges;
 mod changes;
 pub(crate) mod devices;
 pub(crate) mod entry;
+pub(crate) mod features;
+pub(crate) mod fou;
+pub(crate) mod generic;
 mod holder;
 mod interfaces;
 mod link;
@@ -27,6 +30,8 @@ pub(crate) mod wire;
 pub(crate) mod words;
 
 pub use bridges::{Bridge, bridges};
+pub use fou::{FouLack, check_fou, other_ipip_device};
+pub(crate) use holder::holder_of_port;
 pub use holder::{Holder, port_holder};
 pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
 pub use linux::Linux;

@@ -6,15 +6,26 @@ use crate::kind::link_name::LinkName;
 
 /// What in the kernel is ours: what [`snapshot`](crate::Kernel::snapshot) reads, and what a diff may change or delete.
 ///
-/// Ours are: the VXLAN and TUN devices named here, with their addresses, permanent neighbours and forwarding entries;
-/// unicast routes in the main table that lead into one of these devices, whoever made them (flannel's included), except
-/// those of protocol `kernel`; and every route in the main table and every next hop object with
-/// [`ROUTE_PROTOCOL`](crate::ROUTE_PROTOCOL).
+/// Ours are: the VXLAN, TUN and IPIP devices named here, with their addresses, permanent neighbours and forwarding
+/// entries; FOU ports for IPIP on one address of this host, with a port number named here; unicast routes in the main
+/// table that lead into one of these devices, whoever made them (flannel's included), except those of protocol `kernel`;
+/// and every route in the main table and every next hop object with [`ROUTE_PROTOCOL`](crate::ROUTE_PROTOCOL).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ownership {
     /// Device names.
     pub links: BTreeSet<LinkName>,
+    /// UDP ports on which the kernel may decapsulate.
+    pub fou_ports: BTreeSet<u16>,
     /// Whether to include the nftables tables `flan-peers`, with [`Sources`](crate::Sources) and
     /// [`Checks`](crate::Checks).
     pub senders: bool,
+}
+
+impl Ownership {
+    /// Adds what is ours for another reason.
+    pub fn add(&mut self, other: &Self) {
+        self.links.extend(&other.links);
+        self.fou_ports.extend(&other.fou_ports);
+        self.senders |= other.senders;
+    }
 }

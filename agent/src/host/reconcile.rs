@@ -100,8 +100,7 @@ const SHOWN: usize = 5;
 impl Reconciler {
     /// Adds to what counts as ours, from the next reading on.
     pub fn own(&mut self, ownership: Ownership) {
-        self.ownership.links.extend(ownership.links);
-        self.ownership.senders |= ownership.senders;
+        self.ownership.add(&ownership);
         self.known = false;
     }
 

@@ -62,7 +62,7 @@ struct Both {
 
 impl Both {
     fn new(local: Ipv4Addr) -> Result<Self> {
-        let ownership = Ownership { links: [device()].into(), senders: true };
+        let ownership = Ownership { links: [device()].into(), senders: true, ..Ownership::default() };
         let (linux, fake) = (Linux::new()?, FakeKernel::new());
         Ok(Self { linux, fake, ownership, local, held: State::default() })
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fake::FakeKernel;
 use crate::{
-    Address, Check, FdbEntry, Kernel, Link, LinkKind, Neighbour, NextHop, NextHopId, Ownership,
+    Address, Check, FdbEntry, FouPort, Kernel, Link, LinkKind, Neighbour, NextHop, NextHopId, Ownership,
     ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source, Vxlan, Wire,
 };
 
@@ -237,6 +237,10 @@ mod any {
         ]
     }
 
+    pub(super) fn ownership() -> Ownership {
+        Ownership { links: names(), fou_ports: [8285].into(), senders: true }
+    }
+
     /// Generates a state that the kernel could hold: nothing on a missing device, and on a device that is down only
     /// what such a device can have. With `wanted`, devices are up and made by us.
     pub(super) fn state(wanted: bool) -> impl Strategy<Value = State> {
@@ -257,8 +261,12 @@ mod any {
         let wire = (any::<bool>(), prop::option::of(1..3u32));
         let wire = wire.prop_map(|(ipv6, vni)| Wire { ipv6, port: 8472, vni });
         let checks = prop::collection::btree_set(wire.prop_map(Check::Peers), 0..3);
-        (links, addresses, neighbours, fdb, next_hops, routes, sources, checks).prop_map(
-            move |(links, addresses, neighbours, fdb, next_hops, routes, sources, checks)| {
+        let fou_ports = prop::collection::btree_set(0..3u8, 0..3);
+        let checksums = prop::collection::btree_set(device(), 0..2);
+        let tunnels = (fou_ports, checksums);
+        (links, addresses, neighbours, fdb, next_hops, routes, sources, checks, tunnels).prop_map(
+            move |(links, addresses, neighbours, fdb, next_hops, routes, sources, checks, tunnels)| {
+                let (fou_ports, checksums) = tunnels;
                 let exists = |device: &LinkName| links.contains_key(device);
                 let ours = |device: &LinkName| LINKS.map(name).contains(device);
                 let is_up = |device: &LinkName| links.get(device).is_some_and(|link| link.up);
@@ -270,6 +278,11 @@ mod any {
                     })
                     .collect();
                 State {
+                    fou_ports: fou_ports
+                        .into_iter()
+                        .map(|last| (FouPort { address: [192, 168, 64, last].into(), port: 8285 }, ()))
+                        .collect(),
+                    checksums: checksums.into_iter().filter(exists).map(|link| (link, ())).collect(),
                     addresses: addresses
                         .into_iter()
                         .filter(|(link, ip)| is_up(link) || (exists(link) && ip.is_ipv4()))
@@ -326,7 +339,7 @@ proptest! {
         runtime.block_on(async {
             let failed = kernel.apply(&operations).await;
             prop_assert!(failed.is_empty(), "{failed:#?}");
-            let after = kernel.snapshot(&Ownership { links: any::names(), senders: true }).await.unwrap();
+            let after = kernel.snapshot(&any::ownership()).await.unwrap();
             prop_assert_eq!(&after, &desired, "after {:#?}", lines(&operations));
             Ok(())
         })?;

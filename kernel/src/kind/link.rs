@@ -1,7 +1,7 @@
 //! Devices that we make.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use macaddr::MacAddr6;
 
@@ -36,6 +36,22 @@ pub enum LinkKind {
         /// A virtio-net header precedes each packet, and packets may be larger than the MTU (`IFF_VNET_HDR`).
         vnet_header: bool,
     },
+    /// The kernel puts each packet into one UDP datagram (`ip -d link show type ipip`, with `encap fou`).
+    Ipip(Ipip),
+}
+
+/// The settings of an IPIP device that sends FOU datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ipip {
+    /// Source address of the datagrams.
+    pub local: Ipv4Addr,
+    /// UDP port that the datagrams go to; 0 for a device without FOU.
+    pub port: u16,
+    /// UDP port that they come from; 0 for one that depends on the flow inside, so that receivers can spread the load.
+    pub source_port: u16,
+    /// Whether everything else is as we make it: any remote address (routes name the gateway), TTL and the "don't
+    /// fragment" bit of the inner packet, no other encapsulation.
+    pub is_plain: bool,
 }
 
 /// The settings of a VXLAN device.
@@ -150,6 +166,7 @@ fn fixed_differences(want: &Link, have: &Link) -> Vec<String> {
         (LinkKind::Tun { vnet_header: want }, LinkKind::Tun { vnet_header: have }) if want == have => {
             Vec::new()
         }
+        (LinkKind::Ipip(want), LinkKind::Ipip(have)) if want == have => Vec::new(),
         (want, have) => vec![format!("it is {have}, want {want}")],
     }
 }
@@ -190,6 +207,7 @@ impl fmt::Display for LinkKind {
             Self::Tun { vnet_header } => {
                 return write!(f, "type tun vnet_hdr {}", on(*vnet_header));
             }
+            Self::Ipip(ipip) => return ipip.fmt(f),
         };
         write!(f, "type vxlan id {} port {}", vxlan.vni, vxlan.port)?;
         if let Some(local) = vxlan.local {
@@ -200,6 +218,19 @@ impl fmt::Display for LinkKind {
         }
         write!(f, " {}learning", if vxlan.learning { "" } else { "no" })?;
         if vxlan.gbp { f.write_str(" gbp") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Ipip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "type ipip local {}", self.local)?;
+        if self.port != 0 {
+            write!(f, " encap fou encap-dport {}", self.port)?;
+        }
+        if self.source_port != 0 {
+            write!(f, " encap-sport {}", self.source_port)?;
+        }
+        if self.is_plain { Ok(()) } else { f.write_str(" with other settings") }
     }
 }
 

@@ -190,7 +190,7 @@ proptest! {
                     Event::Reads => {
                         host.listen();
                         host.ledger.begin_reading();
-                        let actual = host.kernel.snapshot(&Ownership { links: [device()].into(), senders: false }).await.unwrap();
+                        let actual = host.kernel.snapshot(&Ownership { links: [device()].into(), senders: false, ..Ownership::default() }).await.unwrap();
                         host.ledger.reset(actual);
                     }
                 }

@@ -73,7 +73,7 @@ impl Known {
             (LinkKind::Vxlan(known), LinkKind::Vxlan(found)) => {
                 (known.vni, known.port) == (found.vni, found.port)
             }
-            (LinkKind::Tun { .. }, LinkKind::Tun { .. }) => true,
+            (LinkKind::Tun { .. }, LinkKind::Tun { .. }) | (LinkKind::Ipip(_), LinkKind::Ipip(_)) => true,
             _ => false,
         }
     }
@@ -96,7 +96,11 @@ mod tests {
     #[test]
     fn a_device_that_was_renamed_is_known_by_its_index_and_kind() {
         let mut devices = Devices::default();
-        devices.set_ours(&Ownership { links: [name("flannel.1")].into(), senders: false });
+        devices.set_ours(&Ownership {
+            links: [name("flannel.1")].into(),
+            senders: false,
+            ..Ownership::default()
+        });
         devices.stands(name("flannel.1"), 4, vxlan(1));
         assert_eq!(devices.name_is(4, name("mine")), Some(name("flannel.1")));
         assert_eq!(devices.name_is(4, name("mine")), None);

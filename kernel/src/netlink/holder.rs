@@ -25,6 +25,8 @@ pub enum Holder {
         /// Whether it takes packets of every VNI (`external`), so that no other device can share its port.
         external: bool,
     },
+    /// A FOU port, in the style of `ip fou show`.
+    Fou(String),
     /// A process.
     Process(Process),
     /// A process that we may not inspect, but that is known to use such ports.
@@ -38,6 +40,7 @@ impl Holder {
     pub fn remedy(&self) -> String {
         match self {
             Self::Vxlan { name, .. } => format!("delete it (ip link del {name})"),
+            Self::Fou(_) => "delete it (ip fou del)".to_owned(),
             Self::Process(_) | Self::Suspect(_) => "stop it".to_owned(),
             Self::Unknown => "find it (ss -ulnp, ip -d link) and stop it".to_owned(),
         }
@@ -49,6 +52,7 @@ impl fmt::Display for Holder {
         match self {
             Self::Vxlan { name, external: true } => write!(f, "VXLAN device {name} in external mode"),
             Self::Vxlan { name, external: false } => write!(f, "VXLAN device {name}"),
+            Self::Fou(port) => f.write_str(port),
             Self::Process(process) => process.fmt(f),
             Self::Suspect(process) => write!(f, "probably {process}"),
             Self::Unknown => f.write_str("another tunnel device, or a process that is not visible here"),
@@ -66,7 +70,7 @@ pub fn port_holder(port: u16) -> Holder {
 }
 
 /// Returns who uses a UDP port, other than our own devices.
-pub(super) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(LinkName) -> bool) -> Holder {
+pub(crate) fn holder_of_port(socket: &mut Socket, port: u16, is_ours: impl Fn(LinkName) -> bool) -> Holder {
     let device = socket.dump(
         &message::dump_links_of_kind(InfoKind::Vxlan),
         || None,

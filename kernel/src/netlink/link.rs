@@ -5,7 +5,7 @@ use netlink_packet_route::link::InfoKind;
 use super::devices::Devices;
 use super::entry::{self, link_name};
 use super::holder;
-use super::link_message::{create_vxlan, delete_link, device, update_link, without_link_local};
+use super::link_message::{create_ipip, create_vxlan, delete_link, device, update_link, without_link_local};
 use super::lookup::Lookup;
 use super::message::{Request, dump_links_of_kind};
 use super::object::{NetlinkObject, Notification, Told};
@@ -109,10 +109,17 @@ fn create_on(
         LinkKind::Vxlan(vxlan) => {
             match socket.change_one(create_vxlan(name, link, vxlan, underlay)) {
                 // Created before, but not brought up.
-                Err(error) if is_there(&error) && stands(socket, name, link, vxlan, underlay)? => {}
+                Err(error) if is_there(&error) && stands(socket, name, link, underlay)? => {}
                 made => made.map_err(|error| or_who_has_it(socket, name, vxlan, error))?,
             }
             vxlan.local.is_some_and(|ip| ip.is_ipv6())
+        }
+        LinkKind::Ipip(ipip) => {
+            match socket.change_one(create_ipip(name, link, ipip)) {
+                Err(error) if is_there(&error) && stands(socket, name, link, None)? => {}
+                made => made?,
+            }
+            false
         }
         LinkKind::Tun { vnet_header } => {
             tun::create(name, TunMode { vnet_header: *vnet_header, ..TunMode::PLAIN })
@@ -183,13 +190,14 @@ fn stands(
     socket: &mut Socket,
     name: LinkName,
     link: &Link,
-    vxlan: &Vxlan,
     underlay: Option<u32>,
 ) -> Result<bool, KernelError> {
     let Some(message) = socket.link(name)? else { return Ok(false) };
-    let Ok((found, found_underlay)) = device(name, &message) else { return Ok(false) };
-    let LinkKind::Vxlan(found_vxlan) = found.kind else { return Ok(false) };
-    let same = Vxlan { underlay: vxlan.underlay, ..found_vxlan } == *vxlan && found_underlay == underlay;
+    let Ok((mut found, found_underlay)) = device(name, &message) else { return Ok(false) };
+    if let (LinkKind::Vxlan(found), LinkKind::Vxlan(wanted)) = (&mut found.kind, &link.kind) {
+        found.underlay = wanted.underlay;
+    }
+    let same = found.kind == link.kind && found_underlay == underlay;
     Ok(same && (link.mac.is_none() || found.mac == link.mac))
 }
 

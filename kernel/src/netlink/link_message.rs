@@ -1,18 +1,18 @@
 //! Encodes and decodes devices in netlink messages.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoIpTunnel, InfoKind, InfoTun, InfoVxlan,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, TunnelEncapFlags, TunnelEncapType,
 };
 
 use super::entry;
 use super::message::{Request, link_message, with_flags};
 use crate::KernelError;
-use crate::kind::link::{Link, LinkChange, LinkKind, Vxlan};
+use crate::kind::link::{Ipip, Link, LinkChange, LinkKind, Vxlan};
 use crate::kind::link_name::LinkName;
 
 /// Creates a VXLAN device, down: its link-local address must be decided before it goes up.
@@ -27,13 +27,32 @@ pub(super) fn create_vxlan(name: LinkName, link: &Link, vxlan: &Vxlan, underlay:
     if vxlan.gbp {
         data.push(InfoVxlan::Gbp);
     }
+    create(name, link, InfoKind::Vxlan, InfoData::Vxlan(data))
+}
+
+/// Creates an IPIP device, down.
+pub(super) fn create_ipip(name: LinkName, link: &Link, ipip: &Ipip) -> Request {
+    let data = vec![
+        InfoIpTunnel::Local(ipip.local.into()),
+        // A fixed TTL would set the outer "don't fragment" bit on every packet.
+        InfoIpTunnel::Ttl(0),
+        InfoIpTunnel::PMtuDisc(false),
+        InfoIpTunnel::EncapType(TunnelEncapType::Fou),
+        InfoIpTunnel::EncapFlags(TunnelEncapFlags::empty()),
+        InfoIpTunnel::EncapSPort(ipip.source_port),
+        InfoIpTunnel::EncapDPort(ipip.port),
+    ];
+    create(name, link, InfoKind::IpIp, InfoData::IpTunnel(data))
+}
+
+fn create(name: LinkName, link: &Link, kind: InfoKind, data: InfoData) -> Request {
     let mut message = LinkMessage::default();
     message.attributes =
         link.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())).into_iter().collect();
     message.attributes.extend([
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::IfName(name.to_string()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
     ]);
     with_flags(RouteNetlinkMessage::NewLink(message), NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL)
 }
@@ -88,9 +107,11 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
         (Some(InfoKind::Tun), Some(InfoData::Tun(data))) => {
             (LinkKind::Tun { vnet_header: data.iter().any(is_vnet_header_on) }, None)
         }
+        (Some(InfoKind::IpIp), Some(InfoData::IpTunnel(data))) => (LinkKind::Ipip(ipip(data)), None),
         _ => {
             return Err(KernelError::Message(format!(
-                "device {name} exists and is neither a VXLAN nor a TUN device; rename or delete it, or choose another VNI"
+                "device {name} exists and is neither a VXLAN nor a TUN nor an IPIP device; rename or delete it, or choose \
+                 another VNI"
             )));
         }
     };
@@ -115,6 +136,31 @@ fn vxlan(data: &[InfoVxlan]) -> (Vxlan, Option<u32>) {
         }
     }
     (vxlan, underlay)
+}
+
+fn ipip(data: &[InfoIpTunnel]) -> Ipip {
+    let mut ipip = Ipip { local: Ipv4Addr::UNSPECIFIED, port: 0, source_port: 0, is_plain: true };
+    let mut is_fou = false;
+    for info in data {
+        match info {
+            InfoIpTunnel::Local(IpAddr::V4(local)) => ipip.local = *local,
+            InfoIpTunnel::EncapDPort(port) => ipip.port = *port,
+            InfoIpTunnel::EncapSPort(port) => ipip.source_port = *port,
+            InfoIpTunnel::EncapType(kind) => is_fou = *kind == TunnelEncapType::Fou,
+            InfoIpTunnel::EncapFlags(flags) => ipip.is_plain &= flags.is_empty(),
+            InfoIpTunnel::Remote(remote) => ipip.is_plain &= remote.is_unspecified(),
+            InfoIpTunnel::Ttl(value) | InfoIpTunnel::Tos(value) => ipip.is_plain &= *value == 0,
+            InfoIpTunnel::Link(index) => ipip.is_plain &= *index == 0,
+            InfoIpTunnel::FwMark(mark) => ipip.is_plain &= *mark == 0,
+            InfoIpTunnel::PMtuDisc(on) => ipip.is_plain &= !on,
+            InfoIpTunnel::CollectMetadata => ipip.is_plain = false,
+            _ => {}
+        }
+    }
+    if !is_fou {
+        ipip.port = 0;
+    }
+    ipip
 }
 
 /// Returns whether the device exists without a program: a TUN device may disappear with its program.

@@ -7,12 +7,14 @@ use futures::future::BoxFuture;
 use super::apply::{Access, Round, TakenIds};
 use super::changes::Changes;
 use super::devices::Devices;
+use super::fou;
 use super::lookup::Lookup;
 use super::nft;
+use super::reading::Sockets;
 use super::snapshot;
 use super::socket::Socket;
 use crate::kind::Changed;
-use crate::kinds::{Change, Operation, State};
+use crate::kinds::{Change, Fact, Operation, State};
 use crate::sysctl::FibSyncMem;
 use crate::{FailedOperation, Kernel, KernelError, Ownership};
 
@@ -27,6 +29,7 @@ pub struct Linux {
     /// Opened when first needed.
     nftables: Option<Socket>,
     changes: Changes,
+    fou: fou::Watch,
     devices: Arc<Mutex<Devices>>,
     taken: TakenIds,
 }
@@ -41,6 +44,7 @@ impl Linux {
             socket: Some(Socket::open()?),
             nftables: None,
             changes: Changes::listen()?,
+            fou: fou::Watch::new(),
             devices: Arc::default(),
             taken: TakenIds::default(),
         })
@@ -76,14 +80,14 @@ impl Linux {
 impl Kernel for Linux {
     fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).set_ours(ownership);
+        self.fou.set_ours(&ownership.fou_ports);
         // Opened here, in the caller's network namespace: the reading thread may be in another.
-        let socket = Socket::open();
-        let nft = ownership.senders.then(nft::socket).transpose();
+        let sockets = Sockets::open(ownership);
         let devices = Arc::clone(&self.devices);
         let ownership = ownership.clone();
         Box::pin(async move {
-            let (mut socket, mut nft) = (socket?, nft?);
-            let read = move || snapshot::snapshot(&mut socket, &ownership, &devices, &mut nft);
+            let mut sockets = sockets?;
+            let read = move || snapshot::snapshot(&mut sockets, &ownership, &devices);
             tokio::task::spawn_blocking(read)
                 .await
                 .map_err(|error| KernelError::Message(format!("reading the kernel's tables: {error}")))?
@@ -127,11 +131,16 @@ impl Kernel for Linux {
     async fn changes(&mut self) -> Vec<Change> {
         loop {
             self.hear();
-            let heard = self.changes.take();
+            let mut heard = self.changes.take();
+            let ports = self.fou.look().into_iter();
+            heard.extend(ports.map(|(port, stands)| Change::Fact(Fact::FouPort(port, stands.then_some(())))));
             if !heard.is_empty() {
                 return heard;
             }
-            self.changes.wait().await;
+            tokio::select! {
+                () = self.changes.wait() => {}
+                () = self.fou.due() => {}
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::KernelError;
 use crate::kind::link_name::LinkName;
 
 impl Socket {
-    pub(super) fn link(&mut self, name: LinkName) -> Result<Option<LinkMessage>, KernelError> {
+    pub(crate) fn link(&mut self, name: LinkName) -> Result<Option<LinkMessage>, KernelError> {
         self.any_link(message::get_link_by_name(name))
     }
 

@@ -1,41 +1,82 @@
 //! One reading of everything that is ours, kind by kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use super::devices::Devices;
+use super::generic::Generic;
 use super::socket::Socket;
-use crate::KernelError;
+use super::{features, fou, nft};
 use crate::kind::gateway::NextHopId;
 use crate::kind::link::LinkKind;
 use crate::kind::link_name::LinkName;
+use crate::{KernelError, Ownership};
+
+/// The sockets of a reading.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    route: Socket,
+    /// For the senders, if they are ours.
+    nftables: Option<Socket>,
+    /// For FOU ports, if some are ours and the kernel has them.
+    fou: Option<Generic>,
+    ethtool: Option<Generic>,
+}
+
+impl Sockets {
+    /// Opens them in the current network namespace.
+    pub(super) fn open(ownership: &Ownership) -> Result<Self, KernelError> {
+        let with_fou = !ownership.fou_ports.is_empty();
+        Ok(Self {
+            route: Socket::open()?,
+            nftables: ownership.senders.then(nft::socket).transpose()?,
+            fou: if with_fou { fou::socket()? } else { None },
+            ethtool: if with_fou { features::socket()? } else { None },
+        })
+    }
+}
 
 /// The state of a reading. Devices come first, and next hop objects before routes.
 #[derive(Debug)]
 pub(crate) struct Reading<'a> {
     pub(crate) socket: &'a mut Socket,
-    /// The nftables socket, if nftables are to be read.
     pub(crate) nftables: Option<&'a mut Socket>,
+    pub(crate) fou: Option<&'a mut Generic>,
+    pub(crate) ethtool: Option<&'a mut Generic>,
     devices: &'a Mutex<Devices>,
     /// The names that our devices should have.
     pub(crate) wanted: Vec<LinkName>,
+    /// The numbers that our FOU ports have.
+    pub(crate) fou_ports: &'a BTreeSet<u16>,
     /// The devices that next hop objects lead to, whoever made these.
     pub(crate) next_hops: BTreeMap<NextHopId, u32>,
     /// Our devices that exist, by index.
     pub(crate) ours: BTreeMap<u32, LinkName>,
+    /// Those that send FOU datagrams.
+    pub(crate) tunnels: BTreeMap<u32, LinkName>,
     /// Device names by index, looked up when first needed.
     names: BTreeMap<u32, LinkName>,
 }
 
 impl<'a> Reading<'a> {
     pub(crate) fn new(
-        socket: &'a mut Socket,
-        nftables: Option<&'a mut Socket>,
+        sockets: &'a mut Sockets,
         devices: &'a Mutex<Devices>,
-        wanted: Vec<LinkName>,
+        ownership: &'a Ownership,
     ) -> Self {
-        let (next_hops, ours, names) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { socket, nftables, devices, wanted, next_hops, ours, names }
+        Self {
+            socket: &mut sockets.route,
+            nftables: sockets.nftables.as_mut(),
+            fou: sockets.fou.as_mut(),
+            ethtool: sockets.ethtool.as_mut(),
+            devices,
+            wanted: ownership.links.iter().copied().collect(),
+            fou_ports: &ownership.fou_ports,
+            next_hops: BTreeMap::new(),
+            ours: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
     }
 
     /// Records a device of ours that exists.
@@ -43,6 +84,9 @@ impl<'a> Reading<'a> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).stands(name, index, kind.clone());
         self.ours.insert(index, name);
         self.names.insert(index, name);
+        if matches!(kind, LinkKind::Ipip(_)) {
+            self.tunnels.insert(index, name);
+        }
     }
 
     /// Returns our devices that exist.

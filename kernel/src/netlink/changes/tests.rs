@@ -25,7 +25,11 @@ fn name(text: &str) -> LinkName {
 /// flannel.1 has index 4, eth0 index 3.
 fn devices() -> Mutex<Devices> {
     let mut devices = Devices::default();
-    devices.set_ours(&Ownership { links: [name("flannel.1")].into(), senders: false });
+    devices.set_ours(&Ownership {
+        links: [name("flannel.1")].into(),
+        senders: false,
+        ..Ownership::default()
+    });
     devices.name_is(4, name("flannel.1"));
     devices.name_is(3, name("eth0"));
     Mutex::new(devices)
