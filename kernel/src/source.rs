@@ -1,7 +1,7 @@
 //! Where packets of the overlay may come from, and the checks against that.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::ParseIntError;
 use std::str::FromStr;
 
@@ -66,14 +66,21 @@ pub enum Check {
     Whole(Wire),
     /// VXLAN datagrams must carry packets of the family of their outer header.
     Carries(Wire),
-    /// VXLAN datagrams must carry packets from a [`Source::Inner`], whose subnets have this prefix length.
+    /// Datagrams must carry packets from a [`Source::Inner`], whose subnets have this prefix length.
     InnerSource(Wire, u8),
-    /// VXLAN datagrams must carry packets for this subnet.
+    /// Datagrams must carry packets for this subnet.
     InnerDestination(Wire, IpNetwork),
+    /// IPIP packets to this address must come in datagrams: an IPIP device also takes them without, from anybody.
+    RawIpip(Ipv4Addr),
     /// Unencapsulated overlay packets must come from a [`Source::Plain`], whose subnets have this prefix length.
     PlainSource(Plain, u8),
     /// Unencapsulated overlay packets must be for this subnet.
     PlainDestination(Plain, IpNetwork),
+    /// Answers packets from other hosts, or containers, to a part of the network that is behind no peer, with "network
+    /// unreachable": they are routed into the device, but to no gateway.
+    NoPeer(Plain),
+    /// As [`NoPeer`](Self::NoPeer), for packets of this host itself.
+    NoPeerOfOurs(Plain),
     /// An unknown rule among ours, by its handle.
     Unknown(u64),
 }
@@ -85,7 +92,8 @@ pub struct Wire {
     pub ipv6: bool,
     /// Their destination UDP port.
     pub port: u16,
-    /// For VXLAN, the network identifier: other networks are ignored.
+    /// For VXLAN, the network identifier: other networks are ignored. `None` for datagrams that carry an IP packet
+    /// immediately.
     pub vni: Option<u32>,
 }
 
@@ -109,8 +117,11 @@ impl Check {
             | Self::Carries(wire)
             | Self::InnerSource(wire, _)
             | Self::InnerDestination(wire, _) => wire.ipv6,
-            Self::PlainSource(plain, _) | Self::PlainDestination(plain, _) => plain.network.is_ipv6(),
-            Self::Unknown(_) => false,
+            Self::PlainSource(plain, _)
+            | Self::PlainDestination(plain, _)
+            | Self::NoPeer(plain)
+            | Self::NoPeerOfOurs(plain) => plain.network.is_ipv6(),
+            Self::RawIpip(_) | Self::Unknown(_) => false,
         }
     }
 }
@@ -127,6 +138,9 @@ impl fmt::Display for Check {
             Self::InnerDestination(wire, subnet) => write!(f, "inner-destination {wire} {subnet}"),
             Self::PlainSource(plain, prefix) => write!(f, "plain-source {plain} /{prefix}"),
             Self::PlainDestination(plain, subnet) => write!(f, "plain-destination {plain} {subnet}"),
+            Self::RawIpip(local) => write!(f, "raw-ipip {local}"),
+            Self::NoPeer(plain) => write!(f, "no-peer {plain}"),
+            Self::NoPeerOfOurs(plain) => write!(f, "no-peer-of-ours {plain}"),
             Self::Unknown(handle) => write!(f, "handle {handle}"),
         }
     }
@@ -186,6 +200,9 @@ fn parse(words: &[&str]) -> Option<Check> {
         ["plain-destination", link, network, subnet] => {
             Some(Check::PlainDestination(parse_plain(link, network)?, subnet.parse().ok()?))
         }
+        ["raw-ipip", local] => Some(Check::RawIpip(local.parse().ok()?)),
+        ["no-peer", link, network] => Some(Check::NoPeer(parse_plain(link, network)?)),
+        ["no-peer-of-ours", link, network] => Some(Check::NoPeerOfOurs(parse_plain(link, network)?)),
         _ => None,
     }
 }
@@ -223,6 +240,9 @@ mod tests {
             (Check::Carries(Wire { ipv6: true, ..wire }), "carries ip6 udp 8472 vni 1"),
             (Check::InnerSource(wire, 24), "inner-source ip udp 8472 vni 1 /24"),
             (Check::InnerDestination(wire, subnet), "inner-destination ip udp 8472 vni 1 10.5.1.0/24"),
+            (Check::RawIpip("192.168.64.11".parse().unwrap()), "raw-ipip 192.168.64.11"),
+            (Check::NoPeer(plain), "no-peer eth0 10.5.0.0/16"),
+            (Check::NoPeerOfOurs(plain), "no-peer-of-ours eth0 10.5.0.0/16"),
             (Check::PlainSource(plain, 24), "plain-source eth0 10.5.0.0/16 /24"),
             (Check::PlainDestination(plain, subnet), "plain-destination eth0 10.5.0.0/16 10.5.1.0/24"),
         ] {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::SetKind;
 use super::message::{NFTA_LIST_ELEM, Writer};
+use crate::kind::link_name::LinkName;
 use crate::source::{Check, Plain, Wire};
 
 /// The first four-byte register (`NFT_REG32_00`).
@@ -12,7 +13,11 @@ const REGISTER: u32 = 8;
 /// Offsets in a VXLAN datagram from its UDP header on: 8 bytes of UDP, 8 of VXLAN (RFC 7348), 14 of Ethernet.
 const VNI: u32 = 12;
 const ETHERTYPE: u32 = 28;
-const INNER_HEADER: u32 = 30;
+
+/// Returns the offset of the inner IP header from the UDP header on.
+fn inner_header(wire: &Wire) -> u32 {
+    if wire.vni.is_some() { 30 } else { 8 }
+}
 
 /// Returns the offset of the source address in an IP header.
 fn source_offset(ipv6: bool) -> u32 {
@@ -62,13 +67,18 @@ pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
             let width = width(wire.ipv6);
             rule.is_on(wire);
             rule.load(Base::Network, source_offset(wire.ipv6), width, 0);
-            rule.load(Base::Transport, INNER_HEADER + source_offset(wire.ipv6), width, width / 4);
+            rule.load(Base::Transport, inner_header(wire) + source_offset(wire.ipv6), width, width / 4);
             rule.mask(width / 4, wire.ipv6, *prefix);
             rule.is_not_in(SetKind::Inner);
         }
         Check::InnerDestination(wire, own) => {
             rule.is_on(wire);
-            rule.load(Base::Transport, INNER_HEADER + destination_offset(wire.ipv6), width(wire.ipv6), 0);
+            rule.load(
+                Base::Transport,
+                inner_header(wire) + destination_offset(wire.ipv6),
+                width(wire.ipv6),
+                0,
+            );
             rule.mask(0, wire.ipv6, own.prefix());
             rule.differs(&octets(own.network()));
         }
@@ -85,6 +95,18 @@ pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
             rule.load(Base::Network, destination_offset(ipv6), width(ipv6), 0);
             rule.mask(0, ipv6, own.prefix());
             rule.differs(&octets(own.network()));
+        }
+        Check::RawIpip(local) => {
+            rule.meta(Meta::Protocol);
+            rule.equals(&[libc::IPPROTO_IPIP as u8]);
+            rule.load(Base::Network, destination_offset(false), width(false), 0);
+            rule.equals(&local.octets());
+        }
+        Check::NoPeer(plain) | Check::NoPeerOfOurs(plain) => {
+            rule.goes_to_no_gateway(plain);
+            rule.count();
+            rule.network_is_unreachable();
+            return Some(rule.0.into_bytes());
         }
         Check::Unknown(_) => return None,
     }
@@ -111,6 +133,7 @@ enum Base {
 #[derive(Debug, Clone, Copy)]
 enum Meta {
     InterfaceName = 6,
+    OutputInterfaceName = 7,
     Protocol = 16,
 }
 
@@ -134,14 +157,42 @@ impl Expressions {
 
     /// Matches packets that arrive from the overlay network on a device.
     fn comes_plain(&mut self, plain: &Plain) {
-        let mut name = [0; 16];
-        name[..plain.link.as_str().len()].copy_from_slice(plain.link.as_str().as_bytes());
         let ipv6 = plain.network.is_ipv6();
-        self.meta(Meta::InterfaceName);
-        self.equals(&name);
+        self.is_device(Meta::InterfaceName, plain.link);
         self.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
         self.mask(0, ipv6, plain.network.prefix());
         self.equals(&octets(plain.network.network()));
+    }
+
+    /// Matches packets of the overlay network that leave through a device whose route names no gateway for them: their
+    /// next hop is their own destination.
+    fn goes_to_no_gateway(&mut self, plain: &Plain) {
+        /// `NFT_RT_NEXTHOP4`.
+        const NEXT_HOP: u32 = 1;
+        self.is_device(Meta::OutputInterfaceName, plain.link);
+        self.push("rt", |route| {
+            route.number(1, REGISTER);
+            route.number(2, NEXT_HOP);
+        });
+        self.mask(0, plain.network.is_ipv6(), plain.network.prefix());
+        self.equals(&octets(plain.network.network()));
+    }
+
+    /// Drops the packet and answers it with ICMP destination unreachable, code 0 (RFC 792).
+    fn network_is_unreachable(&mut self) {
+        /// `NFT_REJECT_ICMP_UNREACH`.
+        const ICMP: u32 = 0;
+        self.push("reject", |reject| {
+            reject.number(1, ICMP);
+            reject.bytes(2, &[0]);
+        });
+    }
+
+    fn is_device(&mut self, direction: Meta, link: LinkName) {
+        let mut name = [0; 16];
+        name[..link.as_str().len()].copy_from_slice(link.as_str().as_bytes());
+        self.meta(direction);
+        self.equals(&name);
     }
 
     /// Matches IPv6 packets with a fragment header.
