@@ -14,7 +14,8 @@ pub use host_args::{NodeId, PublicIps, SubnetFile};
 pub use only_agent::OnlyAgent;
 pub use problem::{Code, Problem};
 pub use status::{
-    API_VERSION, Datapath, EmbeddedStore, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status, UnreachablePeer,
+    API_VERSION, Datapath, EmbeddedStore, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status, UdpPathInForce,
+    UnreachablePeer,
 };
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};

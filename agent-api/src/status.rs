@@ -46,6 +46,8 @@ pub struct Status {
     pub repairs: Repairs,
     /// The embedded store, if this host has one.
     pub embedded_store: Option<EmbeddedStore>,
+    /// Who moves the packets of the udp backend; `None` with another backend.
+    pub udp_path: Option<UdpPathInForce>,
     /// The data path, if packets pass through the agent.
     pub datapath: Option<Datapath>,
     /// Why our lease cannot be renewed at present.
@@ -96,6 +98,15 @@ pub struct Datapath {
     /// The counters.
     #[serde(flatten)]
     pub totals: Totals,
+}
+
+/// Who moves the packets of the udp backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UdpPathInForce {
+    /// `kernel` or `user`.
+    pub path: &'static str,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// A store in the agent's process.

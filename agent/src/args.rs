@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile};
-use flan_subnet_lease::{NodeIdentity, OverlapPolicy};
+use flan_subnet_lease::{NodeIdentity, OverlapPolicy, UdpPath};
 use regex::Regex;
 
 use crate::embedded_args::EmbeddedArgs;
-use crate::flag_values::{duration, switch};
+use crate::flag_values::{duration, switch, udp_path};
 use crate::log::LogArgs;
 use crate::store_command::StoreCommand;
 
@@ -170,7 +170,18 @@ pub struct Args {
     )]
     pub mass_loss_grace: Duration,
 
-    /// Features to disable in the udp backend on this host. Features that the kernel lacks are disabled automatically
+    /// Who moves the packets of the udp backend on this host: auto (the kernel where it can), kernel (or refuse to
+    /// start) or user (fland itself). Default: what the network config says (Backend.Path), and auto without that
+    #[arg(
+        long,
+        value_name = "auto|kernel|user",
+        env = "FLAND_UDP_PATH",
+        value_parser = udp_path,
+        help_heading = "Packets"
+    )]
+    pub udp_path: Option<UdpPath>,
+
+    /// Features to disable in the udp backend on this host, on its user path. Features that the kernel lacks are disabled automatically
     #[arg(
         long,
         value_name = "MODE",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction};
+use flan_subnet_lease::UdpPath;
 
 /// 365.25 days, like humantime.
 const YEAR: Duration = Duration::from_secs(31_557_600);
@@ -19,6 +20,12 @@ pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> 
         return Err("at most 1y is possible".to_owned());
     }
     Ok(Duration::from_secs(duration.as_secs()))
+}
+
+/// Parses the name of a path, as the network config has it.
+pub(crate) fn udp_path(text: &str) -> Result<UdpPath, String> {
+    let known = UdpPath::ALL.into_iter().find(|(_, name)| *name == text);
+    known.map(|(path, _)| path).ok_or_else(|| "expected auto, kernel or user".to_owned())
 }
 
 /// Makes a boolean flag accept both `--ip-masq` and `--ip-masq=false`, like flannel's.

@@ -13,21 +13,22 @@ mod peers;
 pub(crate) mod samples;
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use flan_agent_api::{Code, SubnetEnv};
-use flan_backends::{BackendError, Underlay};
-use flan_kernel::State;
+use flan_agent_api::{Code, SubnetEnv, UdpPathInForce};
+use flan_backends::{BackendError, Udp, Underlay};
+use flan_kernel::netlink::FouLack;
+use flan_kernel::{LinkName, State};
 use flan_subnet_lease::{
     Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NodeIdentity, OwnKey, OwnLease, Subnets,
     WatchEvent,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
-use self::backend::Chosen;
+use self::backend::{Chosen, UdpFlags};
 use self::overlaps::Overlaps;
 use crate::agent::{Effect, NetworkId};
 use crate::args::Args;
@@ -102,7 +103,9 @@ pub struct Settings {
     /// Send a keepalive at least this long before the lease ends.
     pub renew_margin: Option<Duration>,
     /// Creates the data path of a backend that runs threads.
-    pub datapath: fn(flan_backends::Udp) -> Box<dyn Datapath>,
+    pub datapath: fn(Udp) -> Box<dyn Datapath>,
+    /// Whether the kernel can carry the udp backend's packets through a device of this name.
+    pub kernel_path: fn(LinkName) -> Result<(), FouLack>,
 }
 
 /// One network.
@@ -111,6 +114,8 @@ pub struct Network {
     args: Arc<Args>,
     status: SharedStatus,
     settings: Settings,
+    /// Whether the kernel can carry the udp backend's packets, once asked: a running host keeps its path.
+    kernel_path: OnceLock<Result<(), FouLack>>,
     phase: Phase,
     config_due: Due,
     /// Consecutive readings that found no usable config.
@@ -158,7 +163,8 @@ impl Network {
         let mut config_due = Due::default();
         config_due.at(now);
         let (phase, failures, config_problem) = (Phase::Config, 0, None);
-        Self { id, args, status, settings, phase, config_due, failures, config_problem }
+        let kernel_path = OnceLock::new();
+        Self { id, args, status, settings, kernel_path, phase, config_due, failures, config_problem }
     }
 
     /// Handles an event and returns what to do.
@@ -213,6 +219,10 @@ impl Network {
         };
         if self.args.source_check && backend::udp_port(config).is_some() {
             self.status.report(Code::UncheckedSenders, (!host.nftables).then(|| UNCHECKED.to_owned()));
+        }
+        if let Some(UdpPathInForce { path, reason }) = &chosen.path {
+            info!(path, reason, "udp packets take this path");
+            self.status.update(|status| status.udp_path.clone_from(&chosen.path));
         }
         let Settings { previous, node, renew_margin, .. } = &self.settings;
         let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
@@ -289,7 +299,8 @@ impl Network {
         let seed = id.as_deref().or(name.as_deref()).unwrap_or_default();
         backend::choose(
             config,
-            &self.args.udp_without,
+            UdpFlags { path: self.args.udp_path, without: &self.args.udp_without },
+            || *self.kernel_path.get_or_init(|| (self.settings.kernel_path)(Udp::device_name())),
             &external.underlay,
             host.abilities,
             seed,

@@ -49,7 +49,7 @@ impl Holdings {
     pub fn as_flannels(&self) -> State {
         let mut state = self.state.clone();
         state.next_hops.clear();
-        state.links.retain(|_, link| !matches!(link.kind, LinkKind::Tun { .. }));
+        state.links.retain(|_, link| !matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_)));
         let stays = |link: LinkName| state.links.contains_key(&link) || !self.state.links.contains_key(&link);
         state.addresses.retain(|address, ()| stays(address.link));
         state.neighbours.retain(|neighbour, _| stays(neighbour.link));
@@ -90,7 +90,7 @@ fn our_links(actual: &State, subnets: Option<&Subnets>) -> BTreeSet<LinkName> {
 fn is_of_our_kind(name: LinkName, kind: &LinkKind) -> bool {
     match kind {
         LinkKind::Vxlan(vxlan) => vxlan::vni_of(name) == Some(vxlan.vni),
-        LinkKind::Tun { .. } => name == udp::device(),
+        LinkKind::Tun { .. } | LinkKind::Ipip(_) => name == udp::device(),
     }
 }
 

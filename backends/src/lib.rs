@@ -16,6 +16,7 @@ mod vxlan;
 
 use std::net::IpAddr;
 
+use flan_kernel::netlink::FouLack;
 use flan_kernel::{LinkName, Plan};
 use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
@@ -25,7 +26,7 @@ pub use holdings::{Holdings, may_be_ours};
 pub use host_gw::HostGw;
 pub use host_networks::{HostNetworks, collisions, enclosing};
 pub use route::Gateways;
-pub use udp::Udp;
+pub use udp::{KernelPath, Udp};
 pub use vxlan::Vxlan;
 
 /// A way to reach peers. All methods are pure: the same arguments give the same result.
@@ -118,6 +119,16 @@ pub enum BackendError {
         link: LinkName,
         /// The family.
         family: Family,
+    },
+    /// The kernel was asked for, and cannot.
+    #[error(
+        "{by} asks for udp by the kernel, and this host cannot: {lack}; with auto or user it works without"
+    )]
+    NoKernelPath {
+        /// The setting.
+        by: &'static str,
+        /// What it lacks.
+        lack: FouLack,
     },
     /// This host lacks the backend.
     #[error("there is no backend {backend} here")]

@@ -32,13 +32,15 @@ impl Senders {
         }
     }
 
-    /// Plans the rules that drop foreign VXLAN datagrams, on a host with this subnet in `pool`.
-    pub(crate) fn check_vxlan(self, wire: Wire, pool: &SubnetPool, own: IpNetwork, plan: &mut dyn Plan) {
+    /// Plans the rules that drop foreign datagrams, on a host with this subnet in `pool`.
+    pub(crate) fn check_datagrams(self, wire: Wire, pool: &SubnetPool, own: IpNetwork, plan: &mut dyn Plan) {
         match self {
             Self::Anybody => {}
             Self::Peers => check_peers(wire, plan),
             Self::Strict => {
-                plan.add::<Checks>(Check::Carries(wire), ());
+                if wire.vni.is_some() {
+                    plan.add::<Checks>(Check::Carries(wire), ());
+                }
                 plan.add::<Checks>(Check::InnerSource(wire, pool.subnet_len()), ());
                 plan.add::<Checks>(Check::InnerDestination(wire, network(own)), ());
                 if wire.ipv6 {

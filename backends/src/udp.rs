@@ -12,7 +12,9 @@ mod forwarding;
 pub mod fuzz;
 mod gauge;
 mod icmp;
+mod kernel_path;
 mod packet;
+mod partial;
 mod segmentation;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,6 +33,7 @@ pub use counters::{Counters, Totals};
 pub use datapath::{Datapath, DatapathError};
 pub use forwarding::ForwardingTable;
 pub use gauge::{Gauge, Modes};
+pub use kernel_path::KernelPath;
 
 /// Bytes that the encapsulation adds: outer IPv4 header (20) and UDP header (8).
 const OVERHEAD: u32 = 28;
@@ -43,25 +46,25 @@ const DEVICE: &str = "flannel0";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Udp {
     config: UdpConfig,
-    network: IpNetwork,
-    local: Ipv4Addr,
-    device: LinkName,
-    mtu: u32,
+    ends: Ends,
     /// Whether the kernel drops packets from others than peers before the data path has to.
     checks_senders: bool,
 }
 
-impl Udp {
-    /// Decides on the device for `network`.
-    ///
-    /// # Errors
-    /// [`BackendError`] for a network without IPv4, which flannel's wire format requires, and for an unsuitable
-    /// external interface.
-    pub fn new(
-        config: UdpConfig,
+/// What both paths have in common.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ends {
+    network: IpNetwork,
+    /// The source address of the datagrams, and the destination of the peers'.
+    local: Ipv4Addr,
+    device: LinkName,
+    mtu: u32,
+}
+
+impl Ends {
+    fn new(
         mut networks: impl Iterator<Item = (Family, IpNetwork)>,
         underlay: &Underlay,
-        checks_senders: bool,
     ) -> Result<Self, BackendError> {
         let (Some((Family::V4, network)), None) = (networks.next(), networks.next()) else {
             return Err(BackendError::Ipv4Only { backend: UdpConfig::NAME });
@@ -72,13 +75,33 @@ impl Udp {
         if underlay.mtu < least {
             return Err(BackendError::MtuTooSmall { link: underlay.link, mtu: underlay.mtu, least });
         }
-        let mtu = underlay.mtu - OVERHEAD;
-        Ok(Self { config, network, local, device: device(), mtu, checks_senders })
+        Ok(Self { network, local, device: device(), mtu: underlay.mtu - OVERHEAD })
+    }
+}
+
+impl Udp {
+    /// Decides on the device for `network`.
+    ///
+    /// # Errors
+    /// [`BackendError`] for a network without IPv4, which flannel's wire format requires, and for an unsuitable
+    /// external interface.
+    pub fn new(
+        config: UdpConfig,
+        networks: impl Iterator<Item = (Family, IpNetwork)>,
+        underlay: &Underlay,
+        checks_senders: bool,
+    ) -> Result<Self, BackendError> {
+        Ok(Self { config, ends: Ends::new(networks, underlay)?, checks_senders })
     }
 
-    /// Returns what belongs to a udp backend in the kernel, even after a restart.
-    pub fn ownership() -> Ownership {
-        Ownership { links: [device()].into(), senders: false, ..Ownership::default() }
+    /// Returns what belongs to a udp backend in the kernel, on either path, even after a restart.
+    pub fn ownership_of(config: &UdpConfig) -> Ownership {
+        Ownership { links: [device()].into(), fou_ports: [config.port].into(), senders: false }
+    }
+
+    /// Returns the name of the device, on either path.
+    pub fn device_name() -> LinkName {
+        device()
     }
 
     /// Starts the threads that move packets between the device and the wire. The device must exist.
@@ -92,14 +115,14 @@ impl Udp {
         };
         Datapath::start(
             datapath::Settings {
-                device: self.device,
+                device: self.ends.device,
                 tun: self.wanted(),
                 gso: self.config.gso,
                 gro: self.config.gro,
-                local: self.local,
+                local: self.ends.local,
                 port: self.config.port,
                 address: subnet.map_or(Ipv4Addr::UNSPECIFIED, |subnet| subnet.network()),
-                mtu: self.mtu,
+                mtu: self.ends.mtu,
                 strict: subnet.filter(|_| self.config.strict_source),
             },
             table.reader(),
@@ -108,7 +131,7 @@ impl Udp {
 
     /// Returns the device.
     pub fn device(&self) -> LinkName {
-        self.device
+        self.ends.device
     }
 
     fn wanted(&self) -> TunMode {
@@ -119,15 +142,16 @@ impl Udp {
 
 impl Backend for Udp {
     fn plan_host(&self, own: &Subnets, plan: &mut dyn Plan) {
+        let Ends { network, device, mtu, .. } = self.ends;
         let kind = LinkKind::Tun { vnet_header: self.config.tun_offload };
-        plan.add::<Links>(self.device, Link { kind, mac: None, mtu: self.mtu, up: true }.into());
+        plan.add::<Links>(device, Link { kind, mac: None, mtu, up: true }.into());
         if let Some(subnet) = own.get(Family::V4) {
             let address = IpNetwork::from(subnet.ip());
-            plan.add::<Addresses>(Address { link: self.device, address }, ());
+            plan.add::<Addresses>(Address { link: device, address }, ());
         }
         plan.add::<kernel::Routes>(
-            RouteKey { destination: self.network, metric: 0 },
-            Route { target: RouteTarget::Link(self.device), protocol: ROUTE_PROTOCOL },
+            RouteKey { destination: network, metric: 0 },
+            Route { target: RouteTarget::Link(device), protocol: ROUTE_PROTOCOL },
         );
         if self.checks_senders {
             let wire = Wire { ipv6: false, port: self.config.port, vni: None };
@@ -144,7 +168,7 @@ impl Backend for Udp {
     }
 
     fn mtu(&self) -> u32 {
-        self.mtu
+        self.ends.mtu
     }
 }
 

@@ -100,7 +100,7 @@ impl Vxlan {
             plan.add::<Addresses>(Address { link: device.name, address }, ());
             let VxlanConfig { port, vni, .. } = self.config;
             let wire = Wire { ipv6: device.local.is_ipv6(), port, vni: Some(vni) };
-            self.senders.check_vxlan(wire, &device.pool, subnet, plan);
+            self.senders.check_datagrams(wire, &device.pool, subnet, plan);
             if self.config.direct_routing {
                 let plain = Plain { link: self.underlay.link, network: device.pool.network() };
                 self.senders.check_plain(plain, &device.pool, subnet, plan);

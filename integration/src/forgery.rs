@@ -1,7 +1,7 @@
 //! Packets as anybody on the underlay can send them, and somebody who hears those that get through.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +103,19 @@ pub fn send(netns: &Netns, from: Option<IpAddr>, to: SocketAddr, datagram: Vec<u
 /// Sends what [`packet`] makes as it is, by the routes of the namespace, from an address of it.
 pub fn send_plain(netns: &Netns, from: IpAddr, to: IpAddr, text: &str) -> Result<()> {
     send(netns, Some(from), SocketAddr::new(to, PORT), text.as_bytes().to_vec())
+}
+
+/// Sends an IP packet in an IP packet (RFC 2003), without UDP.
+pub fn send_ipip(netns: &Netns, to: Ipv4Addr, packet: &[u8]) -> Result<()> {
+    let packet = packet.to_vec();
+    Inside::of(netns)?.run(LIMIT, async move {
+        let protocol = ipproto::IPIP;
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(protocol))?;
+        let to = SocketAddr::new(to.into(), 0);
+        rustix::net::sendto(&socket, &packet, SendFlags::empty(), &to)
+            .with_context(|| format!("cannot send to {to}"))?;
+        Ok(())
+    })
 }
 
 /// Hears what arrives in a namespace.

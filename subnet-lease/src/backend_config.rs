@@ -61,6 +61,11 @@ pub struct HostGwConfig {
 pub struct UdpConfig {
     /// UDP port that every host listens on; 8285 by default.
     pub port: u16,
+    /// Who moves the packets; the kernel where it can, by default.
+    pub path: UdpPath,
+    /// Whether the kernel sends all datagrams from [`port`](Self::port); by default the source port depends on the flow
+    /// inside, so that receivers can spread the load. On the user path, all datagrams come from it anyway.
+    pub fixed_source_port: bool,
     /// Accept an inner packet only from the peer whose subnet contains its source, and only for this host's subnet; off
     /// by default, because flannel accepts it from anybody.
     pub strict_source: bool,
@@ -70,6 +75,18 @@ pub struct UdpConfig {
     pub gso: bool,
     /// Receive many datagrams at once (`UDP_GRO`); on by default if the kernel supports it.
     pub gro: bool,
+}
+
+/// Who moves the packets of the udp backend.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UdpPath {
+    /// The kernel where it can, else the agent.
+    #[default]
+    Auto,
+    /// The kernel, by FOU and IPIP. A host that cannot refuses to start.
+    Kernel,
+    /// The agent, through a TUN device.
+    User,
 }
 
 /// Settings of flannel's wireguard backend.
@@ -295,6 +312,8 @@ impl UdpConfig {
         let default = Self::default();
         Ok(Self {
             port: port(fields, "Port", default.port)?,
+            path: UdpPath::parse(fields)?,
+            fixed_source_port: fields.take("FixedSourcePort")?.unwrap_or(default.fixed_source_port),
             strict_source: fields.take("StrictSource")?.unwrap_or(default.strict_source),
             tun_offload: fields.take("TunOffload")?.unwrap_or(default.tun_offload),
             gso: fields.take("GSO")?.unwrap_or(default.gso),
@@ -305,7 +324,33 @@ impl UdpConfig {
 
 impl Default for UdpConfig {
     fn default() -> Self {
-        Self { port: 8285, strict_source: false, tun_offload: true, gso: true, gro: true }
+        Self {
+            port: 8285,
+            path: UdpPath::Auto,
+            fixed_source_port: false,
+            strict_source: false,
+            tun_offload: true,
+            gso: true,
+            gro: true,
+        }
+    }
+}
+
+impl UdpPath {
+    /// All of them, each with its name in the config.
+    pub const ALL: [(Self, &'static str); 3] =
+        [(Self::Auto, "auto"), (Self::Kernel, "kernel"), (Self::User, "user")];
+
+    fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
+        let Some(name) = fields.take::<String>("Path")? else { return Ok(Self::default()) };
+        let known = Self::ALL.into_iter().find(|(_, known)| known.eq_ignore_ascii_case(&name));
+        known.map(|(path, _)| path).ok_or_else(|| {
+            ConfigError::invalid(
+                "Backend.Path",
+                &format!("{name:?}"),
+                "is no path; auto, kernel and user are",
+            )
+        })
     }
 }
 

@@ -33,7 +33,9 @@ mod watch;
 
 pub use admission::{Admission, OwnLease, QuarantineReason};
 pub use allocate::{NoSubnet, OverlapPolicy, Situation, allocate};
-pub use backend_config::{BackendConfig, HostGwConfig, UdpConfig, VxlanConfig, WireguardConfig, WrongVni};
+pub use backend_config::{
+    BackendConfig, HostGwConfig, UdpConfig, UdpPath, VxlanConfig, WireguardConfig, WrongVni,
+};
 pub use backend_data::{BackendData, VxlanData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};

@@ -80,6 +80,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         node: args.identity(),
         renew_margin,
         datapath: UdpRunner::boxed,
+        kernel_path: netlink::check_fou,
     };
     let args = Arc::new(args);
     let (tasks, reports) = StoreTasks::start(store, args.store.clone(), status.clone());

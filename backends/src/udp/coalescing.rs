@@ -3,6 +3,7 @@
 
 use super::checksum::Sum;
 use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
+use super::partial::{finish_checksum, unfinished};
 
 /// Most segments in one write.
 pub(crate) const MAX_SEGMENTS: usize = 64;
@@ -16,9 +17,11 @@ const SLOTS: usize = 256;
 /// No group, in a slot; no further segment, in a chain.
 const NONE: u32 = u32::MAX;
 
-/// Which protocols are merged.
+/// Which protocols are merged, and what else the TUN does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Merging {
+    /// The device's MTU, if it takes virtio-net headers, and so [finishes](unfinished) packets.
+    pub(crate) mtu: Option<usize>,
     /// TCP over IPv4 and IPv6: the TUN accepts TSO packets (`TUN_F_TSO4`, `TUN_F_TSO6`).
     pub(crate) tcp: bool,
     /// UDP: the TUN accepts USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
@@ -51,6 +54,10 @@ impl Coalescer {
         Self { merging, slots: [NONE; SLOTS], headers: Vec::new(), groups: Vec::new(), segments: Vec::new() }
     }
 
+    pub(crate) fn merging(&self) -> Merging {
+        self.merging
+    }
+
     pub(crate) fn batch<'p>(&mut self) -> Batch<'_, 'p> {
         self.slots.fill(NONE);
         let (groups, segments) = (std::mem::take(&mut self.groups), std::mem::take(&mut self.segments));
@@ -79,13 +86,17 @@ impl<'p> Batch<'_, 'p> {
             Ttl::Expired => return Err((PushError::TtlExpired, packet)),
             Ttl::NotIp => return Err((PushError::NotIp, packet)),
         }
+        if self.coalescer.merging.mtu.is_none() {
+            finish_checksum(packet);
+        }
         let packet: &'p [u8] = packet;
         let Some(ip) = Ip::parse(packet) else { return Ok(()) };
         match Parsed::new(packet, ip, self.coalescer.merging) {
             Parsed::Mergeable(candidate) => self.merge(packet, candidate),
-            Parsed::Alone { slot } => {
+            Parsed::Alone { slot, header } => {
                 self.coalescer.slots[slot] = NONE;
-                self.start(packet, None);
+                let group = self.start(packet, None);
+                self.groups[group as usize].alone = header;
             }
             Parsed::FlowUnknown => {
                 self.coalescer.slots.fill(NONE);
@@ -135,6 +146,7 @@ impl<'p> Batch<'_, 'p> {
             count: 1,
             pushed: false,
             headers_at: 0,
+            alone: VnetHeader::default(),
         });
         index
     }
@@ -214,6 +226,8 @@ struct Group<'p> {
     /// Whether the last one has PSH.
     pushed: bool,
     headers_at: usize,
+    /// The header of a packet that stays alone.
+    alone: VnetHeader,
 }
 
 impl Group<'_> {
@@ -258,7 +272,7 @@ impl Group<'_> {
     fn as_write<'a>(&'a self, headers: &'a [u8], segments: &'a [Segment<'a>]) -> Write<'a> {
         let Some(first) = self.first.as_ref().filter(|_| self.count > 1) else {
             return Write {
-                header: VnetHeader::default(),
+                header: self.alone,
                 headers: self.packet,
                 count: 1,
                 segments,
@@ -288,7 +302,7 @@ enum Parsed<'p> {
     /// It may join others, or be joined.
     Mergeable(Candidate<'p>),
     /// It stays alone, and later ones of its flow must not overtake it.
-    Alone { slot: usize },
+    Alone { slot: usize, header: VnetHeader },
     /// The same, but its flow is unknown.
     FlowUnknown,
     /// It belongs to no flow that is merged.
@@ -321,7 +335,8 @@ impl<'p> Parsed<'p> {
         if wanted && ip.packet_len() == packet.len() && candidate.is_plain() && candidate.is_intact() {
             Self::Mergeable(candidate)
         } else {
-            Self::Alone { slot }
+            let header = merging.mtu.and_then(|mtu| unfinished(packet, &ip, mtu));
+            Self::Alone { slot, header: header.unwrap_or_default() }
         }
     }
 }

@@ -49,7 +49,7 @@ pub struct Written {
 impl Merger {
     /// Creates a merger for these protocols.
     pub fn new(tcp: bool, udp: bool) -> Self {
-        Self(Coalescer::new(Merging { tcp, udp }))
+        Self(Coalescer::new(Merging { mtu: Some(1472), tcp, udp }))
     }
 
     /// Takes `packets` as one batch, and leaves them as forwarded, or unchanged if refused.

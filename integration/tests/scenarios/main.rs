@@ -17,6 +17,7 @@ mod fake_kernel;
 mod flannel_hosts;
 mod forged_senders;
 mod junk;
+mod kernel_path;
 mod kernel_repairs;
 mod lab_itself;
 mod leaving;

@@ -15,9 +15,9 @@ use serde_json::Value;
 pub(crate) const NETWORK: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
 
-/// The same with the packets passing through the agents.
+/// The same with the packets passing through the agents, whatever the kernel can.
 pub(crate) const NETWORK_OF_UDP: &str =
-    r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+    r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp","Path":"user"}}"#;
 
 /// How soon a problem is told of, or its end.
 const PROBLEM_LIMIT: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use super::message::dump_links_of_kind;
 use super::questions::link_entry;
 use super::raw::attribute;
 use super::socket::Socket;
-use super::wire::{Attributes, u16_at};
+use super::wire::{Attributes, u16_at, u32_at};
 use crate::KernelError;
 use crate::kind::fou_port::FouPort;
 use crate::kind::link::{Ipip, Link, LinkKind};
@@ -33,6 +33,7 @@ const PROTOCOL: u16 = 3;
 const TYPE: u16 = 4;
 const LOCAL_V4: u16 = 6;
 const PEER_V4: u16 = 8;
+const DEVICE: u16 = 11;
 
 /// `FOU_ENCAP_DIRECT`: nothing between the UDP header and the packet.
 const DIRECT: u8 = 1;
@@ -82,14 +83,20 @@ fn found(attributes: Attributes<'_>) -> Option<Found> {
     let byte = |kind| find(kind)?.first().copied();
     let port = u16_at(find(PORT)?, 0).map(u16::from_be)?;
     let protocol = byte(PROTOCOL)?;
-    let address =
-        find(LOCAL_V4).and_then(|value| value.first_chunk::<4>()).map(|&value| Ipv4Addr::from(value));
+    // 0.0.0.0 stands for any address.
+    let address = |kind| {
+        let address =
+            find(kind).and_then(|value| value.first_chunk::<4>()).map(|&value| Ipv4Addr::from(value));
+        address.filter(|address| !address.is_unspecified())
+    };
+    let local = address(LOCAL_V4);
     let is_like_ours = i32::from(byte(ADDRESS_FAMILY)?) == libc::AF_INET
         && i32::from(protocol) == libc::IPPROTO_IPIP
         && byte(TYPE) == Some(DIRECT)
-        && find(PEER_V4).is_none();
-    let ours = address.filter(|_| is_like_ours).map(|address| FouPort { address, port });
-    let local = address.map_or_else(|| "any".to_owned(), |address| address.to_string());
+        && address(PEER_V4).is_none()
+        && find(DEVICE).is_none_or(|index| u32_at(index, 0) == Some(0));
+    let ours = local.filter(|_| is_like_ours).map(|address| FouPort { address, port });
+    let local = local.map_or_else(|| "any".to_owned(), |address| address.to_string());
     Some(Found { port, ours, shown: format!("FOU port {port} local {local} ipproto {protocol}") })
 }
 
@@ -271,8 +278,7 @@ mod tests {
     #[test]
     fn a_port_for_every_address_is_not_ours() {
         let written = attributes(&FouPort { address: Ipv4Addr::UNSPECIFIED, port: 8285 });
-        let without_address = &written[..written.len() - 8];
-        let found = found(Attributes(without_address)).unwrap();
+        let found = found(Attributes(&written)).unwrap();
         assert_eq!((found.port, found.ours), (8285, None));
         assert_eq!(found.shown, "FOU port 8285 local any ipproto 4");
     }

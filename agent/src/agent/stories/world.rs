@@ -10,7 +10,7 @@ use flan_agent_api::{Status, SubnetEnv};
 use flan_backends::udp::Gauge;
 use flan_backends::{Abilities, Gateways, HostNetworks, Udp};
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
-use flan_kernel::netlink::Interface;
+use flan_kernel::netlink::{FouLack, Interface};
 use flan_kernel::{Change, Firewall, Kernel, LinkKind, Ownership};
 use flan_subnet_lease::{
     Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NodeIdentity, PeerChange, Subnets,
@@ -97,6 +97,7 @@ impl World {
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,
+                kernel_path: |_| Err(FouLack::Fou),
             };
             Network::new(id, args.clone(), status.clone(), settings, now)
         };

@@ -4,7 +4,7 @@ use super::super::packet::samples::{Sample, is_right, noise, samples};
 use super::super::segmentation::Segments;
 use super::*;
 
-const BOTH: Merging = Merging { tcp: true, udp: true };
+const BOTH: Merging = Merging { mtu: Some(1472), tcp: true, udp: true };
 
 /// One write, concatenated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +74,9 @@ fn neighbouring_segments_become_one_write_with_the_headers_that_the_kernel_wants
 #[test]
 fn only_what_is_asked_for_is_merged() {
     for (merging, protocol, wanted) in [
-        (Merging { tcp: false, udp: true }, TCP, 3),
-        (Merging { tcp: false, udp: true }, UDP, 1),
-        (Merging { tcp: true, udp: false }, UDP, 3),
+        (Merging { mtu: Some(1472), tcp: false, udp: true }, TCP, 3),
+        (Merging { mtu: Some(1472), tcp: false, udp: true }, UDP, 1),
+        (Merging { mtu: Some(1472), tcp: true, udp: false }, UDP, 3),
     ] {
         let packets: Vec<Vec<u8>> = three(false, protocol).iter().map(Sample::bytes).collect();
         assert_eq!(written(&mut Coalescer::new(merging), &packets).len(), wanted);

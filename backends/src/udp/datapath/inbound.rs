@@ -25,10 +25,11 @@ pub(super) struct Inbound {
 
 impl Inbound {
     /// Receives up to `batch` datagrams per call, each possibly merged from many.
-    pub(super) fn new(batch: usize, tun: TunMode) -> Self {
+    pub(super) fn new(batch: usize, tun: TunMode, mtu: u32) -> Self {
+        let mtu = tun.vnet_header.then_some(mtu as usize);
         Self {
             received: ReceiveBatch::new(batch),
-            coalescer: Coalescer::new(Merging { tcp: tun.tso, udp: tun.uso }),
+            coalescer: Coalescer::new(Merging { mtu, tcp: tun.tso, udp: tun.uso }),
             limit: Limit::new(Instant::now()),
         }
     }
@@ -94,7 +95,8 @@ impl Inbound {
         if merging_refused {
             warn!("the device refuses merged packets; writing them one by one from now on");
             common.gauge.merge.store(false, Relaxed);
-            *coalescer = Coalescer::new(Merging { tcp: false, udp: false });
+            let mtu = coalescer.merging().mtu;
+            *coalescer = Coalescer::new(Merging { mtu, tcp: false, udp: false });
         }
         Ok(())
     }

@@ -17,7 +17,9 @@ use super::inbound::counted;
 use super::rules::{self, Refusal};
 use crate::udp::counters::add;
 use crate::udp::icmp::{self, Limit, Reason};
-use crate::udp::packet::{Ip, Ttl, decrement_ttl};
+use crate::udp::packet::{Ip, Ttl, VnetHeader, decrement_ttl};
+use crate::udp::partial::unfinished;
+use crate::udp::segmentation::Segments;
 
 /// Bytes of the largest packet.
 const LARGEST: usize = 65_535;
@@ -63,11 +65,13 @@ impl Plain {
     }
 
     async fn inbound(&self, queue: &AsyncTun) -> io::Result<Infallible> {
-        let (mut buffer, mut limit) = (vec![0; LARGEST], Limit::new(Instant::now()));
+        // Before a packet there is room for the header of one that must be cut.
+        let (mut buffer, mut limit) = (vec![0; VnetHeader::LEN + LARGEST], Limit::new(Instant::now()));
+        let mut segments = Segments::new();
         let counters = &self.common.gauge.counters;
         loop {
             tokio::task::consume_budget().await;
-            let (length, source) = match self.socket.recv_from(&mut buffer).await {
+            let (length, source) = match self.socket.recv_from(&mut buffer[VnetHeader::LEN..]).await {
                 Ok(received) => received,
                 // An answer to what was sent earlier, such as "port unreachable": the peer is away.
                 Err(error) => {
@@ -75,11 +79,17 @@ impl Plain {
                     continue;
                 }
             };
-            let packet = &mut buffer[..length];
+            let (front, packet) = buffer[..VnetHeader::LEN + length].split_at_mut(VnetHeader::LEN);
             add(&counters.received_batches, 1);
             add(&counters.received_packets, 1);
             add(&counters.received_bytes, length);
-            match self.lets_in(source, packet) {
+            let unfinished =
+                Ip::parse(packet).and_then(|ip| unfinished(packet, &ip, self.common.settings.mtu as usize));
+            match self.lets_in(source, packet, unfinished.is_none()) {
+                Ok(()) if unfinished.is_some() => {
+                    front.copy_from_slice(&unfinished.unwrap_or_default().to_bytes());
+                    self.finish(queue, &mut segments, &mut buffer[..VnetHeader::LEN + length]).await?;
+                }
                 Ok(()) => counted(counters, 1, queue.send(packet).await.map(drop))?,
                 Err(refusal) => {
                     let told = refusal.count(counters, 1);
@@ -89,14 +99,30 @@ impl Plain {
         }
     }
 
-    /// Checks a packet that arrived, and lowers its time to live.
-    fn lets_in(&self, source: SocketAddr, packet: &mut [u8]) -> Result<(), Refusal> {
+    /// Writes an [unfinished] packet, which follows its header, as those that a network card would have made.
+    async fn finish(&self, queue: &AsyncTun, segments: &mut Segments, packet: &mut [u8]) -> io::Result<()> {
+        let counters = &self.common.gauge.counters;
+        let Ok(split) = segments.split(packet) else {
+            Refusal::TtlExpired.count(counters, 1);
+            return Ok(());
+        };
+        for (headers, payload) in split.segments() {
+            counted(counters, 1, queue.send(&[headers, payload].concat()).await.map(drop))?;
+        }
+        Ok(())
+    }
+
+    /// Checks a packet that arrived, and lowers its time to live if it is `finished`.
+    fn lets_in(&self, source: SocketAddr, packet: &mut [u8], finished: bool) -> Result<(), Refusal> {
         let routes = self.common.table.read();
         let SocketAddr::V4(source) = source else { return Err(Refusal::ForeignSource) };
         if !routes.is_peer(*source.ip()) {
             return Err(Refusal::ForeignSource);
         }
         rules::inbound(&routes, *source.ip(), packet, self.common.settings.strict)?;
+        if !finished {
+            return Ok(());
+        }
         match decrement_ttl(packet) {
             Ttl::Forward => Ok(()),
             Ttl::Expired => Err(Refusal::TtlExpired),

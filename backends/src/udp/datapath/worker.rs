@@ -37,7 +37,10 @@ pub(super) struct Share {
 
 impl Worker {
     pub(super) fn new(endpoints: Endpoints, share: Share, waker: Waker, paced: Entrance) -> Self {
-        let (outbound, inbound) = (Outbound::new(BATCH, paced), Inbound::new(BATCH, endpoints.common.tun));
+        let (outbound, inbound) = (
+            Outbound::new(BATCH, paced),
+            Inbound::new(BATCH, endpoints.common.tun, endpoints.common.settings.mtu),
+        );
         Self { endpoints, share, waker, outbound, inbound }
     }
 

@@ -1,0 +1,300 @@
+//! Hosts on udp whose kernel moves the packets itself. The kernel must have FOU, as Debian's has.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use flan_integration::end::End;
+use flan_integration::forgery::{self, Listener};
+use flan_integration::host::{STATUS_FLAGS, on_all};
+use flan_integration::{Host, Lab, LabOptions, wait};
+use serde_json::{Value, json};
+
+use crate::stage::{bare_hosts, ends_of, wait_until_reached};
+
+const NETWORK: &str =
+    r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp","Path":"kernel"}}"#;
+const NETWORK_OF_AUTO: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+
+const DEVICE: &str = "flannel0";
+
+/// Pings answered in each phase of a story.
+const PHASE: usize = 100;
+
+const REACHED: Duration = Duration::from_secs(15);
+
+/// Of 20 MB, which take a second or two.
+const TRANSFER: Duration = Duration::from_secs(120);
+
+/// What another program takes away is back within this time, with a second for a machine that does other things.
+const REPAIR: Duration = Duration::from_secs(3);
+
+fn with_flags(lab: &Lab, network: &str, flags: &[&[&str]]) -> Result<(Vec<Host>, Vec<End>)> {
+    lab.set_network(network)?;
+    let mut hosts = bare_hosts(lab, flags.len())?;
+    for (host, flags) in hosts.iter_mut().zip(flags) {
+        host.spawn_agent(&[&STATUS_FLAGS, *flags].concat())?;
+    }
+    on_all(&mut hosts, Host::wait_for_agent)?;
+    let ends = ends_of(&hosts)?;
+    for from in &ends {
+        for to in ends.iter().filter(|to| to.address != from.address) {
+            wait_until_reached(from, to, REACHED)?;
+        }
+    }
+    Ok((hosts, ends))
+}
+
+fn hosts(lab: &Lab, count: usize) -> Result<(Vec<Host>, Vec<End>)> {
+    with_flags(lab, NETWORK, &vec![&[][..]; count])
+}
+
+/// What a host's kernel has for this backend.
+fn standing(host: &Host) -> Result<String> {
+    let device = host.ip(&format!("-details -oneline link show {DEVICE}"))?;
+    let routes = host.ip(&format!("-4 route show dev {DEVICE}"))?;
+    let rules = host.run("nft", &["--stateless", "list", "table", "ip", "flan-peers"])?;
+    Ok([device, host.ip("fou show")?, routes, rules].concat())
+}
+
+fn path_of(host: &Host) -> Result<Value> {
+    Ok(host.status()?["udpPath"].clone())
+}
+
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn containers_talk_and_the_kernel_moves_the_packets() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = with_flags(lab, NETWORK_OF_AUTO, &[&[], &[], &[]])?;
+        for host in &hosts {
+            assert_eq!(path_of(host)?, json!({"path": "kernel", "reason": "the kernel has FOU and IPIP"}));
+            assert_eq!(host.log_lines(&["udp packets take this path"])?.len(), 1);
+            let warnings = host.log_lines(&[" WARN "])?;
+            ensure!(warnings.is_empty(), "{warnings:?}");
+            let env = host.subnet_env()?;
+            assert_eq!(env.mtu, 1472);
+            let text = lab.store().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+            let lease: Value = serde_json::from_str(&text)?;
+            ensure!(lease.get("BackendType").is_none(), "flannel writes no BackendType: {text}");
+        }
+        // What does not fit is told to the sender; what may be cut is cut.
+        let ping = |size: &str, how: &str| {
+            let target = ends[1].address.to_string();
+            let args = ["-n", "-c", "3", "-W", "1", "-s", size, "-M", how, target.as_str()];
+            ends[0].place.command("ping").args(args).output()
+        };
+        let fits = ping("1444", "do")?;
+        ensure!(fits.status.success(), "{}", String::from_utf8_lossy(&fits.stdout));
+        hosts[0].ip("link set docker0 mtu 1500")?;
+        ends[0].place.run("ip", ["link", "set", "eth0", "mtu", "1500"])?;
+        let output = ping("1445", "do")?;
+        let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            told.contains("mtu = 1472") || told.contains("mtu=1472"),
+            "of a packet that is too large: {told}"
+        );
+        let cut = ping("3000", "dont")?;
+        ensure!(cut.status.success(), "{}", String::from_utf8_lossy(&cut.stdout));
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn senders_learn_why_a_packet_goes_no_further() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts(lab, 2)?;
+        for place in [hosts[0].place(), &ends[0].place] {
+            let told = |args: &[&str]| -> Result<String> {
+                let output = place.command("ping").args(["-n", "-c", "2", "-W", "1"]).args(args).output()?;
+                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            };
+            let nobody = told(&["10.5.255.254"])?;
+            ensure!(nobody.contains("Destination Net Unreachable"), "of an address of no peer: {nobody}");
+        }
+        Ok(())
+    })
+}
+
+/// The kernel copies the inner TTL and ECN bits to the outside, and sets no DSCP; inside, all stays as it is but for the
+/// TTL, which every router lowers.
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn the_outer_header_has_the_inner_ttl_and_congestion_bits() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts(lab, 2)?;
+        let rules = "table ip seen { chain outer { type filter hook prerouting priority -500; \
+                     udp dport 8285 ip ttl 41 ip dscp 0 ip ecn ect0 counter; } \
+                     chain inner { type filter hook forward priority 500; \
+                     icmp type echo-request ip ttl 40 ip dscp 46 ip ecn ect0 counter; } }";
+        hosts[1].run("nft", &[rules])?;
+        // Type of service 186: DSCP 46 and ECT(0).
+        let target = ends[1].address.to_string();
+        let args = ["-n", "-c", "5", "-i", "0.2", "-W", "1", "-t", "42", "-Q", "186", target.as_str()];
+        ends[0].place.run("ping", args)?;
+        let counted = hosts[1].run("nft", &["list", "table", "ip", "seen"])?;
+        assert_eq!(counted.matches("packets 5 ").count(), 2, "{counted}");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn an_agent_killed_and_restarted_loses_no_packet_and_changes_nothing() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, ends) = hosts(lab, 2)?;
+        let before = standing(&hosts[0])?;
+        let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
+        let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        hosts[0].kill_agent()?;
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        hosts[0].start_agent_with(&STATUS_FLAGS)?;
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        for ping in pings {
+            let report = ping.stop()?;
+            println!("{report:?}");
+            report.nothing_lost(PHASE)?;
+        }
+        wait::until("the agent to know its peer", REPAIR, || {
+            ensure!(hosts[0].status()?["peers"] == 1, "{}", hosts[0].status()?);
+            Ok(())
+        })?;
+        assert_eq!(standing(&hosts[0])?, before);
+        let repaired = hosts[0].log_lines(&["repaired changes"])?;
+        ensure!(repaired.is_empty(), "{repaired:?}");
+        wait_until_reached(&ends[0], &ends[1], REACHED)
+    })
+}
+
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn whatever_another_program_changes_is_repaired() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts(lab, 2)?;
+        let (host, peer) = (&hosts[0], hosts[1].address());
+        // The index of a new device differs.
+        let comparable = || -> Result<String> {
+            Ok(standing(host)?.split_once(": ").map(|(_, rest)| rest.to_owned()).unwrap_or_default())
+        };
+        let before = comparable()?;
+        let (local, subnet) = (host.address(), hosts[1].subnet_env()?.base());
+        for damage in [
+            format!("ip fou del port 8285 local {local}"),
+            format!("ip link del {DEVICE}"),
+            format!("ip link set {DEVICE} down"),
+            format!("ip link set {DEVICE} mtu 1300"),
+            format!(
+                "ip link set {DEVICE} type ipip local {local} remote any ttl 9 encap fou encap-dport 8285"
+            ),
+            format!("ip link set {DEVICE} type ipip local {local} remote any encap fou encap-dport 99"),
+            format!("ip route del {subnet}/24"),
+            format!("ip route del 10.5.0.0/16 dev {DEVICE}"),
+            format!("ip nexthop del id {}", u32::from(peer)),
+            format!("nft delete element ip flan-peers peers {{ {peer} }}"),
+            "nft flush chain ip flan-peers entering".to_owned(),
+            "nft delete table ip flan-peers".to_owned(),
+        ] {
+            let started = Instant::now();
+            host.run("sh", &["-c", &damage])?;
+            wait::until(&format!("{damage}, to be repaired"), REPAIR, || {
+                let now = comparable()?;
+                ensure!(now == before, "{now}\ninstead of\n{before}");
+                Ok(())
+            })?;
+            println!("{damage}: repaired after {:?}", started.elapsed());
+            wait_until_reached(&ends[0], &ends[1], REACHED)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn packets_come_in_datagrams_of_peers_or_not_at_all() -> Result<()> {
+    for strict in [false, true] {
+        Lab::run(LabOptions::default(), |lab| {
+            let network = NETWORK.replace("kernel\"", &format!("kernel\",\"StrictSource\":{strict}"));
+            let (hosts, ends) = with_flags(lab, &network, &[&[], &[]])?;
+            let stranger = lab.host("stranger")?;
+            let listener = Listener::at(&ends[0].netns)?;
+            let (source, target): (IpAddr, IpAddr) = (ends[1].address.into(), ends[0].address.into());
+            let to = SocketAddr::new(hosts[0].address().into(), 8285);
+            let carried = |from: &Host, source: IpAddr, text: &str| {
+                forgery::send(from.netns(), None, to, forgery::packet(source, target, text)?)
+            };
+            let from_peer = |text: &str| carried(&hosts[1], source, text);
+            listener.hears("from a peer", from_peer)?;
+            listener.does_not_hear("from a stranger", |text| carried(&stranger, source, text), from_peer)?;
+            // A raw IPIP packet, from a peer as well: the datagrams of peers still get through.
+            for from in [&hosts[1], &stranger] {
+                listener.does_not_hear(
+                    "without a datagram",
+                    |text| {
+                        forgery::send_ipip(
+                            from.netns(),
+                            hosts[0].address(),
+                            &forgery::packet(source, target, text)?,
+                        )
+                    },
+                    from_peer,
+                )?;
+            }
+            let dropped = hosts[0].run("nft", &["list", "chain", "ip", "flan-peers", "entering"])?;
+            ensure!(!dropped.contains("counter packets 0 "), "no raw packet was counted: {dropped}");
+            let foreign: IpAddr = "10.5.250.9".parse()?;
+            if strict {
+                listener.does_not_hear(
+                    "a peer's forgery",
+                    |text| carried(&hosts[1], foreign, text),
+                    from_peer,
+                )
+            } else {
+                listener.hears("a peer's, whatever it says", |text| carried(&hosts[1], foreign, text))
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Each pair of a host on the kernel path, one on the user path and one without any offload carries large TCP transfers
+/// both ways, with few retransmissions.
+#[test]
+#[ignore = "needs a kernel with FOU: make vm"]
+fn hosts_on_both_paths_share_a_network() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let user: &[&str] = &["--udp-path", "user"];
+        let plain: &[&str] = &["--udp-path=user", "--udp-without=tun-offload,gso,gro"];
+        let (hosts, ends) = with_flags(lab, NETWORK_OF_AUTO, &[&[], user, plain])?;
+        let paths = hosts.iter().map(path_of).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&Value> = paths.iter().map(|path| &path["path"]).collect();
+        assert_eq!(names, ["kernel", "user", "user"]);
+        assert_eq!(paths[1]["reason"], json!("--udp-path asks for it"));
+        for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)] {
+            let sent = transfer(&ends[from], &ends[to])?;
+            println!("{} to {}: {sent}", hosts[from].name(), hosts[to].name());
+        }
+        Ok(())
+    })
+}
+
+/// Sends 20 MB by TCP. Returns iperf3's summary.
+fn transfer(from: &End, to: &End) -> Result<String> {
+    let mut server = to.place.command("iperf3").args(["-s", "-1"]).stdout(Stdio::null()).spawn()?;
+    let target = to.address.to_string();
+    let sent = wait::until("iperf3 to answer", TRANSFER, || {
+        from.place.run("timeout", ["60", "iperf3", "-J", "-n", "20M", "-c", target.as_str()])
+    });
+    let _ = server.kill();
+    server.wait()?;
+    let report: Value = serde_json::from_str(&sent?)?;
+    let sum = &report["end"]["sum_sent"];
+    let (bytes, again) = (sum["bytes"].as_u64(), sum["retransmits"].as_u64());
+    ensure!(bytes >= Some(20_000_000), "{report}");
+    Ok(format!(
+        "{:.0} Mb/s, {again:?} retransmissions",
+        sum["bits_per_second"].as_f64().unwrap_or_default() / 1e6
+    ))
+}
