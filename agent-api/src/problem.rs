@@ -21,6 +21,8 @@ pub enum Code {
     PacketFilter,
     /// A device or socket of another program has the port of our backend.
     PortTaken,
+    /// A device of another program receives IPIP packets, which the kernel path of udp takes or drops.
+    OtherTunnel,
     /// docker0 or the CNI bridge differs from `subnet.env`.
     BridgeDiffers,
     /// A reservation of this host became an ordinary lease.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flan_agent_api::{Code, SubnetEnv};
+use flan_kernel::LinkName;
 use flan_kernel::firewall::others::{Glance, OtherRules, Traffic};
 use flan_kernel::netlink::{self, Bridge};
 use futures::FutureExt;
@@ -40,6 +41,8 @@ pub struct Ours {
     pub traffic: Traffic,
     /// The settings given to dockerd.
     pub env: SubnetEnv,
+    /// Our IPIP device, if we have one.
+    pub tunnel: Option<LinkName>,
 }
 
 impl Lookout {
@@ -72,6 +75,7 @@ async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Noti
         let Some(wanted) = ours.borrow_and_update().clone() else { continue };
         let host_changed = changed.notified().now_or_never().is_some();
         let mut look = news || view.is_to_be_sure(Instant::now());
+        look |= host_changed && wanted.tunnel.is_some();
         look |= (host_changed || view.bridges.is_none()) && view.read_bridges().await;
         look |= view.reading.is_due(Glance::now(), view.in_doubt, Instant::now()) && view.read_rules().await;
         if look {
@@ -99,6 +103,7 @@ struct View {
 struct Found {
     packet_filter: Option<String>,
     bridge: Option<String>,
+    other_tunnel: Option<String>,
 }
 
 impl View {
@@ -142,7 +147,11 @@ impl View {
         let found = self.judge(ours);
         self.in_doubt = found != self.found && found != Found::default();
         self.found = found.clone();
-        for (code, text) in [(Code::PacketFilter, found.packet_filter), (Code::BridgeDiffers, found.bridge)] {
+        for (code, text) in [
+            (Code::PacketFilter, found.packet_filter),
+            (Code::BridgeDiffers, found.bridge),
+            (Code::OtherTunnel, found.other_tunnel),
+        ] {
             if text.is_none() || !self.in_doubt {
                 status.report(code, text);
             }
@@ -156,8 +165,18 @@ impl View {
         Found {
             packet_filter: (!obstacles.is_empty()).then(|| obstacles.join("; ")),
             bridge: bridge::difference(bridges, &self.rules.masquerading(&traffic), &ours.env),
+            other_tunnel: ours.tunnel.and_then(other_tunnel),
         }
     }
+}
+
+/// Describes the device of another program that receives IPIP packets, if there is one.
+fn other_tunnel(ours: LinkName) -> Option<String> {
+    let other = netlink::other_ipip_device(ours).ok()??;
+    Some(format!(
+        "device {other} of another program receives IPIP packets, which {ours} takes or our rules drop: start fland with \
+         --udp-path user, or remove it (ip link del {other})"
+    ))
 }
 
 /// Decides when to read the rules.
@@ -250,7 +269,7 @@ mod tests {
     #[test]
     fn what_is_seen_once_is_told_when_it_is_seen_again() {
         let env = SubnetEnv::parse("FLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\n").unwrap();
-        let ours = Ours { traffic: Traffic::default(), env };
+        let ours = Ours { traffic: Traffic::default(), env, tunnel: None };
         let bridge = |address: &str| {
             let (name, addresses) = ("docker0".parse().unwrap(), vec![address.parse().unwrap()]);
             Some(vec![Bridge { name, mtu: 1500, largest_port: None, addresses }])

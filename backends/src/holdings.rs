@@ -34,6 +34,9 @@ impl Holdings {
         let others = actual.links.keys().filter(|link| !ours.contains(link)).copied().collect();
         let mut state = actual;
         state.links.retain(|link, _| ours.contains(link));
+        let ports: Vec<u16> = state.links.values().filter_map(|link| link.fou_port()).collect();
+        state.fou_ports.retain(|port, ()| ports.contains(&port.port));
+        state.checksums.retain(|link, ()| ours.contains(link));
         state.addresses.retain(|address, ()| ours.contains(&address.link));
         state.neighbours.retain(|neighbour, _| ours.contains(&neighbour.link));
         state.fdb.retain(|entry, _| ours.contains(&entry.link));
@@ -45,10 +48,12 @@ impl Holdings {
     }
 
     /// Returns the same as flanneld makes it, so that it can replace and delete all of it: routes with their gateway
-    /// inline and without our protocol number, no next hop object, no TUN device (flanneld makes its own) or blackhole.
+    /// inline and without our protocol number, no next hop object, no TUN or IPIP device (flanneld makes its own) or blackhole.
     pub fn as_flannels(&self) -> State {
         let mut state = self.state.clone();
         state.next_hops.clear();
+        state.fou_ports.clear();
+        state.checksums.clear();
         state.links.retain(|_, link| !matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_)));
         let stays = |link: LinkName| state.links.contains_key(&link) || !self.state.links.contains_key(&link);
         state.addresses.retain(|address, ()| stays(address.link));

@@ -3,7 +3,7 @@
 //! Keeps what flanneld takes over: the lease, subnet.env, and the VXLAN devices with MACs, addresses, neighbours and
 //! forwarding entries. Turns what flanneld could not replace or delete into objects of its own.
 
-use flan_kernel::{FamilyRules, LinkKind, OwnRules};
+use flan_kernel::{FamilyRules, Link, LinkKind, OwnRules};
 
 use crate::args::HostArgs;
 use crate::failure::{Failure, Kind};
@@ -22,7 +22,8 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
         report.step(what, replace(rules, &families, args)).await;
     }
     let desired = host.holdings.as_flannels();
-    let through_us = host.holdings.state.links.values().any(|link| matches!(link.kind, LinkKind::Tun { .. }));
+    let is_udp = |link: &Link| matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_));
+    let through_us = host.holdings.state.links.values().any(|link| is_udp(link));
     host.bring_to(&desired, &mut report).await;
     if report.has_failed() {
         report.next("run flanctl hand-over again before flanneld is started".to_owned());

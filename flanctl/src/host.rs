@@ -44,10 +44,12 @@ impl Host {
         let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
         let names = netlink::devices_of_our_kinds().map_err(|reason| unread(&reason))?;
         let links = names.into_iter().filter(|name| may_be_ours(*name)).collect();
-        let actual = kernel
-            .snapshot(&Ownership { links, senders: false, ..Ownership::default() })
-            .await
-            .map_err(|reason| unread(&reason))?;
+        let mut ours = Ownership { links, ..Ownership::default() };
+        let mut actual = kernel.snapshot(&ours).await.map_err(|reason| unread(&reason))?;
+        ours.fou_ports = actual.links.values().filter_map(|link| link.fou_port()).collect();
+        if !ours.fou_ports.is_empty() {
+            actual = kernel.snapshot(&ours).await.map_err(|reason| unread(&reason))?;
+        }
         let holdings = Holdings::of(actual, env.as_ref().and_then(SubnetEnv::subnets).as_ref());
         let mut rules = Vec::new();
         for set in OwnRules::ALL {

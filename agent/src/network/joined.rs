@@ -273,7 +273,16 @@ impl Joined {
         info!(subnets = %own.subnets, mtu, peers, %file, "ready");
         host.schedule(now); // the round that follows shows it
         vec![
-            Effect::LookFor(Ours { traffic: self.traffic(), env: self.subnet_env(&own.subnets) }),
+            Effect::LookFor(Ours {
+                traffic: self.traffic(),
+                env: self.subnet_env(&own.subnets),
+                tunnel: self
+                    .planned
+                    .links
+                    .iter()
+                    .find(|(_, link)| link.fou_port().is_some())
+                    .map(|(name, _)| *name),
+            }),
             Effect::Ready,
         ]
     }

@@ -150,6 +150,14 @@ impl Links {
 }
 
 impl Link {
+    /// Returns the UDP port that its FOU datagrams go to, if it sends such.
+    pub fn fou_port(&self) -> Option<u16> {
+        match self.kind {
+            LinkKind::Ipip(Ipip { port, .. }) if port != 0 => Some(port),
+            _ => None,
+        }
+    }
+
     /// Returns each difference that cannot be changed in place, with both values: `port is 4789, want 8472`. Such a
     /// device is deleted and created again.
     pub fn differs_for_good(&self, held: &Self) -> Option<String> {
