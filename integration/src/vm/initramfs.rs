@@ -25,7 +25,9 @@ pub(super) fn make(kernel: &Kernel, job: &Job, dir: &Path, file: &Path) -> Resul
     fs::copy(busybox, dir.join("bin/busybox"))?;
     symlink("busybox", dir.join("bin/sh"))?;
     let mut order = String::new();
-    for path in kernel.files_of(&MODULES)? {
+    // Kernels without this module have the sum, which ext4 asks for by another name, built in.
+    let sums = kernel.files_of(&["crc32c_generic"]).unwrap_or_default();
+    for path in sums.into_iter().chain(kernel.files_of(&MODULES)?) {
         let (name, bytes) = unpacked(&path)?;
         fs::write(dir.join("modules").join(&name), bytes)?;
         order += &format!("{name}\n");

@@ -57,6 +57,8 @@ if [ ! -e /etc/systemd/system/flan-vm.service ]; then
     rm -rf /etc/systemd/system /etc/systemd/network
     mkdir -p /etc/systemd/system/multi-user.target.wants
     : > /etc/fstab
+    # By this file, where the shared / is that of a container, systemd would take itself to be in one, and sync no disk.
+    rm -f /.dockerenv
     cat > /etc/systemd/system/flan-vm.service <<'UNIT'
 [Unit]
 Description=What the virtual machine runs
