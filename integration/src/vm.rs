@@ -13,11 +13,14 @@ mod watch;
 
 use std::env;
 use std::fs::{self, File};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use self::job::Job;
 use self::kernel::Kernel;
@@ -25,6 +28,7 @@ use crate::command;
 use crate::lab;
 use crate::process::{Lifetime, Process};
 use crate::tools;
+use crate::wait;
 
 pub use self::accelerator::{Accelerator, Choice};
 pub use self::inside::{ensure_inside, ensure_inside_with_systemd};
@@ -78,6 +82,10 @@ pub fn run(options: &Options, program: &[String]) -> Result<u8> {
 
 /// A shell in a new machine, on this terminal, without limits; the exit code of its last command.
 pub fn shell(options: &Options) -> Result<u8> {
+    ensure!(
+        std::io::stdin().is_terminal(),
+        "a shell needs a terminal on its standard input; or name a program"
+    );
     ensure!(!options.systemd, "a shell runs without systemd: name a program, or leave out --systemd");
     let stage = Stage::set(options)?;
     let mut qemu = stage.qemu(options, &Job::shell(stage.accelerator.time_factor())?)?;
@@ -89,7 +97,20 @@ pub fn shell(options: &Options) -> Result<u8> {
     eprintln!("A shell with kernel {}; it ends with `exit`.", stage.kernel.version);
     let mut bound = Command::new("setpriv");
     bound.args(["--pdeathsig", "KILL"]).arg(qemu.get_program()).args(qemu.get_args()).stdin(Stdio::inherit());
-    let status = bound.status().with_context(|| format!("cannot run {}", command::line(&qemu)))?;
+    let mut child = bound.spawn().with_context(|| format!("cannot run {}", command::line(&qemu)))?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if let Err(interrupted) = wait::ensure_not_interrupted() {
+            // Not killed: QEMU sets the terminal as it was.
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+            kill_process(pid, Signal::TERM)?;
+            child.wait()?;
+            return Err(interrupted);
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
     match stage.read_code() {
         Some(code) => Ok(code),
         None => bail!("the virtual machine ended ({status}) without an exit code\n{}", stage.kernel_said()),

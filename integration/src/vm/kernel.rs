@@ -24,8 +24,7 @@ pub(super) struct Kernel {
 impl Kernel {
     /// The kernel that `FLAN_VM_KERNEL` names. Where it is missing, it is fetched.
     pub(super) fn find() -> Result<Kernel> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("debian-kernel.sh");
-        let dir = forky::ask(&mut Command::new(script)).context("no kernel")?;
+        let dir = forky::ask(&mut Command::new(script())).context("no kernel")?;
         let modules = dir.join("lib/modules");
         let version = fs::read_dir(&modules)
             .with_context(|| format!("cannot list {}", modules.display()))?
@@ -35,8 +34,8 @@ impl Kernel {
         Ok(Kernel { image: dir.join("vmlinuz"), modules, version })
     }
 
-    /// The files of these modules and all that they depend on, in the order in which they can be loaded. What the kernel
-    /// has built in is left out.
+    /// The files of these modules and all that they depend on, in the order in which they can be loaded. Leaves out what
+    /// the kernel has built in.
     pub(super) fn files_of(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
         let dir = self.modules.join(&self.version);
         let read = |name: &str| {
@@ -46,6 +45,10 @@ impl Kernel {
         let files = load_order(&read("modules.dep")?, &read("modules.builtin")?, wanted)?;
         Ok(files.into_iter().map(|file| dir.join(file)).collect())
     }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("debian-kernel.sh")
 }
 
 /// `dependencies` is a `modules.dep`: `FILE: FILE FILE`, where the last must be loaded first. `built_in` has a file a
@@ -89,6 +92,14 @@ mod tests {
             order,
             ["kernel/fs/netfs/netfs.ko.xz", "kernel/net/9p/9pnet.ko.xz", "kernel/fs/9p/9p.ko.xz"]
         );
+    }
+
+    #[test]
+    fn a_release_that_has_no_kernel_here_is_refused_with_those_that_have() {
+        let output = Command::new(script()).env("FLAN_VM_KERNEL", "sarge").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success());
+        assert!(said.ends_with("FLAN_VM_KERNEL is sarge; expected bookworm, trixie or forky\n"), "{said}");
     }
 
     #[test]
