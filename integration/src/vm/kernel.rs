@@ -34,8 +34,8 @@ impl Kernel {
         Ok(Kernel { image: dir.join("vmlinuz"), modules, version })
     }
 
-    /// The files of these modules and all that they depend on, in the order in which they can be loaded. Leaves out what
-    /// the kernel has built in.
+    /// The files of these modules and all that they depend on, in the order in which they can be loaded. Leaves out
+    /// what the kernel has built in.
     pub(super) fn files_of(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
         let dir = self.modules.join(&self.version);
         let read = |name: &str| {
