@@ -1,7 +1,7 @@
 # Start with `sudo make demo` and `sudo make test`. Both install missing packages.
 # For root, no recipe calls sudo: a machine without sudo works.
 
-.PHONY: help demo demo-down test lint unit units conformance scenarios soak bench bench-control bench-store fuzz audit build release install uninstall tools forky-root
+.PHONY: help demo demo-down test lint unit units conformance scenarios vm vm-scenarios vm-reboot vm-bench soak bench bench-control bench-store fuzz audit build release install uninstall tools forky-root
 .DEFAULT_GOAL := help
 
 # Under `su`, root's PATH lacks these directories.
@@ -30,6 +30,12 @@ FLAN_FORKY_ROOT ?=
 # Scenarios that run at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
 
+# Debian release of the kernel that the virtual machine boots: bookworm, trixie or forky. If empty: bookworm.
+FLAN_VM_KERNEL ?=
+
+# Options of the virtual machine; `VM_OPTIONS=--help` lists them.
+VM_OPTIONS ?=
+
 # Seed of the scenario that damages at random. A seed that it printed repeats the damage.
 DAMAGE_SEED ?=
 
@@ -53,6 +59,9 @@ help:
 	@echo 'sudo make units       check the systemd units with systemd-analyze'
 	@echo 'sudo make conformance compare the embedded store with two versions of etcd, call by call'
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded or etcd-forky selects another store'
+	@echo 'sudo make vm          a shell in a virtual machine with Debian'\''s kernel; ARGS=FILTER runs scenarios there instead'
+	@echo 'sudo make vm-scenarios  the scenarios that need that kernel, and a reboot; part of make test'
+	@echo 'sudo make vm-bench    make bench in that machine; FLAN_VM_KERNEL=trixie or forky selects another kernel'
 	@echo 'sudo make soak        traffic over udp while hosts come and go, to find losses and leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help lists the options'
 	@echo 'sudo make bench-control  speed and cost of one fland with 100 to 50000 leases; ARGS=--help lists the options'
@@ -80,6 +89,7 @@ test: forky-root
 	@$(MAKE) --no-print-directory lint unit units
 	@$(MAKE) --no-print-directory conformance CONFORMANCE_SEED=$(or $(CONFORMANCE_SEED),906912)
 	@$(MAKE) --no-print-directory scenarios
+	@$(MAKE) --no-print-directory vm-scenarios
 
 lint:
 	$(CARGO) fmt --all --check
@@ -107,6 +117,30 @@ scenarios: build
 		| $(call path_of,scenarios)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) \
 		FLAN_DAMAGE_SEED=$(DAMAGE_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+
+# With the scenarios in $$scenarios, and the program that runs them in a virtual machine in $$vm.
+in_vm = $(CARGO) test --locked -p flan-integration --test scenarios --no-run && \
+	scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
+		| $(call path_of,scenarios)) && $(find_vm)
+find_vm = vm=$$($(CARGO) build -q --locked -p flan-integration --bin vm --message-format=json | $(call path_of,vm))
+run_vm = $(AS_ROOT) env FLAN_VM_KERNEL=$(FLAN_VM_KERNEL) FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) "$$vm" $(VM_OPTIONS)
+
+# The limits of time are of emulation, which is several times slower.
+vm: build
+	@$(in_vm); $(run_vm) $(if $(ARGS),-- "$$scenarios" --include-ignored --skip soak:: --test-threads=2 $(ARGS))
+
+vm-scenarios: build
+	@$(in_vm); $(run_vm) --limit 600 -- "$$scenarios" debian_kernel:: --ignored --skip debian_kernel::reboot --test-threads=2
+	@$(MAKE) --no-print-directory vm-reboot
+
+vm-reboot: build
+	@$(in_vm); $(run_vm) --systemd --limit 600 -- "$$scenarios" debian_kernel::reboot --ignored --nocapture
+
+vm-bench: tools release
+	@$(CARGO) build --release --locked -p flan-integration --bin bench
+	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench --message-format=json \
+		| $(call path_of,bench)); \
+	$(find_vm); $(run_vm) --limit 36000 -- "$$bench" $(ARGS)
 
 # Not part of the scenarios, because it takes minutes.
 soak: build

@@ -49,6 +49,10 @@ if [ -n "$tests" ]; then
     if lacks openssl; then want openssl; fi
     # A library that sets the clock of one program wrong.
     ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || want libfaketime
+    # The virtual machine, its modules, and its kernel's archive.
+    if lacks qemu-system-x86_64 && [ "$(uname -m)" = x86_64 ]; then want qemu-system-x86; fi
+    if lacks modprobe; then want kmod; fi
+    if lacks mkfs.ext4; then want e2fsprogs; fi
     # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
     if lacks iperf3; then want iperf3; fi
     if lacks ethtool; then want ethtool; fi

@@ -4,11 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-/// Longest time that a command run by [`run`] may take before it is killed, in seconds.
-const LIMIT_SECONDS: &str = "90";
+use crate::wait;
+
+/// Longest time that a command run by [`run`] may take before it is killed.
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// Where a command runs: a network namespace, a host, a container. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -66,7 +69,10 @@ pub fn run(command: &Command) -> Result<Outcome> {
 /// As [`run`], with `input` on its standard input.
 pub fn run_with_input(command: &Command, input: &str) -> Result<Outcome> {
     let mut bounded = Command::new("timeout");
-    bounded.args(["--kill-after=1", LIMIT_SECONDS]).arg(command.get_program()).args(command.get_args());
+    bounded
+        .args(["--kill-after=1", &wait::scaled(LIMIT).as_secs().to_string()])
+        .arg(command.get_program())
+        .args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => bounded.env(name, value),

@@ -163,7 +163,8 @@ impl Container {
     /// The page at `url`, fetched from inside the container.
     pub fn fetch(&self, url: &str) -> Result<String> {
         // Not wget's own -T: with it the wget of Debian's busybox-static 1.35 crashes.
-        self.exec(&["timeout", "5", "wget", "-q", "-O", "-", url])
+        let limit = wait::scaled(Duration::from_secs(5)).as_secs().to_string();
+        self.exec(&["timeout", &limit, "wget", "-q", "-O", "-", url])
     }
 
     /// The name that a container at `address` (or with that DNS name) answers by HTTP.
@@ -179,7 +180,8 @@ impl Container {
 
     /// The SHA-256 of what [`Container::write_body`] has written at `server`, fetched from inside this container.
     pub fn fetch_body(&self, server: Ipv4Addr) -> Result<String> {
-        let fetch = format!("timeout 30 wget -q -O - http://{server}/body");
+        let limit = wait::scaled(Duration::from_secs(30)).as_secs();
+        let fetch = format!("timeout {limit} wget -q -O - http://{server}/body");
         self.exec(&["sh", "-c", &format!("{fetch} | busybox sha256sum")])
     }
 

@@ -75,12 +75,12 @@ fn path() -> PathBuf {
 }
 
 /// Runs the script for as long as it takes. What it tells goes where our own errors go.
-fn ask(script: &mut Command) -> Result<PathBuf> {
+pub(crate) fn ask(script: &mut Command) -> Result<PathBuf> {
     let line = command::line(script);
     let asked = script.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let asked = asked.with_context(|| format!("cannot run {line}"))?;
     ensure!(asked.status.success(), "{line} ended with {}, for the reason that it printed", asked.status);
-    let path = String::from_utf8(asked.stdout).context("the path of the root is not UTF-8")?;
+    let path = String::from_utf8(asked.stdout).context("the path is not UTF-8")?;
     Ok(PathBuf::from(path.trim_end()))
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::netns::Netns;
+use crate::wait;
 
 /// A runtime whose one thread is in a namespace.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ impl Inside {
         limit: Duration,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        let limit = wait::scaled(limit);
         self.runtime.block_on(async {
             let bounded = self.runtime.spawn(tokio::time::timeout(limit, work));
             bounded.await?.with_context(|| format!("no answer in {limit:?}"))?

@@ -29,6 +29,7 @@ use crate::store::{PREFIX, Store, StoreData, StoreKind};
 use crate::tools;
 use crate::wait;
 
+pub(crate) use self::directory::claim as claim_directory;
 pub use self::options::LabOptions;
 pub use self::removal::{Removal, is_kept, remove};
 pub use self::underlay::{OUTSIDE, OUTSIDE6, ROUTER};

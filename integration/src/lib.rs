@@ -50,6 +50,7 @@ pub mod systemd;
 pub mod tools;
 pub mod traffic;
 pub mod vitals;
+pub mod vm;
 pub mod wait;
 pub mod witness;
 

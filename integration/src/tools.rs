@@ -46,6 +46,14 @@ const BENCH_PROGRAMS: [(&str, &str); 4] =
 /// As [`PROGRAMS`]: what the bench of the control plane runs beside them.
 const BENCH_CONTROL_PROGRAMS: [(&str, &str); 1] = [("strace", "strace")];
 
+/// As [`PROGRAMS`]: what a virtual machine is made with, and what runs in it.
+const VM_PROGRAMS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("modprobe", "kmod"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("busybox", "busybox-static"),
+];
+
 /// The variable that names the directory of `fland` and `flanctl`, where it is not that of the running program.
 pub const BIN_DIR_VARIABLE: &str = "FLAN_BIN_DIR";
 
@@ -101,6 +109,21 @@ pub fn check_for_bench_control() -> Result<()> {
     check()?;
     check_for_flan()?;
     check_programs(&BENCH_CONTROL_PROGRAMS)
+}
+
+/// An error unless there is what a virtual machine needs.
+pub fn check_for_vm() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "this needs root, for the virtual machine shares all files of this one: `sudo make vm`"
+    );
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "the virtual machine is of x86_64 alone, and this machine is of {}",
+        std::env::consts::ARCH
+    );
+    check_programs(&VM_PROGRAMS)?;
+    check_busybox_is_static()
 }
 
 /// An error unless `fland` and `flanctl` are built.

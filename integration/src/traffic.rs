@@ -106,7 +106,8 @@ impl Report {
 
 /// Fetches a page with busybox's wget, in at most 5 s.
 pub fn fetch(place: &Place, url: &str) -> Result<String> {
-    place.run("timeout", ["5", "busybox", "wget", "-q", "-O", "-", url])
+    let limit = wait::scaled(Duration::from_secs(5)).as_secs().to_string();
+    place.run("timeout", [&limit, "busybox", "wget", "-q", "-O", "-", url])
 }
 
 /// Reads what [`SOURCE_PAGE`] answers: busybox's httpd writes `[::ffff:10.5.3.2]` for an IPv4 peer.

@@ -1,11 +1,23 @@
 //! Waiting for a condition, with a limit, and telling on time-out what was seen.
 
+use std::env;
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+
+/// The variable with how many times slower this machine is than one that is not emulated. [`vm`](crate::vm) sets it.
+pub const FACTOR_VARIABLE: &str = "FLAN_TIME_FACTOR";
+
+/// A limit that is made for a machine at its own speed, as this machine needs it. Only a limit on waiting is widened so:
+/// a time that the product is to keep is compared as it is.
+pub fn scaled(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    limit * *FACTOR.get_or_init(|| factor_of(env::var(FACTOR_VARIABLE).ok().as_deref()))
+}
 
 /// Calls `probe` until it returns `Ok`, for at most `limit`.
 ///
@@ -24,6 +36,7 @@ pub fn until<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T
 
 /// As [`until`], but not ended by [`interrupt`]: clean-up has to wait also then.
 pub fn until_cleaned_up<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let limit = scaled(limit);
     let started = Instant::now();
     let mut pause = Duration::from_millis(5);
     loop {
@@ -52,6 +65,11 @@ pub fn while_holds(what: &str, duration: Duration, mut probe: impl FnMut() -> Re
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// 1 unless the variable says otherwise.
+fn factor_of(variable: Option<&str>) -> u32 {
+    variable.and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// Makes every wait of this process, now and later, end with an error: for an interrupt from the keyboard.
@@ -105,6 +123,11 @@ mod tests {
     fn a_time_out_tells_what_was_seen_last() {
         let result: Result<()> = until("rain", Duration::from_millis(1), || Err(anyhow!("sunshine")));
         assert_eq!(format!("{:#}", result.unwrap_err()), "waited 1ms for rain; last seen: sunshine");
+    }
+
+    #[test]
+    fn limits_are_as_they_are_written_unless_the_variable_says_otherwise() {
+        assert_eq!((factor_of(None), factor_of(Some("5")), factor_of(Some("0"))), (1, 5, 1));
     }
 
     #[test]

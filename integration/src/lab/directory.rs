@@ -37,7 +37,7 @@ pub(super) fn is_kept(dir: &Path) -> bool {
 }
 
 /// Makes the lab's directory, which claims its id, and locks it.
-pub(super) fn claim(name: Option<&str>) -> Result<(String, PathBuf, File)> {
+pub(crate) fn claim(name: Option<&str>) -> Result<(String, PathBuf, File)> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     loop {
         let id = match name {

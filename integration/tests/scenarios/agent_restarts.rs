@@ -14,7 +14,7 @@ use crate::stage::{hosts, two_docker_hosts, wait_until_all_know_each_other};
 const PHASE: usize = 100;
 
 #[test]
-fn an_agent_killed_and_restarted_loses_no_packet_and_deletes_nothing() -> Result<()> {
+pub(crate) fn an_agent_killed_and_restarted_loses_no_packet_and_deletes_nothing() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = two_docker_hosts(lab, Bridge::WholeSubnet)?;
         let web1 = hosts[0].run_container("web1", &[])?;

@@ -84,7 +84,7 @@ fn wait_until_end_is_answered(end: &End, target: impl Into<IpAddr>) -> Result<()
 }
 
 #[test]
-fn hosts_on_vxlan_reach_each_other_by_both_families() -> Result<()> {
+pub(crate) fn hosts_on_vxlan_reach_each_other_by_both_families() -> Result<()> {
     Lab::run(with_ipv6(), |lab| {
         let (hosts, values) = two_hosts(lab, &both("vxlan"))?;
         for (host, values) in hosts.iter().zip(&values) {

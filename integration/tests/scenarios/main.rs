@@ -9,6 +9,7 @@ mod clones;
 mod command_line;
 mod conflicts;
 mod crowds;
+mod debian_kernel;
 mod docker_hosts;
 mod docker_of_forky;
 mod dual_stack;
