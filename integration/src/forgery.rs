@@ -118,6 +118,42 @@ pub fn send_ipip(netns: &Netns, to: Ipv4Addr, packet: &[u8]) -> Result<()> {
     })
 }
 
+/// The datagrams that arrive on a port of a namespace, as a program reads them.
+#[derive(Debug)]
+pub struct Datagrams {
+    received: Arc<Mutex<Vec<Vec<u8>>>>,
+    // It receives as long as this lives.
+    _inside: Inside,
+}
+
+impl Datagrams {
+    /// Begins to receive.
+    pub fn at(netns: &Netns, port: u16) -> Result<Datagrams> {
+        let inside = Inside::of(netns)?;
+        let received = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let socket = inside.run(LIMIT, async move {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).await.context("cannot listen")
+        })?;
+        let datagrams = received.clone();
+        inside.spawn(async move {
+            let mut buffer = vec![0; 65_536];
+            while let Ok((length, _)) = socket.recv_from(&mut buffer).await {
+                datagrams.lock().unwrap_or_else(PoisonError::into_inner).push(buffer[..length].to_vec());
+            }
+        });
+        Ok(Datagrams { received, _inside: inside })
+    }
+
+    /// Waits until there are so many, and returns all.
+    pub fn wait_for(&self, count: usize) -> Result<Vec<Vec<u8>>> {
+        wait::until(&format!("{count} datagrams"), LIMIT, || {
+            let received = self.received.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            ensure!(received.len() >= count, "there are {}", received.len());
+            Ok(received)
+        })
+    }
+}
+
 /// Hears what arrives in a namespace.
 #[derive(Debug)]
 pub struct Listener {

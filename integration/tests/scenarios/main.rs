@@ -18,7 +18,6 @@ mod fake_kernel;
 mod flannel_hosts;
 mod forged_senders;
 mod junk;
-mod kernel_path;
 mod kernel_repairs;
 mod lab_itself;
 mod leaving;

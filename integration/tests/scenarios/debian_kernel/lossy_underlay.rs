@@ -40,6 +40,12 @@ fn hosts_on_udp_keep_their_leases_and_carry_tcp() -> Result<()> {
     hosts_on_a_bad_line_keep_their_leases_and_carry_tcp(NETWORK_OF_UDP)
 }
 
+#[test]
+#[ignore = "needs Debian's kernel: make vm"]
+fn hosts_on_udp_by_the_kernel_keep_their_leases_and_carry_tcp() -> Result<()> {
+    hosts_on_a_bad_line_keep_their_leases_and_carry_tcp(&NETWORK_OF_UDP.replace("user", "kernel"))
+}
+
 fn hosts_on_a_bad_line_keep_their_leases_and_carry_tcp(network: &str) -> Result<()> {
     vm::ensure_inside()?;
     Lab::run(LabOptions::default(), |lab| {
