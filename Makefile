@@ -130,7 +130,8 @@ vm: build
 	@$(in_vm); $(run_vm) $(if $(ARGS),-- "$$scenarios" --include-ignored --skip soak:: --test-threads=2 $(ARGS))
 
 vm-scenarios: build
-	@$(in_vm); $(run_vm) --limit 600 -- "$$scenarios" debian_kernel:: --ignored --skip debian_kernel::reboot --test-threads=2
+	@$(in_vm); $(run_vm) --limit 600 -- "$$scenarios" debian_kernel:: --ignored --skip debian_kernel::reboot \
+		--skip lossy_underlay::hosts_on_vxlan --skip lossy_underlay::hosts_on_udp_keep --test-threads=3
 	@$(MAKE) --no-print-directory vm-reboot
 
 vm-reboot: build

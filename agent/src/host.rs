@@ -105,7 +105,7 @@ impl Host {
     }
 
     /// Starts to read what a new network requires.
-    pub(crate) fn prepare(&mut self, overlays: Overlays, ownership: Ownership, now: Instant) -> Vec<Effect> {
+    pub(crate) fn prepare(&mut self, overlays: Overlays, ownership: &Ownership, now: Instant) -> Vec<Effect> {
         self.overlays.extend(overlays);
         self.reconciler.own(ownership);
         self.due.resync.at(now + self.args.resync_interval);

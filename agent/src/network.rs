@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use self::backend::{Chosen, UdpFlags};
+use self::backend::{Chosen, UdpMeans};
 use self::overlaps::Overlaps;
 use crate::agent::{Effect, NetworkId};
 use crate::args::Args;
@@ -297,16 +297,15 @@ impl Network {
     ) -> Result<Chosen, BackendError> {
         let NodeIdentity { host: name, id } = &self.settings.node;
         let seed = id.as_deref().or(name.as_deref()).unwrap_or_default();
-        backend::choose(
-            config,
-            UdpFlags { path: self.args.udp_path, without: &self.args.udp_without },
-            || *self.kernel_path.get_or_init(|| (self.settings.kernel_path)(Udp::device_name())),
-            &external.underlay,
-            host.abilities,
-            seed,
-            devices,
-            self.settings.datapath,
-        )
+        let means = UdpMeans {
+            path: self.args.udp_path,
+            without: &self.args.udp_without,
+            kernel_path: &|| {
+                *self.kernel_path.get_or_init(|| (self.settings.kernel_path)(Udp::device_name()))
+            },
+            make_datapath: self.settings.datapath,
+        };
+        backend::choose(config, &means, &external.underlay, host.abilities, seed, devices)
     }
 
     /// Moves to this external interface. All earlier wishes must have been dropped.

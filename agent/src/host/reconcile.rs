@@ -99,8 +99,8 @@ const SHOWN: usize = 5;
 
 impl Reconciler {
     /// Adds to what counts as ours, from the next reading on.
-    pub fn own(&mut self, ownership: Ownership) {
-        self.ownership.add(&ownership);
+    pub fn own(&mut self, ownership: &Ownership) {
+        self.ownership.add(ownership);
         self.known = false;
     }
 

@@ -55,37 +55,40 @@ pub(super) fn routes_directly(config: &NetworkConfig) -> bool {
     matches!(&config.backend, BackendConfig::Vxlan(vxlan) if vxlan.direct_routing)
 }
 
-/// What this host's flags say about the udp backend.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct UdpFlags<'a> {
+/// What matters to the udp backend alone.
+pub(super) struct UdpMeans<'a> {
+    /// Who moves the packets, if a flag says so.
     pub(super) path: Option<UdpPath>,
+    /// The modes that this host disables.
     pub(super) without: &'a [UdpMode],
+    /// Says whether the kernel can move the packets.
+    pub(super) kernel_path: &'a dyn Fn() -> Result<(), FouLack>,
+    /// Creates the data path of the other way.
+    pub(super) make_datapath: fn(Udp) -> Box<dyn Datapath>,
 }
 
-/// Chooses the backend for this config and host. `kernel_path` says whether the kernel can carry udp's packets.
+/// Chooses the backend for this config and host.
 ///
 /// # Errors
 /// If this host cannot run it.
 pub(super) fn choose(
     config: &NetworkConfig,
-    flags: UdpFlags<'_>,
-    kernel_path: impl FnOnce() -> Result<(), FouLack>,
+    means: &UdpMeans<'_>,
     underlay: &Underlay,
     abilities: Abilities,
     node_id: &str,
     devices: &State,
-    make_datapath: fn(Udp) -> Box<dyn Datapath>,
 ) -> Result<Chosen, BackendError> {
     let of_kernel = |backend| Ok(Chosen { backend, datapath: None, path: None });
     match &config.backend {
         BackendConfig::Udp(udp) => {
-            let path = udp_path(udp, flags.path, abilities.checks_senders, kernel_path)?;
+            let path = udp_path(udp, means.path, abilities.checks_senders, means.kernel_path)?;
             let (backend, datapath): (Box<dyn Backend>, _) = if path.path == "kernel" {
                 (Box::new(KernelPath::new(udp.clone(), &config.pools, underlay, abilities)?), None)
             } else {
-                let udp = without(udp.clone(), flags.without);
+                let udp = without(udp.clone(), means.without);
                 let backend = Udp::new(udp, config.networks(), underlay, abilities.checks_senders)?;
-                (Box::new(backend.clone()), Some(make_datapath(backend)))
+                (Box::new(backend.clone()), Some((means.make_datapath)(backend)))
             };
             Ok(Chosen { backend, datapath, path: Some(path) })
         }

@@ -57,7 +57,7 @@ pub(crate) fn socket() -> Result<Option<Generic>, KernelError> {
 }
 
 pub(crate) fn ports(fou: &mut Generic) -> Result<Vec<Found>, KernelError> {
-    fou.dump(GET, found)
+    fou.dump(GET, |attributes| found(&attributes))
 }
 
 pub(crate) fn add(fou: &mut Generic, port: &FouPort) -> Result<(), KernelError> {
@@ -78,7 +78,7 @@ fn attributes(port: &FouPort) -> Vec<u8> {
     attributes
 }
 
-fn found(attributes: Attributes<'_>) -> Option<Found> {
+fn found(attributes: &Attributes<'_>) -> Option<Found> {
     let find = |kind| attributes.clone().find(kind);
     let byte = |kind| find(kind)?.first().copied();
     let port = u16_at(find(PORT)?, 0).map(u16::from_be)?;
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn a_port_is_read_as_it_was_written() {
         let port = FouPort { address: Ipv4Addr::new(192, 168, 64, 11), port: 8285 };
-        let found = found(Attributes(&attributes(&port))).unwrap();
+        let found = found(&Attributes(&attributes(&port))).unwrap();
         assert_eq!(found.ours, Some(port));
         assert_eq!(found.shown, "FOU port 8285 local 192.168.64.11 ipproto 4");
     }
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_port_for_every_address_is_not_ours() {
         let written = attributes(&FouPort { address: Ipv4Addr::UNSPECIFIED, port: 8285 });
-        let found = found(Attributes(&written)).unwrap();
+        let found = found(&Attributes(&written)).unwrap();
         assert_eq!((found.port, found.ours), (8285, None));
         assert_eq!(found.shown, "FOU port 8285 local any ipproto 4");
     }
@@ -286,7 +286,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
-            let _ = found(Attributes(&bytes));
+            let _ = found(&Attributes(&bytes));
         }
     }
 }

@@ -49,7 +49,7 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let mut reconciler = Reconciler::default();
-        reconciler.own(Ownership { links: [device()].into(), senders: true, ..Ownership::default() });
+        reconciler.own(&Ownership { links: [device()].into(), senders: true, ..Ownership::default() });
         Self { kernel: FakeKernel::new(), reconciler, now: Instant::now() }
     }
 
