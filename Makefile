@@ -27,6 +27,10 @@ CONFORMANCE_SEED ?=
 # Root directory of Debian forky, which the tests keep between runs. If empty: in /var/cache/flan.
 FLAN_FORKY_ROOT ?=
 
+# The scenarios in the virtual machine, and those of them that `make test` runs, because emulation is slow.
+VM_SCENARIOS ?= debian_kernel::
+VM_SCENARIOS_OF_TEST := debian_kernel::kernel_path::containers debian_kernel::kernel_path::packets
+
 # Scenarios that run at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
 
@@ -60,7 +64,7 @@ help:
 	@echo 'sudo make conformance compare the embedded store with two versions of etcd, call by call'
 	@echo 'sudo make scenarios   whole hosts, with real etcd and Docker; STORE=embedded or etcd-forky selects another store'
 	@echo 'sudo make vm          a shell in a virtual machine with Debian'\''s kernel; ARGS=FILTER runs scenarios there instead'
-	@echo 'sudo make vm-scenarios  the scenarios that need that kernel, and a reboot; part of make test'
+	@echo 'sudo make vm-scenarios  the scenarios that need that kernel, and a reboot; make test runs some of them'
 	@echo 'sudo make vm-bench    make bench in that machine; FLAN_VM_KERNEL=trixie or forky selects another kernel'
 	@echo 'sudo make soak        traffic over udp while hosts come and go, to find losses and leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help lists the options'
@@ -89,7 +93,7 @@ test: forky-root
 	@$(MAKE) --no-print-directory lint unit units
 	@$(MAKE) --no-print-directory conformance CONFORMANCE_SEED=$(or $(CONFORMANCE_SEED),906912)
 	@$(MAKE) --no-print-directory scenarios
-	@$(MAKE) --no-print-directory vm-scenarios
+	@$(MAKE) --no-print-directory vm-scenarios VM_SCENARIOS='$(VM_SCENARIOS_OF_TEST)'
 
 lint:
 	$(CARGO) fmt --all --check
@@ -130,8 +134,7 @@ vm: build
 	@$(in_vm); $(run_vm) $(if $(ARGS),-- "$$scenarios" --include-ignored --skip soak:: --test-threads=2 $(ARGS))
 
 vm-scenarios: build
-	@$(in_vm); $(run_vm) --limit 600 -- "$$scenarios" debian_kernel:: --ignored --skip debian_kernel::reboot \
-		--skip lossy_underlay::hosts_on_vxlan --skip lossy_underlay::hosts_on_udp_keep --test-threads=3
+	@$(in_vm); $(run_vm) --limit 900 -- "$$scenarios" $(VM_SCENARIOS) --ignored --skip debian_kernel::reboot --test-threads=3
 	@$(MAKE) --no-print-directory vm-reboot
 
 vm-reboot: build

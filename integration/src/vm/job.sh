@@ -29,7 +29,6 @@ run() {
 
 if [ "${1:-}" = run ]; then run; fi
 
-mount -t tmpfs -o mode=1777 tmp /tmp
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o mode=1777 shm /dev/shm
@@ -57,6 +56,9 @@ if [ ! -e /etc/systemd/system/flan-vm.service ]; then
     rm -rf /etc/systemd/system /etc/systemd/network
     mkdir -p /etc/systemd/system/multi-user.target.wants
     : > /etc/fstab
+    # /tmp holds what this machine has there, perhaps the tree: it is not emptied.
+    mkdir -p /etc/tmpfiles.d
+    ln -sf /dev/null /etc/tmpfiles.d/tmp.conf
     # By this file, where the shared / is that of a container, systemd would take itself to be in one, and sync no disk.
     rm -f /.dockerenv
     cat > /etc/systemd/system/flan-vm.service <<'UNIT'
