@@ -1,8 +1,8 @@
 //! The decisions of the agent, for this host and its networks.
 //!
 //! [`Agent::handle`] receives an event and the time, and returns what to do. Nothing here waits or reads a clock, and
-//! only [data paths](crate::network::Datapath) do I/O, when they start and stop. The event loop in
-//! [`daemon`](crate::daemon) waits for events and carries out effects.
+//! only [data paths](crate::network::Datapath) do I/O, when they start and stop. Once, udp asks what the kernel can do. The
+//! event loop in [`daemon`](crate::daemon) waits for events and carries out effects.
 
 #[cfg(test)]
 mod stories;

@@ -17,7 +17,7 @@ use crate::store_command::StoreCommand;
 ///
 /// fland leases a subnet for this host's docker0 bridge from the store (etcd, or a host with the embedded store),
 /// writes it to a file for dockerd, and programs the kernel to send packets for the other hosts' subnets to those
-/// hosts. It runs until it is stopped. On vxlan, host-gw and alloc, packets flow on after that.
+/// hosts. It runs until it is stopped. Packets flow on after that, except on udp where fland itself moves them.
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "fland",
@@ -181,7 +181,8 @@ pub struct Args {
     )]
     pub udp_path: Option<UdpPath>,
 
-    /// Features to disable in the udp backend on this host, on its user path. Features that the kernel lacks are disabled automatically
+    /// Features to disable in the udp backend on this host, on its user path. Features that the kernel lacks are disabled
+    /// automatically
     #[arg(
         long,
         value_name = "MODE",

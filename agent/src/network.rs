@@ -1,6 +1,7 @@
 //! One network: reads its config, claims a lease, and then follows the leases of the peers.
 //!
-//! Methods receive events with the time and return [`Effect`]s. Nothing here waits, and only [`Datapath`] does I/O.
+//! Methods receive events with the time and return [`Effect`]s. Nothing here waits. Only [`Datapath`] does I/O, and
+//! `Settings::kernel_path`, which is asked once.
 
 mod backend;
 mod clones;

@@ -48,7 +48,8 @@ impl Holdings {
     }
 
     /// Returns the same as flanneld makes it, so that it can replace and delete all of it: routes with their gateway
-    /// inline and without our protocol number, no next hop object, no TUN or IPIP device (flanneld makes its own) or blackhole.
+    /// inline and without our protocol number, no next hop object, no blackhole, and no TUN or IPIP device: flanneld makes
+    /// its own.
     pub fn as_flannels(&self) -> State {
         let mut state = self.state.clone();
         state.next_hops.clear();

@@ -1,7 +1,8 @@
 //! The udp backend: each inner IPv4 packet travels unchanged, as the payload of one UDP datagram.
 //!
-//! The kernel gives packets for the overlay network to a TUN device; [`Datapath`] forwards them, and gives the kernel
-//! what arrives. The wire format is flannel's; the speed comes from handling many packets at a time on both sides.
+//! On the [kernel path](KernelPath), an IPIP device with FOU sends them. On the user path, the kernel gives packets for the
+//! overlay network to a TUN device; [`Datapath`] forwards them, and gives the kernel what arrives. The wire format is
+//! flannel's; the speed of the user path comes from handling many packets at a time on both sides.
 
 mod checksum;
 mod coalescing;
