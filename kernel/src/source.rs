@@ -51,7 +51,7 @@ impl fmt::Display for Source {
 /// As text it is the comment by which the rule is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Check {
-    /// Accepts packets from a [`Source::Peer`] before any other rule: three steps per overlay packet instead of ten.
+    /// Accepts datagrams from a [`Source::Peer`] before any other rule: five steps per overlay packet instead of ten.
     /// May be combined only with [`Check::Peers`] and [`Check::PeersPieces`].
     Shortcut {
         /// IPv6 instead of IPv4.
@@ -76,11 +76,6 @@ pub enum Check {
     PlainSource(Plain, u8),
     /// Unencapsulated overlay packets must be for this subnet.
     PlainDestination(Plain, IpNetwork),
-    /// Answers packets from other hosts, or containers, to a part of the network that is behind no peer, with "network
-    /// unreachable": they are routed into the device, but to no gateway.
-    NoPeer(Plain),
-    /// As [`NoPeer`](Self::NoPeer), for packets of this host itself.
-    NoPeerOfOurs(Plain),
     /// An unknown rule among ours, by its handle.
     Unknown(u64),
 }
@@ -117,10 +112,7 @@ impl Check {
             | Self::Carries(wire)
             | Self::InnerSource(wire, _)
             | Self::InnerDestination(wire, _) => wire.ipv6,
-            Self::PlainSource(plain, _)
-            | Self::PlainDestination(plain, _)
-            | Self::NoPeer(plain)
-            | Self::NoPeerOfOurs(plain) => plain.network.is_ipv6(),
+            Self::PlainSource(plain, _) | Self::PlainDestination(plain, _) => plain.network.is_ipv6(),
             Self::RawIpip(_) | Self::Unknown(_) => false,
         }
     }
@@ -129,7 +121,7 @@ impl Check {
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shortcut { ipv6 } => write!(f, "shortcut {}", family(*ipv6)),
+            Self::Shortcut { ipv6 } => write!(f, "shortcut {} udp", family(*ipv6)),
             Self::Peers(wire) => write!(f, "peers {wire}"),
             Self::PeersPieces(wire) => write!(f, "peers-pieces {wire}"),
             Self::Whole(wire) => write!(f, "whole {wire}"),
@@ -139,8 +131,6 @@ impl fmt::Display for Check {
             Self::PlainSource(plain, prefix) => write!(f, "plain-source {plain} /{prefix}"),
             Self::PlainDestination(plain, subnet) => write!(f, "plain-destination {plain} {subnet}"),
             Self::RawIpip(local) => write!(f, "raw-ipip {local}"),
-            Self::NoPeer(plain) => write!(f, "no-peer {plain}"),
-            Self::NoPeerOfOurs(plain) => write!(f, "no-peer-of-ours {plain}"),
             Self::Unknown(handle) => write!(f, "handle {handle}"),
         }
     }
@@ -185,7 +175,7 @@ impl FromStr for Check {
 fn parse(words: &[&str]) -> Option<Check> {
     let prefix = |word: &&str| word.strip_prefix('/')?.parse().ok();
     match words {
-        ["shortcut", family] => Some(Check::Shortcut { ipv6: parse_family(family)? }),
+        ["shortcut", family, "udp"] => Some(Check::Shortcut { ipv6: parse_family(family)? }),
         ["peers", wire @ ..] => Some(Check::Peers(parse_wire(wire)?)),
         ["peers-pieces", wire @ ..] => Some(Check::PeersPieces(parse_wire(wire)?)),
         ["whole", wire @ ..] => Some(Check::Whole(parse_wire(wire)?)),
@@ -201,8 +191,6 @@ fn parse(words: &[&str]) -> Option<Check> {
             Some(Check::PlainDestination(parse_plain(link, network)?, subnet.parse().ok()?))
         }
         ["raw-ipip", local] => Some(Check::RawIpip(local.parse().ok()?)),
-        ["no-peer", link, network] => Some(Check::NoPeer(parse_plain(link, network)?)),
-        ["no-peer-of-ours", link, network] => Some(Check::NoPeerOfOurs(parse_plain(link, network)?)),
         _ => None,
     }
 }
@@ -232,7 +220,7 @@ mod tests {
         let plain = Plain { link: "eth0".parse().unwrap(), network: "10.5.0.0/16".parse().unwrap() };
         let subnet = "10.5.1.0/24".parse().unwrap();
         for (check, text) in [
-            (Check::Shortcut { ipv6: true }, "shortcut ip6"),
+            (Check::Shortcut { ipv6: true }, "shortcut ip6 udp"),
             (Check::Peers(wire), "peers ip udp 8472 vni 1"),
             (Check::Peers(Wire { vni: None, port: 8285, ..wire }), "peers ip udp 8285"),
             (Check::PeersPieces(Wire { ipv6: true, vni: None, ..wire }), "peers-pieces ip6 udp 8472"),
@@ -241,8 +229,6 @@ mod tests {
             (Check::InnerSource(wire, 24), "inner-source ip udp 8472 vni 1 /24"),
             (Check::InnerDestination(wire, subnet), "inner-destination ip udp 8472 vni 1 10.5.1.0/24"),
             (Check::RawIpip("192.168.64.11".parse().unwrap()), "raw-ipip 192.168.64.11"),
-            (Check::NoPeer(plain), "no-peer eth0 10.5.0.0/16"),
-            (Check::NoPeerOfOurs(plain), "no-peer-of-ours eth0 10.5.0.0/16"),
             (Check::PlainSource(plain, 24), "plain-source eth0 10.5.0.0/16 /24"),
             (Check::PlainDestination(plain, subnet), "plain-destination eth0 10.5.0.0/16 10.5.1.0/24"),
         ] {

@@ -2,7 +2,7 @@
 
 use flan_kernel::{
     Address, Addresses, Check, Checks, Checksums, FouPort, FouPorts, Ipip, Link, LinkKind, LinkName, Links,
-    Plain, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Routes, Wire,
+    Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Routes, Wire,
 };
 use flan_subnet_lease::{Family, Lease, PerFamily, SubnetPool, Subnets, UdpConfig};
 use ipnetwork::IpNetwork;
@@ -59,14 +59,12 @@ impl Backend for KernelPath {
         plan.add::<FouPorts>(FouPort { address: local, port }, ());
         // The device takes IPIP packets without a datagram, too.
         plan.add::<Checks>(Check::RawIpip(local), ());
-        // Without this route, packets to a subnet that no peer has would follow the default route.
+        // Without this route, packets to a subnet that no peer has would follow the default route. It costs other
+        // packets nothing, unlike a rule.
         plan.add::<Routes>(
             RouteKey { destination: network, metric: 0 },
-            Route { target: RouteTarget::Link(device), protocol: ROUTE_PROTOCOL },
+            Route { target: RouteTarget::Throw, protocol: ROUTE_PROTOCOL },
         );
-        let plain = Plain { link: device, network };
-        plan.add::<Checks>(Check::NoPeer(plain), ());
-        plan.add::<Checks>(Check::NoPeerOfOurs(plain), ());
         if let Some(subnet) = own.get(Family::V4) {
             plan.add::<Addresses>(Address { link: device, address: IpNetwork::from(subnet.ip()) }, ());
             self.senders.check_datagrams(self.wire(), &self.pool, subnet, plan);

@@ -195,10 +195,11 @@ fn route_key(chance: &mut Chance) -> RouteKey {
 }
 
 fn route(chance: &mut Chance) -> Route {
-    let target = match chance.below(5) {
+    let target = match chance.below(6) {
         0 => RouteTarget::Via { gateway: gateway(chance).into(), link: device(), onlink: true },
         1 => RouteTarget::Link(device()),
         2 => RouteTarget::Blackhole,
+        3 => RouteTarget::Throw,
         _ => RouteTarget::NextHop { id: NextHopId::from(gateway(chance)), link: device() },
     };
     Route { target, protocol: ROUTE_PROTOCOL }

@@ -234,6 +234,7 @@ mod any {
             (1..4u32, device.clone()).prop_map(|(id, link)| RouteTarget::NextHop { id: NextHopId(id), link }),
             device.prop_map(RouteTarget::Link),
             Just(RouteTarget::Blackhole),
+            Just(RouteTarget::Throw),
         ]
     }
 

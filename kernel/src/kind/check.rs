@@ -76,9 +76,7 @@ impl NetlinkObject for Checks {
 
 fn chain_of(check: &Check) -> Chain {
     let kind = match check {
-        Check::PlainSource(..) | Check::PlainDestination(..) | Check::RawIpip(_) => ChainKind::Entering,
-        Check::NoPeer(_) => ChainKind::Passing,
-        Check::NoPeerOfOurs(_) => ChainKind::Leaving,
+        Check::PlainSource(..) | Check::PlainDestination(..) => ChainKind::Entering,
         _ => ChainKind::Arriving,
     };
     Chain { kind, ipv6: check.is_ipv6() }
@@ -121,8 +119,6 @@ mod tests {
             Check::InnerSource(wire(true), 64),
             Check::PlainSource(plain, 24),
             Check::RawIpip([192, 168, 64, 11].into()),
-            Check::NoPeer(plain),
-            Check::NoPeerOfOurs(plain),
         ] {
             let expressions = nft::expressions(&check).unwrap();
             let mut bytes = Vec::new();

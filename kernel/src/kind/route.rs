@@ -72,6 +72,8 @@ pub enum RouteTarget {
     Link(LinkName),
     /// Dropped silently.
     Blackhole,
+    /// To no route of this table, also not a shorter one. Without other tables: network unreachable.
+    Throw,
 }
 
 impl RouteTarget {
@@ -79,7 +81,7 @@ impl RouteTarget {
     pub fn link(&self) -> Option<LinkName> {
         match *self {
             Self::Via { link, .. } | Self::NextHop { link, .. } | Self::Link(link) => Some(link),
-            Self::Blackhole => None,
+            Self::Blackhole | Self::Throw => None,
         }
     }
 }
@@ -167,6 +169,7 @@ impl fmt::Display for Route {
             RouteTarget::NextHop { id, link } => write!(f, "nhid {} dev {link}", id.0)?,
             RouteTarget::Link(link) => write!(f, "dev {link}")?,
             RouteTarget::Blackhole => f.write_str("blackhole")?,
+            RouteTarget::Throw => f.write_str("throw")?,
         }
         if self.protocol == ROUTE_PROTOCOL { Ok(()) } else { write!(f, " proto {}", self.protocol) }
     }
@@ -300,7 +303,7 @@ fn leads_as(found: &RawRoute, route: &Route, lookup: &mut Lookup<'_>) -> bool {
     let gateway = match route.target {
         RouteTarget::Via { gateway, .. } => gateway,
         RouteTarget::NextHop { id, .. } => Ipv4Addr::from_bits(id.0).into(),
-        RouteTarget::Link(_) | RouteTarget::Blackhole => return false,
+        RouteTarget::Link(_) | RouteTarget::Blackhole | RouteTarget::Throw => return false,
     };
     gateway == found && lookup.name(index) == route.target.link()
 }
@@ -320,6 +323,7 @@ fn in_words(route: &RawRoute, name: impl FnMut(u32) -> Option<LinkName>) -> Stri
             words::device(&mut text, index, name);
         }
         RawTarget::Blackhole => text.insert_str(0, "blackhole "),
+        RawTarget::Throw => text.insert_str(0, "throw "),
         RawTarget::Several => text.push_str(" with several next hops"),
         RawTarget::Other(kind) => text.insert_str(0, kind_of_route(kind)),
     }
@@ -335,7 +339,6 @@ fn kind_of_route(kind: u8) -> &'static str {
         libc::RTN_MULTICAST => "multicast ",
         libc::RTN_UNREACHABLE => "unreachable ",
         libc::RTN_PROHIBIT => "prohibit ",
-        libc::RTN_THROW => "throw ",
         _ => "",
     }
 }
@@ -398,6 +401,10 @@ fn message(key: &RouteKey, route: &Route, index: &dyn Fn(LinkName) -> Option<u32
             message.attributes.extend(priority);
             message.header.kind = RouteType::BlackHole;
         }
+        RouteTarget::Throw => {
+            message.attributes.extend(priority);
+            message.header.kind = RouteType::Throw;
+        }
     }
     Some(message)
 }
@@ -424,6 +431,7 @@ pub(crate) enum RawTarget {
         index: Option<u32>,
     },
     Blackhole,
+    Throw,
     /// A unicast route with several next hops.
     Several,
     /// Another type (`RTN_*`), which we never make.
@@ -436,7 +444,7 @@ impl RawTarget {
         match *self {
             Self::Device { index, .. } => Some(index),
             Self::NextHop { index, .. } => index,
-            Self::Blackhole | Self::Several | Self::Other(_) => None,
+            Self::Blackhole | Self::Throw | Self::Several | Self::Other(_) => None,
         }
     }
 
@@ -444,6 +452,7 @@ impl RawTarget {
     fn named(&self, link: Option<LinkName>) -> Option<RouteTarget> {
         Some(match *self {
             Self::Blackhole => RouteTarget::Blackhole,
+            Self::Throw => RouteTarget::Throw,
             Self::Device { gateway: Some(gateway), onlink, .. } => {
                 RouteTarget::Via { gateway, link: link?, onlink }
             }
@@ -497,6 +506,7 @@ impl RawRoute {
         let key = RouteKey { destination: IpNetwork::new(destination, length).ok()?, metric };
         let target = match (kind, id, index) {
             (libc::RTN_BLACKHOLE, None, _) => RawTarget::Blackhole,
+            (libc::RTN_THROW, None, _) => RawTarget::Throw,
             (libc::RTN_UNICAST, _, _) if several => RawTarget::Several,
             (libc::RTN_UNICAST, Some(id), index) => RawTarget::NextHop { id, index },
             (libc::RTN_UNICAST, None, Some(index)) => {

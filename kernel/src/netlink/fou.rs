@@ -1,25 +1,18 @@
 //! FOU ("foo over UDP", `linux/fou.h`): UDP ports on which the kernel takes packets out of datagrams.
 
-use std::collections::BTreeSet;
+mod check;
+mod watch;
+
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use netlink_packet_route::link::{InfoKind, LinkFlags};
-use tokio::time::Instant;
+pub use check::{FouLack, check_fou, other_ipip_device};
+pub(super) use watch::Watch;
 
-use super::entry::link_name;
 use super::generic::Generic;
-use super::link_message::{create_ipip, delete_link, device};
-use super::message::dump_links_of_kind;
-use super::questions::link_entry;
 use super::raw::attribute;
-use super::socket::Socket;
 use super::wire::{Attributes, u16_at, u32_at};
 use crate::KernelError;
 use crate::kind::fou_port::FouPort;
-use crate::kind::link::{Ipip, Link, LinkKind};
-use crate::kind::link_name::LinkName;
 
 const FAMILY: &str = "fou";
 
@@ -37,9 +30,6 @@ const DEVICE: u16 = 11;
 
 /// `FOU_ENCAP_DIRECT`: nothing between the UDP header and the packet.
 const DIRECT: u8 = 1;
-
-/// The kernel sends no notifications about FOU ports, so it is asked.
-const INTERVAL: Duration = Duration::from_secs(1);
 
 /// A FOU port of this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,169 +88,6 @@ fn found(attributes: &Attributes<'_>) -> Option<Found> {
     let ours = local.filter(|_| is_like_ours).map(|address| FouPort { address, port });
     let local = local.map_or_else(|| "any".to_owned(), |address| address.to_string());
     Some(Found { port, ours, shown: format!("FOU port {port} local {local} ipproto {protocol}") })
-}
-
-/// Asks regularly for the FOU ports that are ours.
-#[derive(Debug)]
-pub(super) struct Watch {
-    numbers: BTreeSet<u16>,
-    /// `None` until it is needed, and after it broke.
-    socket: Option<Generic>,
-    seen: BTreeSet<FouPort>,
-    next: Instant,
-}
-
-impl Watch {
-    pub(super) fn new() -> Self {
-        Self { numbers: BTreeSet::new(), socket: None, seen: BTreeSet::new(), next: Instant::now() }
-    }
-
-    /// Sets which port numbers are ours.
-    pub(super) fn set_ours(&mut self, numbers: &BTreeSet<u16>) {
-        if self.numbers != *numbers {
-            self.numbers.clone_from(numbers);
-            self.next = Instant::now();
-        }
-    }
-
-    /// Waits until it is time to ask; for ever if no port is ours. Cancel-safe.
-    pub(super) async fn due(&self) {
-        if self.numbers.is_empty() {
-            return std::future::pending().await;
-        }
-        tokio::time::sleep_until(self.next).await;
-    }
-
-    /// Returns the ports that exist, and those that disappeared since the last call, if it is time to ask.
-    pub(super) fn look(&mut self) -> Vec<(FouPort, bool)> {
-        if self.numbers.is_empty() || Instant::now() < self.next {
-            return Vec::new();
-        }
-        self.next = Instant::now() + INTERVAL;
-        match self.ask() {
-            Ok(now) => {
-                let gone = self.seen.difference(&now).map(|port| (*port, false));
-                let all = gone.chain(now.iter().map(|port| (*port, true))).collect();
-                self.seen = now;
-                all
-            }
-            Err(reason) => {
-                self.socket = None;
-                tracing::debug!(%reason, "cannot ask for the FOU ports");
-                Vec::new()
-            }
-        }
-    }
-
-    fn ask(&mut self) -> Result<BTreeSet<FouPort>, KernelError> {
-        if self.socket.is_none() {
-            self.socket = socket()?;
-        }
-        let Some(socket) = &mut self.socket else { return Ok(BTreeSet::new()) };
-        let found = ports(socket)?.into_iter().filter_map(|found| found.ours);
-        Ok(found.filter(|port| self.numbers.contains(&port.port)).collect())
-    }
-}
-
-/// Why the kernel cannot carry the udp backend's packets here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FouLack {
-    /// There is no module, or it may not be loaded.
-    #[error("the kernel has no FOU, or fland may not load it: modprobe fou")]
-    Fou,
-    /// There are no IPIP devices that send FOU datagrams.
-    #[error("the kernel has no IPIP devices with FOU (CONFIG_NET_IPIP, CONFIG_NET_FOU_IP_TUNNELS)")]
-    Ipip,
-    /// Nothing could keep foreign packets out.
-    #[error("the kernel has no nftables (CONFIG_NF_TABLES), which keep foreign packets out")]
-    Nftables,
-    /// A device of another program receives IPIP packets, which ours would take from it.
-    #[error("device {0} of another program receives IPIP packets here")]
-    Other(LinkName),
-}
-
-/// Checks whether the kernel can carry the udp backend's packets through the IPIP device `ours`. Loads the modules if it
-/// may. Blocks for some milliseconds.
-///
-/// # Errors
-/// [`FouLack`]
-pub fn check_fou(ours: LinkName) -> Result<(), FouLack> {
-    if !super::has_nftables() {
-        return Err(FouLack::Nftables);
-    }
-    // The module has no alias by which the kernel would find it.
-    let has_fou = || matches!(socket(), Ok(Some(_)));
-    if !has_fou() {
-        load(FAMILY);
-        if !has_fou() {
-            return Err(FouLack::Fou);
-        }
-    }
-    let mut socket = Socket::open().map_err(|_| FouLack::Ipip)?;
-    let devices = ipip_devices(&mut socket).map_err(|_| FouLack::Ipip)?;
-    if let Some(other) = devices.iter().find(|device| device.receives_ipip && device.name != ours) {
-        return Err(FouLack::Other(other.name));
-    }
-    if devices.iter().any(|device| device.name == ours) {
-        return Ok(());
-    }
-    try_device(&mut socket).map_err(|reason| {
-        tracing::debug!(%reason, "no IPIP device with FOU can be made");
-        FouLack::Ipip
-    })
-}
-
-/// Returns the device of another program that receives IPIP packets, if there is one.
-///
-/// # Errors
-/// If the kernel does not answer.
-pub fn other_ipip_device(ours: LinkName) -> Result<Option<LinkName>, KernelError> {
-    let devices = ipip_devices(&mut Socket::open()?)?;
-    Ok(devices.iter().find(|device| device.receives_ipip && device.name != ours).map(|device| device.name))
-}
-
-struct IpipDevice {
-    name: LinkName,
-    /// Whether it is in use, and its packets are not encapsulated again. The device `tunl0`, which the module makes in
-    /// every network namespace, is down until somebody uses it.
-    receives_ipip: bool,
-}
-
-fn ipip_devices(socket: &mut Socket) -> Result<Vec<IpipDevice>, KernelError> {
-    socket.dump(&dump_links_of_kind(InfoKind::IpIp), Vec::new, |found, body| {
-        let Some(message) = link_entry(body) else { return };
-        let Ok(name) = link_name(&message) else { return };
-        if let Ok((Link { kind: LinkKind::Ipip(ipip), .. }, _)) = device(name, &message) {
-            let is_up = message.header.flags.contains(LinkFlags::Up);
-            found.push(IpipDevice { name, receives_ipip: is_up && ipip.port == 0 });
-        }
-    })
-}
-
-/// Makes a device like ours that never goes up, and deletes it.
-fn try_device(socket: &mut Socket) -> Result<(), KernelError> {
-    let name: LinkName = "flan-probe".parse().map_err(|error| KernelError::Message(format!("{error}")))?;
-    let ipip = Ipip { local: Ipv4Addr::new(127, 0, 0, 85), port: 1, source_port: 0, is_plain: true };
-    let link = Link { kind: LinkKind::Ipip(ipip), mac: None, mtu: 1472, up: false };
-    match socket.change_one(create_ipip(name, &link, &ipip)) {
-        // An agent that was killed here left it.
-        Err(reason) if reason.errno() == Some(libc::EEXIST) => {}
-        made => made?,
-    }
-    let Some(message) = socket.link(name)? else { return Ok(()) };
-    socket.change_one(delete_link(message.header.index))
-}
-
-/// Loads a kernel module. Whether that worked shows later.
-fn load(module: &str) {
-    let asked = Command::new("modprobe")
-        .args(["-q", module])
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    tracing::debug!(?asked, module, "asked modprobe for a kernel module");
 }
 
 #[cfg(test)]

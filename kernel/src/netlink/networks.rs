@@ -135,7 +135,8 @@ fn network_of(route: &RawRoute, devices: &Devices) -> Option<HostNetwork> {
         RawTarget::Device { index, gateway, .. } => (Some(index), gateway),
         RawTarget::NextHop { index, .. } => (index, None),
         RawTarget::Blackhole
-        | RawTarget::Other(libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT | libc::RTN_THROW) => return None,
+        | RawTarget::Throw
+        | RawTarget::Other(libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT) => return None,
         RawTarget::Several | RawTarget::Other(_) => (None, None),
     };
     let (link, device) = device(devices, index);
@@ -179,9 +180,9 @@ mod tests {
         assert_eq!(network_of(&several, &devices).unwrap().link, None);
         for target in [
             RawTarget::Blackhole,
+            RawTarget::Throw,
             RawTarget::Other(libc::RTN_UNREACHABLE),
             RawTarget::Other(libc::RTN_PROHIBIT),
-            RawTarget::Other(libc::RTN_THROW),
         ] {
             assert_eq!(network_of(&route("10.5.3.0/24", libc::RTPROT_STATIC, target), &devices), None);
         }

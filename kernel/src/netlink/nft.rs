@@ -83,10 +83,6 @@ pub(crate) enum ChainKind {
     Arriving,
     /// Packets for this host or others, before anything else happens to them.
     Entering,
-    /// Packets of other hosts and containers, before they leave.
-    Passing,
-    /// Packets of this host itself, before they leave.
-    Leaving,
 }
 
 /// A chain with our rules, in the table of its family.
@@ -101,8 +97,6 @@ impl ChainKind {
         match self {
             Self::Arriving => "arriving",
             Self::Entering => "entering",
-            Self::Passing => "passing",
-            Self::Leaving => "leaving",
         }
     }
 
@@ -111,14 +105,12 @@ impl ChainKind {
         match self {
             Self::Arriving => libc::NF_INET_LOCAL_IN as u32,
             Self::Entering => libc::NF_INET_PRE_ROUTING as u32,
-            Self::Passing => libc::NF_INET_FORWARD as u32,
-            Self::Leaving => libc::NF_INET_LOCAL_OUT as u32,
         }
     }
 
     fn priority(self) -> i32 {
         match self {
-            Self::Arriving | Self::Passing | Self::Leaving => libc::NF_IP_PRI_FILTER - 10,
+            Self::Arriving => libc::NF_IP_PRI_FILTER - 10,
             Self::Entering => libc::NF_IP_PRI_RAW - 10,
         }
     }
@@ -126,7 +118,7 @@ impl ChainKind {
 
 impl Chain {
     fn all() -> impl Iterator<Item = Self> {
-        let kinds = [ChainKind::Arriving, ChainKind::Entering, ChainKind::Passing, ChainKind::Leaving];
+        let kinds = [ChainKind::Arriving, ChainKind::Entering];
         [false, true].into_iter().flat_map(move |ipv6| kinds.map(|kind| Self { kind, ipv6 }))
     }
 }

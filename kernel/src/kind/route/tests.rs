@@ -52,8 +52,11 @@ fn routes_that_we_make_are_recognised() {
     let id = NextHopId(168_100_608);
     let found = read(&shown("10.5.3.0/24", 0, RouteTarget::NextHop { id, link: name("flannel.1") })).unwrap();
     assert_eq!(found.target, RawTarget::NextHop { id, index: None });
-    let found = read(&shown("10.5.0.0/16", 0, RouteTarget::Blackhole)).unwrap();
-    assert_eq!(found.target, RawTarget::Blackhole);
+    for (target, raw) in
+        [(RouteTarget::Blackhole, RawTarget::Blackhole), (RouteTarget::Throw, RawTarget::Throw)]
+    {
+        assert_eq!(read(&shown("10.5.0.0/16", 0, target)).unwrap().target, raw);
+    }
 }
 
 #[test]
@@ -142,7 +145,7 @@ fn a_route_is_shown_as_by_ip_route() {
     assert_eq!(words_of(4, 0, via(2)), "10.5.3.0/24 via 192.168.64.1 dev eth0 proto static");
     assert_eq!(words_of(102, 7, via(9)), "10.5.3.0/24 metric 7 via 192.168.64.1 dev if9 proto 102");
     assert_eq!(words_of(12, 0, RawTarget::Blackhole), "blackhole 10.5.3.0/24 proto bird");
-    assert_eq!(words_of(3, 0, RawTarget::Other(libc::RTN_THROW)), "throw 10.5.3.0/24 proto boot");
+    assert_eq!(words_of(3, 0, RawTarget::Throw), "throw 10.5.3.0/24 proto boot");
     assert_eq!(words_of(11, 0, RawTarget::Several), "10.5.3.0/24 with several next hops proto zebra");
     let object = RawTarget::NextHop { id: NextHopId(5), index: None };
     assert_eq!(words_of(11, 0, object), "10.5.3.0/24 nhid 5 proto zebra");

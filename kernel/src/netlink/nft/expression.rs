@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use super::SetKind;
 use super::message::{NFTA_LIST_ELEM, Writer};
-use crate::kind::link_name::LinkName;
 use crate::source::{Check, Plain, Wire};
 
 /// The first four-byte register (`NFT_REG32_00`).
@@ -37,6 +36,7 @@ pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
     let mut rule = Expressions::default();
     match check {
         Check::Shortcut { ipv6 } => {
+            rule.is_udp();
             rule.load(Base::Network, source_offset(*ipv6), width(*ipv6), 0);
             rule.is_in(SetKind::Peers);
             rule.decide(libc::NF_ACCEPT);
@@ -102,12 +102,6 @@ pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
             rule.load(Base::Network, destination_offset(false), width(false), 0);
             rule.equals(&local.octets());
         }
-        Check::NoPeer(plain) | Check::NoPeerOfOurs(plain) => {
-            rule.goes_to_no_gateway(plain);
-            rule.count();
-            rule.network_is_unreachable();
-            return Some(rule.0.into_bytes());
-        }
         Check::Unknown(_) => return None,
     }
     rule.count();
@@ -133,7 +127,6 @@ enum Base {
 #[derive(Debug, Clone, Copy)]
 enum Meta {
     InterfaceName = 6,
-    OutputInterfaceName = 7,
     Protocol = 16,
 }
 
@@ -142,10 +135,14 @@ enum Meta {
 struct Expressions(Writer);
 
 impl Expressions {
-    /// Matches datagrams of a wire.
-    fn is_on(&mut self, wire: &Wire) {
+    fn is_udp(&mut self) {
         self.meta(Meta::Protocol);
         self.equals(&[libc::IPPROTO_UDP as u8]);
+    }
+
+    /// Matches datagrams of a wire.
+    fn is_on(&mut self, wire: &Wire) {
+        self.is_udp();
         // The source port precedes it.
         self.load(Base::Transport, 2, 2, 0);
         self.equals(&wire.port.to_be_bytes());
@@ -158,41 +155,13 @@ impl Expressions {
     /// Matches packets that arrive from the overlay network on a device.
     fn comes_plain(&mut self, plain: &Plain) {
         let ipv6 = plain.network.is_ipv6();
-        self.is_device(Meta::InterfaceName, plain.link);
+        let mut name = [0; 16];
+        name[..plain.link.as_str().len()].copy_from_slice(plain.link.as_str().as_bytes());
+        self.meta(Meta::InterfaceName);
+        self.equals(&name);
         self.load(Base::Network, source_offset(ipv6), width(ipv6), 0);
         self.mask(0, ipv6, plain.network.prefix());
         self.equals(&octets(plain.network.network()));
-    }
-
-    /// Matches packets of the overlay network that leave through a device whose route names no gateway for them: their
-    /// next hop is their own destination.
-    fn goes_to_no_gateway(&mut self, plain: &Plain) {
-        /// `NFT_RT_NEXTHOP4`.
-        const NEXT_HOP: u32 = 1;
-        self.is_device(Meta::OutputInterfaceName, plain.link);
-        self.push("rt", |route| {
-            route.number(1, REGISTER);
-            route.number(2, NEXT_HOP);
-        });
-        self.mask(0, plain.network.is_ipv6(), plain.network.prefix());
-        self.equals(&octets(plain.network.network()));
-    }
-
-    /// Drops the packet and answers it with ICMP destination unreachable, code 0 (RFC 792).
-    fn network_is_unreachable(&mut self) {
-        /// `NFT_REJECT_ICMP_UNREACH`.
-        const ICMP: u32 = 0;
-        self.push("reject", |reject| {
-            reject.number(1, ICMP);
-            reject.bytes(2, &[0]);
-        });
-    }
-
-    fn is_device(&mut self, direction: Meta, link: LinkName) {
-        let mut name = [0; 16];
-        name[..link.as_str().len()].copy_from_slice(link.as_str().as_bytes());
-        self.meta(direction);
-        self.equals(&name);
     }
 
     /// Matches IPv6 packets with a fragment header.
