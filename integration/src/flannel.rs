@@ -22,6 +22,11 @@ pub fn lease_value(public_ip: impl Display, mac: &str) -> String {
     )
 }
 
+/// The value of a udp lease, byte for byte as flannel writes it.
+pub fn udp_lease_value(public_ip: impl Display) -> String {
+    format!(r#"{{"PublicIP":"{public_ip}","PublicIPv6":null}}"#)
+}
+
 /// Sets the host up with `env`'s subnet: device, forwarding, rules, subnet.env and a lease of its own etcd lease.
 /// Returns the device's MAC.
 pub fn set_up(host: &Host, store: &Store, env: &SubnetEnv) -> Result<String> {

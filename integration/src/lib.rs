@@ -31,6 +31,7 @@ mod flanctl;
 pub mod flannel;
 pub mod forgery;
 pub mod forky;
+pub mod fou;
 pub mod holdings;
 pub mod host;
 pub mod inside;

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "S", default_value_t = 2, value_parser = value_parser!(u32).range(1..=60))]
     pub(crate) seconds: u32,
 
-    /// Data paths to measure, separated by commas; all by default. Ratios need vxlan-control.
+    /// Data paths to measure, separated by commas; by default all that this kernel has. Ratios need vxlan-control.
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
     rows: Vec<Row>,
 
@@ -42,9 +42,13 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// The rows wanted, in the order of the report.
-    pub(crate) fn rows(&self) -> Vec<Row> {
-        wanted(&self.rows)
+    /// The rows wanted, in the order of the report. By default, one that the kernel does not have is left out.
+    pub(crate) fn rows(&self, has_fou: bool) -> Vec<Row> {
+        let mut rows = wanted(&self.rows);
+        if self.rows.is_empty() {
+            rows.retain(|row| has_fou || *row != Row::FlanUdpKernel);
+        }
+        rows
     }
 
     /// The measures wanted, in the order of the report.
@@ -78,16 +82,22 @@ mod tests {
     #[test]
     fn nothing_chosen_is_everything() {
         let arguments = Arguments::try_parse_from(["bench"]).unwrap();
-        assert_eq!(arguments.rows().len(), 5);
+        assert_eq!((arguments.rows(true).len(), arguments.rows(false).len()), (6, 5));
         assert_eq!(arguments.measures().len(), 5);
-        assert_eq!(arguments.underlays().len(), 3);
+        assert_eq!(arguments.underlays().len(), 2);
     }
 
     #[test]
     fn what_is_chosen_comes_once_and_in_order() {
-        let words = ["bench", "--rows", "flan-udp,vxlan-control,flan-udp", "--underlay", "no-udp-offloads"];
+        let words = [
+            "bench",
+            "--rows",
+            "flan-udp-kernel,vxlan-control,flan-udp-kernel",
+            "--underlay",
+            "no-tunnel-offloads",
+        ];
         let arguments = Arguments::try_parse_from(words).unwrap();
-        assert_eq!(arguments.rows(), [Row::VxlanControl, Row::FlanUdp]);
-        assert_eq!(arguments.underlays(), [Underlay::NoUdpOffloads]);
+        assert_eq!(arguments.rows(false), [Row::VxlanControl, Row::FlanUdpKernel]);
+        assert_eq!(arguments.underlays(), [Underlay::NoTunnelOffloads]);
     }
 }

@@ -20,11 +20,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
-use flan_integration::{Lab, LabOptions, StoreKind, tools, wait};
+use flan_integration::{Lab, LabOptions, StoreKind, fou, tools, wait};
 
 use crate::arguments::Arguments;
 use crate::pair::Pair;
 use crate::results::{Results, UnderlayRecord};
+use crate::rows::Row;
 use crate::runs::Run;
 use crate::underlay::{Features, Underlay};
 
@@ -36,19 +37,29 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     tools::check_for_bench()?;
     let machine = Machine::read(&[("iperf3", "--version")])?;
-    announce(arguments);
+    let has_fou = fou::is_there();
+    if !has_fou {
+        eprintln!("This kernel has no FOU: the row of udp in the kernel is left out. make vm-bench has it.");
+    }
+    let rows = arguments.rows(has_fou);
+    announce(arguments, &rows);
 
     let mut underlays = Vec::new();
     let mut runs = Vec::new();
     for underlay in arguments.underlays() {
-        underlays.push(measure_all(arguments, underlay, &mut runs)?);
+        underlays.push(measure_all(arguments, &rows, underlay, &mut runs)?);
     }
-    let results = Results::new(arguments, machine, underlays, runs)?;
+    let results = Results::new(arguments, rows, machine, underlays, runs)?;
     arguments.report.finish(&results, &report::render(&results))
 }
 
 /// All runs with one setting of the underlay, in a lab of their own.
-fn measure_all(arguments: &Arguments, underlay: Underlay, runs: &mut Vec<Run>) -> Result<UnderlayRecord> {
+fn measure_all(
+    arguments: &Arguments,
+    rows: &[Row],
+    underlay: Underlay,
+    runs: &mut Vec<Run>,
+) -> Result<UnderlayRecord> {
     let mut record = UnderlayRecord {
         name: underlay,
         set: underlay.set_by(),
@@ -59,7 +70,7 @@ fn measure_all(arguments: &Arguments, underlay: Underlay, runs: &mut Vec<Run>) -
     Lab::run(LabOptions { store: Some(StoreKind::Etcd), ..LabOptions::default() }, |lab| {
         done("");
         let mut pairs = Vec::new();
-        for row in arguments.rows() {
+        for &row in rows {
             begin(&format!("{underlay}: {row}: two hosts, their path, a warm-up"));
             let pair =
                 Pair::make(lab, row, arguments.ends, underlay).with_context(|| format!("row {row}"))?;
@@ -87,11 +98,9 @@ fn measure_all(arguments: &Arguments, underlay: Underlay, runs: &mut Vec<Run>) -
     Ok(record)
 }
 
-fn announce(arguments: &Arguments) {
-    let runs = arguments.underlays().len()
-        * arguments.rounds as usize
-        * arguments.measures().len()
-        * arguments.rows().len();
+fn announce(arguments: &Arguments, rows: &[Row]) {
+    let runs =
+        arguments.underlays().len() * arguments.rounds as usize * arguments.measures().len() * rows.len();
     // Each run starts and ends iperf3 besides.
     let minutes = (runs as f64 * (f64::from(arguments.seconds) + 0.4) / 60.0).ceil();
     eprintln!("{runs} runs, about {minutes} min, in network namespaces of their own.");

@@ -64,11 +64,12 @@ impl Results {
     /// Draws the sums.
     pub(crate) fn new(
         arguments: &Arguments,
+        rows: Vec<Row>,
         machine: Machine,
         underlays: Vec<UnderlayRecord>,
         runs: Vec<Run>,
     ) -> Result<Results> {
-        let (rows, measures) = (arguments.rows(), arguments.measures());
+        let measures = arguments.measures();
         let mut summaries = Vec::new();
         for underlay in underlays.iter().map(|record| record.name) {
             for &row in &rows {
@@ -136,6 +137,6 @@ mod tests {
         assert_eq!(with.ratio, None);
         let without = summary(&runs[1..], Underlay::Offloads, Row::FlanUdp, Figure::Tcp1Gbps).unwrap();
         assert_eq!((without.median, without.ratio), (6.0, None));
-        assert!(summary(&runs, Underlay::NoUdpOffloads, Row::FlanUdp, Figure::Tcp1Gbps).is_none());
+        assert!(summary(&runs, Underlay::NoTunnelOffloads, Row::FlanUdp, Figure::Tcp1Gbps).is_none());
     }
 }

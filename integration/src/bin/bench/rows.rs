@@ -15,9 +15,11 @@ pub(crate) enum Row {
     VxlanControl,
     /// fland with the vxlan backend.
     FlanVxlan,
-    /// fland with the udp backend.
+    /// fland with the udp backend, whose packets the kernel encapsulates. Only where it can.
+    FlanUdpKernel,
+    /// fland with the udp backend, which encapsulates the packets itself.
     FlanUdp,
-    /// fland with the udp backend, without TunOffload, GSO and GRO.
+    /// As [`Row::FlanUdp`], without TunOffload, GSO and GRO.
     FlanUdpPlain,
 }
 
@@ -30,8 +32,11 @@ impl Row {
         match self {
             Row::Underlay | Row::VxlanControl => None,
             Row::FlanVxlan => Some(r#"{"Type":"vxlan"}"#),
-            Row::FlanUdp => Some(r#"{"Type":"udp"}"#),
-            Row::FlanUdpPlain => Some(r#"{"Type":"udp","TunOffload":false,"GSO":false,"GRO":false}"#),
+            Row::FlanUdpKernel => Some(r#"{"Type":"udp","Path":"kernel"}"#),
+            Row::FlanUdp => Some(r#"{"Type":"udp","Path":"user"}"#),
+            Row::FlanUdpPlain => {
+                Some(r#"{"Type":"udp","Path":"user","TunOffload":false,"GSO":false,"GRO":false}"#)
+            }
         }
     }
 
@@ -41,6 +46,7 @@ impl Row {
             Row::Underlay => "underlay",
             Row::VxlanControl => "control",
             Row::FlanVxlan => "vxlan",
+            Row::FlanUdpKernel => "udpkernel",
             Row::FlanUdp => "udp",
             Row::FlanUdpPlain => "udpplain",
         }
@@ -53,6 +59,7 @@ impl fmt::Display for Row {
             Row::Underlay => "underlay",
             Row::VxlanControl => "vxlan control",
             Row::FlanVxlan => "flan vxlan",
+            Row::FlanUdpKernel => "flan udp kernel",
             Row::FlanUdp => "flan udp",
             Row::FlanUdpPlain => "flan udp plain",
         })

@@ -15,8 +15,6 @@ use serde::Serialize;
 pub(crate) enum Underlay {
     /// As the kernel makes a veth: it takes super-packets of TCP, UDP and VXLAN.
     Offloads,
-    /// It takes UDP packet by packet, and VXLAN only with checksums, which the kernel makes by default.
-    NoUdpOffloads,
     /// It takes neither UDP nor VXLAN but packet by packet, as a card that knows nothing of tunnels.
     NoTunnelOffloads,
 }
@@ -37,16 +35,14 @@ pub(crate) type Features = BTreeMap<String, String>;
 impl Underlay {
     /// What is set; everything else is as the kernel makes it.
     fn features(self) -> &'static [(&'static str, &'static str)] {
-        const OFF: [(&str, &str); 4] = [
-            ("generic-receive-offload", "on"),
-            ("tx-udp-segmentation", "off"),
-            ("tx-udp_tnl-segmentation", "off"),
-            ("tx-udp_tnl-csum-segmentation", "off"),
-        ];
         match self {
             Underlay::Offloads => &[],
-            Underlay::NoUdpOffloads => &OFF[..3],
-            Underlay::NoTunnelOffloads => &OFF,
+            Underlay::NoTunnelOffloads => &[
+                ("generic-receive-offload", "on"),
+                ("tx-udp-segmentation", "off"),
+                ("tx-udp_tnl-segmentation", "off"),
+                ("tx-udp_tnl-csum-segmentation", "off"),
+            ],
         }
     }
 
@@ -104,7 +100,6 @@ impl fmt::Display for Underlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Underlay::Offloads => "offloads",
-            Underlay::NoUdpOffloads => "no UDP offloads",
             Underlay::NoTunnelOffloads => "no tunnel offloads",
         })
     }

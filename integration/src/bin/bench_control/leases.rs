@@ -33,12 +33,12 @@ impl Leases {
         Ok(Leases(client))
     }
 
-    /// Writes the leases of these peers, without etcd leases.
-    pub(crate) fn load(&self, peers: impl Iterator<Item = Peer>) -> Result<()> {
-        let peers: Vec<Peer> = peers.collect();
-        for batch in peers.chunks(BATCH) {
+    /// Writes these keys with their values, without etcd leases.
+    pub(crate) fn load(&self, leases: impl Iterator<Item = (String, String)>) -> Result<()> {
+        let leases: Vec<_> = leases.collect();
+        for batch in leases.chunks(BATCH) {
             flan_integration::wait::ensure_not_interrupted()?;
-            let puts: Vec<_> = batch.iter().map(|peer| TxnOp::put(peer.key(), peer.value(), None)).collect();
+            let puts: Vec<_> = batch.iter().map(|(key, value)| TxnOp::put(&**key, &**value, None)).collect();
             let written = self
                 .0
                 .run(|mut client| async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) });

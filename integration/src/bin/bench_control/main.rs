@@ -13,6 +13,7 @@ mod results;
 mod sends;
 mod subject;
 mod targets;
+mod udp;
 mod writes;
 
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ use clap::Parser;
 use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
 use flan_integration::store::StoreData;
-use flan_integration::{Lab, LabOptions, StoreKind, tools, wait};
+use flan_integration::{Lab, LabOptions, StoreKind, fou, tools, wait};
 
 use crate::arguments::Arguments;
 use crate::control::Form;
@@ -66,7 +67,7 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
         lab.set_network(NETWORK)?;
         let store = Leases::connect(lab)?;
         let started = Instant::now();
-        store.load(Peer::residents(peers))?;
+        store.load(Peer::residents(peers).map(|peer| (peer.key(), peer.value())))?;
         done(&format!("written in {:.1} s", started.elapsed().as_secs_f64()));
 
         say("control: a bare watch");
@@ -77,6 +78,11 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
             say("fland starts under strace");
             sends::run(lab, "strace", peers, &mut values).context("under strace")?;
             done(&told(&values, &[Measure::NetlinkSends]));
+        }
+        if fou::is_there() {
+            say("udp in the kernel");
+            udp::run(lab, &store, peers, arguments.rounds, &mut values).context("on udp")?;
+            done(&told(&values, &[Measure::ProgrammedForUdp]));
         }
         let mut subject = start(arguments, lab, peers, &mut values)?;
 

@@ -15,6 +15,8 @@ pub(crate) enum Measure {
     ControlInline,
     /// Seconds that they take for the same with nexthop objects.
     ControlNextHops,
+    /// Seconds from the start of fland to the last route on udp, whose packets the kernel carries.
+    ProgrammedForUdp,
     /// CPU seconds of fland from its start until it is quiet.
     StartCpu,
     /// The most memory that fland ever had, in 10^6 bytes.
@@ -60,10 +62,11 @@ pub(crate) struct Run {
 
 impl Measure {
     /// All, in the order of the report.
-    pub(crate) const ALL: [Measure; 18] = [
+    pub(crate) const ALL: [Measure; 19] = [
         Measure::Programmed,
         Measure::ControlInline,
         Measure::ControlNextHops,
+        Measure::ProgrammedForUdp,
         Measure::StartCpu,
         Measure::PeakMemory,
         Measure::SettledMemory,
@@ -87,6 +90,7 @@ impl Measure {
             Measure::Programmed => ("exec to last peer programmed", "s"),
             Measure::ControlInline => ("  control: ip -batch, flannel's form", "s"),
             Measure::ControlNextHops => ("  control: ip -batch, nexthop objects", "s"),
+            Measure::ProgrammedForUdp => ("  the same on udp, in the kernel", "s"),
             Measure::StartCpu => ("  CPU of fland until quiet", "s"),
             Measure::PeakMemory => ("memory, peak", "MB"),
             Measure::SettledMemory => ("memory, settled", "MB"),

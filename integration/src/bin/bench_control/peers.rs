@@ -64,7 +64,12 @@ impl Peer {
 
     /// The key of its lease.
     pub(crate) fn key(self) -> String {
-        format!("{PREFIX}/subnets/{}-24", self.base())
+        self.key_below(PREFIX)
+    }
+
+    /// The key of its lease in the network of this etcd prefix.
+    pub(crate) fn key_below(self, prefix: &str) -> String {
+        format!("{prefix}/subnets/{}-24", self.base())
     }
 
     /// The value of its lease.
@@ -127,10 +132,15 @@ impl Programmed {
         }
     }
 
+    /// True if there are so many routes.
+    pub(crate) fn routes_are(&self, count: u32) -> bool {
+        self.routes.len() == count as usize
+    }
+
     /// True if there are so many of each.
     pub(crate) fn are(&self, count: u32) -> bool {
-        let count = count as usize;
-        self.routes.len() == count && self.neighbours.len() == count && self.fdb.len() == count
+        let all = count as usize;
+        self.routes_are(count) && self.neighbours.len() == all && self.fdb.len() == all
     }
 }
 

@@ -91,9 +91,9 @@ impl Subject {
         Ok(changes.into_iter().filter(is_ours).collect())
     }
 
-    /// How long something may take that concerns all peers: what is slow is to be measured, what hangs to be told.
+    /// How long something may take that concerns all peers.
     pub(crate) fn limit(&self) -> Duration {
-        Duration::from_secs(60) + Duration::from_millis(5) * self.peers
+        limit(self.peers)
     }
 
     /// Some of the peers, spread over all.
@@ -105,6 +105,11 @@ impl Subject {
     pub(crate) fn pid(&self) -> Result<u32> {
         self.host.agent_pid().context("no agent runs")
     }
+}
+
+/// How long something may take that concerns so many peers: what is slow is to be measured, what hangs to be told.
+pub(crate) fn limit(peers: u32) -> Duration {
+    Duration::from_secs(60) + Duration::from_millis(5) * peers
 }
 
 /// 10^6 bytes.
