@@ -200,7 +200,7 @@ mod tests {
                 "create link flannel0 type tun vnet_hdr on mtu 1472 up",
                 "add address 10.5.1.0/32 dev flannel0",
                 "add route 10.5.0.0/16 dev flannel0",
-                "add check shortcut ip udp",
+                "add check shortcut ip",
                 "add check peers ip udp 8285",
             ]
         );

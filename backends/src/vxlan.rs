@@ -253,7 +253,7 @@ mod tests {
             lines(&host)[1..],
             [
                 "add address 10.5.1.0/32 dev flannel.1",
-                "add check shortcut ip udp",
+                "add check shortcut ip",
                 "add check peers ip udp 8472 vni 1"
             ]
         );

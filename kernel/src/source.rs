@@ -51,7 +51,7 @@ impl fmt::Display for Source {
 /// As text it is the comment by which the rule is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Check {
-    /// Accepts datagrams from a [`Source::Peer`] before any other rule: five steps per overlay packet instead of ten.
+    /// Accepts packets from a [`Source::Peer`] before any other rule: three steps per overlay packet instead of ten.
     /// May be combined only with [`Check::Peers`] and [`Check::PeersPieces`].
     Shortcut {
         /// IPv6 instead of IPv4.
@@ -121,7 +121,7 @@ impl Check {
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shortcut { ipv6 } => write!(f, "shortcut {} udp", family(*ipv6)),
+            Self::Shortcut { ipv6 } => write!(f, "shortcut {}", family(*ipv6)),
             Self::Peers(wire) => write!(f, "peers {wire}"),
             Self::PeersPieces(wire) => write!(f, "peers-pieces {wire}"),
             Self::Whole(wire) => write!(f, "whole {wire}"),
@@ -175,7 +175,7 @@ impl FromStr for Check {
 fn parse(words: &[&str]) -> Option<Check> {
     let prefix = |word: &&str| word.strip_prefix('/')?.parse().ok();
     match words {
-        ["shortcut", family, "udp"] => Some(Check::Shortcut { ipv6: parse_family(family)? }),
+        ["shortcut", family] => Some(Check::Shortcut { ipv6: parse_family(family)? }),
         ["peers", wire @ ..] => Some(Check::Peers(parse_wire(wire)?)),
         ["peers-pieces", wire @ ..] => Some(Check::PeersPieces(parse_wire(wire)?)),
         ["whole", wire @ ..] => Some(Check::Whole(parse_wire(wire)?)),
@@ -220,7 +220,7 @@ mod tests {
         let plain = Plain { link: "eth0".parse().unwrap(), network: "10.5.0.0/16".parse().unwrap() };
         let subnet = "10.5.1.0/24".parse().unwrap();
         for (check, text) in [
-            (Check::Shortcut { ipv6: true }, "shortcut ip6 udp"),
+            (Check::Shortcut { ipv6: true }, "shortcut ip6"),
             (Check::Peers(wire), "peers ip udp 8472 vni 1"),
             (Check::Peers(Wire { vni: None, port: 8285, ..wire }), "peers ip udp 8285"),
             (Check::PeersPieces(Wire { ipv6: true, vni: None, ..wire }), "peers-pieces ip6 udp 8472"),

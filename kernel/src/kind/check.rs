@@ -77,6 +77,7 @@ impl NetlinkObject for Checks {
 fn chain_of(check: &Check) -> Chain {
     let kind = match check {
         Check::PlainSource(..) | Check::PlainDestination(..) => ChainKind::Entering,
+        Check::RawIpip(_) => ChainKind::Bare,
         _ => ChainKind::Arriving,
     };
     Chain { kind, ipv6: check.is_ipv6() }

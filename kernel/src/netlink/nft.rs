@@ -81,6 +81,8 @@ pub(crate) enum ChainKind {
     /// Datagrams for this host, before decapsulation. IPv4 is reassembled; IPv6 fragments are reassembled later, unless
     /// connection tracking has done so.
     Arriving,
+    /// Packets for this host that need no datagram, before a rule of [`Arriving`](Self::Arriving) lets peers through.
+    Bare,
     /// Packets for this host or others, before anything else happens to them.
     Entering,
 }
@@ -96,6 +98,7 @@ impl ChainKind {
     fn name(self) -> &'static str {
         match self {
             Self::Arriving => "arriving",
+            Self::Bare => "bare",
             Self::Entering => "entering",
         }
     }
@@ -103,13 +106,14 @@ impl ChainKind {
     /// Returns the hook (`NF_INET_*`).
     fn hook(self) -> u32 {
         match self {
-            Self::Arriving => libc::NF_INET_LOCAL_IN as u32,
+            Self::Arriving | Self::Bare => libc::NF_INET_LOCAL_IN as u32,
             Self::Entering => libc::NF_INET_PRE_ROUTING as u32,
         }
     }
 
     fn priority(self) -> i32 {
         match self {
+            Self::Bare => libc::NF_IP_PRI_FILTER - 11,
             Self::Arriving => libc::NF_IP_PRI_FILTER - 10,
             Self::Entering => libc::NF_IP_PRI_RAW - 10,
         }
@@ -118,7 +122,7 @@ impl ChainKind {
 
 impl Chain {
     fn all() -> impl Iterator<Item = Self> {
-        let kinds = [ChainKind::Arriving, ChainKind::Entering];
+        let kinds = [ChainKind::Arriving, ChainKind::Bare, ChainKind::Entering];
         [false, true].into_iter().flat_map(move |ipv6| kinds.map(|kind| Self { kind, ipv6 }))
     }
 }

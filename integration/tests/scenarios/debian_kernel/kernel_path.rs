@@ -16,7 +16,9 @@ use crate::stage::{bare_hosts, ends_of, no_problem, problem, wait_until_reached}
 
 const NETWORK: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp","Path":"kernel"}}"#;
-const NETWORK_OF_AUTO: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
+/// Each host chooses its path.
+pub(super) const NETWORK_OF_AUTO: &str =
+    r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp"}}"#;
 
 const DEVICE: &str = "flannel0";
 
@@ -199,6 +201,7 @@ fn whatever_another_program_changes_is_repaired(hosts: &[Host], ends: &[End]) ->
         format!("ip nexthop del id {}", u32::from(peer)),
         format!("nft delete element ip flan-peers peers {{ {peer} }}"),
         "nft flush chain ip flan-peers arriving".to_owned(),
+        "nft flush chain ip flan-peers bare".to_owned(),
         "nft delete table ip flan-peers".to_owned(),
     ] {
         let started = Instant::now();
@@ -229,8 +232,9 @@ fn a_new_address_is_used_for_sending_and_receiving(host: &Host) -> Result<()> {
 #[ignore = "needs Debian's kernel: make vm"]
 fn packets_come_in_datagrams_of_peers_and_from_their_subnets_or_not_at_all() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let network = NETWORK.replace("kernel\"", "kernel\",\"StrictSource\":true");
+        let network = NETWORK.replace("kernel\"", "kernel\",\"StrictSource\":true,\"FixedSourcePort\":true");
         let (hosts, ends) = with_flags(lab, &network, &[&[], &[]])?;
+        every_datagram_is_sent_from_port(8285, &hosts[1], &ends)?;
         let stranger = lab.host("stranger")?;
         let listener = Listener::at(&ends[0].netns)?;
         let (source, target): (IpAddr, IpAddr) = (ends[1].address.into(), ends[0].address.into());
@@ -250,11 +254,26 @@ fn packets_come_in_datagrams_of_peers_and_from_their_subnets_or_not_at_all() -> 
             };
             listener.does_not_hear(text, raw, from_peer)?;
         }
-        let dropped = hosts[0].run("nft", &["list", "chain", "ip", "flan-peers", "arriving"])?;
+        let dropped = hosts[0].run("nft", &["list", "chain", "ip", "flan-peers", "bare"])?;
         ensure!(dropped.contains("counter packets 6 "), "of six raw packets: {dropped}");
         let foreign: IpAddr = "10.5.250.9".parse()?;
         listener.does_not_hear("a peer's forgery", |text| carried(&hosts[1], foreign, text), from_peer)
     })
+}
+
+fn every_datagram_is_sent_from_port(port: u16, receiver: &Host, ends: &[End]) -> Result<()> {
+    for rule in [
+        "add table ip ports".to_owned(),
+        "add chain ip ports seen { type filter hook prerouting priority -500; }".to_owned(),
+        format!("add rule ip ports seen udp dport 8285 udp sport {port} counter"),
+        "add rule ip ports seen udp dport 8285 counter".to_owned(),
+    ] {
+        receiver.run("nft", &[&rule])?;
+    }
+    ends[0].place.run("ping", ["-n", "-c", "5", "-i", "0.2", "-W", "1", &ends[1].address.to_string()])?;
+    let counted = receiver.run("nft", &["list", "table", "ip", "ports"])?;
+    assert_eq!(counted.matches("packets 5 ").count(), 2, "{counted}");
+    Ok(())
 }
 
 /// A host that changes its path is away for as long as one that only restarts, which is less than a second on a machine

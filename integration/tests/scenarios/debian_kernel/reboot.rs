@@ -14,6 +14,7 @@ use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{tools, vm, wait};
 use serde::{Deserialize, Serialize};
 
+use super::kernel_path::NETWORK_OF_AUTO;
 use crate::stage::NETWORK;
 
 /// Lasts over the reboot.
@@ -104,7 +105,7 @@ fn a_machine_that_restarts_has_its_subnet_and_its_mac_again_and_packets_flow() -
             let standing = settled().context("second boot")?;
             println!("second boot: {standing:?}");
             ensure!(standing == before, "it was {before:?}");
-            Ok(())
+            the_unit_gets_the_modules_of_udp()
         }
     }
 }
@@ -126,15 +127,41 @@ fn install() -> Result<()> {
 
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", "--now", "around.service", "around-store.service"])?;
-    let mut flanctl =
-        Place::entered_by(["nsenter", "--net=/run/netns/store"]).command(tools::flan_binary("flanctl")?);
-    flanctl.args(["--etcd-endpoints", STORE, "config", "set", "-"]);
-    command::run_with_input(&flanctl, NETWORK)?.succeeded("flanctl config set -")?;
+    set_network(NETWORK)?;
     systemctl(&["enable", "--now", "around-peer.service", AGENT])
 }
 
-/// Waits until the agent's unit runs and packets flow in both directions; how the machine stands then.
+fn set_network(config: &str) -> Result<()> {
+    let mut flanctl =
+        Place::entered_by(["nsenter", "--net=/run/netns/store"]).command(tools::flan_binary("flanctl")?);
+    flanctl.args(["--etcd-endpoints", STORE, "config", "set", "-"]);
+    command::run_with_input(&flanctl, config)?.succeeded("flanctl config set -")
+}
+
+/// The agent may load no module; what its unit runs before it may. On vxlan, nothing else asks for this one.
+fn the_unit_gets_the_modules_of_udp() -> Result<()> {
+    let modules = fs::read_to_string("/proc/modules")?;
+    ensure!(modules.lines().any(|line| line.starts_with("fou ")), "the unit did not load fou");
+    set_network(NETWORK_OF_AUTO)?;
+    systemctl(&["restart", AGENT])?;
+    systemctl(&["restart", "around-peer.service"])?;
+    packets_flow()?;
+    let device = Place::default().run("ip", ["-details", "link", "show", "flannel0"])?;
+    ensure!(device.contains("ipip ") && device.contains("encap fou"), "not the kernel's path: {device}");
+    println!("on udp, the kernel moves the packets");
+    Ok(())
+}
+
+/// Waits until packets flow; how the machine stands then.
 fn settled() -> Result<Standing> {
+    let own = packets_flow()?;
+    let mac = fs::read_to_string(format!("/sys/class/net/{DEVICE}/address"))
+        .with_context(|| format!("there is no {DEVICE}"))?;
+    Ok(Standing { subnet: own.subnet.to_string(), mac: mac.trim().to_owned() })
+}
+
+/// Waits until the agent's unit runs and packets flow in both directions. Returns the machine's subnet.
+fn packets_flow() -> Result<SubnetEnv> {
     wait::until("the agent's unit to be active", LIMIT, || {
         let state =
             Place::default().run("systemctl", ["show", "--value", "--property=ActiveState", AGENT])?;
@@ -143,8 +170,6 @@ fn settled() -> Result<Standing> {
     })
     .with_context(|| said_by(AGENT))?;
     let own = SubnetEnv::read(Path::new("/run/flannel/subnet.env"))?;
-    let mac = fs::read_to_string(format!("/sys/class/net/{DEVICE}/address"))
-        .with_context(|| format!("there is no {DEVICE}"))?;
     let peer = wait::until("the peer to have its subnet", LIMIT, || SubnetEnv::read(Path::new(PEERS_SUBNET)))
         .with_context(|| said_by("around-peer.service"))?;
     let places = [Place::default(), Place::entered_by(["nsenter", "--net=/run/netns/peer"])];
@@ -155,7 +180,7 @@ fn settled() -> Result<Standing> {
         .with_context(|| said_by(AGENT))?;
         println!("{target} answers");
     }
-    Ok(Standing { subnet: own.subnet.to_string(), mac: mac.trim().to_owned() })
+    Ok(own)
 }
 
 fn systemctl(args: &[&str]) -> Result<()> {

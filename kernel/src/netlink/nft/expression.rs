@@ -36,7 +36,6 @@ pub(crate) fn rule(check: &Check) -> Option<Vec<u8>> {
     let mut rule = Expressions::default();
     match check {
         Check::Shortcut { ipv6 } => {
-            rule.is_udp();
             rule.load(Base::Network, source_offset(*ipv6), width(*ipv6), 0);
             rule.is_in(SetKind::Peers);
             rule.decide(libc::NF_ACCEPT);
@@ -135,14 +134,10 @@ enum Meta {
 struct Expressions(Writer);
 
 impl Expressions {
-    fn is_udp(&mut self) {
-        self.meta(Meta::Protocol);
-        self.equals(&[libc::IPPROTO_UDP as u8]);
-    }
-
     /// Matches datagrams of a wire.
     fn is_on(&mut self, wire: &Wire) {
-        self.is_udp();
+        self.meta(Meta::Protocol);
+        self.equals(&[libc::IPPROTO_UDP as u8]);
         // The source port precedes it.
         self.load(Base::Transport, 2, 2, 0);
         self.equals(&wire.port.to_be_bytes());
