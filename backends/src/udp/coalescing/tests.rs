@@ -294,15 +294,16 @@ proptest! {
             decrement_ttl(packet);
         }
         for write in &writes {
-            let merged = write.count > 1;
-            prop_assert_eq!(write.header == VnetHeader::default(), !merged);
-            let restored = if merged { split_again(write) } else { vec![write.packet.clone()] };
+            // By chance, the checksum of a complete packet may look like that of an unfinished one.
+            let finished = write.header != VnetHeader::default();
+            prop_assert!(finished || write.count == 1);
+            let restored = if finished { split_again(write) } else { vec![write.packet.clone()] };
             prop_assert_eq!(restored.len(), write.count);
             for packet in restored {
                 // This must be the next one of its flow.
                 let at = left.iter().position(|other| flow_of(other) == flow_of(&packet)).unwrap();
                 let mut sent = left.remove(at);
-                if merged {
+                if finished {
                     decrement_ttl(&mut sent);
                     prop_assert!(is_right(&packet));
                 }
