@@ -35,10 +35,12 @@ pub fn read<T: clap::Parser>(
     T::from_arg_matches(&matches)
 }
 
-/// Looks up `FLAND_X`, else `FLANNELD_X`. An empty value equals none.
+/// Looks up `FLAND_X`, else `FLANNELD_X`; for the WireGuard key, flannel's variable has no such prefix. An empty value
+/// equals none.
 pub fn variable_in(place: impl Fn(&str) -> Option<String>, name: &str) -> Option<String> {
     let flannels = name.replacen("FLAND_", "FLANNELD_", 1);
-    [name, &flannels].into_iter().filter_map(place).find(|value| !value.is_empty())
+    let bare = name.strip_prefix("FLAND_").filter(|bare| *bare == "WIREGUARD_KEY_FILE").unwrap_or(&flannels);
+    [name, &flannels, bare].into_iter().filter_map(place).find(|value| !value.is_empty())
 }
 
 /// Removes users of URLs from the error. One may appear where no user is accepted.

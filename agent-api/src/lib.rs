@@ -9,14 +9,16 @@ mod status;
 mod store_args;
 mod subnet_env;
 pub mod urls;
+mod wireguard_args;
 
 pub use host_args::{NodeId, PublicIps, SubnetFile};
 pub use only_agent::OnlyAgent;
 pub use problem::{Code, Problem};
 pub use status::{
-    API_VERSION, Datapath, EmbeddedStore, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status, UdpPathInForce,
+    API_VERSION, Datapath, EmbeddedStore, PathInForce, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status,
     UnreachablePeer,
 };
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use urls::{Urls, UserSettings};
+pub use wireguard_args::WireguardKeyFile;

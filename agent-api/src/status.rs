@@ -46,8 +46,8 @@ pub struct Status {
     pub repairs: Repairs,
     /// The embedded store, if this host has one.
     pub embedded_store: Option<EmbeddedStore>,
-    /// Who moves the packets of the udp backend; `None` with another backend.
-    pub udp_path: Option<UdpPathInForce>,
+    /// Who moves the packets of the udp or the wireguard backend; `None` with another backend.
+    pub path: Option<PathInForce>,
     /// The data path, if packets pass through the agent.
     pub datapath: Option<Datapath>,
     /// Why our lease cannot be renewed at present.
@@ -100,9 +100,9 @@ pub struct Datapath {
     pub totals: Totals,
 }
 
-/// Who moves the packets of the udp backend.
+/// Who moves the packets of a backend that has two ways.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UdpPathInForce {
+pub struct PathInForce {
     /// `kernel` or `user`.
     pub path: &'static str,
     /// Why, for people.

@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile};
-use flan_subnet_lease::{NodeIdentity, OverlapPolicy, UdpPath};
+use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile, WireguardKeyFile};
+use flan_subnet_lease::{NodeIdentity, OverlapPolicy, PathChoice};
 use regex::Regex;
 
 use crate::embedded_args::EmbeddedArgs;
-use crate::flag_values::{duration, switch, udp_path};
+use crate::flag_values::{duration, path_choice, switch};
 use crate::log::LogArgs;
 use crate::store_command::StoreCommand;
 
@@ -77,6 +77,17 @@ pub struct Args {
     #[command(flatten, next_help_heading = "External interface")]
     #[allow(missing_docs)]
     pub public_ips: PublicIps,
+
+    /// UDP port that peers send packets of the wireguard backend to, if a NAT translates it. By default the port of the
+    /// network config (Backend.ListenPort)
+    #[arg(
+        long,
+        value_name = "PORT",
+        env = "FLAND_PUBLIC_PORT",
+        value_parser = clap::value_parser!(u16).range(1..),
+        help_heading = "External interface"
+    )]
+    pub public_port: Option<u16>,
 
     #[command(flatten, next_help_heading = "Lease")]
     #[allow(missing_docs)]
@@ -176,10 +187,25 @@ pub struct Args {
         long,
         value_name = "auto|kernel|user",
         env = "FLAND_UDP_PATH",
-        value_parser = udp_path,
+        value_parser = path_choice,
         help_heading = "Packets"
     )]
-    pub udp_path: Option<UdpPath>,
+    pub udp_path: Option<PathChoice>,
+
+    /// Who encrypts with the wireguard backend on this host: auto (the kernel where it can), kernel (or refuse to start)
+    /// or user (fland itself). Default: what the network config says (Backend.Path), and auto without that
+    #[arg(
+        long,
+        value_name = "auto|kernel|user",
+        env = "FLAND_WIREGUARD_PATH",
+        value_parser = path_choice,
+        help_heading = "Packets"
+    )]
+    pub wireguard_path: Option<PathChoice>,
+
+    #[command(flatten, next_help_heading = "Packets")]
+    #[allow(missing_docs)]
+    pub wireguard_key_file: WireguardKeyFile,
 
     /// Features to disable in the udp backend on this host, on its user path. Features that the kernel lacks are disabled
     /// automatically

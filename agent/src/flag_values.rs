@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction};
-use flan_subnet_lease::UdpPath;
+use flan_subnet_lease::PathChoice;
 
 /// 365.25 days, like humantime.
 const YEAR: Duration = Duration::from_secs(31_557_600);
@@ -23,8 +23,8 @@ pub(crate) fn duration(text: &str, least: Duration) -> Result<Duration, String> 
 }
 
 /// Parses the name of a path, as the network config has it.
-pub(crate) fn udp_path(text: &str) -> Result<UdpPath, String> {
-    let known = UdpPath::ALL.into_iter().find(|(_, name)| *name == text);
+pub(crate) fn path_choice(text: &str) -> Result<PathChoice, String> {
+    let known = PathChoice::ALL.into_iter().find(|(_, name)| *name == text);
     known.map(|(path, _)| path).ok_or_else(|| "expected auto, kernel or user".to_owned())
 }
 

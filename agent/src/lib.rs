@@ -7,6 +7,7 @@ pub mod agent;
 pub mod args;
 pub mod bridge;
 pub mod daemon;
+
 mod due;
 pub mod embedded;
 pub mod embedded_args;
@@ -24,3 +25,4 @@ mod rights;
 mod serving_args;
 pub mod status;
 pub mod store_command;
+mod wireguard;

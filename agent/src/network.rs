@@ -17,19 +17,20 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use flan_agent_api::{Code, SubnetEnv, UdpPathInForce};
+use flan_agent_api::{Code, PathInForce, SubnetEnv, WireguardKeyFile};
 use flan_backends::{BackendError, Udp, Underlay};
 use flan_kernel::netlink::FouLack;
 use flan_kernel::{LinkName, State};
 use flan_subnet_lease::{
-    Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NodeIdentity, OwnKey, OwnLease, Subnets,
-    WatchEvent,
+    BackendConfig, Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NodeIdentity, OwnKey, OwnLease,
+    Subnets, WatchEvent,
 };
+use flan_wireguard_keys::{KeyFileError, PrivateKey};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use self::backend::{Chosen, UdpMeans};
+use self::backend::{Chosen, HostMeans};
 use self::overlaps::Overlaps;
 use crate::agent::{Effect, NetworkId};
 use crate::args::Args;
@@ -107,6 +108,10 @@ pub struct Settings {
     pub datapath: fn(Udp) -> Box<dyn Datapath>,
     /// Whether the kernel can carry the udp backend's packets through a device of this name.
     pub kernel_path: fn(LinkName) -> Result<(), FouLack>,
+    /// Whether the kernel has WireGuard, or what it lacks.
+    pub kernel_wireguard: fn() -> Result<(), String>,
+    /// Returns this host's WireGuard key, made if there is none.
+    pub wireguard_key: fn(&WireguardKeyFile) -> Result<PrivateKey, KeyFileError>,
 }
 
 /// One network.
@@ -115,8 +120,10 @@ pub struct Network {
     args: Arc<Args>,
     status: SharedStatus,
     settings: Settings,
-    /// Whether the kernel can carry the udp backend's packets, once asked: a running host keeps its path.
-    kernel_path: OnceLock<Result<(), FouLack>>,
+    /// Whether the kernel can carry the backend's packets, or what it lacks, once asked: a running host keeps its path.
+    kernel_path: OnceLock<Result<(), String>>,
+    /// This host's WireGuard key, once it is needed.
+    wireguard_key: Option<PrivateKey>,
     phase: Phase,
     config_due: Due,
     /// Consecutive readings that found no usable config.
@@ -165,7 +172,18 @@ impl Network {
         config_due.at(now);
         let (phase, failures, config_problem) = (Phase::Config, 0, None);
         let kernel_path = OnceLock::new();
-        Self { id, args, status, settings, kernel_path, phase, config_due, failures, config_problem }
+        Self {
+            id,
+            args,
+            status,
+            settings,
+            kernel_path,
+            wireguard_key: None,
+            phase,
+            config_due,
+            failures,
+            config_problem,
+        }
     }
 
     /// Handles an event and returns what to do.
@@ -214,16 +232,22 @@ impl Network {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
         let Some((external, networks)) = host.known() else { return Vec::new() };
         let devices = host.reconciler.devices();
+        if matches!(config.backend, BackendConfig::Wireguard(_)) {
+            match (self.settings.wireguard_key)(&self.args.wireguard_key_file) {
+                Ok(key) => self.wireguard_key = Some(key),
+                Err(reason) => return vec![Effect::End(refused(reason))],
+            }
+        }
         let chosen = match self.choose_for(config, external, host, &devices) {
             Ok(chosen) => chosen,
             Err(reason) => return vec![Effect::End(refused(reason))],
         };
-        if self.args.source_check && backend::udp_port(config).is_some() {
+        if self.args.source_check && backend::checks_senders(config) {
             self.status.report(Code::UncheckedSenders, (!host.nftables).then(|| UNCHECKED.to_owned()));
         }
-        if let Some(UdpPathInForce { path, reason }) = &chosen.path {
-            info!(path, reason, "udp packets take this path");
-            self.status.update(|status| status.udp_path.clone_from(&chosen.path));
+        if let Some(PathInForce { path, reason }) = &chosen.path {
+            info!(backend = config.backend.name(), path, reason, "packets take this path");
+            self.status.update(|status| status.path.clone_from(&chosen.path));
         }
         let Settings { previous, node, renew_margin, .. } = &self.settings;
         let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
@@ -298,15 +322,20 @@ impl Network {
     ) -> Result<Chosen, BackendError> {
         let NodeIdentity { host: name, id } = &self.settings.node;
         let seed = id.as_deref().or(name.as_deref()).unwrap_or_default();
-        let means = UdpMeans {
-            path: self.args.udp_path,
-            without: &self.args.udp_without,
+        let settings = &self.settings;
+        let means = HostMeans {
+            args: &self.args,
             kernel_path: &|| {
-                *self.kernel_path.get_or_init(|| (self.settings.kernel_path)(Udp::device_name()))
+                let ask = || match config.backend {
+                    BackendConfig::Wireguard(_) => (settings.kernel_wireguard)(),
+                    _ => (settings.kernel_path)(Udp::device_name()).map_err(|lack| lack.to_string()),
+                };
+                self.kernel_path.get_or_init(ask).clone()
             },
-            make_datapath: self.settings.datapath,
+            wireguard_key: self.wireguard_key.as_ref(),
+            make_datapath: settings.datapath,
         };
-        backend::choose(config, &means, &external.underlay, host.abilities, seed, devices)
+        backend::choose(config, &means, external, host.abilities, seed, devices)
     }
 
     /// Moves to this external interface. All earlier wishes must have been dropped.

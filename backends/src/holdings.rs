@@ -7,7 +7,7 @@ use flan_kernel::{LinkKind, LinkName, ROUTE_PROTOCOL, Route, RouteTarget, State}
 use flan_subnet_lease::Subnets;
 use ipnetwork::IpNetwork;
 
-use crate::{udp, vxlan};
+use crate::{udp, vxlan, wireguard};
 
 /// `rtm_protocol` of flannel's routes (`RTPROT_BOOT`), which `ip route` does not print.
 const FLANNELS_PROTOCOL: u8 = 3;
@@ -21,9 +21,10 @@ pub struct Holdings {
     pub others: Vec<LinkName>,
 }
 
-/// Returns whether a device of ours may have this name: `flannel0`, `flannel.<VNI>` or `flannel-v6.<VNI>`.
+/// Returns whether a device of ours may have this name: `flannel0`, `flannel.<VNI>` or `flannel-v6.<VNI>`,
+/// `flannel-wg` or `flannel-wg-v6`.
 pub fn may_be_ours(name: LinkName) -> bool {
-    name == udp::device() || vxlan::vni_of(name).is_some()
+    name == udp::device() || wireguard::is_name(name) || vxlan::vni_of(name).is_some()
 }
 
 impl Holdings {
@@ -36,6 +37,8 @@ impl Holdings {
         state.links.retain(|link, _| ours.contains(link));
         let ports: Vec<u16> = state.links.values().filter_map(|link| link.fou_port()).collect();
         state.fou_ports.retain(|port, ()| ports.contains(&port.port));
+        state.wireguards.retain(|link, _| ours.contains(link));
+        state.wireguard_peers.retain(|peer, _| ours.contains(&peer.link));
         state.checksums.retain(|link, ()| ours.contains(link));
         state.addresses.retain(|address, ()| ours.contains(&address.link));
         state.neighbours.retain(|neighbour, _| ours.contains(&neighbour.link));
@@ -96,7 +99,9 @@ fn our_links(actual: &State, subnets: Option<&Subnets>) -> BTreeSet<LinkName> {
 fn is_of_our_kind(name: LinkName, kind: &LinkKind) -> bool {
     match kind {
         LinkKind::Vxlan(vxlan) => vxlan::vni_of(name) == Some(vxlan.vni),
-        LinkKind::Tun { .. } | LinkKind::Ipip(_) => name == udp::device(),
+        LinkKind::Tun { .. } => name == udp::device() || wireguard::is_name(name),
+        LinkKind::Ipip(_) => name == udp::device(),
+        LinkKind::Wireguard => wireguard::is_name(name),
     }
 }
 
@@ -152,10 +157,11 @@ mod tests {
 
     #[test]
     fn names_of_ours_are_known_and_others_are_not() {
-        for ours in ["flannel0", "flannel.1", "flannel-v6.1", "flannel.4096"] {
+        for ours in ["flannel0", "flannel.1", "flannel-v6.1", "flannel.4096", "flannel-wg"] {
             assert!(may_be_ours(name(ours)), "{ours}");
         }
-        for other in ["flannel1", "flannel.", "flannel.x", "flannel.01", "flannel.+1", "flannel-wg", "eth0"] {
+        for other in ["flannel1", "flannel.", "flannel.x", "flannel.01", "flannel.+1", "flannel-wg1", "eth0"]
+        {
             assert!(!may_be_ours(name(other)), "{other}");
         }
     }

@@ -13,10 +13,10 @@ mod samples;
 mod senders;
 pub mod udp;
 mod vxlan;
+mod wireguard;
 
 use std::net::IpAddr;
 
-use flan_kernel::netlink::FouLack;
 use flan_kernel::{LinkName, Plan};
 use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
@@ -28,6 +28,7 @@ pub use host_networks::{HostNetworks, collisions, enclosing};
 pub use route::Gateways;
 pub use udp::{KernelPath, Udp};
 pub use vxlan::Vxlan;
+pub use wireguard::{Wireguard, WireguardHost};
 
 /// A way to reach peers. All methods are pure: the same arguments give the same result.
 pub trait Backend: Send {
@@ -122,13 +123,15 @@ pub enum BackendError {
     },
     /// The kernel was asked for, and cannot.
     #[error(
-        "{by} asks for udp by the kernel, and this host cannot: {lack}; with auto or user it works without"
+        "{by} asks for {backend} by the kernel, and this host cannot: {lack}; with auto or user it works without"
     )]
     NoKernelPath {
         /// The setting.
         by: &'static str,
+        /// The backend.
+        backend: &'static str,
         /// What it lacks.
-        lack: FouLack,
+        lack: String,
     },
     /// This host lacks the backend.
     #[error("there is no backend {backend} here")]

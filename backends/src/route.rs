@@ -48,6 +48,6 @@ pub(crate) fn plan_via(subnet: IpNetwork, via: Via, gateways: Gateways, plan: &m
 }
 
 /// Returns the kernel's default route metric: 0 for IPv4, 1024 for IPv6 (`IP6_RT_PRIO_USER`).
-fn default_metric(subnet: IpNetwork) -> u32 {
+pub(crate) fn default_metric(subnet: IpNetwork) -> u32 {
     if subnet.is_ipv4() { 0 } else { 1024 }
 }

@@ -97,7 +97,7 @@ impl Udp {
 
     /// Returns what belongs to a udp backend in the kernel, on either path, even after a restart.
     pub fn ownership_of(config: &UdpConfig) -> Ownership {
-        Ownership { links: [device()].into(), fou_ports: [config.port].into(), senders: false }
+        Ownership { links: [device()].into(), fou_ports: [config.port].into(), ..Ownership::default() }
     }
 
     /// Returns the name of the device, on either path.

@@ -15,6 +15,8 @@ pub mod neighbour;
 pub mod next_hop;
 pub mod route;
 pub mod source;
+pub mod wireguard_device;
+pub mod wireguard_peer;
 
 use std::fmt;
 use std::hash::Hash;
@@ -174,6 +176,8 @@ pub enum Changed {
     ByDevice,
     /// Many in one nftables transaction.
     ByNftables,
+    /// One request each over generic netlink; many are sent at once.
+    ByWireguard,
 }
 
 /// A change to one object.

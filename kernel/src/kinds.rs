@@ -25,9 +25,11 @@ macro_rules! kinds {
         $then! {
             links: Link(crate::kind::link::Links),
             fou_ports: FouPort(crate::kind::fou_port::FouPorts),
+            wireguards: WireguardDevice(crate::kind::wireguard_device::WireguardDevices),
             checksums: Checksum(crate::kind::checksums::Checksums),
             addresses: Address(crate::kind::address::Addresses),
             sources: Source(crate::kind::source::Sources),
+            wireguard_peers: WireguardPeer(crate::kind::wireguard_peer::WireguardPeers),
             neighbours: Neighbour(crate::kind::neighbour::Neighbours),
             fdb: Fdb(crate::kind::fdb::Fdb),
             next_hops: NextHop(crate::kind::next_hop::NextHops),
@@ -315,6 +317,13 @@ macro_rules! define {
             ) -> Result<bool, KernelError> {
                 match self {
                     $(Self::$name(edit) => <$kind as NetlinkObject>::change_device(edit, socket, devices),)*
+                }
+            }
+
+            /// See [`NetlinkObject::wireguard_change`].
+            pub(crate) fn wireguard_change(&self) -> Vec<u8> {
+                match self {
+                    $(Self::$name(edit) => <$kind as NetlinkObject>::wireguard_change(edit),)*
                 }
             }
 

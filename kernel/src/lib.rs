@@ -42,6 +42,8 @@ pub use kind::neighbour::{Neighbour, Neighbours};
 pub use kind::next_hop::{NextHop, NextHops};
 pub use kind::route::{Route, RouteKey, RouteTarget, Routes};
 pub use kind::source::Sources;
+pub use kind::wireguard_device::{WireguardDevice, WireguardDevices};
+pub use kind::wireguard_peer::{WireguardPeer, WireguardPeerKey, WireguardPeers};
 pub use kind::{Edit, Kind, Name};
 pub use kinds::{Change, Entry, Fact, Listed, Object, Objects, Operation, State};
 pub use ledger::{GivingUp, Ledger};

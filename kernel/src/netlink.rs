@@ -27,6 +27,7 @@ pub(crate) mod socket;
 #[cfg(test)]
 pub(crate) mod test_bytes;
 pub(crate) mod wire;
+pub(crate) mod wireguard;
 pub(crate) mod words;
 
 pub use bridges::{Bridge, bridges};
@@ -38,6 +39,7 @@ pub use linux::Linux;
 pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 pub use object::Notification;
 pub use our_devices::devices_of_our_kinds;
+pub use wireguard::{SILENT_AFTER, WireguardTraffic, has_wireguard, wireguard_peers};
 
 use self::lookup::Lookup;
 use self::socket::Socket;

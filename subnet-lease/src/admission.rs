@@ -142,7 +142,7 @@ pub enum QuarantineReason {
         what: &'static str,
     },
     /// No host can have this identity.
-    #[error("{0} is not a unicast address")]
+    #[error("{0} is none that a host can have")]
     UnusableIdentity(Identity),
     /// Our own identity.
     #[error(
@@ -243,12 +243,13 @@ impl Admission {
         }
         if let Some(own) = self.own.as_ref().filter(|own| own.addresses.contains(&ip)) {
             let node_id = &lease.attributes.node.id;
-            return Err(match node_id.is_some() && *node_id == own.node_id {
-                true => QuarantineReason::OurFormerLease { held: own.subnets },
-                false => {
-                    QuarantineReason::OurPublicAddress { ip, holder: lease.attributes.holder_and_node() }
-                }
-            });
+            if node_id.is_some() && *node_id == own.node_id {
+                return Err(QuarantineReason::OurFormerLease { held: own.subnets });
+            }
+            if !self.config.backend.shares_addresses() {
+                let holder = lease.attributes.holder_and_node();
+                return Err(QuarantineReason::OurPublicAddress { ip, holder });
+            }
         }
         match self.config.networks().find(|(_, network)| network.contains(ip)) {
             Some((_, network)) => Err(QuarantineReason::PublicAddressInOverlay(ip, network)),

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use serde_json::Value;
+use flan_wireguard_keys::PresharedKey;
 
 use crate::backend_data::BackendData;
 use crate::config_error::{ConfigError, ConfigWarning};
@@ -62,7 +62,7 @@ pub struct UdpConfig {
     /// UDP port that every host listens on; 8285 by default.
     pub port: u16,
     /// Who moves the packets; the kernel where it can, by default.
-    pub path: UdpPath,
+    pub path: PathChoice,
     /// Whether the kernel sends all datagrams from [`port`](Self::port); by default the source port depends on the flow
     /// inside, so that receivers can spread the load. On the user path, all datagrams come from it anyway.
     pub fixed_source_port: bool,
@@ -77,25 +77,49 @@ pub struct UdpConfig {
     pub gro: bool,
 }
 
-/// Who moves the packets of the udp backend.
+/// Who moves the packets of the udp and the wireguard backend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum UdpPath {
+pub enum PathChoice {
     /// The kernel where it can, else the agent.
     #[default]
     Auto,
-    /// The kernel, by FOU and IPIP. A host that cannot refuses to start.
+    /// The kernel: with udp by FOU and IPIP. A host that cannot refuses to start.
     Kernel,
     /// The agent, through a TUN device.
     User,
 }
 
-/// Settings of flannel's wireguard backend.
-#[derive(Debug, Clone, PartialEq)]
+/// Settings of the wireguard backend, as flannel's. flannel does not know `Path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireguardConfig {
-    /// UDP port for IPv4; 51820 by default.
+    /// UDP port of the device `flannel-wg`; 51820 by default.
     pub listen_port: u16,
-    /// UDP port for IPv6 in mode `separate`; 51821 by default.
+    /// UDP port of the device `flannel-wg-v6`, which exists in mode `separate` alone; 51821 by default.
     pub listen_port_v6: u16,
+    /// A key that all hosts mix into their handshakes (`PSK`); none by default.
+    pub preshared_key: Option<PresharedKey>,
+    /// Size of the outer packets in bytes; the external interface's MTU by default.
+    pub mtu: Option<u32>,
+    /// Over which family of the underlay packets go.
+    pub mode: WireguardMode,
+    /// Seconds of silence after which each peer is sent something; 0, for never, by default.
+    pub keepalive: u16,
+    /// Who encrypts; the kernel where it can, by default.
+    pub path: PathChoice,
+}
+
+/// Over which family of the underlay WireGuard's packets go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WireguardMode {
+    /// Each family over itself, by its own device.
+    #[default]
+    Separate,
+    /// Both families by one device, over whichever family of the underlay promises to work.
+    Auto,
+    /// Both families by one device, over IPv4.
+    Ipv4,
+    /// Both families by one device, over IPv6.
+    Ipv6,
 }
 
 /// The properties of a backend besides its settings.
@@ -116,6 +140,8 @@ struct Data {
     called: &'static str,
     /// Returns what identifies a peer; `None` if the data is unreadable.
     identity: fn(&BackendData) -> Option<Identity>,
+    /// Whether this alone tells peers apart, so that several may be behind one address (NAT).
+    suffices: bool,
 }
 
 const VXLAN: Kind = Kind {
@@ -125,6 +151,7 @@ const VXLAN: Kind = Kind {
     data: Some(Data {
         called: "VTEP data",
         identity: |data| data.vxlan().map(|data| Identity::Mac(data.vtep_mac)),
+        suffices: false,
     }),
     parse: |fields, pools| VxlanConfig::parse(fields, pools).map(BackendConfig::Vxlan),
 };
@@ -150,11 +177,15 @@ const ALLOC: Kind = Kind {
     parse: |_, _| Ok(BackendConfig::Alloc),
 };
 const WIREGUARD: Kind = Kind {
-    name: "wireguard",
-    carries: &[],
+    name: WireguardConfig::NAME,
+    carries: &Family::ALL,
     writes_name: true,
-    data: None,
-    parse: |fields, _| WireguardConfig::parse(fields).map(BackendConfig::Wireguard),
+    data: Some(Data {
+        called: "WireGuard key",
+        identity: |data| data.wireguard().map(|data| Identity::Key(data.public_key)),
+        suffices: true,
+    }),
+    parse: |fields, pools| WireguardConfig::parse(fields, pools).map(BackendConfig::Wireguard),
 };
 /// All backends whose settings can be read. Nothing else depends on their names.
 static KINDS: [&Kind; 5] = [&VXLAN, &UDP, &HOST_GW, &ALLOC, &WIREGUARD];
@@ -202,6 +233,11 @@ impl BackendConfig {
     /// Returns the name for people of the data in its leases; `None` if they have none.
     pub(crate) fn data_is_called(&self) -> Option<&'static str> {
         self.kind().data.as_ref().map(|data| data.called)
+    }
+
+    /// Returns whether several hosts may have one address, because something else tells them apart.
+    pub(crate) fn shares_addresses(&self) -> bool {
+        self.kind().data.as_ref().is_some_and(|data| data.suffices)
     }
 
     /// Returns the identity of a host whose lease holds this data; `None` if the data is unreadable, or if only
@@ -275,7 +311,7 @@ impl VxlanConfig {
             gbp: fields.take("GBP")?.unwrap_or(default.gbp),
             direct_routing: fields.take("DirectRouting")?.unwrap_or(default.direct_routing),
             learning: fields.take("Learning")?.unwrap_or(default.learning),
-            mtu: fields.take_in("MTU", outer_mtu(pools))?,
+            mtu: fields.take_in("MTU", outer_mtu(pools, 70))?,
             strict_source: fields.take("StrictSource")?.unwrap_or(default.strict_source),
         })
     }
@@ -312,7 +348,7 @@ impl UdpConfig {
         let default = Self::default();
         Ok(Self {
             port: port(fields, "Port", default.port)?,
-            path: UdpPath::parse(fields)?,
+            path: PathChoice::parse(fields)?,
             fixed_source_port: fields.take("FixedSourcePort")?.unwrap_or(default.fixed_source_port),
             strict_source: fields.take("StrictSource")?.unwrap_or(default.strict_source),
             tun_offload: fields.take("TunOffload")?.unwrap_or(default.tun_offload),
@@ -326,7 +362,7 @@ impl Default for UdpConfig {
     fn default() -> Self {
         Self {
             port: 8285,
-            path: UdpPath::Auto,
+            path: PathChoice::Auto,
             fixed_source_port: false,
             strict_source: false,
             tun_offload: true,
@@ -336,34 +372,81 @@ impl Default for UdpConfig {
     }
 }
 
-impl UdpPath {
+impl PathChoice {
     /// All of them, each with its name in the config.
     pub const ALL: [(Self, &'static str); 3] =
         [(Self::Auto, "auto"), (Self::Kernel, "kernel"), (Self::User, "user")];
 
     fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
-        let Some(name) = fields.take::<String>("Path")? else { return Ok(Self::default()) };
-        let known = Self::ALL.into_iter().find(|(_, known)| known.eq_ignore_ascii_case(&name));
-        known.map(|(path, _)| path).ok_or_else(|| {
-            ConfigError::invalid(
-                "Backend.Path",
-                &format!("{name:?}"),
-                "is no path; auto, kernel and user are",
-            )
-        })
+        one_of(fields, "Path", &Self::ALL)
     }
 }
 
 impl WireguardConfig {
-    fn parse(fields: &mut Fields) -> Result<Self, ConfigError> {
-        for known in ["PSK", "MTU", "Mode", "PersistentKeepaliveInterval"] {
-            let _: Option<Value> = fields.take(known)?;
+    /// The backend's name.
+    pub const NAME: &str = "wireguard";
+
+    fn parse(fields: &mut Fields, pools: &PerFamily<SubnetPool>) -> Result<Self, ConfigError> {
+        let default = Self::default();
+        let config = Self {
+            listen_port: port(fields, "ListenPort", default.listen_port)?,
+            listen_port_v6: port(fields, "ListenPortV6", default.listen_port_v6)?,
+            preshared_key: fields.take_secret("PSK")?,
+            mtu: fields.take_in("MTU", outer_mtu(pools, Self::OVERHEAD))?,
+            mode: one_of(fields, "Mode", &WireguardMode::ALL)?,
+            keepalive: fields.take_in("PersistentKeepaliveInterval", 0..=u16::MAX)?.unwrap_or_default(),
+            path: PathChoice::parse(fields)?,
+        };
+        let both = config.mode == WireguardMode::Separate && pools.v4.is_some() && pools.v6.is_some();
+        if both && config.listen_port == config.listen_port_v6 {
+            let problem = "is ListenPort, too; in mode separate each family has its own";
+            let value = config.listen_port_v6.to_string();
+            return Err(ConfigError::invalid("Backend.ListenPortV6", &value, problem));
         }
-        Ok(Self {
-            listen_port: port(fields, "ListenPort", 51820)?,
-            listen_port_v6: port(fields, "ListenPortV6", 51821)?,
-        })
+        Ok(config)
     }
+
+    /// Bytes that the encapsulation adds, over IPv6: 40 for its header, 8 for UDP's, 16 for WireGuard's, and 16 that prove
+    /// that nobody changed the packet.
+    pub const OVERHEAD: u32 = 80;
+}
+
+impl Default for WireguardConfig {
+    fn default() -> Self {
+        Self {
+            listen_port: 51820,
+            listen_port_v6: 51821,
+            preshared_key: None,
+            mtu: None,
+            mode: WireguardMode::Separate,
+            keepalive: 0,
+            path: PathChoice::Auto,
+        }
+    }
+}
+
+impl WireguardMode {
+    /// All of them, each with its name in the config.
+    const ALL: [(Self, &'static str); 4] =
+        [(Self::Separate, "separate"), (Self::Auto, "auto"), (Self::Ipv4, "ipv4"), (Self::Ipv6, "ipv6")];
+}
+
+/// Reads one of several names, without regard to case.
+fn one_of<T: Copy + Default>(
+    fields: &mut Fields,
+    field: &str,
+    all: &[(T, &'static str)],
+) -> Result<T, ConfigError> {
+    let Some(name) = fields.take::<String>(field)? else { return Ok(T::default()) };
+    let known = all.iter().find(|(_, known)| known.eq_ignore_ascii_case(&name));
+    known.map(|(value, _)| *value).ok_or_else(|| {
+        let names = listed(all.iter().map(|(_, name)| *name));
+        ConfigError::invalid(
+            &format!("Backend.{field}"),
+            &format!("{name:?}"),
+            &format!("is none of {names}"),
+        )
+    })
 }
 
 /// Reads a UDP port; 0 means the default, as in flannel.
@@ -377,10 +460,10 @@ fn longest_vni(pools: &PerFamily<SubnetPool>) -> u32 {
 }
 
 /// Returns the allowed size of outer packets: an inner packet must fit the smallest MTU of its family, 576 bytes (RFC
-/// 791) or 1280 (RFC 8200), after at most 70 bytes of headers.
-fn outer_mtu(pools: &PerFamily<SubnetPool>) -> RangeInclusive<u32> {
+/// 791) or 1280 (RFC 8200), after at most so many bytes of headers.
+fn outer_mtu(pools: &PerFamily<SubnetPool>, headers: u32) -> RangeInclusive<u32> {
     let inner = if pools.v6.is_some() { 1280 } else { 576 };
-    inner + 70..=65535
+    inner + headers..=65535
 }
 
 /// Formats `vxlan, udp and alloc`.

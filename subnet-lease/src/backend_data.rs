@@ -1,5 +1,6 @@
-//! What a backend writes into a lease: vxlan's data as numbers, anything else as text.
+//! What a backend writes into a lease: vxlan's and wireguard's data as numbers, anything else as text.
 
+use flan_wireguard_keys::PublicKey;
 use macaddr::MacAddr6;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use serde_json::Value;
@@ -23,10 +24,23 @@ pub struct VxlanData {
     pub vtep_mac: MacAddr6,
 }
 
+/// `BackendData` and `BackendV6Data` of the wireguard backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireguardData {
+    /// The holder's key.
+    #[serde(rename = "PublicKey")]
+    pub public_key: PublicKey,
+    /// The UDP port to send to; hosts with an old flannel omit it, and mean the config's.
+    #[serde(rename = "Port", default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Form {
     /// Exactly the form in which [`VxlanData`] is written.
     Vxlan(VxlanData),
+    /// Exactly the form in which [`WireguardData`] is written.
+    Wireguard(Box<WireguardData>),
     Other(Box<Text>),
 }
 
@@ -39,6 +53,16 @@ impl BackendData {
     pub fn vxlan(&self) -> Option<VxlanData> {
         match &self.0 {
             Form::Vxlan(data) => Some(*data),
+            Form::Wireguard(_) => None,
+            Form::Other(text) => serde_json::from_str(&text.0).ok(),
+        }
+    }
+
+    /// Returns wireguard's data, if it is readable as such.
+    pub fn wireguard(&self) -> Option<WireguardData> {
+        match &self.0 {
+            Form::Vxlan(_) => None,
+            Form::Wireguard(data) => Some(**data),
             Form::Other(text) => serde_json::from_str(&text.0).ok(),
         }
     }
@@ -49,20 +73,17 @@ impl BackendData {
     }
 
     fn from_text(json: &str) -> Result<Self, serde_json::Error> {
-        if let Some(data) = usual(json) {
-            return Ok(Self(Form::Vxlan(data)));
-        }
-        Ok(serde_json::from_str::<Value>(json)?.into())
+        Ok(match usual(json) {
+            Some(form) => Self(form),
+            None => serde_json::from_str::<Value>(json)?.into(),
+        })
     }
 }
 
 impl From<Value> for BackendData {
     fn from(value: Value) -> Self {
         let json = value.to_string();
-        Self(match usual(&json) {
-            Some(data) => Form::Vxlan(data),
-            None => Form::Other(Box::new(Text(json.into()))),
-        })
+        Self(usual(&json).unwrap_or_else(|| Form::Other(Box::new(Text(json.into())))))
     }
 }
 
@@ -72,10 +93,17 @@ impl From<VxlanData> for BackendData {
     }
 }
 
+impl From<WireguardData> for BackendData {
+    fn from(data: WireguardData) -> Self {
+        Self(Form::Wireguard(Box::new(data)))
+    }
+}
+
 impl Serialize for BackendData {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.0 {
             Form::Vxlan(data) => data.serialize(serializer),
+            Form::Wireguard(data) => data.serialize(serializer),
             Form::Other(text) => {
                 serde_json::from_str::<&RawValue>(&text.0).map_err(S::Error::custom)?.serialize(serializer)
             }
@@ -89,8 +117,20 @@ impl<'de> Deserialize<'de> for BackendData {
     }
 }
 
+/// Reads what is in exactly the form in which flannel and flan write it.
+fn usual(json: &str) -> Option<Form> {
+    vxlan(json).map(Form::Vxlan).or_else(|| wireguard(json).map(Box::new).map(Form::Wireguard))
+}
+
+/// Reads `{"PublicKey":"hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=","Port":51820}`, only in exactly this form.
+fn wireguard(json: &str) -> Option<WireguardData> {
+    let data: WireguardData =
+        serde_json::from_str(json.strip_prefix("{\"PublicKey\"").map(|_| json)?).ok()?;
+    (serde_json::to_string(&data).ok()? == json).then_some(data)
+}
+
 /// Reads `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`, only in exactly this form.
-fn usual(json: &str) -> Option<VxlanData> {
+fn vxlan(json: &str) -> Option<VxlanData> {
     let fields = json.strip_prefix('{')?.strip_suffix("\"}")?;
     let (vni, mac) = match fields.strip_prefix("\"VNI\":") {
         Some(rest) => {
@@ -178,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_written_as_flannel_writes_it() {
+        let key = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+        let json = format!(r#"{{"PublicKey":"{key}","Port":51820}}"#);
+        let data = WireguardData { public_key: key.parse().unwrap(), port: Some(51820) };
+        assert_eq!(serde_json::to_string(&BackendData::from(data)).unwrap(), json);
+        assert_eq!(read(&json), BackendData::from(data));
+        let old = read(&format!(r#"{{"PublicKey":"{key}"}}"#)).wireguard().unwrap();
+        assert_eq!((old.public_key, old.port), (data.public_key, None));
+        // Any order is read, and written again as it was.
+        let sorted = read(&format!(r#"{{"Port":51820,"PublicKey":"{key}"}}"#));
+        assert_eq!(sorted.wireguard(), Some(data));
+        assert_eq!(read(r#"{"PublicKey":"cGs="}"#).wireguard(), None);
+    }
+
+    #[test]
     fn a_mac_in_another_notation_is_understood() {
         let data = read(r#"{"VNI":1,"VtepMAC":"C6-D2-32-6F-8F-44"}"#).vxlan().unwrap();
         assert_eq!(data.vtep_mac, "c6:d2:32:6f:8f:44".parse().unwrap());
@@ -188,7 +243,7 @@ mod tests {
         #[test]
         fn the_usual_form_reads_what_it_writes(vni: Option<u32>, mac: [u8; 6]) {
             let data = VxlanData { vni, vtep_mac: mac.into() };
-            prop_assert_eq!(usual(&serde_json::to_string(&data).unwrap()), Some(data));
+            prop_assert_eq!(usual(&serde_json::to_string(&data).unwrap()), Some(Form::Vxlan(data)));
         }
 
         #[test]

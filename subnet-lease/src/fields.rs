@@ -49,6 +49,21 @@ impl Fields {
         })
     }
 
+    /// Takes a key that no message may show. An empty text counts as missing, as in flannel.
+    pub(crate) fn take_secret<T: std::str::FromStr<Err: fmt::Display>>(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(json) = self.take_all(name).pop().filter(|json| !is_null(json)) else { return Ok(None) };
+        let invalid = |problem: &str| ConfigError::invalid(&self.full(name), "(not shown here)", problem);
+        let text: String = serde_json::from_str(json.get())
+            .map_err(|_| invalid("has the wrong type: a text is expected"))?;
+        match text.is_empty() {
+            true => Ok(None),
+            false => text.parse().map(Some).map_err(|reason: T::Err| invalid(&reason.to_string())),
+        }
+    }
+
     /// Takes a field's number, which must be in `range`. A null keeps the value of an earlier field of this name.
     pub(crate) fn take_in<T>(
         &mut self,

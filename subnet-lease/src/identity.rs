@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use flan_wireguard_keys::PublicKey;
 use macaddr::MacAddr6;
 
 /// What a backend tells peers apart by. Of two hosts with the same identity, only one can be reached.
@@ -9,6 +10,8 @@ use macaddr::MacAddr6;
 pub enum Identity {
     /// The MAC of its VXLAN device.
     Mac(MacAddr6),
+    /// Its WireGuard key.
+    Key(PublicKey),
 }
 
 impl Identity {
@@ -16,6 +19,7 @@ impl Identity {
     pub(crate) fn is_usable(self) -> bool {
         match self {
             Self::Mac(mac) => !mac.is_nil() && !mac.is_multicast(),
+            Self::Key(key) => key.is_usable(),
         }
     }
 
@@ -26,6 +30,10 @@ impl Identity {
                 "delete the VXLAN device of one of them (ip link del flannel.VNI), give it a --node-id of its own, and \
                  restart fland there"
             }
+            Self::Key(_) => {
+                "delete the WireGuard key of one of them (/var/lib/flan/wireguard.key), give it a --node-id of its own, \
+                 and restart fland there"
+            }
         }
     }
 }
@@ -35,6 +43,7 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mac(mac) => write!(f, "VTEP MAC {}", mac.to_string().to_lowercase()),
+            Self::Key(key) => write!(f, "WireGuard key {key}"),
         }
     }
 }

@@ -34,9 +34,9 @@ mod watch;
 pub use admission::{Admission, OwnLease, QuarantineReason};
 pub use allocate::{NoSubnet, OverlapPolicy, Situation, allocate};
 pub use backend_config::{
-    BackendConfig, HostGwConfig, UdpConfig, UdpPath, VxlanConfig, WireguardConfig, WrongVni,
+    BackendConfig, HostGwConfig, PathChoice, UdpConfig, VxlanConfig, WireguardConfig, WireguardMode, WrongVni,
 };
-pub use backend_data::{BackendData, VxlanData};
+pub use backend_data::{BackendData, VxlanData, WireguardData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
 pub use endpoint::{Endpoint, InvalidEndpoint, split_urls, without_user};

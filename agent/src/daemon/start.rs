@@ -21,7 +21,7 @@ use crate::lookout::Lookout;
 use crate::network::{Network, Settings, UdpRunner};
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
-use crate::{notify, rights};
+use crate::{notify, rights, wireguard};
 
 /// Runs the agent, and before it the embedded store, if configured. Waits indefinitely for the store, the network
 /// config and a free subnet, and logs what it waits for.
@@ -81,6 +81,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         renew_margin,
         datapath: UdpRunner::boxed,
         kernel_path: netlink::check_fou,
+        kernel_wireguard: wireguard::check_kernel,
+        wireguard_key: wireguard::key,
     };
     let args = Arc::new(args);
     let (tasks, reports) = StoreTasks::start(store, args.store.clone(), status.clone());

@@ -1,21 +1,24 @@
 //! Chooses the backend that the network config asks for.
 
-use flan_agent_api::UdpPathInForce;
-use flan_backends::{Abilities, Alloc, Backend, BackendError, HostGw, KernelPath, Udp, Underlay, Vxlan};
-use flan_kernel::netlink::FouLack;
+use flan_agent_api::PathInForce;
+use flan_backends::{
+    Abilities, Alloc, Backend, BackendError, HostGw, KernelPath, Udp, Vxlan, Wireguard, WireguardHost,
+};
 use flan_kernel::{Ownership, State};
-use flan_subnet_lease::{BackendConfig, NetworkConfig, UdpConfig, UdpPath};
+use flan_subnet_lease::{BackendConfig, NetworkConfig, PathChoice, UdpConfig, WireguardConfig};
+use flan_wireguard_keys::PrivateKey;
 
 use super::datapath::Datapath;
-use crate::args::UdpMode;
+use crate::args::{Args, UdpMode};
+use crate::interface::External;
 
 /// The backend of this network.
 pub(crate) struct Chosen {
     pub(super) backend: Box<dyn Backend>,
     /// The data path, if packets pass through this process.
     pub(super) datapath: Option<Box<dyn Datapath>>,
-    /// Who moves the packets of the udp backend, and why.
-    pub(super) path: Option<UdpPathInForce>,
+    /// Who moves the packets of a backend that has two ways, and why.
+    pub(super) path: Option<PathInForce>,
 }
 
 impl Chosen {
@@ -36,7 +39,8 @@ pub(super) fn ownership(config: &NetworkConfig, nftables: bool) -> Ownership {
     let ownership = match &config.backend {
         BackendConfig::Vxlan(vxlan) => Vxlan::ownership_of(vxlan),
         BackendConfig::Udp(udp) => Udp::ownership_of(udp),
-        BackendConfig::HostGw(_) | BackendConfig::Alloc | BackendConfig::Wireguard(_) => Ownership::default(),
+        BackendConfig::Wireguard(_) => Wireguard::ownership_of(),
+        BackendConfig::HostGw(_) | BackendConfig::Alloc => Ownership::default(),
     };
     Ownership { senders: nftables, ..ownership }
 }
@@ -46,8 +50,14 @@ pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
     match &config.backend {
         BackendConfig::Vxlan(vxlan) => Some(vxlan.port),
         BackendConfig::Udp(udp) => Some(udp.port),
+        BackendConfig::Wireguard(wireguard) => Some(wireguard.listen_port),
         _ => None,
     }
+}
+
+/// Returns whether only the kernel's check of senders tells a peer's datagrams from anybody's.
+pub(super) fn checks_senders(config: &NetworkConfig) -> bool {
+    matches!(config.backend, BackendConfig::Vxlan(_) | BackendConfig::Udp(_))
 }
 
 /// Returns whether packets reach some peers without encapsulation although there is an overlay device.
@@ -55,15 +65,15 @@ pub(super) fn routes_directly(config: &NetworkConfig) -> bool {
     matches!(&config.backend, BackendConfig::Vxlan(vxlan) if vxlan.direct_routing)
 }
 
-/// What matters to the udp backend alone.
-pub(super) struct UdpMeans<'a> {
-    /// Who moves the packets, if a flag says so.
-    pub(super) path: Option<UdpPath>,
-    /// The modes that this host disables.
-    pub(super) without: &'a [UdpMode],
-    /// Says whether the kernel can move the packets.
-    pub(super) kernel_path: &'a dyn Fn() -> Result<(), FouLack>,
-    /// Creates the data path of the other way.
+/// What this host has for a backend.
+pub(super) struct HostMeans<'a> {
+    /// Its flags.
+    pub(super) args: &'a Args,
+    /// Says whether the kernel can move the packets, or what it lacks.
+    pub(super) kernel_path: &'a dyn Fn() -> Result<(), String>,
+    /// Its WireGuard key, if the backend needs one.
+    pub(super) wireguard_key: Option<&'a PrivateKey>,
+    /// Creates the data path of udp's other way.
     pub(super) make_datapath: fn(Udp) -> Box<dyn Datapath>,
 }
 
@@ -73,24 +83,40 @@ pub(super) struct UdpMeans<'a> {
 /// If this host cannot run it.
 pub(super) fn choose(
     config: &NetworkConfig,
-    means: &UdpMeans<'_>,
-    underlay: &Underlay,
+    means: &HostMeans<'_>,
+    external: &External,
     abilities: Abilities,
     node_id: &str,
     devices: &State,
 ) -> Result<Chosen, BackendError> {
+    let (args, underlay) = (means.args, &external.underlay);
     let of_kernel = |backend| Ok(Chosen { backend, datapath: None, path: None });
     match &config.backend {
         BackendConfig::Udp(udp) => {
-            let path = udp_path(udp, means.path, abilities.checks_senders, means.kernel_path)?;
-            let (backend, datapath): (Box<dyn Backend>, _) = if path.path == "kernel" {
+            let path = udp_path(udp, args.udp_path, abilities.checks_senders, means.kernel_path)?;
+            let (backend, datapath): (Box<dyn Backend>, _) = if path.path == KERNEL {
                 (Box::new(KernelPath::new(udp.clone(), &config.pools, underlay, abilities)?), None)
             } else {
-                let udp = without(udp.clone(), means.without);
+                let udp = without(udp.clone(), &args.udp_without);
                 let backend = Udp::new(udp, config.networks(), underlay, abilities.checks_senders)?;
                 (Box::new(backend.clone()), Some((means.make_datapath)(backend)))
             };
             Ok(Chosen { backend, datapath, path: Some(path) })
+        }
+        BackendConfig::Wireguard(wireguard) => {
+            let wish = Wish::of("--wireguard-path", args.wireguard_path, wireguard.path);
+            let path = decide(wish, WireguardConfig::NAME, "the kernel has WireGuard", means.kernel_path)?;
+            let private_key =
+                means.wireguard_key.ok_or(BackendError::Unknown { backend: WireguardConfig::NAME })?.clone();
+            let is_own = |(family, ip)| underlay.addresses.get(family) == Some(ip);
+            let host = WireguardHost {
+                private_key,
+                public_port: args.public_port,
+                is_behind_nat: !external.public_ips.iter().all(is_own),
+                by_kernel: path.path == KERNEL,
+            };
+            let backend = Wireguard::new(wireguard.clone(), &config.pools, underlay, host)?;
+            Ok(Chosen { backend: Box::new(backend), datapath: None, path: Some(path) })
         }
         BackendConfig::Vxlan(vxlan) => {
             let backend = Vxlan::new(vxlan.clone(), &config.pools, underlay, abilities, node_id, devices)?;
@@ -101,32 +127,63 @@ pub(super) fn choose(
             of_kernel(Box::new(backend))
         }
         BackendConfig::Alloc => of_kernel(Box::new(Alloc::new(underlay))),
-        // `NetworkConfig::supported` has refused this before.
-        BackendConfig::Wireguard(_) => Err(BackendError::Unknown { backend: config.backend.name() }),
+    }
+}
+
+const KERNEL: &str = "kernel";
+
+fn user(reason: String) -> PathInForce {
+    PathInForce { path: "user", reason }
+}
+
+/// Who is to move the packets, and the setting that says so.
+#[derive(Debug, Clone, Copy)]
+struct Wish {
+    path: PathChoice,
+    by: &'static str,
+}
+
+impl Wish {
+    /// A flag overrides the config.
+    fn of(name: &'static str, flag: Option<PathChoice>, config: PathChoice) -> Self {
+        match flag {
+            Some(path) => Self { path, by: name },
+            None => Self { path: config, by: "Backend.Path in the network config" },
+        }
     }
 }
 
 /// Decides who moves the packets of the udp backend.
 fn udp_path(
     config: &UdpConfig,
-    flag: Option<UdpPath>,
+    flag: Option<PathChoice>,
     checks_senders: bool,
-    kernel_path: impl FnOnce() -> Result<(), FouLack>,
-) -> Result<UdpPathInForce, BackendError> {
-    let by = if flag.is_some() { "--udp-path" } else { "Backend.Path in the network config" };
-    let wanted = flag.unwrap_or(config.path);
-    let in_force = |path, reason| Ok(UdpPathInForce { path, reason });
-    if wanted == UdpPath::User {
-        return in_force("user", format!("{by} asks for it"));
+    kernel: impl FnOnce() -> Result<(), String>,
+) -> Result<PathInForce, BackendError> {
+    let wish = Wish::of("--udp-path", flag, config.path);
+    if wish.path == PathChoice::Auto && config.strict_source && !checks_senders {
+        return Ok(user("the kernel may not check what StrictSource asks for".to_owned()));
     }
-    if wanted == UdpPath::Auto && config.strict_source && !checks_senders {
-        return in_force("user", "the kernel may not check what StrictSource asks for".to_owned());
+    decide(wish, UdpConfig::NAME, "the kernel has FOU and IPIP", kernel)
+}
+
+/// Decides who moves the packets of a backend. `has` says what a kernel has that can.
+fn decide(
+    Wish { path, by }: Wish,
+    backend: &'static str,
+    has: &str,
+    kernel: impl FnOnce() -> Result<(), String>,
+) -> Result<PathInForce, BackendError> {
+    let asked = || format!("{by} asks for it");
+    let in_force = |reason: String| PathInForce { path: KERNEL, reason };
+    if path == PathChoice::User {
+        return Ok(user(asked()));
     }
-    match (kernel_path(), wanted) {
-        (Ok(()), UdpPath::Kernel) => in_force("kernel", format!("{by} asks for it")),
-        (Ok(()), _) => in_force("kernel", "the kernel has FOU and IPIP".to_owned()),
-        (Err(lack), UdpPath::Kernel) => Err(BackendError::NoKernelPath { by, lack }),
-        (Err(lack), _) => in_force("user", lack.to_string()),
+    match (kernel(), path) {
+        (Ok(()), PathChoice::Kernel) => Ok(in_force(asked())),
+        (Ok(()), _) => Ok(in_force(has.to_owned())),
+        (Err(lack), PathChoice::Kernel) => Err(BackendError::NoKernelPath { by, backend, lack }),
+        (Err(lack), _) => Ok(user(lack)),
     }
 }
 
@@ -150,25 +207,25 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_moves_the_packets_of_udp_where_it_can_and_nobody_objects() {
-        let path = |config: UdpPath, flag, lack: Option<FouLack>| {
-            let config = UdpConfig { path: config, ..UdpConfig::default() };
-            udp_path(&config, flag, true, || lack.map_or(Ok(()), Err))
+    fn the_kernel_moves_the_packets_where_it_can_and_nobody_objects() {
+        let path = |config, flag, kernel: Result<(), &str>| {
+            let kernel = kernel.map_err(ToOwned::to_owned);
+            decide(Wish::of("--udp-path", flag, config), "udp", "the kernel has FOU and IPIP", || kernel)
+                .map(|found| (found.path, found.reason))
+                .map_err(|refused| refused.to_string())
         };
-        let of =
-            |found: Result<UdpPathInForce, _>| found.map(|found: UdpPathInForce| (found.path, found.reason));
+        let (auto, by_kernel, by_user) = (PathChoice::Auto, PathChoice::Kernel, PathChoice::User);
         let kernel = |reason: &str| Ok(("kernel", reason.to_owned()));
-        assert_eq!(of(path(UdpPath::Auto, None, None)), kernel("the kernel has FOU and IPIP"));
-        assert_eq!(of(path(UdpPath::User, Some(UdpPath::Kernel), None)), kernel("--udp-path asks for it"));
-        let lack = Some(FouLack::Other("tunl0".parse().unwrap()));
+        let user = |reason: &str| Ok(("user", reason.to_owned()));
+        assert_eq!(path(auto, None, Ok(())), kernel("the kernel has FOU and IPIP"));
+        assert_eq!(path(by_user, Some(by_kernel), Ok(())), kernel("--udp-path asks for it"));
+        assert_eq!(path(auto, None, Err("modprobe fou")), user("modprobe fou"));
+        assert_eq!(path(by_user, None, Ok(())), user("Backend.Path in the network config asks for it"));
+        let refused = path(auto, Some(by_kernel), Err("modprobe fou")).unwrap_err();
         assert_eq!(
-            path(UdpPath::Auto, None, lack).unwrap().reason,
-            FouLack::Other("tunl0".parse().unwrap()).to_string()
+            refused,
+            "--udp-path asks for udp by the kernel, and this host cannot: modprobe fou; with auto or user it works without"
         );
-        let user = path(UdpPath::User, None, None).unwrap();
-        assert_eq!((user.path, &*user.reason), ("user", "Backend.Path in the network config asks for it"));
-        let refused = path(UdpPath::Auto, Some(UdpPath::Kernel), Some(FouLack::Fou)).unwrap_err().to_string();
-        assert!(refused.contains("--udp-path") && refused.contains("modprobe fou"), "{refused}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use proptest::prelude::*;
 
@@ -7,7 +8,8 @@ use super::*;
 use crate::fake::FakeKernel;
 use crate::{
     Address, Check, FdbEntry, FouPort, Kernel, Link, LinkKind, Neighbour, NextHop, NextHopId, Ownership,
-    ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source, Vxlan, Wire,
+    ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Source, Vxlan, Wire, WireguardDevice, WireguardPeer,
+    WireguardPeerKey,
 };
 
 fn name(text: &str) -> LinkName {
@@ -239,7 +241,7 @@ mod any {
     }
 
     pub(super) fn ownership() -> Ownership {
-        Ownership { links: names(), fou_ports: [8285].into(), senders: true }
+        Ownership { links: names(), fou_ports: [8285].into(), wireguard: true, senders: true }
     }
 
     /// Generates a state that the kernel could hold: nothing on a missing device, and on a device that is down only
@@ -264,10 +266,13 @@ mod any {
         let checks = prop::collection::btree_set(wire.prop_map(Check::Peers), 0..3);
         let fou_ports = prop::collection::btree_set(0..3u8, 0..3);
         let checksums = prop::collection::btree_set(device(), 0..2);
-        let tunnels = (fou_ports, checksums);
+        let wireguards = prop::collection::btree_map(device(), 0..3u16, 0..2);
+        let peers =
+            prop::collection::btree_map((device(), 0..3u8), prop::collection::btree_set(ip(), 0..3), 0..4);
+        let tunnels = (fou_ports, checksums, wireguards, peers);
         (links, addresses, neighbours, fdb, next_hops, routes, sources, checks, tunnels).prop_map(
             move |(links, addresses, neighbours, fdb, next_hops, routes, sources, checks, tunnels)| {
-                let (fou_ports, checksums) = tunnels;
+                let (fou_ports, checksums, wireguards, peers) = tunnels;
                 let exists = |device: &LinkName| links.contains_key(device);
                 let ours = |device: &LinkName| LINKS.map(name).contains(device);
                 let is_up = |device: &LinkName| links.get(device).is_some_and(|link| link.up);
@@ -282,6 +287,27 @@ mod any {
                     fou_ports: fou_ports
                         .into_iter()
                         .map(|last| (FouPort { address: [192, 168, 64, last].into(), port: 8285 }, ()))
+                        .collect(),
+                    wireguards: wireguards
+                        .into_iter()
+                        .filter(|(link, _)| exists(link))
+                        .map(|(link, port)| (link, WireguardDevice { private_key: [64; 32].into(), port }))
+                        .collect(),
+                    wireguard_peers: peers
+                        .into_iter()
+                        .filter(|((link, _), _)| exists(link))
+                        .map(|((link, key), allowed)| {
+                            let allowed = allowed.into_iter().map(IpNetwork::from).collect();
+                            let public_key = [key; 32].into();
+                            let peer = WireguardPeer {
+                                endpoint: None,
+                                preshared_key: None,
+                                keepalive: 0,
+                                allowed,
+                                is_alive: false,
+                            };
+                            (WireguardPeerKey { link, public_key }, peer)
+                        })
                         .collect(),
                     checksums: checksums.into_iter().filter(exists).map(|link| (link, ())).collect(),
                     addresses: addresses

@@ -38,6 +38,9 @@ pub enum LinkKind {
     },
     /// The kernel puts each packet into one UDP datagram (`ip -d link show type ipip`, with `encap fou`).
     Ipip(Ipip),
+    /// The kernel encrypts packets (`ip -d link show type wireguard`). Its settings are of another kind
+    /// ([`WireguardDevices`](crate::WireguardDevices)).
+    Wireguard,
 }
 
 /// The settings of an IPIP device that sends FOU datagrams.
@@ -175,6 +178,7 @@ fn fixed_differences(want: &Link, have: &Link) -> Vec<String> {
             Vec::new()
         }
         (LinkKind::Ipip(want), LinkKind::Ipip(have)) if want == have => Vec::new(),
+        (LinkKind::Wireguard, LinkKind::Wireguard) => Vec::new(),
         (want, have) => vec![format!("it is {have}, want {want}")],
     }
 }
@@ -216,6 +220,7 @@ impl fmt::Display for LinkKind {
                 return write!(f, "type tun vnet_hdr {}", on(*vnet_header));
             }
             Self::Ipip(ipip) => return ipip.fmt(f),
+            Self::Wireguard => return f.write_str("type wireguard"),
         };
         write!(f, "type vxlan id {} port {}", vxlan.vni, vxlan.port)?;
         if let Some(local) = vxlan.local {

@@ -73,7 +73,9 @@ impl Known {
             (LinkKind::Vxlan(known), LinkKind::Vxlan(found)) => {
                 (known.vni, known.port) == (found.vni, found.port)
             }
-            (LinkKind::Tun { .. }, LinkKind::Tun { .. }) | (LinkKind::Ipip(_), LinkKind::Ipip(_)) => true,
+            (LinkKind::Tun { .. }, LinkKind::Tun { .. })
+            | (LinkKind::Ipip(_), LinkKind::Ipip(_))
+            | (LinkKind::Wireguard, LinkKind::Wireguard) => true,
             _ => false,
         }
     }

@@ -82,7 +82,32 @@ impl Generic {
         self.socket.dump(&request, Vec::new, |found, body| found.extend(read(attributes(body))))
     }
 
-    fn request(&self, command: u8, flags: u16, attributes: &[u8]) -> Request {
+    /// Asks for all objects that `attributes` name, and returns what `read` makes of the body of each answer.
+    ///
+    /// # Errors
+    /// If the kernel refuses or does not answer.
+    pub(crate) fn dump_about<T>(
+        &mut self,
+        command: u8,
+        attributes: &[u8],
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
+        let request = self.request(command, NLM_F_DUMP, attributes);
+        self.socket.dump(&request, Vec::new, |found, body| {
+            found.extend(read(body.get(FIXED_BYTES..).unwrap_or_default()));
+        })
+    }
+
+    /// Returns the socket, for requests in batches.
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(super) fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    pub(super) fn request(&self, command: u8, flags: u16, attributes: &[u8]) -> Request {
         let body = [&[command, 1, 0, 0], attributes].concat();
         Request::Raw(RawRequest { kind: self.family, flags: NLM_F_REQUEST | flags, body })
     }

@@ -5,7 +5,9 @@ use netlink_packet_route::link::InfoKind;
 use super::devices::Devices;
 use super::entry::{self, link_name};
 use super::holder;
-use super::link_message::{create_ipip, create_vxlan, delete_link, device, update_link, without_link_local};
+use super::link_message::{
+    create_ipip, create_vxlan, create_wireguard, delete_link, device, update_link, without_link_local,
+};
 use super::lookup::Lookup;
 use super::message::{Request, dump_links_of_kind};
 use super::object::{NetlinkObject, Notification, Told};
@@ -116,6 +118,13 @@ fn create_on(
         }
         LinkKind::Ipip(ipip) => {
             match socket.change_one(create_ipip(name, link, ipip)) {
+                Err(error) if is_there(&error) && stands(socket, name, link, None)? => {}
+                made => made?,
+            }
+            false
+        }
+        LinkKind::Wireguard => {
+            match socket.change_one(create_wireguard(name, link)) {
                 Err(error) if is_there(&error) && stands(socket, name, link, None)? => {}
                 made => made?,
             }

@@ -45,14 +45,21 @@ pub(super) fn create_ipip(name: LinkName, link: &Link, ipip: &Ipip) -> Request {
     create(name, link, InfoKind::IpIp, InfoData::IpTunnel(data))
 }
 
-fn create(name: LinkName, link: &Link, kind: InfoKind, data: InfoData) -> Request {
+/// Creates a WireGuard device, down.
+pub(super) fn create_wireguard(name: LinkName, link: &Link) -> Request {
+    create(name, link, InfoKind::Wireguard, None)
+}
+
+fn create(name: LinkName, link: &Link, kind: InfoKind, data: impl Into<Option<InfoData>>) -> Request {
     let mut message = LinkMessage::default();
     message.attributes =
         link.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())).into_iter().collect();
     message.attributes.extend([
         LinkAttribute::Mtu(link.mtu),
         LinkAttribute::IfName(name.to_string()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
+        LinkAttribute::LinkInfo(
+            std::iter::once(LinkInfo::Kind(kind)).chain(data.into().map(LinkInfo::Data)).collect(),
+        ),
     ]);
     with_flags(RouteNetlinkMessage::NewLink(message), NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL)
 }
@@ -108,9 +115,10 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
             (LinkKind::Tun { vnet_header: data.iter().any(is_vnet_header_on) }, None)
         }
         (Some(InfoKind::IpIp), Some(InfoData::IpTunnel(data))) => (LinkKind::Ipip(ipip(data)), None),
+        (Some(InfoKind::Wireguard), _) => (LinkKind::Wireguard, None),
         _ => {
             return Err(KernelError::Message(format!(
-                "device {name} exists and is neither a VXLAN nor a TUN nor an IPIP device; rename or delete it, or choose \
+                "device {name} exists and is neither a VXLAN nor a TUN nor an IPIP nor a WireGuard device; rename or delete it, or choose \
                  another VNI"
             )));
         }

@@ -8,11 +8,13 @@ use super::apply::{Access, Round, TakenIds};
 use super::changes::Changes;
 use super::devices::Devices;
 use super::fou;
+use super::generic::Generic;
 use super::lookup::Lookup;
 use super::nft;
 use super::reading::Sockets;
 use super::snapshot;
 use super::socket::Socket;
+use super::wireguard;
 use crate::kind::Changed;
 use crate::kinds::{Change, Fact, Operation, State};
 use crate::sysctl::FibSyncMem;
@@ -30,6 +32,9 @@ pub struct Linux {
     nftables: Option<Socket>,
     changes: Changes,
     fou: fou::Watch,
+    /// Opened when first needed.
+    wireguard: Option<Generic>,
+    peers: wireguard::Watch,
     devices: Arc<Mutex<Devices>>,
     taken: TakenIds,
 }
@@ -45,6 +50,8 @@ impl Linux {
             nftables: None,
             changes: Changes::listen()?,
             fou: fou::Watch::new(),
+            wireguard: None,
+            peers: wireguard::Watch::new(),
             devices: Arc::default(),
             taken: TakenIds::default(),
         })
@@ -81,6 +88,7 @@ impl Kernel for Linux {
     fn snapshot(&mut self, ownership: &Ownership) -> BoxFuture<'static, Result<State, KernelError>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner).set_ours(ownership);
         self.fou.set_ours(&ownership.fou_ports);
+        self.peers.set_ours(if ownership.wireguard { ownership.links.clone() } else { Default::default() });
         // Opened here, in the caller's network namespace: the reading thread may be in another.
         let sockets = Sockets::open(ownership);
         let devices = Arc::clone(&self.devices);
@@ -97,18 +105,27 @@ impl Kernel for Linux {
     async fn apply(&mut self, operations: &[Operation]) -> Vec<FailedOperation> {
         let _generous = (operations.len() > MANY).then(FibSyncMem::raise);
         let (mut failed, mut broken, mut took_renamed) = (Vec::new(), None, false);
+        operations.iter().for_each(|operation| self.peers.carried_out(operation));
         // Senders are admitted before anything leads to them, and excluded afterwards. Both take time.
-        let is_for_nftables = |operation: &Operation| operation.changed() == Changed::ByNftables;
-        for run in operations.chunk_by(|one, next| is_for_nftables(one) == is_for_nftables(next)) {
-            if is_for_nftables(&run[0]) {
-                let refused = nft::apply(&mut self.nftables, run.len(), |number, socket| {
+        for run in operations.chunk_by(|one, next| Protocol::of(one) == Protocol::of(next)) {
+            let refused = match Protocol::of(&run[0]) {
+                Protocol::Route => None,
+                Protocol::Nftables => Some(nft::apply(&mut self.nftables, run.len(), |number, socket| {
                     run[number].transaction(socket)
-                });
-                failed.extend(
-                    refused
-                        .into_iter()
-                        .map(|(number, reason)| FailedOperation { operation: run[number].clone(), reason }),
-                );
+                })),
+                Protocol::Wireguard => {
+                    let changes = run.iter().map(Operation::wireguard_change);
+                    let mut refused = wireguard::apply(&mut self.wireguard, changes);
+                    refused.retain(|(number, reason)| {
+                        !reason.errno().is_some_and(|errno| run[*number].is_so_already(errno))
+                    });
+                    Some(refused)
+                }
+            };
+            if let Some(refused) = refused {
+                let failure =
+                    |(number, reason): (usize, _)| FailedOperation { operation: run[number].clone(), reason };
+                failed.extend(refused.into_iter().map(failure));
                 continue;
             }
             if let Some(reason) = &broken {
@@ -134,13 +151,33 @@ impl Kernel for Linux {
             let mut heard = self.changes.take();
             let ports = self.fou.look().into_iter();
             heard.extend(ports.map(|(port, stands)| Change::Fact(Fact::FouPort(port, stands.then_some(())))));
+            heard.extend(self.peers.look());
             if !heard.is_empty() {
                 return heard;
             }
             tokio::select! {
                 () = self.changes.wait() => {}
                 () = self.fou.due() => {}
+                () = self.peers.due() => {}
             }
+        }
+    }
+}
+
+/// The netlink protocol over which an operation is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Route,
+    Nftables,
+    Wireguard,
+}
+
+impl Protocol {
+    fn of(operation: &Operation) -> Self {
+        match operation.changed() {
+            Changed::ByOneRequest | Changed::ByDevice => Self::Route,
+            Changed::ByNftables => Self::Nftables,
+            Changed::ByWireguard => Self::Wireguard,
         }
     }
 }

@@ -41,6 +41,12 @@ pub(crate) trait NetlinkObject: Kind {
         Ok(Part::default())
     }
 
+    /// Returns the attributes of the request for an operation of a kind that is changed
+    /// [by WireGuard](crate::kind::Changed::ByWireguard).
+    fn wireguard_change(_edit: &Edit<Self>) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// Returns what blocks each operation that could not add an object, if that belongs to another program.
     ///
     /// # Errors

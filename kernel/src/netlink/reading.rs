@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::devices::Devices;
 use super::generic::Generic;
 use super::socket::Socket;
-use super::{features, fou, nft};
+use super::{features, fou, nft, wireguard};
 use crate::kind::gateway::NextHopId;
 use crate::kind::link::LinkKind;
 use crate::kind::link_name::LinkName;
@@ -21,6 +21,8 @@ pub(crate) struct Sockets {
     /// For FOU ports, if some are ours and the kernel has them.
     fou: Option<Generic>,
     ethtool: Option<Generic>,
+    /// For WireGuard, if a device of ours may be one.
+    wireguard: Option<Generic>,
 }
 
 impl Sockets {
@@ -32,6 +34,7 @@ impl Sockets {
             nftables: ownership.senders.then(nft::socket).transpose()?,
             fou: if with_fou { fou::socket()? } else { None },
             ethtool: if with_fou { features::socket()? } else { None },
+            wireguard: if ownership.wireguard { wireguard::socket()? } else { None },
         })
     }
 }
@@ -43,6 +46,7 @@ pub(crate) struct Reading<'a> {
     pub(crate) nftables: Option<&'a mut Socket>,
     pub(crate) fou: Option<&'a mut Generic>,
     pub(crate) ethtool: Option<&'a mut Generic>,
+    wireguard: Option<&'a mut Generic>,
     devices: &'a Mutex<Devices>,
     /// The names that our devices should have.
     pub(crate) wanted: Vec<LinkName>,
@@ -54,6 +58,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) ours: BTreeMap<u32, LinkName>,
     /// Those that send FOU datagrams.
     pub(crate) tunnels: BTreeMap<u32, LinkName>,
+    /// Our WireGuard devices, read when first needed.
+    wireguards: Option<BTreeMap<LinkName, wireguard::Found>>,
     /// Device names by index, looked up when first needed.
     names: BTreeMap<u32, LinkName>,
 }
@@ -69,12 +75,14 @@ impl<'a> Reading<'a> {
             nftables: sockets.nftables.as_mut(),
             fou: sockets.fou.as_mut(),
             ethtool: sockets.ethtool.as_mut(),
+            wireguard: sockets.wireguard.as_mut(),
             devices,
             wanted: ownership.links.iter().copied().collect(),
             fou_ports: &ownership.fou_ports,
             next_hops: BTreeMap::new(),
             ours: BTreeMap::new(),
             tunnels: BTreeMap::new(),
+            wireguards: None,
             names: BTreeMap::new(),
         }
     }
@@ -92,6 +100,20 @@ impl<'a> Reading<'a> {
     /// Returns our devices that exist.
     pub(crate) fn ours(&self) -> Vec<(u32, LinkName)> {
         self.ours.iter().map(|(index, name)| (*index, *name)).collect()
+    }
+
+    /// Returns our WireGuard devices with their peers.
+    pub(crate) fn wireguards(&mut self) -> Result<&BTreeMap<LinkName, wireguard::Found>, KernelError> {
+        if self.wireguards.is_none() {
+            let mut all = BTreeMap::new();
+            if let Some(socket) = &mut self.wireguard {
+                for &link in self.ours.values() {
+                    all.extend(wireguard::read(socket, link)?.map(|found| (link, found)));
+                }
+            }
+            self.wireguards = Some(all);
+        }
+        Ok(self.wireguards.get_or_insert_default())
     }
 
     pub(crate) fn is_ours(&self, index: u32) -> bool {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend_config::{UdpConfig, VxlanConfig};
+use crate::backend_config::{PathChoice, UdpConfig, VxlanConfig, WireguardConfig, WireguardMode};
 
 fn parse(json: &str) -> Result<NetworkConfig, String> {
     NetworkConfig::parse(json.as_bytes()).map_err(|error| error.to_string())
@@ -141,24 +141,21 @@ fn what_fland_runs_is_supported_and_the_rest_refused_by_name() {
     let judge = |fields: &str| {
         with_network(fields).and_then(|config| config.supported().map_err(|error| error.to_string()))
     };
-    for backend in ["vxlan", "host-gw", "alloc", "udp"] {
+    for backend in ["vxlan", "host-gw", "alloc", "udp", "wireguard"] {
         assert_eq!(judge(&on(backend)), Ok(()), "{backend}");
     }
-    for backend in ["vxlan", "host-gw", "alloc"] {
+    for backend in ["vxlan", "host-gw", "alloc", "wireguard"] {
         assert_eq!(judge(&format!("{both}, {}", on(backend))), Ok(()), "{backend}");
     }
     assert_eq!(judge(r#""Backend": {"Type": "vxlan", "DirectRouting": true}"#), Ok(()));
     let udp = "EnableIPv6 true does not work with backend udp, which does not carry IPv6; \
-               vxlan, host-gw and alloc carry it";
+               vxlan, host-gw, alloc and wireguard carry it";
     assert_eq!(judge(&format!("{both}, {}", on("udp"))), Err(udp.to_owned()));
     let implied = format!("{udp}; without Backend in the network config the backend is udp");
     assert_eq!(judge(both), Err(implied));
-    for backend in ["wireguard", "ipip"] {
-        let refused = format!(
-            "Backend.Type {backend:?} is not a backend of this fland; vxlan, udp, host-gw and alloc are"
-        );
-        assert_eq!(judge(&on(backend)), Err(refused));
-    }
+    let refused =
+        "Backend.Type \"ipip\" is not a backend of this fland; vxlan, udp, host-gw, alloc and wireguard are";
+    assert_eq!(judge(&on("ipip")), Err(refused.to_owned()));
 }
 
 #[test]
@@ -169,6 +166,53 @@ fn a_lease_names_the_backends_that_flannel_names_there() {
         let config = with_network(&format!(r#""Backend": {{"Type": "{backend}"}}"#)).unwrap();
         assert_eq!((config.backend.name(), config.backend.lease_type()), (backend, named));
     }
+}
+
+#[test]
+fn wireguard_is_configured_as_flannels() {
+    let with = |fields: &str| {
+        with_network(&format!(r#""Backend": {{"Type": "wireguard"{fields}}}"#))
+            .map(|config| config.backend)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        with(r#", "PSK": "", "Mode": "Separate""#),
+        Ok(BackendConfig::Wireguard(WireguardConfig::default()))
+    );
+    let psk = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=";
+    let all = format!(
+        r#", "ListenPort": 7000, "ListenPortV6": 7001, "PSK": "{psk}", "MTU": 1400, "Mode": "auto",
+        "PersistentKeepaliveInterval": 30, "Path": "user""#
+    );
+    let wanted = WireguardConfig {
+        listen_port: 7000,
+        listen_port_v6: 7001,
+        preshared_key: Some(psk.parse().unwrap()),
+        mtu: Some(1400),
+        mode: WireguardMode::Auto,
+        keepalive: 30,
+        path: PathChoice::User,
+    };
+    assert_eq!(with(&all), Ok(BackendConfig::Wireguard(wanted)));
+    for (fields, error) in [
+        (r#", "Mode": "both""#, "Backend.Mode \"both\" is none of separate, auto, ipv4 and ipv6"),
+        (r#", "MTU": 600"#, "Backend.MTU 600 is not a number from 656 to 65535"),
+        (
+            r#", "PersistentKeepaliveInterval": 70000"#,
+            "Backend.PersistentKeepaliveInterval 70000 is not a number from 0 to 65535",
+        ),
+        (
+            r#", "PSK": "c2VjcmV0""#,
+            "Backend.PSK (not shown here) is no WireGuard key: it has 6 bytes, a key has 32",
+        ),
+        (r#", "PSK": 31415"#, "Backend.PSK (not shown here) has the wrong type: a text is expected"),
+    ] {
+        assert_eq!(with(fields), Err(error.to_owned()));
+    }
+    let both = with_network(
+        r#""EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "wireguard", "ListenPortV6": 51820}"#,
+    );
+    assert!(both.unwrap_err().to_string().contains("Backend.ListenPortV6 51820 is ListenPort, too"));
 }
 
 #[test]

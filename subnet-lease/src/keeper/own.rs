@@ -63,7 +63,8 @@ const SHOWN_DOUBLES: usize = 5;
 fn is_double(lease: &Lease, claim: &Claim) -> bool {
     let (ips, node) = (&claim.attributes.public_ips, &claim.attributes.node);
     let attributes = &lease.attributes;
-    attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node)
+    let shares = claim.config.backend.shares_addresses();
+    !shares && attributes.is_held_by(ips, &NodeIdentity::default()) && !attributes.is_held_by(ips, node)
 }
 
 /// Warns that two machines with one address cannot both be reached.

@@ -98,6 +98,8 @@ impl World {
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,
                 kernel_path: |_| Err(FouLack::Fou),
+                kernel_wireguard: || Ok(()),
+                wireguard_key: |_| Ok([64; 32].into()),
             };
             Network::new(id, args.clone(), status.clone(), settings, now)
         };

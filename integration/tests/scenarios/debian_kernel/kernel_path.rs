@@ -62,7 +62,7 @@ fn standing(host: &Host) -> Result<String> {
 }
 
 fn path_of(host: &Host) -> Result<Value> {
-    Ok(host.status()?["udpPath"].clone())
+    Ok(host.status()?["path"].clone())
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn containers_talk_and_the_kernel_moves_the_packets() -> Result<()> {
         let (hosts, ends) = with_flags(lab, NETWORK_OF_AUTO, &[&[], &[]])?;
         for host in &hosts {
             assert_eq!(path_of(host)?, json!({"path": "kernel", "reason": "the kernel has FOU and IPIP"}));
-            assert_eq!(host.log_lines(&["udp packets take this path"])?.len(), 1);
+            assert_eq!(host.log_lines(&["packets take this path"])?.len(), 1);
             let warnings = host.log_lines(&[" WARN "])?;
             ensure!(warnings.is_empty(), "{warnings:?}");
             let env = host.subnet_env()?;
