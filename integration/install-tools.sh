@@ -53,6 +53,10 @@ if [ -n "$tests" ]; then
     if lacks qemu-system-x86_64 && [ "$(uname -m)" = x86_64 ]; then want qemu-system-x86; fi
     if lacks modprobe; then want kmod; fi
     if lacks mkfs.ext4; then want e2fsprogs; fi
+    # What looks at WireGuard from outside, and what speaks it besides the kernel and flan.
+    if lacks wg; then want wireguard-tools; fi
+    if lacks wireguard-go; then want wireguard-go; fi
+    if lacks tcpdump; then want tcpdump; fi
     # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
     if lacks iperf3; then want iperf3; fi
     if lacks ethtool; then want ethtool; fi

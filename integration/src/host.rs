@@ -5,6 +5,7 @@ mod dockerd;
 mod init;
 mod recordings;
 mod spec;
+mod wiretap;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,8 +25,9 @@ use crate::process::{self, Process};
 use crate::subnet_env::{SubnetEnv, SubnetValues};
 use crate::wait;
 
-pub use self::agent::{STATUS_FLAGS, STATUS_PORT};
+pub use self::agent::{STATUS_FLAGS, STATUS_PORT, WIREGUARD_KEY};
 pub(crate) use self::spec::HostSpec;
+pub use self::wiretap::{Wiretap, contains};
 
 /// How long a peer may take to appear or to go.
 const PEERS_LIMIT: Duration = Duration::from_secs(15);

@@ -12,7 +12,7 @@ use crate::forky;
 use crate::store::StoreKind;
 
 /// Program, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 18] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("nft", "nftables"),
@@ -28,6 +28,9 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("busybox", "busybox-static"),
     ("dockerd", "docker.io"),
     ("docker", "docker.io"),
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+    ("tcpdump", "tcpdump"),
 ];
 
 /// As [`PROGRAMS`]: what a lab runs whose store is etcd.

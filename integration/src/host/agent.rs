@@ -20,6 +20,9 @@ const AGENT_LIMIT: Duration = Duration::from_secs(30);
 /// Where agents answer `GET /status` if they are started with [`STATUS_FLAGS`].
 pub const STATUS_PORT: &str = "8299";
 
+/// Where agents keep their WireGuard key. Each host has a /run of its own.
+pub const WIREGUARD_KEY: &str = "/run/flan/wireguard.key";
+
 /// For [`Host::start_agent_with`]: the agent can be asked for its status.
 pub const STATUS_FLAGS: [&str; 5] = ["--ip-masq", "--healthz-ip", "127.0.0.1", "--healthz-port", STATUS_PORT];
 
@@ -58,6 +61,7 @@ impl Host {
             fland.args(["--iface", "eth0"]);
         }
         fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
+        fland.args(["--wireguard-key-file", WIREGUARD_KEY]);
         fland.args(flags);
         fland.env("NOTIFY_SOCKET", "/run/notify");
         let name = format!("fland on {}", self.spec.name);

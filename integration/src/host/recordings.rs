@@ -42,7 +42,7 @@ impl Host {
         )
     }
 
-    fn recording(&mut self, what: &str) -> PathBuf {
+    pub(super) fn recording(&mut self, what: &str) -> PathBuf {
         self.recordings += 1;
         self.spec.dir.join(format!("{what}{}.txt", self.recordings))
     }

@@ -6,6 +6,7 @@
 mod kernel_path;
 mod lossy_underlay;
 mod reboot;
+mod wireguard;
 
 use anyhow::Result;
 use flan_integration::vm;
