@@ -155,7 +155,7 @@ impl Agent {
         };
         effects.extend(self.follow_external_interface(now));
         for network in &mut self.networks {
-            effects.extend(network.claim_lease(&self.host));
+            effects.extend(network.claim_lease(&self.host, now));
         }
         effects
     }

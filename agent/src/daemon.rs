@@ -173,6 +173,13 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             Effect::Ready => notify::ready(),
             Effect::Status(status) => notify::status(&status),
             Effect::Network(_, NetworkEffect::ReadConfig) => self.store.read_config(),
+            Effect::Network(id, NetworkEffect::ReadKey) => {
+                let file = self.args.wireguard_key_file.file();
+                let missing = || format!("the WireGuard key {} is gone", file.path().display());
+                let read =
+                    file.read().map_err(|reason| reason.to_string()).and_then(|key| key.ok_or_else(missing));
+                event = Some(Event::Network(id, NetworkEvent::Key(read)));
+            }
             Effect::Network(_, NetworkEffect::ListLeases) => self.store.list_leases(),
             Effect::Network(_, NetworkEffect::Claim(claim)) => self.store.claim(*claim),
             Effect::Network(id, NetworkEffect::Save(env)) => {

@@ -45,6 +45,8 @@ pub(crate) use self::joined::Joined;
 
 /// Interval between checks of the network config.
 pub const CONFIG_CHECK: Duration = Duration::from_secs(30);
+/// Interval between looks at the file of the WireGuard key.
+const KEY_CHECK: Duration = Duration::from_secs(2);
 /// Longest interval between readings while there is no usable config.
 const CONFIG_WAIT: Duration = Duration::from_secs(10);
 const UNCHECKED: &str = "this kernel has no nftables (CONFIG_NF_TABLES), so packets of the overlay are taken from whoever sends \
@@ -63,6 +65,8 @@ pub enum NetworkEvent {
     Holding(Holding),
     /// The store reported leases.
     Leases(WatchEvent<Lease>),
+    /// This host's WireGuard key as its file has it, or why there is none.
+    Key(Result<PrivateKey, String>),
     /// The subnet file was written, or why not.
     Saved(Result<(), String>),
 }
@@ -72,6 +76,8 @@ pub enum NetworkEvent {
 pub enum NetworkEffect {
     /// Read the config from the store. Answered by [`NetworkEvent::Config`].
     ReadConfig,
+    /// Read the file of this host's WireGuard key. Answered by [`NetworkEvent::Key`].
+    ReadKey,
     /// Start to list the leases, which the claim will need.
     ListLeases,
     /// Take a lease, keep it, and watch all leases. Answered by [`NetworkEvent::Leased`], then by others indefinitely.
@@ -124,6 +130,8 @@ pub struct Network {
     kernel_path: OnceLock<Result<(), String>>,
     /// This host's WireGuard key, once it is needed.
     wireguard_key: Option<PrivateKey>,
+    /// When to look whether it has changed.
+    key_due: Due,
     phase: Phase,
     config_due: Due,
     /// Consecutive readings that found no usable config.
@@ -179,6 +187,7 @@ impl Network {
             settings,
             kernel_path,
             wireguard_key: None,
+            key_due: Due::default(),
             phase,
             config_due,
             failures,
@@ -204,6 +213,10 @@ impl Network {
                 }
                 Vec::new()
             }
+            NetworkEvent::Key(read) => {
+                self.key_was_read(read, host, now);
+                Vec::new()
+            }
             NetworkEvent::Saved(saved) => {
                 self.joined_mut().map_or_else(Vec::new, |joined| joined.saved(saved, host, now))
             }
@@ -212,29 +225,35 @@ impl Network {
 
     /// Starts what is due.
     pub(crate) fn time_passed(&mut self, now: Instant) -> Vec<Effect> {
-        match self.config_due.is_over(now) {
-            true => {
-                let first = matches!(self.phase, Phase::Config) && self.failures == 0;
-                let waits = first.then(|| self.waits_for(&self.config_place()));
-                waits.into_iter().chain([self.effect(NetworkEffect::ReadConfig)]).collect()
-            }
-            false => Vec::new(),
+        let mut effects = Vec::new();
+        if self.config_due.is_over(now) {
+            let first = matches!(self.phase, Phase::Config) && self.failures == 0;
+            effects.extend(first.then(|| self.waits_for(&self.config_place())));
+            effects.push(self.effect(NetworkEffect::ReadConfig));
         }
+        if self.key_due.is_over(now) {
+            effects.push(self.effect(NetworkEffect::ReadKey));
+        }
+        effects
     }
 
     /// Returns when something is due even without an event.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.config_due.time().into_iter().chain(self.joined().and_then(Joined::due)).min()
+        let dues = [self.config_due.time(), self.key_due.time(), self.joined().and_then(Joined::due)];
+        dues.into_iter().flatten().min()
     }
 
     /// Claims a lease, once the state of this host is known.
-    pub(crate) fn claim_lease(&mut self, host: &Host) -> Vec<Effect> {
+    pub(crate) fn claim_lease(&mut self, host: &Host, now: Instant) -> Vec<Effect> {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
         let Some((external, networks)) = host.known() else { return Vec::new() };
         let devices = host.reconciler.devices();
         if matches!(config.backend, BackendConfig::Wireguard(_)) {
             match (self.settings.wireguard_key)(&self.args.wireguard_key_file) {
-                Ok(key) => self.wireguard_key = Some(key),
+                Ok(key) => {
+                    self.wireguard_key = Some(key);
+                    self.key_due.at(now + KEY_CHECK);
+                }
                 Err(reason) => return vec![Effect::End(refused(reason))],
             }
         }
@@ -282,6 +301,19 @@ impl Network {
             overlaps,
         }));
         vec![self.waits_for("a lease"), self.effect(NetworkEffect::Claim(Box::new(claim)))]
+    }
+
+    /// Goes over to another WireGuard key: peers learn it from our lease.
+    fn key_was_read(&mut self, read: Result<PrivateKey, String>, host: &mut Host, now: Instant) {
+        self.key_due.at(now + KEY_CHECK);
+        let problem = read.as_ref().err().map(|reason| format!("{reason}; the key in use stays in use"));
+        self.status.report(Code::WireguardKey, problem);
+        let Ok(key) = read else { return };
+        if self.wireguard_key.as_ref() != Some(&key) {
+            info!(public_key = %key.public(), "this host has another WireGuard key now");
+            self.wireguard_key = Some(key);
+            host.plan_anew();
+        }
     }
 
     /// Starts to follow the peers' leases, now that this host has one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile, Urls};
+use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile, Urls, WireguardKeyFile};
 use flan_subnet_lease::{BackendConfig, Password, Subnets};
 
 /// Show and change which host holds which subnet
@@ -35,6 +35,9 @@ pub(crate) enum Command {
     /// List, reserve or release subnets
     #[command(subcommand)]
     Subnets(SubnetsCommand),
+    /// Change this host's WireGuard key
+    #[command(subcommand)]
+    Wireguard(WireguardCommand),
     /// Prepare this host for flanneld. Stop fland first. Requires root. On vxlan, host-gw and alloc, no packet is lost
     HandOver(HostArgs),
     /// Take this host out of the network: delete its lease and everything that fland made here. Stop fland first.
@@ -77,6 +80,16 @@ pub(crate) enum ConfigCommand {
     Validate {
         /// JSON file, or - for standard input
         file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WireguardCommand {
+    /// Replace this host's private key by a new one, for instance because others may have read it. fland may run: it uses
+    /// the new key within two seconds, and peers learn it from this host's lease. Packets under way meanwhile are lost
+    RotateKey {
+        #[command(flatten)]
+        key_file: WireguardKeyFile,
     },
 }
 

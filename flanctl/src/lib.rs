@@ -15,10 +15,11 @@ mod progress;
 mod store;
 mod subnets;
 mod table;
+mod wireguard;
 
 use std::process::ExitCode;
 
-use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand};
+use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand, WireguardCommand};
 
 use crate::failure::{Failure, Kind};
 use crate::progress::told;
@@ -83,6 +84,9 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         Command::Leave(args) => {
             let store = if args.keep_lease { None } else { Some(store()?) };
             leave::run(store, &args).await
+        }
+        Command::Wireguard(WireguardCommand::RotateKey { key_file }) => {
+            wireguard::rotate_key(&key_file.file())
         }
         Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
             let env = docker::wait(&subnet_file.path, timeout).await?;

@@ -11,6 +11,7 @@ use self::world::{PEER_2, PEER_3, World, deleted, listed, put};
 
 const VXLAN: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 const SECOND: &str = r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
+const WIREGUARD: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "wireguard"}}"#;
 const UDP: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
 const OURS: &str = "10.5.1.0/24";
 
@@ -336,4 +337,32 @@ fn what_failed_for_a_long_time_is_tried_at_once_when_the_address_changes() {
     world.hear();
     world.pass(Duration::from_secs(1));
     assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+}
+
+#[test]
+fn another_wireguard_key_is_used_and_published_and_a_lost_one_stays_in_use() {
+    let mut world = World::joined(WIREGUARD, OURS, &[]);
+    let keys = |world: &World| {
+        let state = world.kernel.state();
+        let device = state.wireguards.values().next().expect("a device").private_key.public();
+        let published = world.attributes(0).data.v4.expect("data").wireguard().expect("a key").public_key;
+        (device, published)
+    };
+    let before = keys(&world).0;
+    assert_eq!(keys(&world), (before, before));
+    let other = flan_wireguard_keys::PrivateKey::from([72; 32]);
+    world.key = Some(other.clone());
+    world.pass(Duration::from_secs(3));
+    assert_eq!(keys(&world), (other.public(), other.public()));
+    world.key = None;
+    world.pass(Duration::from_secs(3));
+    assert_eq!(keys(&world), (other.public(), other.public()));
+    let problems = world.status().problems;
+    assert!(
+        problems.iter().any(|problem| problem.code == flan_agent_api::Code::WireguardKey),
+        "{problems:?}"
+    );
+    world.key = Some(other);
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.status().problems, []);
 }

@@ -176,12 +176,20 @@ impl Host {
         self.external.adopted.take()
     }
 
+    /// Lets all networks plan again, as if they moved to the interface that they are on.
+    pub(crate) fn plan_anew(&mut self) {
+        let external = &mut self.external;
+        external.adopted = external.adopted.take().or_else(|| external.external.clone());
+    }
+
     /// Moves to this interface and drops all wishes. The networks must then plan again.
     pub(crate) fn move_to(&mut self, external: External, now: Instant) -> Option<Effect> {
-        info!(
-            interface = %external.underlay.link, mtu = external.underlay.mtu,
-            addresses = ?external.underlay.addresses.values().collect::<Vec<_>>(), "the external interface has changed",
-        );
+        if self.external.external.as_ref() != Some(&external) {
+            info!(
+                interface = %external.underlay.link, mtu = external.underlay.mtu,
+                addresses = ?external.underlay.addresses.values().collect::<Vec<_>>(), "the external interface has changed",
+            );
+        }
         self.reconciler.set_underlay(external.underlay.link);
         self.reconciler.give_up_all();
         self.schedule(now);

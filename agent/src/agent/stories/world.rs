@@ -16,6 +16,7 @@ use flan_subnet_lease::{
     Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NodeIdentity, PeerChange, Subnets,
     WatchEvent,
 };
+use flan_wireguard_keys::PrivateKey;
 use futures::FutureExt;
 use tokio::time::Instant;
 
@@ -41,6 +42,8 @@ pub(super) struct World {
     pub(super) interface: Interface,
     now: Instant,
     pub(super) config_readings: usize,
+    /// In the file of the WireGuard key.
+    pub(super) key: Option<PrivateKey>,
     claims: Vec<(NetworkId, LeaseClaim)>,
     pub(super) saved: Vec<SubnetEnv>,
     pub(super) cannot_save: bool,
@@ -124,6 +127,7 @@ impl World {
             interface,
             now,
             config_readings: 0,
+            key: Some([64; 32].into()),
             claims: Vec::new(),
             saved: Vec::new(),
             cannot_save: false,
@@ -306,6 +310,10 @@ impl World {
             Effect::Network(id, effect) => match effect {
                 NetworkEffect::ReadConfig => self.config_readings += 1,
                 NetworkEffect::ListLeases => {}
+                NetworkEffect::ReadKey => {
+                    let key = self.key.clone().ok_or_else(|| "no key here".to_owned());
+                    return Some(Event::Network(id, NetworkEvent::Key(key)));
+                }
                 NetworkEffect::Claim(claim) => self.claims.push((id, *claim)),
                 NetworkEffect::Save(env) => {
                     self.save_attempts += 1;
