@@ -4,7 +4,9 @@
 pub mod command_line;
 mod host_args;
 mod only_agent;
+mod peers;
 mod problem;
+mod socket;
 mod status;
 mod store_args;
 mod subnet_env;
@@ -13,7 +15,9 @@ mod wireguard_args;
 
 pub use host_args::{NodeId, PublicIps, SubnetFile};
 pub use only_agent::OnlyAgent;
+pub use peers::{Peer, Peers, WireguardPeer};
 pub use problem::{Code, Problem};
+pub use socket::AgentSocket;
 pub use status::{
     API_VERSION, Datapath, EmbeddedStore, PathInForce, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status,
     UnreachablePeer,

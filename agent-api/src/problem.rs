@@ -33,6 +33,8 @@ pub enum Code {
     UncheckedSenders,
     /// The network config works, but perhaps not as its author expects.
     DoubtfulConfig,
+    /// A WireGuard peer that packets are sent to has had no handshake for three minutes.
+    SilentPeer,
     /// The file of this host's WireGuard key is gone, or holds no key.
     WireguardKey,
     /// We have a user for the store, but its authentication is off.

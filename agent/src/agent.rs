@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod stories;
 
+use flan_agent_api::Peer;
 use flan_backends::HostNetworks;
 use flan_kernel::{Change, FailedOperation, KernelError, LinkName, Operation, Ownership, Ruleset, State};
 use ipnetwork::IpNetwork;
@@ -112,6 +113,11 @@ impl Agent {
     pub fn due(&self, now: Instant) -> Option<Instant> {
         let networks = self.networks.iter().filter_map(Network::due);
         self.host.due(now).into_iter().chain(networks).min()
+    }
+
+    /// Returns all peers of all networks, for people.
+    pub(crate) fn peers(&self) -> Vec<Peer> {
+        self.joined().flat_map(Joined::shown_peers).collect()
     }
 
     /// Handles an event and returns what to do.

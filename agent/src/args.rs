@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile, WireguardKeyFile};
+use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetFile, WireguardKeyFile};
 use flan_subnet_lease::{NodeIdentity, OverlapPolicy, PathChoice};
 use regex::Regex;
 
@@ -218,6 +218,10 @@ pub struct Args {
         help_heading = "Packets"
     )]
     pub udp_without: Vec<UdpMode>,
+
+    #[command(flatten, next_help_heading = "Observation")]
+    #[allow(missing_docs)]
+    pub socket: AgentSocket,
 
     /// Address on which to answer GET /healthz and GET /status. 0.0.0.0 stands for every IPv4 address of this host
     #[arg(

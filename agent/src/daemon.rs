@@ -23,6 +23,7 @@ use crate::interface::Selection;
 use crate::lookout::Lookout;
 use crate::network::{NetworkEffect, NetworkEvent};
 use crate::notify;
+use crate::status::socket::PeersAsked;
 
 pub use start::run;
 
@@ -39,6 +40,8 @@ struct Daemon<K, F> {
     firewall: F,
     store: StoreTasks,
     lookout: Lookout,
+    /// Questions that come by the socket.
+    asked: mpsc::Receiver<PeersAsked>,
     /// Readings in progress, of our objects and of the host's networks.
     reading: OptionFuture<BoxFuture<'static, Result<State, KernelError>>>,
     reading_networks: OptionFuture<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
@@ -75,6 +78,10 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     None
                 }
                 event = reports.events.recv() => event.map(|event| Event::Network(NETWORK, event)),
+                Some(answer) = self.asked.recv() => {
+                    let _ = answer.send(self.agent.peers());
+                    None
+                }
                 () = self.store.failed() => anyhow::bail!("the keeper of our lease ended unexpectedly"),
                 () = sleep_until(due) => None,
                 _ = alive.tick() => {

@@ -25,4 +25,4 @@ mod rights;
 mod serving_args;
 pub mod status;
 pub mod store_command;
-mod wireguard;
+pub mod wireguard;

@@ -4,7 +4,7 @@
 //! look closely: the kernel counts nftables changes and reports changes of devices and addresses.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use flan_agent_api::{Code, SubnetEnv};
 use flan_kernel::LinkName;
@@ -17,11 +17,14 @@ use tracing::info;
 
 use crate::bridge;
 use crate::status::SharedStatus;
+use crate::wireguard::Silence;
 
 /// Interval between glances.
 const GLANCE: Duration = Duration::from_secs(3);
 /// Interval between readings of rules whose changes the kernel does not count.
 const UNTOLD: Duration = Duration::from_secs(15);
+/// Interval between looks at WireGuard's peers.
+const PEERS: Duration = Duration::from_secs(30);
 /// Delay after a reading that failed.
 const AGAIN: Duration = Duration::from_secs(60);
 /// After a long reading, such as of very many rules, wait this many times as long.
@@ -67,11 +70,16 @@ impl Lookout {
 
 async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Notify>, status: SharedStatus) {
     let mut view = View::default();
+    let (mut silence, mut peers_due) = (Silence::default(), Instant::now());
     let mut glances = interval(GLANCE);
     glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         glances.tick().await;
         let Ok(news) = ours.has_changed() else { return };
+        if Instant::now() >= peers_due {
+            peers_due = Instant::now() + PEERS;
+            look_for_silence(&mut silence, &status).await;
+        }
         let Some(wanted) = ours.borrow_and_update().clone() else { continue };
         let host_changed = changed.notified().now_or_never().is_some();
         let mut look = news || view.is_to_be_sure(Instant::now());
@@ -82,6 +90,14 @@ async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Noti
             view.tell(&wanted, &status);
         }
     }
+}
+
+/// Reports WireGuard peers that packets are sent to in vain.
+async fn look_for_silence(silence: &mut Silence, status: &SharedStatus) {
+    let Some(source) = status.wireguard() else { return };
+    let Ok(Ok(reports)) = tokio::task::spawn_blocking(move || source.ask()).await else { return };
+    let text = silence.look(&reports, SystemTime::now(), Instant::now());
+    status.report(Code::SilentPeer, text);
 }
 
 /// State of the last check.

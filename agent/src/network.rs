@@ -268,6 +268,7 @@ impl Network {
             info!(backend = config.backend.name(), path, reason, "packets take this path");
             self.status.update(|status| status.path.clone_from(&chosen.path));
         }
+        self.status.set_wireguard(chosen.wireguard.clone());
         let Settings { previous, node, renew_margin, .. } = &self.settings;
         let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
         let claim = Claim {

@@ -3,6 +3,7 @@
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod port;
+pub(crate) mod socket;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,16 +19,24 @@ use flan_connections::ConnectionLimit;
 use tokio::net::TcpListener;
 
 use crate::problem;
+use crate::wireguard::WireguardSource;
 
 /// The status that the daemon writes and the server reads, and the data path's gauge, if packets pass through this
 /// process.
 #[derive(Clone, Default)]
-pub struct SharedStatus(Arc<RwLock<(Status, Option<Arc<Gauge>>)>>);
+pub struct SharedStatus(Arc<RwLock<Shared>>);
+
+#[derive(Default)]
+struct Shared {
+    status: Status,
+    gauge: Option<Arc<Gauge>>,
+    wireguard: Option<WireguardSource>,
+}
 
 impl SharedStatus {
     /// Changes the status.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).0);
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).status);
     }
 
     /// Records and logs what is wrong of this kind at present, if anything.
@@ -37,14 +46,24 @@ impl SharedStatus {
 
     /// Sets the gauge from which each status request reads the data path.
     pub fn gauge(&self, gauge: Option<Arc<Gauge>>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).1 = gauge;
+        self.0.write().unwrap_or_else(PoisonError::into_inner).gauge = gauge;
+    }
+
+    /// Sets where to ask what WireGuard peers do.
+    pub fn set_wireguard(&self, source: Option<WireguardSource>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).wireguard = source;
+    }
+
+    /// Returns where to ask; `None` with another backend.
+    pub fn wireguard(&self) -> Option<WireguardSource> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).wireguard.clone()
     }
 
     /// Returns the current status.
     pub fn read(&self) -> Status {
-        let (status, gauge) = &*self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let datapath = gauge.as_deref().map(datapath);
-        Status { api_version: API_VERSION, datapath, ..status.clone() }
+        let shared = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let datapath = shared.gauge.as_deref().map(datapath);
+        Status { api_version: API_VERSION, datapath, ..shared.status.clone() }
     }
 }
 

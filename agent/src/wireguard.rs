@@ -1,12 +1,20 @@
 //! What the wireguard backend needs of this host: its key, and whether the kernel encrypts.
 
+mod silence;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::time::SystemTime;
 
 use flan_agent_api::WireguardKeyFile;
-use flan_kernel::netlink;
-use flan_wireguard_keys::{KeyFileError, Origin, PrivateKey};
+use flan_kernel::{KernelError, LinkName, netlink};
+use flan_wireguard_keys::{KeyFileError, Origin, PrivateKey, PublicKey};
+use ipnetwork::IpNetwork;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing::{debug, info, warn};
+
+pub(crate) use self::silence::Silence;
 
 /// Where flannel keeps its key, unless told otherwise. It is gone after a reboot.
 const FLANNELS_KEY: &str = "/run/flannel/wgkey";
@@ -44,5 +52,52 @@ pub(crate) fn check_kernel() -> Result<(), String> {
         Ok(true) => Ok(()),
         Ok(false) => Err("the kernel has no WireGuard (modprobe wireguard)".to_owned()),
         Err(reason) => Err(format!("the kernel does not say whether it has WireGuard: {reason}")),
+    }
+}
+
+/// Where to ask what WireGuard peers do.
+#[derive(Debug, Clone)]
+pub enum WireguardSource {
+    /// These devices of the kernel.
+    Kernel(Vec<LinkName>),
+}
+
+/// What a peer does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WireguardReport {
+    /// The peer.
+    pub public_key: PublicKey,
+    /// Where its datagrams go now.
+    pub endpoint: Option<SocketAddr>,
+    /// The subnets behind it.
+    pub allowed: BTreeSet<IpNetwork>,
+    /// The time of the last handshake; `None` if there was none.
+    pub latest_handshake: Option<SystemTime>,
+    /// Bytes of datagrams from it.
+    pub received_bytes: u64,
+    /// Bytes of datagrams to it.
+    pub sent_bytes: u64,
+}
+
+impl WireguardSource {
+    /// Asks.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub(crate) fn ask(&self) -> Result<Vec<WireguardReport>, KernelError> {
+        let Self::Kernel(links) = self;
+        let mut all = Vec::new();
+        for link in links {
+            let peers = netlink::wireguard_peers(*link)?.into_iter();
+            all.extend(peers.map(|(public_key, peer, traffic)| WireguardReport {
+                public_key,
+                endpoint: peer.endpoint,
+                allowed: peer.allowed,
+                latest_handshake: traffic.latest_handshake,
+                received_bytes: traffic.received_bytes,
+                sent_bytes: traffic.sent_bytes,
+            }));
+        }
+        Ok(all)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent_api::{NodeId, PublicIps, StoreArgs, SubnetFile, Urls, WireguardKeyFile};
+use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetFile, Urls, WireguardKeyFile};
 use flan_subnet_lease::{BackendConfig, Password, Subnets};
 
 /// Show and change which host holds which subnet
@@ -35,6 +35,15 @@ pub(crate) enum Command {
     /// List, reserve or release subnets
     #[command(subcommand)]
     Subnets(SubnetsCommand),
+    /// List the peers of this host, as its agent reaches them; with the wireguard backend also each peer's endpoint, latest
+    /// handshake and bytes. Requires fland to run, and no store
+    Peers {
+        #[command(flatten)]
+        socket: AgentSocket,
+        /// Output format
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+    },
     /// Change this host's WireGuard key
     #[command(subcommand)]
     Wireguard(WireguardCommand),

@@ -1,6 +1,7 @@
 //! `flanctl`: the command line to show and change which host holds which subnet.
 
 mod access;
+mod agent;
 mod args;
 mod config;
 mod confirm;
@@ -11,6 +12,7 @@ mod hand_over;
 mod host;
 mod leave;
 mod output;
+mod peers;
 mod progress;
 mod store;
 mod subnets;
@@ -80,6 +82,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
+        Command::Peers { socket, output } => peers::list(&socket.path, output).await,
         Command::HandOver(args) => hand_over::run(&args).await,
         Command::Leave(args) => {
             let store = if args.keep_lease { None } else { Some(store()?) };

@@ -42,7 +42,7 @@ pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
     lines.join("\n")
 }
 
-fn or_dash(text: Option<&str>) -> String {
+pub(crate) fn or_dash(text: Option<&str>) -> String {
     shown(text.filter(|text| !text.is_empty()).unwrap_or("-")).into_owned()
 }
 
@@ -65,7 +65,7 @@ fn state(item: &Subnet) -> String {
 }
 
 /// Formats at most two units: `23h59m`, `4m10s`.
-fn short(duration: Duration) -> String {
+pub(crate) fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

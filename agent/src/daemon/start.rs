@@ -8,6 +8,7 @@ use flan_agent_api::{EmbeddedStore, OnlyAgent, SubnetEnv, Urls, urls};
 use flan_backends::{Abilities, Gateways};
 use flan_kernel::{firewall, netlink};
 use flan_subnet_lease::{Store, Subnets};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -73,6 +74,10 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         },
         checks_senders: args.source_check && nftables,
     };
+    let (ask, asked) = mpsc::channel(1);
+    if let Err(reason) = status::socket::serve(&args.socket.path, status.clone(), ask) {
+        warn!(socket = %args.socket.path.display(), %reason, "flanctl cannot ask this agent");
+    }
     let settings = Settings {
         place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
         flags: args.store.as_typed(),
@@ -95,6 +100,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         firewall: firewall::Linux::new(),
         store: tasks,
         lookout: Lookout::start(status),
+        asked,
         reading: None.into(),
         reading_networks: None.into(),
     };

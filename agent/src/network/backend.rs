@@ -11,6 +11,7 @@ use flan_wireguard_keys::PrivateKey;
 use super::datapath::Datapath;
 use crate::args::{Args, UdpMode};
 use crate::interface::External;
+use crate::wireguard::WireguardSource;
 
 /// The backend of this network.
 pub(crate) struct Chosen {
@@ -19,6 +20,8 @@ pub(crate) struct Chosen {
     pub(super) datapath: Option<Box<dyn Datapath>>,
     /// Who moves the packets of a backend that has two ways, and why.
     pub(super) path: Option<PathInForce>,
+    /// Where to ask what WireGuard peers do.
+    pub(super) wireguard: Option<WireguardSource>,
 }
 
 impl Chosen {
@@ -90,7 +93,7 @@ pub(super) fn choose(
     devices: &State,
 ) -> Result<Chosen, BackendError> {
     let (args, underlay) = (means.args, &external.underlay);
-    let of_kernel = |backend| Ok(Chosen { backend, datapath: None, path: None });
+    let of_kernel = |backend| Ok(Chosen { backend, datapath: None, path: None, wireguard: None });
     match &config.backend {
         BackendConfig::Udp(udp) => {
             let path = udp_path(udp, args.udp_path, abilities.checks_senders, means.kernel_path)?;
@@ -101,7 +104,7 @@ pub(super) fn choose(
                 let backend = Udp::new(udp, config.networks(), underlay, abilities.checks_senders)?;
                 (Box::new(backend.clone()), Some((means.make_datapath)(backend)))
             };
-            Ok(Chosen { backend, datapath, path: Some(path) })
+            Ok(Chosen { backend, datapath, path: Some(path), wireguard: None })
         }
         BackendConfig::Wireguard(wireguard) => {
             let wish = Wish::of("--wireguard-path", args.wireguard_path, wireguard.path);
@@ -116,7 +119,13 @@ pub(super) fn choose(
                 by_kernel: path.path == KERNEL,
             };
             let backend = Wireguard::new(wireguard.clone(), &config.pools, underlay, host)?;
-            Ok(Chosen { backend: Box::new(backend), datapath: None, path: Some(path) })
+            let source = WireguardSource::Kernel(backend.devices().map(|(link, _)| link).collect());
+            Ok(Chosen {
+                backend: Box::new(backend),
+                datapath: None,
+                path: Some(path),
+                wireguard: Some(source),
+            })
         }
         BackendConfig::Vxlan(vxlan) => {
             let backend = Vxlan::new(vxlan.clone(), &config.pools, underlay, abilities, node_id, devices)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flan_agent_api::SubnetEnv;
+use flan_agent_api::{Peer, SubnetEnv, WireguardPeer};
 use flan_backends::Backend;
 use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
@@ -10,7 +10,7 @@ use flan_kernel::{
 };
 use flan_subnet_lease::{
     Admission, Caution, Family, Holding, Lease, LeaseSet, NetworkConfig, OwnLease, PerFamily, Sighting,
-    Subnets, WatchEvent,
+    Subnets, WatchEvent, shown,
 };
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
@@ -327,6 +327,22 @@ impl Joined {
         }
         self.teller.sum_up(&self.leases, now);
         self.unreached.sum_up(now);
+    }
+
+    /// Returns the peers, for people. What WireGuard knows of them is to be filled in.
+    pub(crate) fn shown_peers(&self) -> impl Iterator<Item = Peer> {
+        self.leases.peers().map(|lease| {
+            let attributes = &lease.attributes;
+            let key =
+                attributes.data.values().find_map(|data| Some(data.wireguard()?.public_key.to_string()));
+            Peer {
+                subnets: lease.subnets.iter().map(|(_, subnet)| subnet.to_string()).collect(),
+                public_ips: attributes.public_ips.values().map(ToString::to_string).collect(),
+                host: attributes.node.host.as_ref().map(|host| shown(host).into_owned()),
+                unreachable: self.unreached.reason(lease),
+                wireguard: key.map(|public_key| WireguardPeer { public_key, ..WireguardPeer::default() }),
+            }
+        })
     }
 
     /// Returns who holds a port that the data path needs, and what to do.

@@ -123,6 +123,11 @@ impl Unreached {
         self.peers.remove(&peer.subnets);
     }
 
+    /// Returns why this peer cannot be reached, if so.
+    pub(super) fn reason(&self, peer: &Lease) -> Option<String> {
+        self.peers.get(&peer.subnets).map(|peer| peer.reason.clone())
+    }
+
     pub(super) fn clear(&mut self) {
         self.peers.clear();
     }

@@ -1,0 +1,122 @@
+//! The unix socket on which the agent answers `flanctl`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use flan_agent_api::{API_VERSION, Peer, Peers, WireguardPeer};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use super::SharedStatus;
+use crate::wireguard::WireguardReport;
+
+/// A question for the event loop: all peers, with their WireGuard keys.
+pub(crate) type PeersAsked = oneshot::Sender<Vec<Peer>>;
+
+/// What the socket's requests need.
+#[derive(Clone)]
+struct Asked {
+    status: SharedStatus,
+    peers: mpsc::Sender<PeersAsked>,
+}
+
+/// Serves what the health port serves, and `GET /peers`, until the process ends.
+///
+/// # Errors
+/// If the socket cannot be made.
+pub(crate) fn serve(path: &Path, status: SharedStatus, peers: mpsc::Sender<PeersAsked>) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    // Only one agent runs on a host, so this is what an earlier one left.
+    match fs::remove_file(path) {
+        Err(reason) if reason.kind() != io::ErrorKind::NotFound => return Err(reason),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let of_peers =
+        Router::new().route("/peers", get(all)).with_state(Asked { status: status.clone(), peers });
+    let router = super::router(status).merge(of_peers);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(())
+}
+
+async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, String)> {
+    let away = |what: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n"));
+    let (answer, answered) = oneshot::channel();
+    asked.peers.send(answer).await.map_err(|_| away("the agent ends"))?;
+    let mut peers = answered.await.map_err(|_| away("the agent ends"))?;
+    let source = asked.status.wireguard();
+    let reports = tokio::task::spawn_blocking(move || source.map(|source| source.ask())).await;
+    match reports {
+        Ok(Some(Ok(reports))) => add_reports(&mut peers, &reports, SystemTime::now()),
+        Ok(Some(Err(reason))) => return Err(away(&format!("cannot ask for the WireGuard peers: {reason}"))),
+        Ok(None) | Err(_) => {}
+    }
+    let status = asked.status.read();
+    Ok(Json(Peers {
+        api_version: API_VERSION.to_owned(),
+        backend: status.backend.to_owned(),
+        path: status.path.map(|path| path.path.to_owned()),
+        peers,
+    }))
+}
+
+/// Adds what WireGuard reports to the peers with these keys.
+fn add_reports(peers: &mut [Peer], reports: &[WireguardReport], now: SystemTime) {
+    let by_key: std::collections::HashMap<String, &WireguardReport> =
+        reports.iter().map(|report| (report.public_key.to_string(), report)).collect();
+    for peer in peers {
+        let Some(wireguard) = &mut peer.wireguard else { continue };
+        let Some(report) = by_key.get(&wireguard.public_key) else { continue };
+        let ago = |time| now.duration_since(time).unwrap_or_default().as_secs();
+        *wireguard = WireguardPeer {
+            public_key: std::mem::take(&mut wireguard.public_key),
+            endpoint: report.endpoint.map(|endpoint| endpoint.to_string()),
+            latest_handshake_seconds: report.latest_handshake.map(ago),
+            received_bytes: report.received_bytes,
+            sent_bytes: report.sent_bytes,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_gets_the_report_of_its_key() {
+        let peer = |byte: u8| Peer {
+            wireguard: Some(WireguardPeer {
+                public_key: flan_wireguard_keys::PublicKey::from([byte; 32]).to_string(),
+                ..WireguardPeer::default()
+            }),
+            ..Peer::default()
+        };
+        let mut peers = [peer(1), peer(2), Peer::default()];
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let report = WireguardReport {
+            public_key: [2; 32].into(),
+            endpoint: Some("192.168.64.12:51820".parse().unwrap()),
+            allowed: [].into(),
+            latest_handshake: Some(now - Duration::from_secs(7)),
+            received_bytes: 11,
+            sent_bytes: 12,
+        };
+        add_reports(&mut peers, &[report], now);
+        assert_eq!((&peers[0], &peers[2]), (&peer(1), &Peer::default()));
+        let found = peers[1].wireguard.as_ref().unwrap();
+        assert_eq!(found.latest_handshake_seconds, Some(7));
+        assert_eq!(found.endpoint.as_deref(), Some("192.168.64.12:51820"));
+    }
+}

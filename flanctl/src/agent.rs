@@ -1,0 +1,39 @@
+//! Asks the agent on this host, through its socket.
+
+use std::path::Path;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::header::HOST;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::failure::{Failure, Kind};
+
+/// Returns what the agent answers to `GET path`.
+pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
+    let shown = socket.display();
+    let connection = UnixStream::connect(socket).await.map_err(|reason| {
+        let message = format!("fland does not answer at {shown}: {reason}; is it running, and are you root?");
+        Failure::new(Kind::Other, message)
+    })?;
+    let failed =
+        |reason: &dyn std::fmt::Display| Failure::new(Kind::Other, format!("fland at {shown}: {reason}"));
+    let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(connection))
+        .await
+        .map_err(|reason| failed(&reason))?;
+    tokio::spawn(driver);
+    let request = Request::get(path)
+        .header(HOST, "fland")
+        .body(Empty::<Bytes>::new())
+        .map_err(|reason| failed(&reason))?;
+    let answer = sender.send_request(request).await.map_err(|reason| failed(&reason))?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(|reason| failed(&reason))?.to_bytes();
+    if status != StatusCode::OK {
+        return Err(failed(&String::from_utf8_lossy(&body).trim()));
+    }
+    serde_json::from_slice(&body).map_err(|reason| failed(&reason))
+}

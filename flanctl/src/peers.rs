@@ -1,0 +1,138 @@
+//! `flanctl peers`: the peers of this host, as its agent reaches them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+use flan_agent_api::{Peer, Peers};
+use flan_subnet_lease::printable;
+
+use crate::agent;
+use crate::args::Form;
+use crate::failure::Failure;
+use crate::output;
+use crate::table::{or_dash, short};
+
+/// Prints the peers.
+pub(crate) async fn list(socket: &Path, form: Form) -> Result<(), Failure> {
+    let peers: Peers = agent::get(socket, "/peers").await?;
+    match form {
+        Form::Table | Form::Wide if peers.peers.is_empty() => output::print("no peers"),
+        Form::Table | Form::Wide => output::print(&render(&peers, form == Form::Wide)),
+        Form::Json => output::print_json(&peers),
+        Form::Yaml => output::print_yaml(&peers),
+    }
+}
+
+fn render(peers: &Peers, wide: bool) -> String {
+    let by_key = peers.peers.iter().any(|peer| peer.wireguard.is_some());
+    let path = peers.path.as_ref().map_or_else(String::new, |path| format!(" ({path})"));
+    let backend = format!("{}{path}", peers.backend);
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND"];
+    if by_key {
+        header.extend(["ENDPOINT", "LATEST HANDSHAKE", "RECEIVED", "SENT"]);
+    }
+    if by_key && wide {
+        header.push("PUBLIC KEY");
+    }
+    header.push("STATE");
+    table.set_header(header);
+    for peer in &peers.peers {
+        table.add_row(row(peer, &backend, by_key, wide).iter().map(|cell| printable(cell)));
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    lines.join("\n")
+}
+
+fn row(peer: &Peer, backend: &str, by_key: bool, wide: bool) -> Vec<String> {
+    let mut row = vec![
+        peer.subnets.join(","),
+        or_dash(peer.host.as_deref()),
+        or_dash(Some(&peer.public_ips.join(","))),
+        backend.to_owned(),
+    ];
+    if by_key {
+        let known = peer.wireguard.clone().unwrap_or_default();
+        let ago = |seconds| format!("{} ago", short(Duration::from_secs(seconds)));
+        row.extend([
+            or_dash(known.endpoint.as_deref()),
+            known.latest_handshake_seconds.map_or_else(|| "never".to_owned(), ago),
+            bytes(known.received_bytes),
+            bytes(known.sent_bytes),
+        ]);
+        if wide {
+            row.push(known.public_key);
+        }
+    }
+    let state = peer.unreachable.as_ref().map(|reason| format!("unreachable: {reason}"));
+    row.push(state.unwrap_or_else(|| "reachable".to_owned()));
+    row
+}
+
+/// Formats a number of bytes: `148 B`, `1.5 KiB`.
+fn bytes(number: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if number < 1024 {
+        return format!("{number} B");
+    }
+    let mut value = number as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use flan_agent_api::WireguardPeer;
+
+    use super::*;
+
+    #[test]
+    fn what_wireguard_knows_stands_beside_each_peer() {
+        let peer = |last: u8, wireguard: WireguardPeer| Peer {
+            subnets: vec![format!("10.5.{last}.0/24")],
+            public_ips: vec![format!("192.168.64.{last}")],
+            host: Some(format!("h{last}")),
+            unreachable: None,
+            wireguard: Some(wireguard),
+        };
+        let known = WireguardPeer {
+            public_key: "KEY=".to_owned(),
+            endpoint: Some("192.168.64.2:51820".to_owned()),
+            latest_handshake_seconds: Some(75),
+            received_bytes: 1536,
+            sent_bytes: 148,
+        };
+        let mut silent = peer(3, WireguardPeer::default());
+        silent.unreachable = Some("no way".to_owned());
+        let peers = Peers {
+            backend: "wireguard".to_owned(),
+            path: Some("kernel".to_owned()),
+            peers: vec![peer(2, known), silent],
+            ..Peers::default()
+        };
+        let lines: Vec<String> = render(&peers, true)
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "SUBNET HOST PUBLIC IP BACKEND ENDPOINT LATEST HANDSHAKE RECEIVED SENT PUBLIC KEY STATE",
+                "10.5.2.0/24 h2 192.168.64.2 wireguard (kernel) 192.168.64.2:51820 1m ago 1.5 KiB 148 B KEY= reachable",
+                "10.5.3.0/24 h3 192.168.64.3 wireguard (kernel) - never 0 B 0 B unreachable: no way",
+            ]
+        );
+    }
+
+    #[test]
+    fn bytes_have_a_unit() {
+        assert_eq!([1023, 1024, 1 << 40, 1 << 50].map(bytes), ["1023 B", "1.0 KiB", "1.0 TiB", "1024.0 TiB"]);
+    }
+}
