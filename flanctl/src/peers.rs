@@ -125,7 +125,7 @@ mod tests {
             lines,
             [
                 "SUBNET HOST PUBLIC IP BACKEND ENDPOINT LATEST HANDSHAKE RECEIVED SENT PUBLIC KEY STATE",
-                "10.5.2.0/24 h2 192.168.64.2 wireguard (kernel) 192.168.64.2:51820 1m ago 1.5 KiB 148 B KEY= reachable",
+                "10.5.2.0/24 h2 192.168.64.2 wireguard (kernel) 192.168.64.2:51820 1m15s ago 1.5 KiB 148 B KEY= reachable",
                 "10.5.3.0/24 h3 192.168.64.3 wireguard (kernel) - never 0 B 0 B unreachable: no way",
             ]
         );

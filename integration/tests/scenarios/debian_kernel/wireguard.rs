@@ -76,6 +76,7 @@ fn hosts_encrypt_in_the_kernel_and_what_others_change_is_repaired() -> Result<()
         nothing_passes_in_clear(&mut hosts[0], &ends)?;
         killed_and_restarted_nothing_is_lost_or_changed(&mut hosts)?;
         whatever_another_program_changes_is_repaired(&hosts, &ends)?;
+        a_person_sees_each_peer(&hosts)?;
         no_secret_is_shown(&hosts)
     })
 }
@@ -175,17 +176,38 @@ fn whatever_another_program_changes_is_repaired(hosts: &[Host], ends: &[End]) ->
     wait_until_reached(&ends[1], &ends[0], REACHED)
 }
 
+fn peers_shown(host: &Host, form: &str) -> Result<String> {
+    let outcome = host.flanctl(&["peers", "-o", form])?;
+    ensure!(outcome.code == Some(0), "{outcome:?}");
+    Ok(outcome.stdout)
+}
+
+/// `flanctl peers` says what `wg show` says.
+fn a_person_sees_each_peer(hosts: &[Host]) -> Result<()> {
+    let shown: Value = serde_json::from_str(&peers_shown(&hosts[0], "json")?)?;
+    let peer = &shown["peers"][0];
+    assert_eq!(shown["path"], json!("kernel"));
+    assert_eq!(peer["host"], json!("h2"));
+    assert_eq!(peer["wireguard"]["publicKey"], json!(public_key(&hosts[1])?));
+    assert_eq!(peer["wireguard"]["endpoint"], json!(format!("{}:51820", hosts[1].address())));
+    let age = peer["wireguard"]["latestHandshakeSeconds"].as_u64();
+    ensure!(age.is_some_and(|age| age < 180), "{shown}");
+    ensure!(peer["wireguard"]["receivedBytes"].as_u64() > Some(1000), "{shown}");
+    Ok(())
+}
+
 fn no_secret_is_shown(hosts: &[Host]) -> Result<()> {
     for host in hosts {
         let key = host.run("cat", &[WIREGUARD_KEY])?;
         let shown = [
             host.log_lines(&[""])?.join("\n"),
             host.status()?.to_string(),
-            host.flanctl(&["status"])?.stdout,
-            host.flanctl(&["subnets", "list", "-o", "json"])?.stdout,
+            peers_shown(host, "wide")?,
+            peers_shown(host, "json")?,
+            host.flanctl(&["subnets", "ls", "-o", "json"])?.stdout,
         ]
         .concat();
-        ensure!(shown.contains("wireguard"), "{shown}");
+        ensure!(shown.contains("latestHandshakeSeconds"), "{shown}");
         for secret in [key.trim(), PSK] {
             ensure!(!shown.contains(secret), "a secret is shown");
         }
@@ -197,10 +219,36 @@ fn no_secret_is_shown(hosts: &[Host]) -> Result<()> {
 #[ignore = "needs Debian's kernel: make vm"]
 fn peers_are_followed_by_their_key_wherever_they_are() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (hosts, ends) = hosts(lab, 2)?;
+        let (mut hosts, ends) = hosts(lab, 2)?;
+        a_key_is_rotated_under_traffic(&mut hosts)?;
         a_new_key_replaces_the_old_one(lab, &hosts[0])?;
         a_peer_that_roams_stays_where_it_is(lab, &hosts, &ends)
     })
+}
+
+/// Nothing but the packets until both have agreed on session keys again is lost.
+fn a_key_is_rotated_under_traffic(hosts: &mut [Host]) -> Result<()> {
+    let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
+    let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    let old = public_key(&hosts[0])?;
+    let rotated = hosts[0].flanctl(&["wireguard", "rotate-key", "--wireguard-key-file", WIREGUARD_KEY])?;
+    ensure!(rotated.code == Some(0) && rotated.stdout.contains(&old), "{rotated:?}");
+    let new = wait::until("the new key to be used", REACHED, || {
+        let now = public_key(&hosts[0])?;
+        ensure!(now != old && rotated.stdout.contains(&now), "{now}");
+        Ok(now)
+    })?;
+    wait::until("the peer to know the new key alone", REACHED, || {
+        let known = hosts[1].run("wg", &["show", DEVICE, "peers"])?;
+        ensure!(known.trim() == new, "{known}");
+        Ok(())
+    })?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    for ping in pings {
+        println!("a key is rotated, at 100 pings a second: {:?}", ping.stop()?);
+    }
+    Ok(())
 }
 
 /// A host of flannel made itself a key at its last boot, and another at this one.
