@@ -12,6 +12,7 @@ mod route;
 mod samples;
 mod senders;
 pub mod udp;
+mod userspace;
 mod vxlan;
 
 use std::net::IpAddr;

@@ -4,7 +4,7 @@ use super::super::packet::samples::{Sample, is_right, noise, samples};
 use super::super::segmentation::Segments;
 use super::*;
 
-const BOTH: Merging = Merging { mtu: Some(1472), tcp: true, udp: true };
+const BOTH: Merging = Merging { mtu: Some(1472), tcp: true, udp: true, hop: Hop::Counts };
 
 /// One write, concatenated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ fn counts(samples: &[Sample]) -> Vec<usize> {
 /// Returns what the network stack, as the other end, makes of a write.
 fn split_again(write: &Written) -> Vec<Vec<u8>> {
     let mut packet = [&write.header.to_bytes()[..], &write.packet].concat();
-    let mut segments = Segments::new();
+    let mut segments = Segments::new(Hop::Counts);
     let split = segments.split(&mut packet).unwrap();
     split.segments().map(|(headers, payload)| [headers, payload].concat()).collect()
 }
@@ -74,9 +74,9 @@ fn neighbouring_segments_become_one_write_with_the_headers_that_the_kernel_wants
 #[test]
 fn only_what_is_asked_for_is_merged() {
     for (merging, protocol, wanted) in [
-        (Merging { mtu: Some(1472), tcp: false, udp: true }, TCP, 3),
-        (Merging { mtu: Some(1472), tcp: false, udp: true }, UDP, 1),
-        (Merging { mtu: Some(1472), tcp: true, udp: false }, UDP, 3),
+        (Merging { mtu: Some(1472), tcp: false, udp: true, hop: Hop::Counts }, TCP, 3),
+        (Merging { mtu: Some(1472), tcp: false, udp: true, hop: Hop::Counts }, UDP, 1),
+        (Merging { mtu: Some(1472), tcp: true, udp: false, hop: Hop::Counts }, UDP, 3),
     ] {
         let packets: Vec<Vec<u8>> = three(false, protocol).iter().map(Sample::bytes).collect();
         assert_eq!(written(&mut Coalescer::new(merging), &packets).len(), wanted);
@@ -326,7 +326,7 @@ proptest! {
         let flags = TcpSegment::ACK | sample.flags & TcpSegment::PSH;
         let sample = Sample { flags, ip_options: Vec::new(), ..sample };
         let mut tun = sample.super_packet(size);
-        let mut segments = Segments::new();
+        let mut segments = Segments::new(Hop::Counts);
         let split = segments.split(&mut tun).unwrap();
         let packets: Vec<Vec<u8>> = split.segments().map(|(headers, payload)| [headers, payload].concat()).collect();
         let writes = written(&mut Coalescer::new(BOTH), &packets);

@@ -8,7 +8,7 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters of one data path; its threads write them, and anybody may read them.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[$doc])* pub(super) $name: AtomicU64,)* }
+        pub struct Counters { $($(#[$doc])* pub(crate) $name: AtomicU64,)* }
 
         /// The counters at one moment.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -62,6 +62,6 @@ counters! {
     icmp_sent,
 }
 
-pub(super) fn add(counter: &AtomicU64, amount: usize) {
+pub(crate) fn add(counter: &AtomicU64, amount: usize) {
     counter.fetch_add(amount as u64, Relaxed);
 }

@@ -2,7 +2,7 @@
 //! kernel's GRO does (net/ipv4/tcp_offload.c, net/ipv4/udp_offload.c), if the merge can be undone exactly.
 
 use super::checksum::Sum;
-use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
+use super::packet::{Hop, Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 use super::partial::{finish_checksum, unfinished};
 
 /// Most segments in one write.
@@ -26,6 +26,7 @@ pub(crate) struct Merging {
     pub(crate) tcp: bool,
     /// UDP: the TUN accepts USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
     pub(crate) udp: bool,
+    pub(crate) hop: Hop,
 }
 
 /// Why a received packet, which is unchanged, is not written to the TUN.
@@ -74,17 +75,21 @@ pub(crate) struct Batch<'c, 'p> {
 }
 
 impl<'p> Batch<'_, 'p> {
-    /// Takes the inner packet of one datagram and lowers its time to live. The packet always becomes part of a write of
+    /// Takes the inner packet of one datagram and lowers its time to live where that [counts](Hop). The packet always becomes part of a write of
     /// this batch. It is merged only if it can be restored by recomputing its lengths and its IP and TCP or UDP
     /// checksums, which were correct.
     ///
     /// # Errors
     /// [`PushError`], with the unchanged packet, if it must not be forwarded.
     pub(crate) fn push(&mut self, packet: &'p mut [u8]) -> Result<(), (PushError, &'p mut [u8])> {
-        match decrement_ttl(packet) {
-            Ttl::Forward => {}
-            Ttl::Expired => return Err((PushError::TtlExpired, packet)),
-            Ttl::NotIp => return Err((PushError::NotIp, packet)),
+        match self.coalescer.merging.hop {
+            Hop::Counts => match decrement_ttl(packet) {
+                Ttl::Forward => {}
+                Ttl::Expired => return Err((PushError::TtlExpired, packet)),
+                Ttl::NotIp => return Err((PushError::NotIp, packet)),
+            },
+            Hop::IsFree if Ip::parse(packet).is_none() => return Err((PushError::NotIp, packet)),
+            Hop::IsFree => {}
         }
         if self.coalescer.merging.mtu.is_none() {
             finish_checksum(packet);
