@@ -14,6 +14,7 @@ mod senders;
 pub mod udp;
 mod userspace;
 mod vxlan;
+pub mod wireguard;
 
 use std::net::IpAddr;
 

@@ -10,6 +10,7 @@ pub(crate) mod counters;
 pub(crate) mod endpoints;
 pub(crate) mod gauge;
 pub(crate) mod icmp;
+pub(crate) mod icmp6;
 pub(crate) mod outgoing;
 pub(crate) mod packet;
 pub(crate) mod partial;

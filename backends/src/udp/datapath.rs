@@ -53,6 +53,7 @@ impl Datapath {
         let address = SocketAddr::new(settings.local.into(), settings.port);
         let (sockets, udp) = running::sockets(address, workers, options(&settings))
             .map_err(|source| DatapathError::Socket { address, source })?;
+        running::steer_by_processor(&sockets);
         let common = Common::new(settings, table, mode, udp);
         let sockets: Vec<Arc<UdpSocket>> = sockets.into_iter().map(Arc::new).collect();
         let (pacer, entrance) = Pacer::new(common.clone(), sockets[0].clone());

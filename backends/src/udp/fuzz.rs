@@ -50,7 +50,7 @@ pub struct Written {
 impl Merger {
     /// Creates a merger for these protocols.
     pub fn new(tcp: bool, udp: bool) -> Self {
-        Self(Coalescer::new(Merging { mtu: Some(1472), tcp, udp, hop: Hop::Counts }))
+        Self(Coalescer::new(Merging { mtu: Some(1472), tcp, udp, hop: Hop::Counts, checks: true }))
     }
 
     /// Takes `packets` as one batch, and leaves them as forwarded, or unchanged if refused.

@@ -27,6 +27,9 @@ pub(crate) struct Merging {
     /// UDP: the TUN accepts USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
     pub(crate) udp: bool,
     pub(crate) hop: Hop,
+    /// Whether checksums of TCP and UDP are checked before a merge hides them. Not on WireGuard, as in the kernel's: the
+    /// packet is as its sender made it.
+    pub(crate) checks: bool,
 }
 
 /// Why a received packet, which is unchanged, is not written to the TUN.
@@ -77,7 +80,7 @@ pub(crate) struct Batch<'c, 'p> {
 impl<'p> Batch<'_, 'p> {
     /// Takes the inner packet of one datagram and lowers its time to live where that [counts](Hop). The packet always becomes part of a write of
     /// this batch. It is merged only if it can be restored by recomputing its lengths and its IP and TCP or UDP
-    /// checksums, which were correct.
+    /// checksums, which were correct, as far as that is [checked](Merging::checks).
     ///
     /// # Errors
     /// [`PushError`], with the unchanged packet, if it must not be forwarded.
@@ -337,7 +340,11 @@ impl<'p> Parsed<'p> {
             Transport::Tcp(_) => merging.tcp,
             Transport::Udp(_) => merging.udp,
         };
-        if wanted && ip.packet_len() == packet.len() && candidate.is_plain() && candidate.is_intact() {
+        if wanted
+            && ip.packet_len() == packet.len()
+            && candidate.is_plain()
+            && candidate.is_intact(merging.checks)
+        {
             Self::Mergeable(candidate)
         } else {
             let header = merging.mtu.and_then(|mtu| unfinished(packet, &ip, mtu));
@@ -428,13 +435,13 @@ impl Candidate<'_> {
         ip && transport && !self.transport.payload().is_empty()
     }
 
-    fn is_intact(&self) -> bool {
+    fn is_intact(&self, checks: bool) -> bool {
         let ip = match self.ip {
             Ip::V4(ip) => ip.is_intact(),
             Ip::V6(_) => true,
         };
         let transport = self.ip.payload();
-        ip && self.ip.pseudo_header(transport.len() as u16).bytes(transport).is_intact()
+        ip && (!checks || self.ip.pseudo_header(transport.len() as u16).bytes(transport).is_intact())
     }
 
     fn is_pushed(&self) -> bool {

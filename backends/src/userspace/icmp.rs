@@ -9,6 +9,8 @@ use super::checksum::Sum;
 pub(crate) enum Reason {
     /// No peer has the destination: network unreachable.
     NoPeer,
+    /// A peer has the destination, or should, but cannot be reached: host unreachable.
+    PeerAway,
     /// The time to live expired in transit.
     TtlExpired,
     /// The packet is larger than the path's limit in bytes, and must not be fragmented.
@@ -41,6 +43,7 @@ pub(crate) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec
     let quote = &packet[..packet.len().min(header + QUOTED)];
     let (kind, code, rest) = match reason {
         Reason::NoPeer => (3, 0, 0),
+        Reason::PeerAway => (3, 1, 0),
         Reason::TtlExpired => (11, 0, 0),
         Reason::TooBig(mtu) => (3, 4, u32::from(mtu)),
     };

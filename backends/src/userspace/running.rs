@@ -135,7 +135,8 @@ pub(crate) fn workers(bounds: &RangeInclusive<usize>) -> usize {
     processors.clamp(*bounds.start(), *bounds.end())
 }
 
-/// Opens one socket per worker, all bound to `address`. Returns them with the granted options.
+/// Opens one socket per worker, all bound to `address`. Returns them with the granted options. The kernel distributes
+/// datagrams among them by sender.
 pub(crate) fn sockets(
     address: SocketAddr,
     workers: usize,
@@ -146,10 +147,13 @@ pub(crate) fn sockets(
     for _ in 1..workers {
         sockets.push(UdpSocket::bind(address, options)?.0);
     }
-    // Delivers a datagram to the thread on the processor where it arrives: no other thread wakes up, and what the
-    // kernel has touched is still in that processor's cache. Otherwise the kernel distributes by sender.
-    if let Err(reason) = sockets[0].steer_by_processor(workers as u32) {
+    Ok((sockets, modes))
+}
+
+/// Delivers a datagram to the thread on the processor where it arrives: no other thread wakes up, and what the kernel has
+/// touched is still in that processor's cache.
+pub(crate) fn steer_by_processor(sockets: &[UdpSocket]) {
+    if let Err(reason) = sockets[0].steer_by_processor(sockets.len() as u32) {
         debug!(%reason, "datagrams are not processed where they arrive");
     }
-    Ok((sockets, modes))
 }

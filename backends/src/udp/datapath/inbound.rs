@@ -31,7 +31,13 @@ impl Inbound {
         Self {
             common,
             received: ReceiveBatch::new(batch),
-            coalescer: Coalescer::new(Merging { mtu, tcp: tun.tso, udp: tun.uso, hop: Hop::Counts }),
+            coalescer: Coalescer::new(Merging {
+                mtu,
+                tcp: tun.tso,
+                udp: tun.uso,
+                hop: Hop::Counts,
+                checks: true,
+            }),
             limit: Limit::new(Instant::now()),
         }
     }
