@@ -12,13 +12,14 @@ mod overlaps;
 mod peers;
 #[cfg(test)]
 pub(crate) mod samples;
+mod wireguard_runner;
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use flan_agent_api::{Code, PathInForce, SubnetEnv, WireguardKeyFile};
-use flan_backends::{BackendError, Udp, Underlay};
+use flan_backends::{BackendError, Udp, Underlay, Wireguard};
 use flan_kernel::netlink::FouLack;
 use flan_kernel::{LinkName, State};
 use flan_subnet_lease::{
@@ -42,6 +43,7 @@ use crate::status::SharedStatus;
 
 pub use self::datapath::{Datapath, UdpRunner};
 pub(crate) use self::joined::Joined;
+pub use self::wireguard_runner::WireguardRunner;
 
 /// Interval between checks of the network config.
 pub const CONFIG_CHECK: Duration = Duration::from_secs(30);
@@ -110,8 +112,10 @@ pub struct Settings {
     pub node: NodeIdentity,
     /// Send a keepalive at least this long before the lease ends.
     pub renew_margin: Option<Duration>,
-    /// Creates the data path of a backend that runs threads.
+    /// Creates the data path of udp's user path.
     pub datapath: fn(Udp) -> Box<dyn Datapath>,
+    /// Creates the data path of wireguard's user path.
+    pub wireguard_datapath: fn(Wireguard) -> Box<dyn Datapath>,
     /// Whether the kernel can carry the udp backend's packets through a device of this name.
     pub kernel_path: fn(LinkName) -> Result<(), FouLack>,
     /// Whether the kernel has WireGuard, or what it lacks.
@@ -268,7 +272,6 @@ impl Network {
             info!(backend = config.backend.name(), path, reason, "packets take this path");
             self.status.update(|status| status.path.clone_from(&chosen.path));
         }
-        self.status.set_wireguard(chosen.wireguard.clone());
         let Settings { previous, node, renew_margin, .. } = &self.settings;
         let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
         let claim = Claim {
@@ -367,6 +370,7 @@ impl Network {
             },
             wireguard_key: self.wireguard_key.as_ref(),
             make_datapath: settings.datapath,
+            make_wireguard_datapath: settings.wireguard_datapath,
         };
         backend::choose(config, &means, external, host.abilities, seed, devices)
     }
@@ -443,6 +447,7 @@ impl Means {
 
     /// Copies backend, MTU and addresses to the status.
     fn show(&self) {
+        self.status.set_wireguard(self.chosen.wireguard.clone());
         self.status.update(|status| {
             status.backend = self.config.backend.name();
             status.mtu = self.chosen.backend.mtu();

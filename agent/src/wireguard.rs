@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use flan_agent_api::WireguardKeyFile;
+use flan_backends::wireguard::Peers;
 use flan_kernel::{KernelError, LinkName, netlink};
 use flan_wireguard_keys::{KeyFileError, Origin, PrivateKey, PublicKey};
 use ipnetwork::IpNetwork;
@@ -56,10 +57,12 @@ pub(crate) fn check_kernel() -> Result<(), String> {
 }
 
 /// Where to ask what WireGuard peers do.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum WireguardSource {
     /// These devices of the kernel.
     Kernel(Vec<LinkName>),
+    /// This process.
+    User(Vec<Peers>),
 }
 
 /// What a peer does.
@@ -85,18 +88,32 @@ impl WireguardSource {
     /// # Errors
     /// If the kernel does not answer.
     pub(crate) fn ask(&self) -> Result<Vec<WireguardReport>, KernelError> {
-        let Self::Kernel(links) = self;
         let mut all = Vec::new();
-        for link in links {
-            let peers = netlink::wireguard_peers(*link)?.into_iter();
-            all.extend(peers.map(|(public_key, peer, traffic)| WireguardReport {
-                public_key,
-                endpoint: peer.endpoint,
-                allowed: peer.allowed,
-                latest_handshake: traffic.latest_handshake,
-                received_bytes: traffic.received_bytes,
-                sent_bytes: traffic.sent_bytes,
-            }));
+        match self {
+            Self::Kernel(links) => {
+                for link in links {
+                    let peers = netlink::wireguard_peers(*link)?.into_iter();
+                    all.extend(peers.map(|(public_key, peer, traffic)| WireguardReport {
+                        public_key,
+                        endpoint: peer.endpoint,
+                        allowed: peer.allowed,
+                        latest_handshake: traffic.latest_handshake,
+                        received_bytes: traffic.received_bytes,
+                        sent_bytes: traffic.sent_bytes,
+                    }));
+                }
+            }
+            Self::User(devices) => {
+                let now = SystemTime::now();
+                all.extend(devices.iter().flat_map(Peers::reports).map(|report| WireguardReport {
+                    public_key: report.key,
+                    endpoint: report.endpoint,
+                    allowed: report.allowed,
+                    latest_handshake: report.latest_handshake.and_then(|ago| now.checked_sub(ago)),
+                    received_bytes: report.received_bytes,
+                    sent_bytes: report.sent_bytes,
+                }));
+            }
         }
         Ok(all)
     }

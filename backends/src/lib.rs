@@ -12,8 +12,9 @@ mod route;
 mod samples;
 mod senders;
 pub mod udp;
+mod userspace;
 mod vxlan;
-mod wireguard;
+pub mod wireguard;
 
 use std::net::IpAddr;
 

@@ -4,19 +4,11 @@
 //! overlay network to a TUN device; [`Datapath`] forwards them, and gives the kernel what arrives. The wire format is
 //! flannel's; the speed of the user path comes from handling many packets at a time on both sides.
 
-mod checksum;
-mod coalescing;
-mod counters;
 mod datapath;
 mod forwarding;
 #[cfg(fuzzing)]
 pub mod fuzz;
-mod gauge;
-mod icmp;
 mod kernel_path;
-mod packet;
-mod partial;
-mod segmentation;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -30,10 +22,11 @@ use ipnetwork::IpNetwork;
 
 use crate::{Backend, BackendError, Underlay, Unreachable, senders};
 
-pub use counters::{Counters, Totals};
-pub use datapath::{Datapath, DatapathError};
+pub use crate::userspace::counters::{Counters, Totals};
+pub use crate::userspace::gauge::{Gauge, Modes};
+pub use crate::userspace::running::DatapathError;
+pub use datapath::Datapath;
 pub use forwarding::ForwardingTable;
-pub use gauge::{Gauge, Modes};
 pub use kernel_path::KernelPath;
 
 /// Bytes that the encapsulation adds: outer IPv4 header (20) and UDP header (8).

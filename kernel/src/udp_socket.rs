@@ -68,7 +68,8 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Binds to `address` (an IPv6 socket takes only IPv6), and returns which `options` the kernel supports.
+    /// Binds to `address`, and returns which `options` the kernel supports. `[::]` takes IPv4, too, and has mapped addresses
+    /// for it (`::ffff:192.0.2.1`); another IPv6 address takes only IPv6.
     ///
     /// Datagrams leave without the DF bit and are fragmented where the path needs it, as the kernel's VXLAN does by
     /// default (`df unset` in `ip-link(8)`). flannel keeps the system's default, `IP_PMTUDISC_WANT`, which sets DF and
@@ -81,10 +82,15 @@ impl UdpSocket {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket::socket(family, SockType::Datagram, flags, None)?;
         if address.is_ipv6() {
-            socket::setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+            socket::setsockopt(&fd, sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
         }
         socket::setsockopt(&fd, sockopt::ReusePort, &options.shared)?;
-        never_set_df(fd.as_fd(), address.is_ipv4())?;
+        if address.is_ipv4() || address.ip().is_unspecified() {
+            never_set_df(fd.as_fd(), true)?;
+        }
+        if address.is_ipv6() {
+            never_set_df(fd.as_fd(), false)?;
+        }
 
         // Never lower than the system's default.
         let bytes = options.buffer_bytes.min(i32::MAX as usize / 2);

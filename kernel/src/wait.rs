@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -62,6 +63,18 @@ pub fn wait_readable<const N: usize>(
     Ok(answer)
 }
 
+/// Waits until `waker` is raised, but no longer than `limit`. Returns whether it is raised.
+pub fn wait_woken(waker: &Waker, limit: Duration) -> io::Result<bool> {
+    let mut raised = [PollFd::new(waker.0.as_fd(), PollFlags::POLLIN)];
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    match poll(&mut raised, limit) {
+        // A signal: the caller waits again.
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(count) => Ok(count > 0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
@@ -90,6 +103,14 @@ mod tests {
         });
         waker.wake();
         assert_eq!(thread.join().unwrap(), [Readiness::default()]);
+    }
+
+    #[test]
+    fn a_wait_with_a_limit_tells_whether_it_was_woken() {
+        let waker = Waker::new().unwrap();
+        assert!(!wait_woken(&waker, Duration::from_millis(1)).unwrap());
+        waker.wake();
+        assert!(wait_woken(&waker, Duration::from_secs(60)).unwrap());
     }
 
     #[test]

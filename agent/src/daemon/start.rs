@@ -19,7 +19,7 @@ use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::host::Host;
 use crate::lookout::Lookout;
-use crate::network::{Network, Settings, UdpRunner};
+use crate::network::{Network, Settings, UdpRunner, WireguardRunner};
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
 use crate::{notify, rights, wireguard};
@@ -85,6 +85,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         node: args.identity(),
         renew_margin,
         datapath: UdpRunner::boxed,
+        wireguard_datapath: WireguardRunner::boxed,
         kernel_path: netlink::check_fou,
         kernel_wireguard: wireguard::check_kernel,
         wireguard_key: wireguard::key,

@@ -27,12 +27,12 @@ pub(crate) struct Chosen {
 impl Chosen {
     /// Replaces the backend. A running data path is kept if the new one is equivalent.
     pub(super) fn replace_by(&mut self, other: Self) {
-        let before = self.datapath.take();
+        let before = self.datapath.take().zip(Some(self.wireguard.take()));
         *self = other;
-        if let (Some(before), Some(now)) = (before, &self.datapath)
+        if let (Some((before, source)), Some(now)) = (before, &self.datapath)
             && before.does_the_same_as(&**now)
         {
-            self.datapath = Some(before);
+            (self.datapath, self.wireguard) = (Some(before), source);
         }
     }
 }
@@ -78,6 +78,8 @@ pub(super) struct HostMeans<'a> {
     pub(super) wireguard_key: Option<&'a PrivateKey>,
     /// Creates the data path of udp's other way.
     pub(super) make_datapath: fn(Udp) -> Box<dyn Datapath>,
+    /// The same of wireguard's.
+    pub(super) make_wireguard_datapath: fn(Wireguard) -> Box<dyn Datapath>,
 }
 
 /// Chooses the backend for this config and host.
@@ -119,13 +121,14 @@ pub(super) fn choose(
                 by_kernel: path.path == KERNEL,
             };
             let backend = Wireguard::new(wireguard.clone(), &config.pools, underlay, host)?;
-            let source = WireguardSource::Kernel(backend.devices().map(|(link, _)| link).collect());
-            Ok(Chosen {
-                backend: Box::new(backend),
-                datapath: None,
-                path: Some(path),
-                wireguard: Some(source),
-            })
+            let (datapath, source) = if path.path == KERNEL {
+                (None, WireguardSource::Kernel(backend.devices().map(|(link, _)| link).collect()))
+            } else {
+                let datapath = (means.make_wireguard_datapath)(backend.clone());
+                let source = WireguardSource::User(datapath.wireguard_peers());
+                (Some(datapath), source)
+            };
+            Ok(Chosen { backend: Box::new(backend), datapath, path: Some(path), wireguard: Some(source) })
         }
         BackendConfig::Vxlan(vxlan) => {
             let backend = Vxlan::new(vxlan.clone(), &config.pools, underlay, abilities, node_id, devices)?;

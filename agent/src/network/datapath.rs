@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use flan_backends::Udp;
 use flan_backends::udp::{self, ForwardingTable, Gauge};
+use flan_backends::wireguard::Peers;
 use flan_kernel::sysctl;
 use flan_subnet_lease::{Lease, PeerChange, Subnets};
 use tracing::warn;
@@ -36,6 +37,11 @@ pub trait Datapath: Any + Send {
 
     /// Returns its modes and counters, for the status.
     fn gauge(&self) -> Option<Arc<Gauge>>;
+
+    /// Returns where to ask what WireGuard peers do; empty if it has none.
+    fn wireguard_peers(&self) -> Vec<Peers> {
+        Vec::new()
+    }
 }
 
 /// Keeps the udp backend's data path running and its forwarding table up to date.

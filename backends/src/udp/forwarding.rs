@@ -2,12 +2,12 @@
 
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Guard};
 use flan_subnet_lease::{Family, Lease, PeerChange};
 use foldhash::HashMap;
 use ipnetwork::{IpNetwork, Ipv4Network};
+
+use crate::userspace::twin::{Changing, Reader, Twin};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer {
@@ -18,20 +18,11 @@ pub(super) struct Peer {
 }
 
 /// The peers, as seen by the writer.
-///
-/// There are two tables. Readers use one; changes go into the other, then the two are swapped. So a change costs the
-/// same however many peers there are, and readers see all of it or nothing.
 #[derive(Default)]
-pub struct ForwardingTable {
-    published: Arc<ArcSwap<Routes>>,
-    spare: Arc<Routes>,
-    /// The last changes, which the spare table lacks.
-    missed: Vec<Route>,
-}
+pub struct ForwardingTable(Twin<Routes, Route>);
 
 /// The table, as seen by the threads of a data path.
-#[derive(Clone)]
-pub(super) struct ForwardingReader(Arc<ArcSwap<Routes>>);
+pub(super) type ForwardingReader = Reader<Routes>;
 
 /// One state of the table. Subnets do not overlap: the leases were checked.
 #[derive(Debug, Clone, Default)]
@@ -52,33 +43,18 @@ impl ForwardingTable {
     pub fn change(&mut self, changes: &[PeerChange]) {
         let gone = changes.iter().filter_map(|change| Some((route(change.before.as_ref()?)?.0, None)));
         let here = changes.iter().filter_map(|change| route(change.after.as_ref()?));
-        let news: Vec<Route> = gone.chain(here).collect();
-        // Copies only if a reader from before the last change is still active.
-        let routes = Arc::make_mut(&mut self.spare);
-        for route in self.missed.iter().chain(&news) {
-            routes.set(*route);
-        }
-        self.missed = news;
-        self.spare = self.published.swap(self.spare.clone());
+        self.0.change(gone.chain(here).collect());
     }
 
     /// Replaces all peers.
     pub fn replace<'a>(&mut self, peers: impl Iterator<Item = &'a Lease>) {
         let mut routes = Routes::default();
-        peers.filter_map(route).for_each(|route| routes.set(route));
-        self.published.store(Arc::new(routes.clone()));
-        (self.spare, self.missed) = (Arc::new(routes), Vec::new());
+        peers.filter_map(route).for_each(|route| routes.apply(&route));
+        self.0.replace(routes);
     }
 
     pub(super) fn reader(&self) -> ForwardingReader {
-        ForwardingReader(self.published.clone())
-    }
-}
-
-impl ForwardingReader {
-    /// Returns the current table, for one batch of packets.
-    pub(super) fn read(&self) -> Guard<Arc<Routes>> {
-        self.0.load()
+        self.0.reader()
     }
 }
 
@@ -92,8 +68,10 @@ impl Routes {
     pub(super) fn is_peer(&self, source: Ipv4Addr) -> bool {
         self.sources.contains_key(&source)
     }
+}
 
-    fn set(&mut self, (subnet, peer): Route) {
+impl Changing<Route> for Routes {
+    fn apply(&mut self, &(subnet, peer): &Route) {
         let mask = subnet.mask().to_bits();
         let key = key(subnet.network(), mask);
         let before = match peer {
@@ -138,6 +116,7 @@ fn route(peer: &Lease) -> Option<Route> {
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, HashSet};
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 

@@ -3,9 +3,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::coalescing::{Coalescer, Merging, Write};
-use super::icmp::{self, Reason};
-use super::segmentation::Segments;
+use crate::userspace::coalescing::{Coalescer, Merging, Write};
+use crate::userspace::icmp::{self, Reason};
+use crate::userspace::packet::Hop;
+use crate::userspace::segmentation::Segments;
 
 /// Cuts packets from the TUN. Reuses its memory.
 #[derive(Debug, Default)]
@@ -49,7 +50,7 @@ pub struct Written {
 impl Merger {
     /// Creates a merger for these protocols.
     pub fn new(tcp: bool, udp: bool) -> Self {
-        Self(Coalescer::new(Merging { mtu: Some(1472), tcp, udp }))
+        Self(Coalescer::new(Merging { mtu: Some(1472), tcp, udp, hop: Hop::Counts, checks: true }))
     }
 
     /// Takes `packets` as one batch, and leaves them as forwarded, or unchanged if refused.

@@ -100,6 +100,7 @@ impl World {
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,
+                wireguard_datapath: |_| unreachable!("the fake kernel has WireGuard"),
                 kernel_path: |_| Err(FouLack::Fou),
                 kernel_wireguard: || Ok(()),
                 wireguard_key: |_| Ok([64; 32].into()),

@@ -1,23 +1,23 @@
 //! From the wire to the device: receives what is queued, checks its source, merges what belongs together, writes it.
 
 use std::io;
-use std::iter;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
 use std::time::Instant;
 
-use flan_kernel::tun::{TunMode, is_gone};
-use flan_kernel::udp_socket::{self, ReceiveBatch};
-use tracing::{debug, warn};
+use flan_kernel::udp_socket::ReceiveBatch;
+use tracing::debug;
 
-use super::endpoints::Endpoints;
+use super::common::Common;
 use super::rules::{self, Refusal};
-use crate::udp::coalescing::{Coalescer, Merging, PushError};
-use crate::udp::counters::{Counters, add};
-use crate::udp::icmp::Limit;
-use crate::udp::packet::VnetHeader;
+use crate::userspace::coalescing::{Coalescer, Merging, PushError};
+use crate::userspace::counters::add;
+use crate::userspace::endpoints::Endpoints;
+use crate::userspace::icmp::{self, Limit};
+use crate::userspace::packet::Hop;
 
 pub(super) struct Inbound {
+    common: Arc<Common>,
     received: ReceiveBatch,
     coalescer: Coalescer,
     limit: Limit,
@@ -25,11 +25,19 @@ pub(super) struct Inbound {
 
 impl Inbound {
     /// Receives up to `batch` datagrams per call, each possibly merged from many.
-    pub(super) fn new(batch: usize, tun: TunMode, mtu: u32) -> Self {
-        let mtu = tun.vnet_header.then_some(mtu as usize);
+    pub(super) fn new(batch: usize, common: Arc<Common>) -> Self {
+        let tun = common.running.tun;
+        let mtu = tun.vnet_header.then_some(common.settings.mtu as usize);
         Self {
+            common,
             received: ReceiveBatch::new(batch),
-            coalescer: Coalescer::new(Merging { mtu, tcp: tun.tso, udp: tun.uso }),
+            coalescer: Coalescer::new(Merging {
+                mtu,
+                tcp: tun.tso,
+                udp: tun.uso,
+                hop: Hop::Counts,
+                checks: true,
+            }),
             limit: Limit::new(Instant::now()),
         }
     }
@@ -49,9 +57,8 @@ impl Inbound {
     }
 
     fn deliver(&mut self, endpoints: &Endpoints) -> io::Result<()> {
-        let Self { received, coalescer, limit } = self;
-        let common = &*endpoints.common;
-        let counters = &common.gauge.counters;
+        let Self { common, received, coalescer, limit } = self;
+        let counters = &common.running.gauge.counters;
         add(&counters.received_batches, 1);
         let routes = common.table.read();
         let mut batch = coalescer.batch();
@@ -75,48 +82,16 @@ impl Inbound {
                     },
                 };
                 if let Some(reason) = refusal.count(counters, 1).filter(|_| limit.allows(Instant::now())) {
-                    endpoints.send_icmp(packet, reason);
+                    endpoints.tell(icmp::error(packet, common.settings.address, reason).as_deref());
                 }
             }
         }
-        let mut merging_refused = false;
-        for write in batch.writes() {
-            match endpoints.write(write.header, iter::once(write.headers).chain(write.payload())) {
-                Err(error) if write.count > 1 && is_refused(&error) => {
-                    merging_refused = true;
-                    for packet in write.packets() {
-                        counted(counters, 1, endpoints.write(VnetHeader::default(), iter::once(packet)))?;
-                    }
-                }
-                result => counted(counters, write.count, result)?,
-            }
-        }
+        let merging_refused = endpoints.deliver(&mut batch)?;
         drop(batch);
         if merging_refused {
-            warn!("the device refuses merged packets; writing them one by one from now on");
-            common.gauge.merge.store(false, Relaxed);
-            let mtu = coalescer.merging().mtu;
-            *coalescer = Coalescer::new(Merging { mtu, tcp: false, udp: false });
+            let merging = Merging { tcp: false, udp: false, ..coalescer.merging() };
+            *coalescer = Coalescer::new(merging);
         }
         Ok(())
     }
-}
-
-/// Counts the outcome of a write that carries `packets`. An error means that the device is gone.
-pub(super) fn counted(counters: &Counters, packets: usize, result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Ok(()) => {
-            add(&counters.written, 1);
-            add(&counters.merged, packets - 1);
-        }
-        Err(error) if is_gone(&error) => return Err(error),
-        Err(error) if udp_socket::is_full(&error) => add(&counters.dropped_full, packets),
-        Err(_) => add(&counters.dropped_refused, packets),
-    }
-    Ok(())
-}
-
-/// Returns whether the kernel rejects such a packet (`tun_get_user` in `drivers/net/tun.c`).
-fn is_refused(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::InvalidInput
 }

@@ -10,7 +10,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::IoSlice;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -21,9 +21,9 @@ use flan_kernel::udp_socket::UdpSocket;
 use tracing::debug;
 
 use super::common::Common;
-use super::outgoing::Outgoing;
-use crate::udp::counters::add;
-use crate::udp::segmentation::Split;
+use crate::userspace::counters::add;
+use crate::userspace::outgoing::Outgoing;
+use crate::userspace::segmentation::Split;
 
 /// Datagrams per burst to one peer: a sixth of its buffer.
 const BURST: usize = 16;
@@ -89,7 +89,7 @@ impl Pacer {
             debug!(%reason, "pauses between bursts are longer than needed");
         }
         // While it waits for a packet, it notices the end because the workers drop their entrances.
-        while !self.common.over.load(Relaxed) {
+        while !self.common.running.over.load(Relaxed) {
             let mut without_room = self.lanes.fill(&self.handed_over, Instant::now());
             let now = Instant::now();
             let received = match self.lanes.next(now) {
@@ -107,7 +107,7 @@ impl Pacer {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if without_room > 0 {
-                add(&self.common.gauge.counters.dropped_full, without_room);
+                add(&self.common.running.gauge.counters.dropped_full, without_room);
             }
         }
     }
@@ -115,9 +115,10 @@ impl Pacer {
     fn send(&mut self, peer: Ipv4Addr) {
         let burst = self.lanes.burst(peer);
         let begun = Instant::now();
-        let mut outgoing = Outgoing::new(&self.common, &self.socket);
+        let mut outgoing = Outgoing::new(&self.common.running.gauge, &self.socket);
+        let to = SocketAddr::new(peer.into(), self.common.settings.port);
         for bytes in &burst {
-            outgoing.add(peer, [IoSlice::new(bytes), IoSlice::new(&[])]);
+            outgoing.add(to, [IoSlice::new(bytes)]);
         }
         // A datagram that is too large for the path leaves in fragments, so nobody has to be told.
         outgoing.send(|_| {});
@@ -206,15 +207,12 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use flan_kernel::tun::TunMode;
     use flan_kernel::udp_socket::UdpOptions;
 
     use super::super::settings::Settings;
     use super::*;
     use crate::udp::forwarding::ForwardingTable;
-    use crate::udp::gauge::{Gauge, Modes};
 
     const ONE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 11);
     const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 12);
@@ -337,9 +335,8 @@ mod tests {
             mtu: 1472,
             strict: None,
         };
-        let gauge = Arc::new(Gauge::new(Modes { tun, udp, merge: false }));
-        let (table, over) = (ForwardingTable::default().reader(), AtomicBool::new(false));
-        Pacer::new(Arc::new(Common { settings, table, tun, gauge, over }), Arc::new(socket))
+        let table = ForwardingTable::default().reader();
+        Pacer::new(Common::new(settings, table, tun, udp), Arc::new(socket))
     }
 
     #[test]
@@ -348,9 +345,9 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(3600);
         assert!(pacer.lanes.add(packet(ONE, 0), later));
         let common = pacer.common.clone();
-        common.over.store(true, Relaxed);
+        common.running.over.store(true, Relaxed);
         pacer.run();
-        assert_eq!(common.gauge.totals().sent_packets, 0);
+        assert_eq!(common.running.gauge.totals().sent_packets, 0);
     }
 
     #[test]
@@ -363,7 +360,7 @@ mod tests {
         entrance.0.send(packet(Ipv4Addr::LOCALHOST, 0)).unwrap();
         let limit = Instant::now() + Duration::from_secs(10);
         let left = || {
-            let totals = common.gauge.totals();
+            let totals = common.running.gauge.totals();
             totals.sent_packets + totals.dropped_refused
         };
         while left() == 0 {

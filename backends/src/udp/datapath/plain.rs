@@ -13,13 +13,13 @@ use tokio::net::UdpSocket;
 use tracing::{debug, warn};
 
 use super::common::Common;
-use super::inbound::counted;
 use super::rules::{self, Refusal};
-use crate::udp::counters::add;
-use crate::udp::icmp::{self, Limit, Reason};
-use crate::udp::packet::{Ip, Ttl, VnetHeader, decrement_ttl};
-use crate::udp::partial::unfinished;
-use crate::udp::segmentation::Segments;
+use crate::userspace::counters::add;
+use crate::userspace::endpoints::counted;
+use crate::userspace::icmp::{self, Limit, Reason};
+use crate::userspace::packet::{Hop, Ip, Ttl, VnetHeader, decrement_ttl};
+use crate::userspace::partial::unfinished;
+use crate::userspace::segmentation::Segments;
 
 /// Bytes of the largest packet.
 const LARGEST: usize = 65_535;
@@ -58,7 +58,7 @@ impl Plain {
             };
             let told = match passes {
                 Ok(peer) => self.send(packet, peer.address).await,
-                Err(refusal) => refusal.count(&self.common.gauge.counters, 1),
+                Err(refusal) => refusal.count(&self.common.running.gauge.counters, 1),
             };
             self.tell(queue, &mut limit, packet, told).await;
         }
@@ -67,8 +67,8 @@ impl Plain {
     async fn inbound(&self, queue: &AsyncTun) -> io::Result<Infallible> {
         // Before a packet there is room for the header of one that must be cut.
         let (mut buffer, mut limit) = (vec![0; VnetHeader::LEN + LARGEST], Limit::new(Instant::now()));
-        let mut segments = Segments::new();
-        let counters = &self.common.gauge.counters;
+        let mut segments = Segments::new(Hop::Counts);
+        let counters = &self.common.running.gauge.counters;
         loop {
             tokio::task::consume_budget().await;
             let (length, source) = match self.socket.recv_from(&mut buffer[VnetHeader::LEN..]).await {
@@ -101,7 +101,7 @@ impl Plain {
 
     /// Writes an [unfinished] packet, which follows its header, as those that a network card would have made.
     async fn finish(&self, queue: &AsyncTun, segments: &mut Segments, packet: &mut [u8]) -> io::Result<()> {
-        let counters = &self.common.gauge.counters;
+        let counters = &self.common.running.gauge.counters;
         let Ok(split) = segments.split(packet) else {
             Refusal::TtlExpired.count(counters, 1);
             return Ok(());
@@ -133,7 +133,7 @@ impl Plain {
     /// Sends a packet, and returns what its sender must be told.
     async fn send(&self, packet: &mut [u8], peer: Ipv4Addr) -> Option<Reason> {
         decrement_ttl(packet);
-        let counters = &self.common.gauge.counters;
+        let counters = &self.common.running.gauge.counters;
         let to = SocketAddr::new(peer.into(), self.common.settings.port);
         match self.socket.send_to(packet, to).await {
             Ok(_) => {
@@ -157,7 +157,7 @@ impl Plain {
         let Some(reason) = reason.filter(|_| limit.allows(Instant::now())) else { return };
         let Some(error) = icmp::error(packet, self.common.settings.address, reason) else { return };
         if queue.send(&error).await.is_ok() {
-            add(&self.common.gauge.counters.icmp_sent, 1);
+            add(&self.common.running.gauge.counters.icmp_sent, 1);
         }
     }
 }

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::Ipv4Network;
 
-use crate::udp::counters::{Counters, add};
 use crate::udp::forwarding::{Peer, Routes};
-use crate::udp::icmp::Reason;
-use crate::udp::packet::Ip;
+use crate::userspace::counters::{Counters, add};
+use crate::userspace::icmp::Reason;
+use crate::userspace::packet::Ip;
 
 /// Why a packet is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -101,6 +101,8 @@ impl Watch {
 
     fn compare(&mut self, found: Vec<(LinkName, Found)>) -> Vec<Change> {
         let (mut devices, mut peers) = (BTreeMap::new(), BTreeMap::new());
+        // The kernel reports a device that is gone, and with it go its peers.
+        let stand: BTreeSet<LinkName> = found.iter().map(|(link, _)| *link).collect();
         for (link, found) in found {
             devices.extend(found.device.map(|device| (link, device)));
             let key = |public_key| WireguardPeerKey { link, public_key };
@@ -111,7 +113,8 @@ impl Watch {
         {
             told.push(Fact::WireguardDevice(link, Some(device.clone())));
         }
-        for &key in self.peers.keys().chain(&self.changed).filter(|key| !peers.contains_key(key)) {
+        let missing = |key: &&WireguardPeerKey| stand.contains(&key.link) && !peers.contains_key(*key);
+        for &key in self.peers.keys().chain(&self.changed).filter(missing) {
             told.push(Fact::WireguardPeer(key, None));
         }
         for (key, peer) in &peers {

@@ -24,7 +24,7 @@ fn refusal(sample: &Sample, change: impl FnOnce(&mut VnetHeader)) -> Option<Spli
     change(&mut header);
     packet[..VnetHeader::LEN].copy_from_slice(&header.to_bytes());
     let before = packet.clone();
-    let refused = Segments::new().split(&mut packet).err();
+    let refused = Segments::new(Hop::Counts).split(&mut packet).err();
     assert!(refused.is_none() || packet == before, "a refused packet was changed");
     refused
 }
@@ -34,7 +34,7 @@ fn a_super_packet_becomes_segments_with_fin_and_psh_on_the_last_and_cwr_on_the_f
     let sample = Sample { flags: 0x99, ..Sample::new(false, TCP, &noise(250, 1)) };
     let mut packet = sample.super_packet(100);
     packet[1] |= VnetHeader::GSO_ECN;
-    let mut segments = Segments::new();
+    let mut segments = Segments::new(Hop::Counts);
     let split = segments.split(&mut packet).unwrap();
     assert_eq!((split.segments().len(), segment_size(&split), len(&split)), (3, 140, 370));
     let flags: Vec<u8> = packets(&split).iter().map(|packet| packet[33]).collect();
@@ -53,7 +53,10 @@ fn a_udp_checksum_that_comes_to_zero_is_sent_as_ones() {
         let mut whole = sample.super_packet(10);
         whole[1] = VnetHeader::GSO_NONE;
         for mut packet in [sample.super_packet(10), whole] {
-            assert_eq!(packets(&Segments::new().split(&mut packet).unwrap()), [sample.after(1).bytes()]);
+            assert_eq!(
+                packets(&Segments::new(Hop::Counts).split(&mut packet).unwrap()),
+                [sample.after(1).bytes()]
+            );
         }
     }
 }
@@ -62,7 +65,7 @@ fn a_udp_checksum_that_comes_to_zero_is_sent_as_ones() {
 fn a_super_packet_without_payload_is_one_segment() {
     let sample = Sample::new(true, TCP, b"");
     assert_eq!(
-        packets(&Segments::new().split(&mut sample.super_packet(100)).unwrap()),
+        packets(&Segments::new(Hop::Counts).split(&mut sample.super_packet(100)).unwrap()),
         [sample.after(1).bytes()]
     );
 }
@@ -113,7 +116,7 @@ fn a_fragment_is_forwarded_but_neither_cut_nor_summed() {
         let mut packet = sample.super_packet(100);
         (packet[0], packet[1]) = (flags, gso_type);
         packet[VnetHeader::LEN + 6] = 0x20;
-        Segments::new().split(&mut packet).map(|split| split.segments().len())
+        Segments::new(Hop::Counts).split(&mut packet).map(|split| split.segments().len())
     };
     assert_eq!(fragment(VnetHeader::GSO_NONE, 0), Ok(1));
     assert_eq!(fragment(VnetHeader::GSO_NONE, VnetHeader::NEEDS_CSUM), Err(SplitError::Fragment));
@@ -122,7 +125,7 @@ fn a_fragment_is_forwarded_but_neither_cut_nor_summed() {
 
 #[test]
 fn the_memory_for_headers_is_used_again() {
-    let mut segments = Segments::new();
+    let mut segments = Segments::new(Hop::Counts);
     let sample = Sample::new(false, TCP, &[0; 60_000]);
     segments.split(&mut sample.super_packet(500)).unwrap();
     let (memory, capacity) = (segments.headers.as_ptr(), segments.headers.capacity());
@@ -141,7 +144,7 @@ proptest! {
         let mut packet = sample.super_packet(size);
         let hint = (sample.header_len() + usize::from(longer_hint)).min(packet.len() - VnetHeader::LEN) as u16;
         packet[2..4].copy_from_slice(&hint.to_ne_bytes());
-        let mut segments = Segments::new();
+        let mut segments = Segments::new(Hop::Counts);
         let split = segments.split(&mut packet).unwrap();
         let wanted: Vec<Vec<u8>> = sample.after(1).cut(size.into()).iter().map(Sample::bytes).collect();
         let made = packets(&split);
@@ -162,7 +165,7 @@ proptest! {
         } else {
             [&VnetHeader::default().to_bytes()[..], &sample.bytes()].concat()
         };
-        let mut segments = Segments::new();
+        let mut segments = Segments::new(Hop::Counts);
         let split = segments.split(&mut packet).unwrap();
         prop_assert_eq!(packets(&split), [sample.after(1).bytes()]);
         prop_assert_eq!(segment_size(&split), len(&split));
@@ -171,7 +174,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut packet = bytes.clone();
-        let refused = Segments::new().split(&mut packet).is_err();
+        let refused = Segments::new(Hop::Counts).split(&mut packet).is_err();
         prop_assert!(!refused || packet == bytes);
     }
 
@@ -189,7 +192,7 @@ proptest! {
         }
         packet.truncate(packet.len() - cut);
         let before = packet.clone();
-        let mut segments = Segments::new();
+        let mut segments = Segments::new(Hop::Counts);
         match segments.split(&mut packet) {
             Ok(split) => {
                 let len: usize = split.segments().map(|(_, payload)| payload.len()).sum();

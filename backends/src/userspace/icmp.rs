@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use super::checksum::Sum;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(crate) enum Reason {
     /// No peer has the destination: network unreachable.
     NoPeer,
+    /// A peer has the destination, or should, but cannot be reached: host unreachable.
+    PeerAway,
     /// The time to live expired in transit.
     TtlExpired,
     /// The packet is larger than the path's limit in bytes, and must not be fragmented.
@@ -22,7 +24,7 @@ const HEADERS: usize = 28;
 
 /// Returns the error for `packet`, sent by us from `from`. `None` if none may be sent: for an ICMP error, a later
 /// fragment, a packet from or to more than one host, or one that is not IPv4.
-pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec<u8>> {
+pub(crate) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec<u8>> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     if packet[0] >> 4 != 4 || header < 20 || packet.len() < header {
         return None;
@@ -41,6 +43,7 @@ pub(super) fn error(packet: &[u8], from: Ipv4Addr, reason: Reason) -> Option<Vec
     let quote = &packet[..packet.len().min(header + QUOTED)];
     let (kind, code, rest) = match reason {
         Reason::NoPeer => (3, 0, 0),
+        Reason::PeerAway => (3, 1, 0),
         Reason::TtlExpired => (11, 0, 0),
         Reason::TooBig(mtu) => (3, 4, u32::from(mtu)),
     };
@@ -71,7 +74,7 @@ fn is_one_host(address: Ipv4Addr) -> bool {
 }
 
 /// Limits the errors per second, and allows as many at once after a quiet second.
-pub(super) struct Limit {
+pub(crate) struct Limit {
     left: u32,
     since: Instant,
 }
@@ -79,12 +82,12 @@ pub(super) struct Limit {
 const PER_SECOND: u32 = 100;
 
 impl Limit {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { left: PER_SECOND, since: now }
     }
 
     /// Returns whether another one may be sent.
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         if now.duration_since(self.since) >= Duration::from_secs(1) {
             (self.left, self.since) = (PER_SECOND, now);
         }

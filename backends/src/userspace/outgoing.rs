@@ -1,29 +1,29 @@
 //! Combines wire packets into as few sends as the kernel allows.
 
 use std::io::{self, IoSlice};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use flan_kernel::udp_socket::{self, MAX_GSO_BYTES, MAX_SEGMENTS, Message, UdpSocket};
 use tracing::warn;
 
-use super::common::Common;
-use crate::udp::counters::add;
+use super::counters::add;
+use super::gauge::Gauge;
 
-/// Wire packets to send, grouped by peer and size.
-pub(super) struct Outgoing<'a> {
-    common: &'a Common,
+/// Wire packets of `N` pieces each to send, grouped by peer and size.
+pub(crate) struct Outgoing<'a, const N: usize> {
+    gauge: &'a Gauge,
     socket: &'a UdpSocket,
     /// Whether the kernel segments sends.
     gso: bool,
-    /// Two for each wire packet: headers and payload.
+    /// `N` for each wire packet.
     slices: Vec<IoSlice<'a>>,
     trains: Vec<Train>,
 }
 
 /// Wire packets that leave in one send.
 struct Train {
-    peer: Ipv4Addr,
+    to: SocketAddr,
     /// Bytes of each but the last.
     size: usize,
     /// Bytes of the last one so far.
@@ -34,30 +34,30 @@ struct Train {
     count: usize,
 }
 
-impl<'a> Outgoing<'a> {
-    pub(super) fn new(common: &'a Common, socket: &'a UdpSocket) -> Self {
-        let gso = common.gauge.gso.load(Relaxed);
-        Self { common, socket, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
+impl<'a, const N: usize> Outgoing<'a, N> {
+    pub(crate) fn new(gauge: &'a Gauge, socket: &'a UdpSocket) -> Self {
+        let gso = gauge.gso.load(Relaxed);
+        Self { gauge, socket, gso, slices: Vec::with_capacity(256), trains: Vec::with_capacity(16) }
     }
 
     /// Queues a wire packet for the next [`Outgoing::send`], after those added before.
-    pub(super) fn add(&mut self, peer: Ipv4Addr, packet: [IoSlice<'a>; 2]) {
-        let size = packet[0].len() + packet[1].len();
+    pub(crate) fn add(&mut self, to: SocketAddr, packet: [IoSlice<'a>; N]) {
+        let size = packet.iter().map(|piece| piece.len()).sum();
         let first = self.slices.len();
         self.slices.extend(packet);
-        match self.trains.last_mut().filter(|train| self.gso && train.takes(peer, size)) {
+        match self.trains.last_mut().filter(|train| self.gso && train.takes(to, size)) {
             Some(train) => {
                 train.bytes += size;
                 train.count += 1;
                 train.last = size;
             }
-            None => self.trains.push(Train { peer, size, last: size, bytes: size, first, count: 1 }),
+            None => self.trains.push(Train { to, size, last: size, bytes: size, first, count: 1 }),
         }
     }
 
     /// Sends everything; passes each packet that is too big for the path to `too_big`.
-    pub(super) fn send(&self, mut too_big: impl FnMut(&[u8])) {
-        let gso = &self.common.gauge.gso;
+    pub(crate) fn send(&self, mut too_big: impl FnMut(&[u8])) {
+        let gso = &self.gauge.gso;
         let mut rest = &self.trains[..];
         while let [first, after @ ..] = rest {
             let several = first.count > 1;
@@ -109,33 +109,33 @@ impl<'a> Outgoing<'a> {
 
     fn message(&self, train: &Train) -> Message<'_> {
         Message {
-            to: SocketAddr::new(train.peer.into(), self.common.settings.port),
-            slices: &self.slices[train.first..train.first + 2 * train.count],
+            to: train.to,
+            slices: &self.slices[train.first..train.first + N * train.count],
             segment_size: u16::try_from(train.size).ok().filter(|_| train.count > 1),
         }
     }
 
     fn singles(&self, train: &Train) -> impl Iterator<Item = Train> {
-        let (peer, first) = (train.peer, train.first);
+        let (to, first) = (train.to, train.first);
         (0..train.count).map(move |number| {
-            let first = first + 2 * number;
-            let size = self.slices[first].len() + self.slices[first + 1].len();
-            Train { peer, size, last: size, bytes: size, first, count: 1 }
+            let first = first + N * number;
+            let size = self.slices[first..first + N].iter().map(|piece| piece.len()).sum();
+            Train { to, size, last: size, bytes: size, first, count: 1 }
         })
     }
 
     fn count(&self, sent: &[Train]) {
-        let counters = &self.common.gauge.counters;
+        let counters = &self.gauge.counters;
         add(&counters.sent_batches, 1);
         add(&counters.sent_packets, sent.iter().map(|train| train.count).sum());
         add(&counters.sent_bytes, sent.iter().map(|train| train.bytes).sum());
     }
 
     fn count_lost(&self, train: &Train, error: &io::Error, too_big: &mut impl FnMut(&[u8])) {
-        let counters = &self.common.gauge.counters;
+        let counters = &self.gauge.counters;
         if udp_socket::is_too_big(error) {
             add(&counters.dropped_too_big, train.count);
-            too_big(&gathered(&self.slices[train.first..train.first + 2]));
+            too_big(&gathered(&self.slices[train.first..train.first + N]));
         } else if udp_socket::is_full(error) {
             add(&counters.dropped_full, train.count);
         } else {
@@ -146,8 +146,8 @@ impl<'a> Outgoing<'a> {
 
 impl Train {
     /// Returns whether another wire packet of this size may follow: all but the last have one size.
-    fn takes(&self, peer: Ipv4Addr, size: usize) -> bool {
-        self.peer == peer
+    fn takes(&self, to: SocketAddr, size: usize) -> bool {
+        self.to == to
             && self.last == self.size
             && size <= self.size
             && self.count < MAX_SEGMENTS

@@ -23,14 +23,14 @@ pub struct Modes {
 pub struct Gauge {
     modes: Modes,
     /// Whether batches are sent with `UDP_SEGMENT`; permanently off once the kernel has refused one.
-    pub(super) gso: AtomicBool,
+    pub(crate) gso: AtomicBool,
     /// Whether packets are merged for the device; permanently off once the kernel has refused a merged one.
-    pub(super) merge: AtomicBool,
-    pub(super) counters: Counters,
+    pub(crate) merge: AtomicBool,
+    pub(crate) counters: Counters,
 }
 
 impl Gauge {
-    pub(super) fn new(modes: Modes) -> Self {
+    pub(crate) fn new(modes: Modes) -> Self {
         let (gso, merge) = (AtomicBool::new(modes.udp.gso), AtomicBool::new(modes.merge));
         Self { modes, gso, merge, counters: Counters::default() }
     }

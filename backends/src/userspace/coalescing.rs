@@ -2,7 +2,7 @@
 //! kernel's GRO does (net/ipv4/tcp_offload.c, net/ipv4/udp_offload.c), if the merge can be undone exactly.
 
 use super::checksum::Sum;
-use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
+use super::packet::{Hop, Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 use super::partial::{finish_checksum, unfinished};
 
 /// Most segments in one write.
@@ -26,6 +26,10 @@ pub(crate) struct Merging {
     pub(crate) tcp: bool,
     /// UDP: the TUN accepts USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
     pub(crate) udp: bool,
+    pub(crate) hop: Hop,
+    /// Whether checksums of TCP and UDP are checked before a merge hides them. Not on WireGuard, as in the kernel's: the
+    /// packet is as its sender made it.
+    pub(crate) checks: bool,
 }
 
 /// Why a received packet, which is unchanged, is not written to the TUN.
@@ -74,17 +78,21 @@ pub(crate) struct Batch<'c, 'p> {
 }
 
 impl<'p> Batch<'_, 'p> {
-    /// Takes the inner packet of one datagram and lowers its time to live. The packet always becomes part of a write of
+    /// Takes the inner packet of one datagram and lowers its time to live where that [counts](Hop). The packet always becomes part of a write of
     /// this batch. It is merged only if it can be restored by recomputing its lengths and its IP and TCP or UDP
-    /// checksums, which were correct.
+    /// checksums, which were correct, as far as that is [checked](Merging::checks).
     ///
     /// # Errors
     /// [`PushError`], with the unchanged packet, if it must not be forwarded.
     pub(crate) fn push(&mut self, packet: &'p mut [u8]) -> Result<(), (PushError, &'p mut [u8])> {
-        match decrement_ttl(packet) {
-            Ttl::Forward => {}
-            Ttl::Expired => return Err((PushError::TtlExpired, packet)),
-            Ttl::NotIp => return Err((PushError::NotIp, packet)),
+        match self.coalescer.merging.hop {
+            Hop::Counts => match decrement_ttl(packet) {
+                Ttl::Forward => {}
+                Ttl::Expired => return Err((PushError::TtlExpired, packet)),
+                Ttl::NotIp => return Err((PushError::NotIp, packet)),
+            },
+            Hop::IsFree if Ip::parse(packet).is_none() => return Err((PushError::NotIp, packet)),
+            Hop::IsFree => {}
         }
         if self.coalescer.merging.mtu.is_none() {
             finish_checksum(packet);
@@ -332,7 +340,11 @@ impl<'p> Parsed<'p> {
             Transport::Tcp(_) => merging.tcp,
             Transport::Udp(_) => merging.udp,
         };
-        if wanted && ip.packet_len() == packet.len() && candidate.is_plain() && candidate.is_intact() {
+        if wanted
+            && ip.packet_len() == packet.len()
+            && candidate.is_plain()
+            && candidate.is_intact(merging.checks)
+        {
             Self::Mergeable(candidate)
         } else {
             let header = merging.mtu.and_then(|mtu| unfinished(packet, &ip, mtu));
@@ -423,13 +435,13 @@ impl Candidate<'_> {
         ip && transport && !self.transport.payload().is_empty()
     }
 
-    fn is_intact(&self) -> bool {
+    fn is_intact(&self, checks: bool) -> bool {
         let ip = match self.ip {
             Ip::V4(ip) => ip.is_intact(),
             Ip::V6(_) => true,
         };
         let transport = self.ip.payload();
-        ip && self.ip.pseudo_header(transport.len() as u16).bytes(transport).is_intact()
+        ip && (!checks || self.ip.pseudo_header(transport.len() as u16).bytes(transport).is_intact())
     }
 
     fn is_pushed(&self) -> bool {

@@ -63,8 +63,8 @@ pub(crate) fn finish_checksum(packet: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::udp::packet::samples::Sample;
-    use crate::udp::segmentation::Segments;
+    use crate::userspace::packet::{Hop, samples::Sample};
+    use crate::userspace::segmentation::Segments;
 
     const MTU: usize = 1472;
 
@@ -89,7 +89,7 @@ mod tests {
     /// Returns what the header makes of the packet.
     fn finished(header: VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
         let mut bytes = [&header.to_bytes()[..], packet].concat();
-        let mut segments = Segments::new();
+        let mut segments = Segments::new(Hop::Counts);
         let split = segments.split(&mut bytes).unwrap();
         split.segments().map(|(headers, payload)| [headers, payload].concat()).collect()
     }
@@ -107,11 +107,11 @@ mod tests {
             let header = of(&left).unwrap();
             assert_eq!(header.gso_type, VnetHeader::GSO_NONE);
             let mut complete = packet;
-            crate::udp::packet::decrement_ttl(&mut complete);
+            crate::userspace::packet::decrement_ttl(&mut complete);
             assert_eq!(finished(header, &left), [complete.clone()]);
             let mut in_place = left;
             finish_checksum(&mut in_place);
-            crate::udp::packet::decrement_ttl(&mut in_place);
+            crate::userspace::packet::decrement_ttl(&mut in_place);
             assert_eq!(in_place, complete);
         }
     }

@@ -12,44 +12,42 @@ use flan_kernel::wait::{Waker, wait_readable};
 use tracing::{debug, warn};
 
 use super::endpoints::Endpoints;
-use super::inbound::Inbound;
-use super::outbound::Outbound;
-use super::pacing::Entrance;
 
 /// Packets per batch, per direction.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
+
+/// The two directions of a data path.
+pub(crate) trait Directions {
+    /// Moves one batch from the device to the wire, and returns whether more may be queued. An error means that the device
+    /// is gone.
+    fn outbound(&mut self, endpoints: &Endpoints) -> io::Result<bool>;
+
+    /// The same from the wire to the device.
+    fn inbound(&mut self, endpoints: &Endpoints) -> io::Result<bool>;
+}
 
 /// A queue of the device, a socket, and what is needed to move packets between them.
-pub(super) struct Worker {
-    endpoints: Endpoints,
-    share: Share,
-    waker: Waker,
-    outbound: Outbound,
-    inbound: Inbound,
+pub(crate) struct Worker<D> {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) share: Share,
+    pub(crate) waker: Waker,
+    pub(crate) directions: D,
 }
 
 /// The number of this worker, and how many there are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Share {
-    pub(super) number: usize,
-    pub(super) of: usize,
+pub(crate) struct Share {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
 }
 
-impl Worker {
-    pub(super) fn new(endpoints: Endpoints, share: Share, waker: Waker, paced: Entrance) -> Self {
-        let (outbound, inbound) = (
-            Outbound::new(BATCH, paced),
-            Inbound::new(BATCH, endpoints.common.tun, endpoints.common.settings.mtu),
-        );
-        Self { endpoints, share, waker, outbound, inbound }
-    }
-
+impl<D: Directions> Worker<D> {
     /// Runs until the data path is over, or the device is gone.
-    pub(super) fn run(mut self) {
+    pub(crate) fn run(mut self) {
         self.settle();
         // Whether something may be queued at the device, and at the socket.
         let mut waiting = [true; 2];
-        while !self.endpoints.common.over.load(Relaxed) {
+        while !self.endpoints.running.over.load(Relaxed) {
             if waiting == [false; 2] {
                 let Endpoints { queue, socket, .. } = &self.endpoints;
                 match wait_readable([queue.as_fd(), socket.as_fd()], &self.waker) {
@@ -68,8 +66,8 @@ impl Worker {
     /// Moves one batch per direction where something may be queued, and returns where more may be. An error means that
     /// the device is gone.
     fn pass(&mut self, [queue, socket]: [bool; 2]) -> io::Result<[bool; 2]> {
-        let Self { endpoints, outbound, inbound, .. } = self;
-        Ok([queue && outbound.pass(endpoints)?, socket && inbound.pass(endpoints)?])
+        let Self { endpoints, directions, .. } = self;
+        Ok([queue && directions.outbound(endpoints)?, socket && directions.inbound(endpoints)?])
     }
 
     /// Places the thread near the packets, and before ordinary threads, like the kernel's own packet work.

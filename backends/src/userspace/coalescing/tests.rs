@@ -4,7 +4,7 @@ use super::super::packet::samples::{Sample, is_right, noise, samples};
 use super::super::segmentation::Segments;
 use super::*;
 
-const BOTH: Merging = Merging { mtu: Some(1472), tcp: true, udp: true };
+const BOTH: Merging = Merging { mtu: Some(1472), tcp: true, udp: true, hop: Hop::Counts, checks: true };
 
 /// One write, concatenated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ fn counts(samples: &[Sample]) -> Vec<usize> {
 /// Returns what the network stack, as the other end, makes of a write.
 fn split_again(write: &Written) -> Vec<Vec<u8>> {
     let mut packet = [&write.header.to_bytes()[..], &write.packet].concat();
-    let mut segments = Segments::new();
+    let mut segments = Segments::new(Hop::Counts);
     let split = segments.split(&mut packet).unwrap();
     split.segments().map(|(headers, payload)| [headers, payload].concat()).collect()
 }
@@ -74,9 +74,9 @@ fn neighbouring_segments_become_one_write_with_the_headers_that_the_kernel_wants
 #[test]
 fn only_what_is_asked_for_is_merged() {
     for (merging, protocol, wanted) in [
-        (Merging { mtu: Some(1472), tcp: false, udp: true }, TCP, 3),
-        (Merging { mtu: Some(1472), tcp: false, udp: true }, UDP, 1),
-        (Merging { mtu: Some(1472), tcp: true, udp: false }, UDP, 3),
+        (Merging { mtu: Some(1472), tcp: false, udp: true, hop: Hop::Counts, checks: true }, TCP, 3),
+        (Merging { mtu: Some(1472), tcp: false, udp: true, hop: Hop::Counts, checks: true }, UDP, 1),
+        (Merging { mtu: Some(1472), tcp: true, udp: false, hop: Hop::Counts, checks: true }, UDP, 3),
     ] {
         let packets: Vec<Vec<u8>> = three(false, protocol).iter().map(Sample::bytes).collect();
         assert_eq!(written(&mut Coalescer::new(merging), &packets).len(), wanted);
@@ -166,6 +166,31 @@ fn a_ping_between_segments_ends_no_merge() {
     packets.insert(2, ping);
     let writes = written(&mut Coalescer::new(BOTH), &packets);
     assert_eq!(writes.iter().map(|write| write.count).collect::<Vec<_>>(), [3, 1]);
+}
+
+#[test]
+fn where_hops_do_not_count_the_time_to_live_stays_and_a_last_hop_is_no_end() {
+    let mut packet = Sample { ttl: 1, ..Sample::new(true, TCP, b"abc") }.bytes();
+    let (before, mut nothing) = (packet.clone(), vec![0x60, 0, 0]);
+    let mut coalescer = Coalescer::new(Merging { hop: Hop::IsFree, ..BOTH });
+    let mut batch = coalescer.batch();
+    assert_eq!(batch.push(&mut packet), Ok(()));
+    assert_eq!(batch.push(&mut nothing), Err((PushError::NotIp, &mut [0x60, 0, 0][..])));
+    assert_eq!(batch.writes().map(|write| write.headers.to_vec()).collect::<Vec<_>>(), [before]);
+}
+
+#[test]
+fn where_the_wire_proves_that_nothing_changed_a_wrong_checksum_stops_no_merge() {
+    for protocol in [TCP, UDP] {
+        let mut packets: Vec<Vec<u8>> = three(false, protocol).iter().map(Sample::bytes).collect();
+        *packets[1].last_mut().unwrap() ^= 1;
+        let unchecked = Merging { checks: false, ..BOTH };
+        let count = |merging| written(&mut Coalescer::new(merging), &packets).len();
+        assert_eq!((count(unchecked), count(BOTH)), (1, 3));
+        // That of the IP header is still checked.
+        packets[1][10] ^= 1;
+        assert_eq!(written(&mut Coalescer::new(unchecked), &packets).len(), 3);
+    }
 }
 
 #[test]
@@ -326,7 +351,7 @@ proptest! {
         let flags = TcpSegment::ACK | sample.flags & TcpSegment::PSH;
         let sample = Sample { flags, ip_options: Vec::new(), ..sample };
         let mut tun = sample.super_packet(size);
-        let mut segments = Segments::new();
+        let mut segments = Segments::new(Hop::Counts);
         let split = segments.split(&mut tun).unwrap();
         let packets: Vec<Vec<u8>> = split.segments().map(|(headers, payload)| [headers, payload].concat()).collect();
         let writes = written(&mut Coalescer::new(BOTH), &packets);

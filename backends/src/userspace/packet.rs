@@ -283,6 +283,16 @@ impl<'a> UdpDatagram<'a> {
     }
 }
 
+/// What a data path does to the time to live of the packets that it moves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Hop {
+    /// It lowers it, at both ends, and drops a packet whose time has come: udp, as flannel does.
+    #[default]
+    Counts,
+    /// It leaves it alone: WireGuard.
+    IsFree,
+}
+
 /// The outcome for a packet to be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ttl {

@@ -1,5 +1,5 @@
 //! Turns one packet from the TUN into the packets on the wire: cuts TCP and UDP super-packets, completes checksums,
-//! lowers the time to live. The payload is summed, but neither copied nor changed.
+//! lowers the time to live where that [counts](Hop). The payload is summed, but neither copied nor changed.
 //!
 //! Cut packets look like those of the kernel's own software segmentation: `inet_gso_segment` in net/ipv4/af_inet.c,
 //! `tcp_gso_segment` in net/ipv4/tcp_offload.c, `__udp_gso_segment` in net/ipv4/udp_offload.c.
@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::checksum::Sum;
-use super::packet::{Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
+use super::packet::{Hop, Ip, TCP, TcpSegment, Ttl, UDP, UdpDatagram, VnetHeader, decrement_ttl};
 
 /// Most segments of one packet. TCP's smallest segment size (48 bytes, `tcp_min_snd_mss`) makes 1364 of 64 KiB, and
 /// `UDP_MAX_SEGMENTS` is 128.
@@ -43,11 +43,12 @@ pub(crate) enum SplitError {
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     headers: Vec<u8>,
+    hop: Hop,
 }
 
 impl Segments {
-    pub(crate) fn new() -> Self {
-        Self::default()
+    pub(crate) fn new(hop: Hop) -> Self {
+        Self { headers: Vec::new(), hop }
     }
 
     /// Returns what to send for `packet`, a virtio-net header and IP packet as read from the TUN.
@@ -64,18 +65,18 @@ impl Segments {
         if ip.packet_len() != packet.len() {
             return Err(SplitError::Length);
         }
-        if ip.ttl() <= 1 {
+        if self.hop == Hop::Counts && ip.ttl() <= 1 {
             return Err(SplitError::TtlExpired);
         }
         if vnet.gso_type == VnetHeader::GSO_NONE {
             let header_len = ip.header_len();
-            finish_whole(&vnet, packet)?;
+            finish_whole(&vnet, packet, self.hop)?;
             let (headers, payload) = packet.split_at(header_len);
             let payload_size = payload.len();
             return Ok(Split { headers, header_len, payload, payload_size, count: 1 });
         }
 
-        let template = Template::new(&vnet, &ip, packet)?;
+        let template = Template::new(&vnet, &ip, packet, self.hop)?;
         let payload = &packet[template.header_len..];
         let payload_size = usize::from(vnet.gso_size).min(payload.len());
         let count = payload.len().div_ceil(payload_size.max(1)).max(1);
@@ -123,7 +124,7 @@ fn payload_range(index: usize, size: usize, len: usize) -> Range<usize> {
 }
 
 /// Completes a packet that needs no cutting in place: checksum, then time to live.
-fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), SplitError> {
+fn finish_whole(vnet: &VnetHeader, packet: &mut [u8], hop: Hop) -> Result<(), SplitError> {
     let ip = Ip::parse(packet).ok_or(SplitError::NotIp)?;
     if vnet.flags & VnetHeader::NEEDS_CSUM != 0 {
         if ip.is_fragment() {
@@ -137,6 +138,9 @@ fn finish_whole(vnet: &VnetHeader, packet: &mut [u8]) -> Result<(), SplitError> 
         // The field holds the sum of the pseudo-header, so summing includes it.
         let checksum = nonzero_if_udp(ip.protocol(), Sum::of(&packet[start..]).checksum());
         packet[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    if hop == Hop::IsFree {
+        return Ok(());
     }
     match decrement_ttl(packet) {
         Ttl::Forward => Ok(()),
@@ -169,7 +173,7 @@ struct Template {
 }
 
 impl Template {
-    fn new(vnet: &VnetHeader, ip: &Ip<'_>, packet: &[u8]) -> Result<Self, SplitError> {
+    fn new(vnet: &VnetHeader, ip: &Ip<'_>, packet: &[u8], hop: Hop) -> Result<Self, SplitError> {
         let protocol = expected_protocol(vnet.gso_type, ip)?;
         if vnet.gso_size == 0 {
             return Err(SplitError::GsoSize);
@@ -203,15 +207,16 @@ impl Template {
         let mut headers = [0; MAX_HEADERS];
         headers[..header_len].copy_from_slice(&packet[..header_len]);
         let (ip_header, transport) = headers[..header_len].split_at_mut(ip_header_len);
+        let lower = u8::from(hop == Hop::Counts);
         let id = match ip {
             Ip::V4(ip) => {
-                ip_header[8] -= 1;
+                ip_header[8] -= lower;
                 ip_header[2..6].fill(0);
                 ip_header[10..12].fill(0);
                 ip.id()
             }
             Ip::V6(_) => {
-                ip_header[7] -= 1;
+                ip_header[7] -= lower;
                 0
             }
         };
