@@ -22,7 +22,7 @@ impl Host {
     pub fn wiretap(&mut self) -> Result<Wiretap> {
         let (file, log) = (self.recording("frames"), self.recording("tcpdump"));
         let mut tcpdump = self.place.command("tcpdump");
-        tcpdump.args(["-i", "eth0", "-s", "0", "-U", "-w"]).arg(&file);
+        tcpdump.args(["-i", "eth0", "-s", "0", "--immediate-mode", "-U", "-Z", "root", "-w"]).arg(&file);
         let name = format!("tcpdump on {}", self.spec.name);
         let mut process = Process::spawn(&name, &tcpdump, &log, self.spec.lifetime)?;
         wait::until("tcpdump to listen", Duration::from_secs(10), || {

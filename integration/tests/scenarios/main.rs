@@ -38,4 +38,5 @@ mod udp_backend;
 mod underlay_changes;
 mod unreliable_store;
 mod want_of_memory;
+mod wireguard;
 mod wrong_clocks;

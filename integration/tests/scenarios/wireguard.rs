@@ -1,0 +1,339 @@
+//! Hosts on wireguard, whoever encrypts. Where the kernel has none, as on many machines that run these stories, `fland`
+//! does it by itself. `debian_kernel/wireguard.rs` tells of a kernel that can.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use flan_integration::end::End;
+use flan_integration::host::{STATUS_FLAGS, WIREGUARD_KEY, contains, on_all};
+use flan_integration::process::{Lifetime, Process};
+use flan_integration::{Host, Lab, LabOptions, wait};
+use serde_json::{Value, json};
+
+use crate::stage::{bare_hosts, ends_of, wait_until_reached};
+
+pub(crate) const PSK: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+
+/// Pings answered in each phase of a story.
+pub(crate) const PHASE: usize = 100;
+
+pub(crate) const REACHED: Duration = Duration::from_secs(15);
+
+/// What another program takes away is back within this time.
+const REPAIR: Duration = Duration::from_secs(3);
+
+pub(crate) const NO_FLAGS: &[&str] = &[];
+
+/// The network config with this path.
+pub(crate) fn network(path: &str) -> String {
+    format!(
+        r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{{"Type":"wireguard","PSK":"{PSK}","Path":"{path}"}}}}"#
+    )
+}
+
+/// Hosts with agents that reach each other, each with an end that stands for a container, and with these flags.
+pub(crate) fn hosts(lab: &Lab, network: &str, flags: &[&[&str]]) -> Result<(Vec<Host>, Vec<End>)> {
+    lab.set_network(network)?;
+    let mut hosts = bare_hosts(lab, flags.len())?;
+    for (host, flags) in hosts.iter_mut().zip(flags) {
+        host.spawn_agent(&[&STATUS_FLAGS, *flags].concat())?;
+    }
+    on_all(&mut hosts, Host::wait_for_agent)?;
+    let ends = ends_of(&hosts)?;
+    for from in &ends {
+        for to in ends.iter().filter(|to| to.address != from.address) {
+            wait_until_reached(from, to, REACHED)?;
+        }
+    }
+    Ok((hosts, ends))
+}
+
+/// The public key of a host. Debian's wg reads the file that fland wrote.
+pub(crate) fn public_key(host: &Host) -> Result<String> {
+    let piped = format!("wg pubkey < {WIREGUARD_KEY}");
+    Ok(host.run("sh", &["-c", &piped])?.trim().to_owned())
+}
+
+#[test]
+fn hosts_whose_kernel_cannot_encrypt_do_it_by_themselves() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 3])?;
+        for host in &hosts {
+            let reason = "Backend.Path in the network config asks for it";
+            assert_eq!(host.status()?["path"], json!({"path": "user", "reason": reason}));
+            let warnings = host.log_lines(&[" WARN "])?;
+            ensure!(warnings.is_empty(), "{warnings:?}");
+        }
+        each_lease_has_the_key(lab, &hosts)?;
+        nothing_passes_in_clear(&mut hosts[0], &ends)?;
+        large_transfers_arrive(&ends)?;
+        nobody_behind_an_address_is_told(&hosts[0], &ends[0])?;
+        a_person_sees_each_peer(&hosts, "user")?;
+        no_secret_is_shown(&hosts)
+    })
+}
+
+/// As flannel writes it.
+pub(crate) fn each_lease_has_the_key(lab: &Lab, hosts: &[Host]) -> Result<()> {
+    for host in hosts {
+        let env = host.subnet_env()?;
+        assert_eq!(env.mtu, 1420);
+        let text = lab.store().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+        let key = public_key(host)?;
+        let data = format!(r#""BackendType":"wireguard","BackendData":{{"PublicKey":"{key}","Port":51820}}"#);
+        ensure!(text.contains(&data), "{text}");
+        let mode = host.run("stat", &["-c", "%a", WIREGUARD_KEY])?;
+        assert_eq!(mode.trim(), "600");
+    }
+    Ok(())
+}
+
+pub(crate) fn nothing_passes_in_clear(host: &mut Host, ends: &[End]) -> Result<()> {
+    let tap = host.wiretap()?;
+    // The text is the pattern of the pings.
+    let text = "flan in clear!!!";
+    let pattern: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let target = ends[1].address.to_string();
+    let args =
+        ["-n", "-c", "5", "-i", "0.2", "-W", "1", "-s", "200", "-p", pattern.as_str(), target.as_str()];
+    ends[0].place.run("ping", args)?;
+    let bytes = tap.stop()?;
+    ensure!(bytes.len() > 5 * 250, "only {} bytes passed", bytes.len());
+    ensure!(!contains(&bytes, text.as_bytes()), "the text of a ping passed in clear");
+    ensure!(!contains(&bytes, &ends[1].address.octets()), "an inner address passed in clear");
+    Ok(())
+}
+
+/// By TCP, both ways.
+pub(crate) fn large_transfers_arrive(ends: &[End]) -> Result<()> {
+    for (from, to) in [(0, 1), (1, 0)] {
+        let mut server = ends[to]
+            .place
+            .command("iperf3")
+            .args(["-s", "-1"])
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        let target = ends[to].address.to_string();
+        let sent = wait::until("iperf3 to answer", REACHED, || {
+            ends[from].place.run("timeout", ["20", "iperf3", "-J", "-n", "40M", "-c", target.as_str()])
+        });
+        let _ = server.kill();
+        server.wait()?;
+        let report: Value = serde_json::from_str(&sent?)?;
+        let sum = &report["end"]["sum_sent"];
+        ensure!(sum["bytes"].as_u64() >= Some(40_000_000), "{report}");
+        println!("{from} to {to}: {} b/s, {} retransmissions", sum["bits_per_second"], sum["retransmits"]);
+    }
+    Ok(())
+}
+
+fn nobody_behind_an_address_is_told(host: &Host, end: &End) -> Result<()> {
+    for place in [host.place(), &end.place] {
+        let output = place.command("ping").args(["-n", "-c", "2", "-W", "1", "10.5.255.254"]).output()?;
+        let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            told.contains("Unreachable") || told.contains("unreachable"),
+            "of an address of no peer: {told}"
+        );
+    }
+    Ok(())
+}
+
+fn peers_shown(host: &Host, form: &str) -> Result<String> {
+    let outcome = host.flanctl(&["peers", "-o", form])?;
+    ensure!(outcome.code == Some(0), "{outcome:?}");
+    Ok(outcome.stdout)
+}
+
+/// `flanctl peers` says what `wg show` says.
+pub(crate) fn a_person_sees_each_peer(hosts: &[Host], path: &str) -> Result<()> {
+    let shown: Value = serde_json::from_str(&peers_shown(&hosts[0], "json")?)?;
+    assert_eq!(shown["path"], json!(path));
+    let peers = shown["peers"].as_array().context("no list")?;
+    let peer = peers.iter().find(|peer| peer["host"] == json!("h2")).context("no h2")?;
+    assert_eq!(peer["wireguard"]["publicKey"], json!(public_key(&hosts[1])?));
+    assert_eq!(peer["wireguard"]["endpoint"], json!(format!("{}:51820", hosts[1].address())));
+    let age = peer["wireguard"]["latestHandshakeSeconds"].as_u64();
+    ensure!(age.is_some_and(|age| age < 180), "{shown}");
+    ensure!(peer["wireguard"]["receivedBytes"].as_u64() > Some(1000), "{shown}");
+    Ok(())
+}
+
+pub(crate) fn no_secret_is_shown(hosts: &[Host]) -> Result<()> {
+    for host in hosts {
+        let key = host.run("cat", &[WIREGUARD_KEY])?;
+        let shown = [
+            host.log_lines(&[""])?.join("\n"),
+            host.status()?.to_string(),
+            peers_shown(host, "wide")?,
+            peers_shown(host, "json")?,
+            host.flanctl(&["subnets", "ls", "-o", "json"])?.stdout,
+        ]
+        .concat();
+        ensure!(shown.contains("latestHandshakeSeconds"), "{shown}");
+        for secret in [key.trim(), PSK] {
+            ensure!(!shown.contains(secret), "a secret is shown");
+        }
+    }
+    Ok(())
+}
+
+/// Packets stop with the agent, and go on with the next, by the same key.
+#[test]
+fn an_agent_that_encrypts_is_away_until_it_is_started_again() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 2])?;
+        let before = [public_key(&hosts[0])?, public_key(&hosts[1])?];
+        let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
+        let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        hosts[0].kill_agent()?;
+        hosts[0].start_agent_with(&STATUS_FLAGS)?;
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        for ping in pings {
+            println!("killed and restarted, at 100 pings a second: {:?}", ping.stop()?);
+        }
+        assert_eq!([public_key(&hosts[0])?, public_key(&hosts[1])?], before);
+        what_another_program_takes_away_is_back(&hosts[0], &ends)?;
+        a_key_is_rotated_under_traffic(&mut hosts)
+    })
+}
+
+fn what_another_program_takes_away_is_back(host: &Host, ends: &[End]) -> Result<()> {
+    for damage in [
+        "ip link del flannel-wg",
+        "ip link set flannel-wg down",
+        "ip route del 10.5.0.0/16",
+        "ip address flush dev flannel-wg",
+    ] {
+        let started = Instant::now();
+        host.run("sh", &["-c", damage])?;
+        wait::until(&format!("{damage}, to be repaired"), REPAIR, || {
+            host.ip("route get 10.5.98.1").and_then(|route| {
+                ensure!(route.contains("dev flannel-wg"), "{route}");
+                ensure!(host.ip("address show dev flannel-wg")?.contains("/32"), "no address");
+                Ok(())
+            })
+        })?;
+        println!("{damage}: repaired after {:?}", started.elapsed());
+        wait_until_reached(&ends[0], &ends[1], REACHED)?;
+        wait_until_reached(&ends[1], &ends[0], REACHED)?;
+    }
+    Ok(())
+}
+
+/// Nothing but the packets until both have agreed on session keys again is lost.
+pub(crate) fn a_key_is_rotated_under_traffic(hosts: &mut [Host]) -> Result<()> {
+    let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
+    let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    let old = public_key(&hosts[0])?;
+    let rotated = hosts[0].flanctl(&["wireguard", "rotate-key", "--wireguard-key-file", WIREGUARD_KEY])?;
+    let new = public_key(&hosts[0])?;
+    let tells = rotated.stdout.contains(&old) && rotated.stdout.contains(&new);
+    ensure!(rotated.code == Some(0) && tells && old != new, "{rotated:?}");
+    wait::until("the peer to know the new key alone", REACHED, || {
+        let known = peers_shown(&hosts[1], "json")?;
+        ensure!(known.contains(&new) && !known.contains(&old), "{known}");
+        Ok(())
+    })?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    for ping in pings {
+        println!("a key is rotated, at 100 pings a second: {:?}", ping.stop()?);
+    }
+    Ok(())
+}
+
+/// Packets of a program that nobody here wrote, set up from what the store says.
+#[test]
+fn wireguard_go_set_up_from_the_leases_is_a_peer() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 1])?;
+        let other = lab.host("other")?;
+        let mut command = other.command("wireguard-go");
+        command.args(["-f", "wg0"]);
+        let log = lab.dir().join("wireguard-go.log");
+        let _program = Process::spawn("wireguard-go", &command, &log, Lifetime::Bound)?;
+        wait::until("wireguard-go to make its device", REACHED, || other.ip("link show wg0").map(drop))?;
+        a_peer_by_hand(lab, &hosts[0], &other, "wg0")?;
+        let target: std::net::Ipv4Addr = "10.5.200.1".parse()?;
+        wait::until("it to answer", REACHED, || hosts[0].ping_once(target))?;
+        ends[0].place.run("ping", ["-n", "-c", "3", "-W", "1", "10.5.200.1"])?;
+        other.ping_once(ends[0].address)
+    })
+}
+
+/// Makes the device `link` of a host without an agent a peer of `host`, by the store alone.
+pub(crate) fn a_peer_by_hand(lab: &Lab, host: &Host, other: &Host, link: &str) -> Result<()> {
+    let env = host.subnet_env()?;
+    let text = lab.store().value(&format!("subnets/{}", env.key()))?.context("no lease")?;
+    let lease: Value = serde_json::from_str(&text)?;
+    let (ip, key) = (lease["PublicIP"].as_str(), lease["BackendData"]["PublicKey"].as_str());
+    let (ip, key, port) = (ip.context("ip")?, key.context("key")?, &lease["BackendData"]["Port"]);
+    for step in [
+        "umask 077; wg genkey > /run/key".to_owned(),
+        format!("umask 077; echo {PSK} > /run/psk"),
+        format!(
+            "wg set {link} private-key /run/key listen-port 51820 peer {key} preshared-key /run/psk endpoint {ip}:{port} \
+             allowed-ips {}",
+            env.base()
+        ),
+        format!(
+            "ip address add 10.5.200.1/24 dev {link}; ip link set {link} mtu 1420 up; ip route add 10.5.0.0/16 dev {link}"
+        ),
+    ] {
+        other.run("sh", &["-c", &step])?;
+    }
+    let own = other.run("sh", &["-c", "wg pubkey < /run/key"])?;
+    let value = format!(
+        r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{}"}}}}"#,
+        other.address(),
+        own.trim()
+    );
+    lab.store().put("subnets/10.5.200.0-24", &value)
+}
+
+/// The second host sends from another port than its lease says, as from behind a NAT that changed its mind. The rules that
+/// do this know no flows, so it happens at once.
+pub(crate) fn a_peer_that_roams_stays_where_it_is(lab: &Lab, hosts: &[Host], ends: &[End]) -> Result<()> {
+    let peer = &hosts[1];
+    for rule in [
+        "add table ip router",
+        "add chain ip router leaving { type filter hook postrouting priority 300; }",
+        "add rule ip router leaving udp sport 51820 udp dport 51820 udp sport set 40000",
+        "add chain ip router arriving { type filter hook prerouting priority -400; }",
+        "add rule ip router arriving udp dport 40000 udp dport set 51820",
+    ] {
+        peer.run("nft", &[rule])?;
+    }
+    let key = public_key(peer)?;
+    let is_there = || {
+        let shown: Value = serde_json::from_str(&peers_shown(&hosts[0], "json")?)?;
+        let peers = shown["peers"].as_array().context("no list")?;
+        let found =
+            peers.iter().find(|peer| peer["wireguard"]["publicKey"] == json!(key)).context("no peer")?;
+        ensure!(found["wireguard"]["endpoint"] == json!(format!("{}:40000", peer.address())), "{found}");
+        Ok(())
+    };
+    wait::until("the peer to be seen at its new port", REACHED, || {
+        wait_until_reached(&ends[1], &ends[0], REACHED)?;
+        is_there()
+    })?;
+    wait::while_holds("a peer that roams is left where it is", Duration::from_secs(4), is_there)?;
+    // A lease that says something new, but not of the address.
+    let path = format!("subnets/{}", peer.subnet_env()?.key());
+    let text = lab.store().value(&path)?.context("no lease")?;
+    let mut lease: Value = serde_json::from_str(&text)?;
+    lease["Rack"] = json!("7");
+    lab.store().put(&path, &lease.to_string())?;
+    wait::while_holds("and after its lease has changed", Duration::from_secs(4), is_there)?;
+    wait_until_reached(&ends[0], &ends[1], REACHED)
+}
+
+#[test]
+fn peers_behind_one_address_are_told_apart_by_their_keys() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 2])?;
+        a_peer_that_roams_stays_where_it_is(lab, &hosts, &ends)
+    })
+}
