@@ -8,6 +8,7 @@ pub mod icmp;
 pub mod lease;
 pub mod segmentation;
 pub mod store;
+pub mod wireguard;
 
 mod flows;
 mod packet;

@@ -9,10 +9,13 @@ use flan_wireguard_keys::{PresharedKey, PrivateKey, PublicKey};
 use proptest::prelude::*;
 
 use super::ends::{Arrival, End, MTU, Message, settle};
+use super::exchange::{Exchange, Unreachable};
 use super::peer::PeerSettings;
-use super::wire::OVERHEAD;
+use super::wire::{OVERHEAD, Wire};
+use crate::userspace::counters::Counters;
 use crate::userspace::packet::samples::{Sample, noise};
-use crate::userspace::packet::{TCP, UDP, VnetHeader};
+use crate::userspace::packet::{Hop, TCP, UDP, VnetHeader};
+use crate::userspace::segmentation::Segments;
 
 const INIT: u8 = 1;
 const COOKIE: u8 = 3;
@@ -62,20 +65,20 @@ fn address(bytes: &mut [u8], from: u8, to: u8) {
     };
     match addresses {
         [IpAddr::V4(from), IpAddr::V4(to)] => {
-            bytes[12..20].copy_from_slice(&[from.octets(), to.octets()].concat())
+            bytes[12..20].copy_from_slice(&[from.octets(), to.octets()].concat());
         }
         [IpAddr::V6(from), IpAddr::V6(to)] => {
-            bytes[8..40].copy_from_slice(&[from.octets(), to.octets()].concat())
+            bytes[8..40].copy_from_slice(&[from.octets(), to.octets()].concat());
         }
         _ => unreachable!(),
     }
 }
 
 /// Returns the only message, which must be encrypted data.
-fn only(messages: Vec<Message>) -> Vec<u8> {
-    let [(_, message)] = &messages[..] else { panic!("{} messages", messages.len()) };
-    assert_eq!(message[0], DATA);
-    message.clone()
+fn only(mut messages: Vec<Message>) -> Vec<u8> {
+    let last = messages.pop().expect("a message");
+    assert_eq!((messages.len(), last.1[0]), (0, DATA));
+    last.1
 }
 
 fn kinds(messages: &[Message]) -> Vec<u8> {
@@ -147,11 +150,13 @@ fn a_message_that_arrives_twice_passes_once() {
 #[test]
 fn a_packet_from_addresses_that_are_not_the_peers_is_dropped() {
     let (mut one, mut other) = connected();
-    for (is_ipv6, from) in [(false, 2), (false, 3), (true, 2), (true, 3)] {
+    // Those of its own host, of another peer, of nobody.
+    other.add(&End::new(3, at("192.168.64.13:51820")), &["10.5.3.0/24", "fd00:5:3::/48"]);
+    for (is_ipv6, from) in [(false, 2), (false, 3), (false, 9), (true, 2), (true, 3), (true, 9)] {
         let message = only(one.send(&between(is_ipv6, from, 2, b"foreign")).unwrap());
         assert_eq!(other.take(one.address, &message, message.len()), Arrival::default());
     }
-    assert_eq!(other.totals().dropped_not_allowed, 4);
+    assert_eq!(other.totals().dropped_not_allowed, 6);
 }
 
 #[test]
@@ -214,10 +219,30 @@ fn a_removed_peer_is_neither_sent_to_nor_heard() {
 }
 
 #[test]
+fn a_thread_that_still_sees_a_removed_peer_makes_no_session_with_it() {
+    let (mut one, other) = pair();
+    let init = one.send(&packet(false, b"first")).unwrap().remove(0).1;
+    let (table, identity) = (other.peers.table(), other.peers.identity());
+    other.peers.remove(&one.key);
+    let counters = Counters::default();
+    let exchange =
+        Exchange { table: &table, identity: &identity, counters: &counters, mtu: MTU, now: Instant::now() };
+    let mut wire = Wire::default();
+    exchange.inbound(one.address, &init, init.len(), &mut &mut [][..], &mut wire, |_| panic!("a packet"));
+    let mut back = [&[0; VnetHeader::LEN][..], &between(false, 2, 1, b"back")].concat();
+    let sent = exchange.outbound(&mut Segments::new(Hop::IsFree), &mut back, VnetHeader::LEN, &mut wire);
+    assert_eq!(sent, Err(Unreachable));
+    assert!(wire.is_empty());
+}
+
+#[test]
 fn a_host_with_another_key_begins_anew() {
     let (mut one, mut other) = connected();
     let new = PrivateKey::from([3; 32]);
+    let old = only(other.send(&between(false, 2, 1, b"old")).unwrap());
     one.peers.set_private_key(&new);
+    assert_eq!(one.take(other.address, &old, old.len()), Arrival::default());
+    assert_eq!(one.totals().dropped_unknown_session, 1);
     other.peers.remove(&one.key);
     one.key = new.public();
     other.add(&one, &OURS);

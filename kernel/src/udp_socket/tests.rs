@@ -224,3 +224,18 @@ fn large_datagrams_are_taken_few_at_a_time() {
     assert_eq!(receiver.receive(&mut batch).unwrap(), 4);
     assert!(batch.is_full());
 }
+
+#[test]
+fn a_socket_for_every_address_exchanges_segmented_sends_with_ipv4() {
+    let (both, modes) = UdpSocket::bind("[::]:0".parse().unwrap(), ALL).unwrap();
+    assert!(modes.gso && modes.gro);
+    let port = both.local_addr().unwrap().port();
+    let (four, four_at, _) = loopback(ALL);
+    let mapped: SocketAddr = format!("[::ffff:127.0.0.1]:{}", four_at.port()).parse().unwrap();
+    let payload = payload(10 * 1400 + 7);
+    send_segments(&both, mapped, &[IoSlice::new(&payload)], 1400).unwrap();
+    let from = ([127, 0, 0, 1], port).into();
+    assert_eq!(receive_bytes(&four, payload.len()), [(from, payload.clone(), 1400)]);
+    send_segments(&four, from, &[IoSlice::new(&payload)], 1400).unwrap();
+    assert_eq!(receive_bytes(&both, payload.len()), [(mapped, payload, 1400)]);
+}

@@ -1,6 +1,7 @@
 //! The thread that does what is due at a time: it repeats handshakes, renews sessions, keeps paths open.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use flan_kernel::udp_socket::UdpSocket;
@@ -41,6 +42,9 @@ impl Timers {
         identity.gate.reset_count();
         let peers = common.peers.all();
         for some in peers.chunks(PEERS) {
+            if common.running.over.load(Relaxed) {
+                return;
+            }
             // What is done for a peer does not need the table; a reader that stays would make each change copy it.
             let table = Default::default();
             let exchange = common.exchange(&table, &identity);
