@@ -68,8 +68,8 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Binds to `address`, and returns which `options` the kernel supports. `[::]` takes IPv4, too, and has mapped addresses
-    /// for it (`::ffff:192.0.2.1`); another IPv6 address takes only IPv6.
+    /// Binds to `address`, and returns which `options` the kernel supports. `[::]` takes IPv4, too, and has mapped
+    /// addresses for it (`::ffff:192.0.2.1`); another IPv6 address takes only IPv6.
     ///
     /// Datagrams leave without the DF bit and are fragmented where the path needs it, as the kernel's VXLAN does by
     /// default (`df unset` in `ip-link(8)`). flannel keeps the system's default, `IP_PMTUDISC_WANT`, which sets DF and

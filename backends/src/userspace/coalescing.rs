@@ -27,8 +27,8 @@ pub(crate) struct Merging {
     /// UDP: the TUN accepts USO packets (`TUN_F_USO4`, `TUN_F_USO6`, kernel 6.2).
     pub(crate) udp: bool,
     pub(crate) hop: Hop,
-    /// Whether checksums of TCP and UDP are checked before a merge hides them. Not on WireGuard, as in the kernel's: the
-    /// packet is as its sender made it.
+    /// Whether checksums of TCP and UDP are checked before a merge hides them. Not on WireGuard, as in the kernel's:
+    /// the packet is as its sender made it.
     pub(crate) checks: bool,
 }
 
@@ -78,9 +78,9 @@ pub(crate) struct Batch<'c, 'p> {
 }
 
 impl<'p> Batch<'_, 'p> {
-    /// Takes the inner packet of one datagram and lowers its time to live where that [counts](Hop). The packet always becomes part of a write of
-    /// this batch. It is merged only if it can be restored by recomputing its lengths and its IP and TCP or UDP
-    /// checksums, which were correct, as far as that is [checked](Merging::checks).
+    /// Takes the inner packet of one datagram and lowers its time to live where that [counts](Hop). The packet always
+    /// becomes part of a write of this batch. It is merged only if it can be restored by recomputing its lengths and
+    /// its IP and TCP or UDP checksums, which were correct, as far as that is [checked](Merging::checks).
     ///
     /// # Errors
     /// [`PushError`], with the unchanged packet, if it must not be forwarded.

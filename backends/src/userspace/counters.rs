@@ -31,8 +31,8 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Inner packets that were sent, after segmentation; divided by `sent_batches`, the segments per batch. On WireGuard,
-    /// this and the next five count messages: encrypted packets and handshakes.
+    /// Inner packets that were sent, after segmentation; divided by `sent_batches`, the segments per batch. On
+    /// WireGuard, this and the next five count messages: encrypted packets and handshakes.
     sent_packets,
     /// Bytes of these.
     sent_bytes,

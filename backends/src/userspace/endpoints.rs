@@ -35,8 +35,8 @@ impl Endpoints {
         self.queue.write(&slices[..count])
     }
 
-    /// Writes a batch to the device. Returns whether the device refused a merged packet, which was then written one by one:
-    /// merge no more. An error means that the device is gone.
+    /// Writes a batch to the device. Returns whether the device refused a merged packet, which was then written one by
+    /// one: merge no more. An error means that the device is gone.
     pub(crate) fn deliver(&self, batch: &mut Batch<'_, '_>) -> io::Result<bool> {
         let counters = &self.running.gauge.counters;
         let mut merging_refused = false;

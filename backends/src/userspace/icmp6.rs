@@ -13,8 +13,8 @@ const LARGEST: usize = 1280;
 /// Next headers that are extensions. What is behind them may be an error, so such a packet is not answered.
 const EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
 
-/// Returns "destination unreachable: address unreachable" for `packet`, sent by us from `from`. `None` if no error may be
-/// sent (RFC 4443, 2.4 e): for an error, a packet from or to more than one host, or one that is not IPv6.
+/// Returns "destination unreachable: address unreachable" for `packet`, sent by us from `from`. `None` if no error may
+/// be sent (RFC 4443, 2.4 e): for an error, a packet from or to more than one host, or one that is not IPv6.
 pub(crate) fn unreachable(packet: &[u8], from: Ipv6Addr) -> Option<Vec<u8>> {
     let ip = Ip::parse(packet).filter(|ip| matches!(ip, Ip::V6(_)))?;
     let (source, destination) = (&packet[8..24], &packet[24..40]);

@@ -150,8 +150,8 @@ pub(crate) fn sockets(
     Ok((sockets, modes))
 }
 
-/// Delivers a datagram to the thread on the processor where it arrives: no other thread wakes up, and what the kernel has
-/// touched is still in that processor's cache.
+/// Delivers a datagram to the thread on the processor where it arrives: no other thread wakes up, and what the kernel
+/// has touched is still in that processor's cache.
 pub(crate) fn steer_by_processor(sockets: &[UdpSocket]) {
     if let Err(reason) = sockets[0].steer_by_processor(sockets.len() as u32) {
         debug!(%reason, "datagrams are not processed where they arrive");

@@ -6,8 +6,8 @@ use arc_swap::{ArcSwap, Guard};
 
 /// A table, as seen by its one writer.
 ///
-/// There are two of it. Readers use one; changes go into the other, then the two are swapped. So a change costs the same
-/// however large the table is, and readers see all of it or nothing.
+/// There are two of it. Readers use one; changes go into the other, then the two are swapped. So a change costs the
+/// same however large the table is, and readers see all of it or nothing.
 pub(crate) struct Twin<T, C> {
     published: Arc<ArcSwap<T>>,
     spare: Arc<T>,

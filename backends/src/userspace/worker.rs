@@ -18,8 +18,8 @@ pub(crate) const BATCH: usize = 64;
 
 /// The two directions of a data path.
 pub(crate) trait Directions {
-    /// Moves one batch from the device to the wire, and returns whether more may be queued. An error means that the device
-    /// is gone.
+    /// Moves one batch from the device to the wire, and returns whether more may be queued. An error means that the
+    /// device is gone.
     fn outbound(&mut self, endpoints: &Endpoints) -> io::Result<bool>;
 
     /// The same from the wire to the device.

@@ -1,5 +1,5 @@
-//! The threads that move packets. Each worker has its own queue of the device and its own socket, and encrypts and decrypts
-//! what passes there. Another thread does what is due at a time.
+//! The threads that move packets. Each worker has its own queue of the device and its own socket, and encrypts and
+//! decrypts what passes there. Another thread does what is due at a time.
 
 mod inbound;
 mod outbound;

@@ -55,8 +55,8 @@ impl End {
         self.peers.set(other.key, settings);
     }
 
-    /// Returns what leaves for a packet, a virtio-net header and an IP packet. `None` if the sender must be told that the
-    /// destination cannot be reached.
+    /// Returns what leaves for a packet, a virtio-net header and an IP packet. `None` if the sender must be told that
+    /// the destination cannot be reached.
     pub fn send_large(&mut self, packet: &[u8]) -> Option<Vec<Message>> {
         let mut packet = packet.to_vec();
         let (table, identity) = (self.peers.table(), self.peers.identity());

@@ -132,8 +132,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Returns the peer that a message is said to come from. Nothing is proved yet, except that a handshake is meant for
-    /// us.
+    /// Returns the peer that a message is said to come from. Nothing is proved yet, except that a handshake is meant
+    /// for us.
     fn peer_of(&self, from: SocketAddr, message: &[u8], wire: &mut Wire) -> Option<&'a Arc<Peer>> {
         let mut cookie = [0; LARGEST_HANDSHAKE];
         let packet = match self.identity.gate.verify_packet(Some(from.ip()), message, &mut cookie) {

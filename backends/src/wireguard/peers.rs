@@ -17,8 +17,8 @@ use crate::userspace::twin::{Reader, Twin};
 
 /// This host's key and its peers. Clones are the same peers.
 ///
-/// They outlive a [`Datapath`](super::Datapath): the next one goes on with their sessions. The cost of a change does not
-/// depend on their number.
+/// They outlive a [`Datapath`](super::Datapath): the next one goes on with their sessions. The cost of a change does
+/// not depend on their number.
 #[derive(Clone)]
 pub struct Peers(Arc<Shared>);
 
@@ -48,9 +48,9 @@ impl Peers {
 
     /// Adds a peer, or changes its settings.
     ///
-    /// A change keeps its session. It keeps the endpoint, too, which the peer may have moved since, unless the settings name
-    /// another one than before. A changed preshared key counts from the next handshake on, which begins at once if there
-    /// are packets. Addresses that another peer has go over to this one until it gives them up.
+    /// A change keeps its session. It keeps the endpoint, too, which the peer may have moved since, unless the settings
+    /// name another one than before. A changed preshared key counts from the next handshake on, which begins at once if
+    /// there are packets. Addresses that another peer has go over to this one until it gives them up.
     pub fn set(&self, key: PublicKey, settings: PeerSettings) {
         self.change([(key, Some(settings))]);
     }

@@ -1,4 +1,5 @@
-//! From the device to the peers: reads what is queued, cuts it into wire packets, encrypts them, sends them in few calls.
+//! From the device to the peers: reads what is queued, cuts it into wire packets, encrypts them, sends them in few
+//! calls.
 
 use std::io;
 use std::net::IpAddr;
