@@ -61,13 +61,14 @@ pub fn start(args: &LogArgs) {
     }
 }
 
+/// boringtun calls ordinary events errors, such as a session that ends because nobody uses it.
 fn directives(level: u8) -> String {
     const OURS: [&str; 5] =
         ["flan_agent", "flan_backends", "flan_embedded_store", "flan_kernel", "flan_subnet_lease"];
     let ours = |level| OURS.map(|name| format!("{name}={level}")).join(",");
     match level {
-        0 => "info,netlink_proto=error".to_owned(),
-        1..=4 => format!("info,{},netlink_proto=error", ours("debug")),
+        0 => "info,netlink_proto=error,boringtun=off".to_owned(),
+        1..=4 => format!("info,{},netlink_proto=error,boringtun=off", ours("debug")),
         _ => format!("debug,{}", ours("trace")),
     }
 }

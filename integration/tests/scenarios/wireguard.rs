@@ -66,7 +66,7 @@ fn hosts_whose_kernel_cannot_encrypt_do_it_by_themselves() -> Result<()> {
         }
         each_lease_has_the_key(lab, &hosts)?;
         nothing_passes_in_clear(&mut hosts[0], &ends)?;
-        large_transfers_arrive(&ends)?;
+        large_transfers_arrive(&ends, 40)?;
         nobody_behind_an_address_is_told(&hosts[0], &ends[0])?;
         a_person_sees_each_peer(&hosts, "user")?;
         no_secret_is_shown(&hosts)
@@ -105,7 +105,8 @@ pub(crate) fn nothing_passes_in_clear(host: &mut Host, ends: &[End]) -> Result<(
 }
 
 /// By TCP, both ways.
-pub(crate) fn large_transfers_arrive(ends: &[End]) -> Result<()> {
+pub(crate) fn large_transfers_arrive(ends: &[End], megabytes: u64) -> Result<()> {
+    let bytes = format!("{megabytes}M");
     for (from, to) in [(0, 1), (1, 0)] {
         let mut server = ends[to]
             .place
@@ -115,13 +116,15 @@ pub(crate) fn large_transfers_arrive(ends: &[End]) -> Result<()> {
             .spawn()?;
         let target = ends[to].address.to_string();
         let sent = wait::until("iperf3 to answer", REACHED, || {
-            ends[from].place.run("timeout", ["20", "iperf3", "-J", "-n", "40M", "-c", target.as_str()])
+            ends[from]
+                .place
+                .run("timeout", ["20", "iperf3", "-J", "-n", bytes.as_str(), "-c", target.as_str()])
         });
         let _ = server.kill();
         server.wait()?;
         let report: Value = serde_json::from_str(&sent?)?;
         let sum = &report["end"]["sum_sent"];
-        ensure!(sum["bytes"].as_u64() >= Some(40_000_000), "{report}");
+        ensure!(sum["bytes"].as_u64() >= Some(megabytes * 1_000_000), "{report}");
         println!("{from} to {to}: {} b/s, {} retransmissions", sum["bits_per_second"], sum["retransmits"]);
     }
     Ok(())
@@ -155,7 +158,7 @@ pub(crate) fn a_person_sees_each_peer(hosts: &[Host], path: &str) -> Result<()> 
     assert_eq!(peer["wireguard"]["endpoint"], json!(format!("{}:51820", hosts[1].address())));
     let age = peer["wireguard"]["latestHandshakeSeconds"].as_u64();
     ensure!(age.is_some_and(|age| age < 180), "{shown}");
-    ensure!(peer["wireguard"]["receivedBytes"].as_u64() > Some(1000), "{shown}");
+    ensure!(peer["wireguard"]["receivedBytes"].as_u64() > Some(100), "{shown}");
     Ok(())
 }
 

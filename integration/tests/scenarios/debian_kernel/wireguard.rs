@@ -146,7 +146,7 @@ fn peers_are_followed_by_their_key_wherever_they_are() -> Result<()> {
         let user: &[&str] = &["--wireguard-path=user"];
         let (mut hosts, ends) = hosts(lab, &network("auto"), &[&[], &[], user])?;
         assert_eq!(hosts[2].status()?["path"]["path"], json!("user"));
-        large_transfers_arrive(&ends[1..])?;
+        large_transfers_arrive(&ends[1..], 4)?;
         let other = lab.host("other")?;
         other.ip("link add wg0 type wireguard")?;
         a_peer_by_hand(lab, &hosts[0], &other, "wg0")?;
