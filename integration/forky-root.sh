@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes a root directory of Debian forky with its Docker and its etcd, and keeps it for later runs. The scenarios start
-# dockerd from it, the conformance suite etcd. Prints the directory's path; quick when it is there.
+# Makes a root directory of Debian forky with its Docker, etcd and wireguard-go, and keeps it. The scenarios start
+# dockerd from it, the conformance suite etcd, the bench wireguard-go. Prints the directory's path; quick when it is there.
 #
 # The directory is /var/cache/flan/forky-ARCH-CHECKSUM, with the checksum of the list of packages, so that trees with
 # different lists do not take each other's root away. FLAN_FORKY_ROOT names another. Nobody writes into it once it is
@@ -10,7 +10,7 @@ set -eu
 PATH=$PATH:/usr/sbin:/sbin
 
 release=forky
-packages=docker.io,docker-cli,iptables,nftables,iproute2,etcd-server,etcd-client
+packages=docker.io,docker-cli,iptables,nftables,iproute2,etcd-server,etcd-client,wireguard-go
 
 arch=$(dpkg --print-architecture)
 checksum=$(printf %s "$packages" | cksum | cut -d ' ' -f 1)

@@ -53,6 +53,7 @@ pub mod traffic;
 pub mod vitals;
 pub mod vm;
 pub mod wait;
+pub mod wireguard;
 pub mod witness;
 
 pub use docker::{Bridge, Container};

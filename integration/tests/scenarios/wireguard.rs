@@ -340,3 +340,55 @@ fn peers_behind_one_address_are_told_apart_by_their_keys() -> Result<()> {
         a_peer_that_roams_stays_where_it_is(lab, &hosts, &ends)
     })
 }
+
+/// Both families over their own devices, and both by one device over IPv6.
+#[test]
+fn both_families_are_encrypted_over_either_family() -> Result<()> {
+    for (mode, devices) in [("separate", 2), ("ipv6", 1)] {
+        Lab::run(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+            lab.set_network(&format!(
+                r#"{{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","EnableIPv6":true,"IPv6Network":"fd00:5::/48",
+                    "Backend":{{"Type":"wireguard","Mode":"{mode}","Path":"user"}}}}"#
+            ))?;
+            let mut hosts = bare_hosts(lab, 2)?;
+            on_all(&mut hosts, |host| host.start_agent_with(&STATUS_FLAGS))?;
+            for (from, to) in [(0, 1), (1, 0)] {
+                let values = hosts[to].subnet_values()?;
+                let text = lab.store().value(&format!("subnets/{}", values.key()))?.context("no lease")?;
+                let lease: Value = serde_json::from_str(&text)?;
+                let ports = [&lease["BackendData"]["Port"], &lease["BackendV6Data"]["Port"]];
+                assert_eq!(ports, [&json!(51820), &json!(51819 + devices)]);
+                let targets: [std::net::IpAddr; 2] = [values.base()?.into(), values.base6()?.into()];
+                for target in targets {
+                    wait::until(&format!("{target} to answer"), REACHED, || hosts[from].ping_once(target))?;
+                }
+                let links = hosts[from].ip("-oneline link show")?;
+                assert_eq!(links.matches(": flannel-wg").count(), devices, "{links}");
+            }
+            if mode == "ipv6" {
+                let shown = peers_shown(&hosts[0], "json")?;
+                ensure!(shown.contains(&format!("[{}]:51820", hosts[1].address6()?)), "{shown}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_host_on_wireguard_leaves_nothing_but_its_key() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (mut hosts, _ends) = hosts(lab, &network("user"), &[NO_FLAGS; 2])?;
+        let key = public_key(&hosts[0])?;
+        hosts[0].stop_agent()?;
+        let left = hosts[0].flanctl(&["leave", "--yes"])?;
+        ensure!(left.code == Some(0), "{left:?}");
+        let links = hosts[0].ip("-oneline link show")?;
+        ensure!(!links.contains("flannel-wg"), "{links}");
+        ensure!(hosts[0].ip("route show proto 102")?.is_empty(), "routes stay");
+        // It comes back as who it was.
+        hosts[0].start_agent_with(&STATUS_FLAGS)?;
+        assert_eq!(public_key(&hosts[0])?, key);
+        Ok(())
+    })
+}

@@ -5,7 +5,7 @@ use flan_integration::bench::ReportArguments;
 
 use crate::ends::Ends;
 use crate::measure::Measure;
-use crate::rows::Row;
+use crate::rows::{Kernel, Row};
 use crate::underlay::Underlay;
 
 /// How fast packets travel between two hosts in network namespaces, over each data path, compared with a VXLAN of the
@@ -43,10 +43,10 @@ pub(crate) struct Arguments {
 
 impl Arguments {
     /// The rows wanted, in the order of the report. By default, one that the kernel does not have is left out.
-    pub(crate) fn rows(&self, has_fou: bool) -> Vec<Row> {
+    pub(crate) fn rows(&self, kernel: Kernel) -> Vec<Row> {
         let mut rows = wanted(&self.rows);
         if self.rows.is_empty() {
-            rows.retain(|row| has_fou || *row != Row::FlanUdpKernel);
+            rows.retain(|row| row.is_there(kernel));
         }
         rows
     }
@@ -79,10 +79,14 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    fn kernel(has: bool) -> Kernel {
+        Kernel { has_fou: has, has_wireguard: has }
+    }
+
     #[test]
     fn nothing_chosen_is_everything() {
         let arguments = Arguments::try_parse_from(["bench"]).unwrap();
-        assert_eq!((arguments.rows(true).len(), arguments.rows(false).len()), (6, 5));
+        assert_eq!((arguments.rows(kernel(true)).len(), arguments.rows(kernel(false)).len()), (10, 7));
         assert_eq!(arguments.measures().len(), 5);
         assert_eq!(arguments.underlays().len(), 2);
     }
@@ -97,7 +101,7 @@ mod tests {
             "no-tunnel-offloads",
         ];
         let arguments = Arguments::try_parse_from(words).unwrap();
-        assert_eq!(arguments.rows(false), [Row::VxlanControl, Row::FlanUdpKernel]);
+        assert_eq!(arguments.rows(kernel(false)), [Row::VxlanControl, Row::FlanUdpKernel]);
         assert_eq!(arguments.underlays(), [Underlay::NoTunnelOffloads]);
     }
 }

@@ -20,12 +20,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use flan_integration::bench::{self, machine::Machine};
 use flan_integration::progress::{begin, done};
-use flan_integration::{Lab, LabOptions, StoreKind, fou, tools, wait};
+use flan_integration::{Lab, LabOptions, StoreKind, fou, tools, wait, wireguard};
 
 use crate::arguments::Arguments;
 use crate::pair::Pair;
 use crate::results::{Results, UnderlayRecord};
-use crate::rows::Row;
+use crate::rows::{Kernel, Row};
 use crate::runs::Run;
 use crate::underlay::{Features, Underlay};
 
@@ -37,11 +37,13 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     tools::check_for_bench()?;
     let machine = Machine::read(&[("iperf3", "--version")])?;
-    let has_fou = fou::is_there();
-    if !has_fou {
-        eprintln!("This kernel has no FOU: the row of udp in the kernel is left out. make vm-bench has it.");
+    let kernel = Kernel { has_fou: fou::is_there(), has_wireguard: wireguard::is_there() };
+    for (has, what) in [(kernel.has_fou, "FOU"), (kernel.has_wireguard, "WireGuard")] {
+        if !has {
+            eprintln!("This kernel has no {what}: the rows that need it are left out. make vm-bench has it.");
+        }
     }
-    let rows = arguments.rows(has_fou);
+    let rows = arguments.rows(kernel);
     announce(arguments, &rows);
 
     let mut underlays = Vec::new();

@@ -6,7 +6,9 @@ use anyhow::{Context, Result, ensure};
 use flan_integration::end::End;
 use flan_integration::flannel;
 use flan_integration::host::on_all;
+use flan_integration::process::Process;
 use flan_integration::subnet_env::SubnetEnv;
+use flan_integration::wireguard::{self, By};
 use flan_integration::{Host, Lab, wait};
 use serde_json::Value;
 
@@ -19,6 +21,8 @@ const NETWORK: &str = "10.5.0.0/16";
 
 /// Bytes that VXLAN over IPv4 adds to a packet.
 const VXLAN_BYTES: u32 = 50;
+/// Bytes that flannel reserves for WireGuard.
+const WIREGUARD_BYTES: u32 = 80;
 
 /// How long a new path may take to carry its first packet.
 const PATH_LIMIT: Duration = Duration::from_secs(15);
@@ -29,6 +33,8 @@ pub(crate) struct Pair {
     row: Row,
     ends: [End; 2],
     hosts: [Host; 2],
+    // They run as long as this lives.
+    _programs: Vec<Process>,
 }
 
 impl Pair {
@@ -40,9 +46,16 @@ impl Pair {
         for host in &hosts {
             underlay.apply(lab, host)?;
         }
+        let mut programs = Vec::new();
         let subnets = match row.backend() {
             Some(backend) => with_agents(lab, &prefix, backend, &mut hosts)?,
             None if row == Row::VxlanControl => by_hand(lab, &hosts)?,
+            None if row == Row::WireguardControl || row == Row::WireguardGo => {
+                let subnets = subnets_of_mtu(mtu_of_eth0(&hosts[0])? - WIREGUARD_BYTES)?;
+                let by = if row == Row::WireguardGo { By::Program } else { By::Kernel };
+                programs = wireguard::connect(lab.dir(), &hosts, &subnets, by)?;
+                subnets
+            }
             None => subnets_of_mtu(mtu_of_eth0(&hosts[0])?)?,
         };
         let end = |number: usize| match ends {
@@ -57,7 +70,7 @@ impl Pair {
                 mtu: subnets[number].mtu,
             }),
         };
-        let pair = Pair { row, ends: [end(0)?, end(1)?], hosts };
+        let pair = Pair { row, ends: [end(0)?, end(1)?], hosts, _programs: programs };
         if row == Row::Underlay && ends == Ends::Containers {
             pair.route_over_the_underlay(&subnets)?;
         }

@@ -21,22 +21,48 @@ pub(crate) enum Row {
     FlanUdp,
     /// As [`Row::FlanUdp`], without TunOffload, GSO and GRO.
     FlanUdpPlain,
+    /// A WireGuard device of the kernel, set up by hand: what the next row is compared with. Only where it has WireGuard.
+    WireguardControl,
+    /// fland with the wireguard backend, whose packets the kernel encrypts. Only where it can.
+    FlanWireguardKernel,
+    /// wireguard-go of Debian forky, set up by hand: what the next row is compared with.
+    WireguardGo,
+    /// fland with the wireguard backend, which encrypts the packets itself.
+    FlanWireguard,
+}
+
+/// What this kernel has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernel {
+    pub(crate) has_fou: bool,
+    pub(crate) has_wireguard: bool,
 }
 
 impl Row {
     /// The row that the ratios refer to.
     pub(crate) const CONTROL: Row = Row::VxlanControl;
 
+    /// Whether a kernel with these has it.
+    pub(crate) fn is_there(self, kernel: Kernel) -> bool {
+        match self {
+            Row::FlanUdpKernel => kernel.has_fou,
+            Row::WireguardControl | Row::FlanWireguardKernel => kernel.has_wireguard,
+            _ => true,
+        }
+    }
+
     /// The `Backend` of the network config; `None` where no agent runs.
     pub(crate) fn backend(self) -> Option<&'static str> {
         match self {
-            Row::Underlay | Row::VxlanControl => None,
+            Row::Underlay | Row::VxlanControl | Row::WireguardControl | Row::WireguardGo => None,
             Row::FlanVxlan => Some(r#"{"Type":"vxlan"}"#),
             Row::FlanUdpKernel => Some(r#"{"Type":"udp","Path":"kernel"}"#),
             Row::FlanUdp => Some(r#"{"Type":"udp","Path":"user"}"#),
             Row::FlanUdpPlain => {
                 Some(r#"{"Type":"udp","Path":"user","TunOffload":false,"GSO":false,"GRO":false}"#)
             }
+            Row::FlanWireguardKernel => Some(r#"{"Type":"wireguard","Path":"kernel"}"#),
+            Row::FlanWireguard => Some(r#"{"Type":"wireguard","Path":"user"}"#),
         }
     }
 
@@ -49,6 +75,10 @@ impl Row {
             Row::FlanUdpKernel => "udpkernel",
             Row::FlanUdp => "udp",
             Row::FlanUdpPlain => "udpplain",
+            Row::WireguardControl => "wg",
+            Row::FlanWireguardKernel => "wgkernel",
+            Row::WireguardGo => "wggo",
+            Row::FlanWireguard => "wguser",
         }
     }
 }
@@ -62,6 +92,10 @@ impl fmt::Display for Row {
             Row::FlanUdpKernel => "flan udp kernel",
             Row::FlanUdp => "flan udp",
             Row::FlanUdpPlain => "flan udp plain",
+            Row::WireguardControl => "wireguard control",
+            Row::FlanWireguardKernel => "flan wireguard kernel",
+            Row::WireguardGo => "wireguard-go",
+            Row::FlanWireguard => "flan wireguard",
         })
     }
 }

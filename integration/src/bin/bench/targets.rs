@@ -29,7 +29,7 @@ const fn to_control(name: &'static str, row: Row, figure: Figure, offloads: f64,
     }
 }
 
-const RATIOS: [LeastRatio; 9] = [
+const RATIOS: [LeastRatio; 13] = [
     to_control("flan udp kernel to control, TCP, 1 stream", Row::FlanUdpKernel, Figure::Tcp1Gbps, 0.95, 0.95),
     to_control(
         "flan udp kernel to control, TCP, 4 streams",
@@ -56,6 +56,24 @@ const RATIOS: [LeastRatio; 9] = [
     ),
     to_control("flan vxlan to control, TCP, 1 stream", Row::FlanVxlan, Figure::Tcp1Gbps, 0.98, 0.98),
     to_control("flan vxlan to control, TCP, 4 streams", Row::FlanVxlan, Figure::Tcp4Gbps, 0.98, 0.98),
+    to_control("flan wireguard to control, TCP, 1 stream", Row::FlanWireguard, Figure::Tcp1Gbps, 0.25, 0.25),
+    to_control("flan wireguard to control, TCP, 4 streams", Row::FlanWireguard, Figure::Tcp4Gbps, 0.25, 0.25),
+    LeastRatio {
+        name: "flan wireguard to wireguard-go, TCP, 1 stream",
+        figure: Figure::Tcp1Gbps,
+        row: Row::FlanWireguard,
+        to: Row::WireguardGo,
+        offloads: Some(1.8),
+        no_tunnel_offloads: Some(1.8),
+    },
+    LeastRatio {
+        name: "flan wireguard kernel to wireguard control, TCP, 1 stream",
+        figure: Figure::Tcp1Gbps,
+        row: Row::FlanWireguardKernel,
+        to: Row::WireguardControl,
+        offloads: Some(0.98),
+        no_tunnel_offloads: Some(0.98),
+    },
     LeastRatio {
         name: "flan udp to flan udp plain, TCP, 1 stream",
         figure: Figure::Tcp1Gbps,
