@@ -95,7 +95,7 @@ pub enum InterfaceError {
     },
 }
 
-/// The overlay networks of this host, with their families.
+/// The overlay networks of this host, each with the family of the underlay over which its packets go.
 pub type Overlays = Vec<(Family, IpNetwork)>;
 
 /// Chooses the external interface by the command line and the overlay networks.
@@ -103,7 +103,7 @@ pub type Overlays = Vec<(Family, IpNetwork)>;
 pub struct Selection<'a> {
     /// The command line.
     pub args: &'a Args,
-    /// The overlay networks.
+    /// The overlay networks, each with the family of the underlay.
     pub overlays: &'a [(Family, IpNetwork)],
 }
 

@@ -9,7 +9,7 @@ use flan_kernel::tun::TunError;
 pub(crate) fn taken(port: u16, holder: &Holder) -> String {
     format!(
         "UDP port {port} is taken by {holder}, so no packet of another host arrives; {}, or choose another \
-         Backend.Port in the network config of all hosts",
+         port (Backend.Port; with wireguard Backend.ListenPort) in the network config of all hosts",
         holder.remedy()
     )
 }
@@ -53,7 +53,7 @@ mod tests {
         let told = keeps_from_starting(&DatapathError::Socket { address, source }, None).unwrap();
         let (port, pid) = (address.port(), std::process::id());
         assert!(told.starts_with(&format!("UDP port {port} is taken by process {pid} (")), "{told}");
-        assert!(told.contains("; stop it, or choose another Backend.Port"), "{told}");
+        assert!(told.contains("; stop it, or choose another port"), "{told}");
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub enum WireguardSource {
 /// What a peer does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WireguardReport {
+    /// The number of the device: a peer may be known to two, one for each family.
+    pub device: usize,
     /// The peer.
     pub public_key: PublicKey,
     /// Where its datagrams go now.
@@ -91,9 +93,10 @@ impl WireguardSource {
         let mut all = Vec::new();
         match self {
             Self::Kernel(links) => {
-                for link in links {
+                for (device, link) in links.iter().enumerate() {
                     let peers = netlink::wireguard_peers(*link)?.into_iter();
                     all.extend(peers.map(|(public_key, peer, traffic)| WireguardReport {
+                        device,
                         public_key,
                         endpoint: peer.endpoint,
                         allowed: peer.allowed,
@@ -105,14 +108,17 @@ impl WireguardSource {
             }
             Self::User(devices) => {
                 let now = SystemTime::now();
-                all.extend(devices.iter().flat_map(Peers::reports).map(|report| WireguardReport {
-                    public_key: report.key,
-                    endpoint: report.endpoint,
-                    allowed: report.allowed,
-                    latest_handshake: report.latest_handshake.and_then(|ago| now.checked_sub(ago)),
-                    received_bytes: report.received_bytes,
-                    sent_bytes: report.sent_bytes,
-                }));
+                for (device, peers) in devices.iter().enumerate() {
+                    all.extend(peers.reports().into_iter().map(|report| WireguardReport {
+                        device,
+                        public_key: report.key,
+                        endpoint: report.endpoint,
+                        allowed: report.allowed,
+                        latest_handshake: report.latest_handshake.and_then(|ago| now.checked_sub(ago)),
+                        received_bytes: report.received_bytes,
+                        sent_bytes: report.sent_bytes,
+                    }));
+                }
             }
         }
         Ok(all)

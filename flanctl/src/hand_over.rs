@@ -22,14 +22,13 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
         report.step(what, replace(rules, &families, args)).await;
     }
     let desired = host.holdings.as_flannels();
-    let is_udp = |link: &Link| matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_));
-    let through_us = host.holdings.state.links.values().any(|link| is_udp(link));
+    let is_through_us = |link: &Link| matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_));
+    let through_us = host.holdings.state.links.values().any(|link| is_through_us(link));
     host.bring_to(&desired, &mut report).await;
     if report.has_failed() {
         report.next("run flanctl hand-over again before flanneld is started".to_owned());
     } else if through_us {
-        report
-            .next("start flanneld soon: with udp, no packet reaches another host before it runs".to_owned());
+        report.next("start flanneld soon: no packet reaches another host before it runs".to_owned());
     } else {
         report.next("start flanneld: it takes over the lease, the device and the subnet file".to_owned());
     }

@@ -186,7 +186,7 @@ impl Admission {
         if self.waits_for_us(lease) {
             return Ok(Standing::Unclaimed);
         }
-        for (family, _) in self.config.networks() {
+        for (family, _) in self.config.over_underlay() {
             self.check_public_ip(family, lease)?;
         }
         let attributes = &lease.attributes;

@@ -235,6 +235,15 @@ impl BackendConfig {
         self.kind().data.as_ref().map(|data| data.called)
     }
 
+    /// Returns the family of the underlay over which packets of this family go.
+    pub(crate) fn underlay_of(&self, family: Family) -> Family {
+        match self {
+            Self::Wireguard(WireguardConfig { mode: WireguardMode::Ipv4, .. }) => Family::V4,
+            Self::Wireguard(WireguardConfig { mode: WireguardMode::Ipv6, .. }) => Family::V6,
+            _ => family,
+        }
+    }
+
     /// Returns whether several hosts may have one address, because something else tells them apart.
     pub(crate) fn shares_addresses(&self) -> bool {
         self.kind().data.as_ref().is_some_and(|data| data.suffices)

@@ -95,6 +95,11 @@ impl NetworkConfig {
         (&self.pools, &self.backend) == (&other.pools, &other.backend)
     }
 
+    /// Returns each overlay network with the family of the underlay over which its packets go.
+    pub fn over_underlay(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
+        self.networks().map(|(family, network)| (self.backend.underlay_of(family), network))
+    }
+
     /// Returns the whole overlay network of each family in use.
     pub fn networks(&self) -> impl Iterator<Item = (Family, IpNetwork)> + '_ {
         self.pools.iter().map(|(family, pool)| (family, pool.network()))

@@ -150,7 +150,13 @@ pub fn is_host_address(ip: IpAddr) -> bool {
             !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || reserved)
         }
         IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local())
+            // A socket may send to a mapped address as to the IPv4 address in it.
+            let is_mapped = ip.to_ipv4_mapped().is_some();
+            !(ip.is_unspecified()
+                || ip.is_loopback()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local()
+                || is_mapped)
         }
     }
 }

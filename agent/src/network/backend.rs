@@ -5,7 +5,9 @@ use flan_backends::{
     Abilities, Alloc, Backend, BackendError, HostGw, KernelPath, Udp, Vxlan, Wireguard, WireguardHost,
 };
 use flan_kernel::{Ownership, State};
-use flan_subnet_lease::{BackendConfig, NetworkConfig, PathChoice, UdpConfig, WireguardConfig};
+use flan_subnet_lease::{
+    BackendConfig, NetworkConfig, PathChoice, UdpConfig, WireguardConfig, WireguardMode,
+};
 use flan_wireguard_keys::PrivateKey;
 
 use super::datapath::Datapath;
@@ -53,7 +55,10 @@ pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
     match &config.backend {
         BackendConfig::Vxlan(vxlan) => Some(vxlan.port),
         BackendConfig::Udp(udp) => Some(udp.port),
-        BackendConfig::Wireguard(wireguard) => Some(wireguard.listen_port),
+        BackendConfig::Wireguard(wireguard) => {
+            let is_alone = config.pools.v4.is_none() && wireguard.mode == WireguardMode::Separate;
+            Some(if is_alone { wireguard.listen_port_v6 } else { wireguard.listen_port })
+        }
         _ => None,
     }
 }
@@ -113,11 +118,12 @@ pub(super) fn choose(
             let path = decide(wish, WireguardConfig::NAME, "the kernel has WireGuard", means.kernel_path)?;
             let private_key =
                 means.wireguard_key.ok_or(BackendError::Unknown { backend: WireguardConfig::NAME })?.clone();
-            let is_own = |(family, ip)| underlay.addresses.get(family) == Some(ip);
+            let is_own = |family, ip| underlay.addresses.get(family) == Some(ip);
+            let of_others = external.public_ips.iter().filter(|(family, ip)| !is_own(*family, ip));
             let host = WireguardHost {
                 private_key,
                 public_port: args.public_port,
-                is_behind_nat: !external.public_ips.iter().all(is_own),
+                behind_nat: of_others.map(|(_, ip)| *ip).collect(),
                 by_kernel: path.path == KERNEL,
             };
             let backend = Wireguard::new(wireguard.clone(), &config.pools, underlay, host)?;

@@ -76,7 +76,7 @@ impl Network {
             self.waits_for("the interfaces and routes of this host"),
             self.effect(NetworkEffect::ListLeases),
         ];
-        effects.extend(host.prepare(config.networks().collect(), &ownership, now));
+        effects.extend(host.prepare(config.over_underlay().collect(), &ownership, now));
         self.phase = Phase::Host(Box::new(config));
         effects
     }

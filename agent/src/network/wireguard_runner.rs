@@ -101,6 +101,8 @@ impl Datapath for WireguardRunner {
                 changed.extend(self.note(after, true));
             }
         }
+        changed.sort_unstable();
+        changed.dedup();
         for device in &self.devices {
             let of_device = changed.iter().filter(|key| key.link == device.link);
             device.peers.change(of_device.map(|key| (key.public_key, self.settings(key))));
@@ -118,16 +120,18 @@ impl Datapath for WireguardRunner {
     }
 
     fn keep_running(&mut self, own: &Subnets, device_is_new: bool) -> Result<(), String> {
-        let stands = |device: &Device| device.running.as_ref().is_some_and(|running| !running.is_over());
-        if self.own == Some(*own) && !device_is_new && self.devices.iter().all(stands) {
-            return Ok(());
+        let stays = self.own == Some(*own) && !device_is_new;
+        for device in &mut self.devices {
+            // One that is over or must change ends its threads, and frees its port.
+            device.running = device.running.take().filter(|running| stays && !running.is_over());
         }
+        self.own = Some(*own);
         let before = self.taken.take();
-        self.own = None;
-        // Ends their threads, and frees the ports.
-        self.devices.iter_mut().for_each(|device| device.running = None);
         for number in 0..self.devices.len() {
             let device = &self.devices[number];
+            if device.running.is_some() {
+                continue;
+            }
             // ICMP errors for senders on this host come from the device's own address.
             if let Err(reason) = sysctl::accept_local(device.link) {
                 warn!(%reason, "senders will get no ICMP error if no peer has the destination");
@@ -142,7 +146,6 @@ impl Datapath for WireguardRunner {
             })?;
             self.devices[number].running = Some(started);
         }
-        self.own = Some(*own);
         Ok(())
     }
 
@@ -185,7 +188,7 @@ mod tests {
         let host = WireguardHost {
             private_key: [64; 32].into(),
             public_port: None,
-            is_behind_nat: false,
+            behind_nat: PerFamily::default(),
             by_kernel: false,
         };
         let backend = Wireguard::new(WireguardConfig::default(), &pools, &underlay, host).unwrap();

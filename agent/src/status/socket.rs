@@ -1,5 +1,6 @@
 //! The unix socket on which the agent answers `flanctl`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -72,18 +73,22 @@ async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, Str
 
 /// Adds what WireGuard reports to the peers with these keys.
 fn add_reports(peers: &mut [Peer], reports: &[WireguardReport], now: SystemTime) {
-    let by_key: std::collections::HashMap<String, &WireguardReport> =
-        reports.iter().map(|report| (report.public_key.to_string(), report)).collect();
+    let mut by_key: HashMap<String, Vec<&WireguardReport>> = HashMap::new();
+    for report in reports {
+        by_key.entry(report.public_key.to_string()).or_default().push(report);
+    }
     for peer in peers {
         let Some(wireguard) = &mut peer.wireguard else { continue };
-        let Some(report) = by_key.get(&wireguard.public_key) else { continue };
+        let Some(reports) = by_key.get(&wireguard.public_key) else { continue };
+        // A peer of two devices is where it was heard last.
+        let Some(latest) = reports.iter().max_by_key(|report| report.latest_handshake) else { continue };
         let ago = |time| now.duration_since(time).unwrap_or_default().as_secs();
         *wireguard = WireguardPeer {
             public_key: std::mem::take(&mut wireguard.public_key),
-            endpoint: report.endpoint.map(|endpoint| endpoint.to_string()),
-            latest_handshake_seconds: report.latest_handshake.map(ago),
-            received_bytes: report.received_bytes,
-            sent_bytes: report.sent_bytes,
+            endpoint: latest.endpoint.map(|endpoint| endpoint.to_string()),
+            latest_handshake_seconds: latest.latest_handshake.map(ago),
+            received_bytes: reports.iter().map(|report| report.received_bytes).sum(),
+            sent_bytes: reports.iter().map(|report| report.sent_bytes).sum(),
         };
     }
 }
@@ -106,6 +111,7 @@ mod tests {
         let mut peers = [peer(1), peer(2), Peer::default()];
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let report = WireguardReport {
+            device: 0,
             public_key: [2; 32].into(),
             endpoint: Some("192.168.64.12:51820".parse().unwrap()),
             allowed: [].into(),

@@ -16,7 +16,7 @@ const SHOWN: usize = 5;
 /// with it.
 #[derive(Debug, Default)]
 pub(crate) struct Silence {
-    seen: HashMap<PublicKey, Seen>,
+    seen: HashMap<(usize, PublicKey), Seen>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +37,8 @@ impl Silence {
         let mut silent = Vec::new();
         let mut seen = HashMap::with_capacity(reports.len());
         for report in reports {
-            let before = self.seen.get(&report.public_key);
+            let name = (report.device, report.public_key);
+            let before = self.seen.get(&name);
             let age = report.latest_handshake.map(|time| wall.duration_since(time).unwrap_or_default());
             let is_stale = age.is_none_or(|age| age >= SILENT_AFTER);
             let is_tried = before.is_some_and(|before| report.sent_bytes > before.sent_bytes);
@@ -47,7 +48,7 @@ impl Silence {
             if long {
                 silent.push(report);
             }
-            seen.insert(report.public_key, Seen { sent_bytes: report.sent_bytes, trying_since });
+            seen.insert(name, Seen { sent_bytes: report.sent_bytes, trying_since });
         }
         self.seen = seen;
         (!silent.is_empty()).then(|| describe(&silent))
@@ -56,7 +57,7 @@ impl Silence {
 
 fn describe(silent: &[&WireguardReport]) -> String {
     let one = |report: &&WireguardReport| {
-        let subnets: Vec<String> = report.allowed.iter().map(ToString::to_string).collect();
+        let subnets: Vec<String> = report.allowed.iter().take(SHOWN).map(ToString::to_string).collect();
         let endpoint =
             report.endpoint.map_or_else(|| "no endpoint".to_owned(), |endpoint| format!("at {endpoint}"));
         format!("{} ({endpoint})", subnets.join(", "))
@@ -82,6 +83,7 @@ mod tests {
 
     fn report(sent_bytes: u64, handshake: Option<u64>) -> WireguardReport {
         WireguardReport {
+            device: 0,
             public_key: [7; 32].into(),
             endpoint: Some("192.168.64.12:51820".parse().unwrap()),
             allowed: ["10.5.2.0/24".parse().unwrap()].into(),
@@ -111,6 +113,16 @@ mod tests {
         assert_eq!(silent_after(|seconds| report(seconds * 148, Some(seconds / 120 * 120))), None);
         assert_eq!(silent_after(|_| report(148, None)), None);
         assert_eq!(silent_after(|seconds| report(seconds.min(60) * 148, None)), None);
+    }
+
+    #[test]
+    fn a_peer_of_two_devices_is_looked_at_on_each() {
+        let (mut silence, now) = (Silence::default(), Instant::now());
+        for look in 0..20 {
+            let passed = Duration::from_secs(look * 30);
+            let idle = [report(9000, Some(1)), WireguardReport { device: 1, ..report(100, Some(1)) }];
+            assert_eq!(silence.look(&idle, START + passed, now + passed), None);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Instant;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn, TunnResult};
+use flan_kernel::netlink::SILENT_AFTER;
 use flan_wireguard_keys::PublicKey;
 
 use super::identity::Identity;
@@ -304,6 +305,13 @@ impl<'a> Exchange<'a> {
     pub(super) fn tick(&self, peer: &Peer, wire: &mut Wire) {
         let mut state = peer.lock();
         let state = &mut *state;
+        // Where it was when it spoke last may be wrong by now, or somebody replayed an old message from there.
+        let is_silent = state
+            .latest_handshake
+            .is_none_or(|then| self.now.saturating_duration_since(then) >= SILENT_AFTER);
+        if is_silent && state.settings.endpoint.is_some() {
+            state.endpoint = state.settings.endpoint;
+        }
         // Without an endpoint there never was a session.
         let Some(to) = state.endpoint.filter(|_| !state.is_removed) else { return };
         state.tunnels.settle(self.now);

@@ -42,8 +42,8 @@ pub struct WireguardHost {
     pub private_key: PrivateKey,
     /// The UDP port that peers send to, if it is not the one that we listen on.
     pub public_port: Option<u16>,
-    /// Whether it is behind a NAT: its public address is not one of its own.
-    pub is_behind_nat: bool,
+    /// The addresses of the NAT that it is behind: public addresses that are not its own.
+    pub behind_nat: PerFamily<IpAddr>,
     /// Whether the kernel encrypts.
     pub by_kernel: bool,
 }
@@ -130,17 +130,28 @@ impl Wireguard {
             data.ok_or(Unreachable::Incomplete { family: Family::V4 })?;
         let address = self.address_of(family, lease).ok_or(Unreachable::Incomplete { family })?;
         let keepalive = match self.config.keepalive {
-            0 if self.host.is_behind_nat => KEEPALIVE_BEHIND_NAT,
+            0 if self.is_behind_nat(family) => KEEPALIVE_BEHIND_NAT,
             seconds => seconds,
         };
         let peer = WireguardPeer {
-            endpoint: Some(SocketAddr::new(address, port.unwrap_or(device.port))),
+            endpoint: Some(SocketAddr::new(address, port.filter(|port| *port != 0).unwrap_or(device.port))),
             preshared_key: self.config.preshared_key.clone(),
             keepalive,
             allowed,
             is_alive: false,
         };
         Ok((WireguardPeerKey { link: device.link, public_key }, peer))
+    }
+
+    /// Returns whether peers send packets of this family to a NAT.
+    fn is_behind_nat(&self, family: Family) -> bool {
+        let over = match self.config.mode {
+            WireguardMode::Separate => family,
+            WireguardMode::Ipv4 => Family::V4,
+            WireguardMode::Ipv6 => Family::V6,
+            WireguardMode::Auto => return !self.host.behind_nat.is_empty(),
+        };
+        self.host.behind_nat.get(over).is_some()
     }
 
     /// Returns the address to which a peer's packets go.
@@ -170,8 +181,9 @@ impl Backend for Wireguard {
         let public_key = self.host.private_key.public();
         let mut all = PerFamily::default();
         for device in &self.devices {
-            let port = Some(self.host.public_port.unwrap_or(device.port));
             for (family, _) in device.networks.iter() {
+                let translated = self.host.public_port.filter(|_| self.is_behind_nat(family));
+                let port = Some(translated.unwrap_or(device.port));
                 all.set(family, WireguardData { public_key, port }.into());
             }
         }
@@ -247,7 +259,7 @@ mod tests {
         let host = WireguardHost {
             private_key: PRIVATE.parse().unwrap(),
             public_port: None,
-            is_behind_nat: false,
+            behind_nat: PerFamily::default(),
             by_kernel: true,
         };
         Wireguard::new(config, &samples::pools(families), &samples::underlay(), host).unwrap()
@@ -348,7 +360,8 @@ mod tests {
         peer.subnets = "10.5.2.0/24".parse().unwrap();
         let keepalive = |backend: &Wireguard| backend.peers(&peer).unwrap()[0].1.keepalive;
         assert_eq!(keepalive(&backend), 0);
-        (backend.host.is_behind_nat, backend.host.public_port) = (true, Some(40_000));
+        backend.host.behind_nat.v4 = Some("203.0.113.1".parse().unwrap());
+        backend.host.public_port = Some(40_000);
         assert_eq!(keepalive(&backend), 25);
         assert_eq!(backend.lease_data().v4.unwrap().wireguard().unwrap().port, Some(40_000));
         backend.config.keepalive = 7;

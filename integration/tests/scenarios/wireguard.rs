@@ -341,6 +341,23 @@ fn peers_behind_one_address_are_told_apart_by_their_keys() -> Result<()> {
     })
 }
 
+/// The lease names no address of the family that the underlay need not have.
+#[test]
+fn a_network_of_ipv4_is_carried_over_ipv6() -> Result<()> {
+    Lab::run(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+        let (hosts, _ends) = hosts(lab, &network("user\",\"Mode\":\"ipv6"), &[NO_FLAGS; 2])?;
+        for host in &hosts {
+            let text =
+                lab.store().value(&format!("subnets/{}", host.subnet_env()?.key()))?.context("no lease")?;
+            let addresses = format!(r#""PublicIP":"0.0.0.0","PublicIPv6":"{}""#, host.address6()?);
+            ensure!(text.contains(&addresses), "{text}");
+        }
+        let shown = peers_shown(&hosts[0], "json")?;
+        ensure!(shown.contains(&format!("[{}]:51820", hosts[1].address6()?)), "{shown}");
+        Ok(())
+    })
+}
+
 /// Both families over their own devices, and both by one device over IPv6.
 #[test]
 fn both_families_are_encrypted_over_either_family() -> Result<()> {

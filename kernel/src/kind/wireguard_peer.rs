@@ -17,6 +17,12 @@ use crate::netlink::reading::Reading;
 use crate::netlink::wire::Frame;
 use crate::netlink::wireguard;
 
+/// Most allowed addresses of a peer: an attribute of a request has at most 64 KiB, of which each takes up to 40 bytes.
+const MOST_ALLOWED: usize = 900;
+
+/// Most allowed addresses to print.
+const SHOWN: usize = 8;
+
 /// Peers of WireGuard devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WireguardPeers {}
@@ -68,8 +74,11 @@ impl Kind for WireguardPeers {
             write!(f, " endpoint {endpoint}")?;
         }
         f.write_str(" allowed-ips ")?;
-        for (number, allowed) in peer.allowed.iter().enumerate() {
+        for (number, allowed) in peer.allowed.iter().take(SHOWN).enumerate() {
             write!(f, "{}{allowed}", if number > 0 { "," } else { "" })?;
+        }
+        if peer.allowed.len() > SHOWN {
+            write!(f, " and {} more", peer.allowed.len() - SHOWN)?;
         }
         if peer.preshared_key.is_some() {
             f.write_str(" with a preshared key")?;
@@ -91,10 +100,11 @@ impl Kind for WireguardPeers {
             && wanted.endpoint_to_set(Some(held)).is_none()
     }
 
-    /// A host with two leases is one peer with both subnets.
+    /// A host with two leases is one peer with both subnets. Of more than any host has, only some are taken.
     fn merge(wishes: &[WireguardPeer]) -> WireguardPeer {
         let mut merged = wishes[wishes.len() - 1].clone();
-        merged.allowed = wishes.iter().flat_map(|wish| &wish.allowed).copied().collect();
+        let allowed: BTreeSet<IpNetwork> = wishes.iter().flat_map(|wish| &wish.allowed).copied().collect();
+        merged.allowed = allowed.into_iter().take(MOST_ALLOWED).collect();
         merged
     }
 }
@@ -175,6 +185,20 @@ mod tests {
             [peer("192.168.64.12:51820", &["10.5.2.0/24"]), peer("192.168.64.12:51820", &["10.5.9.0/24"])];
         let both = peer("192.168.64.12:51820", &["10.5.2.0/24", "10.5.9.0/24"]);
         assert_eq!(WireguardPeers::merge(&wishes), both);
+    }
+
+    #[test]
+    fn a_key_with_thousands_of_leases_does_no_harm() {
+        let wish = |number: u32| {
+            let subnet = IpNetwork::new(std::net::Ipv4Addr::from(0x0a05_0000 + number).into(), 32).unwrap();
+            WireguardPeer { allowed: [subnet].into(), ..peer("192.168.64.12:51820", &[]) }
+        };
+        let merged = WireguardPeers::merge(&(0..5000).map(wish).collect::<Vec<_>>());
+        let key = WireguardPeerKey { link: "flannel-wg".parse().unwrap(), public_key: [7; 32].into() };
+        assert_eq!(merged.allowed.len(), MOST_ALLOWED);
+        assert!(wireguard::peer_change(&key, &merged, None).len() < 65_536);
+        let edit = Edit::<WireguardPeers>::Add { key, value: merged };
+        assert!(edit.to_string().ends_with("10.5.0.7/32 and 892 more"), "{edit}");
     }
 
     #[test]

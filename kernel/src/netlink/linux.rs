@@ -116,6 +116,14 @@ impl Kernel for Linux {
                 Protocol::Wireguard => {
                     let changes = run.iter().map(Operation::wireguard_change);
                     let mut refused = wireguard::apply(&mut self.wireguard, changes);
+                    for (number, reason) in &mut refused {
+                        if let (Some(libc::ENODEV), Some(device)) = (reason.errno(), run[*number].device()) {
+                            *reason = match run[*number].is_deletion() {
+                                true => KernelError::Errno(libc::ENODEV),
+                                false => KernelError::NoSuchLink(device),
+                            };
+                        }
+                    }
                     refused.retain(|(number, reason)| {
                         !reason.errno().is_some_and(|errno| run[*number].is_so_already(errno))
                     });

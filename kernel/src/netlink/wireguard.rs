@@ -262,7 +262,9 @@ pub(super) fn apply(
         }
         batch.push(number, request);
     }
-    send(kept, &mut batch, &mut failed);
+    if !batch.owners().is_empty() {
+        send(kept, &mut batch, &mut failed);
+    }
     failed
 }
 
@@ -278,7 +280,10 @@ fn opened(kept: &mut Option<Generic>) -> Result<&mut Generic, KernelError> {
 
 fn send(kept: &mut Option<Generic>, batch: &mut Batch, failed: &mut Vec<(usize, KernelError)>) {
     let owners = batch.owners().to_vec();
-    let Some(socket) = kept else { return };
+    let socket = match opened(kept) {
+        Ok(socket) => socket,
+        Err(reason) => return failed.extend(owners.into_iter().map(|number| (number, reason.clone()))),
+    };
     match socket.socket_mut().change(batch) {
         Ok(refusals) => failed.extend(refusals),
         Err(broken) => {

@@ -209,6 +209,13 @@ fn wireguard_is_configured_as_flannels() {
     ] {
         assert_eq!(with(fields), Err(error.to_owned()));
     }
+    let over = |mode: &str| -> Vec<String> {
+        let config =
+            with_network(&format!(r#""Backend": {{"Type": "wireguard", "Mode": "{mode}"}}"#)).unwrap();
+        config.over_underlay().map(|(family, network)| format!("{network} over {family}")).collect()
+    };
+    assert_eq!(over("separate"), ["10.5.0.0/16 over IPv4"]);
+    assert_eq!(over("ipv6"), ["10.5.0.0/16 over IPv6"]);
     let both = with_network(
         r#""EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "wireguard", "ListenPortV6": 51820}"#,
     );

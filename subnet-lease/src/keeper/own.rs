@@ -42,7 +42,15 @@ pub(super) fn choose_own<'a>(
         let is_previous = Some(lease.subnets) == claim.previous;
         let same_node = node.id.is_some() && attributes.node.id == node.id;
         let is_here = attributes.public_ips.values().any(|ip| claim.addresses.contains(ip));
-        if attributes.is_held_by(ips, node) || (contest.is_some() && is_previous && same_node && is_here) {
+        // Where hosts share addresses, that of a host without a node id may be anybody's.
+        let backend = &claim.config.backend;
+        let is_known = !backend.shares_addresses()
+            || attributes.node.id.is_some()
+            || is_previous
+            || backend.identities(&attributes.data) == backend.identities(&claim.attributes.data);
+        if (attributes.is_held_by(ips, node) && is_known)
+            || (contest.is_some() && is_previous && same_node && is_here)
+        {
             own.push(Own { lease, by_node: false });
         } else if is_previous && same_node && contest.is_some_and(|contest| contest.is_open(&lease.subnets)) {
             own.push(Own { lease, by_node: true });

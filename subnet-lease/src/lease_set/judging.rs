@@ -94,7 +94,9 @@ impl Older {
             let identity = backend.identity(lease.attributes.data.get(family))?;
             let older = &table.get(*self.identities.get(&(family, identity))?)?.lease;
             // One host may hold two leases for a while; they lead to the same place.
-            let same = older.attributes.public_ips.get(family) == lease.attributes.public_ips.get(family);
+            let address =
+                |lease: &Lease| lease.attributes.public_ips.get(backend.underlay_of(family)).copied();
+            let same = address(older) == address(lease);
             let holder = || lease.attributes.holder_and_node();
             (!same).then(|| QuarantineReason::IdentityTaken {
                 holder: holder(),

@@ -152,10 +152,11 @@ fn conflict(lease: &Lease, accepted: &[&Lease], backend: &BackendConfig) -> Opti
     for (family, _) in lease.subnets.iter() {
         let of = |lease: &Lease| backend.identity(lease.attributes.data.get(family));
         let Some(identity) = of(lease) else { continue };
-        let ip = lease.attributes.public_ips.get(family);
+        let over = backend.underlay_of(family);
+        let ip = lease.attributes.public_ips.get(over);
         let youngest =
             accepted.iter().rfind(|other| other.subnets.get(family).is_some() && of(other) == Some(identity));
-        if let Some(older) = youngest.filter(|older| older.attributes.public_ips.get(family) != ip) {
+        if let Some(older) = youngest.filter(|older| older.attributes.public_ips.get(over) != ip) {
             let holder = lease.attributes.holder_and_node();
             return Some(QuarantineReason::IdentityTaken { holder, identity, older: older.subnets });
         }

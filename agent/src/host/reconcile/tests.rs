@@ -161,7 +161,7 @@ fn who_has_the_port_is_told_and_what_follows_from_it_is_not() {
     pair.work();
     let told = pair.reconciler.port_taken().unwrap();
     assert!(told.starts_with("UDP port 8472 is taken by VXLAN device vx9 in external mode, so"), "{told}");
-    assert!(told.contains("; delete it (ip link del vx9), or choose another Backend.Port"), "{told}");
+    assert!(told.contains("; delete it (ip link del vx9), or choose another port"), "{told}");
     let problem = pair.reconciler.problem().unwrap();
     assert!(problem.ends_with("UDP port 8472 is taken by VXLAN device vx9 in external mode"), "{problem}");
     pair.later(1);

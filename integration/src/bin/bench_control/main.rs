@@ -14,6 +14,7 @@ mod sends;
 mod subject;
 mod targets;
 mod udp;
+mod wireguard;
 mod writes;
 
 use std::process::ExitCode;
@@ -84,6 +85,9 @@ fn with_peers(arguments: &Arguments, peers: u32) -> Result<Values> {
             udp::run(lab, &store, peers, arguments.rounds, &mut values).context("on udp")?;
             done(&told(&values, &[Measure::ProgrammedForUdp]));
         }
+        say("wireguard");
+        wireguard::run(lab, &store, peers, arguments.rounds, &mut values).context("on wireguard")?;
+        done(&told(&values, &[Measure::ReadyOnWireguard]));
         let mut subject = start(arguments, lab, peers, &mut values)?;
 
         say("leases are added, changed, deleted");

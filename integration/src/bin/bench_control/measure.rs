@@ -17,6 +17,8 @@ pub(crate) enum Measure {
     ControlNextHops,
     /// Seconds from the start of fland to the last route on udp, whose packets the kernel carries.
     ProgrammedForUdp,
+    /// Seconds from the start of fland until it is ready on wireguard.
+    ReadyOnWireguard,
     /// CPU seconds of fland from its start until it is quiet.
     StartCpu,
     /// The most memory that fland ever had, in 10^6 bytes.
@@ -62,11 +64,12 @@ pub(crate) struct Run {
 
 impl Measure {
     /// All, in the order of the report.
-    pub(crate) const ALL: [Measure; 19] = [
+    pub(crate) const ALL: [Measure; 20] = [
         Measure::Programmed,
         Measure::ControlInline,
         Measure::ControlNextHops,
         Measure::ProgrammedForUdp,
+        Measure::ReadyOnWireguard,
         Measure::StartCpu,
         Measure::PeakMemory,
         Measure::SettledMemory,
@@ -91,6 +94,7 @@ impl Measure {
             Measure::ControlInline => ("  control: ip -batch, flannel's form", "s"),
             Measure::ControlNextHops => ("  control: ip -batch, nexthop objects", "s"),
             Measure::ProgrammedForUdp => ("  the same on udp, in the kernel", "s"),
+            Measure::ReadyOnWireguard => ("  ready on wireguard", "s"),
             Measure::StartCpu => ("  CPU of fland until quiet", "s"),
             Measure::PeakMemory => ("memory, peak", "MB"),
             Measure::SettledMemory => ("memory, settled", "MB"),

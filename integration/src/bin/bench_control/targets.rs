@@ -23,10 +23,11 @@ const fn wanted(
     Wanted { name, peers, at_most, unit, found }
 }
 
-const WANTED: [Wanted; 15] = [
+const WANTED: [Wanted; 16] = [
     wanted(10_000, "exec to last peer", 0.7, "s", |runs, peers| median(runs, peers, Measure::Programmed)),
     wanted(10_000, "exec to last peer, to control with nexthop objects", 2.5, "x", to_control),
     wanted(10_000, "exec to last peer on udp in the kernel, to that of vxlan", 1.0, "x", udp_to_vxlan),
+    wanted(10_000, "ready on wireguard, beyond exec to last peer on vxlan", 1.5, "s", wireguard_beyond_vxlan),
     wanted(50_000, "exec to last peer", 3.0, "s", |runs, peers| median(runs, peers, Measure::Programmed)),
     wanted(50_000, "exec to last peer, to that of 10,000", 5.5, "x", growth),
     wanted(50_000, "write to kernel, median of the slowest kind", 3.0, "ms", |runs, peers| {
@@ -76,6 +77,10 @@ fn to_control(runs: &[Run], peers: u32) -> Option<f64> {
 fn udp_to_vxlan(runs: &[Run], peers: u32) -> Option<f64> {
     let vxlan = median(runs, peers, Measure::Programmed).filter(|seconds| *seconds > 0.0)?;
     Some(median(runs, peers, Measure::ProgrammedForUdp)? / vxlan)
+}
+
+fn wireguard_beyond_vxlan(runs: &[Run], peers: u32) -> Option<f64> {
+    Some(median(runs, peers, Measure::ReadyOnWireguard)? - median(runs, peers, Measure::Programmed)?)
 }
 
 fn growth(runs: &[Run], peers: u32) -> Option<f64> {

@@ -16,6 +16,8 @@ use crate::netlink::generic::Generic;
 
 /// Shortest time between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two looks at a kernel without WireGuard, which tries to load the module each time.
+const LACKING: Duration = Duration::from_secs(60);
 /// A look takes at most one part of this many of the time.
 const SPARING: u32 = 50;
 
@@ -78,7 +80,11 @@ impl Watch {
         let asked = self.ask();
         self.next = begin + INTERVAL.max(begin.elapsed() * SPARING);
         match asked {
-            Ok(found) => self.compare(found),
+            Ok(None) => {
+                self.next = begin + LACKING;
+                Vec::new()
+            }
+            Ok(Some(found)) => self.compare(found),
             Err(reason) => {
                 self.socket = None;
                 tracing::debug!(%reason, "cannot ask for the WireGuard peers");
@@ -87,16 +93,17 @@ impl Watch {
         }
     }
 
-    fn ask(&mut self) -> Result<Vec<(LinkName, Found)>, KernelError> {
+    /// Returns nothing if the kernel has no WireGuard.
+    fn ask(&mut self) -> Result<Option<Vec<(LinkName, Found)>>, KernelError> {
         if self.socket.is_none() {
             self.socket = socket()?;
         }
-        let Some(socket) = &mut self.socket else { return Ok(Vec::new()) };
+        let Some(socket) = &mut self.socket else { return Ok(None) };
         let mut all = Vec::new();
         for &link in &self.links {
             all.extend(read(socket, link)?.map(|found| (link, found)));
         }
-        Ok(all)
+        Ok(Some(all))
     }
 
     fn compare(&mut self, found: Vec<(LinkName, Found)>) -> Vec<Change> {
@@ -112,6 +119,9 @@ impl Watch {
         for (&link, device) in devices.iter().filter(|(link, device)| self.devices.get(link) != Some(device))
         {
             told.push(Fact::WireguardDevice(link, Some(device.clone())));
+        }
+        for &link in self.devices.keys().filter(|link| stand.contains(link) && !devices.contains_key(link)) {
+            told.push(Fact::WireguardDevice(link, None));
         }
         let missing = |key: &&WireguardPeerKey| stand.contains(&key.link) && !peers.contains_key(*key);
         for &key in self.peers.keys().chain(&self.changed).filter(missing) {
