@@ -68,12 +68,12 @@ fn a_config_without_backend_is_udp_and_says_so() {
 #[test]
 fn a_backend_that_says_nothing_is_refused() {
     for (backend, message) in [
-        ("{}", "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
-        (r#"{"VNI": 7}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
-        (r#"{"Type": null}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw and alloc"),
+        ("{}", "Backend.Type is missing: fland has vxlan, udp, host-gw, alloc and wireguard"),
+        (r#"{"VNI": 7}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw, alloc and wireguard"),
+        (r#"{"Type": null}"#, "Backend.Type is missing: fland has vxlan, udp, host-gw, alloc and wireguard"),
         (
             r#"{"Type": ""}"#,
-            "Backend.Type \"\" is not a backend of this fland; vxlan, udp, host-gw and alloc are",
+            "Backend.Type \"\" is not a backend of this fland; vxlan, udp, host-gw, alloc and wireguard are",
         ),
         ("null", r#"Backend null is not an object; {"Type": "vxlan"} is one"#),
         (r#""vxlan""#, r#"Backend "vxlan" is not an object; {"Type": "vxlan"} is one"#),

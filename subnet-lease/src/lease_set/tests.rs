@@ -129,12 +129,12 @@ fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
         (
             "10.5.35.0-24",
             vxlan("192.168.64.35", "00:00:00:00:00:00"),
-            "VTEP MAC 00:00:00:00:00:00 is not a unicast address",
+            "VTEP MAC 00:00:00:00:00:00 is none that a host can have",
         ),
         (
             "10.5.36.0-24",
             vxlan("192.168.64.36", "01:00:5e:00:00:01"),
-            "VTEP MAC 01:00:5e:00:00:01 is not a unicast address",
+            "VTEP MAC 01:00:5e:00:00:01 is none that a host can have",
         ),
         (
             "10.5.37.0-24",
