@@ -29,7 +29,7 @@ FLAN_FORKY_ROOT ?=
 
 # The scenarios in the virtual machine, and those of them that `make test` runs, because emulation is slow.
 VM_SCENARIOS ?= debian_kernel::
-VM_SCENARIOS_OF_TEST := debian_kernel::wireguard debian_kernel::kernel_path::containers debian_kernel::kernel_path::packets
+VM_SCENARIOS_OF_TEST := debian_kernel::kernel_path::containers debian_kernel::kernel_path::packets
 
 # Scenarios that run at a time. They wait more than they compute.
 SCENARIO_THREADS ?= 4
