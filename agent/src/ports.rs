@@ -4,6 +4,7 @@ use flan_backends::udp::DatapathError;
 use flan_kernel::netlink::{self, Holder};
 use flan_kernel::process::Process;
 use flan_kernel::tun::TunError;
+use tracing::warn;
 
 /// Describes who holds the port, and what to do.
 pub(crate) fn taken(port: u16, holder: &Holder) -> String {
@@ -37,6 +38,17 @@ pub(crate) fn keeps_from_starting(error: &DatapathError, before: Option<String>)
         }
         _ => None,
     }
+}
+
+/// Describes why a data path cannot start, and notes in `taken` who holds what it needs. Logs only what the status does not
+/// report under its own problem code.
+pub(crate) fn cannot_start(error: &DatapathError, taken: &mut Option<String>) -> String {
+    let before = taken.take();
+    *taken = keeps_from_starting(error, before);
+    if taken.is_none() {
+        warn!(reason = %error, "cannot start the data path");
+    }
+    taken.clone().unwrap_or_else(|| error.to_string())
 }
 
 #[cfg(test)]

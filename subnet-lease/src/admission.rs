@@ -142,7 +142,7 @@ pub enum QuarantineReason {
         what: &'static str,
     },
     /// No host can have this identity.
-    #[error("{0} is none that a host can have")]
+    #[error("{0} {why}", why = .0.why_unusable())]
     UnusableIdentity(Identity),
     /// Our own identity.
     #[error(

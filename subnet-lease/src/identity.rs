@@ -23,6 +23,14 @@ impl Identity {
         }
     }
 
+    /// Returns why no host can have it, if it is not [usable](Self::is_usable).
+    pub(crate) fn why_unusable(self) -> &'static str {
+        match self {
+            Self::Mac(_) => "is not a unicast address",
+            Self::Key(_) => "is all zeros, which no key is",
+        }
+    }
+
     /// Returns how to give one of two cloned machines a new identity.
     pub(crate) fn remedy(self) -> &'static str {
         match self {

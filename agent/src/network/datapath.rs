@@ -77,20 +77,13 @@ impl Datapath for UdpRunner {
             return Ok(());
         }
         self.running = None; // ends its threads, and frees the port
-        let before = self.taken.take();
         // ICMP errors for senders on this host come from the device's own address.
         if let Err(reason) = sysctl::accept_local(self.backend.device()) {
             warn!(%reason, "senders will get no ICMP error if no peer has the destination");
         }
-        let datapath = self.backend.start(own, &self.table).map_err(|reason| {
-            self.taken = ports::keeps_from_starting(&reason, before);
-            // The status reports the holder under its own problem code.
-            if self.taken.is_none() {
-                warn!(%reason, "cannot start the data path");
-            }
-            self.taken.clone().unwrap_or_else(|| reason.to_string())
-        })?;
-        self.running = Some((*own, datapath));
+        let started = self.backend.start(own, &self.table);
+        let datapath = started.map_err(|reason| ports::cannot_start(&reason, &mut self.taken))?;
+        (self.running, self.taken) = (Some((*own, datapath)), None);
         Ok(())
     }
 

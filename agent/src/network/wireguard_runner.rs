@@ -126,7 +126,6 @@ impl Datapath for WireguardRunner {
             device.running = device.running.take().filter(|running| stays && !running.is_over());
         }
         self.own = Some(*own);
-        let before = self.taken.take();
         for number in 0..self.devices.len() {
             let device = &self.devices[number];
             if device.running.is_some() {
@@ -136,16 +135,11 @@ impl Datapath for WireguardRunner {
             if let Err(reason) = sysctl::accept_local(device.link) {
                 warn!(%reason, "senders will get no ICMP error if no peer has the destination");
             }
-            let started = self.start(device, own).map_err(|reason| {
-                self.taken = ports::keeps_from_starting(&reason, before.clone());
-                // The status reports the holder under its own problem code.
-                if self.taken.is_none() {
-                    warn!(%reason, "cannot start the data path");
-                }
-                self.taken.clone().unwrap_or_else(|| reason.to_string())
-            })?;
+            let started = self.start(device, own);
+            let started = started.map_err(|reason| ports::cannot_start(&reason, &mut self.taken))?;
             self.devices[number].running = Some(started);
         }
+        self.taken = None;
         Ok(())
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use flan_kernel::tun::{TunQueue, is_gone};
-use flan_kernel::udp_socket::{self, UdpSocket};
-use tracing::warn;
+use flan_kernel::udp_socket::{self, ReceiveBatch, UdpSocket};
+use tracing::{debug, warn};
 
 use super::coalescing::{Batch, MAX_SEGMENTS};
 use super::counters::{Counters, add};
@@ -33,6 +33,19 @@ impl Endpoints {
             count += 1;
         }
         self.queue.write(&slices[..count])
+    }
+
+    /// Receives what is queued, as far as it fits. Returns whether anything was.
+    pub(crate) fn receive(&self, received: &mut ReceiveBatch) -> bool {
+        match self.socket.receive(received) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            // An answer to what was sent earlier, such as "port unreachable": the peer is away.
+            Err(error) => {
+                debug!(%error, "receive");
+                false
+            }
+        }
     }
 
     /// Writes a batch to the device. Returns whether the device refused a merged packet, which was then written one by

@@ -329,6 +329,13 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_with_port_0_means_ours_as_one_without() {
+        let peer = lease("192.168.64.12", r#""fd64::12""#, r#","Port":0"#);
+        let backend = backend(WireguardConfig::default(), &Family::ALL);
+        assert_eq!(endpoints(&backend, &peer), ["192.168.64.12:51820", "[fd64::12]:51821"]);
+    }
+
+    #[test]
     fn packets_go_over_the_family_that_the_mode_names_or_that_promises_to_work() {
         let peer = lease("192.168.64.12", r#""2001:db8::12""#, "");
         let over = |choice| endpoints(&backend(mode(choice), &Family::ALL), &peer);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flan_kernel::netlink::SILENT_AFTER;
 use flan_wireguard_keys::{PresharedKey, PrivateKey, PublicKey};
 use proptest::prelude::*;
 
@@ -190,6 +191,13 @@ fn answers_go_where_the_last_authentic_message_came_from() {
     assert_eq!(other.peers.reports()[0].endpoint, Some(moved));
     one.address = at("192.168.64.99:51820");
     other.add(&one, &OURS);
+    assert_eq!(other.peers.reports()[0].endpoint, Some(one.address));
+    // One that fell silent is looked for where its lease says.
+    let message = only(one.send(&packet(false, b"moved again")).unwrap());
+    other.take(moved, &message, message.len());
+    other.tick(Instant::now() + SILENT_AFTER / 2);
+    assert_eq!(other.peers.reports()[0].endpoint, Some(moved));
+    other.tick(Instant::now() + SILENT_AFTER);
     assert_eq!(other.peers.reports()[0].endpoint, Some(one.address));
 }
 

@@ -19,12 +19,65 @@ pub(crate) const NETWORK: &str =
 pub(crate) const NETWORK_OF_UDP: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp","Path":"user"}}"#;
 
+/// How soon ends reach each other.
+const REACHED: Duration = Duration::from_secs(15);
+
+/// Pings answered in each phase.
+const PHASE: usize = 100;
+
 /// How soon a problem is told of, or its end.
 const PROBLEM_LIMIT: Duration = Duration::from_secs(10);
 
 /// Hosts named h1, h2 and so on, without agents.
 pub(crate) fn bare_hosts(lab: &Lab, count: usize) -> Result<Vec<Host>> {
     (1..=count).map(|number| lab.host(&format!("h{number}"))).collect()
+}
+
+/// Hosts under this network config, with agents that have these flags beside [`STATUS_FLAGS`], each with an end that stands
+/// for a container. All ends reach each other.
+pub(crate) fn hosts_that_reach(lab: &Lab, network: &str, flags: &[&[&str]]) -> Result<(Vec<Host>, Vec<End>)> {
+    lab.set_network(network)?;
+    let mut hosts = bare_hosts(lab, flags.len())?;
+    for (host, flags) in hosts.iter_mut().zip(flags) {
+        host.spawn_agent(&[&STATUS_FLAGS, *flags].concat())?;
+    }
+    on_all(&mut hosts, Host::wait_for_agent)?;
+    let ends = ends_of(&hosts)?;
+    for from in &ends {
+        for to in ends.iter().filter(|to| to.address != from.address) {
+            wait_until_reached(from, to, REACHED)?;
+        }
+    }
+    Ok((hosts, ends))
+}
+
+/// Kills the first host's agent under traffic both ways and starts it again. The kernel carries the packets: none is lost,
+/// what `standing` reads stays as it was, and nothing is repaired.
+pub(crate) fn killed_and_restarted_nothing_is_lost_or_changed(
+    hosts: &mut [Host],
+    standing: impl Fn(&Host) -> Result<String>,
+) -> Result<()> {
+    let before = standing(&hosts[0])?;
+    let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
+    let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    hosts[0].kill_agent()?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    hosts[0].start_agent_with(&STATUS_FLAGS)?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+    for ping in pings {
+        let report = ping.stop()?;
+        println!("killed and restarted: {report:?}");
+        report.nothing_lost(PHASE)?;
+    }
+    wait::until("the agent to know its peer", REACHED, || {
+        ensure!(hosts[0].status()?["peers"] == 1, "{}", hosts[0].status()?);
+        Ok(())
+    })?;
+    assert_eq!(standing(&hosts[0])?, before);
+    let repaired = hosts[0].log_lines(&["repaired changes"])?;
+    ensure!(repaired.is_empty(), "{repaired:?}");
+    Ok(())
 }
 
 /// Hosts with agents that know each other.

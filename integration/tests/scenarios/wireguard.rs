@@ -10,12 +10,12 @@ use flan_integration::process::{Lifetime, Process};
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{bare_hosts, ends_of, wait_until_reached};
+use crate::stage::{bare_hosts, hosts_that_reach, wait_until_reached};
 
 pub(crate) const PSK: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
 /// Pings answered in each phase of a story.
-pub(crate) const PHASE: usize = 100;
+const PHASE: usize = 100;
 
 pub(crate) const REACHED: Duration = Duration::from_secs(15);
 
@@ -31,23 +31,6 @@ pub(crate) fn network(path: &str) -> String {
     )
 }
 
-/// Hosts with agents that reach each other, each with an end that stands for a container, and with these flags.
-pub(crate) fn hosts(lab: &Lab, network: &str, flags: &[&[&str]]) -> Result<(Vec<Host>, Vec<End>)> {
-    lab.set_network(network)?;
-    let mut hosts = bare_hosts(lab, flags.len())?;
-    for (host, flags) in hosts.iter_mut().zip(flags) {
-        host.spawn_agent(&[&STATUS_FLAGS, *flags].concat())?;
-    }
-    on_all(&mut hosts, Host::wait_for_agent)?;
-    let ends = ends_of(&hosts)?;
-    for from in &ends {
-        for to in ends.iter().filter(|to| to.address != from.address) {
-            wait_until_reached(from, to, REACHED)?;
-        }
-    }
-    Ok((hosts, ends))
-}
-
 /// The public key of a host. Debian's wg reads the file that fland wrote.
 pub(crate) fn public_key(host: &Host) -> Result<String> {
     let piped = format!("wg pubkey < {WIREGUARD_KEY}");
@@ -57,7 +40,7 @@ pub(crate) fn public_key(host: &Host) -> Result<String> {
 #[test]
 fn hosts_whose_kernel_cannot_encrypt_do_it_by_themselves() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 3])?;
+        let (mut hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 3])?;
         for host in &hosts {
             let reason = "Backend.Path in the network config asks for it";
             assert_eq!(host.status()?["path"], json!({"path": "user", "reason": reason}));
@@ -185,7 +168,7 @@ pub(crate) fn no_secret_is_shown(hosts: &[Host]) -> Result<()> {
 #[test]
 fn an_agent_that_encrypts_is_away_until_it_is_started_again() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 2])?;
+        let (mut hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 2])?;
         let before = [public_key(&hosts[0])?, public_key(&hosts[1])?];
         let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
         let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
@@ -251,7 +234,7 @@ pub(crate) fn a_key_is_rotated_under_traffic(hosts: &mut [Host]) -> Result<()> {
 #[test]
 fn wireguard_go_set_up_from_the_leases_is_a_peer() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 1])?;
+        let (hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 1])?;
         let other = lab.host("other")?;
         let mut command = other.command("wireguard-go");
         command.args(["-f", "wg0"]);
@@ -336,7 +319,7 @@ pub(crate) fn a_peer_that_roams_stays_where_it_is(lab: &Lab, hosts: &[Host], end
 #[test]
 fn peers_behind_one_address_are_told_apart_by_their_keys() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (hosts, ends) = hosts(lab, &network("user"), &[NO_FLAGS; 2])?;
+        let (hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 2])?;
         a_peer_that_roams_stays_where_it_is(lab, &hosts, &ends)
     })
 }
@@ -345,7 +328,7 @@ fn peers_behind_one_address_are_told_apart_by_their_keys() -> Result<()> {
 #[test]
 fn a_network_of_ipv4_is_carried_over_ipv6() -> Result<()> {
     Lab::run(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
-        let (hosts, _ends) = hosts(lab, &network("user\",\"Mode\":\"ipv6"), &[NO_FLAGS; 2])?;
+        let (hosts, _ends) = hosts_that_reach(lab, &network("user\",\"Mode\":\"ipv6"), &[NO_FLAGS; 2])?;
         for host in &hosts {
             let text =
                 lab.store().value(&format!("subnets/{}", host.subnet_env()?.key()))?.context("no lease")?;
@@ -395,7 +378,7 @@ fn both_families_are_encrypted_over_either_family() -> Result<()> {
 #[test]
 fn a_host_on_wireguard_leaves_nothing_but_its_key() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, _ends) = hosts(lab, &network("user"), &[NO_FLAGS; 2])?;
+        let (mut hosts, _ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 2])?;
         let key = public_key(&hosts[0])?;
         hosts[0].stop_agent()?;
         let left = hosts[0].flanctl(&["leave", "--yes"])?;
@@ -406,6 +389,41 @@ fn a_host_on_wireguard_leaves_nothing_but_its_key() -> Result<()> {
         // It comes back as who it was.
         hosts[0].start_agent_with(&STATUS_FLAGS)?;
         assert_eq!(public_key(&hosts[0])?, key);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_network_changes_from_vxlan_to_wireguard_host_by_host() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let vxlan = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
+        let (mut hosts, ends) = hosts_that_reach(lab, vxlan, &[NO_FLAGS; 3])?;
+        let subnets = hosts.iter().map(Host::subnet_env).collect::<Result<Vec<_>>>()?;
+        lab.set_network(&network("user"))?;
+        for host in &mut hosts[..2] {
+            host.stop_agent()?;
+            host.start_agent_with(&STATUS_FLAGS)?;
+            host.ip("link del flannel.1")?;
+        }
+        wait_until_reached(&ends[0], &ends[1], REACHED)?;
+        for (host, others, backends) in [(2, 2, ("wireguard", "vxlan")), (0, 1, ("vxlan", "wireguard"))] {
+            let told = format!("backend is {}, this network's is {}", backends.0, backends.1);
+            wait::until(&format!("{others} bad leases"), REACHED, || {
+                let bad = hosts[host].status()?["quarantined"].to_string();
+                ensure!(bad.matches(&told).count() == others, "{bad}");
+                Ok(())
+            })?;
+        }
+        hosts[2].stop_agent()?;
+        hosts[2].start_agent_with(&STATUS_FLAGS)?;
+        for from in &ends {
+            for to in ends.iter().filter(|to| to.address != from.address) {
+                wait_until_reached(from, to, REACHED)?;
+            }
+        }
+        for (host, subnet) in hosts.iter().zip(&subnets) {
+            assert_eq!(host.subnet_env()?.subnet, subnet.subnet, "another subnet on {}", host.name());
+        }
         Ok(())
     })
 }

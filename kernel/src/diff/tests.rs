@@ -299,13 +299,7 @@ mod any {
                         .map(|((link, key), allowed)| {
                             let allowed = allowed.into_iter().map(IpNetwork::from).collect();
                             let public_key = [key; 32].into();
-                            let peer = WireguardPeer {
-                                endpoint: None,
-                                preshared_key: None,
-                                keepalive: 0,
-                                allowed,
-                                is_alive: false,
-                            };
+                            let peer = WireguardPeer { allowed, ..WireguardPeer::default() };
                             (WireguardPeerKey { link, public_key }, peer)
                         })
                         .collect(),

@@ -37,7 +37,7 @@ pub struct WireguardPeerKey {
 }
 
 /// What a WireGuard device knows of a peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WireguardPeer {
     /// Where its datagrams go; `None` if only the peer can begin.
     pub endpoint: Option<SocketAddr>,
@@ -150,10 +150,8 @@ mod tests {
     fn peer(endpoint: &str, allowed: &[&str]) -> WireguardPeer {
         WireguardPeer {
             endpoint: Some(endpoint.parse().unwrap()),
-            preshared_key: None,
-            keepalive: 0,
             allowed: allowed.iter().map(|subnet| subnet.parse().unwrap()).collect(),
-            is_alive: false,
+            ..WireguardPeer::default()
         }
     }
 

@@ -117,13 +117,7 @@ impl Found {
     }
 
     fn add_peer(&mut self, message: PeerMessage, now: SystemTime) {
-        let mut peer = WireguardPeer {
-            endpoint: None,
-            preshared_key: None,
-            keepalive: 0,
-            allowed: std::collections::BTreeSet::new(),
-            is_alive: false,
-        };
+        let mut peer = WireguardPeer::default();
         let (mut key, mut traffic) = (None, WireguardTraffic::default());
         for attribute in message.0 {
             match attribute {
@@ -178,14 +172,13 @@ fn subnet(message: &WireguardAllowedIp) -> Option<IpNetwork> {
 /// # Errors
 /// If the kernel lacks WireGuard, or refuses: `EADDRINUSE` if the port is taken.
 pub(crate) fn set_device(link: LinkName, device: &WireguardDevice) -> Result<(), KernelError> {
-    let lack = || KernelError::Message("the kernel has no WireGuard: modprobe wireguard".to_owned());
-    let mut socket = socket()?.ok_or_else(lack)?;
+    let mut socket = None;
     let attributes = emitted(&[
         WireguardAttribute::IfName(link.to_string()),
         WireguardAttribute::PrivateKey(*device.private_key.as_bytes()),
         WireguardAttribute::ListenPort(device.port),
     ]);
-    socket.change(WireguardCmd::SetDevice.into(), &attributes)
+    opened(&mut socket)?.change(WireguardCmd::SetDevice.into(), &attributes)
 }
 
 /// Returns the attributes of a request that adds a peer, or changes the one that is `held`.

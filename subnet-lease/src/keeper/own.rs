@@ -89,7 +89,10 @@ fn warn_of_double(lease: &Lease, number: usize) {
 mod tests {
     use super::super::testing::{claim, lease};
     use super::*;
+    use crate::config::NetworkConfig;
     use crate::entry::Entry;
+    use crate::lease::LeaseAttributes;
+    use crate::samples::entry;
 
     /// Returns the subnets of our lease, and whether only the node id says that it is ours.
     fn chosen(entries: &[Entry], claim: &Claim) -> Option<String> {
@@ -107,6 +110,26 @@ mod tests {
             lease("10.5.4.0-24", "192.168.64.11", None, 3),
         ];
         assert_eq!(chosen(&leases, &claim()).as_deref(), Some("10.5.4.0/24"));
+    }
+
+    #[test]
+    fn behind_one_nat_a_lease_without_a_node_id_is_ours_only_by_its_key_or_its_subnet() {
+        let json = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}"#;
+        let value = |key: &str| {
+            format!(
+                r#"{{"PublicIP":"192.168.64.11","BackendType":"wireguard","BackendData":{{"PublicKey":"{key}"}}}}"#
+            )
+        };
+        let ours = value("hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=");
+        let theirs = value("3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=");
+        let mut claim = Claim { config: NetworkConfig::parse(json).unwrap(), ..claim() };
+        let node = claim.attributes.node.clone();
+        claim.attributes = LeaseAttributes { node, ..LeaseAttributes::from_json(ours.as_bytes()).unwrap() };
+        let leases = [entry("10.5.4.0-24", &theirs, 3)];
+        assert_eq!(chosen(&leases, &claim), None);
+        assert_eq!(chosen(&[entry("10.5.4.0-24", &ours, 3)], &claim).as_deref(), Some("10.5.4.0/24"));
+        let claim = Claim { previous: Some("10.5.4.0/24".parse().unwrap()), ..claim };
+        assert_eq!(chosen(&leases, &claim).as_deref(), Some("10.5.4.0/24"));
     }
 
     #[test]

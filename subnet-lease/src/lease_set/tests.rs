@@ -129,12 +129,12 @@ fn each_bad_lease_is_quarantined_with_its_reason_and_stops_nobody() {
         (
             "10.5.35.0-24",
             vxlan("192.168.64.35", "00:00:00:00:00:00"),
-            "VTEP MAC 00:00:00:00:00:00 is none that a host can have",
+            "VTEP MAC 00:00:00:00:00:00 is not a unicast address",
         ),
         (
             "10.5.36.0-24",
             vxlan("192.168.64.36", "01:00:5e:00:00:01"),
-            "VTEP MAC 01:00:5e:00:00:01 is none that a host can have",
+            "VTEP MAC 01:00:5e:00:00:01 is not a unicast address",
         ),
         (
             "10.5.37.0-24",
@@ -377,4 +377,58 @@ fn thousands_of_leases_in_one_conflict_are_judged_in_one_walk() {
     set.apply(WatchEvent::Changed(vec![oldest]), Instant::now());
     assert_eq!(peers(&set), ["10.4.2.0/24"]);
     assert!(set.quarantined().all(|bad| bad.reason.to_string().contains("older lease 10.4.2.0/24")));
+}
+
+const KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
+
+/// Returns a set of a wireguard network in this mode, whose own lease has the address 203.0.113.11.
+fn wireguard_set(mode: &str, leases: &[(&str, &str)]) -> LeaseSet {
+    let json = format!(r#"{{"Network":"10.5.0.0/16","Backend":{{"Type":"wireguard","Mode":"{mode}"}}}}"#);
+    let own = OwnLease {
+        subnets: "10.5.1.0/24".parse().unwrap(),
+        addresses: ["203.0.113.11".parse().unwrap()].into(),
+        identities: PerFamily::default(),
+        node_id: Some("ours".into()),
+    };
+    let config = NetworkConfig::parse(json.as_bytes()).unwrap();
+    let mut set = LeaseSet::new(Admission { config, own: Some(own) }, Caution::default());
+    let entries =
+        leases.iter().zip(2..).map(|((key, value), revision)| entry(key, value, revision)).collect();
+    set.apply(WatchEvent::Listed(Listing::of(entries, 9, 1)), Instant::now());
+    set
+}
+
+fn wireguard(addresses: &str, key: &str) -> String {
+    format!(r#"{{{addresses},"BackendType":"wireguard","BackendData":{{"PublicKey":"{key}"}}}}"#)
+}
+
+#[test]
+fn where_keys_tell_hosts_apart_they_may_share_an_address() {
+    let other = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08=";
+    let behind = |key: &str| wireguard(r#""PublicIP":"203.0.113.11""#, key);
+    let zero = wireguard(r#""PublicIP":"192.168.64.12""#, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    let (one, two) = (behind(KEY), behind(other));
+    let set =
+        wireguard_set("separate", &[("10.5.2.0-24", &one), ("10.5.3.0-24", &two), ("10.5.4.0-24", &zero)]);
+    assert_eq!(peers(&set), ["10.5.2.0/24", "10.5.3.0/24"]);
+    let reason = set.quarantined().next().unwrap().reason.to_string();
+    assert!(reason.ends_with("= is all zeros, which no key is"), "{reason}");
+}
+
+#[test]
+fn two_machines_with_one_key_are_clones_by_the_addresses_that_packets_go_to() {
+    let at = |ip: &str| wireguard(&format!(r#""PublicIP":"0.0.0.0","PublicIPv6":"{ip}""#), KEY);
+    let (one, two, mapped) = (at("fd64::12"), at("fd64::13"), at("::ffff:192.168.64.12"));
+    let set =
+        wireguard_set("ipv6", &[("10.5.2.0-24", &one), ("10.5.3.0-24", &two), ("10.5.4.0-24", &mapped)]);
+    assert_eq!(peers(&set), ["10.5.2.0/24"]);
+    let reasons: Vec<String> = set.quarantined().map(|bad| bad.reason.to_string()).collect();
+    assert!(
+        reasons.iter().any(|reason| reason.contains("is that of the older lease 10.5.2.0/24")),
+        "{reasons:?}"
+    );
+    assert!(
+        reasons.iter().any(|reason| reason.contains("192.168.64.12 is not a usable host address")),
+        "{reasons:?}"
+    );
 }

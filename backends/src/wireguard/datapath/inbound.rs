@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use flan_kernel::udp_socket::ReceiveBatch;
-use tracing::debug;
 
 use super::Common;
 use crate::userspace::coalescing::{Coalescer, Merging};
@@ -44,15 +43,10 @@ impl Inbound {
 
     /// Moves one batch, and returns whether more may be queued. An error means that the device is gone.
     pub(super) fn pass(&mut self, endpoints: &Endpoints) -> io::Result<bool> {
-        match endpoints.socket.receive(&mut self.received) {
-            Ok(_) => self.deliver(endpoints)?,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            // An answer to what was sent earlier, such as "port unreachable": the peer is away.
-            Err(error) => {
-                debug!(%error, "receive");
-                return Ok(false);
-            }
+        if !endpoints.receive(&mut self.received) {
+            return Ok(false);
         }
+        self.deliver(endpoints)?;
         Ok(self.received.is_full())
     }
 

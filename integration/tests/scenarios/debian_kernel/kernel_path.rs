@@ -8,11 +8,14 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use flan_integration::end::End;
 use flan_integration::forgery::{self, Datagrams, Listener};
-use flan_integration::host::{STATUS_FLAGS, on_all};
+use flan_integration::host::STATUS_FLAGS;
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{bare_hosts, ends_of, no_problem, problem, wait_until_reached};
+use crate::stage::{
+    hosts_that_reach, killed_and_restarted_nothing_is_lost_or_changed, no_problem, problem,
+    wait_until_reached,
+};
 
 const NETWORK: &str =
     r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"udp","Path":"kernel"}}"#;
@@ -33,24 +36,8 @@ const TRANSFER: Duration = Duration::from_secs(120);
 /// What another program takes away is back within this time, with a second for a machine that does other things.
 const REPAIR: Duration = Duration::from_secs(3);
 
-fn with_flags(lab: &Lab, network: &str, flags: &[&[&str]]) -> Result<(Vec<Host>, Vec<End>)> {
-    lab.set_network(network)?;
-    let mut hosts = bare_hosts(lab, flags.len())?;
-    for (host, flags) in hosts.iter_mut().zip(flags) {
-        host.spawn_agent(&[&STATUS_FLAGS, *flags].concat())?;
-    }
-    on_all(&mut hosts, Host::wait_for_agent)?;
-    let ends = ends_of(&hosts)?;
-    for from in &ends {
-        for to in ends.iter().filter(|to| to.address != from.address) {
-            wait_until_reached(from, to, REACHED)?;
-        }
-    }
-    Ok((hosts, ends))
-}
-
 fn hosts(lab: &Lab, count: usize) -> Result<(Vec<Host>, Vec<End>)> {
-    with_flags(lab, NETWORK, &vec![&[][..]; count])
+    hosts_that_reach(lab, NETWORK, &vec![&[][..]; count])
 }
 
 /// What a host's kernel has for this backend.
@@ -69,7 +56,7 @@ fn path_of(host: &Host) -> Result<Value> {
 #[ignore = "needs Debian's kernel: make vm"]
 fn containers_talk_and_the_kernel_moves_the_packets() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (hosts, ends) = with_flags(lab, NETWORK_OF_AUTO, &[&[], &[]])?;
+        let (hosts, ends) = hosts_that_reach(lab, NETWORK_OF_AUTO, &[&[], &[]])?;
         for host in &hosts {
             assert_eq!(path_of(host)?, json!({"path": "kernel", "reason": "the kernel has FOU and IPIP"}));
             assert_eq!(host.log_lines(&["packets take this path"])?.len(), 1);
@@ -145,36 +132,12 @@ fn too_large_is_told_or_cut(host: &Host, ends: &[End]) -> Result<()> {
 fn packets_flow_without_the_agent_and_what_others_change_is_repaired() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let (mut hosts, ends) = hosts(lab, 2)?;
-        killed_and_restarted_nothing_is_lost_or_changed(&mut hosts)?;
+        killed_and_restarted_nothing_is_lost_or_changed(&mut hosts, standing)?;
         whatever_another_program_changes_is_repaired(&hosts, &ends)?;
         a_new_address_is_used_for_sending_and_receiving(&hosts[0])?;
         wait_until_reached(&ends[0], &ends[1], REACHED)?;
         wait_until_reached(&ends[1], &ends[0], REACHED)
     })
-}
-
-fn killed_and_restarted_nothing_is_lost_or_changed(hosts: &mut [Host]) -> Result<()> {
-    let before = standing(&hosts[0])?;
-    let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
-    let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
-    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
-    hosts[0].kill_agent()?;
-    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
-    hosts[0].start_agent_with(&STATUS_FLAGS)?;
-    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
-    for ping in pings {
-        let report = ping.stop()?;
-        println!("{report:?}");
-        report.nothing_lost(PHASE)?;
-    }
-    wait::until("the agent to know its peer", REPAIR, || {
-        ensure!(hosts[0].status()?["peers"] == 1, "{}", hosts[0].status()?);
-        Ok(())
-    })?;
-    assert_eq!(standing(&hosts[0])?, before);
-    let repaired = hosts[0].log_lines(&["repaired changes"])?;
-    ensure!(repaired.is_empty(), "{repaired:?}");
-    Ok(())
 }
 
 fn whatever_another_program_changes_is_repaired(hosts: &[Host], ends: &[End]) -> Result<()> {
@@ -233,7 +196,7 @@ fn a_new_address_is_used_for_sending_and_receiving(host: &Host) -> Result<()> {
 fn packets_come_in_datagrams_of_peers_and_from_their_subnets_or_not_at_all() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let network = NETWORK.replace("kernel\"", "kernel\",\"StrictSource\":true,\"FixedSourcePort\":true");
-        let (hosts, ends) = with_flags(lab, &network, &[&[], &[]])?;
+        let (hosts, ends) = hosts_that_reach(lab, &network, &[&[], &[]])?;
         every_datagram_is_sent_from_port(8285, &hosts[1], &ends)?;
         let stranger = lab.host("stranger")?;
         let listener = Listener::at(&ends[0].netns)?;
@@ -282,7 +245,7 @@ fn every_datagram_is_sent_from_port(port: u16, receiver: &Host, ends: &[End]) ->
 #[ignore = "needs Debian's kernel: make vm"]
 fn a_host_changes_from_one_path_to_the_other_and_back() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, ends) = with_flags(lab, NETWORK_OF_AUTO, &[&["--udp-path=user"], &[]])?;
+        let (mut hosts, ends) = hosts_that_reach(lab, NETWORK_OF_AUTO, &[&["--udp-path=user"], &[]])?;
         let target = hosts[0].subnet_env()?.base_address();
         let mut restarted_to = |path: &str| -> Result<usize> {
             let mut ping = hosts[1].ping(target)?;
@@ -316,7 +279,7 @@ fn hosts_on_both_paths_share_a_network() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let user: &[&str] = &["--udp-path", "user"];
         let plain: &[&str] = &["--udp-path=user", "--udp-without=tun-offload,gso,gro"];
-        let (hosts, ends) = with_flags(lab, NETWORK_OF_AUTO, &[&[], user, plain])?;
+        let (hosts, ends) = hosts_that_reach(lab, NETWORK_OF_AUTO, &[&[], user, plain])?;
         let paths = hosts.iter().map(path_of).collect::<Result<Vec<_>>>()?;
         let names: Vec<&Value> = paths.iter().map(|path| &path["path"]).collect();
         assert_eq!(names, ["kernel", "user", "user"]);

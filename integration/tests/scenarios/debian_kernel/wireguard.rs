@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::end::End;
-use flan_integration::host::STATUS_FLAGS;
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::json;
 
-use crate::stage::wait_until_reached;
+use crate::stage::{hosts_that_reach, killed_and_restarted_nothing_is_lost_or_changed, wait_until_reached};
 use crate::wireguard::{
-    NO_FLAGS, PHASE, REACHED, a_key_is_rotated_under_traffic, a_peer_by_hand,
-    a_peer_that_roams_stays_where_it_is, a_person_sees_each_peer, each_lease_has_the_key, hosts,
-    large_transfers_arrive, network, no_secret_is_shown, nothing_passes_in_clear, public_key,
+    NO_FLAGS, REACHED, a_key_is_rotated_under_traffic, a_peer_by_hand, a_peer_that_roams_stays_where_it_is,
+    a_person_sees_each_peer, each_lease_has_the_key, large_transfers_arrive, network, no_secret_is_shown,
+    nothing_passes_in_clear, public_key,
 };
 
 const DEVICE: &str = "flannel-wg";
@@ -47,11 +46,11 @@ fn sorted(text: &str) -> String {
 #[ignore = "needs Debian's kernel: make vm"]
 fn hosts_encrypt_in_the_kernel_and_what_others_change_is_repaired() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, ends) = hosts(lab, &network("auto"), &[NO_FLAGS; 2])?;
+        let (mut hosts, ends) = hosts_that_reach(lab, &network("auto"), &[NO_FLAGS; 2])?;
         every_kernel_knows_the_other_by_its_key(&hosts)?;
         each_lease_has_the_key(lab, &hosts)?;
         nothing_passes_in_clear(&mut hosts[0], &ends)?;
-        killed_and_restarted_nothing_is_lost_or_changed(&mut hosts)?;
+        killed_and_restarted_nothing_is_lost_or_changed(&mut hosts, standing)?;
         whatever_another_program_changes_is_repaired(&hosts, &ends)?;
         a_person_sees_each_peer(&hosts, "kernel")?;
         no_secret_is_shown(&hosts)?;
@@ -68,30 +67,6 @@ fn every_kernel_knows_the_other_by_its_key(hosts: &[Host]) -> Result<()> {
         let warnings = host.log_lines(&[" WARN "])?;
         ensure!(warnings.is_empty(), "{warnings:?}");
     }
-    Ok(())
-}
-
-fn killed_and_restarted_nothing_is_lost_or_changed(hosts: &mut [Host]) -> Result<()> {
-    let before = standing(&hosts[0])?;
-    let targets = [hosts[1].subnet_env()?.base_address(), hosts[0].subnet_env()?.base_address()];
-    let mut pings = [hosts[0].ping(targets[0])?, hosts[1].ping(targets[1])?];
-    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
-    hosts[0].kill_agent()?;
-    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
-    hosts[0].start_agent_with(&STATUS_FLAGS)?;
-    pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
-    for ping in pings {
-        let report = ping.stop()?;
-        println!("killed and restarted: {report:?}");
-        report.nothing_lost(PHASE)?;
-    }
-    wait::until("the agent to know its peer", REPAIR, || {
-        ensure!(hosts[0].status()?["peers"] == 1, "{}", hosts[0].status()?);
-        Ok(())
-    })?;
-    assert_eq!(standing(&hosts[0])?, before);
-    let repaired = hosts[0].log_lines(&["repaired changes"])?;
-    ensure!(repaired.is_empty(), "{repaired:?}");
     Ok(())
 }
 
@@ -144,7 +119,7 @@ fn an_agent_that_is_aborted_leaves_no_core(host: &Host) -> Result<()> {
 fn peers_are_followed_by_their_key_wherever_they_are() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let user: &[&str] = &["--wireguard-path=user"];
-        let (mut hosts, ends) = hosts(lab, &network("auto"), &[&[], &[], user])?;
+        let (mut hosts, ends) = hosts_that_reach(lab, &network("auto"), &[&[], &[], user])?;
         assert_eq!(hosts[2].status()?["path"]["path"], json!("user"));
         large_transfers_arrive(&ends[1..], 4)?;
         let other = lab.host("other")?;

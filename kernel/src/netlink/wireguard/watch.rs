@@ -148,13 +148,7 @@ mod tests {
     }
 
     fn peer() -> WireguardPeer {
-        WireguardPeer {
-            endpoint: None,
-            preshared_key: None,
-            keepalive: 0,
-            allowed: BTreeSet::new(),
-            is_alive: false,
-        }
+        WireguardPeer::default()
     }
 
     fn look(watch: &mut Watch, peers: &[u8]) -> Vec<(u8, bool)> {
@@ -176,6 +170,19 @@ mod tests {
         assert_eq!(look(&mut watch, &[1, 2]), [(1, true), (2, true)]);
         assert_eq!(look(&mut watch, &[1, 2]), []);
         assert_eq!(look(&mut watch, &[2, 3]), [(1, false), (3, true)]);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_taken_away_is_told_and_a_device_that_is_gone_is_not() {
+        let mut watch = Watch::new();
+        let link = key(0).link;
+        let device = WireguardDevice { private_key: [64; 32].into(), port: 51820 };
+        let found = |device| vec![(link, Found { device, ..Found::default() })];
+        let told = |held| Change::Fact(Fact::WireguardDevice(link, held));
+        assert_eq!(watch.compare(found(Some(device.clone()))), [told(Some(device))]);
+        assert_eq!(watch.compare(found(None)), [told(None)]);
+        look(&mut watch, &[1]);
+        assert_eq!(watch.compare(Vec::new()), []);
     }
 
     #[tokio::test]
