@@ -399,7 +399,8 @@ fn a_network_changes_from_vxlan_to_wireguard_host_by_host() -> Result<()> {
         let vxlan = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
         let (mut hosts, ends) = hosts_that_reach(lab, vxlan, &[NO_FLAGS; 3])?;
         let subnets = hosts.iter().map(Host::subnet_env).collect::<Result<Vec<_>>>()?;
-        lab.set_network(&network("user"))?;
+        let set = hosts[0].flanctl_with_input(&["config", "set", "--force", "-"], &network("user"))?;
+        ensure!(set.code == Some(0), "{set:?}");
         for host in &mut hosts[..2] {
             host.stop_agent()?;
             host.start_agent_with(&STATUS_FLAGS)?;
