@@ -25,4 +25,4 @@ pub use status::{
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use urls::{Urls, UserSettings};
-pub use wireguard_args::WireguardKeyFile;
+pub use wireguard_args::{FLANNELS_WIREGUARD_KEY, WireguardKeyFile};

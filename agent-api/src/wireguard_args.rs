@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use flan_wireguard_keys::KeyFile;
 
+/// Where flannel keeps its key, unless told otherwise. It is gone after a reboot.
+pub const FLANNELS_WIREGUARD_KEY: &str = "/run/flannel/wgkey";
+
 /// The path of the key.
 #[derive(Debug, Clone, Args)]
 pub struct WireguardKeyFile {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
-use flan_agent_api::WireguardKeyFile;
+use flan_agent_api::{FLANNELS_WIREGUARD_KEY, WireguardKeyFile};
 use flan_backends::wireguard::Peers;
 use flan_kernel::{KernelError, LinkName, netlink};
 use flan_wireguard_keys::{KeyFileError, Origin, PrivateKey, PublicKey};
@@ -16,9 +16,6 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing::{debug, info, warn};
 
 pub(crate) use self::silence::Silence;
-
-/// Where flannel keeps its key, unless told otherwise. It is gone after a reboot.
-const FLANNELS_KEY: &str = "/run/flannel/wgkey";
 
 /// Reads this host's key, and makes one if there is none. From now on, this process leaves no core.
 ///
@@ -29,7 +26,7 @@ pub(crate) fn key(wanted: &WireguardKeyFile) -> Result<PrivateKey, KeyFileError>
         warn!(%reason, "a core of this process would contain the WireGuard key");
     }
     let file = wanted.file();
-    let (key, origin) = file.read_or_make(Some(Path::new(FLANNELS_KEY)))?;
+    let (key, origin) = file.read_or_make(Some(Path::new(FLANNELS_WIREGUARD_KEY)))?;
     let (path, public_key) = (file.path().display(), key.public());
     match origin {
         Origin::Kept => debug!(%path, %public_key, "this host's WireGuard key"),

@@ -1,9 +1,12 @@
 //! Finds everything that all backends together have made on a host, without a network config, by the marks that a
-//! restarted agent recognises. For taking a host out of the network, or handing it over to flanneld.
+//! restarted agent recognises. For taking a host out of the network, handing it over to flanneld, and for what an earlier
+//! config of the network left behind.
 
 use std::collections::BTreeSet;
 
-use flan_kernel::{LinkKind, LinkName, ROUTE_PROTOCOL, Route, RouteTarget, State};
+use flan_kernel::{
+    Kernel, KernelError, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteTarget, State, netlink,
+};
 use flan_subnet_lease::Subnets;
 use ipnetwork::IpNetwork;
 
@@ -23,11 +26,35 @@ pub struct Holdings {
 
 /// Returns whether a device of ours may have this name: `flannel0`, `flannel.<VNI>` or `flannel-v6.<VNI>`,
 /// `flannel-wg` or `flannel-wg-v6`.
-pub fn may_be_ours(name: LinkName) -> bool {
+fn may_be_ours(name: LinkName) -> bool {
     name == udp::device() || wireguard::is_name(name) || vxlan::vni_of(name).is_some()
 }
 
 impl Holdings {
+    /// Reads a host with these subnets.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub async fn read(kernel: &mut impl Kernel, subnets: Option<&Subnets>) -> Result<Self, KernelError> {
+        let links = netlink::devices_of_our_kinds()?.into_iter().filter(|name| may_be_ours(*name)).collect();
+        let mut ours = Ownership { links, ..Ownership::default() };
+        let mut actual = kernel.snapshot(&ours).await?;
+        ours.fou_ports = actual.links.values().filter_map(|link| link.fou_port()).collect();
+        if !ours.fou_ports.is_empty() {
+            actual = kernel.snapshot(&ours).await?;
+        }
+        Ok(Self::of(actual, subnets))
+    }
+
+    /// Returns the devices with their ports, for an agent that is to delete what its network no longer wants.
+    pub fn ownership(&self) -> Ownership {
+        Ownership {
+            links: self.state.links.keys().copied().collect(),
+            fou_ports: self.state.fou_ports.keys().map(|port| port.port).collect(),
+            ..Ownership::default()
+        }
+    }
+
     /// Finds what is ours in `actual`, which covers every device that [`may_be_ours`]. A device is ours if it has the
     /// base address of this host's `subnets`, or if a route or next hop object with our protocol number leads into it.
     pub fn of(actual: State, subnets: Option<&Subnets>) -> Self {
@@ -48,6 +75,11 @@ impl Holdings {
             route.protocol == ROUTE_PROTOCOL || route.target.link().is_some_and(|link| ours.contains(&link))
         });
         Self { state, others }
+    }
+
+    /// Returns whether this host is on wireguard, whoever encrypts.
+    pub fn has_wireguard(&self) -> bool {
+        self.state.links.keys().any(|name| wireguard::is_name(*name))
     }
 
     /// Returns the same as flanneld makes it, so that it can replace and delete all of it: routes with their gateway

@@ -23,7 +23,7 @@ use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
 
 pub use alloc::Alloc;
-pub use holdings::{Holdings, may_be_ours};
+pub use holdings::Holdings;
 pub use host_gw::HostGw;
 pub use host_networks::{HostNetworks, collisions, enclosing};
 pub use route::Gateways;

@@ -48,7 +48,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Wireguard(WireguardCommand),
     /// Prepare this host for flanneld. Stop fland first. Requires root. On vxlan, host-gw and alloc, no packet is lost
-    HandOver(HostArgs),
+    HandOver(HandOverArgs),
     /// Take this host out of the network: delete its lease and everything that fland made here. Stop fland first.
     /// Requires root
     Leave(LeaveArgs),
@@ -205,6 +205,15 @@ pub(crate) struct HostArgs {
     /// Output format
     #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
     pub(crate) output: ReportForm,
+}
+
+/// Arguments of `hand-over`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HandOverArgs {
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    #[command(flatten)]
+    pub(crate) key_file: WireguardKeyFile,
 }
 
 /// Arguments of `leave`.

@@ -3,14 +3,16 @@
 //! Keeps what flanneld takes over: the lease, subnet.env, and the VXLAN devices with MACs, addresses, neighbours and
 //! forwarding entries. Turns what flanneld could not replace or delete into objects of its own.
 
+use flan_agent_api::FLANNELS_WIREGUARD_KEY;
 use flan_kernel::{FamilyRules, Link, LinkKind, OwnRules};
+use flan_wireguard_keys::{KeyFile, KeyFileError};
 
-use crate::args::HostArgs;
+use crate::args::{HandOverArgs, HostArgs};
 use crate::failure::{Failure, Kind};
 use crate::host::{Host, Report};
 
 /// Hands the host over.
-pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
+pub(crate) async fn run(HandOverArgs { host: args, key_file }: &HandOverArgs) -> Result<(), Failure> {
     let mut host = Host::read(&args.subnet_file.path).await?;
     let mut report = Report::new("HandOver", args.dry_run);
     let families = families(&host);
@@ -20,6 +22,9 @@ pub(crate) async fn run(args: &HostArgs) -> Result<(), Failure> {
             None => format!("delete {rules}"),
         };
         report.step(what, replace(rules, &families, args)).await;
+    }
+    if host.holdings.has_wireguard() {
+        give_key(&key_file.file(), &mut report).await;
     }
     let desired = host.holdings.as_flannels();
     let is_through_us = |link: &Link| matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_));
@@ -49,6 +54,26 @@ async fn replace(rules: OwnRules, families: &[FamilyRules], args: &HostArgs) -> 
     let refused = |reason| Failure::new(Kind::Other, reason);
     rules.put_flannels(families).await.map_err(refused)?;
     rules.remove().await.map_err(refused)
+}
+
+/// Gives flanneld this host's key, so that peers go on knowing it.
+async fn give_key(ours: &KeyFile, report: &mut Report) {
+    let flannels = KeyFile::new(FLANNELS_WIREGUARD_KEY);
+    let what = format!("write this host's WireGuard key to {FLANNELS_WIREGUARD_KEY}");
+    match ours.read() {
+        // A file that flanneld could not read either makes room.
+        Ok(Some(key)) if flannels.read().is_ok_and(|known| known.as_ref() == Some(&key)) => {}
+        Ok(Some(key)) => report.step(what, async { flannels.write(&key).map_err(key_failure) }).await,
+        Ok(None) => report.left(format!(
+            "there is no WireGuard key at {}: flanneld takes that in {FLANNELS_WIREGUARD_KEY}, or makes one",
+            ours.path().display()
+        )),
+        Err(reason) => report.failed(what, key_failure(reason)),
+    }
+}
+
+fn key_failure(reason: KeyFileError) -> Failure {
+    Failure::new(Kind::Other, reason)
 }
 
 /// Returns the networks in the subnet file.

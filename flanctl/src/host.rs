@@ -5,8 +5,8 @@ mod report;
 use std::path::Path;
 
 use flan_agent_api::{OnlyAgent, SubnetEnv};
-use flan_backends::{Holdings, may_be_ours};
-use flan_kernel::{FirewallError, Kernel, KernelError, OwnRules, Ownership, State, diff, netlink};
+use flan_backends::Holdings;
+use flan_kernel::{FirewallError, Kernel, KernelError, OwnRules, State, diff, netlink};
 
 pub(crate) use report::Report;
 
@@ -42,15 +42,9 @@ impl Host {
             Failure::new(Kind::Usage, message)
         })?;
         let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
-        let names = netlink::devices_of_our_kinds().map_err(|reason| unread(&reason))?;
-        let links = names.into_iter().filter(|name| may_be_ours(*name)).collect();
-        let mut ours = Ownership { links, ..Ownership::default() };
-        let mut actual = kernel.snapshot(&ours).await.map_err(|reason| unread(&reason))?;
-        ours.fou_ports = actual.links.values().filter_map(|link| link.fou_port()).collect();
-        if !ours.fou_ports.is_empty() {
-            actual = kernel.snapshot(&ours).await.map_err(|reason| unread(&reason))?;
-        }
-        let holdings = Holdings::of(actual, env.as_ref().and_then(SubnetEnv::subnets).as_ref());
+        let subnets = env.as_ref().and_then(SubnetEnv::subnets);
+        let holdings =
+            Holdings::read(&mut kernel, subnets.as_ref()).await.map_err(|reason| unread(&reason))?;
         let mut rules = Vec::new();
         for set in OwnRules::ALL {
             rules.push((set, set.stand().await));

@@ -168,6 +168,16 @@ pub enum QuarantineReason {
         /// The older lease.
         older: Subnets,
     },
+    /// Other leases have the same identity, more than one host needs.
+    #[error(
+        "{identity} has {leases} older leases; release those that its host no longer holds with flanctl subnets release"
+    )]
+    TooManyLeases {
+        /// The identity.
+        identity: Identity,
+        /// How many older leases have it.
+        leases: usize,
+    },
     /// The holder uses different settings for the backend.
     #[error(transparent)]
     WrongVni(#[from] WrongVni),

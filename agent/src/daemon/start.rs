@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use flan_agent_api::{EmbeddedStore, OnlyAgent, SubnetEnv, Urls, urls};
-use flan_backends::{Abilities, Gateways};
-use flan_kernel::{firewall, netlink};
+use flan_backends::{Abilities, Gateways, Holdings};
+use flan_kernel::{Kernel, Ownership, firewall, netlink};
 use flan_subnet_lease::{Store, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -65,7 +65,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
 /// Joins this host to the network. Returns only on failure.
 async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
     let store = Store::new(args.store.config().map_err(refused)?).map_err(refused)?;
-    let kernel = netlink::Linux::new().context("cannot reach the kernel over netlink")?;
+    let mut kernel = netlink::Linux::new().context("cannot reach the kernel over netlink")?;
     let nftables = netlink::has_nftables();
     let abilities = Abilities {
         gateways: match netlink::has_next_hops().await.context("cannot reach the kernel over netlink")? {
@@ -78,10 +78,11 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     if let Err(reason) = status::socket::serve(&args.socket.path, status.clone(), ask) {
         warn!(socket = %args.socket.path.display(), %reason, "flanctl cannot ask this agent");
     }
+    let previous = previous(&args);
     let settings = Settings {
         place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
         flags: args.store.as_typed(),
-        previous: previous(&args),
+        previous,
         node: args.identity(),
         renew_margin,
         datapath: UdpRunner::boxed,
@@ -93,7 +94,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let args = Arc::new(args);
     let (tasks, reports) = StoreTasks::start(store, args.store.clone(), status.clone());
     let network = Network::new(NETWORK, args.clone(), status.clone(), settings, Instant::now());
-    let host = Host::new(args.clone(), abilities, nftables, status.clone());
+    let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
+    host.reconciler.own(&held_before(&mut kernel, previous.as_ref()).await);
     let daemon = Daemon {
         agent: Agent::new(host, vec![network]),
         args,
@@ -106,6 +108,17 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         reading_networks: None.into(),
     };
     daemon.run(reports).await
+}
+
+/// Returns what this host holds of ours, by whatever config: what the network does not want goes once its leases are known.
+async fn held_before(kernel: &mut impl Kernel, previous: Option<&Subnets>) -> Ownership {
+    match Holdings::read(kernel, previous).await {
+        Ok(holdings) => holdings.ownership(),
+        Err(reason) => {
+            warn!(%reason, "cannot look for devices that another network config left");
+            Ownership::default()
+        }
+    }
 }
 
 /// Returns the subnets in the subnet file.

@@ -17,9 +17,6 @@ use crate::netlink::reading::Reading;
 use crate::netlink::wire::Frame;
 use crate::netlink::wireguard;
 
-/// Most allowed addresses of a peer: an attribute of a request has at most 64 KiB, of which each takes up to 40 bytes.
-const MOST_ALLOWED: usize = 900;
-
 /// Most allowed addresses to print.
 const SHOWN: usize = 8;
 
@@ -45,7 +42,8 @@ pub struct WireguardPeer {
     pub preshared_key: Option<PresharedKey>,
     /// Seconds of silence after which something is sent, so that a NAT in between remembers us; 0 for never.
     pub keepalive: u16,
-    /// The subnets behind it: packets to these go to it, and only packets from these are accepted from it.
+    /// The subnets behind it: packets to these go to it, and only packets from these are accepted from it. At most 1,500,
+    /// because an attribute of a request has at most 64 KiB, of which each takes up to 40 bytes.
     pub allowed: BTreeSet<IpNetwork>,
     /// Whether there was a handshake lately, so that [`endpoint`](Self::endpoint) is where it really is. Always false in
     /// what is wanted.
@@ -100,11 +98,10 @@ impl Kind for WireguardPeers {
             && wanted.endpoint_to_set(Some(held)).is_none()
     }
 
-    /// A host with two leases is one peer with both subnets. Of more than any host has, only some are taken.
+    /// A host with two leases is one peer with both subnets.
     fn merge(wishes: &[WireguardPeer]) -> WireguardPeer {
         let mut merged = wishes[wishes.len() - 1].clone();
-        let allowed: BTreeSet<IpNetwork> = wishes.iter().flat_map(|wish| &wish.allowed).copied().collect();
-        merged.allowed = allowed.into_iter().take(MOST_ALLOWED).collect();
+        merged.allowed = wishes.iter().flat_map(|wish| &wish.allowed).copied().collect();
         merged
     }
 }
@@ -186,17 +183,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_with_thousands_of_leases_does_no_harm() {
-        let wish = |number: u32| {
-            let subnet = IpNetwork::new(std::net::Ipv4Addr::from(0x0a05_0000 + number).into(), 32).unwrap();
-            WireguardPeer { allowed: [subnet].into(), ..peer("192.168.64.12:51820", &[]) }
-        };
-        let merged = WireguardPeers::merge(&(0..5000).map(wish).collect::<Vec<_>>());
+    fn a_peer_with_many_subnets_fits_into_a_request_and_is_printed_in_short() {
+        let subnet =
+            |number: u32| IpNetwork::new(std::net::Ipv4Addr::from(0x0a05_0000 + number).into(), 32).unwrap();
+        let peer =
+            WireguardPeer { allowed: (0..1500).map(subnet).collect(), ..peer("192.168.64.12:51820", &[]) };
         let key = WireguardPeerKey { link: "flannel-wg".parse().unwrap(), public_key: [7; 32].into() };
-        assert_eq!(merged.allowed.len(), MOST_ALLOWED);
-        assert!(wireguard::peer_change(&key, &merged, None).len() < 65_536);
-        let edit = Edit::<WireguardPeers>::Add { key, value: merged };
-        assert!(edit.to_string().ends_with("10.5.0.7/32 and 892 more"), "{edit}");
+        assert!(wireguard::peer_change(&key, &peer, None).len() < 65_536);
+        let edit = Edit::<WireguardPeers>::Add { key, value: peer };
+        assert!(edit.to_string().ends_with("10.5.0.7/32 and 1492 more"), "{edit}");
     }
 
     #[test]

@@ -59,9 +59,19 @@ type Age = (bool, i64);
 struct Older {
     /// Disjoint subnets by their first address: finds an overlap without comparing each with all.
     subnets: BTreeMap<(Family, [u8; 16]), Id>,
-    /// The identities of peers, each with the youngest lease that has it.
-    identities: HashMap<(Family, Identity), Id>,
+    /// The identities of peers.
+    identities: HashMap<(Family, Identity), Sharing>,
 }
+
+/// The leases that share an identity, so far.
+struct Sharing {
+    youngest: Id,
+    leases: usize,
+}
+
+/// Most leases with one identity. A host that moves from subnet to subnet holds a few until they expire; each costs room
+/// in what the kernel knows of the one peer.
+const MOST_OF_ONE: usize = 256;
 
 impl Older {
     /// Takes what the lease claims, if all of it is free.
@@ -74,7 +84,9 @@ impl Older {
         for (family, subnet) in lease.subnets.iter() {
             self.subnets.insert((family, bits(subnet.network()).to_be_bytes()), id);
             if let Some(identity) = backend.identity(lease.attributes.data.get(family)) {
-                self.identities.insert((family, identity), id);
+                let sharing = self.identities.entry((family, identity));
+                let sharing = sharing.or_insert(Sharing { youngest: id, leases: 0 });
+                (sharing.youngest, sharing.leases) = (id, sharing.leases + 1);
             }
         }
         Ok(())
@@ -92,17 +104,17 @@ impl Older {
     fn double(&self, table: &Table, lease: &Lease, backend: &BackendConfig) -> Option<QuarantineReason> {
         lease.subnets.iter().find_map(|(family, _)| {
             let identity = backend.identity(lease.attributes.data.get(family))?;
-            let older = &table.get(*self.identities.get(&(family, identity))?)?.lease;
+            let &Sharing { youngest, leases } = self.identities.get(&(family, identity))?;
+            let older = &table.get(youngest)?.lease;
             // One host may hold two leases for a while; they lead to the same place.
             let address =
                 |lease: &Lease| lease.attributes.public_ips.get(backend.underlay_of(family)).copied();
             let same = address(older) == address(lease);
-            let holder = || lease.attributes.holder_and_node();
-            (!same).then(|| QuarantineReason::IdentityTaken {
-                holder: holder(),
-                identity,
-                older: older.subnets,
-            })
+            if !same {
+                let holder = lease.attributes.holder_and_node();
+                return Some(QuarantineReason::IdentityTaken { holder, identity, older: older.subnets });
+            }
+            (leases >= MOST_OF_ONE).then_some(QuarantineReason::TooManyLeases { identity, leases })
         })
     }
 }

@@ -432,3 +432,22 @@ fn two_machines_with_one_key_are_clones_by_the_addresses_that_packets_go_to() {
         "{reasons:?}"
     );
 }
+
+#[test]
+fn a_host_with_more_leases_than_any_needs_keeps_the_oldest_and_costs_nobody_else() {
+    let crowd = (0..300).map(|number| (format!("10.5.{}.{}-32", 10 + number / 100, number % 100), number));
+    let mut entries: Vec<Entry> = crowd.map(|(key, age)| entry(&key, &good(20), 10 + age)).collect();
+    entries.push(entry("10.5.2.0-24", &good(12), 1000));
+    let set = set(entries);
+    assert_eq!(set.peer_count(), 256 + 1);
+    assert!(peers(&set).contains(&"10.5.2.0/24".to_owned()));
+    let bad = set.quarantined().next().unwrap();
+    assert_eq!(
+        (bad.key, bad.reason.to_string().as_str()),
+        (
+            "10.5.12.56-32",
+            "VTEP MAC 02:00:00:00:01:14 has 256 older leases; release those that its host no longer holds with \
+             flanctl subnets release"
+        )
+    );
+}
