@@ -19,8 +19,8 @@ pub use peers::{Peer, Peers, WireguardPeer};
 pub use problem::{Code, Problem};
 pub use socket::AgentSocket;
 pub use status::{
-    API_VERSION, Datapath, EmbeddedStore, PathInForce, QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status,
-    UnreachablePeer,
+    API_VERSION, Datapath, EmbeddedStore, HostStatus, NamedNetwork, NetworkStatus, PathInForce,
+    QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status, UnreachablePeer,
 };
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flan_backends::udp::Totals;
-use flan_subnet_lease::{Quarantined, shown};
+use flan_subnet_lease::{NetworkName, Quarantined, shown};
 use serde::Serialize;
 
 use crate::problem::Problem;
@@ -20,7 +20,44 @@ pub const SHOWN_IN_LISTS: usize = 100;
 pub struct Status {
     /// [`API_VERSION`].
     pub api_version: &'static str,
-    /// Whether `subnet.env` is written and the backend works.
+    /// The default network, and the problems of this host.
+    #[serde(flatten)]
+    pub default: NetworkStatus,
+    /// The networks beside the default one, in the order of `--networks`.
+    pub networks: Vec<NamedNetwork>,
+    /// What concerns all networks.
+    #[serde(flatten)]
+    pub host: HostStatus,
+}
+
+/// A network beside the default one.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamedNetwork {
+    /// Its name.
+    pub name: NetworkName,
+    /// Its state.
+    #[serde(flatten)]
+    pub status: NetworkStatus,
+}
+
+/// The state of the host.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostStatus {
+    /// How often the agent repaired a change by another program.
+    pub repairs: Repairs,
+    /// The embedded store, if this host has one.
+    pub embedded_store: Option<EmbeddedStore>,
+    /// Why the kernel's state is not as planned.
+    pub kernel_problem: Option<String>,
+}
+
+/// The state of one network.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkStatus {
+    /// Whether the subnet file is written and the backend works.
     pub ready: bool,
     /// What the agent waits for before it is ready.
     pub waiting_for: Option<String>,
@@ -42,10 +79,6 @@ pub struct Status {
     pub quarantined: Vec<QuarantinedLease>,
     /// Their total number.
     pub quarantined_count: usize,
-    /// How often the agent repaired a change by another program.
-    pub repairs: Repairs,
-    /// The embedded store, if this host has one.
-    pub embedded_store: Option<EmbeddedStore>,
     /// Who moves the packets of the udp or the wireguard backend; `None` with another backend.
     pub path: Option<PathInForce>,
     /// The data path, if packets pass through the agent.
@@ -56,9 +89,7 @@ pub struct Status {
     pub config_problem: Option<String>,
     /// Why the view of the leases may be out of date.
     pub store_problem: Option<String>,
-    /// Why the kernel's state is not as planned.
-    pub kernel_problem: Option<String>,
-    /// Problems on this host while the agent itself works, at most one of each kind.
+    /// Problems while the agent itself works, at most one of each kind.
     pub problems: Vec<Problem>,
 }
 

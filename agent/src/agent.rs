@@ -21,6 +21,9 @@ use crate::network::{Joined, Network, NetworkEffect, NetworkEvent};
 /// Index of one of the agent's networks.
 pub type NetworkId = usize;
 
+/// The network of docker0.
+pub const DEFAULT_NETWORK: NetworkId = 0;
+
 /// An event.
 #[derive(Debug)]
 pub enum Event {
@@ -111,7 +114,7 @@ impl Agent {
 
     /// Returns when [`Event::Time`] is due.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let networks = self.networks.iter().filter_map(Network::due);
+        let networks = self.networks[..self.begun()].iter().filter_map(Network::due);
         self.host.due(now).into_iter().chain(networks).min()
     }
 
@@ -170,7 +173,8 @@ impl Agent {
         let is_ready = self.joined().any(|joined| joined.is_ready);
         let waits = self.networks.iter().any(Network::waits_for_lease);
         let (mut effects, is_resync) = self.host.time_passed(is_ready, waits, now);
-        for network in &mut self.networks {
+        let begun = self.begun();
+        for network in &mut self.networks[..begun] {
             effects.extend(network.time_passed(now));
         }
         for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
@@ -181,6 +185,15 @@ impl Agent {
         }
         effects.extend(self.begin_round(now));
         effects
+    }
+
+    /// Returns how many of the networks may begin. The default network goes first, so that none of the others has what it
+    /// needs.
+    fn begun(&self) -> usize {
+        match self.networks.get(DEFAULT_NETWORK) {
+            Some(default) if !default.was_read() => DEFAULT_NETWORK + 1,
+            _ => self.networks.len(),
+        }
     }
 
     fn joined(&self) -> impl Iterator<Item = &Joined> {
@@ -195,14 +208,14 @@ impl Agent {
         }
         self.host.round_begins();
         // Before the first complete list, which starts a round, a missing lease means nothing.
-        let complete = self.joined().filter(|joined| joined.leases.is_complete()).count();
-        if complete == 0 {
+        if !self.joined().any(|joined| joined.leases.is_complete()) {
             return Vec::new();
         }
+        let may_delete = self.networks.iter().all(Network::is_known);
         for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
             joined.plan_changes(&mut self.host, now);
         }
-        let operations = self.host.reconciler.begin(complete == self.networks.len(), now);
+        let operations = self.host.reconciler.begin(may_delete, now);
         if operations.is_empty() { self.kernel_is_done(now) } else { vec![Effect::Apply(operations)] }
     }
 

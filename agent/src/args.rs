@@ -1,11 +1,12 @@
 //! The command line of `fland`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetFile, WireguardKeyFile};
-use flan_subnet_lease::{NodeIdentity, OverlapPolicy, PathChoice};
+use flan_subnet_lease::{NetworkName, NodeIdentity, OverlapPolicy, PathChoice};
 use regex::Regex;
 
 use crate::embedded_args::EmbeddedArgs;
@@ -92,6 +93,20 @@ pub struct Args {
     #[command(flatten, next_help_heading = "Lease")]
     #[allow(missing_docs)]
     pub subnet_file: SubnetFile,
+
+    /// Networks to join beside the default one, separated by commas: those that flanctl network create made
+    #[arg(long, value_name = "NAMES", env = "FLAND_NETWORKS", value_delimiter = ',', help_heading = "Lease")]
+    pub networks: Vec<NetworkName>,
+
+    /// Directory for the subnet files of these networks, each NAME.env
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "FLAND_SUBNET_DIR",
+        default_value = "/run/flannel/networks",
+        help_heading = "Lease"
+    )]
+    pub subnet_dir: PathBuf,
 
     /// Lifetime of the lease after this agent has stopped, for example 24h or 90m. From 60s to 1y
     #[arg(

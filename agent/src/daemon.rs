@@ -5,18 +5,20 @@ mod start;
 mod store;
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context;
 use flan_backends::HostNetworks;
 use flan_kernel::{Firewall, Kernel, KernelError, Operation, Ruleset, State, memory, netlink, sysctl};
-use flan_subnet_lease::{Lease, WatchEvent};
-use futures::FutureExt;
+use flan_subnet_lease::{Lease, Store, WatchEvent};
 use futures::future::{BoxFuture, OptionFuture};
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
-use self::store::StoreTasks;
+use self::store::{Reports, StoreTasks};
 use crate::agent::{Agent, Effect, Event, NetworkId};
 use crate::args::Args;
 use crate::interface::Selection;
@@ -27,8 +29,6 @@ use crate::status::socket::PeersAsked;
 
 pub use start::run;
 
-/// The only network so far.
-const NETWORK: NetworkId = 0;
 /// Operations between reads of kernel notifications, which must not pile up.
 const STRIDE: usize = 2048;
 
@@ -38,7 +38,9 @@ struct Daemon<K, F> {
     args: Arc<Args>,
     kernel: K,
     firewall: F,
-    store: StoreTasks,
+    store: Store,
+    /// By their ids.
+    networks: Vec<Connected>,
     lookout: Lookout,
     /// Questions that come by the socket.
     asked: mpsc::Receiver<PeersAsked>,
@@ -47,10 +49,11 @@ struct Daemon<K, F> {
     reading_networks: OptionFuture<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
 }
 
-/// Reports of the store tasks.
-struct Reports {
-    events: mpsc::Receiver<NetworkEvent>,
-    leases: mpsc::Receiver<WatchEvent<Lease>>,
+/// What the effects of one network use.
+struct Connected {
+    tasks: StoreTasks,
+    /// Its subnet file.
+    file: PathBuf,
 }
 
 impl<K: Kernel, F: Firewall> Daemon<K, F> {
@@ -70,19 +73,16 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     self.reading_networks = None.into();
                     Some(Event::Networks(read))
                 }
-                event = reports.leases.recv() => {
-                    let Some(event) = event else {
-                        anyhow::bail!("the lease watch ended unexpectedly")
-                    };
+                Some(event) = reports.leases.next() => {
                     self.feed_leases(event, &mut reports).await?;
                     None
                 }
-                event = reports.events.recv() => event.map(|event| Event::Network(NETWORK, event)),
+                event = reports.events.recv() => event.map(|(network, event)| Event::Network(network, event)),
                 Some(answer) = self.asked.recv() => {
                     let _ = answer.send(self.agent.peers());
                     None
                 }
-                () = self.store.failed() => anyhow::bail!("the keeper of our lease ended unexpectedly"),
+                () = any_failed(&mut self.networks) => anyhow::bail!("the keeper of our lease ended unexpectedly"),
                 () = sleep_until(due) => None,
                 _ = alive.tick() => {
                     notify::alive();
@@ -110,15 +110,20 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     }
 
     /// Handles all pending lease events, so that one round follows.
-    async fn feed_leases(&mut self, event: WatchEvent<Lease>, reports: &mut Reports) -> anyhow::Result<()> {
+    async fn feed_leases(
+        &mut self,
+        event: (NetworkId, Option<WatchEvent<Lease>>),
+        reports: &mut Reports,
+    ) -> anyhow::Result<()> {
         // The event that this host has a lease comes before the leases.
-        while let Ok(event) = reports.events.try_recv() {
-            self.feed(Event::Network(NETWORK, event)).await?;
+        while let Ok((network, event)) = reports.events.try_recv() {
+            self.feed(Event::Network(network, event)).await?;
         }
         let mut next = Some(event);
-        while let Some(event) = next {
-            self.feed(Event::Network(NETWORK, NetworkEvent::Leases(event))).await?;
-            next = reports.leases.try_recv().ok();
+        while let Some((network, event)) = next {
+            let event = event.context("the lease watch ended unexpectedly")?;
+            self.feed(Event::Network(network, NetworkEvent::Leases(event))).await?;
+            next = reports.leases.next().now_or_never().flatten();
         }
         Ok(())
     }
@@ -179,23 +184,39 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             Effect::GiveBackMemory => memory::give_back(),
             Effect::Ready => notify::ready(),
             Effect::Status(status) => notify::status(&status),
-            Effect::Network(_, NetworkEffect::ReadConfig) => self.store.read_config(),
-            Effect::Network(id, NetworkEffect::ReadKey) => {
-                let file = self.args.wireguard_key_file.file();
-                let missing = || format!("the WireGuard key {} is gone", file.path().display());
-                let read =
-                    file.read().map_err(|reason| reason.to_string()).and_then(|key| key.ok_or_else(missing));
-                event = Some(Event::Network(id, NetworkEvent::Key(read)));
-            }
-            Effect::Network(_, NetworkEffect::ListLeases) => self.store.list_leases(),
-            Effect::Network(_, NetworkEffect::Claim(claim)) => self.store.claim(*claim),
-            Effect::Network(id, NetworkEffect::Save(env)) => {
-                let saved = env.save(&self.args.subnet_file.path).map_err(|reason| reason.to_string());
-                event = Some(Event::Network(id, NetworkEvent::Saved(saved)));
-            }
+            Effect::Network(id, effect) => event = self.carry_out_of(id, effect),
             Effect::End(reason) => return Err(reason),
         }
         Ok(event.map_or_else(Vec::new, |event| self.agent.handle(event, Instant::now())))
+    }
+
+    /// Carries out an effect of one network and returns what follows at once.
+    fn carry_out_of(&mut self, id: NetworkId, effect: NetworkEffect) -> Option<Event> {
+        let Connected { tasks, file } = self.networks.get_mut(id)?;
+        let event = match effect {
+            NetworkEffect::ReadConfig => {
+                tasks.read_config();
+                return None;
+            }
+            NetworkEffect::ListLeases => {
+                tasks.list_leases();
+                return None;
+            }
+            NetworkEffect::Claim(claim) => {
+                tasks.claim(*claim);
+                return None;
+            }
+            NetworkEffect::ReadKey => {
+                let key = self.args.wireguard_key_file.file();
+                let missing = || format!("the WireGuard key {} is gone", key.path().display());
+                let read = key.read().map_err(|reason| reason.to_string());
+                NetworkEvent::Key(read.and_then(|key| key.ok_or_else(missing)))
+            }
+            NetworkEffect::Save(env) => {
+                NetworkEvent::Saved(env.save(file).map_err(|reason| reason.to_string()))
+            }
+        };
+        Some(Event::Network(id, event))
     }
 
     async fn keep_rules(&mut self, rules: &Ruleset) -> Result<bool, String> {
@@ -211,6 +232,12 @@ fn enable_forwarding((v4, v6): (bool, bool)) -> Result<(), String> {
         warn!(%reason, "cannot enable forwarding: containers will not reach other hosts");
         format!("cannot enable forwarding: {reason}")
     })
+}
+
+/// Waits until the keeper of any lease ends, which it should not.
+async fn any_failed(networks: &mut [Connected]) {
+    let all = networks.iter_mut().map(|network| Box::pin(network.tasks.failed()));
+    futures::future::select_all(all).await;
 }
 
 /// Sleeps until this time, or forever.

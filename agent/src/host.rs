@@ -12,12 +12,13 @@ use std::time::Duration;
 use flan_agent_api::Code;
 use flan_backends::{Abilities, HostNetworks};
 use flan_kernel::{Change, FailedOperation, KernelError, LinkName, Operation, Ownership, State};
+use flan_subnet_lease::overlap;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
 use self::external::ExternalWatch;
 use self::reconcile::{Consequences, Outcome, Reconciler};
-use crate::agent::Effect;
+use crate::agent::{Effect, NetworkId};
 use crate::args::Args;
 use crate::due::Due;
 use crate::interface::{External, Overlays};
@@ -34,6 +35,8 @@ pub struct Host {
     pub(crate) external: ExternalWatch,
     /// The overlay networks. Only host networks that overlap them matter.
     overlays: Overlays,
+    /// What each network needs for itself alone: its devices and its addresses.
+    needs: Vec<(NetworkId, Ownership, Overlays)>,
     /// The host's networks, once read.
     networks: Option<HostNetworks>,
     are_networks_being_read: bool,
@@ -92,6 +95,7 @@ impl Host {
             reconciler: Reconciler::default(),
             external: ExternalWatch::default(),
             overlays: Vec::new(),
+            needs: Vec::new(),
             networks: None,
             are_networks_being_read: false,
             due: Times::default(),
@@ -105,13 +109,40 @@ impl Host {
     }
 
     /// Starts to read what a new network requires.
-    pub(crate) fn prepare(&mut self, overlays: Overlays, ownership: &Ownership, now: Instant) -> Vec<Effect> {
+    ///
+    /// # Errors
+    /// If another network has one of its devices or addresses.
+    pub(crate) fn prepare(
+        &mut self,
+        network: NetworkId,
+        overlays: Overlays,
+        ownership: &Ownership,
+        now: Instant,
+    ) -> Result<Vec<Effect>, String> {
+        self.check_needs(network, &overlays, ownership)?;
+        self.needs.push((network, ownership.clone(), overlays.clone()));
         self.overlays.extend(overlays);
         self.reconciler.own(ownership);
         self.due.resync.at(now + self.args.resync_interval);
         self.due.rules.at(now + RULES_INTERVAL);
         (self.networks, self.are_networks_being_read) = (None, true);
-        vec![self.survey(), self.read_anew(), self.reading_of_networks()]
+        Ok(vec![self.survey(), self.read_anew(), self.reading_of_networks()])
+    }
+
+    fn check_needs(&self, network: NetworkId, overlays: &Overlays, owned: &Ownership) -> Result<(), String> {
+        for (_, other, others) in self.needs.iter().filter(|(id, ..)| *id != network) {
+            if let Some(link) = owned.links.intersection(&other.links).max() {
+                return Err(format!(
+                    "another network of this host has the device {link}: give this one another VNI"
+                ));
+            }
+            let ours =
+                overlays.iter().flat_map(|(_, ours)| others.iter().map(move |(_, other)| (ours, other)));
+            if let Some((ours, other)) = ours.into_iter().find(|(ours, other)| overlap(ours, other)) {
+                return Err(format!("{ours} overlaps {other}, which another network of this host has"));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the external interface and the host's networks, once both and our objects in the kernel are known.

@@ -94,7 +94,7 @@ async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Noti
 
 /// Reports WireGuard peers that packets are sent to in vain.
 async fn look_for_silence(silence: &mut Silence, status: &SharedStatus) {
-    let Some(source) = status.wireguard() else { return };
+    let Some(source) = status.default_network().wireguard() else { return };
     let Ok(Ok(reports)) = tokio::task::spawn_blocking(move || source.ask()).await else { return };
     let text = silence.look(&reports, SystemTime::now(), Instant::now());
     status.report(Code::SilentPeer, text);
@@ -291,7 +291,7 @@ mod tests {
             Some(vec![Bridge { name, mtu: 1500, largest_port: None, addresses }])
         };
         let status = SharedStatus::default();
-        let problems = || serde_json::to_value(status.read().problems).unwrap();
+        let problems = || serde_json::to_value(status.read().default.problems).unwrap();
         let mut view = View { bridges: bridge("172.17.0.1/16"), ..View::default() };
         view.tell(&ours, &status);
         assert_eq!((problems(), view.in_doubt), (serde_json::json!([]), true));

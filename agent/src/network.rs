@@ -15,6 +15,7 @@ pub(crate) mod samples;
 mod wireguard_runner;
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -23,13 +24,13 @@ use flan_backends::{BackendError, Udp, Underlay, Wireguard};
 use flan_kernel::netlink::FouLack;
 use flan_kernel::{LinkName, State};
 use flan_subnet_lease::{
-    BackendConfig, Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NodeIdentity, OwnKey, OwnLease,
-    Subnets, WatchEvent,
+    BackendConfig, Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NetworkName, NodeIdentity, OwnKey,
+    OwnLease, Subnets, WatchEvent,
 };
 use flan_wireguard_keys::{KeyFileError, PrivateKey};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{Span, info, info_span, warn};
 
 use self::backend::{Chosen, HostMeans};
 use self::overlaps::Overlaps;
@@ -39,7 +40,7 @@ use crate::due::Due;
 use crate::host::Host;
 use crate::interface::External;
 use crate::refused::refused;
-use crate::status::SharedStatus;
+use crate::status::SharedNetwork;
 
 pub use self::datapath::{Datapath, UdpRunner};
 pub(crate) use self::joined::Joined;
@@ -102,6 +103,10 @@ pub struct LeaseClaim {
 /// Settings that stay the same while the agent runs.
 #[derive(Debug)]
 pub struct Settings {
+    /// Its name; `None` for the default network.
+    pub name: Option<NetworkName>,
+    /// Its subnet file.
+    pub file: PathBuf,
     /// Location of the config, for messages.
     pub place: String,
     /// Flags with which `flanctl` reaches the store, as typed: ` --etcd-endpoints http://...`.
@@ -128,7 +133,7 @@ pub struct Settings {
 pub struct Network {
     id: NetworkId,
     args: Arc<Args>,
-    status: SharedStatus,
+    status: SharedNetwork,
     settings: Settings,
     /// Whether the kernel can carry the backend's packets, or what it lacks, once asked: a running host keeps its path.
     kernel_path: OnceLock<Result<(), String>>,
@@ -142,6 +147,10 @@ pub struct Network {
     failures: u32,
     /// How the stored config differs from the one in use.
     config_problem: Option<&'static str>,
+    /// Whether the store has no config, so that nothing of this network is on any host.
+    has_no_config: bool,
+    /// Marks log lines of a network beside the default one.
+    span: Span,
 }
 
 /// Progress of a network.
@@ -160,7 +169,11 @@ enum Phase {
 struct Means {
     id: NetworkId,
     args: Arc<Args>,
-    status: SharedStatus,
+    status: SharedNetwork,
+    /// The subnet file.
+    file: PathBuf,
+    /// Marks log lines of a network beside the default one.
+    span: Span,
     config: NetworkConfig,
     chosen: Chosen,
     node: NodeIdentity,
@@ -176,13 +189,14 @@ impl Network {
     pub fn new(
         id: NetworkId,
         args: Arc<Args>,
-        status: SharedStatus,
+        status: SharedNetwork,
         settings: Settings,
         now: Instant,
     ) -> Self {
         let mut config_due = Due::default();
         config_due.at(now);
-        let (phase, failures, config_problem) = (Phase::Config, 0, None);
+        let (phase, failures, config_problem, has_no_config) = (Phase::Config, 0, None, false);
+        let span = span(settings.name.as_ref());
         let kernel_path = OnceLock::new();
         Self {
             id,
@@ -196,11 +210,14 @@ impl Network {
             config_due,
             failures,
             config_problem,
+            has_no_config,
+            span,
         }
     }
 
     /// Handles an event and returns what to do.
     pub(crate) fn handle(&mut self, event: NetworkEvent, host: &mut Host, now: Instant) -> Vec<Effect> {
+        let _marked = self.span.clone().entered();
         match event {
             NetworkEvent::Config(read) => self.config_was_read(read, host, now),
             NetworkEvent::NoLease(reason) => vec![self.waits_for(&format!("a lease: {reason}"))],
@@ -229,6 +246,7 @@ impl Network {
 
     /// Starts what is due.
     pub(crate) fn time_passed(&mut self, now: Instant) -> Vec<Effect> {
+        let _marked = self.span.clone().entered();
         let mut effects = Vec::new();
         if self.config_due.is_over(now) {
             let first = matches!(self.phase, Phase::Config) && self.failures == 0;
@@ -241,6 +259,20 @@ impl Network {
         effects
     }
 
+    /// Returns whether the config was read, whatever it is.
+    pub(crate) fn was_read(&self) -> bool {
+        !matches!(self.phase, Phase::Config) || self.failures > 0
+    }
+
+    /// Returns whether it is known what of this network belongs into the kernel.
+    pub(crate) fn is_known(&self) -> bool {
+        match &self.phase {
+            Phase::Joined(joined) => joined.leases.is_complete(),
+            Phase::Config => self.has_no_config,
+            Phase::Host(_) | Phase::Lease(_) => false,
+        }
+    }
+
     /// Returns when something is due even without an event.
     pub(crate) fn due(&self) -> Option<Instant> {
         let dues = [self.config_due.time(), self.key_due.time(), self.joined().and_then(Joined::due)];
@@ -250,6 +282,7 @@ impl Network {
     /// Claims a lease, once the state of this host is known.
     pub(crate) fn claim_lease(&mut self, host: &Host, now: Instant) -> Vec<Effect> {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
+        let _marked = self.span.clone().entered();
         let Some((external, networks)) = host.known() else { return Vec::new() };
         let devices = host.reconciler.devices();
         if matches!(config.backend, BackendConfig::Wireguard(_)) {
@@ -296,6 +329,8 @@ impl Network {
             id: self.id,
             args: self.args.clone(),
             status: self.status.clone(),
+            file: self.settings.file.clone(),
+            span: self.span.clone(),
             config: (**config).clone(),
             chosen,
             node: node.clone(),
@@ -416,12 +451,18 @@ impl Network {
 
     fn waits_for(&self, what: &str) -> Effect {
         self.status.update(|status| status.waiting_for = Some(what.to_owned()));
-        Effect::Status(format!("waiting for {what}"))
+        let who = self.settings.name.as_ref().map(|name| format!("network {name} ")).unwrap_or_default();
+        Effect::Status(format!("{who}waiting for {what}"))
     }
 
     fn effect(&self, effect: NetworkEffect) -> Effect {
         Effect::Network(self.id, effect)
     }
+}
+
+/// Returns what marks log lines of a network beside the default one.
+pub(crate) fn span(name: Option<&NetworkName>) -> Span {
+    name.map_or_else(Span::none, |name| info_span!("network", %name))
 }
 
 impl Means {

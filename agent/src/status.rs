@@ -13,29 +13,79 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use flan_agent_api::{API_VERSION, Code, Datapath, Status};
+use flan_agent_api::{API_VERSION, Code, Datapath, HostStatus, NamedNetwork, NetworkStatus, Status};
 use flan_backends::udp::{Gauge, Modes};
 use flan_connections::ConnectionLimit;
+use flan_subnet_lease::NetworkName;
 use tokio::net::TcpListener;
 
 use crate::problem;
 use crate::wireguard::WireguardSource;
 
-/// The status that the daemon writes and the server reads, and the data path's gauge, if packets pass through this
-/// process.
+/// The state of this host and of its networks, which the daemon writes and the server reads.
 #[derive(Clone, Default)]
-pub struct SharedStatus(Arc<RwLock<Shared>>);
+pub struct SharedStatus(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    status: Status,
+    host: RwLock<HostStatus>,
+    default: SharedNetwork,
+    named: RwLock<Vec<(NetworkName, SharedNetwork)>>,
+}
+
+impl SharedStatus {
+    /// Changes what concerns all networks.
+    pub fn update(&self, change: impl FnOnce(&mut HostStatus)) {
+        change(&mut self.0.host.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Records and logs what is wrong with this host at present, if anything.
+    pub fn report(&self, code: Code, wrong: Option<String>) {
+        self.0.default.report(code, wrong);
+    }
+
+    /// Returns the default network.
+    pub fn default_network(&self) -> &SharedNetwork {
+        &self.0.default
+    }
+
+    /// Adds a network beside it.
+    pub fn add_network(&self, name: NetworkName) -> SharedNetwork {
+        let network = SharedNetwork::default();
+        self.0.named.write().unwrap_or_else(PoisonError::into_inner).push((name, network.clone()));
+        network
+    }
+
+    /// Returns the current status.
+    pub fn read(&self) -> Status {
+        let named = self.0.named.read().unwrap_or_else(PoisonError::into_inner);
+        let networks = named.iter();
+        Status {
+            api_version: API_VERSION,
+            default: self.0.default.read(),
+            networks: networks
+                .map(|(name, network)| NamedNetwork { name: name.clone(), status: network.read() })
+                .collect(),
+            host: self.0.host.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+/// The state of one network; the gauge of its data path, if packets pass through this process; and where to ask what its
+/// WireGuard peers do.
+#[derive(Clone, Default)]
+pub struct SharedNetwork(Arc<RwLock<OfNetwork>>);
+
+#[derive(Default)]
+struct OfNetwork {
+    status: NetworkStatus,
     gauge: Option<Arc<Gauge>>,
     wireguard: Option<WireguardSource>,
 }
 
-impl SharedStatus {
+impl SharedNetwork {
     /// Changes the status.
-    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+    pub fn update(&self, change: impl FnOnce(&mut NetworkStatus)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).status);
     }
 
@@ -60,10 +110,9 @@ impl SharedStatus {
     }
 
     /// Returns the current status.
-    pub fn read(&self) -> Status {
+    pub fn read(&self) -> NetworkStatus {
         let shared = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let datapath = shared.gauge.as_deref().map(datapath);
-        Status { api_version: API_VERSION, datapath, ..shared.status.clone() }
+        NetworkStatus { datapath: shared.gauge.as_deref().map(datapath), ..shared.status.clone() }
     }
 }
 
@@ -97,8 +146,8 @@ async fn full(State(status): State<SharedStatus>) -> Json<Status> {
 /// Returns whether packets flow as they should, as far as this host can tell, and why not. A host without its store is
 /// healthy, because the data path works without it.
 fn health(status: &Status) -> (StatusCode, String) {
-    let reason = match (&status.kernel_problem, &status.waiting_for) {
-        (None, _) if status.ready => return (StatusCode::OK, "ok\n".to_owned()),
+    let reason = match (&status.host.kernel_problem, &status.default.waiting_for) {
+        (None, _) if status.default.ready => return (StatusCode::OK, "ok\n".to_owned()),
         (Some(problem), _) => format!("the kernel is not as it should be: {problem}\n"),
         (None, Some(what)) => format!("waiting for {what}\n"),
         (None, None) => "starting\n".to_owned(),
@@ -112,13 +161,14 @@ mod tests {
 
     #[test]
     fn health_is_about_packets_and_not_about_the_store() {
-        let mut status = Status { waiting_for: Some("a lease".to_owned()), ..Status::default() };
+        let mut status = Status::default();
+        status.default.waiting_for = Some("a lease".to_owned());
         let said = |status: &Status, code, text: &str| assert_eq!(health(status), (code, text.to_owned()));
         said(&status, StatusCode::SERVICE_UNAVAILABLE, "waiting for a lease\n");
-        status.ready = true;
-        status.store_problem = Some("cannot reach the store".to_owned());
+        status.default.ready = true;
+        status.default.store_problem = Some("cannot reach the store".to_owned());
         said(&status, StatusCode::OK, "ok\n");
-        status.kernel_problem = Some("no such device".to_owned());
+        status.host.kernel_problem = Some("no such device".to_owned());
         let problem = "the kernel is not as it should be: no such device\n";
         said(&status, StatusCode::SERVICE_UNAVAILABLE, problem);
     }

@@ -31,11 +31,11 @@ fn may_be_ours(name: LinkName) -> bool {
 }
 
 impl Holdings {
-    /// Reads a host with these subnets.
+    /// Reads a host with these subnets, one of each network that it is in.
     ///
     /// # Errors
     /// If the kernel does not answer.
-    pub async fn read(kernel: &mut impl Kernel, subnets: Option<&Subnets>) -> Result<Self, KernelError> {
+    pub async fn read(kernel: &mut impl Kernel, subnets: &[Subnets]) -> Result<Self, KernelError> {
         let links = netlink::devices_of_our_kinds()?.into_iter().filter(|name| may_be_ours(*name)).collect();
         let mut ours = Ownership { links, ..Ownership::default() };
         let mut actual = kernel.snapshot(&ours).await?;
@@ -57,7 +57,7 @@ impl Holdings {
 
     /// Finds what is ours in `actual`, which covers every device that [`may_be_ours`]. A device is ours if it has the
     /// base address of this host's `subnets`, or if a route or next hop object with our protocol number leads into it.
-    pub fn of(actual: State, subnets: Option<&Subnets>) -> Self {
+    pub fn of(actual: State, subnets: &[Subnets]) -> Self {
         let ours = our_links(&actual, subnets);
         let others = actual.links.keys().filter(|link| !ours.contains(link)).copied().collect();
         let mut state = actual;
@@ -114,9 +114,9 @@ impl Holdings {
     }
 }
 
-fn our_links(actual: &State, subnets: Option<&Subnets>) -> BTreeSet<LinkName> {
+fn our_links(actual: &State, subnets: &[Subnets]) -> BTreeSet<LinkName> {
     let bases: Vec<IpNetwork> =
-        subnets.iter().flat_map(|subnets| subnets.iter()).map(|(_, subnet)| subnet.ip().into()).collect();
+        subnets.iter().flat_map(Subnets::iter).map(|(_, subnet)| subnet.ip().into()).collect();
     let addresses = actual.addresses.keys().filter(|address| bases.contains(&address.address));
     let hops = actual.next_hops.values().filter(|hop| hop.protocol == ROUTE_PROTOCOL);
     let routes = actual.routes.values().filter(|route| route.protocol == ROUTE_PROTOCOL);
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn what_every_backend_made_is_found() {
         for state in [on_vxlan(VxlanConfig::default()), on_udp()] {
-            let holdings = Holdings::of(state.clone(), Some(&own()));
+            let holdings = Holdings::of(state.clone(), &[own()]);
             assert_eq!((&holdings.state, holdings.others.len()), (&state, 0));
         }
     }
@@ -215,18 +215,18 @@ mod tests {
             RouteTarget::Via { gateway: "10.9.2.0".parse().unwrap(), link: name("flannel.7"), onlink: true };
         other.routes.insert(key, Route { target, protocol: FLANNELS_PROTOCOL });
         let ours = on_vxlan(VxlanConfig::default());
-        let holdings = Holdings::of(with(ours.clone(), &other), Some(&own()));
+        let holdings = Holdings::of(with(ours.clone(), &other), &[own()]);
         assert_eq!(holdings.state, ours);
         assert_eq!(holdings.others, [name("flannel-v6.7"), name("flannel.7")]);
     }
 
     #[test]
     fn without_a_subnet_file_a_device_is_known_by_what_leads_into_it() {
-        let holdings = Holdings::of(on_vxlan(VxlanConfig::default()), None);
+        let holdings = Holdings::of(on_vxlan(VxlanConfig::default()), &[]);
         assert!(holdings.others.is_empty());
         assert_eq!(holdings.state.links.len(), 2);
         let alone = samples::host(&vxlan(VxlanConfig::default()), OWN);
-        assert_eq!(Holdings::of(alone, None).others.len(), 2);
+        assert_eq!(Holdings::of(alone, &[]).others.len(), 2);
     }
 
     #[test]
@@ -237,13 +237,13 @@ mod tests {
         state.routes.clear();
         let address = Address { address: "10.5.1.0/32".parse().unwrap(), link: name("flannel.1") };
         state.addresses = [(address, ())].into();
-        assert_eq!(Holdings::of(state, Some(&own())).others, [name("flannel.1")]);
+        assert_eq!(Holdings::of(state, &[own()]).others, [name("flannel.1")]);
     }
 
     #[test]
     fn routes_of_vxlan_become_flannels_before_the_objects_go() {
         let actual = on_vxlan(VxlanConfig::default());
-        let holdings = Holdings::of(actual.clone(), Some(&own()));
+        let holdings = Holdings::of(actual.clone(), &[own()]);
         assert_eq!(
             lines(&holdings.as_flannels(), &actual),
             [
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_direct_route_keeps_its_gateway() {
         let actual = on_vxlan(VxlanConfig { direct_routing: true, ..VxlanConfig::default() });
-        let holdings = Holdings::of(actual.clone(), Some(&own()));
+        let holdings = Holdings::of(actual.clone(), &[own()]);
         assert_eq!(
             lines(&holdings.as_flannels(), &actual)[0],
             "replace route 10.5.2.0/24 via 192.168.64.12 dev eth0 proto 3"
@@ -268,14 +268,14 @@ mod tests {
     #[test]
     fn the_tun_device_goes_with_its_route() {
         let actual = on_udp();
-        let holdings = Holdings::of(actual.clone(), Some(&own()));
+        let holdings = Holdings::of(actual.clone(), &[own()]);
         assert_eq!(lines(&holdings.as_flannels(), &actual), ["delete link flannel0"]);
     }
 
     #[test]
     fn what_is_flannels_already_stays_as_it_is() {
-        let first = Holdings::of(on_vxlan(VxlanConfig::default()), Some(&own())).as_flannels();
-        let again = Holdings::of(first.clone(), Some(&own()));
+        let first = Holdings::of(on_vxlan(VxlanConfig::default()), &[own()]).as_flannels();
+        let again = Holdings::of(first.clone(), &[own()]);
         assert_eq!(lines(&again.as_flannels(), &first), [""; 0]);
     }
 
@@ -286,7 +286,7 @@ mod tests {
         let target = RouteTarget::NextHop { id: NextHopId(9), link: name("flannel.1") };
         let route = Route { target, protocol: 4 };
         actual.routes.insert(key, route);
-        let holdings = Holdings::of(actual, Some(&own()));
+        let holdings = Holdings::of(actual, &[own()]);
         assert_eq!(holdings.as_flannels().routes[&key], route);
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetFile, Urls, WireguardKeyFile};
-use flan_subnet_lease::{BackendConfig, Password, Subnets};
+use flan_subnet_lease::{BackendConfig, NetworkName, Password, Subnets};
+use ipnetwork::IpNetwork;
 
 /// Show and change which host holds which subnet
 #[derive(Debug, Parser)]
@@ -14,6 +15,10 @@ use flan_subnet_lease::{BackendConfig, Password, Subnets};
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+
+    /// Network that config and subnets are about, beside the default one
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Store")]
+    pub(crate) network: Option<NetworkName>,
 
     /// Settings file of the agent. Used for what neither a flag nor the environment sets. /etc/default/fland by default, if
     /// it exists
@@ -29,6 +34,9 @@ pub(crate) enum Command {
     /// Read, check or write the network config, which all hosts share
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Create, list or remove networks beside the default one
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Check the store, or copy it to another one
     #[command(subcommand)]
     Store(StoreCommand),
@@ -90,6 +98,68 @@ pub(crate) enum ConfigCommand {
         /// JSON file, or - for standard input
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Create a network. A host joins it when its fland has NAME among its --networks
+    Create(CreateArgs),
+    /// List all networks, with the default one
+    Ls {
+        /// Output format
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+    },
+    /// Print a network's config, and the hosts that have joined it
+    Inspect {
+        /// Its name
+        name: NetworkName,
+        /// Output format
+        #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+        output: ReportForm,
+    },
+    /// Remove a network that no host has joined
+    Rm {
+        /// Its name
+        name: NetworkName,
+    },
+}
+
+/// A new network.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Its name
+    pub(crate) name: NetworkName,
+    /// Its addresses; twice for IPv4 and IPv6. May not overlap another network
+    #[arg(long, value_name = "CIDR", required = true)]
+    pub(crate) subnet: Vec<IpNetwork>,
+    /// How packets reach other hosts
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "vxlan",
+        value_parser = PossibleValuesParser::new(BackendConfig::repeatable_names()),
+    )]
+    pub(crate) backend: String,
+    /// Prefix length of each host's IPv4 part. As flannel chooses by default: 24, or two bits more than --subnet has
+    #[arg(long, value_name = "BITS")]
+    pub(crate) subnet_len: Option<u8>,
+    /// Prefix length of each host's IPv6 part. 64 by default
+    #[arg(long, value_name = "BITS")]
+    pub(crate) ipv6_subnet_len: Option<u8>,
+    /// VXLAN network identifier. One that no network has by default
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) vni: Option<u32>,
+    /// Label, for people and programs; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) label: Vec<(String, String)>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as team=web".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

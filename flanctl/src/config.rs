@@ -8,7 +8,8 @@ use std::path::Path;
 
 use flan_backends::{HostNetworks, collisions};
 use flan_subnet_lease::{
-    Admission, Caution, LeaseSet, NetworkConfig, QuarantineReason, Store, StoredConfig, Subnets, WatchEvent,
+    Admission, Caution, LeaseSet, NetworkConfig, NetworkName, QuarantineReason, Store, StoredConfig, Subnets,
+    WatchEvent,
 };
 use tokio::time::Instant;
 
@@ -24,12 +25,16 @@ pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
 /// Checks a config and writes it, with its backend. Refuses to strand leases, or to change the backend unasked.
 pub(crate) async fn set(
     store: &Store,
+    network: Option<&NetworkName>,
     file: &Path,
     backend: Option<&str>,
     force: bool,
 ) -> Result<(), Failure> {
     let draft = Draft::new(&read(file)?, backend)?;
     check(&draft.config)?;
+    if network.is_some() {
+        draft.config.supported_beside().map_err(unusable)?;
+    }
     warn_of_collisions(&draft.config).await;
     let seen = store.config().await?;
     if seen.as_ref().is_some_and(|seen| seen.json == draft.json) {

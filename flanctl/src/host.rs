@@ -42,9 +42,8 @@ impl Host {
             Failure::new(Kind::Usage, message)
         })?;
         let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
-        let subnets = env.as_ref().and_then(SubnetEnv::subnets);
-        let holdings =
-            Holdings::read(&mut kernel, subnets.as_ref()).await.map_err(|reason| unread(&reason))?;
+        let subnets: Vec<_> = env.iter().filter_map(SubnetEnv::subnets).collect();
+        let holdings = Holdings::read(&mut kernel, &subnets).await.map_err(|reason| unread(&reason))?;
         let mut rules = Vec::new();
         for set in OwnRules::ALL {
             rules.push((set, set.stand().await));

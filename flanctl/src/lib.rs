@@ -11,6 +11,7 @@ mod failure;
 mod hand_over;
 mod host;
 mod leave;
+mod network;
 mod output;
 mod peers;
 mod progress;
@@ -21,7 +22,7 @@ mod wireguard;
 
 use std::process::ExitCode;
 
-use args::{Command, ConfigCommand, StoreCommand, SubnetsCommand, WireguardCommand};
+use args::{Command, ConfigCommand, NetworkCommand, StoreCommand, SubnetsCommand, WireguardCommand};
 
 use crate::failure::{Failure, Kind};
 use crate::progress::told;
@@ -54,16 +55,29 @@ fn failed(failure: &Failure, comment: &str) -> ExitCode {
 }
 
 async fn carry_out(args: args::Args) -> Result<(), Failure> {
-    let store = || access::open(args.store.config()?);
+    let whole_store = || access::open(args.store.config()?);
+    let store = || {
+        let store = whole_store()?;
+        Ok::<_, Failure>(args.network.as_ref().map_or_else(|| store.clone(), |name| store.network(name)))
+    };
     let endpoints = args.store.config().map(|config| config.shown_endpoints()).unwrap_or_default();
     let waiting = || format!("waiting for the store at {endpoints}");
     match args.command {
         Command::Config(command) => match command {
             ConfigCommand::Get => told(waiting, config::get(&store()?)).await,
             ConfigCommand::Set { file, backend, force } => {
-                told(waiting, config::set(&store()?, &file, backend.as_deref(), force)).await
+                told(waiting, config::set(&store()?, args.network.as_ref(), &file, backend.as_deref(), force))
+                    .await
             }
             ConfigCommand::Validate { file } => config::validate(&file),
+        },
+        Command::Network(command) => match command {
+            NetworkCommand::Create(args) => told(waiting, network::create(&whole_store()?, &args)).await,
+            NetworkCommand::Ls { output } => told(waiting, network::list(&whole_store()?, output)).await,
+            NetworkCommand::Inspect { name, output } => {
+                told(waiting, network::inspect(&whole_store()?, &name, output)).await
+            }
+            NetworkCommand::Rm { name } => told(waiting, network::remove(&whole_store()?, &name)).await,
         },
         Command::Store(command) => match command {
             StoreCommand::Check { output } => store::check(args.store.config()?, output).await,

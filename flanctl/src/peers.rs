@@ -3,16 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
 use flan_agent_api::{Peer, Peers};
-use flan_subnet_lease::printable;
 
 use crate::agent;
 use crate::args::Form;
 use crate::failure::Failure;
 use crate::output;
-use crate::table::{or_dash, short};
+use crate::table::{self, or_dash, short};
 
 /// Prints the peers.
 pub(crate) async fn list(socket: &Path, form: Form) -> Result<(), Failure> {
@@ -29,8 +26,6 @@ fn render(peers: &Peers, wide: bool) -> String {
     let by_key = peers.peers.iter().any(|peer| peer.wireguard.is_some());
     let path = peers.path.as_ref().map_or_else(String::new, |path| format!(" ({path})"));
     let backend = format!("{}{path}", peers.backend);
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND"];
     if by_key {
         header.extend(["ENDPOINT", "LATEST HANDSHAKE", "RECEIVED", "SENT"]);
@@ -39,12 +34,7 @@ fn render(peers: &Peers, wide: bool) -> String {
         header.push("PUBLIC KEY");
     }
     header.push("STATE");
-    table.set_header(header);
-    for peer in &peers.peers {
-        table.add_row(row(peer, &backend, by_key, wide).iter().map(|cell| printable(cell)));
-    }
-    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
-    lines.join("\n")
+    table::plain(&header, peers.peers.iter().map(|peer| row(peer, &backend, by_key, wide)))
 }
 
 fn row(peer: &Peer, backend: &str, by_key: bool, wide: bool) -> Vec<String> {

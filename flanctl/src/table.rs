@@ -1,4 +1,4 @@
-//! Prints the leases as a table.
+//! Tables for people, and that of the leases.
 
 use std::time::Duration;
 
@@ -9,37 +9,45 @@ use flan_subnet_lease::{printable, shown};
 
 use crate::output::{State, Subnet, SubnetList};
 
-/// Formats the leases, one per line; `wide` adds rarely needed columns.
-pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
+/// Formats rows under a header, with two spaces between columns and no control characters.
+pub(crate) fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND", "EXPIRES IN", "STATE"];
-    if wide {
-        header.extend(["NODE ID", "BACKEND DATA", "REVISION"]);
-    }
-    table.set_header(header);
-    for item in &list.items {
-        let mut row = vec![
-            if item.subnets.is_empty() { shown(&item.key).into_owned() } else { item.subnets.join(",") },
-            or_dash(item.host.as_deref()),
-            or_dash(Some(item.public_ips.join(",").as_str())),
-            or_dash(item.backend.as_deref()),
-            expiry(item),
-            state(item),
-        ];
-        if wide {
-            let data: Vec<String> = item.backend_data.iter().map(ToString::to_string).collect();
-            let revision = item.mod_revision.map(|revision| revision.to_string());
-            row.extend([
-                or_dash(item.node_id.as_deref()),
-                or_dash(Some(data.join(" ").as_str())),
-                or_dash(revision.as_deref()),
-            ]);
-        }
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
     lines.join("\n")
+}
+
+/// Formats the leases, one per line; `wide` adds rarely needed columns.
+pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
+    let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND", "EXPIRES IN", "STATE"];
+    if wide {
+        header.extend(["NODE ID", "BACKEND DATA", "REVISION"]);
+    }
+    plain(&header, list.items.iter().map(|item| row(item, wide)))
+}
+
+fn row(item: &Subnet, wide: bool) -> Vec<String> {
+    let mut row = vec![
+        if item.subnets.is_empty() { shown(&item.key).into_owned() } else { item.subnets.join(",") },
+        or_dash(item.host.as_deref()),
+        or_dash(Some(item.public_ips.join(",").as_str())),
+        or_dash(item.backend.as_deref()),
+        expiry(item),
+        state(item),
+    ];
+    if wide {
+        let data: Vec<String> = item.backend_data.iter().map(ToString::to_string).collect();
+        let revision = item.mod_revision.map(|revision| revision.to_string());
+        row.extend([
+            or_dash(item.node_id.as_deref()),
+            or_dash(Some(data.join(" ").as_str())),
+            or_dash(revision.as_deref()),
+        ]);
+    }
+    row
 }
 
 pub(crate) fn or_dash(text: Option<&str>) -> String {

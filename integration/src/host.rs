@@ -175,6 +175,11 @@ impl Host {
         SubnetEnv::read(&self.subnet_file())
     }
 
+    /// What the subnet file of a network beside the default one says.
+    pub fn subnet_env_of(&self, network: &str) -> Result<SubnetEnv> {
+        SubnetEnv::read(&self.subnet_file().with_file_name(format!("networks/{network}.env")))
+    }
+
     /// What subnet.env says of both families.
     pub fn subnet_values(&self) -> Result<SubnetValues> {
         SubnetValues::read(&self.subnet_file())

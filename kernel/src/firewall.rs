@@ -24,7 +24,7 @@ pub trait Firewall: Send {
 /// All rules that we want. Rules of ours that are not in here are removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// One entry for each address family in use.
+    /// One entry for each address family of each network. Packets from one network to another are dropped.
     pub families: Vec<FamilyRules>,
     /// Masquerade packets that leave the overlay network (`--ip-masq`).
     pub masquerade: bool,
@@ -67,11 +67,13 @@ pub enum FirewallError {
     },
 }
 
-/// The packet filter of Linux: masquerading through `nft`, in the table `inet flan`; forwarding through `iptables` and
+/// The packet filter of Linux: masquerading and the isolation of networks through `nft`, in the tables `inet flan` and
+/// `inet flan-networks`; forwarding through `iptables` and
 /// `ip6tables`, in the chain `FLAN-FORWARD`. Touches nothing else.
 #[derive(Debug)]
 pub struct Linux {
-    masquerade: nft::Masquerade,
+    masquerade: nft::Table,
+    networks: nft::Table,
     forwarding: [iptables::Forwarding; 2],
 }
 
@@ -79,7 +81,8 @@ impl Linux {
     /// Creates it without reading or writing anything. [`Firewall::apply`] must be called in a tokio runtime.
     pub fn new() -> Self {
         Self {
-            masquerade: nft::Masquerade::default(),
+            masquerade: nft::Table::masquerade(),
+            networks: nft::Table::networks(),
             forwarding: [false, true].map(iptables::Forwarding::new),
         }
     }
@@ -94,7 +97,7 @@ impl Default for Linux {
 impl Firewall for Linux {
     async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, FirewallError> {
         // A failure here must not keep the others from being repaired.
-        let mut results = vec![self.masquerade.apply(ruleset).await];
+        let mut results = vec![self.masquerade.apply(ruleset).await, self.networks.apply(ruleset).await];
         for family in &mut self.forwarding {
             results.push(family.apply(ruleset).await);
         }

@@ -131,6 +131,8 @@ struct Kind {
     writes_name: bool,
     /// What else they write.
     data: Option<Data>,
+    /// Whether a host may have several networks with it: its devices are named after the network.
+    is_repeatable: bool,
     parse: fn(&mut Fields, &PerFamily<SubnetPool>) -> Result<BackendConfig, ConfigError>,
 }
 
@@ -153,6 +155,7 @@ const VXLAN: Kind = Kind {
         identity: |data| data.vxlan().map(|data| Identity::Mac(data.vtep_mac)),
         suffices: false,
     }),
+    is_repeatable: true,
     parse: |fields, pools| VxlanConfig::parse(fields, pools).map(BackendConfig::Vxlan),
 };
 const UDP: Kind = Kind {
@@ -160,6 +163,7 @@ const UDP: Kind = Kind {
     carries: &[Family::V4],
     writes_name: false,
     data: None,
+    is_repeatable: false,
     parse: |fields, _| UdpConfig::parse(fields).map(BackendConfig::Udp),
 };
 const HOST_GW: Kind = Kind {
@@ -167,6 +171,7 @@ const HOST_GW: Kind = Kind {
     carries: &Family::ALL,
     writes_name: true,
     data: None,
+    is_repeatable: true,
     parse: |fields, _| HostGwConfig::parse(fields).map(BackendConfig::HostGw),
 };
 const ALLOC: Kind = Kind {
@@ -174,6 +179,7 @@ const ALLOC: Kind = Kind {
     carries: &Family::ALL,
     writes_name: false,
     data: None,
+    is_repeatable: true,
     parse: |_, _| Ok(BackendConfig::Alloc),
 };
 const WIREGUARD: Kind = Kind {
@@ -185,6 +191,7 @@ const WIREGUARD: Kind = Kind {
         identity: |data| data.wireguard().map(|data| Identity::Key(data.public_key)),
         suffices: true,
     }),
+    is_repeatable: false,
     parse: |fields, pools| WireguardConfig::parse(fields, pools).map(BackendConfig::Wireguard),
 };
 /// All backends whose settings can be read. Nothing else depends on their names.
@@ -223,6 +230,16 @@ impl BackendConfig {
     /// Returns the families that this version of fland carries with the backend; empty if fland lacks it.
     pub(crate) fn carries(&self) -> &'static [Family] {
         self.kind().carries
+    }
+
+    /// Returns whether a host may have several networks with this backend.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.kind().is_repeatable
+    }
+
+    /// Returns the names of the backends that a network beside the default one may have.
+    pub fn repeatable_names() -> impl Iterator<Item = &'static str> {
+        KINDS.iter().filter(|kind| kind.is_repeatable).map(|kind| kind.name)
     }
 
     /// Returns `BackendType` in the leases of its hosts; `None` if they write none.

@@ -1,5 +1,7 @@
 //! The network config: what the hosts of one network agree on, valid by construction.
 
+use std::collections::BTreeMap;
+
 use ipnetwork::IpNetwork;
 
 use crate::backend_config::{BackendConfig, listed};
@@ -16,6 +18,8 @@ pub struct NetworkConfig {
     pub pools: PerFamily<SubnetPool>,
     /// How packets reach a peer.
     pub backend: BackendConfig,
+    /// What people and programs note about the network; flan does nothing with it.
+    pub labels: BTreeMap<String, String>,
     /// What works, but perhaps not as the author expects.
     pub warnings: Vec<ConfigWarning>,
 }
@@ -56,6 +60,7 @@ impl NetworkConfig {
             ));
         }
         let _: Option<bool> = fields.take("EnableNFTables")?; // flan's rules are always nftables
+        let labels = fields.take("Labels")?.unwrap_or_default();
         let backend = fields.take_object("Backend", "Backend.", r#"{"Type": "vxlan"}"#)?;
         let (backend, about_backend) = match backend {
             Some(fields) => BackendConfig::parse(fields, &pools)?,
@@ -63,7 +68,7 @@ impl NetworkConfig {
         };
         warnings.extend(about_backend);
         warnings.extend(fields.finish());
-        Ok(Self { pools, backend, warnings })
+        Ok(Self { pools, backend, labels, warnings })
     }
 
     /// Checks whether this version of fland runs such a network. Nothing else decides that.
@@ -88,6 +93,22 @@ impl NetworkConfig {
             listed(BackendConfig::names_that_carry(family)),
         );
         Err(ConfigError::invalid(enabling_field(family), "true", &problem))
+    }
+
+    /// Checks whether hosts can have such a network beside their default one.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] with the field that cannot work, and what would work.
+    pub fn supported_beside(&self) -> Result<(), ConfigError> {
+        self.supported()?;
+        if self.backend.is_repeatable() {
+            return Ok(());
+        }
+        let problem = format!(
+            "works in the default network only, because its device has one name on every host; {} work in others",
+            listed(BackendConfig::repeatable_names()),
+        );
+        Err(ConfigError::invalid("Backend.Type", &format!("{:?}", self.backend.name()), &problem))
     }
 
     /// Returns whether a host under `other` does the same as under this config, whatever their spelling.

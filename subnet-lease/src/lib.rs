@@ -21,6 +21,8 @@ mod keeper;
 mod key;
 mod lease;
 mod lease_set;
+mod network_name;
+mod new_network;
 #[cfg(test)]
 mod samples;
 mod shown;
@@ -50,9 +52,12 @@ pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
+pub use network_name::{InvalidNetworkName, NetworkName};
+pub use new_network::{CannotCreate, Known, NewNetwork, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
-    Cause, Collection, MemberStatus, Reservation, Snapshot, Store, StoreError, StoredConfig, Unanswered,
+    Cause, Collection, MemberStatus, Networks, Reservation, Snapshot, Store, StoreError, StoredConfig,
+    StoredNetwork, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
 pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};

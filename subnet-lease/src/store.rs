@@ -8,6 +8,7 @@ mod failure;
 mod limits;
 mod listing;
 mod network;
+mod networks;
 mod reason;
 mod reservations;
 mod status;
@@ -21,6 +22,7 @@ pub use error::{Cause, StoreError, Unanswered};
 #[cfg(test)]
 pub(crate) use limits::REQUEST_LIMIT;
 pub use network::{Snapshot, StoredConfig};
+pub use networks::{Networks, StoredNetwork};
 pub use reservations::Reservation;
 pub use status::MemberStatus;
 pub(crate) use stream::{Watch, WatchMessage};

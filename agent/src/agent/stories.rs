@@ -135,10 +135,10 @@ fn a_lease_that_is_lost_while_the_kernel_refuses_is_followed_when_it_no_longer_d
     world.kernel.fail_next(is_address, KernelError::Errno(12));
     world.holds(0, "10.5.9.0/24");
     assert!(!world.status().ready);
-    assert!(world.status().kernel_problem.unwrap().contains("10.5.9.0"));
+    assert!(world.host_status().kernel_problem.unwrap().contains("10.5.9.0"));
     assert_eq!(world.saved.len(), 1, "dockerd must not be told before its subnet stands");
     world.pass(Duration::from_millis(250));
-    assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+    assert_eq!((world.status().ready, world.host_status().kernel_problem), (true, None));
     assert_eq!(world.saved[1].bridges.v4, Some("10.5.9.1/24".parse().unwrap()));
     assert_eq!(world.routes(), ["10.5.2.0/24"]);
 }
@@ -151,13 +151,15 @@ fn a_subnet_file_that_cannot_be_written_is_a_problem_and_tried_again() {
     world.lease(0, OURS);
     world.leases(0, listed(&[PEER_2]));
     world.pass(Duration::from_secs(5));
-    assert!(world.status().kernel_problem.unwrap().starts_with("cannot write /run/flannel/subnet.env: "));
+    assert!(
+        world.host_status().kernel_problem.unwrap().starts_with("cannot write /run/flannel/subnet.env: ")
+    );
     assert_eq!((world.notified_ready, world.routes().len()), (0, 1), "packets pass all the same");
     world.pass(Duration::from_secs(86));
     assert!((6..=8).contains(&world.save_attempts), "slower each time: {}", world.save_attempts);
     world.cannot_save = false;
     world.pass(Duration::from_secs(30));
-    assert_eq!((world.status().kernel_problem, world.notified_ready), (None, 1));
+    assert_eq!((world.host_status().kernel_problem, world.notified_ready), (None, 1));
 }
 
 #[test]
@@ -184,12 +186,12 @@ fn an_external_interface_that_is_gone_for_a_moment_changes_nothing() {
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();
     world.pass(Duration::from_secs(20));
-    assert!(world.status().kernel_problem.unwrap().contains("192.168.64.11 is gone"));
+    assert!(world.host_status().kernel_problem.unwrap().contains("192.168.64.11 is gone"));
     world.interface.addresses = addresses;
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();
     world.pass(Duration::from_secs(60));
-    assert_eq!((world.status().kernel_problem, world.kernel.take_applied()), (None, vec![]));
+    assert_eq!((world.host_status().kernel_problem, world.kernel.take_applied()), (None, vec![]));
 }
 
 #[test]
@@ -273,8 +275,8 @@ fn what_another_program_takes_away_is_put_back_and_counted() {
     assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"]);
     world.pass(Duration::from_secs(3));
     assert_eq!(world.firewall.standing().families.len(), 1);
-    assert_eq!(world.status().repairs.of("route"), 1);
-    assert_eq!(world.status().repairs.of("rules"), 1);
+    assert_eq!(world.host_status().repairs.of("route"), 1);
+    assert_eq!(world.host_status().repairs.of("rules"), 1);
 }
 
 #[test]
@@ -310,10 +312,10 @@ fn a_network_on_udp_is_ready_when_its_data_path_runs_and_not_before() {
     world.leases(0, listed(&[("10.5.2.0", "192.168.64.12", "")]));
     world.pass(Duration::from_secs(1));
     assert!(!world.status().ready);
-    assert!(world.status().kernel_problem.unwrap().contains("no TUN here"));
+    assert!(world.host_status().kernel_problem.unwrap().contains("no TUN here"));
     world::datapaths(|datapaths| datapaths.refuses = false);
     world.pass(Duration::from_secs(30));
-    assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+    assert_eq!((world.status().ready, world.host_status().kernel_problem), (true, None));
     world::datapaths(|datapaths| assert_eq!((datapaths.starts, datapaths.peers), (1, 1)));
     // A new address requires another data path; a new MTU alone does not.
     world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
@@ -336,7 +338,7 @@ fn what_failed_for_a_long_time_is_tried_at_once_when_the_address_changes() {
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();
     world.pass(Duration::from_secs(1));
-    assert_eq!((world.status().ready, world.status().kernel_problem), (true, None));
+    assert_eq!((world.status().ready, world.host_status().kernel_problem), (true, None));
 }
 
 #[test]

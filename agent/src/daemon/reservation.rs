@@ -7,7 +7,7 @@ use flan_subnet_lease::{Holding, LeaseAttributes, Reservation, Store};
 use tokio::sync::watch;
 use tracing::debug;
 
-use crate::status::SharedStatus;
+use crate::status::SharedNetwork;
 
 /// Compares our lease with the record of a reservation: now, every `interval`, and when our lease changes. Ends with
 /// the keeper of the lease.
@@ -17,7 +17,7 @@ pub(super) async fn watch(
     mut holding: watch::Receiver<Holding>,
     attributes: watch::Receiver<LeaseAttributes>,
     interval: Duration,
-    status: SharedStatus,
+    status: SharedNetwork,
 ) {
     loop {
         let lease = holding.borrow_and_update().lease.clone();

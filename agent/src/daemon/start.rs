@@ -1,5 +1,6 @@
 //! Starts the agent from its command line.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,19 +8,19 @@ use anyhow::Context;
 use flan_agent_api::{EmbeddedStore, OnlyAgent, SubnetEnv, Urls, urls};
 use flan_backends::{Abilities, Gateways, Holdings};
 use flan_kernel::{Kernel, Ownership, firewall, netlink};
-use flan_subnet_lease::{Store, Subnets};
+use flan_subnet_lease::{NetworkName, Store, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::store::StoreTasks;
-use super::{Daemon, NETWORK};
+use super::store::{Reports, StoreTasks, watch_user};
+use super::{Connected, Daemon};
 use crate::agent::Agent;
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::host::Host;
 use crate::lookout::Lookout;
-use crate::network::{Network, Settings, UdpRunner, WireguardRunner};
+use crate::network::{self, Network, Settings, UdpRunner, WireguardRunner};
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
 use crate::{notify, rights, wireguard};
@@ -78,30 +79,37 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     if let Err(reason) = status::socket::serve(&args.socket.path, status.clone(), ask) {
         warn!(socket = %args.socket.path.display(), %reason, "flanctl cannot ask this agent");
     }
-    let previous = previous(&args);
-    let settings = Settings {
-        place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
-        flags: args.store.as_typed(),
-        previous,
-        node: args.identity(),
-        renew_margin,
-        datapath: UdpRunner::boxed,
-        wireguard_datapath: WireguardRunner::boxed,
-        kernel_path: netlink::check_fou,
-        kernel_wireguard: wireguard::check_kernel,
-        wireguard_key: wireguard::key,
-    };
     let args = Arc::new(args);
-    let (tasks, reports) = StoreTasks::start(store, args.store.clone(), status.clone());
-    let network = Network::new(NETWORK, args.clone(), status.clone(), settings, Instant::now());
+    tokio::spawn(watch_user(store.clone(), status.clone()));
+    let (mut networks, mut connected, mut reports) = (Vec::new(), Vec::new(), Reports::new());
+    let named = args.networks.iter().map(|name| Some(name.clone()));
+    for (id, name) in std::iter::once(None).chain(named).enumerate() {
+        let (store, status, file) = match &name {
+            None => (store.clone(), status.default_network().clone(), args.subnet_file.path.clone()),
+            Some(name) => {
+                let file = args.subnet_dir.join(format!("{name}.env"));
+                (store.network(name), status.add_network(name.clone()), file)
+            }
+        };
+        let span = network::span(name.as_ref());
+        let settings = settings(name, file.clone(), &store, &args, renew_margin);
+        let tasks = StoreTasks::new(id, store, args.store.clone(), status.clone(), span, &mut reports);
+        networks.push((settings, status));
+        connected.push(Connected { tasks, file });
+    }
+    let previous: Vec<Subnets> = networks.iter().filter_map(|(settings, _)| settings.previous).collect();
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
-    host.reconciler.own(&held_before(&mut kernel, previous.as_ref()).await);
+    host.reconciler.own(&held_before(&mut kernel, &previous).await);
+    let now = Instant::now();
+    let begin = |(id, (settings, status))| Network::new(id, args.clone(), status, settings, now);
+    let networks = networks.into_iter().enumerate().map(begin).collect();
     let daemon = Daemon {
-        agent: Agent::new(host, vec![network]),
+        agent: Agent::new(host, networks),
         args,
         kernel,
         firewall: firewall::Linux::new(),
-        store: tasks,
+        store,
+        networks: connected,
         lookout: Lookout::start(status),
         asked,
         reading: None.into(),
@@ -110,8 +118,31 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     daemon.run(reports).await
 }
 
-/// Returns what this host holds of ours, by whatever config: what the network does not want goes once its leases are known.
-async fn held_before(kernel: &mut impl Kernel, previous: Option<&Subnets>) -> Ownership {
+fn settings(
+    name: Option<NetworkName>,
+    file: PathBuf,
+    store: &Store,
+    args: &Args,
+    renew_margin: Option<Duration>,
+) -> Settings {
+    Settings {
+        name,
+        place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
+        flags: args.store.as_typed(),
+        previous: previous(&file),
+        file,
+        node: args.identity(),
+        renew_margin,
+        datapath: UdpRunner::boxed,
+        wireguard_datapath: WireguardRunner::boxed,
+        kernel_path: netlink::check_fou,
+        kernel_wireguard: wireguard::check_kernel,
+        wireguard_key: wireguard::key,
+    }
+}
+
+/// Returns what this host holds of ours, by whatever config: what no network wants goes once their leases are known.
+async fn held_before(kernel: &mut impl Kernel, previous: &[Subnets]) -> Ownership {
     match Holdings::read(kernel, previous).await {
         Ok(holdings) => holdings.ownership(),
         Err(reason) => {
@@ -121,12 +152,12 @@ async fn held_before(kernel: &mut impl Kernel, previous: Option<&Subnets>) -> Ow
     }
 }
 
-/// Returns the subnets in the subnet file.
-fn previous(args: &Args) -> Option<Subnets> {
-    let file = args.subnet_file.path.display();
-    match SubnetEnv::load(&args.subnet_file.path) {
+/// Returns the subnets in a subnet file.
+fn previous(file: &Path) -> Option<Subnets> {
+    match SubnetEnv::load(file) {
         Ok(env) => env?.subnets(),
         Err(reason) => {
+            let file = file.display();
             warn!(%file, %reason, "cannot read this host's previous subnet from the subnet file");
             None
         }

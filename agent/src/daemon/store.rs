@@ -2,48 +2,78 @@
 
 use flan_agent_api::{Code, StoreArgs};
 use flan_subnet_lease::{Keeper, Lease, Listing, Store, WatchEvent, Watcher};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream, SelectAll};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::debug;
+use tracing::{Instrument, Span, debug};
 
-use super::{Reports, reservation};
+use super::reservation;
+use crate::agent::NetworkId;
 use crate::network::{CONFIG_CHECK, LeaseClaim, NetworkEvent};
-use crate::status::SharedStatus;
+use crate::status::{SharedNetwork, SharedStatus};
 
 /// Events queued for the event loop. When the queue is full, a watch pauses.
 const EVENTS: usize = 64;
 
-/// The tasks. Dropping this stops the keeper of the lease.
+/// The tasks of one network. Dropping this stops the keeper of its lease.
 pub(super) struct StoreTasks {
+    id: NetworkId,
     store: Store,
     flags: StoreArgs,
-    status: SharedStatus,
-    events: mpsc::Sender<NetworkEvent>,
+    status: SharedNetwork,
+    events: mpsc::Sender<(NetworkId, NetworkEvent)>,
     /// `None` once the leases are watched.
     leases: Option<mpsc::Sender<WatchEvent<Lease>>>,
     /// The list of leases for the claim.
     listing: Option<JoinHandle<Option<Listing<Lease>>>>,
     keeper: JoinSet<()>,
+    /// Marks log lines of a network beside the default one.
+    span: Span,
+}
+
+/// What the tasks of all networks report.
+pub(super) struct Reports {
+    /// Events, each with its network.
+    pub(super) events: mpsc::Receiver<(NetworkId, NetworkEvent)>,
+    /// What the watches of leases say; `None` when one ends, which it should not.
+    pub(super) leases: SelectAll<BoxStream<'static, (NetworkId, Option<WatchEvent<Lease>>)>>,
+    sender: mpsc::Sender<(NetworkId, NetworkEvent)>,
+}
+
+impl Reports {
+    /// Creates what no task reports to yet.
+    pub(super) fn new() -> Self {
+        let (sender, events) = mpsc::channel(EVENTS);
+        Self { events, leases: SelectAll::new(), sender }
+    }
 }
 
 impl StoreTasks {
-    /// Starts only the task that reports whether the store ignores our user.
-    pub(super) fn start(store: Store, flags: StoreArgs, status: SharedStatus) -> (Self, Reports) {
-        tokio::spawn(watch_user(store.clone(), status.clone()));
-        let (events, events_receiver) = mpsc::channel(EVENTS);
-        let (leases, leases_receiver) = mpsc::channel(EVENTS);
-        let (listing, keeper) = (None, JoinSet::new());
-        let tasks = Self { store, flags, status, events, leases: Some(leases), listing, keeper };
-        (tasks, Reports { events: events_receiver, leases: leases_receiver })
+    /// Creates the tasks of a network, which report there.
+    pub(super) fn new(
+        id: NetworkId,
+        store: Store,
+        flags: StoreArgs,
+        status: SharedNetwork,
+        span: Span,
+        reports: &mut Reports,
+    ) -> Self {
+        let (leases, mut receiver) = mpsc::channel(EVENTS);
+        let events = stream::poll_fn(move |context| receiver.poll_recv(context)).map(Some);
+        let all = events.chain(stream::once(std::future::ready(None)));
+        reports.leases.push(all.map(move |event| (id, event)).boxed());
+        let (listing, keeper, events) = (None, JoinSet::new(), reports.sender.clone());
+        Self { id, store, flags, status, events, leases: Some(leases), listing, keeper, span }
     }
 
     pub(super) fn read_config(&self) {
-        let (store, events) = (self.store.clone(), self.events.clone());
+        let (id, store, events) = (self.id, self.store.clone(), self.events.clone());
         tokio::spawn(async move {
             let read = store.config().await.map_err(|reason| reason.to_string());
             let json = read.map(|stored| stored.map(|stored| stored.json));
             // Fails only when the agent exits.
-            let _ = events.send(NetworkEvent::Config(json)).await;
+            let _ = events.send((id, NetworkEvent::Config(json))).await;
         });
     }
 
@@ -59,9 +89,10 @@ impl StoreTasks {
     /// Takes and keeps a lease. Then watches all leases, and checks whether ours is still a reservation.
     pub(super) fn claim(&mut self, claim: LeaseClaim) {
         let (Some(leases), listing) = (self.leases.take(), self.listing.take()) else { return };
-        let (store, events) = (self.store.clone(), self.events.clone());
+        let (id, store, events) = (self.id, self.store.clone(), self.events.clone());
         let (flags, status) = (self.flags.clone(), self.status.clone());
-        self.keeper.spawn(async move {
+        let span = self.span.clone();
+        let work = async move {
             let LeaseClaim { claim, attributes, own_key } = claim;
             let listing = match listing {
                 Some(listing) => listing.await.ok().flatten(),
@@ -69,25 +100,23 @@ impl StoreTasks {
             };
             let waits = |reason: &str| {
                 // If the queue is full, a later reason will do.
-                let _ = events.try_send(NetworkEvent::NoLease(reason.to_owned()));
+                let _ = events.try_send((id, NetworkEvent::NoLease(reason.to_owned())));
             };
             let (keeper, listing) = Keeper::acquire(store.clone(), claim, listing, waits).await;
             let (sender, holding) = watch::channel(keeper.holding());
-            if events.send(NetworkEvent::Leased(keeper.holding())).await.is_err() {
+            if events.send((id, NetworkEvent::Leased(keeper.holding()))).await.is_err() {
                 return;
             }
-            tokio::spawn(Watcher::behind(store.leases(), listing).run(leases));
+            tokio::spawn(Watcher::behind(store.leases(), listing).run(leases).in_current_span());
             let (held, ours) = (holding.clone(), attributes.clone());
-            tokio::spawn(reservation::watch(store, flags, held, ours, CONFIG_CHECK, status));
+            let reserved = reservation::watch(store, flags, held, ours, CONFIG_CHECK, status);
+            tokio::spawn(reserved.in_current_span());
             tokio::select! {
                 () = keeper.hold(own_key, attributes, &sender) => {}
-                () = report(holding, events) => {}
+                () = report(id, holding, events) => {}
             }
-        });
-    }
-
-    pub(super) fn reconnect(&self) {
-        self.store.reconnect();
+        };
+        self.keeper.spawn(work.instrument(span));
     }
 
     /// Waits until the keeper of the lease ends, which it should not.
@@ -100,19 +129,20 @@ impl StoreTasks {
 
 /// Reports changes of our lease.
 async fn report(
+    id: NetworkId,
     mut holding: watch::Receiver<flan_subnet_lease::Holding>,
-    events: mpsc::Sender<NetworkEvent>,
+    events: mpsc::Sender<(NetworkId, NetworkEvent)>,
 ) {
     while holding.changed().await.is_ok() {
         let now = holding.borrow_and_update().clone();
-        if events.send(NetworkEvent::Holding(now)).await.is_err() {
+        if events.send((id, NetworkEvent::Holding(now))).await.is_err() {
             return;
         }
     }
 }
 
 /// Reports whether the store ignores our user. Ends with the process.
-async fn watch_user(store: Store, status: SharedStatus) {
+pub(super) async fn watch_user(store: Store, status: SharedStatus) {
     let mut ignored = store.user_ignored();
     loop {
         let is_ignored = *ignored.borrow_and_update();

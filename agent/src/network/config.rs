@@ -23,11 +23,14 @@ impl Network {
     ) -> Vec<Effect> {
         let ours = match &self.phase {
             Phase::Config => {
-                return match self.usable(read) {
-                    Ok(config) => self.begin(config, host, now),
+                self.has_no_config = matches!(read, Ok(None));
+                return match self.usable(read).and_then(|config| self.begin(config, host, now)) {
+                    Ok(effects) => effects,
                     Err(problem) => {
                         self.failures += 1;
                         self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
+                        // What others wait for may depend on this one.
+                        host.schedule(now);
                         vec![self.waits_for(&format!("{}: {problem}", self.config_place()))]
                     }
                 };
@@ -49,15 +52,21 @@ impl Network {
     fn usable(&self, read: Result<Option<Vec<u8>>, String>) -> Result<NetworkConfig, String> {
         let place = &self.settings.place;
         match read {
-            Ok(Some(json)) => usable(&json).map_err(|reason| {
+            Ok(Some(json)) => usable(&json, self.settings.name.is_some()).map_err(|reason| {
                 error!(%reason, "cannot use the network config at {place}");
                 reason.to_string()
             }),
             Ok(None) => {
                 let flags = &self.settings.flags;
-                warn!(
-                    "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
-                );
+                match &self.settings.name {
+                    None => warn!(
+                        "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
+                    ),
+                    Some(name) => warn!(
+                        "there is no network config at {place}; create the network with: flanctl{flags} network create \
+                         {name} --subnet CIDR"
+                    ),
+                }
                 Err("there is none".to_owned())
             }
             Err(reason) => {
@@ -68,17 +77,22 @@ impl Network {
     }
 
     /// Starts to read the state of this host that the config requires.
-    fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Vec<Effect> {
+    ///
+    /// # Errors
+    /// If another network has what this one needs.
+    fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Result<Vec<Effect>, String> {
+        let ownership = backend::ownership(&config, host.nftables);
+        let reading = host.prepare(self.id, config.over_underlay().collect(), &ownership, now);
+        let reading = reading.inspect_err(|reason| error!(%reason, "cannot join the network"))?;
         self.status.report(Code::DoubtfulConfig, doubts(&config));
         self.config_due.at(now + CONFIG_CHECK);
-        let ownership = backend::ownership(&config, host.nftables);
         let mut effects = vec![
             self.waits_for("the interfaces and routes of this host"),
             self.effect(NetworkEffect::ListLeases),
         ];
-        effects.extend(host.prepare(config.over_underlay().collect(), &ownership, now));
+        effects.extend(reading);
         self.phase = Phase::Host(Box::new(config));
-        effects
+        Ok(effects)
     }
 
     fn report_change(&mut self, compared: Result<NetworkConfig, &'static str>) {
@@ -112,9 +126,12 @@ fn still_ours(stored: Option<&[u8]>, ours: &NetworkConfig) -> Result<NetworkConf
         .ok_or("the network config has changed; this agent runs with the old one until it is restarted")
 }
 
-/// Returns the config if this agent can run it.
-fn usable(json: &[u8]) -> Result<NetworkConfig, ConfigError> {
+/// Returns the config if this agent can run it, for the default network or one beside it.
+fn usable(json: &[u8], is_beside: bool) -> Result<NetworkConfig, ConfigError> {
     let config = NetworkConfig::parse(json)?;
+    if is_beside {
+        config.supported_beside()?;
+    }
     config.supported()?;
     Ok(config)
 }
@@ -136,22 +153,22 @@ mod tests {
         let both = br#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",
             "Backend":{"Type":"udp"}}"#;
         let judged = NetworkConfig::parse(both).unwrap().supported().unwrap_err();
-        assert_eq!(usable(both).unwrap_err().to_string(), judged.to_string());
-        assert_eq!(usable(TACIT).unwrap().backend.name(), "udp");
+        assert_eq!(usable(both, false).unwrap_err().to_string(), judged.to_string());
+        assert_eq!(usable(TACIT, false).unwrap().backend.name(), "udp");
     }
 
     #[test]
     fn all_doubts_are_one_problem_and_none_is_none() {
-        let doubts = doubts(&usable(TACIT).unwrap()).unwrap();
+        let doubts = doubts(&usable(TACIT, false).unwrap()).unwrap();
         assert!(doubts.starts_with("the network config names no Backend: flannel takes udp"), "{doubts}");
         assert!(doubts.contains(". Also, the network config has the field SubnetLenn"), "{doubts}");
         let plain = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#;
-        assert_eq!(super::doubts(&usable(plain).unwrap()), None);
+        assert_eq!(super::doubts(&usable(plain, false).unwrap()), None);
     }
 
     #[test]
     fn a_config_that_is_written_better_has_not_changed() {
-        let ours = usable(TACIT).unwrap();
+        let ours = usable(TACIT, false).unwrap();
         let better = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
         assert_eq!(still_ours(Some(better), &ours).unwrap().warnings, []);
         let other = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;

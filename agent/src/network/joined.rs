@@ -19,7 +19,7 @@ use tracing::{error, info};
 use super::backend::{self, Chosen};
 use super::peers::{self, Teller, Unreached};
 use super::{Means, NetworkEffect};
-use crate::agent::Effect;
+use crate::agent::{DEFAULT_NETWORK, Effect};
 use crate::host::Host;
 use crate::host::reconcile::Reconciler;
 use crate::interface::External;
@@ -127,6 +127,7 @@ impl Joined {
 
     /// Plans every peer that has changed.
     pub(crate) fn plan_changes(&mut self, host: &mut Host, now: Instant) {
+        let _marked = self.means.span.clone().entered();
         let changes = self.leases.take_changes();
         if changes.is_empty() {
             return;
@@ -225,6 +226,7 @@ impl Joined {
         new_devices: &BTreeSet<LinkName>,
         now: Instant,
     ) -> Option<Effect> {
+        let _marked = self.means.span.clone().entered();
         let device_is_new = self.planned.links.keys().any(|name| new_devices.contains(name));
         if self.problem.is_some() && !device_is_new && !host.may_try(now) {
             return None;
@@ -257,7 +259,7 @@ impl Joined {
     /// Handles the result of writing the subnet file. Once it is written, this host is ready.
     pub(super) fn saved(&mut self, saved: Result<(), String>, host: &mut Host, now: Instant) -> Vec<Effect> {
         let Some(own) = &self.leases.admission().own else { return Vec::new() };
-        let file = self.means.args.subnet_file.path.display();
+        let file = self.means.file.display();
         if let Err(reason) = saved {
             error!(%file, %reason, "cannot write the subnet file");
             let problem = format!("cannot write {file}: {reason}");
@@ -272,6 +274,9 @@ impl Joined {
         self.means.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
         info!(subnets = %own.subnets, mtu, peers, %file, "ready");
         host.schedule(now); // the round that follows shows it
+        if self.means.id != DEFAULT_NETWORK {
+            return Vec::new(); // dockerd and systemd wait for the default network
+        }
         vec![
             Effect::LookFor(Ours {
                 traffic: self.traffic(),
@@ -321,6 +326,7 @@ impl Joined {
 
     /// Gives up missing leases and logs a summary of what got no line of its own, if due.
     pub(crate) fn time_passed(&mut self, host: &mut Host, now: Instant) {
+        let _marked = self.means.span.clone().entered();
         if self.leases.missing_until().is_some_and(|until| until <= now) {
             self.leases.expire(now);
             host.schedule(now);

@@ -55,14 +55,14 @@ async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, Str
     let (answer, answered) = oneshot::channel();
     asked.peers.send(answer).await.map_err(|_| away("the agent ends"))?;
     let mut peers = answered.await.map_err(|_| away("the agent ends"))?;
-    let source = asked.status.wireguard();
+    let source = asked.status.default_network().wireguard();
     let reports = tokio::task::spawn_blocking(move || source.map(|source| source.ask())).await;
     match reports {
         Ok(Some(Ok(reports))) => add_reports(&mut peers, &reports, SystemTime::now()),
         Ok(Some(Err(reason))) => return Err(away(&format!("cannot ask for the WireGuard peers: {reason}"))),
         Ok(None) | Err(_) => {}
     }
-    let status = asked.status.read();
+    let status = asked.status.default_network().read();
     Ok(Json(Peers {
         api_version: API_VERSION.to_owned(),
         backend: status.backend.to_owned(),

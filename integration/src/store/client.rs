@@ -4,10 +4,14 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use etcd_client::Client;
+use etcd_client::{Client, Txn, TxnOp};
 
 use crate::inside::Inside;
 use crate::netns::Netns;
+use crate::wait;
+
+/// Puts of one transaction; etcd takes 128.
+const BATCH: usize = 100;
 
 /// A connection that is kept.
 pub struct StoreClient {
@@ -45,5 +49,18 @@ impl StoreClient {
         W: Future<Output = Result<T>> + Send + 'static,
     {
         self.inside.run(limit, work(self.client.clone()))
+    }
+
+    /// Writes all of these keys with their values, without leases of etcd.
+    pub fn put_all(&self, values: impl Iterator<Item = (String, String)>) -> Result<()> {
+        let values: Vec<_> = values.collect();
+        for batch in values.chunks(BATCH) {
+            wait::ensure_not_interrupted()?;
+            let puts: Vec<_> = batch.iter().map(|(key, value)| TxnOp::put(&**key, &**value, None)).collect();
+            let written = self
+                .run(|mut client| async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) });
+            written.context("cannot write many keys")?;
+        }
+        Ok(())
     }
 }

@@ -22,6 +22,7 @@ mod kernel_repairs;
 mod lab_itself;
 mod leaving;
 mod membership;
+mod networks;
 mod obstacles;
 mod own_networks;
 mod paper_peer;

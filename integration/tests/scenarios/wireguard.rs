@@ -4,13 +4,17 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use flan_integration::end::End;
 use flan_integration::host::{STATUS_FLAGS, WIREGUARD_KEY, contains, on_all};
+use flan_integration::lab::ROUTER;
 use flan_integration::process::{Lifetime, Process};
+use flan_integration::store::{PREFIX, StoreClient};
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{bare_hosts, hosts_that_reach, wait_until_reached};
+use crate::stage::{bare_hosts, ends_of, hosts_that_reach, wait_until_reached};
 
 pub(crate) const PSK: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
@@ -321,6 +325,83 @@ fn peers_behind_one_address_are_told_apart_by_their_keys() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let (hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 2])?;
         a_peer_that_roams_stays_where_it_is(lab, &hosts, &ends)
+    })
+}
+
+/// The router has one address, two hosts and a port for each, and forgets where packets of a flow went when it is idle.
+#[test]
+fn two_hosts_behind_one_nat_are_reached_from_outside_and_reach_each_other() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(&network("user"))?;
+        let mut hosts = vec![lab.host("h1")?, lab.host_behind_router("h2")?, lab.host_behind_router("h3")?];
+        let ports = [50002, 50003];
+        translate(lab, &hosts[1..], ports)?;
+        hosts[0].spawn_agent(&STATUS_FLAGS)?;
+        for (host, port) in hosts[1..].iter_mut().zip(ports) {
+            let (ip, port) = (format!("--public-ip={ROUTER}"), format!("--public-port={port}"));
+            host.spawn_agent(&[&STATUS_FLAGS, [ip.as_str(), &port].as_slice()].concat())?;
+        }
+        on_all(&mut hosts, Host::wait_for_agent)?;
+        let ends = ends_of(&hosts)?;
+        all_reach_all(&ends)?;
+        for (host, port) in hosts[1..].iter().zip(ports) {
+            let text = lab.store().value(&format!("subnets/{}", host.subnet_env()?.key()))?;
+            let text = text.context("no lease")?;
+            ensure!(text.contains(&format!(r#""PublicIP":"{ROUTER}""#)), "{text}");
+            ensure!(text.contains(&format!(r#""Port":{port}"#)), "{text}");
+        }
+        Ok(())
+    })
+}
+
+/// The router sends what comes to a port of its own to the host of that port, and all that its hosts send from itself.
+fn translate(lab: &Lab, hosts: &[Host], ports: [u16; 2]) -> Result<()> {
+    let router = lab.underlay().place();
+    let run = |rule: &str| router.run("nft", [rule]).map(drop);
+    run("add table ip nat")?;
+    run("add chain ip nat arriving { type nat hook prerouting priority dstnat; }")?;
+    run("add chain ip nat leaving { type nat hook postrouting priority srcnat; }")?;
+    for (host, port) in hosts.iter().zip(ports) {
+        let to = format!("{}:51820", host.address());
+        run(&format!("add rule ip nat arriving ip daddr {ROUTER} udp dport {port} dnat to {to}"))?;
+        run(&format!("add rule ip nat leaving ip saddr {} udp sport 51820 masquerade", host.address()))?;
+    }
+    Ok(())
+}
+
+/// So many leases of hosts that do not exist.
+pub(crate) fn put_leases_of_nobody(lab: &Lab, count: u16) -> Result<()> {
+    let store = StoreClient::connect(lab.underlay(), &lab.store().endpoints(), REACHED)?;
+    store.put_all((0..count).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let key = STANDARD.encode([[high, low].as_slice(), &[7; 30]].concat());
+        let value = format!(
+            r#"{{"PublicIP":"192.168.{}.{low}","PublicIPv6":null,"BackendType":"wireguard","BackendData":{{"PublicKey":"{key}"}}}}"#,
+            100 + high,
+        );
+        (format!("{PREFIX}/subnets/10.{}.{low}.0-24", 100 + high), value)
+    }))
+}
+
+/// Of a thousand leases, one is that of a host.
+#[test]
+fn among_a_thousand_peers_the_one_that_lives_is_reached() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts_that_reach(
+            lab,
+            r#"{"Network":"10.0.0.0/8","SubnetMin":"10.200.0.0","Backend":{"Type":"wireguard","Path":"user"}}"#,
+            &[NO_FLAGS; 2],
+        )?;
+        put_leases_of_nobody(lab, 1000)?;
+        wait::until("all peers to be known", REACHED, || {
+            let peers = &hosts[0].status()?["peers"];
+            ensure!(*peers == json!(1001), "{peers} peers");
+            Ok(())
+        })?;
+        let shown: Value = serde_json::from_str(&peers_shown(&hosts[0], "json")?)?;
+        assert_eq!(shown["peers"].as_array().map(Vec::len), Some(1001));
+        wait_until_reached(&ends[0], &ends[1], REACHED)?;
+        large_transfers_arrive(&ends, 10)
     })
 }
 

@@ -26,6 +26,8 @@ use crate::store_config::StoreConfig;
 #[derive(Clone)]
 pub struct Store {
     pub(super) config: Arc<StoreConfig>,
+    /// The prefix of all keys.
+    pub(super) prefix: Arc<str>,
     connection: Arc<Mutex<Connection>>,
     /// Changes to make all connections be given up.
     pub(super) given_up: Arc<watch::Sender<()>>,
@@ -45,6 +47,7 @@ impl Store {
         }
         let next = rand::random_range(0..config.endpoints.len());
         Ok(Self {
+            prefix: config.prefix.as_str().into(),
             config: Arc::new(config),
             connection: Arc::new(Mutex::new(Connection { next, client: None, patience: REQUEST_LIMIT })),
             given_up: Arc::new(watch::Sender::new(())),
@@ -54,7 +57,7 @@ impl Store {
 
     /// Returns the prefix of all keys.
     pub fn prefix(&self) -> &str {
-        &self.config.prefix
+        &self.prefix
     }
 
     /// Returns all endpoints, for messages.

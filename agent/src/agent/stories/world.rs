@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use flan_agent_api::{Status, SubnetEnv};
+use flan_agent_api::{HostStatus, NetworkStatus, SubnetEnv};
 use flan_backends::udp::Gauge;
 use flan_backends::{Abilities, Gateways, HostNetworks, Udp};
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
 use flan_kernel::netlink::{FouLack, Interface};
 use flan_kernel::{Change, Firewall, Kernel, LinkKind, Ownership};
 use flan_subnet_lease::{
-    Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NodeIdentity, PeerChange, Subnets,
-    WatchEvent,
+    Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NetworkName, NodeIdentity,
+    PeerChange, Subnets, WatchEvent,
 };
 use flan_wireguard_keys::PrivateKey;
 use futures::FutureExt;
@@ -25,7 +25,7 @@ use crate::args::Args;
 use crate::host::Host;
 use crate::interface::Survey;
 use crate::network::{Datapath, LeaseClaim, Network, NetworkEffect, NetworkEvent, Settings, samples};
-use crate::status::SharedStatus;
+use crate::status::{SharedNetwork, SharedStatus};
 
 /// A peer: the base of its subnet, its address, and the MAC of its device.
 type Peer = (&'static str, &'static str, &'static str);
@@ -35,7 +35,8 @@ pub(super) const PEER_3: Peer = ("10.5.3.0", "192.168.64.13", "02:00:00:00:00:0d
 /// An agent and its surroundings.
 pub(super) struct World {
     agent: Agent,
-    statuses: Vec<SharedStatus>,
+    host: SharedStatus,
+    networks: Vec<SharedNetwork>,
     pub(super) kernel: FakeKernel,
     pub(super) firewall: FakeFirewall,
     /// The only interface, which has the default route.
@@ -91,9 +92,15 @@ impl World {
         let args = Arc::new(Args::parse_from(std::iter::once("fland").chain(flags.iter().copied())));
         let (now, abilities) =
             (Instant::now(), Abilities { gateways: Gateways::Objects, checks_senders: true });
-        let statuses: Vec<SharedStatus> = (0..count).map(|_| SharedStatus::default()).collect();
-        let network = |(id, status): (NetworkId, &SharedStatus)| {
+        let shared = SharedStatus::default();
+        let name = |id| -> Option<NetworkName> { (id > 0).then(|| format!("n{id}").parse().unwrap()) };
+        let status =
+            |id| name(id).map_or_else(|| shared.default_network().clone(), |name| shared.add_network(name));
+        let statuses: Vec<SharedNetwork> = (0..count).map(status).collect();
+        let network = |(id, status): (NetworkId, &SharedNetwork)| {
             let settings = Settings {
+                name: name(id),
+                file: "/run/flannel/subnet.env".into(),
                 place: "/coreos.com/network/config in the store".to_owned(),
                 flags: String::new(),
                 previous,
@@ -108,7 +115,7 @@ impl World {
             Network::new(id, args.clone(), status.clone(), settings, now)
         };
         let networks = statuses.iter().enumerate().map(network).collect();
-        let host = Host::new(args.clone(), abilities, true, statuses[0].clone());
+        let host = Host::new(args.clone(), abilities, true, shared.clone());
         let interface = Interface {
             name: "eth0".parse().unwrap(),
             index: 2,
@@ -122,7 +129,8 @@ impl World {
         };
         let mut world = Self {
             agent: Agent::new(host, networks),
-            statuses,
+            host: shared,
+            networks: statuses,
             kernel,
             firewall: FakeFirewall::new(),
             interface,
@@ -221,12 +229,16 @@ impl World {
     }
 
     /// Returns the status of the first network.
-    pub(super) fn status(&self) -> Status {
+    pub(super) fn status(&self) -> NetworkStatus {
         self.status_of(0)
     }
 
-    pub(super) fn status_of(&self, network: NetworkId) -> Status {
-        self.statuses[network].read()
+    pub(super) fn status_of(&self, network: NetworkId) -> NetworkStatus {
+        self.networks[network].read()
+    }
+
+    pub(super) fn host_status(&self) -> HostStatus {
+        self.host.read().host
     }
 
     pub(super) fn waits_for(&self) -> String {

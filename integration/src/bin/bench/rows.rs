@@ -19,7 +19,7 @@ pub(crate) enum Row {
     FlanUdpKernel,
     /// fland with the udp backend, which encapsulates the packets itself.
     FlanUdp,
-    /// As [`Row::FlanUdp`], without TunOffload, GSO and GRO.
+    /// The same without TunOffload, GSO and GRO.
     FlanUdpPlain,
     /// A WireGuard device of the kernel, set up by hand: what the next row is compared with. Only where it has WireGuard.
     WireguardControl,

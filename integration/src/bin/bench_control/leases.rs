@@ -3,14 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use etcd_client::{Txn, TxnOp, WatchOptions, WatchStream};
+use etcd_client::{WatchOptions, WatchStream};
 use flan_integration::Lab;
 use flan_integration::store::{PREFIX, StoreClient};
 
 use crate::peers::Peer;
-
-/// Puts of one transaction; etcd takes 128.
-const BATCH: usize = 100;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,16 +32,7 @@ impl Leases {
 
     /// Writes these keys with their values, without etcd leases.
     pub(crate) fn load(&self, leases: impl Iterator<Item = (String, String)>) -> Result<()> {
-        let leases: Vec<_> = leases.collect();
-        for batch in leases.chunks(BATCH) {
-            flan_integration::wait::ensure_not_interrupted()?;
-            let puts: Vec<_> = batch.iter().map(|(key, value)| TxnOp::put(&**key, &**value, None)).collect();
-            let written = self
-                .0
-                .run(|mut client| async move { Ok(client.txn(Txn::new().and_then(puts)).await.map(drop)?) });
-            written.context("cannot write leases")?;
-        }
-        Ok(())
+        self.0.put_all(leases)
     }
 
     /// Milliseconds from each of so many writes to its event on a watch that does nothing else: what etcd and the way

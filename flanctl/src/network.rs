@@ -1,0 +1,245 @@
+//! `flanctl network`: the networks beside the default one, and which hosts have joined them.
+
+use flan_agent_api::API_VERSION;
+use flan_subnet_lease::{
+    Known, NetworkConfig, NetworkName, Networks, NewNetwork, Store, StoredNetwork, shown, vni_of,
+};
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+use crate::args::{CreateArgs, Form, ReportForm};
+use crate::config;
+use crate::failure::{Failure, Kind};
+use crate::output;
+use crate::table;
+
+/// How often a network is tried to be created while others create theirs.
+const TRIES: usize = 5;
+/// Number of concurrent requests for the hosts of networks.
+const AT_ONCE: usize = 16;
+/// What the default network is called where names are listed.
+const DEFAULT: &str = "(default)";
+
+/// Creates a network.
+pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failure> {
+    let asked = NewNetwork {
+        subnets: args.subnet.clone(),
+        backend: args.backend.clone(),
+        subnet_len: args.subnet_len,
+        ipv6_subnet_len: args.ipv6_subnet_len,
+        vni: args.vni,
+        labels: args.label.iter().cloned().collect(),
+    };
+    for _ in 0..TRIES {
+        let seen = store.networks().await?;
+        if seen.all.iter().any(|network| network.name == args.name) {
+            return Err(Failure::new(Kind::Refused, format!("there is a network {} already", args.name)));
+        }
+        let known = known(store, &seen).await?;
+        let (json, meant) = asked.config(&known).map_err(|refusal| Failure::new(Kind::Refused, refusal))?;
+        if store.create_network(&args.name, json.as_bytes(), &seen).await? {
+            let vni = vni_of(&meant).map(|vni| format!(", VNI {vni}")).unwrap_or_default();
+            let text = format!("created network {}: {}{vni}", args.name, config::describe(&meant));
+            return output::print(&text);
+        }
+    }
+    let message = "others created and removed networks all the time; nothing was written, try again";
+    Err(Failure::new(Kind::Refused, message))
+}
+
+/// Removes a network.
+pub(crate) async fn remove(store: &Store, name: &NetworkName) -> Result<(), Failure> {
+    let network = find(store, name).await?;
+    if store.remove_network(&network).await? {
+        return output::print(&format!("removed network {name}"));
+    }
+    let hosts = hosts(&store.network(name)).await?;
+    let message = match hosts.is_empty() {
+        true => format!(
+            "somebody else wrote the config of network {name}; nothing was removed, look and try again"
+        ),
+        false => format!(
+            "{} joined network {name}: {}; nothing was removed. A host leaves when its fland runs without {name} among its \
+             --networks, and its lease has expired or was released",
+            output::count(hosts.len(), "host"),
+            output::some(&hosts)
+        ),
+    };
+    Err(Failure::new(Kind::Refused, message))
+}
+
+/// Prints all networks.
+pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
+    let seen = store.networks().await?;
+    let default = store.config().await?.map(|stored| (DEFAULT.to_owned(), store.clone(), stored));
+    let named = seen
+        .all
+        .into_iter()
+        .map(|network| (network.name.to_string(), store.network(&network.name), network.config));
+    let items: Vec<Item> = futures::stream::iter(default.into_iter().chain(named))
+        .map(|(name, store, stored)| async move {
+            let hosts = store.leases().count().await?;
+            Ok::<_, Failure>(Item::new(name, &stored.json, hosts))
+        })
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await?;
+    let list = List { api_version: API_VERSION, kind: "NetworkList", items };
+    match form {
+        Form::Json => output::print_json(&list),
+        Form::Yaml => output::print_yaml(&list),
+        Form::Table | Form::Wide if list.items.is_empty() => {
+            output::print(&format!("no network below {}", store.prefix()))
+        }
+        Form::Table | Form::Wide => output::print(&list.table(form == Form::Wide)),
+    }
+}
+
+/// Prints one network.
+pub(crate) async fn inspect(store: &Store, name: &NetworkName, form: ReportForm) -> Result<(), Failure> {
+    let network = find(store, name).await?;
+    let hosts = hosts(&store.network(name)).await?;
+    let item = Item::new(name.to_string(), &network.config.json, hosts.len() as u64);
+    let shown = Inspected { api_version: API_VERSION, kind: "Network", item, joined: hosts };
+    match form {
+        ReportForm::Json => output::print_json(&shown),
+        ReportForm::Yaml => output::print_yaml(&shown),
+        ReportForm::Text => output::print(&shown.text()),
+    }
+}
+
+async fn find(store: &Store, name: &NetworkName) -> Result<StoredNetwork, Failure> {
+    let config = store.network(name).config().await?;
+    let missing = || {
+        let message =
+            format!("there is no network {name} below {}; flanctl network ls lists them", store.prefix());
+        Failure::new(Kind::NotFound, message)
+    };
+    Ok(StoredNetwork { name: name.clone(), config: config.ok_or_else(missing)? })
+}
+
+/// Returns all networks with configs that can be read. Warns of others: a new network is not compared with them.
+async fn known(store: &Store, seen: &Networks) -> Result<Vec<Known>, Failure> {
+    let default = store.config().await?.map(|stored| (None, stored.json));
+    let named = seen.all.iter().map(|network| (Some(network.name.clone()), network.config.json.clone()));
+    let mut known = Vec::new();
+    for (name, json) in default.into_iter().chain(named) {
+        match NetworkConfig::parse(&json) {
+            Ok(config) => known.push((name, config)),
+            Err(error) => {
+                let name = name.as_ref().map_or(DEFAULT, NetworkName::as_str);
+                eprintln!("flanctl: warning: network {name} has a config that cannot be used: {error}");
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// Returns who has joined a network: a name or an address for each lease.
+async fn hosts(store: &Store) -> Result<Vec<String>, Failure> {
+    let leases = store.leases().list().await?;
+    Ok(leases.readable().map(|lease| shown(&lease.attributes.holder()).into_owned()).collect())
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct List {
+    api_version: &'static str,
+    kind: &'static str,
+    items: Vec<Item>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Inspected {
+    api_version: &'static str,
+    kind: &'static str,
+    #[serde(flatten)]
+    item: Item,
+    /// The hosts that have joined it.
+    joined: Vec<String>,
+}
+
+/// A network, for people and programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    name: String,
+    /// Its addresses, one for each family; empty if its config cannot be used.
+    subnets: Vec<String>,
+    backend: Option<&'static str>,
+    vni: Option<u32>,
+    labels: BTreeMap<String, String>,
+    /// Number of leases.
+    hosts: u64,
+    /// Why its config cannot be used.
+    problem: Option<String>,
+}
+
+impl Item {
+    fn new(name: String, json: &[u8], hosts: u64) -> Self {
+        match NetworkConfig::parse(json) {
+            Ok(config) => Self {
+                name,
+                subnets: config.networks().map(|(_, network)| network.to_string()).collect(),
+                backend: Some(config.backend.name()),
+                vni: vni_of(&config),
+                labels: config.labels,
+                hosts,
+                problem: None,
+            },
+            Err(error) => {
+                let (subnets, labels) = Default::default();
+                let problem = Some(error.to_string());
+                Self { name, subnets, backend: None, vni: None, labels, hosts, problem }
+            }
+        }
+    }
+
+    fn labels(&self) -> String {
+        self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    }
+
+    fn row(&self) -> [String; 5] {
+        let vni = self.vni.map(|vni| vni.to_string());
+        [
+            self.name.clone(),
+            table::or_dash(Some(self.subnets.join(",").as_str())),
+            table::or_dash(self.problem.as_deref().or(self.backend)),
+            table::or_dash(vni.as_deref()),
+            self.hosts.to_string(),
+        ]
+    }
+}
+
+impl List {
+    fn table(&self, wide: bool) -> String {
+        let mut header = vec!["NAME", "SUBNETS", "BACKEND", "VNI", "HOSTS"];
+        if wide {
+            header.push("LABELS");
+        }
+        let rows = self.items.iter().map(|item| {
+            let labels = wide.then(|| table::or_dash(Some(item.labels().as_str())));
+            item.row().into_iter().chain(labels).collect()
+        });
+        table::plain(&header, rows)
+    }
+}
+
+impl Inspected {
+    fn text(&self) -> String {
+        let [name, subnets, backend, vni, _] = self.item.row();
+        let labels = table::or_dash(Some(self.item.labels().as_str()));
+        let mut lines = vec![
+            format!("name     {name}"),
+            format!("subnets  {subnets}"),
+            format!("backend  {backend}"),
+            format!("vni      {vni}"),
+            format!("labels   {labels}"),
+            format!("hosts    {}", self.joined.len()),
+        ];
+        lines.extend(self.joined.iter().map(|host| format!("         {host}")));
+        lines.join("\n")
+    }
+}

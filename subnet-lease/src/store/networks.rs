@@ -1,0 +1,140 @@
+//! The networks beside the default one. Each has a config and leases below `<prefix>/<name>/`, as in flannel's
+//! multi-network mode.
+
+use etcd_client::{Client, Compare, CompareOp, GetOptions, TxnOp};
+
+use tracing::warn;
+
+use super::client::{Store, unchanged};
+use super::error::StoreError;
+use super::limits::ANY_SIZE;
+use super::network::StoredConfig;
+use crate::network_name::NetworkName;
+
+/// A network, and its config in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredNetwork {
+    /// Its name.
+    pub name: NetworkName,
+    /// Its config.
+    pub config: StoredConfig,
+}
+
+/// All networks beside the default one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Networks {
+    /// Sorted by name.
+    pub all: Vec<StoredNetwork>,
+    /// Store revision at which a network last came or went by [`Store::create_network`] or [`Store::remove_network`];
+    /// 0 for never.
+    pub changed: i64,
+}
+
+/// Most keys and directories below the prefix that are looked at.
+const MOST: usize = 1000;
+/// The key that is written with each network that comes or goes: networks are checked against each other, and so the
+/// writers have to take turns.
+const CHANGES: &str = "networks";
+
+impl Store {
+    /// Returns the store of a network: the same connection, with keys below `<prefix>/<name>`.
+    #[must_use]
+    pub fn network(&self, name: &NetworkName) -> Self {
+        let mut store = self.clone();
+        store.prefix = format!("{}/{name}", self.prefix()).into();
+        store
+    }
+
+    /// Returns all networks beside the default one. Reads two keys for each, and none of the leases.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn networks(&self) -> Result<Networks, StoreError> {
+        let changed = self.first_key(self.changes_key().into(), b"").await?;
+        let changed = changed.map_or(0, |(_, revision)| revision);
+        let prefix = format!("{}/", self.prefix()).into_bytes();
+        // '0' comes after '/': what begins with the prefix is below this.
+        let end = format!("{}0", self.prefix());
+        let (mut from, mut all) = (prefix.clone(), Vec::new());
+        for looked in 0.. {
+            let Some((key, _)) = self.first_key(from, end.as_bytes()).await? else { break };
+            let below = key.strip_prefix(prefix.as_slice()).unwrap_or_default();
+            if looked >= MOST {
+                warn!(
+                    prefix = self.prefix(),
+                    most = MOST,
+                    "the store holds more than networks here; not looking further"
+                );
+                break;
+            }
+            let Some(length) = below.iter().position(|byte| *byte == b'/') else {
+                from = [key.as_slice(), b"\0"].concat();
+                continue;
+            };
+            let directory = &below[..length];
+            from = [prefix.as_slice(), directory, b"0"].concat();
+            let name = std::str::from_utf8(directory).ok().and_then(|name| name.parse::<NetworkName>().ok());
+            let Some(name) = name else { continue };
+            if let Some(config) = self.network(&name).config().await? {
+                all.push(StoredNetwork { name, config });
+            }
+        }
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Networks { all, changed })
+    }
+
+    /// Writes the config of a new network, if no network came or went since `seen`, and it has no config. Returns whether
+    /// it was written.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn create_network(
+        &self,
+        name: &NetworkName,
+        json: &[u8],
+        seen: &Networks,
+    ) -> Result<bool, StoreError> {
+        let (changes, config) = (self.changes_key(), self.network(name).config_key());
+        let provided = vec![unchanged(&changes, seen.changed), unchanged(&config, 0)];
+        let puts = vec![TxnOp::put(config, json, None), TxnOp::put(changes, name.as_str(), None)];
+        self.commit(provided, puts).await.map(|revision| revision.is_some())
+    }
+
+    /// Deletes the config of a network, if it is still the one that was seen and no host has a lease. Returns whether it
+    /// was deleted.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn remove_network(&self, network: &StoredNetwork) -> Result<bool, StoreError> {
+        let store = self.network(&network.name);
+        let config = store.config_key();
+        let no_lease =
+            Compare::version(format!("{}/subnets/", store.prefix()), CompareOp::Equal, 0).with_prefix();
+        let provided = vec![unchanged(&config, network.config.mod_revision), no_lease];
+        let changes = TxnOp::put(self.changes_key(), network.name.as_str(), None);
+        self.commit(provided, vec![TxnOp::delete(config, None), changes])
+            .await
+            .map(|revision| revision.is_some())
+    }
+
+    fn changes_key(&self) -> String {
+        format!("{}/{CHANGES}", self.prefix())
+    }
+
+    /// Returns the first key of a range, and the revision of its last write. With an empty end, the range is one key.
+    async fn first_key(&self, from: Vec<u8>, end: &[u8]) -> Result<Option<(Vec<u8>, i64)>, StoreError> {
+        let response = self
+            .call(|client: Client| {
+                let mut options = GetOptions::new().with_limit(1).with_keys_only();
+                if !end.is_empty() {
+                    options = options.with_range(end);
+                }
+                let from = from.clone();
+                let mut client = client.kv_client().max_decoding_message_size(ANY_SIZE);
+                async move { client.get(from, Some(options)).await }
+            })
+            .await?;
+        let first = response.kvs().first();
+        Ok(first.map(|kv| (kv.key().to_vec(), kv.mod_revision())))
+    }
+}
