@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use flan_integration::end::End;
-use flan_integration::host::STATUS_FLAGS;
-use flan_integration::{Host, Lab, LabOptions, wait};
+use flan_integration::host::{STATUS_FLAGS, on_all};
+use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{NETWORK, bare_hosts, ends_of, wait_until_all_know_each_other, wait_until_reached};
+use crate::stage::{
+    NETWORK, bare_hosts, ends_of, talk_both_ways, wait_until_all_know_each_other, wait_until_reached,
+};
 
 const REACHED: Duration = Duration::from_secs(15);
 
@@ -201,6 +203,48 @@ fn a_network_that_cannot_be_joined_is_waited_for_and_stops_nothing_else() -> Res
         wait::until("a network that was made later", Duration::from_secs(30), || {
             hosts[0].subnet_env_of("none")
         })?;
+        Ok(())
+    })
+}
+
+/// Without a driver for Docker: its own bridge, with what the subnet file says.
+#[test]
+fn containers_of_a_network_of_docker_are_in_a_second_network() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(NETWORK)?;
+        create(lab, &["blue", "--subnet", "10.7.0.0/16"])?;
+        let mut hosts = bare_hosts(lab, 2)?;
+        on_all(&mut hosts, |host| {
+            start(host, IN_BLUE)?;
+            host.start_docker(Bridge::WholeSubnet)?;
+            let env = wait::until("the subnet file of network blue", REACHED, || host.subnet_env_of("blue"))?;
+            let (subnet, mtu) =
+                (env.base().to_string(), format!("com.docker.network.driver.mtu={}", env.mtu));
+            let no_masquerade = "com.docker.network.bridge.enable_ip_masquerade=false";
+            host.docker(&[
+                "network",
+                "create",
+                "--subnet",
+                &subnet,
+                "-o",
+                &mtu,
+                "-o",
+                no_masquerade,
+                "blue",
+            ])?;
+            Ok(())
+        })?;
+        wait_until_all_know_each_other(&hosts)?;
+        let blue = [
+            hosts[0].run_container("blue1", &["--network", "blue"])?,
+            hosts[1].run_container("blue2", &["--network", "blue"])?,
+        ];
+        let default = [hosts[0].run_container("web1", &[])?, hosts[1].run_container("web2", &[])?];
+        talk_both_ways(&blue[0], &blue[1])?;
+        talk_both_ways(&default[0], &default[1])?;
+        for (one, other) in [(&blue[0], &default[1]), (&default[0], &blue[1]), (&blue[0], &default[0])] {
+            ensure!(one.fetch_name(other.address()?).is_err(), "{} reaches {}", one.name(), other.name());
+        }
         Ok(())
     })
 }

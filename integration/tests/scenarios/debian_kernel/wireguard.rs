@@ -11,7 +11,7 @@ use crate::stage::{hosts_that_reach, killed_and_restarted_nothing_is_lost_or_cha
 use crate::wireguard::{
     NO_FLAGS, REACHED, a_key_is_rotated_under_traffic, a_peer_by_hand, a_peer_that_roams_stays_where_it_is,
     a_person_sees_each_peer, each_lease_has_the_key, large_transfers_arrive, network, no_secret_is_shown,
-    nothing_passes_in_clear, public_key,
+    nothing_passes_in_clear, public_key, put_leases_of_nobody,
 };
 
 const DEVICE: &str = "flannel-wg";
@@ -172,5 +172,22 @@ fn a_new_key_replaces_the_old_one(lab: &Lab, host: &Host) -> Result<()> {
         let allowed = host.run("wg", &["show", DEVICE, "allowed-ips"])?;
         ensure!(allowed.contains(&format!("{new}\t10.5.211.0/24\n")), "{allowed}");
         Ok(())
+    })
+}
+
+/// A thousand leases are a thousand peers. The device goes with its namespace: the kernel takes its time for each peer.
+#[test]
+#[ignore = "needs Debian's kernel: make vm"]
+fn a_kernel_knows_a_thousand_peers() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let config = r#"{"Network":"10.0.0.0/8","SubnetMin":"10.200.0.0","Backend":{"Type":"wireguard"}}"#;
+        let (hosts, ends) = hosts_that_reach(lab, config, &[NO_FLAGS; 2])?;
+        put_leases_of_nobody(lab, 1000)?;
+        wait::until("the kernel to know all peers", Duration::from_secs(30), || {
+            let peers = hosts[0].run("wg", &["show", DEVICE, "peers"])?.lines().count();
+            ensure!(peers == 1001, "{peers} peers");
+            Ok(())
+        })?;
+        wait_until_reached(&ends[0], &ends[1], REACHED)
     })
 }
