@@ -1,10 +1,11 @@
 //! Flags that identify this host, shared by the agent and `flanctl`.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::Args;
-use flan_subnet_lease::PerFamily;
+use flan_subnet_lease::{NetworkName, PerFamily};
 use sha2::{Digest, Sha256};
 
 /// The path of `subnet.env`.
@@ -19,6 +20,48 @@ pub struct SubnetFile {
         default_value = "/run/flannel/subnet.env"
     )]
     pub path: PathBuf,
+}
+
+/// The directory of the subnet files of networks beside the default one.
+#[derive(Debug, Clone, Args)]
+pub struct SubnetDir {
+    /// Directory with a subnet file for each network beside the default one, NAME.env
+    #[arg(
+        id = "subnet_dir",
+        long = "subnet-dir",
+        value_name = "DIR",
+        env = "FLAND_SUBNET_DIR",
+        default_value = "/run/flannel/networks"
+    )]
+    pub path: PathBuf,
+}
+
+impl SubnetDir {
+    /// Returns the file of a network.
+    pub fn file(&self, network: &NetworkName) -> PathBuf {
+        self.path.join(format!("{network}.env"))
+    }
+
+    /// Returns the networks that have a file, with it.
+    ///
+    /// # Errors
+    /// If the directory exists and cannot be read.
+    pub fn files(&self) -> io::Result<Vec<(NetworkName, PathBuf)>> {
+        let entries = match std::fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(reason) => return Err(reason),
+        };
+        let mut files = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            let is_ours = path.extension().is_some_and(|extension| extension == "env");
+            let name = path.file_stem().filter(|_| is_ours).and_then(|name| name.to_str()?.parse().ok());
+            files.extend(name.map(|name| (name, path)));
+        }
+        files.sort();
+        Ok(files)
+    }
 }
 
 /// The addresses that peers send to, as given.

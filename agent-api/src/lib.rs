@@ -13,7 +13,7 @@ mod subnet_env;
 pub mod urls;
 mod wireguard_args;
 
-pub use host_args::{NodeId, PublicIps, SubnetFile};
+pub use host_args::{NodeId, PublicIps, SubnetDir, SubnetFile};
 pub use only_agent::OnlyAgent;
 pub use peers::{Peer, Peers, WireguardPeer};
 pub use problem::{Code, Problem};

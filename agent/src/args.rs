@@ -1,11 +1,10 @@
 //! The command line of `fland`.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetFile, WireguardKeyFile};
+use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, WireguardKeyFile};
 use flan_subnet_lease::{NetworkName, NodeIdentity, OverlapPolicy, PathChoice};
 use regex::Regex;
 
@@ -98,15 +97,9 @@ pub struct Args {
     #[arg(long, value_name = "NAMES", env = "FLAND_NETWORKS", value_delimiter = ',', help_heading = "Lease")]
     pub networks: Vec<NetworkName>,
 
-    /// Directory for the subnet files of these networks, each NAME.env
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "FLAND_SUBNET_DIR",
-        default_value = "/run/flannel/networks",
-        help_heading = "Lease"
-    )]
-    pub subnet_dir: PathBuf,
+    #[command(flatten, next_help_heading = "Lease")]
+    #[allow(missing_docs)]
+    pub subnet_dir: SubnetDir,
 
     /// Lifetime of the lease after this agent has stopped, for example 24h or 90m. From 60s to 1y
     #[arg(

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
-use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetFile, Urls, WireguardKeyFile};
+use flan_agent_api::{
+    AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, Urls, WireguardKeyFile,
+};
 use flan_subnet_lease::{BackendConfig, NetworkName, Password, Subnets};
 use ipnetwork::IpNetwork;
 
@@ -269,6 +271,8 @@ pub(crate) enum SubnetsCommand {
 pub(crate) struct HostArgs {
     #[command(flatten)]
     pub(crate) subnet_file: SubnetFile,
+    #[command(flatten)]
+    pub(crate) subnet_dir: SubnetDir,
     /// Show what would be done, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -13,7 +13,7 @@ use crate::host::{Host, Report};
 
 /// Hands the host over.
 pub(crate) async fn run(HandOverArgs { host: args, key_file }: &HandOverArgs) -> Result<(), Failure> {
-    let mut host = Host::read(&args.subnet_file.path).await?;
+    let mut host = Host::read(args).await?;
     let mut report = Report::new("HandOver", args.dry_run);
     let families = families(&host);
     for rules in host.standing_rules(&mut report) {

@@ -2,14 +2,16 @@
 
 mod report;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flan_agent_api::{OnlyAgent, SubnetEnv};
 use flan_backends::Holdings;
 use flan_kernel::{FirewallError, Kernel, KernelError, OwnRules, State, diff, netlink};
+use flan_subnet_lease::{NetworkName, Subnets};
 
 pub(crate) use report::Report;
 
+use crate::args::HostArgs;
 use crate::failure::{Failure, Kind};
 
 /// Drop-in of `make install`, which starts fland with Docker.
@@ -20,15 +22,26 @@ pub(crate) struct Host {
     kernel: netlink::Linux,
     /// The content of the subnet file, if it exists.
     pub(crate) env: Option<SubnetEnv>,
+    /// The networks beside the default one that this host is in, with their subnet files.
+    pub(crate) named: Vec<Named>,
     pub(crate) holdings: Holdings,
     /// Each set of rules, and whether it is installed.
     rules: Vec<(OwnRules, Result<bool, FirewallError>)>,
     _only: OnlyAgent,
 }
 
+/// A network beside the default one.
+pub(crate) struct Named {
+    pub(crate) name: NetworkName,
+    /// Its subnet file.
+    pub(crate) file: PathBuf,
+    /// This host's subnets in it, as the file says.
+    pub(crate) subnets: Option<Subnets>,
+}
+
 impl Host {
     /// Reads all our state on this host.
-    pub(crate) async fn read(subnet_file: &Path) -> Result<Self, Failure> {
+    pub(crate) async fn read(args: &HostArgs) -> Result<Self, Failure> {
         if !netlink::may_change().map_err(|reason| unread(&reason))? {
             return Err(Failure::new(Kind::Usage, "this changes devices, routes and rules: run it as root"));
         }
@@ -37,18 +50,25 @@ impl Host {
                 let message = "fland runs on this host; stop it first, with: systemctl disable --now fland";
                 Failure::new(Kind::Refused, message)
             })?;
-        let env = SubnetEnv::load(subnet_file).map_err(|reason| {
-            let message = format!("cannot use {}: {reason}; mend it or delete it", subnet_file.display());
-            Failure::new(Kind::Usage, message)
+        let env = load(&args.subnet_file.path)?;
+        let files = args.subnet_dir.files().map_err(|reason| {
+            let directory = args.subnet_dir.path.display();
+            Failure::new(Kind::Other, format!("cannot read the directory {directory}: {reason}"))
         })?;
+        let mut named = Vec::new();
+        for (name, file) in files {
+            let subnets = load(&file)?.as_ref().and_then(SubnetEnv::subnets);
+            named.push(Named { name, file, subnets });
+        }
         let mut kernel = netlink::Linux::new().map_err(|reason| unread(&reason))?;
-        let subnets: Vec<_> = env.iter().filter_map(SubnetEnv::subnets).collect();
+        let default = env.as_ref().and_then(SubnetEnv::subnets);
+        let subnets: Vec<_> = default.into_iter().chain(named.iter().filter_map(|one| one.subnets)).collect();
         let holdings = Holdings::read(&mut kernel, &subnets).await.map_err(|reason| unread(&reason))?;
         let mut rules = Vec::new();
         for set in OwnRules::ALL {
             rules.push((set, set.stand().await));
         }
-        Ok(Self { kernel, env, holdings, rules, _only: only })
+        Ok(Self { kernel, env, named, holdings, rules, _only: only })
     }
 
     /// Returns the installed sets of rules. Reports the unreadable ones as failed steps.
@@ -88,6 +108,14 @@ impl Host {
     pub(crate) fn drop_in() -> Option<&'static str> {
         Path::new(DOCKER_DROP_IN).exists().then_some(DOCKER_DROP_IN)
     }
+}
+
+/// Reads a subnet file; `None` if it does not exist.
+fn load(file: &Path) -> Result<Option<SubnetEnv>, Failure> {
+    SubnetEnv::load(file).map_err(|reason| {
+        let message = format!("cannot use {}: {reason}; mend it or delete it", file.display());
+        Failure::new(Kind::Usage, message)
+    })
 }
 
 fn unread(reason: &KernelError) -> Failure {

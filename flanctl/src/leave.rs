@@ -25,9 +25,9 @@ const RUN_DIRECTORY: &str = "/run/flannel";
 
 /// Takes this host out of the network. Without a store, keeps the lease.
 pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Failure> {
-    let mut host = Host::read(&args.host.subnet_file.path).await?;
+    let mut host = Host::read(&args.host).await?;
     let leases = match &store {
-        Some(store) => Some((store, own_leases(store, &host, args).await)),
+        Some(store) => Some(own_leases(store, &host, args).await),
         None => None,
     };
     let planned = perform(&mut host, &leases, args, true).await;
@@ -44,22 +44,22 @@ pub(crate) async fn run(store: Option<Store>, args: &LeaveArgs) -> Result<(), Fa
     perform(&mut host, &leases, args, false).await.finish(args.host.output, "")
 }
 
-/// The store and this host's leases in it.
-type Leases<'a> = Option<(&'a Store, Result<Vec<Lease>, Failure>)>;
+/// This host's leases, each with the store of its network.
+type Leases = Option<Result<Vec<(Store, Lease)>, Failure>>;
 
 /// Takes all steps. In a dry run, only reports them.
-async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run: bool) -> Report {
+async fn perform(host: &mut Host, leases: &Leases, args: &LeaveArgs, dry_run: bool) -> Report {
     let mut report = Report::new("Leave", dry_run);
     match leases {
-        Some((store, Ok(leases))) => {
-            for lease in leases {
+        Some(Ok(leases)) => {
+            for (store, lease) in leases {
                 let permanence = if lease.is_reservation() { "reservation" } else { "lease" };
                 let holder = lease.attributes.holder();
                 let what = format!("delete the {permanence} {} of {holder} from the store", lease.subnets);
                 report.step(what, delete_lease(store, lease)).await;
             }
         }
-        Some((_, Err(failure))) => {
+        Some(Err(failure)) => {
             let reason = format!("{failure}; with --keep-lease it stays until it expires");
             report.failed(
                 "delete this host's lease from the store".to_owned(),
@@ -73,7 +73,7 @@ async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run
         report.step(format!("delete {rules}"), work).await;
     }
     host.bring_to(&State::default(), &mut report).await;
-    delete_files(&mut report, args).await;
+    delete_files(&mut report, host, args).await;
     if let Some(file) = Host::drop_in() {
         report.next(format!("remove {file}, which starts fland with Docker; then: systemctl daemon-reload"));
     }
@@ -89,8 +89,9 @@ async fn perform(host: &mut Host, leases: &Leases<'_>, args: &LeaveArgs, dry_run
 }
 
 /// Deletes the files last, and only if nothing failed, because a retry needs them to find the rest.
-async fn delete_files(report: &mut Report, args: &LeaveArgs) {
-    for file in [&args.host.subnet_file.path, &args.docker_opts] {
+async fn delete_files(report: &mut Report, host: &Host, args: &LeaveArgs) {
+    let named = host.named.iter().map(|network| &network.file);
+    for file in named.chain([&args.host.subnet_file.path, &args.docker_opts]) {
         if !file.exists() {
             continue;
         }
@@ -101,7 +102,8 @@ async fn delete_files(report: &mut Report, args: &LeaveArgs) {
         report.step(format!("delete {}", file.display()), async { delete_file(file) }).await;
     }
     if !report.is_dry_run() {
-        // Fails if another program has files in the directory, which then stays.
+        // Fails if another program has files in a directory, which then stays.
+        let _ = std::fs::remove_dir(&args.host.subnet_dir.path);
         let _ = std::fs::remove_dir(RUN_DIRECTORY);
     }
 }
@@ -122,14 +124,18 @@ async fn delete_lease(store: &Store, lease: &Lease) -> Result<(), Failure> {
     }
 }
 
-async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<Lease>, Failure> {
-    let listing = store.leases().list().await?;
-    let holder = Holder {
-        node: NodeIdentity { host: None, id: args.node_id.id() },
-        addresses: addresses(args).await?,
-        previous: host.env.as_ref().and_then(SubnetEnv::subnets),
-    };
-    Ok(holder.leases(&listing))
+async fn own_leases(store: &Store, host: &Host, args: &LeaveArgs) -> Result<Vec<(Store, Lease)>, Failure> {
+    let addresses = addresses(args).await?;
+    let default = (store.clone(), host.env.as_ref().and_then(SubnetEnv::subnets));
+    let named = host.named.iter().map(|network| (store.network(&network.name), network.subnets));
+    let mut all = Vec::new();
+    for (store, previous) in std::iter::once(default).chain(named) {
+        let node = NodeIdentity { host: None, id: args.node_id.id() };
+        let holder = Holder { node, addresses: addresses.clone(), previous };
+        let leases = holder.leases(&store.leases().list().await?);
+        all.extend(leases.into_iter().map(|lease| (store.clone(), lease)));
+    }
+    Ok(all)
 }
 
 /// Returns every address by which a lease may name this host.

@@ -11,7 +11,7 @@ use flan_kernel::{Kernel, Ownership, firewall, netlink};
 use flan_subnet_lease::{NetworkName, Store, Subnets};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::store::{Reports, StoreTasks, watch_user};
 use super::{Connected, Daemon};
@@ -87,7 +87,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         let (store, status, file) = match &name {
             None => (store.clone(), status.default_network().clone(), args.subnet_file.path.clone()),
             Some(name) => {
-                let file = args.subnet_dir.join(format!("{name}.env"));
+                let file = args.subnet_dir.file(name);
                 (store.network(name), status.add_network(name.clone()), file)
             }
         };
@@ -97,7 +97,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         networks.push((settings, status));
         connected.push(Connected { tasks, file });
     }
-    let previous: Vec<Subnets> = networks.iter().filter_map(|(settings, _)| settings.previous).collect();
+    let mut previous: Vec<Subnets> = networks.iter().filter_map(|(settings, _)| settings.previous).collect();
+    previous.extend(left_networks(&args));
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
     host.reconciler.own(&held_before(&mut kernel, &previous).await);
     let now = Instant::now();
@@ -150,6 +151,23 @@ async fn held_before(kernel: &mut impl Kernel, previous: &[Subnets]) -> Ownershi
             Ownership::default()
         }
     }
+}
+
+/// Returns the subnets of networks that this host was in and is to be in no longer. Deletes their subnet files.
+fn left_networks(args: &Args) -> Vec<Subnets> {
+    let files = args.subnet_dir.files().unwrap_or_else(|reason| {
+        warn!(directory = %args.subnet_dir.path.display(), %reason, "cannot read the subnet files of networks");
+        Vec::new()
+    });
+    let mut left = Vec::new();
+    for (name, file) in files.into_iter().filter(|(name, _)| !args.networks.contains(name)) {
+        info!(network = %name, "this host is no longer in this network: its --networks do not name it");
+        left.extend(previous(&file));
+        if let Err(reason) = std::fs::remove_file(&file) {
+            warn!(file = %file.display(), %reason, "cannot delete the subnet file of a network that this host has left");
+        }
+    }
+    left
 }
 
 /// Returns the subnets in a subnet file.
