@@ -116,6 +116,16 @@ macro_rules! define {
                 }
             }
 
+            /// Returns whether the kernel holds what was wanted and is not wanted any more. Allowed senders do not count:
+            /// somebody else may want the same sender.
+            pub fn is_given_up(&self, object: &Object) -> bool {
+                match object {
+                    $(Object::$name(key) => {
+                        <$kind as Kind>::CHANGED != Changed::ByNftables && self.$field.is_given_up(key)
+                    })*
+                }
+            }
+
             fn lose_on(&mut self, device: LinkName, upheaval: &Upheaval) {
                 $(self.$field.lose(|key, value| {
                     <$kind as Kind>::device(key, value) == Some(device)

@@ -288,6 +288,11 @@ fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known(
     world.leases(0, listed(&[PEER_2]));
     assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"], "who knows what the other network will want");
     assert!(world.status_of(0).ready, "the first does not wait for the second");
+    world.leases(0, put(PEER_3));
+    world.leases(0, deleted(PEER_2));
+    assert_eq!(world.routes(), ["10.5.3.0/24"], "a peer that left is not waited for");
+    world.leases(0, deleted(PEER_3));
+    world.leases(0, put(PEER_2));
     world.config_is(1, SECOND);
     world.lease(1, "10.6.1.0/24");
     let peer = ("10.6.2.0", "192.168.64.12", "02:00:00:00:02:0c");
@@ -301,6 +306,33 @@ fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known(
     world.leases(0, deleted(PEER_2));
     assert_eq!(world.routes(), ["10.6.2.0/24"]);
     assert!(world.status_of(0).ready && world.status_of(1).ready);
+}
+
+#[test]
+fn a_network_that_nobody_made_or_that_wants_what_is_taken_stops_no_other() {
+    let before = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
+    let mut world = World::of_networks(4, before.kernel.clone(), None, &[]);
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[PEER_2]));
+    world.config_answer(1, Ok(None));
+    world.config_answer(2, Ok(None));
+    world.config_is(3, VXLAN);
+    let waits = |world: &World, network| world.status_of(network).waiting_for.unwrap_or_default();
+    assert!(waits(&world, 1).ends_with("n1/config in the store: there is none"), "{}", waits(&world, 1));
+    assert!(
+        waits(&world, 3)
+            .ends_with("another network of this host has the device flannel.1: give this one another VNI")
+    );
+    assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"], "the fourth may have made the second route");
+    world.config_answer(3, Ok(None));
+    assert_eq!(world.routes(), ["10.5.2.0/24"]);
+    // It is made later.
+    world.config_is(1, SECOND);
+    world.lease(1, "10.6.1.0/24");
+    world.leases(1, listed(&[]));
+    assert!(world.status_of(1).ready && !world.status_of(2).ready);
+    assert_eq!(world.notified_ready, 1, "systemd waits for the default network alone");
 }
 
 #[test]

@@ -258,14 +258,15 @@ impl Reconciler {
         }
     }
 
-    /// Returns the operations to carry out now, including deletions only if `may_delete`. Report the result with
-    /// [`carried_out`](Self::carried_out).
+    /// Returns the operations to carry out now. Without `may_delete`, deletes only what was wanted before. Report the
+    /// result with [`carried_out`](Self::carried_out).
     pub fn begin(&mut self, may_delete: bool, now: Instant) -> Vec<Operation> {
         if !self.known {
             return Vec::new();
         }
         let mut operations = self.due(now);
-        operations.retain(|operation| may_delete || !operation.is_deletion());
+        let was_wanted = |operation: &Operation| self.ledger.is_given_up(&operation.object());
+        operations.retain(|operation| may_delete || !operation.is_deletion() || was_wanted(operation));
         self.under_way = operations.len();
         operations
     }

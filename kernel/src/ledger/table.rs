@@ -19,6 +19,8 @@ pub(super) struct Table<K: Kind> {
     different: HashMap<K::Key, Option<K::Value>>,
     /// Names observed since the last reading began.
     heard: Option<HashSet<K::Key>>,
+    /// Names that are held, were wanted and are not wanted any more.
+    given_up: HashSet<K::Key>,
 }
 
 #[derive(Debug, Clone)]
@@ -34,7 +36,7 @@ struct Wanted<V> {
 impl<K: Kind> Default for Table<K> {
     fn default() -> Self {
         let (wanted, wishes, different) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { wanted, wishes, different, heard: None }
+        Self { wanted, wishes, different, heard: None, given_up: HashSet::new() }
     }
 }
 
@@ -43,6 +45,7 @@ impl<K: Kind> Table<K> {
     pub(super) fn want(&mut self, key: K::Key, value: K::Value) {
         match self.wanted.entry(key) {
             Entry::Vacant(place) => {
+                self.given_up.remove(&key);
                 let differs =
                     note(&mut self.different, key, |held| is_as_wanted::<K>(held, Some(&value)), None);
                 place.insert(Wanted { value, is_shared: false, differs });
@@ -72,14 +75,23 @@ impl<K: Kind> Table<K> {
             return change::<K>(&mut self.different, key, standing.get_mut(), merged);
         }
         let Wanted { value, differs, .. } = standing.remove();
-        note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
+        if note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value)) {
+            self.given_up.insert(key);
+        }
     }
 
     pub(super) fn give_up_all(&mut self) {
         self.wishes.clear();
         for (key, Wanted { value, differs, .. }) in std::mem::take(&mut self.wanted) {
-            note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value));
+            if note(&mut self.different, key, |held| held.is_none(), (!differs).then_some(value)) {
+                self.given_up.insert(key);
+            }
         }
+    }
+
+    /// Returns whether it is held, was wanted, and is not wanted any more.
+    pub(super) fn is_given_up(&self, key: &K::Key) -> bool {
+        self.given_up.contains(key)
     }
 
     /// Records what the kernel holds. Returns whether that is news.
@@ -125,6 +137,7 @@ impl<K: Kind> Table<K> {
         self.wanted.shrink_to_fit();
         self.wishes.shrink_to_fit();
         self.different.shrink_to_fit();
+        self.given_up.shrink_to_fit();
     }
 
     pub(super) fn held(&self, key: &K::Key) -> Option<&K::Value> {
@@ -179,7 +192,10 @@ impl<K: Kind> Table<K> {
                 news
             }
             None => match held {
-                None => self.different.remove(&key).is_some(),
+                None => {
+                    self.given_up.remove(&key);
+                    self.different.remove(&key).is_some()
+                }
                 held => self.different.insert(key, held.clone()) != Some(held),
             },
         }
@@ -302,6 +318,22 @@ mod tests {
         assert_eq!(sides(&table), (vec![], vec!["1 a".to_owned()]));
         table.observe(1, None);
         assert!(table.different.is_empty());
+    }
+
+    #[test]
+    fn what_was_wanted_is_known_until_it_is_gone_or_wanted_again() {
+        let mut table = table();
+        for key in 1..=3 {
+            table.observe(key, text("a"));
+        }
+        table.give_up(1, &"a".to_owned());
+        let given_up = |table: &Table<Letters>| [1, 2, 3].map(|key| table.is_given_up(&key));
+        assert_eq!(given_up(&table), [true, false, false], "3 was never wanted");
+        table.observe(1, None);
+        table.give_up_all();
+        assert_eq!(given_up(&table), [false, true, false]);
+        table.want(2, "b".to_owned());
+        assert_eq!(given_up(&table), [false; 3]);
     }
 
     #[test]

@@ -101,7 +101,10 @@ impl World {
             let settings = Settings {
                 name: name(id),
                 file: "/run/flannel/subnet.env".into(),
-                place: "/coreos.com/network/config in the store".to_owned(),
+                place: match name(id) {
+                    None => "/coreos.com/network/config in the store".to_owned(),
+                    Some(name) => format!("/coreos.com/network/{name}/config in the store"),
+                },
                 flags: String::new(),
                 previous,
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
