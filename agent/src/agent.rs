@@ -118,9 +118,10 @@ impl Agent {
         self.host.due(now).into_iter().chain(networks).min()
     }
 
-    /// Returns all peers of all networks, for people.
+    /// Returns all peers in the default network, for people.
     pub(crate) fn peers(&self) -> Vec<Peer> {
-        self.joined().flat_map(Joined::shown_peers).collect()
+        let default = self.networks.get(DEFAULT_NETWORK).and_then(Network::joined);
+        default.into_iter().flat_map(Joined::shown_peers).collect()
     }
 
     /// Handles an event and returns what to do.
@@ -164,7 +165,7 @@ impl Agent {
         };
         effects.extend(self.follow_external_interface(now));
         for network in &mut self.networks {
-            effects.extend(network.claim_lease(&self.host, now));
+            effects.extend(network.claim_lease(&mut self.host, now));
         }
         effects
     }
@@ -187,11 +188,11 @@ impl Agent {
         effects
     }
 
-    /// Returns how many of the networks may begin. The default network goes first, so that none of the others has what it
-    /// needs.
+    /// Returns how many of the networks may begin. The default network goes first: it chooses the external interface, and
+    /// none of the others may have what it needs.
     fn begun(&self) -> usize {
         match self.networks.get(DEFAULT_NETWORK) {
-            Some(default) if !default.was_read() => DEFAULT_NETWORK + 1,
+            Some(default) if !default.has_begun() => DEFAULT_NETWORK + 1,
             _ => self.networks.len(),
         }
     }
@@ -227,6 +228,9 @@ impl Agent {
         let (mut rules, mut forwarding) = (Ruleset::default(), (false, false));
         for joined in self.joined() {
             joined.add_rules(&self.host, &mut rules, &mut forwarding);
+        }
+        for network in &self.networks {
+            network.add_previous_rules(&self.host, &mut rules);
         }
         vec![Effect::KeepRules { rules, forwarding }]
     }

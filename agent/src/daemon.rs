@@ -115,12 +115,12 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
         event: (NetworkId, Option<WatchEvent<Lease>>),
         reports: &mut Reports,
     ) -> anyhow::Result<()> {
-        // The event that this host has a lease comes before the leases.
-        while let Ok((network, event)) = reports.events.try_recv() {
-            self.feed(Event::Network(network, event)).await?;
-        }
         let mut next = Some(event);
         while let Some((network, event)) = next {
+            // The event that this host has a lease comes before the leases.
+            while let Ok((network, event)) = reports.events.try_recv() {
+                self.feed(Event::Network(network, event)).await?;
+            }
             let event = event.context("the lease watch ended unexpectedly")?;
             self.feed(Event::Network(network, NetworkEvent::Leases(event))).await?;
             next = reports.leases.next().now_or_never().flatten();

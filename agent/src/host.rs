@@ -6,6 +6,7 @@
 mod external;
 pub mod reconcile;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tracing::{debug, info};
 
 use self::external::ExternalWatch;
 use self::reconcile::{Consequences, Outcome, Reconciler};
-use crate::agent::{Effect, NetworkId};
+use crate::agent::{DEFAULT_NETWORK, Effect, NetworkId};
 use crate::args::Args;
 use crate::due::Due;
 use crate::interface::{External, Overlays};
@@ -35,8 +36,8 @@ pub struct Host {
     pub(crate) external: ExternalWatch,
     /// The overlay networks. Only host networks that overlap them matter.
     overlays: Overlays,
-    /// What each network needs for itself alone: its devices and its addresses.
-    needs: Vec<(NetworkId, Ownership, Overlays)>,
+    /// What each network needs of this host.
+    needs: BTreeMap<NetworkId, Needs>,
     /// The host's networks, once read.
     networks: Option<HostNetworks>,
     are_networks_being_read: bool,
@@ -51,6 +52,17 @@ pub struct Host {
     retry_at: Option<Instant>,
     /// Whether no round has ended yet.
     is_starting: bool,
+}
+
+/// What a network needs of this host.
+#[derive(Debug, Clone)]
+pub(crate) struct Needs {
+    /// What is its alone.
+    pub(crate) ownership: Ownership,
+    /// Its addresses, with the family of the underlay that carries them.
+    pub(crate) overlays: Overlays,
+    /// Whether it checks what datagrams carry; `None` if it checks no senders. The rules of all networks are in one place.
+    pub(crate) strict: Option<bool>,
 }
 
 /// When each task is due.
@@ -95,7 +107,7 @@ impl Host {
             reconciler: Reconciler::default(),
             external: ExternalWatch::default(),
             overlays: Vec::new(),
-            needs: Vec::new(),
+            needs: BTreeMap::new(),
             networks: None,
             are_networks_being_read: false,
             due: Times::default(),
@@ -111,35 +123,54 @@ impl Host {
     /// Starts to read what a new network requires.
     ///
     /// # Errors
-    /// If another network has one of its devices or addresses.
+    /// If this host does not have what it needs, or another network has it.
     pub(crate) fn prepare(
         &mut self,
         network: NetworkId,
-        overlays: Overlays,
-        ownership: &Ownership,
+        needs: Needs,
         now: Instant,
     ) -> Result<Vec<Effect>, String> {
-        self.check_needs(network, &overlays, ownership)?;
-        self.needs.push((network, ownership.clone(), overlays.clone()));
-        self.overlays.extend(overlays);
-        self.reconciler.own(ownership);
+        if network != DEFAULT_NETWORK {
+            self.check(network, &needs)?;
+        }
+        self.reconciler.own(&needs.ownership);
+        self.needs.insert(network, needs);
+        self.overlays = self.needs.values().flat_map(|needs| needs.overlays.iter().copied()).collect();
         self.due.resync.at(now + self.args.resync_interval);
         self.due.rules.at(now + RULES_INTERVAL);
         (self.networks, self.are_networks_being_read) = (None, true);
         Ok(vec![self.survey(), self.read_anew(), self.reading_of_networks()])
     }
 
-    fn check_needs(&self, network: NetworkId, overlays: &Overlays, owned: &Ownership) -> Result<(), String> {
-        for (_, other, others) in self.needs.iter().filter(|(id, ..)| *id != network) {
-            if let Some(link) = owned.links.intersection(&other.links).max() {
+    /// A network that joins later must not move those that work.
+    fn check(&self, network: NetworkId, needs: &Needs) -> Result<(), String> {
+        for (_, other) in self.needs.iter().filter(|(id, _)| **id != network) {
+            if let Some(link) = needs.ownership.links.intersection(&other.ownership.links).max() {
                 return Err(format!(
                     "another network of this host has the device {link}: give this one another VNI"
                 ));
             }
-            let ours =
-                overlays.iter().flat_map(|(_, ours)| others.iter().map(move |(_, other)| (ours, other)));
-            if let Some((ours, other)) = ours.into_iter().find(|(ours, other)| overlap(ours, other)) {
-                return Err(format!("{ours} overlaps {other}, which another network of this host has"));
+            for (_, ours) in &needs.overlays {
+                if let Some((_, theirs)) = other.overlays.iter().find(|(_, theirs)| overlap(ours, theirs)) {
+                    return Err(format!("{ours} overlaps {theirs}, which another network of this host has"));
+                }
+            }
+            if needs.strict.is_some_and(|strict| other.strict.is_some_and(|other| other != strict)) {
+                return Err("Backend.StrictSource must be the same in all networks of a host".to_owned());
+            }
+        }
+        let Some(external) = &self.external.external else { return Ok(()) };
+        for (family, overlay) in &needs.overlays {
+            let Some(address) = external.underlay.addresses.get(*family) else {
+                let link = external.underlay.link;
+                return Err(format!(
+                    "the default network uses no {family} address of {link}, and this one needs it"
+                ));
+            };
+            let inside =
+                external.own_addresses().into_iter().chain([*address]).find(|ip| overlay.contains(*ip));
+            if let Some(inside) = inside {
+                return Err(format!("{overlay} contains {inside}, an address of this host's underlay"));
             }
         }
         Ok(())
@@ -209,7 +240,7 @@ impl Host {
 
     fn follow(&mut self, follows: Consequences, now: Instant) -> Vec<Effect> {
         if self.overlays.is_empty() {
-            return Vec::new(); // nothing was read before, and nothing is ours
+            return Vec::new(); // no network has begun
         }
         if follows.work {
             self.schedule(now + REPAIR_DEBOUNCE);

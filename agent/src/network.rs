@@ -22,15 +22,16 @@ use std::time::Duration;
 use flan_agent_api::{Code, PathInForce, SubnetEnv, WireguardKeyFile};
 use flan_backends::{BackendError, Udp, Underlay, Wireguard};
 use flan_kernel::netlink::FouLack;
-use flan_kernel::{LinkName, State};
+use flan_kernel::{FamilyRules, LinkName, Ruleset, State};
 use flan_subnet_lease::{
     BackendConfig, Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NetworkName, NodeIdentity, OwnKey,
-    OwnLease, Subnets, WatchEvent,
+    OwnLease, PerFamily, Subnets, WatchEvent,
 };
 use flan_wireguard_keys::{KeyFileError, PrivateKey};
+use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{Span, info, info_span, warn};
+use tracing::{Span, error, info, info_span, warn};
 
 use self::backend::{Chosen, HostMeans};
 use self::overlaps::Overlaps;
@@ -113,6 +114,8 @@ pub struct Settings {
     pub flags: String,
     /// The subnets in the subnet file.
     pub previous: Option<Subnets>,
+    /// The networks in it.
+    pub previous_networks: PerFamily<IpNetwork>,
     /// The identity of this host.
     pub node: NodeIdentity,
     /// Send a keepalive at least this long before the lease ends.
@@ -147,7 +150,7 @@ pub struct Network {
     failures: u32,
     /// How the stored config differs from the one in use.
     config_problem: Option<&'static str>,
-    /// Whether the store has no config, so that nothing of this network is on any host.
+    /// Whether the store has no config.
     has_no_config: bool,
     /// Marks log lines of a network beside the default one.
     span: Span,
@@ -220,7 +223,9 @@ impl Network {
         let _marked = self.span.clone().entered();
         match event {
             NetworkEvent::Config(read) => self.config_was_read(read, host, now),
-            NetworkEvent::NoLease(reason) => vec![self.waits_for(&format!("a lease: {reason}"))],
+            NetworkEvent::NoLease(reason) => {
+                self.waits_for(&format!("a lease: {reason}")).into_iter().collect()
+            }
             NetworkEvent::Leased(holding) => self.join(holding, host, now),
             NetworkEvent::Holding(holding) => {
                 if let Some(joined) = self.joined_mut() {
@@ -250,7 +255,7 @@ impl Network {
         let mut effects = Vec::new();
         if self.config_due.is_over(now) {
             let first = matches!(self.phase, Phase::Config) && self.failures == 0;
-            effects.extend(first.then(|| self.waits_for(&self.config_place())));
+            effects.extend(first.then(|| self.waits_for(&self.config_place())).flatten());
             effects.push(self.effect(NetworkEffect::ReadConfig));
         }
         if self.key_due.is_over(now) {
@@ -259,17 +264,34 @@ impl Network {
         effects
     }
 
-    /// Returns whether the config was read, whatever it is.
-    pub(crate) fn was_read(&self) -> bool {
-        !matches!(self.phase, Phase::Config) || self.failures > 0
+    /// Returns whether the network has what it needs of this host.
+    pub(crate) fn has_begun(&self) -> bool {
+        matches!(self.phase, Phase::Lease(_) | Phase::Joined(_))
     }
 
     /// Returns whether it is known what of this network belongs into the kernel.
     pub(crate) fn is_known(&self) -> bool {
         match &self.phase {
             Phase::Joined(joined) => joined.leases.is_complete(),
-            Phase::Config => self.has_no_config,
+            // Where it was before, its config may come back.
+            Phase::Config => self.has_no_config && self.settings.previous.is_none(),
             Phase::Host(_) | Phase::Lease(_) => false,
+        }
+    }
+
+    /// Adds the packet filter rules that the network had when the agent ended, while it has none of its own yet.
+    pub(crate) fn add_previous_rules(&self, host: &Host, rules: &mut Ruleset) {
+        let Some(previous) = self.settings.previous.filter(|_| self.joined().is_none()) else { return };
+        for (family, subnet) in previous.iter() {
+            if let Some(&network) = self.settings.previous_networks.get(family) {
+                rules.families.push(FamilyRules { network, subnet });
+            }
+        }
+        if self.args.iptables_forward_rules {
+            // Its devices are among these.
+            let held = host.reconciler.devices().links.into_keys();
+            let missing: Vec<LinkName> = held.filter(|link| !rules.forward.contains(link)).collect();
+            rules.forward.extend(missing);
         }
     }
 
@@ -280,7 +302,7 @@ impl Network {
     }
 
     /// Claims a lease, once the state of this host is known.
-    pub(crate) fn claim_lease(&mut self, host: &Host, now: Instant) -> Vec<Effect> {
+    pub(crate) fn claim_lease(&mut self, host: &mut Host, now: Instant) -> Vec<Effect> {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
         let _marked = self.span.clone().entered();
         let Some((external, networks)) = host.known() else { return Vec::new() };
@@ -296,6 +318,11 @@ impl Network {
         }
         let chosen = match self.choose_for(config, external, host, &devices) {
             Ok(chosen) => chosen,
+            // The others work, and this one may when its config changes.
+            Err(reason) if self.settings.name.is_some() => {
+                error!(%reason, "cannot join the network");
+                return self.tries_again(&reason.to_string(), host, now);
+            }
             Err(reason) => return vec![Effect::End(refused(reason))],
         };
         if self.args.source_check && backend::checks_senders(config) {
@@ -339,7 +366,8 @@ impl Network {
             own_key,
             overlaps,
         }));
-        vec![self.waits_for("a lease"), self.effect(NetworkEffect::Claim(Box::new(claim)))]
+        let claim = self.effect(NetworkEffect::Claim(Box::new(claim)));
+        self.waits_for("a lease").into_iter().chain([claim]).collect()
     }
 
     /// Goes over to another WireGuard key: peers learn it from our lease.
@@ -367,7 +395,7 @@ impl Network {
             warn!(%before, now = %held, "this host has another subnet than before: restart Docker, or containers stay cut off");
         }
         self.phase = Phase::Joined(Box::new(Joined::new(*means, holding, host, now)));
-        vec![self.waits_for("the list of leases")]
+        self.waits_for("the list of leases").into_iter().collect()
     }
 
     /// Chooses the backend for this external interface; `None` if no backend is in use yet.
@@ -449,10 +477,10 @@ impl Network {
         }
     }
 
-    fn waits_for(&self, what: &str) -> Effect {
+    /// Shows what the network waits for. systemd is told of the default network alone.
+    fn waits_for(&self, what: &str) -> Option<Effect> {
         self.status.update(|status| status.waiting_for = Some(what.to_owned()));
-        let who = self.settings.name.as_ref().map(|name| format!("network {name} ")).unwrap_or_default();
-        Effect::Status(format!("{who}waiting for {what}"))
+        self.settings.name.is_none().then(|| Effect::Status(format!("waiting for {what}")))
     }
 
     fn effect(&self, effect: NetworkEffect) -> Effect {

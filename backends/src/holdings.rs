@@ -77,6 +77,12 @@ impl Holdings {
         Self { state, others }
     }
 
+    /// Returns whether a device of ours has the base address of these subnets.
+    pub fn has_device_of(&self, subnets: &Subnets) -> bool {
+        let mut bases = subnets.iter().map(|(_, subnet)| IpNetwork::from(subnet.ip()));
+        bases.any(|base| self.state.addresses.keys().any(|address| address.address == base))
+    }
+
     /// Returns whether this host is on wireguard, whoever encrypts.
     pub fn has_wireguard(&self) -> bool {
         self.state.links.keys().any(|name| wireguard::is_name(*name))

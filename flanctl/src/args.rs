@@ -80,6 +80,13 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Whether the command is about the default network or another one.
+    pub(crate) fn is_about_a_network(&self) -> bool {
+        matches!(self, Self::Config(ConfigCommand::Get | ConfigCommand::Set { .. }) | Self::Subnets(_))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print the network config from the store
@@ -346,7 +353,7 @@ Exit codes:
   4  the store refuses these credentials
   5  there is no network config in the store
   6  refused, with the reason: fland runs, the subnet is taken, its holder is alive, ...
-  7  there is no such lease
+  7  there is no such lease or network
   8  timed out";
 
 #[cfg(test)]

@@ -9,22 +9,26 @@ use std::path::Path;
 use flan_backends::{HostNetworks, collisions};
 use flan_subnet_lease::{
     Admission, Caution, LeaseSet, NetworkConfig, NetworkName, QuarantineReason, Store, StoredConfig, Subnets,
-    WatchEvent,
+    WatchEvent, check_beside,
 };
 use tokio::time::Instant;
 
 use self::draft::{DEFAULT_BACKEND, Draft, backend_field, has_no_backend, unusable};
 use crate::failure::{Failure, Kind};
+use crate::network;
 use crate::output;
 
-pub(crate) async fn get(store: &Store) -> Result<(), Failure> {
-    let stored = stored(store).await?;
+pub(crate) async fn get(store: &Store, network: Option<&NetworkName>) -> Result<(), Failure> {
+    let stored = match network {
+        Some(name) => network::find(store, name).await?,
+        None => stored(store).await?,
+    };
     output::print_verbatim(&String::from_utf8_lossy(&stored.json))
 }
 
 /// Checks a config and writes it, with its backend. Refuses to strand leases, or to change the backend unasked.
 pub(crate) async fn set(
-    store: &Store,
+    whole: &Store,
     network: Option<&NetworkName>,
     file: &Path,
     backend: Option<&str>,
@@ -32,9 +36,14 @@ pub(crate) async fn set(
 ) -> Result<(), Failure> {
     let draft = Draft::new(&read(file)?, backend)?;
     check(&draft.config)?;
-    if network.is_some() {
+    let store = &network.map_or_else(|| whole.clone(), |name| whole.network(name));
+    if let Some(name) = network {
+        network::find(store, name).await?;
         draft.config.supported_beside().map_err(unusable)?;
     }
+    let mut others = network::known(whole, &whole.networks().await?).await?;
+    others.retain(|(name, _)| name.as_ref() != network);
+    check_beside(&draft.config, &others).map_err(|clash| Failure::new(Kind::Refused, clash))?;
     warn_of_collisions(&draft.config).await;
     let seen = store.config().await?;
     if seen.as_ref().is_some_and(|seen| seen.json == draft.json) {

@@ -14,6 +14,15 @@ use crate::host::{Host, Report};
 /// Hands the host over.
 pub(crate) async fn run(HandOverArgs { host: args, key_file }: &HandOverArgs) -> Result<(), Failure> {
     let mut host = Host::read(args).await?;
+    if !host.named.is_empty() {
+        let names: Vec<&str> = host.named.iter().map(|network| network.name.as_str()).collect();
+        let message = format!(
+            "this host is in other networks than the default one, and flanneld knows one: {}; start fland without them \
+             among its --networks, and stop it again",
+            names.join(", ")
+        );
+        return Err(Failure::new(Kind::Refused, message));
+    }
     let mut report = Report::new("HandOver", args.dry_run);
     let families = families(&host);
     for rules in host.standing_rules(&mut report) {

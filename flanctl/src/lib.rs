@@ -62,12 +62,20 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
     };
     let endpoints = args.store.config().map(|config| config.shown_endpoints()).unwrap_or_default();
     let waiting = || format!("waiting for the store at {endpoints}");
+    if let (Some(name), false) = (&args.network, args.command.is_about_a_network()) {
+        let message =
+            format!("--network {name} has no effect here: it is for the commands config and subnets");
+        return Err(Failure::new(Kind::Usage, message));
+    }
     match args.command {
         Command::Config(command) => match command {
-            ConfigCommand::Get => told(waiting, config::get(&store()?)).await,
+            ConfigCommand::Get => told(waiting, config::get(&store()?, args.network.as_ref())).await,
             ConfigCommand::Set { file, backend, force } => {
-                told(waiting, config::set(&store()?, args.network.as_ref(), &file, backend.as_deref(), force))
-                    .await
+                told(
+                    waiting,
+                    config::set(&whole_store()?, args.network.as_ref(), &file, backend.as_deref(), force),
+                )
+                .await
             }
             ConfigCommand::Validate { file } => config::validate(&file),
         },
@@ -99,7 +107,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
         Command::HandOver(args) => hand_over::run(&args).await,
         Command::Leave(args) => {
-            let store = if args.keep_lease { None } else { Some(store()?) };
+            let store = if args.keep_lease { None } else { Some(whole_store()?) };
             leave::run(store, &args).await
         }
         Command::Wireguard(WireguardCommand::RotateKey { key_file }) => {

@@ -2,7 +2,8 @@
 
 use flan_agent_api::API_VERSION;
 use flan_subnet_lease::{
-    Known, NetworkConfig, NetworkName, Networks, NewNetwork, Store, StoredNetwork, shown, vni_of,
+    Known, NetworkConfig, NetworkName, Networks, NewNetwork, Store, StoredConfig, StoredNetwork, shown,
+    vni_of,
 };
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
@@ -33,6 +34,10 @@ pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failu
     };
     for _ in 0..TRIES {
         let seen = store.networks().await?;
+        if seen.is_cut {
+            let message = format!("there are too many keys below {} to look at all networks", store.prefix());
+            return Err(Failure::new(Kind::Refused, message));
+        }
         if seen.all.iter().any(|network| network.name == args.name) {
             return Err(Failure::new(Kind::Refused, format!("there is a network {} already", args.name)));
         }
@@ -49,21 +54,24 @@ pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failu
 }
 
 /// Removes a network.
-pub(crate) async fn remove(store: &Store, name: &NetworkName) -> Result<(), Failure> {
-    let network = find(store, name).await?;
-    if store.remove_network(&network).await? {
+pub(crate) async fn remove(whole: &Store, name: &NetworkName) -> Result<(), Failure> {
+    let store = whole.network(name);
+    let config = find(&store, name).await?;
+    if whole.remove_network(&StoredNetwork { name: name.clone(), config }).await? {
         return output::print(&format!("removed network {name}"));
     }
-    let hosts = hosts(&store.network(name)).await?;
-    let message = match hosts.is_empty() {
-        true => format!(
-            "somebody else wrote the config of network {name}; nothing was removed, look and try again"
-        ),
+    let holders = holders(&store).await?;
+    let message = match holders.is_empty() {
+        true => {
+            format!(
+                "somebody else wrote the config of network {name}; nothing was removed, look and try again"
+            )
+        }
         false => format!(
-            "{} joined network {name}: {}; nothing was removed. A host leaves when its fland runs without {name} among its \
+            "network {name} has {}: {}; nothing was removed. A host leaves when its fland runs without {name} among its \
              --networks, and its lease has expired or was released",
-            output::count(hosts.len(), "host"),
-            output::some(&hosts)
+            output::count(holders.len(), "lease"),
+            output::some(&holders)
         ),
     };
     Err(Failure::new(Kind::Refused, message))
@@ -97,11 +105,12 @@ pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
 }
 
 /// Prints one network.
-pub(crate) async fn inspect(store: &Store, name: &NetworkName, form: ReportForm) -> Result<(), Failure> {
-    let network = find(store, name).await?;
-    let hosts = hosts(&store.network(name)).await?;
-    let item = Item::new(name.to_string(), &network.config.json, hosts.len() as u64);
-    let shown = Inspected { api_version: API_VERSION, kind: "Network", item, joined: hosts };
+pub(crate) async fn inspect(whole: &Store, name: &NetworkName, form: ReportForm) -> Result<(), Failure> {
+    let store = whole.network(name);
+    let config = find(&store, name).await?;
+    let holders = holders(&store).await?;
+    let item = Item::new(name.to_string(), &config.json, holders.len() as u64);
+    let shown = Inspected { api_version: API_VERSION, kind: "Network", item, joined: holders };
     match form {
         ReportForm::Json => output::print_json(&shown),
         ReportForm::Yaml => output::print_yaml(&shown),
@@ -109,18 +118,17 @@ pub(crate) async fn inspect(store: &Store, name: &NetworkName, form: ReportForm)
     }
 }
 
-async fn find(store: &Store, name: &NetworkName) -> Result<StoredNetwork, Failure> {
-    let config = store.network(name).config().await?;
-    let missing = || {
+/// Returns the config of a network, whose store this is.
+pub(crate) async fn find(store: &Store, name: &NetworkName) -> Result<StoredConfig, Failure> {
+    store.config().await?.ok_or_else(|| {
         let message =
-            format!("there is no network {name} below {}; flanctl network ls lists them", store.prefix());
+            format!("there is no network {name} at {}; flanctl network ls lists all", store.prefix());
         Failure::new(Kind::NotFound, message)
-    };
-    Ok(StoredNetwork { name: name.clone(), config: config.ok_or_else(missing)? })
+    })
 }
 
 /// Returns all networks with configs that can be read. Warns of others: a new network is not compared with them.
-async fn known(store: &Store, seen: &Networks) -> Result<Vec<Known>, Failure> {
+pub(crate) async fn known(store: &Store, seen: &Networks) -> Result<Vec<Known>, Failure> {
     let default = store.config().await?.map(|stored| (None, stored.json));
     let named = seen.all.iter().map(|network| (Some(network.name.clone()), network.config.json.clone()));
     let mut known = Vec::new();
@@ -136,10 +144,14 @@ async fn known(store: &Store, seen: &Networks) -> Result<Vec<Known>, Failure> {
     Ok(known)
 }
 
-/// Returns who has joined a network: a name or an address for each lease.
-async fn hosts(store: &Store) -> Result<Vec<String>, Failure> {
+/// Returns who has joined a network: a name or an address for each lease, or the key of one that cannot be read.
+async fn holders(store: &Store) -> Result<Vec<String>, Failure> {
     let leases = store.leases().list().await?;
-    Ok(leases.readable().map(|lease| shown(&lease.attributes.holder()).into_owned()).collect())
+    let who = leases.items.iter().map(|read| match read {
+        Ok(lease) => shown(&lease.attributes.holder()).into_owned(),
+        Err(bad) => format!("{} (unreadable)", shown(&bad.entry.key)),
+    });
+    Ok(who.collect())
 }
 
 #[derive(Debug, Serialize)]

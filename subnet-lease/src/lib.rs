@@ -53,7 +53,7 @@ pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
 pub use network_name::{InvalidNetworkName, NetworkName};
-pub use new_network::{CannotCreate, Known, NewNetwork, vni_of};
+pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
     Cause, Collection, MemberStatus, Networks, Reservation, Snapshot, Store, StoreError, StoredConfig,

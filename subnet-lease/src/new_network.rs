@@ -92,18 +92,7 @@ impl NewNetwork {
             (Some(_), BackendConfig::Vxlan(_)) | (None, _) => {}
             (Some(_), other) => return Err(CannotCreate::NoVni(other.name())),
         }
-        if let Some(vni) = self.vni
-            && let Some((_, (holder, _))) = taken.iter().find(|(other, _)| *other == vni)
-        {
-            return Err(CannotCreate::VniTaken { vni, holder: called(holder.as_ref()), free });
-        }
-        for (_, subnet) in config.networks() {
-            for (holder, other) in known {
-                if let Some((_, other)) = other.networks().find(|(_, other)| overlap(other, &subnet)) {
-                    return Err(CannotCreate::Overlaps { subnet, other, holder: called(holder.as_ref()) });
-                }
-            }
-        }
+        check_beside(&config, known)?;
         Ok((text, config))
     }
 
@@ -135,6 +124,30 @@ impl NewNetwork {
         }
         Ok(fields)
     }
+}
+
+/// Checks a config against the networks that are there.
+///
+/// # Errors
+/// [`CannotCreate::Overlaps`] or [`CannotCreate::VniTaken`].
+pub fn check_beside(config: &NetworkConfig, known: &[Known]) -> Result<(), CannotCreate> {
+    for (holder, other) in known {
+        let holder = || called(holder.as_ref());
+        if let Some(vni) = vni_of(config).filter(|vni| vni_of(other) == Some(*vni)) {
+            return Err(CannotCreate::VniTaken { vni, holder: holder(), free: free_vni(known) });
+        }
+        for (_, subnet) in config.networks() {
+            if let Some((_, other)) = other.networks().find(|(_, other)| overlap(other, &subnet)) {
+                return Err(CannotCreate::Overlaps { subnet, other, holder: holder() });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns a VNI that no network has. 1 is that of the default network, as flannel has it.
+fn free_vni(known: &[Known]) -> u32 {
+    (2..).find(|vni| known.iter().all(|(_, other)| vni_of(other) != Some(*vni))).unwrap_or_default()
 }
 
 /// Returns the VNI of a network on vxlan.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flan_agent_api::{Code, StoreArgs};
+use flan_agent_api::Code;
 use flan_subnet_lease::{Holding, LeaseAttributes, Reservation, Store};
 use tokio::sync::watch;
 use tracing::debug;
@@ -13,7 +13,7 @@ use crate::status::SharedNetwork;
 /// the keeper of the lease.
 pub(super) async fn watch(
     store: Store,
-    flags: StoreArgs,
+    flags: String,
     mut holding: watch::Receiver<Holding>,
     attributes: watch::Receiver<LeaseAttributes>,
     interval: Duration,
@@ -37,30 +37,23 @@ pub(super) async fn watch(
     }
 }
 
-fn lost_text(reservation: &Reservation, flags: &StoreArgs) -> String {
+fn lost_text(reservation: &Reservation, flags: &str) -> String {
     let Reservation { subnets, public_ips } = reservation;
     let ips: Vec<String> = public_ips.values().map(ToString::to_string).collect();
     format!(
         "the reservation of {subnets} for this host became an ordinary lease, as under flanneld: it ends when this host is \
          away for as long as a lease lasts; make it a reservation again with: flanctl{} subnets reserve {subnets} \
          --public-ip {}",
-        flags.as_typed(),
+        flags,
         ips.join(",")
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use flan_subnet_lease::PerFamily;
 
     use super::*;
-
-    #[derive(Parser)]
-    struct Sample {
-        #[command(flatten)]
-        store: StoreArgs,
-    }
 
     #[test]
     fn the_command_that_reserves_again_is_told_in_full() {
@@ -68,8 +61,7 @@ mod tests {
             subnets: "10.5.77.0/24".parse().unwrap(),
             public_ips: PerFamily { v4: Some("192.168.64.11".parse().unwrap()), v6: None },
         };
-        let flags = Sample::parse_from(["fland", "--etcd-endpoints", "http://10.0.0.2:2379"]).store;
-        let text = lost_text(&reservation, &flags);
+        let text = lost_text(&reservation, " --etcd-endpoints http://10.0.0.2:2379");
         let command = "flanctl --etcd-endpoints http://10.0.0.2:2379 subnets reserve 10.5.77.0/24 --public-ip 192.168.64.11";
         assert!(text.ends_with(command), "{text}");
     }

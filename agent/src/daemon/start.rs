@@ -34,6 +34,11 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
     let renew_margin = args.renew_margin().map_err(refused)?;
     args.store.config().map_err(refused)?;
     let settings = args.embedded.settings(&args.store).map_err(refused)?;
+    if let Some((_, twice)) =
+        args.networks.iter().enumerate().find(|(at, name)| args.networks[..*at].contains(name))
+    {
+        return Err(refused(format!("--networks names {twice} twice")));
+    }
     rights::check()?;
     if let Some(settings) = &settings {
         embedded::ensure_reachable(settings, &args.store).map_err(refused)?;
@@ -92,15 +97,16 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
             }
         };
         let span = network::span(name.as_ref());
+        let of_network = name.as_ref().map(|name| format!(" --network {name}")).unwrap_or_default();
+        let flags = args.store.as_typed() + &of_network;
         let settings = settings(name, file.clone(), &store, &args, renew_margin);
-        let tasks = StoreTasks::new(id, store, args.store.clone(), status.clone(), span, &mut reports);
+        let tasks = StoreTasks::new(id, store, flags, status.clone(), span, &mut reports);
         networks.push((settings, status));
         connected.push(Connected { tasks, file });
     }
-    let mut previous: Vec<Subnets> = networks.iter().filter_map(|(settings, _)| settings.previous).collect();
-    previous.extend(left_networks(&args));
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
-    host.reconciler.own(&held_before(&mut kernel, &previous).await);
+    let previous = networks.iter().filter_map(|(settings, _): &(Settings, _)| settings.previous);
+    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args).await);
     let now = Instant::now();
     let begin = |(id, (settings, status))| Network::new(id, args.clone(), status, settings, now);
     let networks = networks.into_iter().enumerate().map(begin).collect();
@@ -126,11 +132,13 @@ fn settings(
     args: &Args,
     renew_margin: Option<Duration>,
 ) -> Settings {
+    let previous = previous(&file);
     Settings {
         name,
         place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
         flags: args.store.as_typed(),
-        previous: previous(&file),
+        previous: previous.as_ref().and_then(SubnetEnv::subnets),
+        previous_networks: previous.map(|env| env.networks).unwrap_or_default(),
         file,
         node: args.identity(),
         renew_margin,
@@ -143,41 +151,49 @@ fn settings(
 }
 
 /// Returns what this host holds of ours, by whatever config: what no network wants goes once their leases are known.
-async fn held_before(kernel: &mut impl Kernel, previous: &[Subnets]) -> Ownership {
-    match Holdings::read(kernel, previous).await {
-        Ok(holdings) => holdings.ownership(),
+async fn held_before(kernel: &mut impl Kernel, mut subnets: Vec<Subnets>, args: &Args) -> Ownership {
+    let left = left_networks(args);
+    subnets.extend(left.iter().map(|(_, _, subnets)| subnets));
+    let holdings = match Holdings::read(kernel, &subnets).await {
+        Ok(holdings) => holdings,
         Err(reason) => {
             warn!(%reason, "cannot look for devices that another network config left");
-            Ownership::default()
+            return Ownership::default();
+        }
+    };
+    for (name, file, subnets) in left {
+        info!(network = %name, "this host leaves this network: its --networks do not name it");
+        // The next start looks again whether all is gone.
+        if !holdings.has_device_of(&subnets)
+            && let Err(reason) = std::fs::remove_file(&file)
+        {
+            warn!(file = %file.display(), %reason, "cannot delete the subnet file of a network that this host has left");
         }
     }
+    holdings.ownership()
 }
 
-/// Returns the subnets of networks that this host was in and is to be in no longer. Deletes their subnet files.
-fn left_networks(args: &Args) -> Vec<Subnets> {
+/// Returns the networks that this host was in and is to be in no longer, with their subnet files.
+fn left_networks(args: &Args) -> Vec<(NetworkName, PathBuf, Subnets)> {
     let files = args.subnet_dir.files().unwrap_or_else(|reason| {
         warn!(directory = %args.subnet_dir.path.display(), %reason, "cannot read the subnet files of networks");
         Vec::new()
     });
-    let mut left = Vec::new();
-    for (name, file) in files.into_iter().filter(|(name, _)| !args.networks.contains(name)) {
-        info!(network = %name, "this host is no longer in this network: its --networks do not name it");
-        left.extend(previous(&file));
-        if let Err(reason) = std::fs::remove_file(&file) {
-            warn!(file = %file.display(), %reason, "cannot delete the subnet file of a network that this host has left");
-        }
-    }
-    left
+    let is_left = |(name, file): &(NetworkName, PathBuf)| {
+        !args.networks.contains(name) && *file != args.subnet_file.path
+    };
+    let with_subnets = |(name, file): (NetworkName, PathBuf)| {
+        let subnets = previous(&file).and_then(|env| env.subnets())?;
+        Some((name, file, subnets))
+    };
+    files.into_iter().filter(is_left).filter_map(with_subnets).collect()
 }
 
-/// Returns the subnets in a subnet file.
-fn previous(file: &Path) -> Option<Subnets> {
-    match SubnetEnv::load(file) {
-        Ok(env) => env?.subnets(),
-        Err(reason) => {
-            let file = file.display();
-            warn!(%file, %reason, "cannot read this host's previous subnet from the subnet file");
-            None
-        }
-    }
+/// Returns the content of a subnet file.
+fn previous(file: &Path) -> Option<SubnetEnv> {
+    SubnetEnv::load(file).unwrap_or_else(|reason| {
+        let file = file.display();
+        warn!(%file, %reason, "cannot read this host's previous subnet from the subnet file");
+        None
+    })
 }

@@ -1,6 +1,6 @@
 //! Tasks that use the store. Each works at its own pace and reports to the event loop.
 
-use flan_agent_api::{Code, StoreArgs};
+use flan_agent_api::Code;
 use flan_subnet_lease::{Keeper, Lease, Listing, Store, WatchEvent, Watcher};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
@@ -20,7 +20,8 @@ const EVENTS: usize = 64;
 pub(super) struct StoreTasks {
     id: NetworkId,
     store: Store,
-    flags: StoreArgs,
+    /// Flags with which `flanctl` reaches the network, as typed.
+    flags: String,
     status: SharedNetwork,
     events: mpsc::Sender<(NetworkId, NetworkEvent)>,
     /// `None` once the leases are watched.
@@ -54,7 +55,7 @@ impl StoreTasks {
     pub(super) fn new(
         id: NetworkId,
         store: Store,
-        flags: StoreArgs,
+        flags: String,
         status: SharedNetwork,
         span: Span,
         reports: &mut Reports,

@@ -50,6 +50,15 @@ pub(super) fn ownership(config: &NetworkConfig, nftables: bool) -> Ownership {
     Ownership { senders: nftables, ..ownership }
 }
 
+/// Returns whether what datagrams carry is checked; `None` if no sender is checked.
+pub(super) fn strict_source(config: &NetworkConfig) -> Option<bool> {
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) => Some(vxlan.strict_source),
+        BackendConfig::Udp(udp) => Some(udp.strict_source),
+        BackendConfig::HostGw(_) | BackendConfig::Alloc | BackendConfig::Wireguard(_) => None,
+    }
+}
+
 /// Returns the UDP port for packets from other hosts, if the backend encapsulates in UDP.
 pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
     match &config.backend {

@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use super::{CONFIG_CHECK, CONFIG_WAIT, Network, NetworkEffect, Phase, backend};
 use crate::agent::Effect;
-use crate::host::{Host, retry_after};
+use crate::host::{Host, Needs, retry_after};
 
 impl Network {
     pub(super) fn config_place(&self) -> String {
@@ -26,13 +26,7 @@ impl Network {
                 self.has_no_config = matches!(read, Ok(None));
                 return match self.usable(read).and_then(|config| self.begin(config, host, now)) {
                     Ok(effects) => effects,
-                    Err(problem) => {
-                        self.failures += 1;
-                        self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
-                        // What others wait for may depend on this one.
-                        host.schedule(now);
-                        vec![self.waits_for(&format!("{}: {problem}", self.config_place()))]
-                    }
+                    Err(problem) => self.tries_again(&problem, host, now),
                 };
             }
             Phase::Host(config) => config,
@@ -46,6 +40,16 @@ impl Network {
             self.report_change(compared);
         }
         Vec::new()
+    }
+
+    /// Reads the config again, after a while.
+    pub(super) fn tries_again(&mut self, problem: &str, host: &mut Host, now: Instant) -> Vec<Effect> {
+        self.phase = Phase::Config;
+        self.failures += 1;
+        self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
+        // What others wait for may depend on this one.
+        host.schedule(now);
+        self.waits_for(&format!("{}: {problem}", self.config_place())).into_iter().collect()
     }
 
     /// Returns the config if this agent can run it, else the reason why not, which it logs.
@@ -81,15 +85,17 @@ impl Network {
     /// # Errors
     /// If another network has what this one needs.
     fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Result<Vec<Effect>, String> {
-        let ownership = backend::ownership(&config, host.nftables);
-        let reading = host.prepare(self.id, config.over_underlay().collect(), &ownership, now);
+        let needs = Needs {
+            ownership: backend::ownership(&config, host.nftables),
+            overlays: config.over_underlay().collect(),
+            strict: backend::strict_source(&config),
+        };
+        let reading = host.prepare(self.id, needs, now);
         let reading = reading.inspect_err(|reason| error!(%reason, "cannot join the network"))?;
         self.status.report(Code::DoubtfulConfig, doubts(&config));
         self.config_due.at(now + CONFIG_CHECK);
-        let mut effects = vec![
-            self.waits_for("the interfaces and routes of this host"),
-            self.effect(NetworkEffect::ListLeases),
-        ];
+        let mut effects = vec![self.effect(NetworkEffect::ListLeases)];
+        effects.extend(self.waits_for("the interfaces and routes of this host"));
         effects.extend(reading);
         self.phase = Phase::Host(Box::new(config));
         Ok(effects)

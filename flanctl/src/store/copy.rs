@@ -50,12 +50,25 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     if !args.dry_run {
         copy_reservations(&from, &to).await?;
     }
+    tell_of_networks(&from).await?;
     let report = CopyReport::new(&from, &to, revision, args.dry_run, outcome);
     super::print(args.output, &report, || report.text())?;
     match report.changed_meanwhile() {
         0 => Ok(()),
         number => Err(outrun(&to, number)),
     }
+}
+
+/// Says how to copy the networks beside the default one.
+async fn tell_of_networks(from: &Store) -> Result<(), Failure> {
+    for network in from.networks().await?.all {
+        let prefix = from.network(&network.name).prefix().to_owned();
+        eprintln!(
+            "flanctl: warning: network {} was not copied; copy it in the same way, with --etcd-prefix {prefix}",
+            network.name
+        );
+    }
+    Ok(())
 }
 
 /// Copies the records of reservations, as far as the credentials for both stores permit.

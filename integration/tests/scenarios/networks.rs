@@ -102,6 +102,13 @@ fn people_see_all_networks(lab: &Lab) -> Result<()> {
     ensure!(inspected.stdout.contains("team=web") && inspected.stdout.contains("h2"), "{inspected:?}");
     let missing = lab.flanctl(&["network", "inspect", "green"])?;
     ensure!(missing.code == Some(NOT_FOUND), "{missing:?}");
+    let clash = lab.flanctl_with_input(
+        &["--network", "blue", "config", "set", "-"],
+        r#"{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan","VNI":1}}"#,
+    )?;
+    ensure!(clash.code == Some(REFUSED) && clash.stderr.contains("has the VNI 1"), "{clash:?}");
+    let nothing = lab.flanctl(&["--network", "blue", "wait"])?;
+    ensure!(nothing.code == Some(2) && nothing.stderr.contains("has no effect here"), "{nothing:?}");
     for (arguments, told) in [
         (["green", "--subnet", "10.7.4.0/22"].as_slice(), "10.7.4.0/22 overlaps 10.7.0.0/16 of network blue"),
         (&["green", "--subnet", "10.5.0.0/16"], "10.5.0.0/16 overlaps 10.5.0.0/16 of the default network"),
@@ -143,12 +150,15 @@ fn a_host_leaves_the_network(lab: &Lab, host: &mut Host) -> Result<()> {
         Ok(())
     })?;
     host.ip("link show flannel.1")?;
+    // As long as its device stood, the file said whose that was.
+    host.stop_agent()?;
+    start(host, &[])?;
     ensure!(host.subnet_env_of("blue").is_err(), "its subnet file is there");
     let tables = host.run("nft", &["list", "tables"])?;
     ensure!(!tables.contains("flan-networks"), "{tables}");
     let refused = lab.flanctl(&["network", "rm", "blue"])?;
     ensure!(
-        refused.code == Some(REFUSED) && refused.stderr.contains("2 hosts joined network blue"),
+        refused.code == Some(REFUSED) && refused.stderr.contains("network blue has 2 leases: "),
         "{refused:?}"
     );
     Ok(())
@@ -187,13 +197,28 @@ fn a_network_that_cannot_be_joined_is_waited_for_and_stops_nothing_else() -> Res
                 "works in the default network only",
             ),
             ("junk", "{", "EOF"),
+            (
+                "both",
+                r#"{"Network":"10.8.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:8::/48","Backend":{"Type":"vxlan","VNI":8}}"#,
+                "no IPv6 address of eth0",
+            ),
+            (
+                "strict",
+                r#"{"Network":"10.8.0.0/16","Backend":{"Type":"vxlan","VNI":9,"StrictSource":true}}"#,
+                "StrictSource must be the same",
+            ),
+            (
+                "lan",
+                r#"{"Network":"192.168.0.0/16","Backend":{"Type":"host-gw"}}"#,
+                "of this host's underlay",
+            ),
         ];
         for (name, config, _) in broken {
             lab.store().put(&format!("{name}/config"), config)?;
         }
         let mut hosts = bare_hosts(lab, 2)?;
         for host in &mut hosts {
-            start(host, &["--networks=same,inside,udp,junk,none"])?;
+            start(host, &["--networks=same,inside,udp,junk,both,strict,lan,none"])?;
         }
         wait_until_all_know_each_other(&hosts)?;
         wait::until("each network to say what is wrong", REACHED, || {
@@ -247,7 +272,18 @@ fn containers_of_a_network_of_docker_are_in_a_second_network() -> Result<()> {
         let default = [hosts[0].run_container("web1", &[])?, hosts[1].run_container("web2", &[])?];
         talk_both_ways(&blue[0], &blue[1])?;
         talk_both_ways(&default[0], &default[1])?;
-        for (one, other) in [(&blue[0], &default[1]), (&default[0], &blue[1]), (&blue[0], &default[0])] {
+        // Docker drops what nobody lets pass, so the rules of both networks must stand all the time.
+        let target = blue[1].address()?;
+        let mut pings =
+            [hosts[0].ping_from(&blue[0], target)?, hosts[0].ping_from(&default[0], default[1].address()?)?];
+        hosts[0].kill_agent()?;
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        start(&mut hosts[0], IN_BLUE)?;
+        pings.iter_mut().try_for_each(|ping| ping.wait_for_answers(PHASE))?;
+        for ping in pings {
+            ping.stop()?.nothing_lost(PHASE)?;
+        }
+        for (one, other) in [(&blue[0], &default[1]), (&default[0], &blue[1])] {
             ensure!(one.fetch_name(other.address()?).is_err(), "{} reaches {}", one.name(), other.name());
         }
         Ok(())

@@ -38,7 +38,8 @@ impl Table {
     /// Makes the table what `ruleset` says. Returns whether it was different before.
     pub(super) async fn apply(&mut self, ruleset: &Ruleset) -> Result<bool, FirewallError> {
         let rules = (self.rules)(ruleset);
-        if rules.is_none() && !program::exists("nft") {
+        let is_settled = self.written.as_ref().is_some_and(|written| written.rules.is_none());
+        if rules.is_none() && (is_settled || !program::exists("nft")) {
             return Ok(false);
         }
         let before = self.listing().await?;

@@ -1,9 +1,7 @@
 //! The networks beside the default one. Each has a config and leases below `<prefix>/<name>/`, as in flannel's
 //! multi-network mode.
 
-use etcd_client::{Client, Compare, CompareOp, GetOptions, TxnOp};
-
-use tracing::warn;
+use etcd_client::{Client, Compare, CompareOp, DeleteOptions, GetOptions, TxnOp};
 
 use super::client::{Store, unchanged};
 use super::error::StoreError;
@@ -28,6 +26,8 @@ pub struct Networks {
     /// Store revision at which a network last came or went by [`Store::create_network`] or [`Store::remove_network`];
     /// 0 for never.
     pub changed: i64,
+    /// Whether there may be more: the search ended early.
+    pub is_cut: bool,
 }
 
 /// Most keys and directories below the prefix that are looked at.
@@ -55,16 +55,12 @@ impl Store {
         let prefix = format!("{}/", self.prefix()).into_bytes();
         // '0' comes after '/': what begins with the prefix is below this.
         let end = format!("{}0", self.prefix());
-        let (mut from, mut all) = (prefix.clone(), Vec::new());
+        let (mut from, mut all, mut is_cut) = (prefix.clone(), Vec::new(), false);
         for looked in 0.. {
             let Some((key, _)) = self.first_key(from, end.as_bytes()).await? else { break };
             let below = key.strip_prefix(prefix.as_slice()).unwrap_or_default();
             if looked >= MOST {
-                warn!(
-                    prefix = self.prefix(),
-                    most = MOST,
-                    "the store holds more than networks here; not looking further"
-                );
+                is_cut = true;
                 break;
             }
             let Some(length) = below.iter().position(|byte| *byte == b'/') else {
@@ -80,7 +76,7 @@ impl Store {
             }
         }
         all.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Networks { all, changed })
+        Ok(Networks { all, changed, is_cut })
     }
 
     /// Writes the config of a new network, if no network came or went since `seen`, and it has no config. Returns whether
@@ -100,8 +96,8 @@ impl Store {
         self.commit(provided, puts).await.map(|revision| revision.is_some())
     }
 
-    /// Deletes the config of a network, if it is still the one that was seen and no host has a lease. Returns whether it
-    /// was deleted.
+    /// Deletes a network with its reservations, if its config is still the one that was seen and no host has a lease.
+    /// Returns whether it was deleted.
     ///
     /// # Errors
     /// Any [`StoreError`].
@@ -111,10 +107,13 @@ impl Store {
         let no_lease =
             Compare::version(format!("{}/subnets/", store.prefix()), CompareOp::Equal, 0).with_prefix();
         let provided = vec![unchanged(&config, network.config.mod_revision), no_lease];
-        let changes = TxnOp::put(self.changes_key(), network.name.as_str(), None);
-        self.commit(provided, vec![TxnOp::delete(config, None), changes])
-            .await
-            .map(|revision| revision.is_some())
+        let reservations = format!("{}/reservations/", store.prefix());
+        let operations = vec![
+            TxnOp::delete(config, None),
+            TxnOp::delete(reservations, Some(DeleteOptions::new().with_prefix())),
+            TxnOp::put(self.changes_key(), network.name.as_str(), None),
+        ];
+        self.commit(provided, operations).await.map(|revision| revision.is_some())
     }
 
     fn changes_key(&self) -> String {

@@ -107,6 +107,7 @@ impl World {
                 },
                 flags: String::new(),
                 previous,
+                previous_networks: Default::default(),
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,

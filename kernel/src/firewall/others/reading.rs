@@ -28,7 +28,8 @@ impl Glance {
     }
 }
 
-const OURS: [(&str, &str); 3] = [("inet", "flan"), ("ip", "flan-peers"), ("ip6", "flan-peers")];
+const OURS: [(&str, &str); 4] =
+    [("inet", "flan"), ("inet", "flan-networks"), ("ip", "flan-peers"), ("ip6", "flan-peers")];
 
 /// Tables of iptables, in the order in which a packet passes them.
 const TABLES: [&str; 4] = ["raw", "mangle", "filter", "nat"];
