@@ -134,6 +134,11 @@ pub trait Kind: Copy + Eq + fmt::Debug + 'static {
         held == wanted
     }
 
+    /// Returns whether what is held, which is not as wanted, came about without another program.
+    fn changes_by_itself(_held: &Self::Value, _wanted: &Self::Value) -> bool {
+        false
+    }
+
     /// Merges several wishes for one object, oldest first: two leases of one host want the same forwarding entry. There
     /// is at least one.
     fn merge(wishes: &[Self::Value]) -> Self::Value {

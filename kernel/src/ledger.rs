@@ -116,6 +116,13 @@ macro_rules! define {
                 }
             }
 
+            /// Returns whether the kernel does not hold what is wanted of `object`, by the doing of another program.
+            pub fn is_disturbed(&self, object: &Object) -> bool {
+                match object {
+                    $(Object::$name(key) => self.$field.is_disturbed(key),)*
+                }
+            }
+
             /// Returns whether the kernel holds what was wanted and is not wanted any more. Allowed senders do not count:
             /// somebody else may want the same sender.
             pub fn is_given_up(&self, object: &Object) -> bool {

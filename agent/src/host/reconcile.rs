@@ -199,7 +199,7 @@ impl Reconciler {
         };
         self.unread = None;
         for object in self.ledger.reset(actual) {
-            if self.known && !self.ledger.is_in_line(&object) {
+            if self.known && self.ledger.is_disturbed(&object) {
                 self.disturbed.insert(object);
             }
         }
@@ -252,7 +252,9 @@ impl Reconciler {
         let object = fact.object();
         follows.work |= self.deferred.release(&object);
         if self.ledger.observe(fact).is_some() && self.known && !self.ledger.is_in_line(&object) {
-            self.disturbed.insert(object);
+            if self.ledger.is_disturbed(&object) {
+                self.disturbed.insert(object);
+            }
             follows.work = true;
             follows.read |= fact.takes_others_along();
         }

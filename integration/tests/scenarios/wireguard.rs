@@ -44,13 +44,15 @@ pub(crate) fn public_key(host: &Host) -> Result<String> {
 #[test]
 fn hosts_whose_kernel_cannot_encrypt_do_it_by_themselves() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
-        let (mut hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 3])?;
+        // With all that an agent can log.
+        let (mut hosts, ends) = hosts_that_reach(lab, &network("user"), &[&["-v=5"], NO_FLAGS, NO_FLAGS])?;
         for host in &hosts {
             let reason = "Backend.Path in the network config asks for it";
             assert_eq!(host.status()?["path"], json!({"path": "user", "reason": reason}));
             let warnings = host.log_lines(&[" WARN "])?;
             ensure!(warnings.is_empty(), "{warnings:?}");
         }
+        ensure!(!hosts[0].log_lines(&[" DEBUG "])?.is_empty(), "-v=5 adds nothing");
         each_lease_has_the_key(lab, &hosts)?;
         nothing_passes_in_clear(&mut hosts[0], &ends)?;
         large_transfers_arrive(&ends, 40)?;

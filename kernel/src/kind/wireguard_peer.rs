@@ -98,6 +98,11 @@ impl Kind for WireguardPeers {
             && wanted.endpoint_to_set(Some(held)).is_none()
     }
 
+    /// A peer that has roamed and fallen silent has an endpoint of its own doing.
+    fn changes_by_itself(held: &WireguardPeer, wanted: &WireguardPeer) -> bool {
+        Self::is_as_wanted(&WireguardPeer { endpoint: wanted.endpoint, ..held.clone() }, wanted)
+    }
+
     /// A host with two leases is one peer with both subnets.
     fn merge(wishes: &[WireguardPeer]) -> WireguardPeer {
         let mut merged = wishes[wishes.len() - 1].clone();
@@ -162,6 +167,9 @@ mod tests {
         let roamed = peer("203.0.113.7:1024", &["10.5.2.0/24"]);
         assert!(WireguardPeers::is_as_wanted(&alive(roamed.clone()), &wanted));
         assert!(!WireguardPeers::is_as_wanted(&roamed, &wanted));
+        assert!(WireguardPeers::changes_by_itself(&roamed, &wanted), "nobody else did that");
+        let robbed = peer("203.0.113.7:1024", &[]);
+        assert!(!WireguardPeers::changes_by_itself(&robbed, &wanted));
     }
 
     #[test]

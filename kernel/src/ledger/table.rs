@@ -162,6 +162,13 @@ impl<K: Kind> Table<K> {
         self.different.contains_key(key)
     }
 
+    /// Returns whether it differs because another program changed it.
+    pub(super) fn is_disturbed(&self, key: &K::Key) -> bool {
+        let Some(held) = self.different.get(key) else { return false };
+        let wanted = self.wanted.get(key).map(|wanted| &wanted.value);
+        !held.as_ref().zip(wanted).is_some_and(|(held, wanted)| K::changes_by_itself(held, wanted))
+    }
+
     /// Returns whether something is held that is not wanted, or not so.
     pub(super) fn holds_what_differs(&self) -> bool {
         self.different.values().any(Option::is_some)
