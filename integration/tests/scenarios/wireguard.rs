@@ -104,14 +104,16 @@ pub(crate) fn large_transfers_arrive(ends: &[End], megabytes: u64) -> Result<()>
             .stdout(std::process::Stdio::null())
             .spawn()?;
         let target = ends[to].address.to_string();
+        // It says in its report, and not by its exit code, that nobody answers yet.
         let sent = wait::until("iperf3 to answer", REACHED, || {
-            ends[from]
-                .place
-                .run("timeout", ["20", "iperf3", "-J", "-n", bytes.as_str(), "-c", target.as_str()])
+            let arguments = ["20", "iperf3", "-J", "-n", bytes.as_str(), "-c", target.as_str()];
+            let report: Value = serde_json::from_str(&ends[from].place.run("timeout", arguments)?)?;
+            ensure!(report["error"].is_null(), "{report}");
+            Ok(report)
         });
         let _ = server.kill();
         server.wait()?;
-        let report: Value = serde_json::from_str(&sent?)?;
+        let report = sent?;
         let sum = &report["end"]["sum_sent"];
         ensure!(sum["bytes"].as_u64() >= Some(megabytes * 1_000_000), "{report}");
         println!("{from} to {to}: {} b/s, {} retransmissions", sum["bits_per_second"], sum["retransmits"]);
