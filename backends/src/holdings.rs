@@ -55,7 +55,7 @@ impl Holdings {
         }
     }
 
-    /// Finds what is ours in `actual`, which covers every device that [`may_be_ours`]. A device is ours if it has the
+    /// Finds what is ours in `actual`, which covers every device with a name of ours. A device is ours if it has the
     /// base address of this host's `subnets`, or if a route or next hop object with our protocol number leads into it.
     pub fn of(actual: State, subnets: &[Subnets]) -> Self {
         let ours = our_links(&actual, subnets);

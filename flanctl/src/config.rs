@@ -15,12 +15,12 @@ use tokio::time::Instant;
 
 use self::draft::{DEFAULT_BACKEND, Draft, backend_field, has_no_backend, unusable};
 use crate::failure::{Failure, Kind};
-use crate::network;
+use crate::network::known;
 use crate::output;
 
 pub(crate) async fn get(store: &Store, network: Option<&NetworkName>) -> Result<(), Failure> {
     let stored = match network {
-        Some(name) => network::find(store, name).await?,
+        Some(name) => known::find(store, name).await?,
         None => stored(store).await?,
     };
     output::print_verbatim(&String::from_utf8_lossy(&stored.json))
@@ -38,10 +38,10 @@ pub(crate) async fn set(
     check(&draft.config)?;
     let store = &network.map_or_else(|| whole.clone(), |name| whole.network(name));
     if let Some(name) = network {
-        network::find(store, name).await?;
+        known::find(store, name).await?;
         draft.config.supported_beside().map_err(unusable)?;
     }
-    let mut others = network::known(whole, &whole.networks().await?).await?;
+    let mut others = known::known(whole, &whole.networks().await?).await?;
     others.retain(|(name, _)| name.as_ref() != network);
     check_beside(&draft.config, &others).map_err(|clash| Failure::new(Kind::Refused, clash))?;
     warn_of_collisions(&draft.config).await;

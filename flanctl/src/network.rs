@@ -1,14 +1,15 @@
 //! `flanctl network`: the networks beside the default one, and which hosts have joined them.
 
-use flan_agent_api::API_VERSION;
-use flan_subnet_lease::{
-    Known, NetworkConfig, NetworkName, Networks, NewNetwork, Store, StoredConfig, StoredNetwork, shown,
-    vni_of,
-};
-use futures::{StreamExt, TryStreamExt};
-use serde::Serialize;
+pub(crate) mod known;
+
 use std::collections::BTreeMap;
 
+use flan_agent_api::API_VERSION;
+use flan_subnet_lease::{NetworkConfig, NetworkName, NewNetwork, Store, StoredNetwork, shown, vni_of};
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+
+use self::known::{DEFAULT, find, known};
 use crate::args::{CreateArgs, Form, ReportForm};
 use crate::config;
 use crate::failure::{Failure, Kind};
@@ -19,8 +20,6 @@ use crate::table;
 const TRIES: usize = 5;
 /// Number of concurrent requests for the hosts of networks.
 const AT_ONCE: usize = 16;
-/// What the default network is called where names are listed.
-const DEFAULT: &str = "(default)";
 
 /// Creates a network.
 pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failure> {
@@ -116,32 +115,6 @@ pub(crate) async fn inspect(whole: &Store, name: &NetworkName, form: ReportForm)
         ReportForm::Yaml => output::print_yaml(&shown),
         ReportForm::Text => output::print(&shown.text()),
     }
-}
-
-/// Returns the config of a network, whose store this is.
-pub(crate) async fn find(store: &Store, name: &NetworkName) -> Result<StoredConfig, Failure> {
-    store.config().await?.ok_or_else(|| {
-        let message =
-            format!("there is no network {name} at {}; flanctl network ls lists all", store.prefix());
-        Failure::new(Kind::NotFound, message)
-    })
-}
-
-/// Returns all networks with configs that can be read. Warns of others: a new network is not compared with them.
-pub(crate) async fn known(store: &Store, seen: &Networks) -> Result<Vec<Known>, Failure> {
-    let default = store.config().await?.map(|stored| (None, stored.json));
-    let named = seen.all.iter().map(|network| (Some(network.name.clone()), network.config.json.clone()));
-    let mut known = Vec::new();
-    for (name, json) in default.into_iter().chain(named) {
-        match NetworkConfig::parse(&json) {
-            Ok(config) => known.push((name, config)),
-            Err(error) => {
-                let name = name.as_ref().map_or(DEFAULT, NetworkName::as_str);
-                eprintln!("flanctl: warning: network {name} has a config that cannot be used: {error}");
-            }
-        }
-    }
-    Ok(known)
 }
 
 /// Returns who has joined a network: a name or an address for each lease, or the key of one that cannot be read.

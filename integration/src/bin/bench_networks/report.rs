@@ -1,0 +1,83 @@
+//! What people read, and what the JSON file gets.
+
+use flan_integration::bench::machine::Machine;
+use flan_integration::bench::report::{align_right_from, lines, plain_table};
+use flan_integration::bench::target::{self, Bound, Target};
+use serde::Serialize;
+
+use crate::arguments::Arguments;
+use crate::subject::Values;
+
+/// All values for one number of networks.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Run {
+    pub(crate) networks: u32,
+    /// In so many networks.
+    pub(crate) each: Values,
+    /// In one, with as many peers.
+    pub(crate) control: Values,
+}
+
+/// Everything.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Results {
+    machine: Machine,
+    busy_percent_before: f64,
+    peers: u32,
+    idle_seconds: u32,
+    runs: Vec<Run>,
+    targets: Vec<Target>,
+}
+
+impl Results {
+    pub(crate) fn new(arguments: &Arguments, machine: Machine, busy_percent_before: f64) -> Results {
+        let (runs, targets) = Default::default();
+        let Arguments { peers, idle_seconds, .. } = *arguments;
+        Results { machine, busy_percent_before, peers, idle_seconds, runs, targets }
+    }
+
+    /// Adds a run, and judges all targets again.
+    pub(crate) fn add(&mut self, run: Run) {
+        self.runs.push(run);
+        let of_hundred = self.runs.iter().find(|run| run.networks == 100).map(|run| run.each);
+        let wanted = [
+            ("memory", 60.0, "MB", of_hundred.map(|values| values.memory_megabytes)),
+            ("idle CPU", 1.0, "%", of_hundred.map(|values| values.idle_percent)),
+        ];
+        let judge =
+            |(name, most, unit, found)| Target::new(&"100 networks", name, Bound::AtMost(most), unit, found);
+        self.targets = wanted.map(judge).into();
+    }
+}
+
+/// The whole report.
+pub(crate) fn render(results: &Results) -> String {
+    let preamble = format!(
+        "One fland and one etcd in network namespaces; vxlan, IPv4, {} peers in each network. Seconds idle: {}. {}.\nBefore \
+         the first run the machine was {:.0} % busy. Behind each value: its ratio to one network with as many peers.",
+        results.peers, results.idle_seconds, results.machine, results.busy_percent_before
+    );
+    let mut table = plain_table();
+    let mut header = vec!["networks".to_owned(), String::new()];
+    header.extend(results.runs.iter().map(|run| run.networks.to_string()));
+    table.set_header(header);
+    type Value = fn(&Values) -> f64;
+    let rows: [(&str, &str, Value); 3] = [
+        ("exec to all networks ready", "s", |values| values.ready_seconds),
+        ("memory, settled", "MB", |values| values.memory_megabytes),
+        ("idle CPU", "%", |values| values.idle_percent),
+    ];
+    for (name, unit, value) in rows {
+        let mut row = vec![name.to_owned(), unit.to_owned()];
+        row.extend(results.runs.iter().map(|run| {
+            let (each, control) = (value(&run.each), value(&run.control));
+            let ratio = if control > 0.0 { format!("{:.1}x", each / control) } else { "-".to_owned() };
+            format!("{each:.2}  {ratio}")
+        }));
+        table.add_row(row);
+    }
+    align_right_from(&mut table, 2);
+    format!("\n{preamble}\n\n{}\n\n{}\n", lines(&table), target::table(&results.targets))
+}
