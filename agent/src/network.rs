@@ -283,15 +283,13 @@ impl Network {
     pub(crate) fn add_previous_rules(&self, host: &Host, rules: &mut Ruleset) {
         let Some(previous) = self.settings.previous.filter(|_| self.joined().is_none()) else { return };
         for (family, subnet) in previous.iter() {
-            if let Some(&network) = self.settings.previous_networks.get(family) {
-                rules.families.push(FamilyRules { network, subnet });
+            let Some(&network) = self.settings.previous_networks.get(family) else { continue };
+            rules.families.push(FamilyRules { network, subnet });
+            if self.args.iptables_forward_rules {
+                // Its devices are among these.
+                let held = host.reconciler.devices().links.into_keys().chain(host.external.link());
+                rules.forward.extend(held.map(|device| (network, device)));
             }
-        }
-        if self.args.iptables_forward_rules {
-            // Its devices are among these.
-            let held = host.reconciler.devices().links.into_keys();
-            let missing: Vec<LinkName> = held.filter(|link| !rules.forward.contains(link)).collect();
-            rules.forward.extend(missing);
         }
     }
 

@@ -28,10 +28,10 @@ pub struct Ruleset {
     pub families: Vec<FamilyRules>,
     /// Masquerade packets that leave the overlay network (`--ip-masq`).
     pub masquerade: bool,
-    /// Devices through which packets of the overlay network enter and leave this host. Packets that arrive through one
-    /// for the network, or leave through one from the network, are forwarded. Empty for no such rules. Packets between
-    /// bridges of this host are not covered: Docker isolates these from each other.
-    pub forward: Vec<LinkName>,
+    /// Networks, each with a device through which its packets enter and leave this host. Packets that arrive through it for
+    /// the network, or leave through it from the network, are forwarded. Empty for no such rules. Packets between bridges
+    /// of this host are not covered: Docker isolates these from each other.
+    pub forward: Vec<(IpNetwork, LinkName)>,
 }
 
 /// The networks of one address family.

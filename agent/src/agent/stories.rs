@@ -301,8 +301,13 @@ fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known(
     let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
     assert_eq!(devices, ["flannel.1", "flannel.2"]);
     assert_eq!(world.firewall.standing().families.len(), 2);
-    let forward: Vec<String> = world.firewall.standing().forward.iter().map(ToString::to_string).collect();
-    assert_eq!(forward, ["flannel.1", "eth0", "flannel.2"]);
+    let forward = world.firewall.standing().forward;
+    let forward: Vec<String> =
+        forward.iter().map(|(network, device)| format!("{network} {device}")).collect();
+    assert_eq!(
+        forward,
+        ["10.5.0.0/16 flannel.1", "10.5.0.0/16 eth0", "10.6.0.0/16 flannel.2", "10.6.0.0/16 eth0"]
+    );
     world.leases(0, deleted(PEER_2));
     assert_eq!(world.routes(), ["10.6.2.0/24"]);
     assert!(world.status_of(0).ready && world.status_of(1).ready);

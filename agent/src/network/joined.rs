@@ -203,10 +203,10 @@ impl Joined {
         let Some(own) = &self.leases.admission().own else { return };
         rules.masquerade |= self.means.args.ip_masq;
         if self.means.args.iptables_forward_rules {
-            // Networks share the external interface.
-            let devices = self.planned.links.keys().copied().chain(host.external.link());
-            let missing = devices.filter(|device| !rules.forward.contains(device)).collect::<Vec<_>>();
-            rules.forward.extend(missing);
+            for (_, network) in self.config().networks() {
+                let devices = self.planned.links.keys().copied().chain(host.external.link());
+                rules.forward.extend(devices.map(|device| (network, device)));
+            }
         }
         for (family, network) in self.config().networks() {
             match family {

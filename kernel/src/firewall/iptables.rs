@@ -106,11 +106,10 @@ impl Forwarding {
 
 /// Returns the rules of our chain; empty if there should be no chain.
 fn rules(ruleset: &Ruleset, ipv6: bool) -> Vec<String> {
-    let networks = ruleset.families.iter().map(|family| family.network);
-    networks
-        .filter(|network| network.is_ipv6() == ipv6)
-        .flat_map(|network| ruleset.forward.iter().map(move |link| (prefix(network), link)))
+    let of_family = ruleset.forward.iter().filter(|(network, _)| network.is_ipv6() == ipv6);
+    of_family
         .flat_map(|(network, link)| {
+            let network = prefix(*network);
             [
                 format!(r#"-s {network} -o {link} -m comment --comment "flan: from the overlay network" -j ACCEPT"#),
                 format!(r#"-d {network} -i {link} -m comment --comment "flan: to the overlay network" -j ACCEPT"#),
@@ -190,7 +189,11 @@ mod tests {
         Ruleset {
             families: vec![family("10.5.0.0/16", "10.5.1.0/24"), family("fd00:5::/48", "fd00:5:0:1::/64")],
             masquerade: false,
-            forward: ["flannel.1", "eth0"].map(|name| name.parse().unwrap()).into(),
+            forward: ["10.5.0.0/16", "fd00:5::/48"]
+                .into_iter()
+                .flat_map(|network| ["flannel.1", "eth0"].map(|device| (network, device)))
+                .map(|(network, device)| (network.parse().unwrap(), device.parse().unwrap()))
+                .collect(),
         }
     }
 
