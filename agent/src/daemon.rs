@@ -5,7 +5,6 @@ mod start;
 mod store;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -39,21 +38,14 @@ struct Daemon<K, F> {
     kernel: K,
     firewall: F,
     store: Store,
-    /// By their ids.
-    networks: Vec<Connected>,
+    /// Those of each network, by its id.
+    tasks: Vec<StoreTasks>,
     lookout: Lookout,
     /// Questions that come by the socket.
     asked: mpsc::Receiver<PeersAsked>,
     /// Readings in progress, of our objects and of the host's networks.
     reading: OptionFuture<BoxFuture<'static, Result<State, KernelError>>>,
     reading_networks: OptionFuture<BoxFuture<'static, Result<HostNetworks, KernelError>>>,
-}
-
-/// What the effects of one network use.
-struct Connected {
-    tasks: StoreTasks,
-    /// Its subnet file.
-    file: PathBuf,
 }
 
 impl<K: Kernel, F: Firewall> Daemon<K, F> {
@@ -82,7 +74,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     let _ = answer.send(self.agent.peers());
                     None
                 }
-                () = any_failed(&mut self.networks) => anyhow::bail!("the keeper of our lease ended unexpectedly"),
+                () = any_failed(&mut self.tasks) => anyhow::bail!("the keeper of our lease ended unexpectedly"),
                 () = sleep_until(due) => None,
                 _ = alive.tick() => {
                     notify::alive();
@@ -192,7 +184,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
 
     /// Carries out an effect of one network and returns what follows at once.
     fn carry_out_of(&mut self, id: NetworkId, effect: NetworkEffect) -> Option<Event> {
-        let Connected { tasks, file } = self.networks.get_mut(id)?;
+        let tasks = self.tasks.get_mut(id)?;
         let event = match effect {
             NetworkEffect::ReadConfig => {
                 tasks.read_config();
@@ -212,8 +204,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 let read = key.read().map_err(|reason| reason.to_string());
                 NetworkEvent::Key(read.and_then(|key| key.ok_or_else(missing)))
             }
-            NetworkEffect::Save(env) => {
-                NetworkEvent::Saved(env.save(file).map_err(|reason| reason.to_string()))
+            NetworkEffect::Save { file, env } => {
+                NetworkEvent::Saved(env.save(&file).map_err(|reason| reason.to_string()))
             }
         };
         Some(Event::Network(id, event))
@@ -235,8 +227,8 @@ fn enable_forwarding((v4, v6): (bool, bool)) -> Result<(), String> {
 }
 
 /// Waits until the keeper of any lease ends, which it should not.
-async fn any_failed(networks: &mut [Connected]) {
-    let all = networks.iter_mut().map(|network| Box::pin(network.tasks.failed()));
+async fn any_failed(tasks: &mut [StoreTasks]) {
+    let all = tasks.iter_mut().map(|tasks| Box::pin(tasks.failed()));
     futures::future::select_all(all).await;
 }
 

@@ -25,7 +25,7 @@ use flan_kernel::netlink::FouLack;
 use flan_kernel::{FamilyRules, LinkName, Ruleset, State};
 use flan_subnet_lease::{
     BackendConfig, Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NetworkName, NodeIdentity, OwnKey,
-    OwnLease, PerFamily, Subnets, WatchEvent,
+    OwnLease, PerFamily, Subnets, WatchEvent, overlap,
 };
 use flan_wireguard_keys::{KeyFileError, PrivateKey};
 use ipnetwork::IpNetwork;
@@ -87,7 +87,12 @@ pub enum NetworkEffect {
     /// Take a lease, keep it, and watch all leases. Answered by [`NetworkEvent::Leased`], then by others indefinitely.
     Claim(Box<LeaseClaim>),
     /// Write the subnet file. Answered by [`NetworkEvent::Saved`].
-    Save(SubnetEnv),
+    Save {
+        /// Its path.
+        file: PathBuf,
+        /// Its content.
+        env: SubnetEnv,
+    },
 }
 
 /// Input for taking and keeping a lease.
@@ -284,6 +289,10 @@ impl Network {
         let Some(previous) = self.settings.previous.filter(|_| self.joined().is_none()) else { return };
         for (family, subnet) in previous.iter() {
             let Some(&network) = self.settings.previous_networks.get(family) else { continue };
+            // Another network may have these addresses by now.
+            if rules.families.iter().any(|known| overlap(&known.network, &network)) {
+                continue;
+            }
             rules.families.push(FamilyRules { network, subnet });
             if self.args.iptables_forward_rules {
                 // Its devices are among these.

@@ -75,11 +75,9 @@ impl NewNetwork {
     /// [`CannotCreate`], if a setting is wrong or another network has the addresses or the VNI.
     pub fn config(&self, known: &[Known]) -> Result<(String, NetworkConfig), CannotCreate> {
         let mut fields = self.addresses()?;
-        let taken: Vec<(u32, &Known)> = known.iter().filter_map(|one| Some((vni_of(&one.1)?, one))).collect();
-        let free = (2..).find(|vni| taken.iter().all(|(other, _)| other != vni)).unwrap_or_default();
         let mut backend = json!({ "Type": self.backend });
         if self.backend == VxlanConfig::NAME {
-            backend["VNI"] = self.vni.unwrap_or(free).into();
+            backend["VNI"] = self.vni.unwrap_or_else(|| free_vni(known)).into();
         }
         fields.insert("Backend".to_owned(), backend);
         if !self.labels.is_empty() {

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::Daemon;
 use super::store::{Reports, StoreTasks, watch_user};
-use super::{Connected, Daemon};
 use crate::agent::Agent;
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
@@ -86,7 +86,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     }
     let args = Arc::new(args);
     tokio::spawn(watch_user(store.clone(), status.clone()));
-    let (mut networks, mut connected, mut reports) = (Vec::new(), Vec::new(), Reports::new());
+    let (mut networks, mut tasks, mut reports) = (Vec::new(), Vec::new(), Reports::new());
     let named = args.networks.iter().map(|name| Some(name.clone()));
     for (id, name) in std::iter::once(None).chain(named).enumerate() {
         let (store, status, file) = match &name {
@@ -99,10 +99,9 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         let span = network::span(name.as_ref());
         let of_network = name.as_ref().map(|name| format!(" --network {name}")).unwrap_or_default();
         let flags = args.store.as_typed() + &of_network;
-        let settings = settings(name, file.clone(), &store, &args, renew_margin);
-        let tasks = StoreTasks::new(id, store, flags, status.clone(), span, &mut reports);
+        let settings = settings(name, file, &store, &args, renew_margin);
+        tasks.push(StoreTasks::new(id, store, flags, status.clone(), span, &mut reports));
         networks.push((settings, status));
-        connected.push(Connected { tasks, file });
     }
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
     let previous = networks.iter().filter_map(|(settings, _): &(Settings, _)| settings.previous);
@@ -116,7 +115,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         kernel,
         firewall: firewall::Linux::new(),
         store,
-        networks: connected,
+        tasks,
         lookout: Lookout::start(status),
         asked,
         reading: None.into(),

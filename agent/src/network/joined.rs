@@ -244,7 +244,8 @@ impl Joined {
                 return None;
             }
         }
-        let save = || NetworkEffect::Save(self.subnet_env(&own.subnets));
+        let save =
+            || NetworkEffect::Save { file: self.means.file.clone(), env: self.subnet_env(&own.subnets) };
         (!self.is_ready).then(|| Effect::Network(self.means.id, save()))
     }
 

@@ -32,6 +32,7 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     if source.config.is_none() && source.leases.items.is_empty() {
         return Err(nothing_there(&from));
     }
+    tell_of_networks(&from).await?;
     let (revision, seen) = (source.leases.revision, target.config.clone());
     let plan = plan::plan(source, &target, args.force).map_err(|occupied| in_use(&to, &occupied))?;
     // Find missing rights on the target before the first write, and in a dry run too.
@@ -50,7 +51,6 @@ pub(crate) async fn copy(shared: &StoreArgs, args: &CopyArgs) -> Result<(), Fail
     if !args.dry_run {
         copy_reservations(&from, &to).await?;
     }
-    tell_of_networks(&from).await?;
     let report = CopyReport::new(&from, &to, revision, args.dry_run, outcome);
     super::print(args.output, &report, || report.text())?;
     match report.changed_meanwhile() {
@@ -64,7 +64,7 @@ async fn tell_of_networks(from: &Store) -> Result<(), Failure> {
     for network in from.networks().await?.all {
         let prefix = from.network(&network.name).prefix().to_owned();
         eprintln!(
-            "flanctl: warning: network {} was not copied; copy it in the same way, with --etcd-prefix {prefix}",
+            "flanctl: warning: this does not copy network {}; copy it in the same way, with --etcd-prefix {prefix}",
             network.name
         );
     }

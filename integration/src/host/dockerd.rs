@@ -75,6 +75,15 @@ impl Host {
         self.running_docker()?.run(args).with_context(|| format!("on {}", self.spec.name))
     }
 
+    /// A bridge network of dockerd's own, in a part of the overlay. The agent masquerades what leaves the overlay, so Docker
+    /// must not.
+    pub fn docker_network(&self, name: &str, subnet: &str, mtu: u32) -> Result<()> {
+        let mtu = format!("com.docker.network.driver.mtu={mtu}");
+        let no_masquerade = "com.docker.network.bridge.enable_ip_masquerade=false";
+        self.docker(&["network", "create", "--subnet", subnet, "-o", &mtu, "-o", no_masquerade, name])
+            .map(drop)
+    }
+
     /// Starts a container that serves two pages on port 80; `options` go to `docker run`.
     pub fn run_container(&self, name: &str, options: &[&str]) -> Result<Container> {
         self.run_container_at(80, name, options)

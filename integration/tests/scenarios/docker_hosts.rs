@@ -101,20 +101,7 @@ fn every_network_mode_of_docker_works_across_hosts() -> Result<()> {
         let hosts = two_docker_hosts(lab, Bridge::LowerHalf)?;
         for host in &hosts {
             let env = host.subnet_env()?;
-            let (subnet, mtu) = (env.upper_half(), format!("com.docker.network.driver.mtu={}", env.mtu));
-            // The agent masquerades what leaves the overlay, so Docker must not.
-            let no_masquerade = "com.docker.network.bridge.enable_ip_masquerade=false";
-            host.docker(&[
-                "network",
-                "create",
-                "--subnet",
-                &subnet,
-                "-o",
-                &mtu,
-                "-o",
-                no_masquerade,
-                "apps",
-            ])?;
+            host.docker_network("apps", &env.upper_half(), env.mtu)?;
         }
         let bridge = [hosts[0].run_container("bridge1", &[])?, hosts[1].run_container("bridge2", &[])?];
 

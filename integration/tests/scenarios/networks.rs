@@ -248,21 +248,7 @@ fn containers_of_a_network_of_docker_are_in_a_second_network() -> Result<()> {
             start(host, IN_BLUE)?;
             host.start_docker(Bridge::WholeSubnet)?;
             let env = wait::until("the subnet file of network blue", REACHED, || host.subnet_env_of("blue"))?;
-            let (subnet, mtu) =
-                (env.base().to_string(), format!("com.docker.network.driver.mtu={}", env.mtu));
-            let no_masquerade = "com.docker.network.bridge.enable_ip_masquerade=false";
-            host.docker(&[
-                "network",
-                "create",
-                "--subnet",
-                &subnet,
-                "-o",
-                &mtu,
-                "-o",
-                no_masquerade,
-                "blue",
-            ])?;
-            Ok(())
+            host.docker_network("blue", &env.base(), env.mtu)
         })?;
         wait_until_all_know_each_other(&hosts)?;
         let blue = [

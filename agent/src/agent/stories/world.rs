@@ -332,7 +332,7 @@ impl World {
                     return Some(Event::Network(id, NetworkEvent::Key(key)));
                 }
                 NetworkEffect::Claim(claim) => self.claims.push((id, *claim)),
-                NetworkEffect::Save(env) => {
+                NetworkEffect::Save { env, .. } => {
                     self.save_attempts += 1;
                     let saved = if self.cannot_save { Err("a read-only disk".to_owned()) } else { Ok(()) };
                     if saved.is_ok() {
