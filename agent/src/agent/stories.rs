@@ -4,6 +4,7 @@ mod world;
 
 use std::time::Duration;
 
+use flan_kernel::fake::FakeKernel;
 use flan_kernel::{Change, KernelError, Object, Operation};
 use flan_subnet_lease::WatchEvent;
 
@@ -282,7 +283,7 @@ fn what_another_program_takes_away_is_put_back_and_counted() {
 #[test]
 fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known() {
     let before = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
-    let mut world = World::of_networks(2, before.kernel.clone(), None, &[]);
+    let mut world = World::of_networks(2, before.kernel.clone(), &[], &[]);
     world.config_is(0, VXLAN);
     world.lease(0, OURS);
     world.leases(0, listed(&[PEER_2]));
@@ -314,9 +315,32 @@ fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known(
 }
 
 #[test]
+fn after_a_restart_a_network_has_its_rules_before_it_has_joined() {
+    let mut before = World::of_networks(2, FakeKernel::new(), &[], &[]);
+    assert_eq!(before.config_readings, 1, "the default network begins first");
+    before.config_is(0, VXLAN);
+    before.pass(Duration::ZERO);
+    assert_eq!(before.config_readings, 2);
+    before.config_is(1, SECOND);
+    for (network, subnet) in [(0, OURS), (1, "10.6.1.0/24")] {
+        before.lease(network, subnet);
+        before.leases(network, listed(&[]));
+    }
+    let mut world = World::of_networks(2, before.kernel.clone(), &[OURS, "10.6.1.0/24"], &[]);
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[]));
+    let rules = world.firewall.standing();
+    assert_eq!(rules.families, before.firewall.standing().families);
+    for pair in before.firewall.standing().forward {
+        assert!(rules.forward.contains(&pair), "{pair:?} in {rules:?}");
+    }
+}
+
+#[test]
 fn a_network_that_nobody_made_or_that_wants_what_is_taken_stops_no_other() {
     let before = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
-    let mut world = World::of_networks(4, before.kernel.clone(), None, &[]);
+    let mut world = World::of_networks(4, before.kernel.clone(), &[], &[]);
     world.config_is(0, VXLAN);
     world.lease(0, OURS);
     world.leases(0, listed(&[PEER_2]));

@@ -14,10 +14,11 @@ use flan_kernel::netlink::{FouLack, Interface};
 use flan_kernel::{Change, Firewall, Kernel, LinkKind, Ownership};
 use flan_subnet_lease::{
     Claim, HeldLease, Holding, KeyChange, Lease, LeaseAttributes, Listing, NetworkName, NodeIdentity,
-    PeerChange, Subnets, WatchEvent,
+    PeerChange, PerFamily, Subnets, WatchEvent,
 };
 use flan_wireguard_keys::PrivateKey;
 use futures::FutureExt;
+use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use crate::agent::{Agent, Effect, Event, NetworkId};
@@ -65,12 +66,12 @@ pub(super) struct World {
 impl World {
     /// Starts an agent with these flags, which requests its network config.
     pub(super) fn with(flags: &[&str]) -> Self {
-        Self::of_networks(1, FakeKernel::new(), None, flags)
+        Self::of_networks(1, FakeKernel::new(), &[], flags)
     }
 
     /// Restarts an agent on this host, whose subnet file names this subnet.
     pub(super) fn restarted(kernel: FakeKernel, previous: &str) -> Self {
-        Self::of_networks(1, kernel, previous.parse().ok(), &[])
+        Self::of_networks(1, kernel, &[previous], &[])
     }
 
     /// Starts an agent and makes it ready.
@@ -83,12 +84,8 @@ impl World {
         world
     }
 
-    pub(super) fn of_networks(
-        count: usize,
-        kernel: FakeKernel,
-        previous: Option<Subnets>,
-        flags: &[&str],
-    ) -> Self {
+    /// Starts an agent in so many networks, whose subnet files name these subnets, each of a network of length 16.
+    pub(super) fn of_networks(count: usize, kernel: FakeKernel, previous: &[&str], flags: &[&str]) -> Self {
         let args = Arc::new(Args::parse_from(std::iter::once("fland").chain(flags.iter().copied())));
         let (now, abilities) =
             (Instant::now(), Abilities { gateways: Gateways::Objects, checks_senders: true });
@@ -98,6 +95,12 @@ impl World {
             |id| name(id).map_or_else(|| shared.default_network().clone(), |name| shared.add_network(name));
         let statuses: Vec<SharedNetwork> = (0..count).map(status).collect();
         let network = |(id, status): (NetworkId, &SharedNetwork)| {
+            let previous: Option<Subnets> = previous.get(id).map(|subnets| subnets.parse().unwrap());
+            let mut previous_networks = PerFamily::default();
+            for (family, subnet) in previous.iter().flat_map(Subnets::iter) {
+                let whole = IpNetwork::new(subnet.network(), 16).unwrap();
+                previous_networks.set(family, IpNetwork::new(whole.network(), 16).unwrap());
+            }
             let settings = Settings {
                 name: name(id),
                 file: "/run/flannel/subnet.env".into(),
@@ -107,7 +110,7 @@ impl World {
                 },
                 flags: String::new(),
                 previous,
-                previous_networks: Default::default(),
+                previous_networks,
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,
@@ -119,7 +122,10 @@ impl World {
             Network::new(id, args.clone(), status.clone(), settings, now)
         };
         let networks = statuses.iter().enumerate().map(network).collect();
-        let host = Host::new(args.clone(), abilities, true, shared.clone());
+        let mut host = Host::new(args.clone(), abilities, true, shared.clone());
+        // As at every start: what an earlier agent made.
+        let links = kernel.state().links.into_keys().collect();
+        host.reconciler.own(&Ownership { links, ..Ownership::default() });
         let interface = Interface {
             name: "eth0".parse().unwrap(),
             index: 2,
