@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod stories;
 
+use std::collections::BTreeMap;
+
 use flan_agent_api::Peer;
 use flan_backends::HostNetworks;
 use flan_kernel::{Change, FailedOperation, KernelError, LinkName, Operation, Ownership, Ruleset, State};
@@ -18,7 +20,7 @@ use crate::interface::{Overlays, Survey};
 use crate::lookout::Ours;
 use crate::network::{Joined, Network, NetworkEffect, NetworkEvent};
 
-/// Index of one of the agent's networks.
+/// Number of one of the agent's networks, given once.
 pub type NetworkId = usize;
 
 /// The network of docker0.
@@ -53,6 +55,10 @@ pub enum Event {
     Named(Option<LinkName>),
     /// The networks of this host.
     Networks(Result<HostNetworks, KernelError>),
+    /// This host is to join a network.
+    Joins(Box<Network>),
+    /// This host is to leave a network.
+    Leaves(NetworkId),
     /// An event of one network.
     Network(NetworkId, NetworkEvent),
     /// Something may be due.
@@ -101,7 +107,7 @@ pub enum Effect {
 /// This host and its networks.
 pub struct Agent {
     host: Host,
-    networks: Vec<Network>,
+    networks: BTreeMap<NetworkId, Network>,
     /// The last status sent to systemd.
     told: String,
 }
@@ -109,18 +115,19 @@ pub struct Agent {
 impl Agent {
     /// Creates an agent that has not started. Its first event must be [`Event::Time`].
     pub fn new(host: Host, networks: Vec<Network>) -> Self {
+        let networks = networks.into_iter().map(|network| (network.id(), network)).collect();
         Self { host, networks, told: String::new() }
     }
 
     /// Returns when [`Event::Time`] is due.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let networks = self.networks[..self.begun()].iter().filter_map(Network::due);
+        let networks = self.networks.range(..=self.last_begun()).filter_map(|(_, network)| network.due());
         self.host.due(now).into_iter().chain(networks).min()
     }
 
     /// Returns all peers in the default network, for people.
     pub(crate) fn peers(&self) -> Vec<Peer> {
-        let default = self.networks.get(DEFAULT_NETWORK).and_then(Network::joined);
+        let default = self.networks.get(&DEFAULT_NETWORK).and_then(Network::joined);
         default.into_iter().flat_map(Joined::shown_peers).collect()
     }
 
@@ -154,17 +161,27 @@ impl Agent {
             }
             Event::Networks(read) => {
                 self.host.networks_were_read(read);
-                self.networks.iter_mut().for_each(|network| network.look_at_overlaps(&self.host));
+                self.networks.values_mut().for_each(|network| network.look_at_overlaps(&self.host));
                 Vec::new()
             }
-            Event::Network(id, event) => match self.networks.get_mut(id) {
+            Event::Joins(network) => {
+                self.networks.insert(network.id(), *network);
+                self.time_passed(now)
+            }
+            Event::Leaves(id) => {
+                if let Some(network) = self.networks.remove(&id) {
+                    network.leave(&mut self.host, now);
+                }
+                Vec::new()
+            }
+            Event::Network(id, event) => match self.networks.get_mut(&id) {
                 Some(network) => network.handle(event, &mut self.host, now),
                 None => Vec::new(),
             },
             Event::Time => self.time_passed(now),
         };
         effects.extend(self.follow_external_interface(now));
-        for network in &mut self.networks {
+        for network in self.networks.values_mut() {
             effects.extend(network.claim_lease(&mut self.host, now));
         }
         effects
@@ -172,13 +189,13 @@ impl Agent {
 
     fn time_passed(&mut self, now: Instant) -> Vec<Effect> {
         let is_ready = self.joined().any(|joined| joined.is_ready);
-        let waits = self.networks.iter().any(Network::waits_for_lease);
+        let waits = self.networks.values().any(Network::waits_for_lease);
         let (mut effects, is_resync) = self.host.time_passed(is_ready, waits, now);
-        let begun = self.begun();
-        for network in &mut self.networks[..begun] {
+        let last = self.last_begun();
+        for (_, network) in self.networks.range_mut(..=last) {
             effects.extend(network.time_passed(now));
         }
-        for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
+        for joined in self.networks.values_mut().filter_map(Network::joined_mut) {
             joined.time_passed(&mut self.host, now);
             if is_resync {
                 joined.look_for_clones(now);
@@ -188,17 +205,17 @@ impl Agent {
         effects
     }
 
-    /// Returns how many of the networks may begin. The default network goes first: it chooses the external interface, and
-    /// none of the others may have what it needs.
-    fn begun(&self) -> usize {
-        match self.networks.get(DEFAULT_NETWORK) {
-            Some(default) if !default.has_begun() => DEFAULT_NETWORK + 1,
-            _ => self.networks.len(),
+    /// Returns the last of the networks that may begin. The default network goes first: it chooses the external interface,
+    /// and none of the others may have what it needs.
+    fn last_begun(&self) -> NetworkId {
+        match self.networks.get(&DEFAULT_NETWORK) {
+            Some(default) if !default.has_begun() => DEFAULT_NETWORK,
+            _ => NetworkId::MAX,
         }
     }
 
     fn joined(&self) -> impl Iterator<Item = &Joined> {
-        self.networks.iter().filter_map(Network::joined)
+        self.networks.values().filter_map(Network::joined)
     }
 
     /// Starts to apply the wanted state to the kernel.
@@ -212,8 +229,8 @@ impl Agent {
         if !self.joined().any(|joined| joined.leases.is_complete()) {
             return Vec::new();
         }
-        let may_delete = self.networks.iter().all(Network::is_known);
-        for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
+        let may_delete = self.networks.values().all(Network::is_known);
+        for joined in self.networks.values_mut().filter_map(Network::joined_mut) {
             joined.plan_changes(&mut self.host, now);
         }
         let operations = self.host.reconciler.begin(may_delete, now);
@@ -229,7 +246,7 @@ impl Agent {
         for joined in self.joined() {
             joined.add_rules(&self.host, &mut rules, &mut forwarding);
         }
-        for network in &self.networks {
+        for network in self.networks.values() {
             network.add_previous_rules(&self.host, &mut rules);
         }
         vec![Effect::KeepRules { rules, forwarding }]
@@ -238,7 +255,7 @@ impl Agent {
     fn finish_round(&mut self, now: Instant) -> Vec<Effect> {
         let (outcome, mut effects) = self.host.end_operations();
         let mut problem = None;
-        for joined in self.networks.iter_mut().filter_map(Network::joined_mut) {
+        for joined in self.networks.values_mut().filter_map(Network::joined_mut) {
             effects.extend(joined.carry_on(&self.host, &outcome.new_devices, now));
             problem = problem.or(joined.problem.clone());
         }
@@ -259,7 +276,7 @@ impl Agent {
     fn follow_external_interface(&mut self, now: Instant) -> Vec<Effect> {
         let Some(external) = self.host.take_adopted() else { return Vec::new() };
         let chosen: Result<Vec<_>, _> =
-            self.networks.iter().map(|network| network.choose(&external, &self.host)).collect();
+            self.networks.values().map(|network| network.choose(&external, &self.host)).collect();
         let chosen = match chosen {
             Ok(chosen) => chosen,
             Err(reason) => {
@@ -268,7 +285,7 @@ impl Agent {
             }
         };
         let reconnect = self.host.move_to(external, now);
-        for (network, chosen) in self.networks.iter_mut().zip(chosen) {
+        for (network, chosen) in self.networks.values_mut().zip(chosen) {
             if let Some(chosen) = chosen {
                 network.move_to(chosen, &mut self.host, now);
             }

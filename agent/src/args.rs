@@ -8,6 +8,7 @@ use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, Subne
 use flan_subnet_lease::{NetworkName, NodeIdentity, OverlapPolicy, PathChoice};
 use regex::Regex;
 
+use crate::docker_args::DockerArgs;
 use crate::embedded_args::EmbeddedArgs;
 use crate::flag_values::{duration, path_choice, switch};
 use crate::log::LogArgs;
@@ -226,6 +227,10 @@ pub struct Args {
         help_heading = "Packets"
     )]
     pub udp_without: Vec<UdpMode>,
+
+    #[command(flatten, next_help_heading = "Docker")]
+    #[allow(missing_docs)]
+    pub docker: DockerArgs,
 
     #[command(flatten, next_help_heading = "Observation")]
     #[allow(missing_docs)]

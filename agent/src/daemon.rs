@@ -1,14 +1,16 @@
 //! The event loop around the [`Agent`].
 
+mod docker;
+mod membership;
 mod reservation;
 mod start;
 mod store;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use anyhow::Context;
 use flan_backends::HostNetworks;
+use flan_docker::Demand;
 use flan_kernel::{Firewall, Kernel, KernelError, Operation, Ruleset, State, memory, netlink, sysctl};
 use flan_subnet_lease::{Lease, Store, WatchEvent};
 use futures::future::{BoxFuture, OptionFuture};
@@ -17,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::warn;
 
+use self::membership::Membership;
 use self::store::{Reports, StoreTasks};
 use crate::agent::{Agent, Effect, Event, NetworkId};
 use crate::args::Args;
@@ -38,8 +41,11 @@ struct Daemon<K, F> {
     kernel: K,
     firewall: F,
     store: Store,
-    /// Those of each network, by its id.
-    tasks: Vec<StoreTasks>,
+    /// Those of each network.
+    tasks: BTreeMap<NetworkId, StoreTasks>,
+    membership: Membership,
+    /// Which networks Docker's containers need.
+    demands: mpsc::Receiver<Demand>,
     lookout: Lookout,
     /// Questions that come by the socket.
     asked: mpsc::Receiver<PeersAsked>,
@@ -70,6 +76,12 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     None
                 }
                 event = reports.events.recv() => event.map(|(network, event)| Event::Network(network, event)),
+                Some(demand) = self.demands.recv() => {
+                    for event in self.obey(demand, &mut reports) {
+                        self.feed(event).await?;
+                    }
+                    None
+                }
                 Some(answer) = self.asked.recv() => {
                     let _ = answer.send(self.agent.peers());
                     None
@@ -113,7 +125,12 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             while let Ok((network, event)) = reports.events.try_recv() {
                 self.feed(Event::Network(network, event)).await?;
             }
-            let event = event.context("the lease watch ended unexpectedly")?;
+            let event = match event {
+                Some(event) => event,
+                // This host has left the network.
+                None if !self.tasks.contains_key(&network) => break,
+                None => anyhow::bail!("the lease watch ended unexpectedly"),
+            };
             self.feed(Event::Network(network, NetworkEvent::Leases(event))).await?;
             next = reports.leases.next().now_or_never().flatten();
         }
@@ -184,7 +201,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
 
     /// Carries out an effect of one network and returns what follows at once.
     fn carry_out_of(&mut self, id: NetworkId, effect: NetworkEffect) -> Option<Event> {
-        let tasks = self.tasks.get_mut(id)?;
+        let tasks = self.tasks.get_mut(&id)?;
         let event = match effect {
             NetworkEffect::ReadConfig => {
                 tasks.read_config();
@@ -205,7 +222,11 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 NetworkEvent::Key(read.and_then(|key| key.ok_or_else(missing)))
             }
             NetworkEffect::Save { file, env } => {
-                NetworkEvent::Saved(env.save(&file).map_err(|reason| reason.to_string()))
+                let saved = env.save(&file).map_err(|reason| reason.to_string());
+                if saved.is_ok() {
+                    self.membership.is_ready(id, env);
+                }
+                NetworkEvent::Saved(saved)
             }
         };
         Some(Event::Network(id, event))
@@ -227,8 +248,8 @@ fn enable_forwarding((v4, v6): (bool, bool)) -> Result<(), String> {
 }
 
 /// Waits until the keeper of any lease ends, which it should not.
-async fn any_failed(tasks: &mut [StoreTasks]) {
-    let all = tasks.iter_mut().map(|tasks| Box::pin(tasks.failed()));
+async fn any_failed(tasks: &mut BTreeMap<NetworkId, StoreTasks>) {
+    let all = tasks.values_mut().map(|tasks| Box::pin(tasks.failed()));
     futures::future::select_all(all).await;
 }
 

@@ -142,6 +142,13 @@ impl Host {
         Ok(vec![self.survey(), self.read_anew(), self.reading_of_networks()])
     }
 
+    /// Forgets what a network needed. What it gave up in the kernel stays ours until it is gone.
+    pub(crate) fn release(&mut self, network: NetworkId, now: Instant) {
+        self.needs.remove(&network);
+        self.overlays = self.needs.values().flat_map(|needs| needs.overlays.iter().copied()).collect();
+        self.rules_have_changed(now);
+    }
+
     /// A network that joins later must not move those that work.
     fn check(&self, network: NetworkId, needs: &Needs) -> Result<(), String> {
         for (_, other) in self.needs.iter().filter(|(id, _)| **id != network) {

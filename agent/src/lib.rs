@@ -7,6 +7,7 @@ pub mod agent;
 pub mod args;
 pub mod bridge;
 pub mod daemon;
+pub mod docker_args;
 
 mod due;
 pub mod embedded;

@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use flan_agent_api::{Code, PathInForce, SubnetEnv, WireguardKeyFile};
-use flan_backends::{BackendError, Udp, Underlay, Wireguard};
+use flan_backends::{BackendError, Udp, Underlay, Wireguard, bridge};
 use flan_kernel::netlink::FouLack;
 use flan_kernel::{FamilyRules, LinkName, Ruleset, State};
 use flan_subnet_lease::{
@@ -73,6 +73,8 @@ pub enum NetworkEvent {
     Key(Result<PrivateKey, String>),
     /// The subnet file was written, or why not.
     Saved(Result<(), String>),
+    /// Containers are to be attached to a bridge that we make, or no longer.
+    Bridge(bool),
 }
 
 /// An action for a network.
@@ -157,6 +159,8 @@ pub struct Network {
     config_problem: Option<&'static str>,
     /// Whether the store has no config.
     has_no_config: bool,
+    /// Whether containers are to be attached to a bridge that we make.
+    has_bridge: bool,
     /// Marks log lines of a network beside the default one.
     span: Span,
 }
@@ -190,15 +194,19 @@ struct Means {
     /// What the watch sees under our key.
     own_key: watch::Sender<OwnKey>,
     overlaps: Overlaps,
+    /// The bridge of the containers, in a network beside the default one.
+    bridge: Option<LinkName>,
 }
 
 impl Network {
-    /// Creates a network that has not started.
+    /// Creates a network that has not started. `has_bridge` says whether containers are to be attached to a bridge that we
+    /// make.
     pub fn new(
         id: NetworkId,
         args: Arc<Args>,
         status: SharedNetwork,
         settings: Settings,
+        has_bridge: bool,
         now: Instant,
     ) -> Self {
         let mut config_due = Due::default();
@@ -219,8 +227,29 @@ impl Network {
             failures,
             config_problem,
             has_no_config,
+            has_bridge,
             span,
         }
+    }
+
+    /// Returns the subnets that its subnet file named at the start.
+    pub(crate) fn previous(&self) -> Option<Subnets> {
+        self.settings.previous
+    }
+
+    /// Returns its number.
+    pub(crate) fn id(&self) -> NetworkId {
+        self.id
+    }
+
+    /// Gives up all that the network wants in the kernel.
+    pub(crate) fn leave(mut self, host: &mut Host, now: Instant) {
+        let _marked = self.span.clone().entered();
+        if let Some(joined) = self.joined_mut() {
+            joined.leave(host);
+        }
+        host.release(self.id, now);
+        info!("this host leaves the network");
     }
 
     /// Handles an event and returns what to do.
@@ -250,6 +279,13 @@ impl Network {
             }
             NetworkEvent::Saved(saved) => {
                 self.joined_mut().map_or_else(Vec::new, |joined| joined.saved(saved, host, now))
+            }
+            NetworkEvent::Bridge(wanted) => {
+                self.has_bridge = wanted;
+                if let Some(joined) = self.joined_mut() {
+                    joined.bridge_is_wanted(wanted, host, now);
+                }
+                Vec::new()
             }
         }
     }
@@ -372,6 +408,7 @@ impl Network {
             attributes,
             own_key,
             overlaps,
+            bridge: self.bridge(),
         }));
         let claim = self.effect(NetworkEffect::Claim(Box::new(claim)));
         self.waits_for("a lease").into_iter().chain([claim]).collect()
@@ -401,7 +438,11 @@ impl Network {
         if let Some(before) = self.settings.previous.filter(|before| *before != held) {
             warn!(%before, now = %held, "this host has another subnet than before: restart Docker, or containers stay cut off");
         }
-        self.phase = Phase::Joined(Box::new(Joined::new(*means, holding, host, now)));
+        let mut joined = Joined::new(*means, holding, host, now);
+        if self.has_bridge {
+            joined.bridge_is_wanted(true, host, now);
+        }
+        self.phase = Phase::Joined(Box::new(joined));
         self.waits_for("the list of leases").into_iter().collect()
     }
 
@@ -490,8 +531,22 @@ impl Network {
         self.settings.name.is_none().then(|| Effect::Status(format!("waiting for {what}")))
     }
 
+    /// Returns the bridge to which containers of a network beside the default one are attached.
+    fn bridge(&self) -> Option<LinkName> {
+        self.settings.name.as_ref().and_then(bridge::device_of)
+    }
+
     fn effect(&self, effect: NetworkEffect) -> Effect {
         Effect::Network(self.id, effect)
+    }
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network")
+            .field("id", &self.id)
+            .field("name", &self.settings.name)
+            .finish_non_exhaustive()
     }
 }
 

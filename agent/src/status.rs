@@ -56,6 +56,11 @@ impl SharedStatus {
         network
     }
 
+    /// Removes a network beside the default one.
+    pub fn remove_network(&self, name: &NetworkName) {
+        self.0.named.write().unwrap_or_else(PoisonError::into_inner).retain(|(known, _)| known != name);
+    }
+
     /// Returns the current status.
     pub fn read(&self) -> Status {
         let named = self.0.named.read().unwrap_or_else(PoisonError::into_inner);

@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 
 use flan_kernel::{
-    Kernel, KernelError, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteTarget, State, netlink,
+    Address, Kernel, KernelError, LinkKind, LinkName, Ownership, ROUTE_PROTOCOL, Route, RouteTarget, State,
+    netlink,
 };
 use flan_subnet_lease::Subnets;
 use ipnetwork::IpNetwork;
 
-use crate::{udp, vxlan, wireguard};
+use crate::{bridge, udp, vxlan, wireguard};
 
 /// `rtm_protocol` of flannel's routes (`RTPROT_BOOT`), which `ip route` does not print.
 const FLANNELS_PROTOCOL: u8 = 3;
@@ -27,7 +28,10 @@ pub struct Holdings {
 /// Returns whether a device of ours may have this name: `flannel0`, `flannel.<VNI>` or `flannel-v6.<VNI>`,
 /// `flannel-wg` or `flannel-wg-v6`.
 fn may_be_ours(name: LinkName) -> bool {
-    name == udp::device() || wireguard::is_name(name) || vxlan::vni_of(name).is_some()
+    name == udp::device()
+        || wireguard::is_name(name)
+        || vxlan::vni_of(name).is_some()
+        || bridge::is_name(name)
 }
 
 impl Holdings {
@@ -126,7 +130,13 @@ fn our_links(actual: &State, subnets: &[Subnets]) -> BTreeSet<LinkName> {
     let addresses = actual.addresses.keys().filter(|address| bases.contains(&address.address));
     let hops = actual.next_hops.values().filter(|hop| hop.protocol == ROUTE_PROTOCOL);
     let routes = actual.routes.values().filter(|route| route.protocol == ROUTE_PROTOCOL);
+    let is_inside = |address: &&Address| {
+        subnets.iter().any(|ours| ours.iter().any(|(_, subnet)| subnet.contains(address.address.ip())))
+    };
+    let of_bridges =
+        actual.addresses.keys().filter(|address| bridge::is_name(address.link)).filter(is_inside);
     addresses
+        .chain(of_bridges)
         .map(|address| address.link)
         .chain(hops.map(|hop| hop.link))
         .chain(routes.filter_map(|route| route.target.link()))
@@ -140,12 +150,13 @@ fn is_of_our_kind(name: LinkName, kind: &LinkKind) -> bool {
         LinkKind::Tun { .. } => name == udp::device() || wireguard::is_name(name),
         LinkKind::Ipip(_) => name == udp::device(),
         LinkKind::Wireguard => wireguard::is_name(name),
+        LinkKind::Bridge => bridge::is_name(name),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use flan_kernel::{Address, NextHopId, RouteKey, diff};
+    use flan_kernel::{NextHopId, RouteKey, diff};
     use flan_subnet_lease::{Family, UdpConfig, VxlanConfig};
 
     use super::*;

@@ -4,6 +4,7 @@
 //! itself; the agent's reconciler closes the gap between plan and kernel. One planner per file.
 
 mod alloc;
+pub mod bridge;
 mod holdings;
 mod host_gw;
 mod host_networks;

@@ -41,7 +41,9 @@ pub(crate) async fn set(
         known::find(store, name).await?;
         draft.config.supported_beside().map_err(unusable)?;
     }
-    let mut others = known::known(whole, &whole.networks().await?).await?;
+    let known = whole.known_networks(&whole.networks().await?).await?;
+    known.unusable.iter().for_each(|(name, error)| known::warn_of(name.as_ref(), error));
+    let mut others = known.all;
     others.retain(|(name, _)| name.as_ref() != network);
     check_beside(&draft.config, &others).map_err(|clash| Failure::new(Kind::Refused, clash))?;
     warn_of_collisions(&draft.config).await;

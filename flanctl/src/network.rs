@@ -5,19 +5,19 @@ pub(crate) mod known;
 use std::collections::BTreeMap;
 
 use flan_agent_api::API_VERSION;
-use flan_subnet_lease::{NetworkConfig, NetworkName, NewNetwork, Store, StoredNetwork, shown, vni_of};
+use flan_subnet_lease::{
+    NetworkConfig, NetworkName, NewNetwork, NotCreated, Store, StoredNetwork, shown, vni_of,
+};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use self::known::{DEFAULT, find, known};
+use self::known::{DEFAULT, find, warn_of};
 use crate::args::{CreateArgs, Form, ReportForm};
 use crate::config;
 use crate::failure::{Failure, Kind};
 use crate::output;
 use crate::table;
 
-/// How often a network is tried to be created while others create theirs.
-const TRIES: usize = 5;
 /// Number of concurrent requests for the hosts of networks.
 const AT_ONCE: usize = 16;
 
@@ -31,25 +31,12 @@ pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failu
         vni: args.vni,
         labels: args.label.iter().cloned().collect(),
     };
-    for _ in 0..TRIES {
-        let seen = store.networks().await?;
-        if seen.is_cut {
-            let message = format!("there are too many keys below {} to look at all networks", store.prefix());
-            return Err(Failure::new(Kind::Refused, message));
-        }
-        if seen.all.iter().any(|network| network.name == args.name) {
-            return Err(Failure::new(Kind::Refused, format!("there is a network {} already", args.name)));
-        }
-        let known = known(store, &seen).await?;
-        let (json, meant) = asked.config(&known).map_err(|refusal| Failure::new(Kind::Refused, refusal))?;
-        if store.create_network(&args.name, json.as_bytes(), &seen).await? {
-            let vni = vni_of(&meant).map(|vni| format!(", VNI {vni}")).unwrap_or_default();
-            let text = format!("created network {}: {}{vni}", args.name, config::describe(&meant));
-            return output::print(&text);
-        }
-    }
-    let message = "others created and removed networks all the time; nothing was written, try again";
-    Err(Failure::new(Kind::Refused, message))
+    let meant = store.create(&args.name, &asked, warn_of).await.map_err(|reason| match reason {
+        NotCreated::Store(reason) => reason.into(),
+        reason => Failure::new(Kind::Refused, reason),
+    })?;
+    let vni = vni_of(&meant).map(|vni| format!(", VNI {vni}")).unwrap_or_default();
+    output::print(&format!("created network {}: {}{vni}", args.name, config::describe(&meant)))
 }
 
 /// Removes a network.
@@ -109,7 +96,14 @@ pub(crate) async fn inspect(whole: &Store, name: &NetworkName, form: ReportForm)
     let config = find(&store, name).await?;
     let holders = holders(&store).await?;
     let item = Item::new(name.to_string(), &config.json, holders.len() as u64);
-    let shown = Inspected { api_version: API_VERSION, kind: "Network", item, joined: holders };
+    let containers = store.containers().list().await?;
+    let containers = containers.readable().map(|container| ContainerItem {
+        name: shown(&container.name).into_owned(),
+        host: container.host.as_deref().map(|host| shown(host).into_owned()),
+        addresses: container.addresses.iter().map(ToString::to_string).collect(),
+    });
+    let containers = containers.collect();
+    let shown = Inspected { api_version: API_VERSION, kind: "Network", item, joined: holders, containers };
     match form {
         ReportForm::Json => output::print_json(&shown),
         ReportForm::Yaml => output::print_yaml(&shown),
@@ -144,6 +138,15 @@ struct Inspected {
     item: Item,
     /// The hosts that have joined it.
     joined: Vec<String>,
+    /// The containers that Docker attached to it.
+    containers: Vec<ContainerItem>,
+}
+
+#[derive(Debug, Serialize)]
+struct ContainerItem {
+    name: String,
+    host: Option<String>,
+    addresses: Vec<String>,
 }
 
 /// A network, for people and programs.
@@ -217,14 +220,19 @@ impl Inspected {
         let [name, subnets, backend, vni, _] = self.item.row();
         let labels = table::or_dash(Some(self.item.labels().as_str()));
         let mut lines = vec![
-            format!("name     {name}"),
-            format!("subnets  {subnets}"),
-            format!("backend  {backend}"),
-            format!("vni      {vni}"),
-            format!("labels   {labels}"),
-            format!("hosts    {}", self.joined.len()),
+            format!("name        {name}"),
+            format!("subnets     {subnets}"),
+            format!("backend     {backend}"),
+            format!("vni         {vni}"),
+            format!("labels      {labels}"),
+            format!("hosts       {}", self.joined.len()),
         ];
-        lines.extend(self.joined.iter().map(|host| format!("         {host}")));
+        lines.extend(self.joined.iter().map(|host| format!("            {host}")));
+        lines.push(format!("containers  {}", self.containers.len()));
+        lines.extend(self.containers.iter().map(|container| {
+            let host = table::or_dash(container.host.as_deref());
+            format!("            {} on {host}: {}", container.name, container.addresses.join(", "))
+        }));
         lines.join("\n")
     }
 }

@@ -6,7 +6,7 @@ use crate::kind::link_name::LinkName;
 
 /// What in the kernel is ours: what [`snapshot`](crate::Kernel::snapshot) reads, and what a diff may change or delete.
 ///
-/// Ours are: the VXLAN, TUN, IPIP and WireGuard devices named here, with their addresses, permanent neighbours and forwarding
+/// Ours are: the VXLAN, TUN, IPIP and WireGuard devices and bridges named here, with their addresses, permanent neighbours and forwarding
 /// entries; FOU ports for IPIP on one address of this host, with a port number named here; unicast routes in the main
 /// table that lead into one of these devices, whoever made them (flannel's included), except those of protocol `kernel`;
 /// and every route in the main table and every next hop object with [`ROUTE_PROTOCOL`](crate::ROUTE_PROTOCOL).

@@ -11,6 +11,7 @@ mod backend_data;
 mod backoff;
 mod config;
 mod config_error;
+mod container;
 mod endpoint;
 mod entry;
 mod family;
@@ -41,6 +42,7 @@ pub use backend_config::{
 pub use backend_data::{BackendData, VxlanData, WireguardData};
 pub use config::{NetworkConfig, without_byte_order_mark};
 pub use config_error::{ConfigError, ConfigWarning};
+pub use container::Container;
 pub use endpoint::{Endpoint, InvalidEndpoint, split_urls, without_user};
 pub use entry::Entry;
 #[cfg(fuzzing)]
@@ -56,8 +58,8 @@ pub use network_name::{InvalidNetworkName, NetworkName};
 pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
-    Cause, Collection, MemberStatus, Networks, Reservation, Snapshot, Store, StoreError, StoredConfig,
-    StoredNetwork, Unanswered,
+    Cause, Collection, KnownNetworks, MemberStatus, Networks, NotCreated, Reservation, Snapshot, Store,
+    StoreError, StoredConfig, StoredNetwork, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
 pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};

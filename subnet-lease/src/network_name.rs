@@ -3,13 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::shown::shown;
 
 /// The name of a network: part of its keys in the store and the name of its subnet file. Docker accepts each of them.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct NetworkName(Box<str>);
 
 /// A text that names no network.
@@ -29,6 +29,20 @@ impl NetworkName {
     /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<NetworkName> for String {
+    fn from(name: NetworkName) -> Self {
+        name.0.into()
+    }
+}
+
+impl TryFrom<String> for NetworkName {
+    type Error = InvalidNetworkName;
+
+    fn try_from(name: String) -> Result<Self, InvalidNetworkName> {
+        name.parse()
     }
 }
 

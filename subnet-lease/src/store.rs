@@ -2,6 +2,7 @@
 
 mod client;
 mod collection;
+mod creation;
 pub(crate) mod error;
 mod etcd_lease;
 mod failure;
@@ -18,6 +19,7 @@ mod user;
 
 pub use client::Store;
 pub use collection::Collection;
+pub use creation::{KnownNetworks, NotCreated};
 pub use error::{Cause, StoreError, Unanswered};
 #[cfg(test)]
 pub(crate) use limits::REQUEST_LIMIT;

@@ -1,5 +1,6 @@
 //! Starts the agent from its command line.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +11,24 @@ use flan_backends::{Abilities, Gateways, Holdings};
 use flan_kernel::{Kernel, Ownership, firewall, netlink};
 use flan_subnet_lease::{NetworkName, Store, Subnets};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::Daemon;
-use super::store::{Reports, StoreTasks, watch_user};
+use super::docker::Docker;
+use super::membership::{Membership, Reason};
+use super::store::{Reports, watch_user};
 use crate::agent::Agent;
 use crate::args::Args;
 use crate::embedded::{self, Embedded};
 use crate::host::Host;
 use crate::lookout::Lookout;
-use crate::network::{self, Network, Settings, UdpRunner, WireguardRunner};
+use crate::network::Network;
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
-use crate::{notify, rights, wireguard};
+use crate::{notify, rights};
+
+/// Demands of containers that wait for the event loop.
+const DEMANDS: usize = 64;
 
 /// Runs the agent, and before it the embedded store, if configured. Waits indefinitely for the store, the network
 /// config and a free subnet, and logs what it waits for.
@@ -86,29 +91,27 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     }
     let args = Arc::new(args);
     tokio::spawn(watch_user(store.clone(), status.clone()));
-    let (mut networks, mut tasks, mut reports) = (Vec::new(), Vec::new(), Reports::new());
-    let named = args.networks.iter().map(|name| Some(name.clone()));
-    for (id, name) in std::iter::once(None).chain(named).enumerate() {
-        let (store, status, file) = match &name {
-            None => (store.clone(), status.default_network().clone(), args.subnet_file.path.clone()),
-            Some(name) => {
-                let file = args.subnet_dir.file(name);
-                (store.network(name), status.add_network(name.clone()), file)
-            }
-        };
-        let span = network::span(name.as_ref());
-        let of_network = name.as_ref().map(|name| format!(" --network {name}")).unwrap_or_default();
-        let flags = args.store.as_typed() + &of_network;
-        let settings = settings(name, file, &store, &args, renew_margin);
-        tasks.push(StoreTasks::new(id, store, flags, status.clone(), span, &mut reports));
-        networks.push((settings, status));
+    let (mut networks, mut tasks, mut reports) = (Vec::new(), BTreeMap::new(), Reports::new());
+    let mut membership = Membership::new(args.clone(), store.clone(), status.clone(), renew_margin);
+    let (demand, demands) = mpsc::channel(DEMANDS);
+    let docker = Docker::prepare(&args, &store, demand)?;
+    let needed = docker.as_ref().map(|docker| docker.driver.needed()).unwrap_or_default();
+    let only_needed = needed.iter().filter(|name| !args.networks.contains(name));
+    for name in std::iter::once(None).chain(args.networks.iter().chain(only_needed).map(Some)) {
+        let mut reasons = BTreeSet::new();
+        if name.is_none_or(|name| args.networks.contains(name)) {
+            reasons.insert(Reason::Flag);
+        }
+        if name.is_some_and(|name| needed.contains(name)) {
+            reasons.insert(Reason::Docker);
+        }
+        let (network, of_network) = membership.begin(name.cloned(), reasons, &mut reports);
+        tasks.insert(network.id(), of_network);
+        networks.push(network);
     }
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
-    let previous = networks.iter().filter_map(|(settings, _): &(Settings, _)| settings.previous);
-    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args).await);
-    let now = Instant::now();
-    let begin = |(id, (settings, status))| Network::new(id, args.clone(), status, settings, now);
-    let networks = networks.into_iter().enumerate().map(begin).collect();
+    let previous = networks.iter().filter_map(Network::previous);
+    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &needed).await);
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,
@@ -116,42 +119,25 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         firewall: firewall::Linux::new(),
         store,
         tasks,
+        membership,
+        demands,
         lookout: Lookout::start(status),
         asked,
         reading: None.into(),
         reading_networks: None.into(),
     };
+    docker.into_iter().for_each(Docker::start);
     daemon.run(reports).await
 }
 
-fn settings(
-    name: Option<NetworkName>,
-    file: PathBuf,
-    store: &Store,
-    args: &Args,
-    renew_margin: Option<Duration>,
-) -> Settings {
-    let previous = previous(&file);
-    Settings {
-        name,
-        place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
-        flags: args.store.as_typed(),
-        previous: previous.as_ref().and_then(SubnetEnv::subnets),
-        previous_networks: previous.map(|env| env.networks).unwrap_or_default(),
-        file,
-        node: args.identity(),
-        renew_margin,
-        datapath: UdpRunner::boxed,
-        wireguard_datapath: WireguardRunner::boxed,
-        kernel_path: netlink::check_fou,
-        kernel_wireguard: wireguard::check_kernel,
-        wireguard_key: wireguard::key,
-    }
-}
-
 /// Returns what this host holds of ours, by whatever config: what no network wants goes once their leases are known.
-async fn held_before(kernel: &mut impl Kernel, mut subnets: Vec<Subnets>, args: &Args) -> Ownership {
-    let left = left_networks(args);
+async fn held_before(
+    kernel: &mut impl Kernel,
+    mut subnets: Vec<Subnets>,
+    args: &Args,
+    needed: &BTreeSet<NetworkName>,
+) -> Ownership {
+    let left = left_networks(args, needed);
     subnets.extend(left.iter().map(|(_, _, subnets)| subnets));
     let holdings = match Holdings::read(kernel, &subnets).await {
         Ok(holdings) => holdings,
@@ -161,11 +147,10 @@ async fn held_before(kernel: &mut impl Kernel, mut subnets: Vec<Subnets>, args: 
         }
     };
     for (name, file, subnets) in left {
-        info!(network = %name, "this host leaves this network: its --networks do not name it");
         // The next start looks again whether all is gone.
-        if !holdings.has_device_of(&subnets)
-            && let Err(reason) = std::fs::remove_file(&file)
-        {
+        if holdings.has_device_of(&subnets) {
+            info!(network = %name, "this host leaves this network: nothing needs it any more");
+        } else if let Err(reason) = std::fs::remove_file(&file) {
             warn!(file = %file.display(), %reason, "cannot delete the subnet file of a network that this host has left");
         }
     }
@@ -173,13 +158,13 @@ async fn held_before(kernel: &mut impl Kernel, mut subnets: Vec<Subnets>, args: 
 }
 
 /// Returns the networks that this host was in and is to be in no longer, with their subnet files.
-fn left_networks(args: &Args) -> Vec<(NetworkName, PathBuf, Subnets)> {
+fn left_networks(args: &Args, needed: &BTreeSet<NetworkName>) -> Vec<(NetworkName, PathBuf, Subnets)> {
     let files = args.subnet_dir.files().unwrap_or_else(|reason| {
         warn!(directory = %args.subnet_dir.path.display(), %reason, "cannot read the subnet files of networks");
         Vec::new()
     });
     let is_left = |(name, file): &(NetworkName, PathBuf)| {
-        !args.networks.contains(name) && *file != args.subnet_file.path
+        !args.networks.contains(name) && !needed.contains(name) && *file != args.subnet_file.path
     };
     let with_subnets = |(name, file): (NetworkName, PathBuf)| {
         let subnets = previous(&file).and_then(|env| env.subnets())?;
@@ -189,7 +174,7 @@ fn left_networks(args: &Args) -> Vec<(NetworkName, PathBuf, Subnets)> {
 }
 
 /// Returns the content of a subnet file.
-fn previous(file: &Path) -> Option<SubnetEnv> {
+pub(super) fn previous(file: &Path) -> Option<SubnetEnv> {
     SubnetEnv::load(file).unwrap_or_else(|reason| {
         let file = file.display();
         warn!(%file, %reason, "cannot read this host's previous subnet from the subnet file");

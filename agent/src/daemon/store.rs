@@ -1,12 +1,12 @@
 //! Tasks that use the store. Each works at its own pace and reports to the event loop.
 
 use flan_agent_api::Code;
-use flan_subnet_lease::{Keeper, Lease, Listing, Store, WatchEvent, Watcher};
+use flan_subnet_lease::{Collection, HeldLease, Keeper, Lease, Listing, Store, WatchEvent, Watcher};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{Instrument, Span, debug};
+use tracing::{Instrument, Span, debug, info, warn};
 
 use super::reservation;
 use crate::agent::NetworkId;
@@ -29,6 +29,8 @@ pub(super) struct StoreTasks {
     /// The list of leases for the claim.
     listing: Option<JoinHandle<Option<Listing<Lease>>>>,
     keeper: JoinSet<()>,
+    /// Dropped when this host leaves the network.
+    stays: Option<oneshot::Sender<()>>,
     /// Marks log lines of a network beside the default one.
     span: Span,
 }
@@ -64,8 +66,8 @@ impl StoreTasks {
         let events = stream::poll_fn(move |context| receiver.poll_recv(context)).map(Some);
         let all = events.chain(stream::once(std::future::ready(None)));
         reports.leases.push(all.map(move |event| (id, event)).boxed());
-        let (listing, keeper, events) = (None, JoinSet::new(), reports.sender.clone());
-        Self { id, store, flags, status, events, leases: Some(leases), listing, keeper, span }
+        let (listing, keeper, stays, events) = (None, JoinSet::new(), None, reports.sender.clone());
+        Self { id, store, flags, status, events, leases: Some(leases), listing, keeper, stays, span }
     }
 
     pub(super) fn read_config(&self) {
@@ -93,6 +95,9 @@ impl StoreTasks {
         let (id, store, events) = (self.id, self.store.clone(), self.events.clone());
         let (flags, status) = (self.flags.clone(), self.status.clone());
         let span = self.span.clone();
+        let (stays, leaves) = oneshot::channel::<()>();
+        self.stays = Some(stays);
+        let held_in = self.store.leases();
         let work = async move {
             let LeaseClaim { claim, attributes, own_key } = claim;
             let listing = match listing {
@@ -112,12 +117,23 @@ impl StoreTasks {
             let (held, ours) = (holding.clone(), attributes.clone());
             let reserved = reservation::watch(store, flags, held, ours, CONFIG_CHECK, status);
             tokio::spawn(reserved.in_current_span());
+            let last = holding.clone();
             tokio::select! {
                 () = keeper.hold(own_key, attributes, &sender) => {}
                 () = report(id, holding, events) => {}
+                _ = leaves => {
+                    let lease = last.borrow().lease.clone();
+                    release(&held_in, &lease).await;
+                }
             }
         };
         self.keeper.spawn(work.instrument(span));
+    }
+
+    /// Ends all tasks, and releases the lease.
+    pub(super) fn leave(mut self) {
+        self.stays = None;
+        self.keeper.detach_all();
     }
 
     /// Waits until the keeper of the lease ends, which it should not.
@@ -125,6 +141,24 @@ impl StoreTasks {
         if self.keeper.join_next().await.is_none() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// Releases a lease that no host needs any more. What another program keeps there, and a reservation, stays.
+async fn release(leases: &Collection<Lease>, lease: &HeldLease) {
+    if lease.etcd_lease.is_none() {
+        return;
+    }
+    let key = lease.subnets.key();
+    for wait in [1, 5, 0] {
+        match leases.delete(&key, lease.mod_revision).await {
+            Ok(true) => return info!(subnets = %lease.subnets, "released the lease"),
+            Ok(false) => {
+                return warn!(subnets = %lease.subnets, "another program wrote our lease; leaving it");
+            }
+            Err(reason) => warn!(%reason, "cannot release the lease of a network that this host has left"),
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
     }
 }
 

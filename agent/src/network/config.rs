@@ -85,8 +85,10 @@ impl Network {
     /// # Errors
     /// If another network has what this one needs.
     fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Result<Vec<Effect>, String> {
+        let mut ownership = backend::ownership(&config, host.nftables);
+        ownership.links.extend(self.bridge());
         let needs = Needs {
-            ownership: backend::ownership(&config, host.nftables),
+            ownership,
             overlays: config.over_underlay().collect(),
             strict: backend::strict_source(&config),
         };

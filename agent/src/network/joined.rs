@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use flan_agent_api::{Peer, SubnetEnv, WireguardPeer};
-use flan_backends::Backend;
+use flan_backends::{Backend, bridge};
 use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
     FamilyRules, LinkName, Plan, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget, Ruleset, State,
@@ -33,6 +33,8 @@ pub(crate) struct Joined {
     pub(super) twin: Option<Sighting>,
     /// What is wanted for this host, independent of peers.
     pub(super) planned: State,
+    /// Whether containers are to be attached to a bridge that we make.
+    has_bridge: bool,
     unreached: Unreached,
     teller: Teller,
     /// Packets can reach the peers, and the subnet file is written.
@@ -54,6 +56,7 @@ impl Joined {
             leases: LeaseSet::new(admission, caution),
             twin,
             planned: State::default(),
+            has_bridge: false,
             unreached: Unreached::default(),
             teller: Teller::default(),
             is_ready: false,
@@ -99,11 +102,34 @@ impl Joined {
         }
     }
 
+    /// Makes a bridge for containers, or no longer wants one.
+    pub(super) fn bridge_is_wanted(&mut self, wanted: bool, host: &mut Host, now: Instant) {
+        if self.has_bridge != wanted {
+            self.has_bridge = wanted;
+            self.plan_host(host, now);
+            host.schedule(now);
+        }
+    }
+
+    /// Gives up all that is wanted.
+    pub(super) fn leave(&mut self, host: &mut Host) {
+        self.planned.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
+        let backend = &*self.means.chosen.backend;
+        for peer in self.leases.peers() {
+            // Nothing was wanted for an unreachable peer.
+            let _ = backend.plan_peer(peer, &mut host.reconciler.giving_up());
+        }
+    }
+
     /// Replaces what is wanted for this host by what the backend plans now.
     fn plan_host(&mut self, host: &mut Host, now: Instant) {
         let Some(own) = &self.leases.admission().own else { return };
         let mut planned = State::default();
         self.means.chosen.backend.plan_host(&own.subnets, &mut planned);
+        if let Some(bridge) = self.means.bridge.filter(|_| self.has_bridge) {
+            let env = self.subnet_env(&own.subnets);
+            bridge::plan(bridge, &env.bridges, env.mtu, &mut planned);
+        }
         if self.means.args.ip_blackhole_route {
             for (_, subnet) in own.subnets.iter() {
                 // Lowest priority, so that the bridge's route wins when it appears.

@@ -1,6 +1,6 @@
 //! What the store says of networks.
 
-use flan_subnet_lease::{Known, NetworkConfig, NetworkName, Networks, Store, StoredConfig};
+use flan_subnet_lease::{ConfigError, NetworkName, Store, StoredConfig};
 
 use crate::failure::{Failure, Kind};
 
@@ -16,19 +16,8 @@ pub(crate) async fn find(store: &Store, name: &NetworkName) -> Result<StoredConf
     })
 }
 
-/// Returns all networks with configs that can be read. Warns of others: a new network is not compared with them.
-pub(crate) async fn known(store: &Store, seen: &Networks) -> Result<Vec<Known>, Failure> {
-    let default = store.config().await?.map(|stored| (None, stored.json));
-    let named = seen.all.iter().map(|network| (Some(network.name.clone()), network.config.json.clone()));
-    let mut known = Vec::new();
-    for (name, json) in default.into_iter().chain(named) {
-        match NetworkConfig::parse(&json) {
-            Ok(config) => known.push((name, config)),
-            Err(error) => {
-                let name = name.as_ref().map_or(DEFAULT, NetworkName::as_str);
-                eprintln!("flanctl: warning: network {name} has a config that cannot be used: {error}");
-            }
-        }
-    }
-    Ok(known)
+/// Warns of a network with a config that cannot be read: a new network is not compared with it.
+pub(crate) fn warn_of(name: Option<&NetworkName>, error: &ConfigError) {
+    let name = name.map_or(DEFAULT, NetworkName::as_str);
+    eprintln!("flanctl: warning: network {name} has a config that cannot be used: {error}");
 }

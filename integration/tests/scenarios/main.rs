@@ -11,6 +11,7 @@ mod conflicts;
 mod crowds;
 mod debian_kernel;
 mod docker_hosts;
+mod docker_networks;
 mod docker_of_forky;
 mod dual_stack;
 mod embedded_store;

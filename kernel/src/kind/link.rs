@@ -41,6 +41,8 @@ pub enum LinkKind {
     /// The kernel encrypts packets (`ip -d link show type wireguard`). Its settings are of another kind
     /// ([`WireguardDevices`](crate::WireguardDevices)).
     Wireguard,
+    /// Containers of this host are attached to it (`ip -d link show type bridge`).
+    Bridge,
 }
 
 /// The settings of an IPIP device that sends FOU datagrams.
@@ -178,7 +180,7 @@ fn fixed_differences(want: &Link, have: &Link) -> Vec<String> {
             Vec::new()
         }
         (LinkKind::Ipip(want), LinkKind::Ipip(have)) if want == have => Vec::new(),
-        (LinkKind::Wireguard, LinkKind::Wireguard) => Vec::new(),
+        (LinkKind::Wireguard, LinkKind::Wireguard) | (LinkKind::Bridge, LinkKind::Bridge) => Vec::new(),
         (want, have) => vec![format!("it is {have}, want {want}")],
     }
 }
@@ -221,6 +223,7 @@ impl fmt::Display for LinkKind {
             }
             Self::Ipip(ipip) => return ipip.fmt(f),
             Self::Wireguard => return f.write_str("type wireguard"),
+            Self::Bridge => return f.write_str("type bridge"),
         };
         write!(f, "type vxlan id {} port {}", vxlan.vni, vxlan.port)?;
         if let Some(local) = vxlan.local {

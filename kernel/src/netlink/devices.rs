@@ -75,7 +75,8 @@ impl Known {
             }
             (LinkKind::Tun { .. }, LinkKind::Tun { .. })
             | (LinkKind::Ipip(_), LinkKind::Ipip(_))
-            | (LinkKind::Wireguard, LinkKind::Wireguard) => true,
+            | (LinkKind::Wireguard, LinkKind::Wireguard)
+            | (LinkKind::Bridge, LinkKind::Bridge) => true,
             _ => false,
         }
     }

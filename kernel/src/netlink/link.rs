@@ -6,7 +6,8 @@ use super::devices::Devices;
 use super::entry::{self, link_name};
 use super::holder;
 use super::link_message::{
-    create_ipip, create_vxlan, create_wireguard, delete_link, device, update_link, without_link_local,
+    create_bridge, create_ipip, create_vxlan, create_wireguard, delete_link, device, update_link,
+    without_link_local,
 };
 use super::lookup::Lookup;
 use super::message::{Request, dump_links_of_kind};
@@ -123,12 +124,15 @@ fn create_on(
             }
             false
         }
-        LinkKind::Wireguard => {
-            match socket.change_one(create_wireguard(name, link)) {
+        LinkKind::Wireguard | LinkKind::Bridge => {
+            let is_bridge = link.kind == LinkKind::Bridge;
+            let create = if is_bridge { create_bridge(name, link) } else { create_wireguard(name, link) };
+            match socket.change_one(create) {
                 Err(error) if is_there(&error) && stands(socket, name, link, None)? => {}
                 made => made?,
             }
-            false
+            // IPv6 containers behind a bridge find it by its link-local address, too.
+            is_bridge
         }
         LinkKind::Tun { vnet_header } => {
             tun::create(name, TunMode { vnet_header: *vnet_header, ..TunMode::PLAIN })
@@ -147,7 +151,8 @@ fn create_on(
         }
     }
     let change = LinkChange {
-        mtu: matches!(link.kind, LinkKind::Tun { .. }).then_some(link.mtu),
+        // A bridge whose MTU nobody has changed follows its ports.
+        mtu: matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Bridge).then_some(link.mtu),
         up: link.up.then_some(true),
         mac: None,
     };

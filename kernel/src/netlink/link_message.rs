@@ -50,6 +50,11 @@ pub(super) fn create_wireguard(name: LinkName, link: &Link) -> Request {
     create(name, link, InfoKind::Wireguard, None)
 }
 
+/// Creates a bridge, down.
+pub(super) fn create_bridge(name: LinkName, link: &Link) -> Request {
+    create(name, link, InfoKind::Bridge, None)
+}
+
 fn create(name: LinkName, link: &Link, kind: InfoKind, data: impl Into<Option<InfoData>>) -> Request {
     let mut message = LinkMessage::default();
     message.attributes =
@@ -116,10 +121,11 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
         }
         (Some(InfoKind::IpIp), Some(InfoData::IpTunnel(data))) => (LinkKind::Ipip(ipip(data)), None),
         (Some(InfoKind::Wireguard), _) => (LinkKind::Wireguard, None),
+        (Some(InfoKind::Bridge), _) => (LinkKind::Bridge, None),
         _ => {
             return Err(KernelError::Message(format!(
-                "device {name} exists and is neither a VXLAN nor a TUN nor an IPIP nor a WireGuard device; rename or delete it, or choose \
-                 another VNI"
+                "device {name} exists and is none of the kinds that fland makes (VXLAN, TUN, IPIP, WireGuard, bridge); rename \
+                 or delete it, or choose another VNI"
             )));
         }
     };

@@ -6,6 +6,7 @@ use super::client::{Store, unchanged};
 use super::collection::Collection;
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
+use crate::container::Container;
 use crate::entry::Entry;
 use crate::lease::Lease;
 use crate::stored::Listing;
@@ -29,11 +30,17 @@ pub struct Snapshot {
 }
 
 const LEASES: &str = "subnets";
+const ENDPOINTS: &str = "endpoints";
 
 impl Store {
     /// Returns the collection of leases, keyed by their subnets.
     pub fn leases(&self) -> Collection<Lease> {
         Collection::below(self, LEASES)
+    }
+
+    /// Returns the collection of containers, keyed by Docker's ids of their endpoints.
+    pub fn containers(&self) -> Collection<Container> {
+        Collection::below(self, ENDPOINTS)
     }
 
     /// Returns the network config and every lease, at one revision.

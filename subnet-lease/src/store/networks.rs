@@ -4,9 +4,11 @@
 use etcd_client::{Client, Compare, CompareOp, DeleteOptions, GetOptions, TxnOp};
 
 use super::client::{Store, unchanged};
+use super::collection::Collection;
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
 use super::network::StoredConfig;
+use crate::entry::Entry;
 use crate::network_name::NetworkName;
 
 /// A network, and its config in the store.
@@ -32,9 +34,11 @@ pub struct Networks {
 
 /// Most keys and directories below the prefix that are looked at.
 const MOST: usize = 1000;
-/// The key that is written with each network that comes or goes: networks are checked against each other, and so the
+/// The place of the key that is written with each network that comes or goes: networks are checked against each other, and so the
 /// writers have to take turns.
 const CHANGES: &str = "networks";
+/// Its last part.
+const CHANGED: &str = "changed";
 
 impl Store {
     /// Returns the store of a network: the same connection, with keys below `<prefix>/<name>`.
@@ -108,16 +112,23 @@ impl Store {
             Compare::version(format!("{}/subnets/", store.prefix()), CompareOp::Equal, 0).with_prefix();
         let provided = vec![unchanged(&config, network.config.mod_revision), no_lease];
         let reservations = format!("{}/reservations/", store.prefix());
+        let endpoints = format!("{}/endpoints/", store.prefix());
         let operations = vec![
             TxnOp::delete(config, None),
             TxnOp::delete(reservations, Some(DeleteOptions::new().with_prefix())),
+            TxnOp::delete(endpoints, Some(DeleteOptions::new().with_prefix())),
             TxnOp::put(self.changes_key(), network.name.as_str(), None),
         ];
         self.commit(provided, operations).await.map(|revision| revision.is_some())
     }
 
+    /// Returns the collection of one key, which is written with each network that comes or goes.
+    pub fn network_changes(&self) -> Collection<Entry> {
+        Collection::below(self, CHANGES)
+    }
+
     fn changes_key(&self) -> String {
-        format!("{}/{CHANGES}", self.prefix())
+        format!("{}/{CHANGES}/{CHANGED}", self.prefix())
     }
 
     /// Returns the first key of a range, and the revision of its last write. With an empty end, the range is one key.

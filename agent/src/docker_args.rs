@@ -1,0 +1,55 @@
+//! Flags of Docker's networks.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use flan_docker::Settings;
+use flan_subnet_lease::NodeIdentity;
+use ipnetwork::IpNetwork;
+
+/// How this agent serves Docker.
+#[derive(Debug, Clone, Args)]
+pub struct DockerArgs {
+    /// Offer Docker the network driver and the IPAM driver flan, and show each network of the store in docker network ls.
+    /// On by itself if systemd passes the socket of --docker-plugin
+    #[arg(long, env = "FLAND_DOCKER", default_value = "false")]
+    pub docker: bool,
+
+    /// Unix socket on which Docker calls the driver flan
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLAND_DOCKER_PLUGIN",
+        default_value = "/run/docker/plugins/flan.sock"
+    )]
+    pub docker_plugin: PathBuf,
+
+    /// Unix socket of Docker's API
+    #[arg(long, value_name = "FILE", env = "FLAND_DOCKER_API", default_value = "/run/docker.sock")]
+    pub docker_api: PathBuf,
+
+    /// File in which fland keeps what it must know of Docker's networks and containers after a restart
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLAND_DOCKER_STATE",
+        default_value = "/var/lib/flan/docker.json"
+    )]
+    pub docker_state: PathBuf,
+
+    /// From where networks that are created in Docker without --subnet get a /16
+    #[arg(long, value_name = "CIDR", env = "FLAND_DOCKER_ADDRESS_POOL", default_value = "10.128.0.0/9")]
+    pub docker_address_pool: IpNetwork,
+}
+
+impl DockerArgs {
+    /// Returns the settings of the driver.
+    pub fn settings(&self, node: NodeIdentity) -> Settings {
+        Settings {
+            records: self.docker_state.clone(),
+            address_pool: self.docker_address_pool,
+            api: self.docker_api.clone(),
+            node,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Docker's API.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use bollard::errors::Error;
+use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
+use bollard::query_parameters::{EventsOptionsBuilder, InspectNetworkOptions, ListNetworksOptions};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use flan_subnet_lease::{NetworkConfig, NetworkName};
+use futures::{Stream, StreamExt};
+use ipnetwork::IpNetwork;
+
+use crate::options::NETWORK;
+
+/// The name of the driver.
+pub(crate) const DRIVER: &str = "flan";
+/// Label of a network that Docker is not to show, with the value `false`.
+pub(crate) const SHOWN_LABEL: &str = "flan.docker";
+/// Label of a network whose containers have no way out, with the value `true`.
+pub(crate) const INTERNAL_LABEL: &str = "flan.internal";
+/// Labels with this prefix are not Docker's.
+const OWN_LABELS: &str = "flan.";
+/// Seconds that Docker may take to answer.
+const PATIENCE: u64 = 20;
+/// Versions that crash on networks of other drivers than their own (moby #51554).
+const UNUSABLE: [&str; 3] = ["29.0.0", "29.0.1", "29.0.2"];
+
+/// A Docker that answers.
+pub(crate) struct Engine(Docker);
+
+/// A network as Docker shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ShownNetwork {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) driver: String,
+    /// The network in the store that it was tied to when it was created.
+    pub(crate) tied: Option<NetworkName>,
+    pub(crate) subnets: Vec<IpNetwork>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) internal: bool,
+}
+
+/// A container attached to a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) endpoint: String,
+    pub(crate) name: String,
+}
+
+impl Engine {
+    /// Connects, and learns which version of the API that Docker speaks.
+    pub(crate) async fn connect(socket: &Path) -> Result<Self, String> {
+        let path = socket.to_string_lossy();
+        let docker = Docker::connect_with_unix(&path, PATIENCE, API_DEFAULT_VERSION).map_err(text)?;
+        let docker = docker.negotiate_version().await.map_err(text)?;
+        let version = docker.version().await.map_err(text)?.version.unwrap_or_default();
+        match UNUSABLE.contains(&version.as_str()) {
+            true => Err(format!(
+                "Docker {version} crashes on networks of other drivers than its own; upgrade to 29.0.3 or later"
+            )),
+            false => Ok(Self(docker)),
+        }
+    }
+
+    /// Returns the changes of networks from now on, each without its content.
+    pub(crate) fn events(&self) -> impl Stream<Item = Result<(), String>> + use<> {
+        let filters = HashMap::from([("type", vec!["network"])]);
+        let options = EventsOptionsBuilder::new().filters(&filters).build();
+        self.0.events(Some(options)).map(|event| event.map(|_| ()).map_err(text))
+    }
+
+    pub(crate) async fn networks(&self) -> Result<Vec<ShownNetwork>, String> {
+        let networks = self.0.list_networks(None::<ListNetworksOptions>).await.map_err(text)?;
+        Ok(networks.into_iter().map(shown).collect())
+    }
+
+    /// Returns the containers attached to a network.
+    pub(crate) async fn attached(&self, id: &str) -> Result<Vec<Attached>, String> {
+        let network = match self.0.inspect_network(id, None::<InspectNetworkOptions>).await {
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => return Ok(Vec::new()),
+            read => read.map_err(text)?,
+        };
+        let containers = network.containers.unwrap_or_default().into_values();
+        let attached = containers.filter_map(|container| {
+            Some(Attached { endpoint: container.endpoint_id?, name: container.name.unwrap_or_default() })
+        });
+        Ok(attached.collect())
+    }
+
+    /// Creates a network that is in the store.
+    pub(crate) async fn create(&self, name: &NetworkName, config: &NetworkConfig) -> Result<(), String> {
+        let subnets = config
+            .networks()
+            .map(|(_, network)| IpamConfig { subnet: Some(network.to_string()), ..IpamConfig::default() });
+        let has = |v4: bool| config.networks().any(|(_, network)| network.is_ipv4() == v4);
+        let labels = config.labels.iter().filter(|(key, _)| !key.starts_with(OWN_LABELS));
+        let request = NetworkCreateRequest {
+            name: name.to_string(),
+            driver: Some(DRIVER.to_owned()),
+            internal: Some(is_internal(config)),
+            enable_ipv4: (!has(true)).then_some(false),
+            enable_ipv6: Some(has(false)),
+            ipam: Some(Ipam {
+                driver: Some(DRIVER.to_owned()),
+                config: Some(subnets.collect()),
+                options: None,
+            }),
+            options: Some([(NETWORK.to_owned(), name.to_string())].into()),
+            labels: Some(labels.map(|(key, value)| (key.clone(), value.clone())).collect()),
+            ..NetworkCreateRequest::default()
+        };
+        self.0.create_network(request).await.map(|_| ()).map_err(text)
+    }
+
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), String> {
+        self.0.remove_network(id).await.map_err(text)
+    }
+}
+
+/// Returns whether the network's containers have no way out.
+pub(crate) fn is_internal(config: &NetworkConfig) -> bool {
+    config.labels.get(INTERNAL_LABEL).is_some_and(|value| value == "true")
+}
+
+/// Returns the labels of a network in the store that Docker made.
+pub(crate) fn labels(network: &ShownNetwork) -> BTreeMap<String, String> {
+    let mut labels = network.labels.clone();
+    labels.retain(|key, _| !key.starts_with(OWN_LABELS));
+    if network.internal {
+        labels.insert(INTERNAL_LABEL.to_owned(), "true".to_owned());
+    }
+    labels
+}
+
+fn shown(network: Network) -> ShownNetwork {
+    let subnets: BTreeSet<IpNetwork> = network
+        .ipam
+        .and_then(|ipam| ipam.config)
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|config| config.subnet?.parse().ok())
+        .collect();
+    ShownNetwork {
+        id: network.id.unwrap_or_default(),
+        name: network.name.unwrap_or_default(),
+        driver: network.driver.unwrap_or_default(),
+        tied: network.options.and_then(|options| options.get(NETWORK)?.parse().ok()),
+        subnets: subnets.into_iter().collect(),
+        labels: network.labels.unwrap_or_default().into_iter().collect(),
+        internal: network.internal.unwrap_or_default(),
+    }
+}
+
+fn text(reason: Error) -> String {
+    match reason {
+        Error::DockerResponseServerError { message, .. } => message,
+        reason => reason.to_string(),
+    }
+}

@@ -1,0 +1,151 @@
+//! What a restarted agent must know: dockerd does not tell its networks and endpoints again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use flan_subnet_lease::NetworkName;
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::options::Asked;
+
+/// The content of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Records {
+    /// Networks by Docker's id.
+    pub(crate) networks: BTreeMap<String, NetworkRecord>,
+    /// Containers' ends by Docker's id.
+    pub(crate) endpoints: BTreeMap<String, EndpointRecord>,
+    /// Addresses in use, and the one given last, by the network's addresses.
+    pub(crate) addresses: BTreeMap<IpNetwork, Given>,
+}
+
+/// A network of Docker with this driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetworkRecord {
+    /// Its name in the store, once it is there.
+    pub(crate) name: Option<NetworkName>,
+    /// Its addresses, one network for each family.
+    pub(crate) subnets: Vec<IpNetwork>,
+    /// What was asked for when it was created.
+    pub(crate) asked: Asked,
+    /// Store revision at which networks had last come or gone when it was seen in the store.
+    #[serde(default)]
+    pub(crate) seen: i64,
+}
+
+/// A container's end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndpointRecord {
+    /// Docker's id of the network.
+    pub(crate) network: String,
+    /// Its addresses.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The container's MAC.
+    pub(crate) mac: Option<String>,
+}
+
+/// The addresses of one network in use on this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Given {
+    pub(crate) taken: BTreeSet<IpAddr>,
+    pub(crate) last: Option<IpAddr>,
+}
+
+/// Why the records cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    /// The file cannot be read or written.
+    #[error("{0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+    /// Its content is not what we write.
+    #[error(
+        "{0} holds no records of Docker's networks: {1}; move it away, and remove the networks with driver flan from Docker or \
+         restart it"
+    )]
+    Content(PathBuf, #[source] serde_json::Error),
+}
+
+impl Records {
+    /// Reads a file; empty if it does not exist.
+    pub(crate) fn load(path: &Path) -> Result<Self, RecordsError> {
+        match std::fs::read(path) {
+            Ok(json) => {
+                serde_json::from_slice(&json).map_err(|reason| RecordsError::Content(path.to_owned(), reason))
+            }
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(reason) => Err(RecordsError::Io(path.to_owned(), reason)),
+        }
+    }
+
+    /// Writes the file and renames it into place.
+    pub(crate) fn save(&self, path: &Path) -> Result<(), RecordsError> {
+        let save = || -> io::Result<()> {
+            let directory = path.parent().unwrap_or(Path::new("."));
+            std::fs::create_dir_all(directory)?;
+            let mut file = tempfile::Builder::new().prefix(".docker.json.").tempfile_in(directory)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.as_file().sync_all()?;
+            file.persist(path)?;
+            Ok(())
+        };
+        save().map_err(|reason| RecordsError::Io(path.to_owned(), reason))
+    }
+
+    /// Returns the network with these addresses.
+    pub(crate) fn network_of_pool(&self, pool: &IpNetwork) -> Option<&NetworkRecord> {
+        self.networks.values().find(|network| network.subnets.contains(pool))
+    }
+
+    /// Returns the networks of which containers have addresses.
+    pub(crate) fn needed(&self) -> BTreeSet<NetworkName> {
+        let used = self.addresses.iter().filter(|(_, given)| !given.taken.is_empty());
+        used.filter_map(|(pool, _)| self.network_of_pool(pool)?.name.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records() -> Records {
+        let subnets = vec!["10.7.0.0/16".parse().unwrap(), "fd00:7::/48".parse().unwrap()];
+        let network = NetworkRecord {
+            name: Some("blue".parse().unwrap()),
+            subnets: subnets.clone(),
+            asked: Asked::default(),
+            seen: 7,
+        };
+        let address: IpAddr = "10.7.1.2".parse().unwrap();
+        let endpoint = EndpointRecord { network: "n1".to_owned(), addresses: vec![address], mac: None };
+        Records {
+            networks: [("n1".to_owned(), network)].into(),
+            endpoints: [("e1".to_owned(), endpoint)].into(),
+            addresses: [(subnets[0], Given { taken: [address].into(), last: Some(address) })].into(),
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new/docker.json");
+        assert_eq!(Records::load(&path).unwrap(), Records::default());
+        records().save(&path).unwrap();
+        assert_eq!(Records::load(&path).unwrap(), records());
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file is left");
+        std::fs::write(&path, "{").unwrap();
+        let error = Records::load(&path).unwrap_err().to_string();
+        assert!(error.contains("docker.json holds no records"), "{error}");
+    }
+
+    #[test]
+    fn a_network_is_needed_while_a_container_has_an_address() {
+        let mut records = records();
+        assert_eq!(records.needed(), ["blue".parse().unwrap()].into());
+        records.addresses.values_mut().for_each(|given| given.taken.clear());
+        assert!(records.needed().is_empty());
+    }
+}

@@ -1,0 +1,72 @@
+//! Ends for containers: pairs of veth devices, of which one is a port of a bridge.
+
+use macaddr::MacAddr6;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+
+use super::link_message::delete_link;
+use super::message::with_flags;
+use super::socket::Socket;
+use crate::KernelError;
+use crate::kind::link_name::LinkName;
+
+/// A pair of veth devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The bridge.
+    pub bridge: LinkName,
+    /// The end on the host, which becomes a port of the bridge.
+    pub host_end: LinkName,
+    /// The end for the container, in this network namespace and down.
+    pub container_end: LinkName,
+    /// MAC of the container's end; the kernel chooses one if there is none.
+    pub mac: Option<MacAddr6>,
+    /// Largest packet of both ends, in bytes.
+    pub mtu: u32,
+}
+
+/// Creates the pair. What an earlier attempt left is replaced.
+///
+/// # Errors
+/// If the bridge does not exist, or the kernel refuses.
+pub fn plug(port: &Port) -> Result<(), KernelError> {
+    let mut socket = Socket::open()?;
+    let bridge = socket.link(port.bridge)?.ok_or(KernelError::NoSuchLink(port.bridge))?.header.index;
+    unplug_from(&mut socket, port.host_end)?;
+    let mut peer = ends(port.container_end, port.mtu);
+    peer.attributes.extend(port.mac.map(|mac| LinkAttribute::Address(mac.as_bytes().to_vec())));
+    let mut message = ends(port.host_end, port.mtu);
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.extend([
+        LinkAttribute::Controller(bridge),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ]);
+    let create = RouteNetlinkMessage::NewLink(message);
+    socket.change_one(with_flags(create, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL))
+}
+
+/// Deletes a pair by its end on the host, wherever the other end is. Returns whether it existed.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn unplug(host_end: LinkName) -> Result<bool, KernelError> {
+    unplug_from(&mut Socket::open()?, host_end)
+}
+
+fn unplug_from(socket: &mut Socket, host_end: LinkName) -> Result<bool, KernelError> {
+    let Some(message) = socket.link(host_end)? else { return Ok(false) };
+    socket.change_one(delete_link(message.header.index)).map(|()| true)
+}
+
+fn ends(name: LinkName, mtu: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_string()), LinkAttribute::Mtu(mtu)];
+    message
+}

@@ -1,0 +1,79 @@
+//! Containers in the store: which host has which container in a network.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::Entry;
+use crate::lease::NodeIdentity;
+use crate::stored::Stored;
+
+/// A container attached to a network, stored as JSON at `<prefix>/<network>/endpoints/<endpoint id>`. It counts as long as
+/// its host has a lease in the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Container {
+    /// Docker's id of its endpoint, which is the last part of the key.
+    #[serde(skip)]
+    pub endpoint: String,
+    /// Its name.
+    pub name: String,
+    /// The name of its host.
+    pub host: Option<String>,
+    /// The node id of its host.
+    #[serde(rename = "NodeID")]
+    pub node_id: Option<String>,
+    /// Its addresses in the network.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Container {
+    /// Returns whether this host has it.
+    pub fn is_of(&self, node: &NodeIdentity) -> bool {
+        match (&self.node_id, &node.id) {
+            (Some(theirs), Some(id)) => theirs.as_str() == &**id,
+            _ => self.host.is_some() && self.host.as_deref() == node.host.as_deref(),
+        }
+    }
+}
+
+impl Stored for Container {
+    const PLURAL: &'static str = "containers";
+    type Invalid = String;
+
+    fn read(entry: &Entry) -> Result<Self, String> {
+        if entry.value.len() > Entry::MOST_BYTES {
+            return Err("it is larger than what describes a container".to_owned());
+        }
+        let read: Self = serde_json::from_slice(&entry.value).map_err(|reason| reason.to_string())?;
+        Ok(Self { endpoint: entry.key.clone(), ..read })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(value: &str) -> Result<Container, String> {
+        let (key, value) = ("e1".to_owned(), value.as_bytes().to_vec());
+        Container::read(&Entry { key, value, create_revision: 1, mod_revision: 1, etcd_lease: None })
+    }
+
+    #[test]
+    fn a_container_is_of_the_host_with_its_node_id_or_else_of_its_name() {
+        let node =
+            |host: &str, id: Option<&str>| NodeIdentity { host: Some(host.into()), id: id.map(Into::into) };
+        let of_id = read(r#"{"Name":"web","Host":"h1","NodeID":"one","Addresses":["10.7.1.2"]}"#).unwrap();
+        assert!(of_id.is_of(&node("renamed", Some("one"))) && !of_id.is_of(&node("h1", Some("two"))));
+        let of_name = read(r#"{"Name":"web","Host":"h1","NodeID":null}"#).unwrap();
+        assert!(of_name.is_of(&node("h1", Some("one"))) && !of_name.is_of(&node("h2", None)));
+    }
+
+    #[test]
+    fn what_is_no_container_is_told() {
+        assert!(read("{").is_err() && read(r#"{"Host":"h1"}"#).is_err());
+        let large = format!(r#"{{"Name":"{}","Host":null,"NodeID":null}}"#, "a".repeat(Entry::MOST_BYTES));
+        assert!(read(&large).unwrap_err().contains("larger"));
+    }
+}
