@@ -11,6 +11,7 @@ mod status;
 mod store_args;
 mod subnet_env;
 pub mod urls;
+mod whole_file;
 mod wireguard_args;
 
 pub use host_args::{NodeId, PublicIps, SubnetDir, SubnetFile};
@@ -25,4 +26,5 @@ pub use status::{
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
 pub use urls::{Urls, UserSettings};
+pub use whole_file::write_whole;
 pub use wireguard_args::{FLANNELS_WIREGUARD_KEY, WireguardKeyFile};

@@ -3,12 +3,13 @@
 //! The format is identical to flannel's, see [`SubnetEnv::render`].
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::Path;
 
 use flan_subnet_lease::{Family, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
+
+use crate::whole_file::write_whole;
 
 /// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,15 +140,7 @@ impl SubnetEnv {
         if std::fs::read_to_string(path).is_ok_and(|standing| standing == text) {
             return Ok(());
         }
-        let directory =
-            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
-        let mut file = tempfile::Builder::new().prefix(".subnet.env.").tempfile_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
+        write_whole(path, text.as_bytes(), 0o644)
     }
 
     /// Returns the subnets in the file.

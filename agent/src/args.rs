@@ -1,6 +1,7 @@
 //! The command line of `fland`.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -94,13 +95,25 @@ pub struct Args {
     #[allow(missing_docs)]
     pub subnet_file: SubnetFile,
 
-    /// Networks to join beside the default one, separated by commas: those that flanctl network create made
+    /// Networks to join beside the default one, separated by commas: those that flanctl network create made. To join and leave
+    /// one without a restart: flanctl network join and leave
     #[arg(long, value_name = "NAMES", env = "FLAND_NETWORKS", value_delimiter = ',', help_heading = "Lease")]
     pub networks: Vec<NetworkName>,
 
     #[command(flatten, next_help_heading = "Lease")]
     #[allow(missing_docs)]
     pub subnet_dir: SubnetDir,
+
+    /// Directory in which fland keeps what it must know after a restart: the networks of flanctl network join, and the networks
+    /// and containers of Docker
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        env = "FLAND_STATE_DIR",
+        default_value = "/var/lib/flan",
+        help_heading = "Lease"
+    )]
+    pub state_dir: PathBuf,
 
     /// Lifetime of the lease after this agent has stopped, for example 24h or 90m. From 60s to 1y
     #[arg(

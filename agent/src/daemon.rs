@@ -1,6 +1,7 @@
 //! The event loop around the [`Agent`].
 
 mod docker;
+mod joined_file;
 mod membership;
 mod reservation;
 mod start;
@@ -20,6 +21,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use self::membership::Membership;
+pub(crate) use self::membership::{Order, Told};
 use self::store::{Reports, StoreTasks};
 use crate::agent::{Agent, Effect, Event, NetworkId};
 use crate::args::Args;
@@ -45,7 +47,9 @@ struct Daemon<K, F> {
     tasks: BTreeMap<NetworkId, StoreTasks>,
     membership: Membership,
     /// Which networks Docker's containers need.
-    demands: mpsc::Receiver<Demand>,
+    demands: mpsc::UnboundedReceiver<Demand>,
+    /// What people tell by the socket.
+    told: mpsc::Receiver<Told>,
     lookout: Lookout,
     /// Questions that come by the socket.
     asked: mpsc::Receiver<PeersAsked>,
@@ -77,7 +81,13 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 event = reports.events.recv() => event.map(|(network, event)| Event::Network(network, event)),
                 Some(demand) = self.demands.recv() => {
-                    for event in self.obey(demand, &mut reports) {
+                    for event in self.meet(demand, &mut reports) {
+                        self.feed(event).await?;
+                    }
+                    None
+                }
+                Some(told) = self.told.recv() => {
+                    for event in self.obey(told, &mut reports) {
                         self.feed(event).await?;
                     }
                     None
@@ -145,7 +155,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             let refused = self.kernel.apply(&operations).await;
             let carried_out = Event::CarriedOut { operations, refused };
             effects.extend(self.agent.handle(carried_out, Instant::now()));
-            if let Some(told) = self.told() {
+            if let Some(told) = self.notified() {
                 effects.extend(self.agent.handle(told, Instant::now()));
             }
         }
@@ -153,7 +163,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     }
 
     /// Returns the pending kernel notifications.
-    fn told(&mut self) -> Option<Event> {
+    fn notified(&mut self) -> Option<Event> {
         let mut told = Vec::new();
         while let Some(changes) = self.kernel.changes().now_or_never() {
             told.extend(changes);
@@ -168,7 +178,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             Effect::Apply(operations) => return Ok(self.apply(operations).await),
             Effect::Read(ownership) => {
                 // Notifications so far are older than what will be read.
-                let told = self.told();
+                let told = self.notified();
                 let mut effects = told.map_or_else(Vec::new, |told| self.agent.handle(told, Instant::now()));
                 effects.extend(self.agent.handle(Event::ReadingBegins, Instant::now()));
                 self.reading = Some(self.kernel.snapshot(&ownership)).into();

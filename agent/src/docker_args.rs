@@ -1,6 +1,6 @@
 //! Flags of Docker's networks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use flan_docker::Settings;
@@ -28,15 +28,6 @@ pub struct DockerArgs {
     #[arg(long, value_name = "FILE", env = "FLAND_DOCKER_API", default_value = "/run/docker.sock")]
     pub docker_api: PathBuf,
 
-    /// File in which fland keeps what it must know of Docker's networks and containers after a restart
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "FLAND_DOCKER_STATE",
-        default_value = "/var/lib/flan/docker.json"
-    )]
-    pub docker_state: PathBuf,
-
     /// From where networks that are created in Docker without --subnet get a /16
     #[arg(long, value_name = "CIDR", env = "FLAND_DOCKER_ADDRESS_POOL", default_value = "10.128.0.0/9")]
     pub docker_address_pool: IpNetwork,
@@ -44,9 +35,9 @@ pub struct DockerArgs {
 
 impl DockerArgs {
     /// Returns the settings of the driver.
-    pub fn settings(&self, node: NodeIdentity) -> Settings {
+    pub fn settings(&self, state_dir: &Path, node: NodeIdentity) -> Settings {
         Settings {
-            records: self.docker_state.clone(),
+            records: state_dir.join("docker.json"),
             address_pool: self.docker_address_pool,
             api: self.docker_api.clone(),
             node,

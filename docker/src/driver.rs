@@ -52,10 +52,18 @@ pub struct Settings {
 pub struct Driver {
     pub(crate) store: Store,
     pub(crate) settings: Settings,
-    records: Mutex<Records>,
-    demands: mpsc::Sender<Demand>,
+    known: Mutex<Known>,
+    demands: mpsc::UnboundedSender<Demand>,
     /// Wakes who compares Docker with the store.
     pub(crate) changed: Notify,
+}
+
+/// What the driver knows.
+#[derive(Default)]
+struct Known {
+    records: Records,
+    /// Containers that wait for an address in a network.
+    waiting: BTreeMap<NetworkName, usize>,
 }
 
 impl Driver {
@@ -66,10 +74,10 @@ impl Driver {
     pub fn new(
         store: Store,
         settings: Settings,
-        demands: mpsc::Sender<Demand>,
+        demands: mpsc::UnboundedSender<Demand>,
     ) -> Result<Self, RecordsError> {
-        let records = Mutex::new(Records::load(&settings.records)?);
-        Ok(Self { store, settings, records, demands, changed: Notify::new() })
+        let known = Known { records: Records::load(&settings.records)?, ..Known::default() };
+        Ok(Self { store, settings, known: Mutex::new(known), demands, changed: Notify::new() })
     }
 
     /// Returns the networks in which containers of this host have addresses.
@@ -79,7 +87,7 @@ impl Driver {
 
     /// Returns a copy of the records.
     pub(crate) fn records(&self) -> Records {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).records.clone()
     }
 
     /// Changes the records and saves them; if either fails, they stay as they are.
@@ -87,7 +95,7 @@ impl Driver {
         &self,
         change: impl FnOnce(&mut Records) -> Result<T, String>,
     ) -> Result<T, String> {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = &mut self.known.lock().unwrap_or_else(PoisonError::into_inner).records;
         let mut next = records.clone();
         let result = change(&mut next)?;
         if next != *records {
@@ -230,7 +238,7 @@ impl Driver {
         let (answer, answered) = oneshot::channel();
         let ended = |_| "fland is stopping".to_owned();
         let demand = Demand::Attach { network: network.clone(), answer };
-        self.demands.send(demand).await.map_err(|_| "fland is stopping".to_owned())?;
+        self.demands.send(demand).map_err(|_| "fland is stopping".to_owned())?;
         let Attachment { bridge, mut ready, waits_for } = answered.await.map_err(ended)?;
         let env = match timeout(ATTACH_LIMIT, ready.wait_for(Option::is_some)).await {
             Ok(Ok(env)) => env.clone(),
@@ -243,11 +251,41 @@ impl Driver {
         env.map(|env| (bridge, env)).ok_or_else(|| format!("this host has left network {network}"))
     }
 
-    /// Leaves a network if no container of this host has an address in it.
-    pub(crate) async fn detach_unused(&self, network: &NetworkName) {
-        if !self.needed().contains(network) {
-            let _ = self.demands.send(Demand::Detach { network: network.clone() }).await;
+    /// Leaves a network if no container of this host has an address in it, and none waits for one.
+    pub(crate) fn detach_unused(&self, network: &NetworkName) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Told while the records are locked: who wants the network from now on tells that later.
+        if !known.waiting.contains_key(network) && !known.records.needed().contains(network) {
+            let _ = self.demands.send(Demand::Detach { network: network.clone() });
         }
+    }
+
+    /// Joins a network for a container that is to get an address, which `give` gives.
+    pub(crate) async fn attach_for<T>(
+        &self,
+        network: &NetworkName,
+        give: impl FnOnce(&SubnetEnv) -> Result<T, String>,
+    ) -> Result<T, String> {
+        *self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .waiting
+            .entry(network.clone())
+            .or_default() += 1;
+        let given = self.attach(network).await.and_then(|(_, env)| give(&env));
+        {
+            let waiting = &mut self.known.lock().unwrap_or_else(PoisonError::into_inner).waiting;
+            let left = waiting.get(network).map_or(0, |count| count - 1);
+            match left {
+                0 => drop(waiting.remove(network)),
+                left => drop(waiting.insert(network.clone(), left)),
+            }
+        }
+        if given.is_err() {
+            self.detach_unused(network);
+        }
+        given
     }
 
     /// Takes a container's end. Returns the MAC if dockerd gave none.

@@ -251,13 +251,13 @@ impl Follower {
                     let records = self.driver.records();
                     let pool = records.addresses.iter().find(|(_, given)| given.taken.contains(&address));
                     if let Some((pool, _)) = pool {
-                        self.driver.take_back(*pool, address).await?;
+                        self.driver.take_back(*pool, address)?;
                     }
                 }
                 Ok(())
             }
             ["address", pool, address] => match (pool.parse(), address.parse()) {
-                (Ok(pool), Ok(address)) => self.driver.take_back(pool, address).await,
+                (Ok(pool), Ok(address)) => self.driver.take_back(pool, address),
                 _ => Ok(()),
             },
             _ => Ok(()),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use flan_agent_api::SubnetEnv;
 use flan_kernel::netlink::host_networks;
 use flan_subnet_lease::{Family, NetworkName, overlap};
 use ipnetwork::{IpNetwork, Ipv6Network};
@@ -86,17 +87,11 @@ impl Driver {
             };
         }
         let network = self.named(&pool).await?;
-        let given = match self.attach(&network).await {
-            Ok((_, env)) => match env.bridges.get(Family::of(pool.ip())) {
-                Some(bridge) => self.give(pool, Part::new(*bridge), wanted),
-                None => Err(format!("this host has no part of {pool} of network {network}")),
-            },
-            Err(reason) => Err(reason),
+        let give = |env: &SubnetEnv| match env.bridges.get(Family::of(pool.ip())) {
+            Some(bridge) => self.give(pool, Part::new(*bridge), wanted),
+            None => Err(format!("this host has no part of {pool} of network {network}")),
         };
-        if given.is_err() {
-            self.detach_unused(&network).await;
-        }
-        given
+        self.attach_for(&network, give).await
     }
 
     fn give(&self, pool: IpNetwork, part: Part, wanted: Option<IpAddr>) -> Result<Address, String> {
@@ -113,13 +108,13 @@ impl Driver {
     }
 
     /// Takes an address back. If it was the last one, this host leaves the network.
-    pub(crate) async fn release_address(&self, call: &OfAddress) -> Result<(), String> {
+    pub(crate) fn release_address(&self, call: &OfAddress) -> Result<(), String> {
         let (Ok(pool), Ok(address)) = (call.pool_id.parse(), call.address.parse()) else { return Ok(()) };
-        self.take_back(pool, address).await
+        self.take_back(pool, address)
     }
 
     /// The same, of an address that no container has.
-    pub(crate) async fn take_back(&self, pool: IpNetwork, address: IpAddr) -> Result<(), String> {
+    pub(crate) fn take_back(&self, pool: IpNetwork, address: IpAddr) -> Result<(), String> {
         let network = self.change(|records| {
             if let Some(given) = records.addresses.get_mut(&pool) {
                 given.taken.remove(&address);
@@ -127,7 +122,7 @@ impl Driver {
             Ok(records.network_of_pool(&pool).and_then(|network| network.name.clone()))
         })?;
         if let Some(network) = network {
-            self.detach_unused(&network).await;
+            self.detach_unused(&network);
         }
         Ok(())
     }

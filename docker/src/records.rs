@@ -1,10 +1,11 @@
 //! What a restarted agent must know: dockerd does not tell its networks and endpoints again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use flan_agent_api::write_whole;
 use flan_subnet_lease::NetworkName;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -83,16 +84,9 @@ impl Records {
 
     /// Writes the file and renames it into place.
     pub(crate) fn save(&self, path: &Path) -> Result<(), RecordsError> {
-        let save = || -> io::Result<()> {
-            let directory = path.parent().unwrap_or(Path::new("."));
-            std::fs::create_dir_all(directory)?;
-            let mut file = tempfile::Builder::new().prefix(".docker.json.").tempfile_in(directory)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            Ok(())
-        };
-        save().map_err(|reason| RecordsError::Io(path.to_owned(), reason))
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|reason| RecordsError::Content(path.to_owned(), reason))?;
+        write_whole(path, &json, 0o600).map_err(|reason| RecordsError::Io(path.to_owned(), reason))
     }
 
     /// Returns the network with these addresses.

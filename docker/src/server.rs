@@ -105,8 +105,8 @@ async fn request_address(State(driver): State<Arc<Driver>>, body: Bytes) -> Resp
 }
 
 async fn release_address(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async { driver.release_address(&read(&body)?).await.map(empty) };
-    answer(Kind::Ipam, "ReleaseAddress", done.await)
+    let done = read(&body).and_then(|call| driver.release_address(&call)).map(empty);
+    answer(Kind::Ipam, "ReleaseAddress", done)
 }
 
 async fn create_network(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {

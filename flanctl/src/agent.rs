@@ -5,7 +5,7 @@ use std::path::Path;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper::header::HOST;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -14,6 +14,15 @@ use crate::failure::{Failure, Kind};
 
 /// Returns what the agent answers to `GET path`.
 pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
+    ask(socket, Method::GET, path).await
+}
+
+/// Has the agent do what `POST path` stands for.
+pub(crate) async fn post(socket: &Path, path: &str) -> Result<(), Failure> {
+    ask(socket, Method::POST, path).await
+}
+
+async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T, Failure> {
     let shown = socket.display();
     let connection = UnixStream::connect(socket).await.map_err(|reason| {
         let message = format!("fland does not answer at {shown}: {reason}; is it running, and are you root?");
@@ -25,13 +34,18 @@ pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Resul
         .await
         .map_err(|reason| failed(&reason))?;
     tokio::spawn(driver);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, "fland")
         .body(Empty::<Bytes>::new())
         .map_err(|reason| failed(&reason))?;
     let answer = sender.send_request(request).await.map_err(|reason| failed(&reason))?;
     let status = answer.status();
     let body = answer.into_body().collect().await.map_err(|reason| failed(&reason))?.to_bytes();
+    if status == StatusCode::CONFLICT {
+        return Err(Failure::new(Kind::Refused, String::from_utf8_lossy(&body).trim().to_owned()));
+    }
     if status != StatusCode::OK {
         return Err(failed(&String::from_utf8_lossy(&body).trim()));
     }

@@ -111,7 +111,7 @@ pub(crate) enum ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NetworkCommand {
-    /// Create a network. A host joins it when its fland has NAME among its --networks
+    /// Create a network. A host joins it when a container of its Docker needs it, or when told: flanctl network join
     Create(CreateArgs),
     /// List all networks, with the default one
     Ls {
@@ -126,6 +126,20 @@ pub(crate) enum NetworkCommand {
         /// Output format
         #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
         output: ReportForm,
+    },
+    /// Join this host to a network, from now on and after restarts. fland must run
+    Join {
+        /// Its name
+        name: NetworkName,
+        #[command(flatten)]
+        socket: AgentSocket,
+    },
+    /// Take this host out of a network that flanctl network join named
+    Leave {
+        /// Its name
+        name: NetworkName,
+        #[command(flatten)]
+        socket: AgentSocket,
     },
     /// Remove a network that no host has joined
     Rm {

@@ -85,6 +85,10 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             NetworkCommand::Inspect { name, output } => {
                 told(waiting, network::inspect(&whole_store()?, &name, output)).await
             }
+            NetworkCommand::Join { name, socket } => {
+                told(waiting, network::join(&whole_store()?, &name, &socket.path)).await
+            }
+            NetworkCommand::Leave { name, socket } => network::leave(&name, &socket.path).await,
             NetworkCommand::Rm { name } => told(waiting, network::remove(&whole_store()?, &name)).await,
         },
         Command::Store(command) => match command {

@@ -3,6 +3,7 @@
 pub(crate) mod known;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use flan_agent_api::API_VERSION;
 use flan_subnet_lease::{
@@ -12,6 +13,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
 use self::known::{DEFAULT, find, warn_of};
+use crate::agent;
 use crate::args::{CreateArgs, Form, ReportForm};
 use crate::config;
 use crate::failure::{Failure, Kind};
@@ -39,6 +41,19 @@ pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failu
     output::print(&format!("created network {}: {}{vni}", args.name, config::describe(&meant)))
 }
 
+/// Joins this host to a network that is in the store.
+pub(crate) async fn join(whole: &Store, name: &NetworkName, socket: &Path) -> Result<(), Failure> {
+    find(&whole.network(name), name).await?;
+    agent::post(socket, &format!("/networks/{name}/join")).await?;
+    output::print(&format!("this host joins network {name}"))
+}
+
+/// Takes this host out of a network.
+pub(crate) async fn leave(name: &NetworkName, socket: &Path) -> Result<(), Failure> {
+    agent::post(socket, &format!("/networks/{name}/leave")).await?;
+    output::print(&format!("this host leaves network {name}"))
+}
+
 /// Removes a network.
 pub(crate) async fn remove(whole: &Store, name: &NetworkName) -> Result<(), Failure> {
     let store = whole.network(name);
@@ -54,8 +69,8 @@ pub(crate) async fn remove(whole: &Store, name: &NetworkName) -> Result<(), Fail
             )
         }
         false => format!(
-            "network {name} has {}: {}; nothing was removed. A host leaves when its fland runs without {name} among its \
-             --networks, and its lease has expired or was released",
+            "network {name} has {}: {}; nothing was removed. A host leaves when its last \
+             container does, by flanctl network leave, or when its fland runs without {name} among its --networks",
             output::count(holders.len(), "lease"),
             output::some(&holders)
         ),

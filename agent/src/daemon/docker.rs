@@ -28,13 +28,13 @@ impl Docker {
     pub(super) fn prepare(
         args: &Args,
         store: &Store,
-        demands: mpsc::Sender<Demand>,
+        demands: mpsc::UnboundedSender<Demand>,
     ) -> anyhow::Result<Option<Self>> {
         let passed = ListenFd::from_env().take_unix_listener(0).map_err(refused)?;
         if passed.is_none() && !args.docker.docker {
             return Ok(None);
         }
-        let settings = args.docker.settings(args.identity());
+        let settings = args.docker.settings(&args.state_dir, args.identity());
         let driver = Driver::new(store.clone(), settings, demands).map_err(refused)?;
         let path = &args.docker.docker_plugin;
         let listener = match passed {

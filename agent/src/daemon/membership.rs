@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::Daemon;
+use super::joined_file::JoinedFile;
 use super::start::previous;
 use super::store::{Reports, StoreTasks};
 use crate::agent::{DEFAULT_NETWORK, Event, NetworkId};
@@ -33,6 +34,22 @@ pub(super) enum Reason {
     Docker,
 }
 
+/// What somebody tells the agent, and where the answer goes: an error says why it cannot be.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) order: Order,
+    pub(crate) answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// What somebody tells the agent.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Be in the network from now on.
+    Join(NetworkName),
+    /// No longer, unless something else needs it.
+    Leave(NetworkName),
+}
+
 /// A network that this host is in.
 struct Member {
     id: NetworkId,
@@ -48,6 +65,7 @@ pub(super) struct Membership {
     store: Store,
     status: SharedStatus,
     renew_margin: Option<Duration>,
+    pub(super) joined: JoinedFile,
     /// Those beside the default one.
     named: BTreeMap<NetworkName, Member>,
     next: NetworkId,
@@ -60,8 +78,9 @@ impl Membership {
         store: Store,
         status: SharedStatus,
         renew_margin: Option<Duration>,
+        joined: JoinedFile,
     ) -> Self {
-        Self { args, store, status, renew_margin, named: BTreeMap::new(), next: DEFAULT_NETWORK }
+        Self { args, store, status, renew_margin, joined, named: BTreeMap::new(), next: DEFAULT_NETWORK }
     }
 
     /// Begins a network; the first is the default one, without a name.
@@ -117,6 +136,24 @@ impl Membership {
         }
     }
 
+    /// Records that nobody tells this host to be in the network any more.
+    fn may_leave(&mut self, network: &NetworkName) -> Result<(), String> {
+        let Some(member) = self.named.get(network) else {
+            return Err(format!("this host is not in network {network}"));
+        };
+        if member.reasons.contains(&Reason::Flag) {
+            return Err(format!("--networks of fland names {network}; start fland without it"));
+        }
+        let for_containers = member.reasons.contains(&Reason::Docker);
+        if for_containers && !member.reasons.contains(&Reason::Operator) {
+            return Err(format!(
+                "containers of this host are in network {network}; it leaves with the last one"
+            ));
+        }
+        let left = self.joined.remove(network);
+        left.map_err(|reason| format!("cannot write which networks to join: {reason}"))
+    }
+
     /// Records that the network's subnet file is written, so that packets flow.
     pub(super) fn is_ready(&mut self, id: NetworkId, env: SubnetEnv) {
         if let Some(member) = self.named.values().find(|member| member.id == id) {
@@ -126,8 +163,30 @@ impl Membership {
 }
 
 impl<K, F> Daemon<K, F> {
-    /// Joins or leaves a network, and returns the events that do it.
-    pub(super) fn obey(&mut self, demand: Demand, reports: &mut Reports) -> Vec<Event> {
+    /// Does what somebody told, and returns the events that do it.
+    pub(super) fn obey(&mut self, told: Told, reports: &mut Reports) -> Vec<Event> {
+        let (done, events) = match told.order {
+            Order::Join(network) => {
+                let saved = self.membership.joined.insert(&network);
+                match saved {
+                    Ok(()) => (Ok(()), self.join(&network, Reason::Operator, reports)),
+                    Err(reason) => {
+                        (Err(format!("cannot write which networks to join: {reason}")), Vec::new())
+                    }
+                }
+            }
+            Order::Leave(network) => match self.membership.may_leave(&network) {
+                Ok(()) => (Ok(()), self.no_longer(&network, Reason::Operator)),
+                Err(reason) => (Err(reason), Vec::new()),
+            },
+        };
+        // Who told it may be gone.
+        let _ = told.answer.send(done);
+        events
+    }
+
+    /// Joins or leaves a network for containers, and returns the events that do it.
+    pub(super) fn meet(&mut self, demand: Demand, reports: &mut Reports) -> Vec<Event> {
         match demand {
             Demand::Attach { network, answer } => self.attach(network, answer, reports),
             Demand::Detach { network } => self.no_longer(&network, Reason::Docker),
@@ -160,7 +219,11 @@ impl<K, F> Daemon<K, F> {
     }
 
     fn join(&mut self, name: &NetworkName, reason: Reason, reports: &mut Reports) -> Vec<Event> {
-        if self.membership.named.contains_key(name) {
+        if let Some(member) = self.membership.named.get_mut(name) {
+            // Who attaches containers looks at the reasons itself.
+            if reason != Reason::Docker {
+                member.reasons.insert(reason);
+            }
             return Vec::new();
         }
         let (network, tasks) = self.membership.begin(Some(name.clone()), [reason].into(), reports);
@@ -171,10 +234,11 @@ impl<K, F> Daemon<K, F> {
     /// Leaves the network if nothing else needs it.
     fn no_longer(&mut self, name: &NetworkName, reason: Reason) -> Vec<Event> {
         let Some(member) = self.membership.named.get_mut(name) else { return Vec::new() };
-        member.reasons.remove(&reason);
-        let id = member.id;
+        let (id, was_needed) = (member.id, member.reasons.remove(&reason));
         if !member.reasons.is_empty() {
-            return vec![Event::Network(id, NetworkEvent::Bridge(false))];
+            let has_bridge = member.reasons.contains(&Reason::Docker);
+            let event = was_needed.then_some(Event::Network(id, NetworkEvent::Bridge(has_bridge)));
+            return event.into_iter().collect();
         }
         self.membership.named.remove(name);
         self.membership.status.remove_network(name);

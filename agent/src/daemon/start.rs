@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::Daemon;
 use super::docker::Docker;
+use super::joined_file::JoinedFile;
 use super::membership::{Membership, Reason};
 use super::store::{Reports, watch_user};
 use crate::agent::Agent;
@@ -26,9 +27,6 @@ use crate::network::Network;
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
 use crate::{notify, rights};
-
-/// Demands of containers that wait for the event loop.
-const DEMANDS: usize = 64;
 
 /// Runs the agent, and before it the embedded store, if configured. Waits indefinitely for the store, the network
 /// config and a free subnet, and logs what it waits for.
@@ -85,33 +83,41 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         },
         checks_senders: args.source_check && nftables,
     };
-    let (ask, asked) = mpsc::channel(1);
-    if let Err(reason) = status::socket::serve(&args.socket.path, status.clone(), ask) {
+    let ((ask, asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
+    if let Err(reason) = status::socket::serve(&args.socket.path, status.clone(), ask, tell) {
         warn!(socket = %args.socket.path.display(), %reason, "flanctl cannot ask this agent");
     }
     let args = Arc::new(args);
     tokio::spawn(watch_user(store.clone(), status.clone()));
     let (mut networks, mut tasks, mut reports) = (Vec::new(), BTreeMap::new(), Reports::new());
-    let mut membership = Membership::new(args.clone(), store.clone(), status.clone(), renew_margin);
-    let (demand, demands) = mpsc::channel(DEMANDS);
+    let path = args.state_dir.join("networks");
+    let joined =
+        JoinedFile::load(path.clone()).map_err(|reason| refused(format!("{}: {reason}", path.display())))?;
+    let mut membership = Membership::new(args.clone(), store.clone(), status.clone(), renew_margin, joined);
+    let (demand, demands) = mpsc::unbounded_channel();
     let docker = Docker::prepare(&args, &store, demand)?;
     let needed = docker.as_ref().map(|docker| docker.driver.needed()).unwrap_or_default();
-    let only_needed = needed.iter().filter(|name| !args.networks.contains(name));
-    for name in std::iter::once(None).chain(args.networks.iter().chain(only_needed).map(Some)) {
-        let mut reasons = BTreeSet::new();
-        if name.is_none_or(|name| args.networks.contains(name)) {
-            reasons.insert(Reason::Flag);
+    let reasons = [
+        (Reason::Flag, args.networks.iter().cloned().collect()),
+        (Reason::Operator, membership.joined.networks.clone()),
+        (Reason::Docker, needed),
+    ];
+    let mut named: BTreeMap<NetworkName, BTreeSet<Reason>> = BTreeMap::new();
+    for (reason, networks) in reasons {
+        for network in networks {
+            named.entry(network).or_default().insert(reason);
         }
-        if name.is_some_and(|name| needed.contains(name)) {
-            reasons.insert(Reason::Docker);
-        }
-        let (network, of_network) = membership.begin(name.cloned(), reasons, &mut reports);
+    }
+    let wanted: BTreeSet<NetworkName> = named.keys().cloned().collect();
+    let named = named.into_iter().map(|(name, reasons)| (Some(name), reasons));
+    for (name, reasons) in std::iter::once((None, BTreeSet::new())).chain(named) {
+        let (network, of_network) = membership.begin(name, reasons, &mut reports);
         tasks.insert(network.id(), of_network);
         networks.push(network);
     }
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
     let previous = networks.iter().filter_map(Network::previous);
-    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &needed).await);
+    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &wanted).await);
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,
@@ -121,6 +127,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         tasks,
         membership,
         demands,
+        told,
         lookout: Lookout::start(status),
         asked,
         reading: None.into(),
@@ -135,9 +142,9 @@ async fn held_before(
     kernel: &mut impl Kernel,
     mut subnets: Vec<Subnets>,
     args: &Args,
-    needed: &BTreeSet<NetworkName>,
+    wanted: &BTreeSet<NetworkName>,
 ) -> Ownership {
-    let left = left_networks(args, needed);
+    let left = left_networks(args, wanted);
     subnets.extend(left.iter().map(|(_, _, subnets)| subnets));
     let holdings = match Holdings::read(kernel, &subnets).await {
         Ok(holdings) => holdings,
@@ -158,14 +165,13 @@ async fn held_before(
 }
 
 /// Returns the networks that this host was in and is to be in no longer, with their subnet files.
-fn left_networks(args: &Args, needed: &BTreeSet<NetworkName>) -> Vec<(NetworkName, PathBuf, Subnets)> {
+fn left_networks(args: &Args, wanted: &BTreeSet<NetworkName>) -> Vec<(NetworkName, PathBuf, Subnets)> {
     let files = args.subnet_dir.files().unwrap_or_else(|reason| {
         warn!(directory = %args.subnet_dir.path.display(), %reason, "cannot read the subnet files of networks");
         Vec::new()
     });
-    let is_left = |(name, file): &(NetworkName, PathBuf)| {
-        !args.networks.contains(name) && !needed.contains(name) && *file != args.subnet_file.path
-    };
+    let is_left =
+        |(name, file): &(NetworkName, PathBuf)| !wanted.contains(name) && *file != args.subnet_file.path;
     let with_subnets = |(name, file): (NetworkName, PathBuf)| {
         let subnets = previous(&file).and_then(|env| env.subnets())?;
         Some((name, file, subnets))

@@ -7,15 +7,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use axum::extract::State;
+use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use flan_agent_api::{API_VERSION, Peer, Peers, WireguardPeer};
+use flan_subnet_lease::NetworkName;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::SharedStatus;
+use crate::daemon::{Order, Told};
 use crate::wireguard::WireguardReport;
 
 /// A question for the event loop: all peers, with their WireGuard keys.
@@ -26,13 +28,19 @@ pub(crate) type PeersAsked = oneshot::Sender<Vec<Peer>>;
 struct Asked {
     status: SharedStatus,
     peers: mpsc::Sender<PeersAsked>,
+    tell: mpsc::Sender<Told>,
 }
 
-/// Serves what the health port serves, and `GET /peers`, until the process ends.
+/// Serves what the health port serves, `GET /peers`, and `POST /networks/NAME/join` and `leave`, until the process ends.
 ///
 /// # Errors
 /// If the socket cannot be made.
-pub(crate) fn serve(path: &Path, status: SharedStatus, peers: mpsc::Sender<PeersAsked>) -> io::Result<()> {
+pub(crate) fn serve(
+    path: &Path,
+    status: SharedStatus,
+    peers: mpsc::Sender<PeersAsked>,
+    tell: mpsc::Sender<Told>,
+) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
@@ -43,9 +51,12 @@ pub(crate) fn serve(path: &Path, status: SharedStatus, peers: mpsc::Sender<Peers
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    let of_peers =
-        Router::new().route("/peers", get(all)).with_state(Asked { status: status.clone(), peers });
-    let router = super::router(status).merge(of_peers);
+    let for_root = Router::new()
+        .route("/peers", get(all))
+        .route("/networks/{name}/join", post(join))
+        .route("/networks/{name}/leave", post(leave))
+        .with_state(Asked { status: status.clone(), peers, tell });
+    let router = super::router(status).merge(for_root);
     tokio::spawn(async move { axum::serve(listener, router).await });
     Ok(())
 }
@@ -69,6 +80,27 @@ async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, Str
         path: status.path.map(|path| path.path.to_owned()),
         peers,
     }))
+}
+
+async fn join(asked: State<Asked>, name: UrlPath<String>) -> Result<Json<()>, (StatusCode, String)> {
+    told(asked, &name, Order::Join).await
+}
+
+async fn leave(asked: State<Asked>, name: UrlPath<String>) -> Result<Json<()>, (StatusCode, String)> {
+    told(asked, &name, Order::Leave).await
+}
+
+async fn told(
+    State(asked): State<Asked>,
+    name: &str,
+    order: fn(NetworkName) -> Order,
+) -> Result<Json<()>, (StatusCode, String)> {
+    let name: NetworkName = name.parse().map_err(|why| (StatusCode::BAD_REQUEST, format!("{why}\n")))?;
+    let away = (StatusCode::SERVICE_UNAVAILABLE, "the agent ends\n".to_owned());
+    let (answer, answered) = oneshot::channel();
+    asked.tell.send(Told { order: order(name), answer }).await.map_err(|_| away.clone())?;
+    let done = answered.await.map_err(|_| away)?;
+    done.map(Json).map_err(|reason| (StatusCode::CONFLICT, format!("{reason}\n")))
 }
 
 /// Adds what WireGuard reports to the peers with these keys.

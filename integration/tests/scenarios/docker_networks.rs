@@ -1,6 +1,6 @@
 //! Networks that are made in Docker on one host, and are on all.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,10 +10,19 @@ use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 
 use crate::stage::{NETWORK, bare_hosts, talk_both_ways, wait_until_all_know_each_other};
 
-const DRIVER: &[&str] = &["--docker", "--docker-state=/run/flan/docker.json"];
+const BOTH: &str =
+    r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
+
+const DRIVER: &[&str] = &["--docker", "--state-dir=/run/flan/state"];
 
 /// What another host did shows this soon. People are promised one second on a machine of their own.
 const SHOWN: Duration = Duration::from_secs(5);
+
+/// A Docker that was killed takes this long until its containers are there again.
+const RESTARTED: Duration = Duration::from_secs(60);
+
+/// Pings answered in each phase.
+const PHASE: usize = 100;
 
 fn start(host: &mut Host) -> Result<()> {
     host.start_agent_with(&[&STATUS_FLAGS[..], DRIVER].concat())
@@ -134,6 +143,132 @@ fn the_way_out_and_published_ports_are_dockers(hosts: &[Host]) -> Result<()> {
     assert_eq!(page.trim(), "public");
     public.ping(flan_integration::lab::OUTSIDE)?;
     hosts[0].docker(&["rm", "-f", "public"])?;
+    Ok(())
+}
+
+#[test]
+fn networks_and_addresses_outlive_the_agent_and_docker() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = docker_hosts(lab)?;
+        create(&hosts[0], &["--subnet", "10.7.0.0/16", "blue"])?;
+        wait_until_shown(&hosts[1], &["blue"])?;
+        let web1 = in_network(&hosts[0], "blue", "web1", &[])?;
+        let web2 = in_network(&hosts[1], "blue", "web2", &[])?;
+        let fixed = Ipv4Addr::from_bits(web1.address()?.to_bits() + 70);
+        let options = ["--restart", "always", "--ip", &fixed.to_string()];
+        let fixed = in_network(&hosts[0], "blue", "fixed", &options)?;
+        let subnets = [subnet_of(&hosts[0], "blue")?, subnet_of(&hosts[1], "blue")?];
+        talk_both_ways(&web1, &web2)?;
+
+        agents_are_killed_and_started_again(&mut hosts, &web1, &web2)?;
+        docker_is_killed_and_started_again(&mut hosts[0], &web2, &fixed)?;
+        assert_eq!([subnet_of(&hosts[0], "blue")?, subnet_of(&hosts[1], "blue")?], subnets);
+        Ok(())
+    })
+}
+
+fn agents_are_killed_and_started_again(hosts: &mut [Host], web1: &Container, web2: &Container) -> Result<()> {
+    let mut ping = hosts[0].ping_from(web1, web2.address()?)?;
+    ping.wait_for_answers(PHASE)?;
+    for host in &mut *hosts {
+        host.kill_agent()?;
+    }
+    ping.wait_for_answers(PHASE)?;
+    for host in &mut *hosts {
+        start(host)?;
+    }
+    wait_until_shown(&hosts[0], &["blue"])?;
+    ping.wait_for_answers(PHASE)?;
+    ping.stop()?.nothing_lost(3 * PHASE)?;
+    // What the new agents know of the old ones' containers is right.
+    let third = in_network(&hosts[0], "blue", "third", &[])?;
+    ensure!(third.address()? != web1.address()?);
+    talk_both_ways(&third, web2)?;
+    hosts[0].docker(&["rm", "-f", "third"])?;
+    Ok(())
+}
+
+/// All containers die at once, and dockerd does not tell of each. One of them is to be started again at its address.
+fn docker_is_killed_and_started_again(
+    host: &mut Host,
+    elsewhere: &Container,
+    fixed: &Container,
+) -> Result<()> {
+    let address = fixed.address()?;
+    host.stop_docker()?;
+    host.start_docker(Bridge::WholeSubnet)?;
+    wait::until("the container to be there again", RESTARTED, || {
+        ensure!(fixed.address()? == address, "it has another address");
+        talk_both_ways(fixed, elsewhere)
+    })?;
+    host.docker(&["start", "web1"])?;
+    assert_eq!(shown(host)?, ["blue"]);
+    Ok(())
+}
+
+#[test]
+fn dockers_of_two_releases_share_networks_of_both_families_and_internal_ones() -> Result<()> {
+    Lab::run(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+        lab.set_network(BOTH)?;
+        let mut hosts = vec![lab.host("h1")?, lab.host_of_forky("h2")?];
+        on_all(&mut hosts, start)?;
+        on_all(&mut hosts, |host| host.start_docker_with(&host.docker_options()?))?;
+        create(&hosts[1], &["--ipv6", "--subnet", "10.7.0.0/16", "--subnet", "fd00:7::/48", "both"])?;
+        create(&hosts[0], &["--internal", "inner"])?;
+        for host in &hosts {
+            wait_until_shown(host, &["both", "inner"])?;
+        }
+        let web1 = in_network(&hosts[0], "both", "web1", &["--network-alias", "front"])?;
+        let web2 = in_network(&hosts[1], "both", "web2", &[])?;
+        talk_both_ways(&web1, &web2)?;
+        web1.ping(ipv6_of(&hosts[1], "web2")?)?;
+        web2.ping(ipv6_of(&hosts[0], "web1")?)?;
+        packets_are_as_large_as_the_path_lets_them_be(&hosts[0], &web1, &web2)?;
+        a_running_container_is_connected_and_disconnected(&hosts)?;
+        an_internal_network_has_no_way_out(&hosts)
+    })
+}
+
+fn ipv6_of(host: &Host, container: &str) -> Result<Ipv6Addr> {
+    let format = "{{.NetworkSettings.Networks.both.GlobalIPv6Address}}";
+    let text = host.docker(&["inspect", "-f", format, container])?;
+    text.trim().parse().with_context(|| format!("{container} has no IPv6 address: {text:?}"))
+}
+
+fn packets_are_as_large_as_the_path_lets_them_be(
+    host: &Host,
+    from: &Container,
+    to: &Container,
+) -> Result<()> {
+    let mtu = host.subnet_env_of("both")?.mtu;
+    let shown = from.exec(&["cat", "/sys/class/net/eth0/mtu"])?;
+    assert_eq!(shown.trim(), mtu.to_string());
+    let size = (mtu - 28).to_string();
+    let place = from.network_place()?;
+    place.run("ping", ["-n", "-c", "1", "-W", "2", "-M", "do", "-s", &size, &to.address()?.to_string()])?;
+    Ok(())
+}
+
+/// By its name, too: on one host that is Docker's own doing.
+fn a_running_container_is_connected_and_disconnected(hosts: &[Host]) -> Result<()> {
+    let late = hosts[0].run_container("late", &[])?;
+    hosts[0].docker(&["network", "connect", "both", "late"])?;
+    assert_eq!(late.fetch_name("front")?, "web1");
+    hosts[0].docker(&["network", "disconnect", "both", "late"])?;
+    ensure!(late.fetch_name("front").is_err(), "it still reaches the network");
+    hosts[0].docker(&["rm", "-f", "late"])?;
+    Ok(())
+}
+
+fn an_internal_network_has_no_way_out(hosts: &[Host]) -> Result<()> {
+    let inner1 = in_network(&hosts[0], "inner", "inner1", &[])?;
+    let inner2 = in_network(&hosts[1], "inner", "inner2", &[])?;
+    talk_both_ways(&inner1, &inner2)?;
+    for (container, host) in [(&inner1, &hosts[0]), (&inner2, &hosts[1])] {
+        let outside = flan_integration::lab::OUTSIDE.to_string();
+        let reached = container.exec_outcome(&["ping", "-c", "1", "-W", "1", &outside])?;
+        ensure!(reached.code != Some(0), "a container of an internal network gets out on {}", host.name());
+    }
     Ok(())
 }
 

@@ -19,6 +19,8 @@ const PHASE: usize = 100;
 
 const IN_BLUE: &[&str] = &["--networks=blue"];
 
+const STATE: &[&str] = &["--state-dir=/run/flan/state"];
+
 /// As exit codes say it.
 const REFUSED: i32 = 6;
 const NOT_FOUND: i32 = 7;
@@ -273,5 +275,53 @@ fn containers_of_a_network_of_docker_are_in_a_second_network() -> Result<()> {
             ensure!(one.fetch_name(other.address()?).is_err(), "{} reaches {}", one.name(), other.name());
         }
         Ok(())
+    })
+}
+
+#[test]
+fn a_host_joins_and_leaves_without_a_restart_and_remembers_it() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(NETWORK)?;
+        create(lab, &["blue", "--subnet", "10.7.0.0/16"])?;
+        let mut hosts = bare_hosts(lab, 2)?;
+        on_all(&mut hosts, |host| start(host, STATE))?;
+        let default = ends_of(&hosts)?;
+        wait_until_reached(&default[0], &default[1], REACHED)?;
+        let mut ping = hosts[0].ping_from_end(&default[0], default[1].address)?;
+        let missing = hosts[0].flanctl(&["network", "join", "green"])?;
+        ensure!(missing.code == Some(NOT_FOUND), "{missing:?}");
+        for host in &hosts {
+            host.flanctl(&["network", "join", "blue"])?.succeeded("flanctl network join")?;
+        }
+        let blue = [end_in_blue(&hosts[0])?, end_in_blue(&hosts[1])?];
+        wait_until_reached(&blue[0], &blue[1], REACHED)?;
+        let subnet = hosts[0].subnet_env_of("blue")?.base();
+
+        hosts[0].kill_agent()?;
+        start(&mut hosts[0], STATE)?;
+        wait_until_reached(&blue[0], &blue[1], REACHED)?;
+        assert_eq!(hosts[0].subnet_env_of("blue")?.base(), subnet);
+
+        for host in &hosts {
+            host.flanctl(&["network", "leave", "blue"])?.succeeded("flanctl network leave")?;
+        }
+        wait::until("nothing of network blue to be left", REACHED, || {
+            lab.flanctl(&["network", "rm", "blue"])?.succeeded("flanctl network rm")?;
+            Ok(())
+        })?;
+        for host in &hosts {
+            wait::until("the device to be gone", REACHED, || {
+                let links = host.ip("-o link show")?;
+                ensure!(!links.contains("flannel.2"), "{links}");
+                Ok(())
+            })?;
+            let again = host.flanctl(&["network", "leave", "blue"])?;
+            ensure!(
+                again.code == Some(REFUSED) && again.stderr.contains("is not in network blue"),
+                "{again:?}"
+            );
+        }
+        ping.wait_for_answers(PHASE)?;
+        ping.stop()?.nothing_lost(PHASE)
     })
 }
