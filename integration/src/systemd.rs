@@ -136,11 +136,12 @@ impl Systemd {
 
 /// The units of `deploy/`.
 const UNITS: [&str; 2] = ["fland.service", "fland-store.service"];
+const SOCKET: &str = "fland-docker.socket";
 
 fn install_units(units: &Path) -> Result<()> {
     let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     fs::create_dir_all(units)?;
-    for unit in UNITS {
+    for unit in UNITS.into_iter().chain([SOCKET]) {
         fs::copy(deploy.join(unit), units.join(unit)).with_context(|| format!("cannot copy {unit}"))?;
     }
     for (unit, content) in DOCKER {

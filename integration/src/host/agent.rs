@@ -23,6 +23,9 @@ pub const STATUS_PORT: &str = "8299";
 /// Where agents keep their WireGuard key. Each host has a /run of its own.
 pub const WIREGUARD_KEY: &str = "/run/flan/wireguard.key";
 
+/// What agents keep over restarts; a real host has it in /var/lib.
+const STATE_DIR: &str = "/run/flan/state";
+
 /// For [`Host::start_agent_with`]: the agent can be asked for its status.
 pub const STATUS_FLAGS: [&str; 5] = ["--ip-masq", "--healthz-ip", "127.0.0.1", "--healthz-port", STATUS_PORT];
 
@@ -61,7 +64,7 @@ impl Host {
             fland.args(["--iface", "eth0"]);
         }
         fland.args(["--subnet-file", "/run/flannel/subnet.env", "--log-format", "text"]);
-        fland.args(["--wireguard-key-file", WIREGUARD_KEY]);
+        fland.args(["--wireguard-key-file", WIREGUARD_KEY, "--state-dir", STATE_DIR]);
         fland.args(flags);
         fland.env("NOTIFY_SOCKET", "/run/notify");
         let name = format!("fland on {}", self.spec.name);

@@ -13,7 +13,7 @@ use crate::stage::{NETWORK, bare_hosts, talk_both_ways, wait_until_all_know_each
 const BOTH: &str =
     r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#;
 
-const DRIVER: &[&str] = &["--docker", "--state-dir=/run/flan/state"];
+const DRIVER: &[&str] = &["--docker"];
 
 /// What another host did shows this soon. People are promised one second on a machine of their own.
 const SHOWN: Duration = Duration::from_secs(5);

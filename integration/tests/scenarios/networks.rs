@@ -19,8 +19,6 @@ const PHASE: usize = 100;
 
 const IN_BLUE: &[&str] = &["--networks=blue"];
 
-const STATE: &[&str] = &["--state-dir=/run/flan/state"];
-
 /// As exit codes say it.
 const REFUSED: i32 = 6;
 const NOT_FOUND: i32 = 7;
@@ -284,7 +282,7 @@ fn a_host_joins_and_leaves_without_a_restart_and_remembers_it() -> Result<()> {
         lab.set_network(NETWORK)?;
         create(lab, &["blue", "--subnet", "10.7.0.0/16"])?;
         let mut hosts = bare_hosts(lab, 2)?;
-        on_all(&mut hosts, |host| start(host, STATE))?;
+        on_all(&mut hosts, |host| start(host, &[]))?;
         let default = ends_of(&hosts)?;
         wait_until_reached(&default[0], &default[1], REACHED)?;
         let mut ping = hosts[0].ping_from_end(&default[0], default[1].address)?;
@@ -298,7 +296,7 @@ fn a_host_joins_and_leaves_without_a_restart_and_remembers_it() -> Result<()> {
         let subnet = hosts[0].subnet_env_of("blue")?.base();
 
         hosts[0].kill_agent()?;
-        start(&mut hosts[0], STATE)?;
+        start(&mut hosts[0], &[])?;
         wait_until_reached(&blue[0], &blue[1], REACHED)?;
         assert_eq!(hosts[0].subnet_env_of("blue")?.base(), subnet);
 

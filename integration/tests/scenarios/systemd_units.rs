@@ -11,6 +11,8 @@ use crate::stage::{NETWORK, NETWORK_OF_UDP, bare_hosts, ends_of, wait_until_reac
 
 const AGENT: &str = "fland.service";
 const DOCKER: &str = "docker.service";
+/// As seen from the host.
+const DOCKER_API: &str = "unix:///run/docker.sock";
 
 /// What an operator writes to /etc/default/fland.
 fn settings(host: &Host) -> (&'static str, String) {
@@ -90,6 +92,31 @@ fn docker_started_by_its_unit_waits_for_the_subnet_and_runs_on_while_the_agent_r
         }
         systemd.systemctl(&["restart", DOCKER])?;
         ensure_docker0_is_the_subnet(&host)
+    })
+}
+
+#[test]
+fn docker_finds_the_driver_at_boot_and_waits_for_it_while_the_agent_restarts() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(NETWORK)?;
+        let host = lab.host("h1")?;
+        let systemd = Systemd::boot(&host, &[settings(&host)])?;
+        systemd.start("fland-docker.socket")?;
+        systemd.start(DOCKER)?;
+        let create = |name: &str, subnet: &str| {
+            let driver = ["network", "create", "-d", "flan", "--ipam-driver", "flan", "--subnet", subnet, name];
+            host.run("docker", &[&["-H", DOCKER_API], &driver[..]].concat())
+        };
+        create("blue", "10.7.0.0/16")?;
+        // The call waits in the socket until the next agent takes it.
+        systemd.systemctl(&["restart", "--no-block", AGENT])?;
+        create("red", "10.8.0.0/16")?;
+        systemd.systemctl(&["restart", DOCKER])?;
+        let list = host.run("docker", &["-H", DOCKER_API, "network", "ls", "--filter", "driver=flan"])?;
+        ensure!(list.contains("blue") && list.contains("red"), "{list}");
+        let log = fs::read_to_string(systemd.log(AGENT))?;
+        ensure!(!log.contains(" ERROR "), "{log}");
+        Ok(())
     })
 }
 
