@@ -19,6 +19,9 @@ const NAME: &str = "demo";
 
 const NETWORK: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
+/// How long a network may take until the other host shows it.
+const NETWORK_LIMIT: Duration = Duration::from_secs(5);
+
 /// Two real Docker hosts, in network namespaces of this machine, in one network made by flan.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -99,7 +102,9 @@ fn tell(lab: &Lab) -> Result<Vec<Host>> {
     step("flanctl config set: 10.5.0.0/16 over VXLAN", || lab.set_network(NETWORK))?;
     let mut hosts = step("two hosts on the underlay", || Ok(vec![lab.host("host1")?, lab.host("host2")?]))?;
     let agents = Instant::now();
-    step("fland on each: leases a subnet, writes subnet.env", || on_all(&mut hosts, Host::start_agent))?;
+    step("fland on each: leases a subnet, writes subnet.env", || {
+        on_all(&mut hosts, |host| host.start_agent_with(&["--ip-masq", "--docker"]))
+    })?;
     let agents = agents.elapsed();
     step("dockerd on each, with --bip and --mtu from subnet.env", || {
         on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))
@@ -127,6 +132,31 @@ fn tell(lab: &Lab) -> Result<Vec<Host>> {
         Ok(())
     })?;
 
+    let networks = Instant::now();
+    step("docker network create -d flan --ipam-driver flan blue", || {
+        hosts[0].docker(&["network", "create", "-d", "flan", "--ipam-driver", "flan", "blue"])
+    })?;
+    step("docker network ls on host2 shows blue", || {
+        wait::until("host2 to show the network", NETWORK_LIMIT, || {
+            let list = hosts[1].docker(&["network", "ls", "--format", "{{.Name}}"])?;
+            ensure!(list.lines().any(|name| name == "blue"), "{list}");
+            Ok(())
+        })
+    })?;
+    let in_blue = step("a container of blue on each", || {
+        let options = ["--network", "blue"];
+        Ok([hosts[0].run_container("blue1", &options)?, hosts[1].run_container("blue2", &options)?])
+    })?;
+    step("a page by HTTP from blue1 to blue2 and back", || {
+        fetch(&in_blue[0], &in_blue[1])?;
+        fetch(&in_blue[1], &in_blue[0])
+    })?;
+    let networks = networks.elapsed();
+
+    println!("\nflanctl network inspect blue");
+    let blue = lab.flanctl(&["network", "inspect", "blue"])?;
+    blue.succeeded("flanctl network inspect")?;
+    print!("{}", indented(&blue.stdout));
     println!("\nflanctl subnets ls");
     let list = lab.flanctl(&["subnets", "ls"])?;
     list.succeeded("flanctl subnets ls")?;
@@ -145,6 +175,7 @@ fn tell(lab: &Lab) -> Result<Vec<Host>> {
     }
     println!("  Both agents were ready {} after their start.", seconds(agents));
     println!("  Ping from container to container across the hosts: {round_trip} ms.");
+    println!("  The network blue, made on one host and used on both, took {}.", seconds(networks));
     println!("  Each container sees the other under its own address; the world outside sees the host's.");
     Ok(hosts)
 }

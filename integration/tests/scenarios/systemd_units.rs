@@ -104,7 +104,8 @@ fn docker_finds_the_driver_at_boot_and_waits_for_it_while_the_agent_restarts() -
         systemd.start("fland-docker.socket")?;
         systemd.start(DOCKER)?;
         let create = |name: &str, subnet: &str| {
-            let driver = ["network", "create", "-d", "flan", "--ipam-driver", "flan", "--subnet", subnet, name];
+            let driver =
+                ["network", "create", "-d", "flan", "--ipam-driver", "flan", "--subnet", subnet, name];
             host.run("docker", &[&["-H", DOCKER_API], &driver[..]].concat())
         };
         create("blue", "10.7.0.0/16")?;
