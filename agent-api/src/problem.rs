@@ -37,6 +37,8 @@ pub enum Code {
     SilentPeer,
     /// The file of this host's WireGuard key is gone, or holds no key.
     WireguardKey,
+    /// Docker does not show the networks of the store as they are, or this host's containers are not known there.
+    DockerNetworks,
     /// We have a user for the store, but its authentication is off.
     AuthenticationOff,
 }

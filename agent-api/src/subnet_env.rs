@@ -165,6 +165,8 @@ fn read<T: std::str::FromStr>(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -8,6 +8,7 @@
 mod stories;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use flan_agent_api::Peer;
 use flan_backends::HostNetworks;
@@ -94,6 +95,8 @@ pub enum Effect {
     HostChanged,
     /// Return freed memory to the kernel.
     GiveBackMemory,
+    /// Put away the subnet file of a network that this host has left: nothing of it is in the kernel any more.
+    PutAway(PathBuf),
     /// Tell systemd that this host is ready.
     Ready,
     /// Tell systemd what the agent is doing or waiting for.
@@ -108,6 +111,8 @@ pub enum Effect {
 pub struct Agent {
     host: Host,
     networks: BTreeMap<NetworkId, Network>,
+    /// The subnet files of networks that this host has left, and that may still have objects in the kernel.
+    left: Vec<PathBuf>,
     /// The last status sent to systemd.
     told: String,
 }
@@ -116,7 +121,7 @@ impl Agent {
     /// Creates an agent that has not started. Its first event must be [`Event::Time`].
     pub fn new(host: Host, networks: Vec<Network>) -> Self {
         let networks = networks.into_iter().map(|network| (network.id(), network)).collect();
-        Self { host, networks, told: String::new() }
+        Self { host, networks, left: Vec::new(), told: String::new() }
     }
 
     /// Returns when [`Event::Time`] is due.
@@ -170,7 +175,7 @@ impl Agent {
             }
             Event::Leaves(id) => {
                 if let Some(network) = self.networks.remove(&id) {
-                    network.leave(&mut self.host, now);
+                    self.left.push(network.leave(&mut self.host, now));
                 }
                 Vec::new()
             }
@@ -254,6 +259,9 @@ impl Agent {
 
     fn finish_round(&mut self, now: Instant) -> Vec<Effect> {
         let (outcome, mut effects) = self.host.end_operations();
+        if outcome.failed == 0 {
+            effects.extend(self.left.drain(..).map(Effect::PutAway));
+        }
         let mut problem = None;
         for joined in self.networks.values_mut().filter_map(Network::joined_mut) {
             effects.extend(joined.carry_on(&self.host, &outcome.new_devices, now));

@@ -201,6 +201,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             Effect::LookFor(ours) => self.lookout.ours_is(ours),
             Effect::HostChanged => self.lookout.host_changed(),
             Effect::GiveBackMemory => memory::give_back(),
+            Effect::PutAway(file) => self.membership.put_away(&file),
             Effect::Ready => notify::ready(),
             Effect::Status(status) => notify::status(&status),
             Effect::Network(id, effect) => event = self.carry_out_of(id, effect),

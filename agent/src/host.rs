@@ -154,7 +154,7 @@ impl Host {
         for (_, other) in self.needs.iter().filter(|(id, _)| **id != network) {
             if let Some(link) = needs.ownership.links.intersection(&other.ownership.links).max() {
                 return Err(format!(
-                    "another network of this host has the device {link}: give this one another VNI"
+                    "another network of this host has the device {link}: give this one another VNI or name"
                 ));
             }
             for (_, ours) in &needs.overlays {

@@ -123,6 +123,10 @@ pub struct Settings {
     pub previous: Option<Subnets>,
     /// The networks in it.
     pub previous_networks: PerFamily<IpNetwork>,
+    /// The subnets that this host had when it last left the network; it takes them again if they are free.
+    pub preferred: Option<Subnets>,
+    /// Whether containers are attached to a bridge that we make, from the start.
+    pub has_bridge: bool,
     /// The identity of this host.
     pub node: NodeIdentity,
     /// Send a keepalive at least this long before the lease ends.
@@ -199,21 +203,19 @@ struct Means {
 }
 
 impl Network {
-    /// Creates a network that has not started. `has_bridge` says whether containers are to be attached to a bridge that we
-    /// make.
+    /// Creates a network that has not started.
     pub fn new(
         id: NetworkId,
         args: Arc<Args>,
         status: SharedNetwork,
         settings: Settings,
-        has_bridge: bool,
         now: Instant,
     ) -> Self {
         let mut config_due = Due::default();
         config_due.at(now);
         let (phase, failures, config_problem, has_no_config) = (Phase::Config, 0, None, false);
         let span = span(settings.name.as_ref());
-        let kernel_path = OnceLock::new();
+        let (kernel_path, has_bridge) = (OnceLock::new(), settings.has_bridge);
         Self {
             id,
             args,
@@ -242,14 +244,15 @@ impl Network {
         self.id
     }
 
-    /// Gives up all that the network wants in the kernel.
-    pub(crate) fn leave(mut self, host: &mut Host, now: Instant) {
+    /// Gives up all that the network wants in the kernel, and returns its subnet file.
+    pub(crate) fn leave(mut self, host: &mut Host, now: Instant) -> PathBuf {
         let _marked = self.span.clone().entered();
         if let Some(joined) = self.joined_mut() {
-            joined.leave(host);
+            joined.leave(host, now);
         }
         host.release(self.id, now);
         info!("this host leaves the network");
+        self.settings.file
     }
 
     /// Handles an event and returns what to do.
@@ -375,7 +378,7 @@ impl Network {
             info!(backend = config.backend.name(), path, reason, "packets take this path");
             self.status.update(|status| status.path.clone_from(&chosen.path));
         }
-        let Settings { previous, node, renew_margin, .. } = &self.settings;
+        let Settings { previous, preferred, node, renew_margin, .. } = &self.settings;
         let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
         let claim = Claim {
             config: (**config).clone(),
@@ -386,7 +389,7 @@ impl Network {
                 node: node.clone(),
                 other: None,
             },
-            previous: *previous,
+            previous: previous.or(*preferred),
             addresses: networks.addresses().clone(),
             networks: overlaps.subscribe(),
             overlap: self.args.subnet_overlap.into(),

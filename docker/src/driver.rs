@@ -3,24 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use flan_agent_api::SubnetEnv;
 use flan_kernel::LinkName;
 use flan_kernel::netlink::{Port, plug, unplug};
 use flan_subnet_lease::{
-    NetworkConfig, NetworkName, NodeIdentity, Store, StoredConfig, StoredNetwork, shown,
+    NetworkConfig, NetworkName, NodeIdentity, Store, StoreError, StoredConfig, StoredNetwork, shown,
 };
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::options::Asked;
-use crate::protocol::{CreateNetwork, Created, InterfaceName, IpamData, Joined, OfEndpoint, StaticRoute};
+use crate::protocol::{ById, CreateNetwork, Created, InterfaceName, IpamData, Joined, StaticRoute};
 use crate::records::{EndpointRecord, NetworkRecord, Records, RecordsError};
 use crate::{Attachment, Demand};
 
@@ -30,10 +31,17 @@ pub(crate) const ADDRESS_SPACE: &str = "flan";
 pub(crate) const STORE_LIMIT: Duration = Duration::from_secs(8);
 /// How long a call may wait until this host has joined a network.
 const ATTACH_LIMIT: Duration = Duration::from_secs(15);
+/// How long this host stays in a network that no container needs.
+const LINGER: Duration = Duration::from_secs(1);
+/// Interval between looks for such networks.
+const LOOK_FOR_UNUSED: Duration = Duration::from_secs(20);
 /// How long hosts that no longer use a network may take to leave it.
-const LEAVE_LIMIT: Duration = Duration::from_secs(4);
+const LEAVE_LIMIT: Duration = Duration::from_secs(6);
 /// Interval between looks at a network that hosts leave.
 const LEAVE_LOOK: Duration = Duration::from_millis(200);
+
+/// Hosts that use a network, each with its containers in it.
+type Users = BTreeMap<String, BTreeSet<String>>;
 
 /// What the driver needs besides the store.
 #[derive(Debug, Clone)]
@@ -56,7 +64,12 @@ pub struct Driver {
     demands: mpsc::UnboundedSender<Demand>,
     /// Wakes who compares Docker with the store.
     pub(crate) changed: Notify,
+    /// Wakes who leaves networks.
+    pub(crate) released: Notify,
 }
+
+/// Most names in a list for people.
+const TOLD: usize = 5;
 
 /// What the driver knows.
 #[derive(Default)]
@@ -76,18 +89,29 @@ impl Driver {
         settings: Settings,
         demands: mpsc::UnboundedSender<Demand>,
     ) -> Result<Self, RecordsError> {
-        let known = Known { records: Records::load(&settings.records)?, ..Known::default() };
-        Ok(Self { store, settings, known: Mutex::new(known), demands, changed: Notify::new() })
+        let known = Known { records: Records::load_or_set_aside(&settings.records)?, ..Known::default() };
+        Ok(Self {
+            store,
+            settings,
+            known: Mutex::new(known),
+            demands,
+            changed: Notify::new(),
+            released: Notify::new(),
+        })
     }
 
-    /// Returns the networks in which containers of this host have addresses.
+    /// Returns the networks that this host is to join for its containers.
     pub fn needed(&self) -> BTreeSet<NetworkName> {
-        self.records().needed()
+        self.records().attached
     }
 
     /// Returns a copy of the records.
     pub(crate) fn records(&self) -> Records {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).records.clone()
+        self.known().records.clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the records and saves them; if either fails, they stay as they are.
@@ -95,38 +119,42 @@ impl Driver {
         &self,
         change: impl FnOnce(&mut Records) -> Result<T, String>,
     ) -> Result<T, String> {
-        let records = &mut self.known.lock().unwrap_or_else(PoisonError::into_inner).records;
-        let mut next = records.clone();
-        let result = change(&mut next)?;
-        if next != *records {
-            next.save(&self.settings.records).map_err(|reason| reason.to_string())?;
-            *records = next;
-        }
-        Ok(result)
+        // The disk may be slow.
+        block_in_place(|| {
+            let known = &mut *self.known();
+            let mut next = known.records.clone();
+            let result = change(&mut next)?;
+            if next != known.records {
+                next.save(&self.settings.records).map_err(|reason| reason.to_string())?;
+                known.records = next;
+            }
+            Ok(result)
+        })
     }
 
     /// Takes a new network of Docker. Its name is not known before Docker has it.
     pub(crate) async fn create_network(&self, call: CreateNetwork) -> Result<(), String> {
         let asked = Asked::read(&call.options.unwrap_or_default())?;
         let subnets = subnets(call.ipv4.as_deref(), call.ipv6.as_deref())?;
-        let (name, seen) = match &asked.network {
+        let (name, created) = match &asked.network {
             Some(name) => {
-                let config = self.stored(name).await?.map(|(_, config)| config);
-                let config = config.ok_or_else(|| format!("there is no network {name} in the store"))?;
+                let stored = self.stored(name).await?;
+                let (stored, config) =
+                    stored.ok_or_else(|| format!("there is no network {name} in the store"))?;
                 if !is_same(&config, &subnets) {
                     let theirs = listed(config.networks().map(|(_, network)| network));
                     return Err(format!(
                         "network {name} has the addresses {theirs}; give these with --subnet"
                     ));
                 }
-                (Some(name.clone()), self.changed_at().await?)
+                (Some(name.clone()), stored.create_revision)
             }
             None => {
                 self.check_new(&asked, &subnets).await?;
                 (None, 0)
             }
         };
-        let record = NetworkRecord { name, subnets, asked, seen };
+        let record = NetworkRecord { name, subnets, asked, created, shown: false, is_alias: false };
         self.change(|records| {
             records.networks.insert(call.network_id, record);
             Ok(())
@@ -149,15 +177,15 @@ impl Driver {
             .map_err(|reason| reason.to_string())
     }
 
-    /// Removes a network of Docker, and from the store if it is still there and no host uses it. dockerd logs an error and
-    /// removes its network in any case (`deleteNetwork` in moby's `libnetwork/network.go`). If it stays in the store, it
-    /// soon comes back.
-    pub(crate) async fn delete_network(&self, call: &OfEndpoint) -> Result<(), String> {
+    /// Removes a network of Docker, and from the store if Docker showed it, it is still there and no host uses it. dockerd
+    /// logs an error and removes its network in any case (`deleteNetwork` in moby's `libnetwork/network.go`). If it stays
+    /// in the store, it soon comes back.
+    pub(crate) async fn delete_network(&self, call: &ById) -> Result<(), String> {
         let record = self.records().networks.remove(&call.network_id);
         self.forget(&call.network_id)?;
         let removed = match record {
-            Some(NetworkRecord { name: Some(name), subnets, .. }) => {
-                self.remove_stored(&name, &subnets).await
+            Some(NetworkRecord { name: Some(name), created, shown: true, is_alias: false, .. }) => {
+                self.remove_stored(&name, created).await
             }
             _ => Ok(()),
         };
@@ -180,39 +208,46 @@ impl Driver {
         })
     }
 
-    async fn remove_stored(&self, name: &NetworkName, subnets: &[IpNetwork]) -> Result<(), String> {
+    async fn remove_stored(&self, name: &NetworkName, created: i64) -> Result<(), String> {
         let until = Instant::now() + LEAVE_LIMIT;
         loop {
-            let Some((stored, config)) = self.stored(name).await? else { return Ok(()) };
-            if !is_same(&config, subnets) {
-                return Ok(()); // another network by now
-            }
-            let network = StoredNetwork { name: name.clone(), config: stored };
+            let stored = within(STORE_LIMIT, self.store.network(name).config()).await?;
+            // Another network may have the name by now.
+            let Some(config) = stored.filter(|stored| stored.create_revision == created) else {
+                return Ok(());
+            };
+            let network = StoredNetwork { name: name.clone(), config };
             if within(STORE_LIMIT, self.store.remove_network(&network)).await? {
-                info!(network = %name, "Docker removed the network");
+                info!(network = %name, "removed the network that Docker removed");
                 return Ok(());
             }
             let users = within(STORE_LIMIT, self.users(name)).await?;
-            if Instant::now() >= until || users.iter().any(|(_, containers)| !containers.is_empty()) {
+            if Instant::now() >= until || users.values().any(|containers| !containers.is_empty()) {
                 return Err(format!("network {name} is in use by {}; it stays", told(&users)));
             }
             sleep(LEAVE_LOOK).await;
         }
     }
 
-    /// Returns the hosts that have joined a network, each with its containers.
-    async fn users(
-        &self,
-        name: &NetworkName,
-    ) -> Result<Vec<(String, BTreeSet<String>)>, flan_subnet_lease::StoreError> {
+    /// Returns the other hosts that use a network, each with its containers, stopped ones too.
+    async fn users(&self, name: &NetworkName) -> Result<Users, StoreError> {
         let store = self.store.network(name);
         let (leases, containers) = (store.leases().list().await?, store.containers().list().await?);
-        let holders = leases.readable().map(|lease| {
-            let theirs = containers.readable().filter(|container| container.is_of(&lease.attributes.node));
-            let names = theirs.map(|container| shown(&container.name).into_owned()).collect();
-            (shown(&lease.attributes.holder()).into_owned(), names)
-        });
-        Ok(holders.collect())
+        // A host without a lease in the default network is gone, with its containers.
+        let alive = self.store.leases().list().await?;
+        let is_other = |node: &NodeIdentity| node.id.is_none() || node.id != self.settings.node.id;
+        let mut users = Users::new();
+        for lease in leases.readable().filter(|lease| is_other(&lease.attributes.node)) {
+            users.entry(shown(&lease.attributes.holder()).into_owned()).or_default();
+        }
+        for container in containers.readable() {
+            let host = alive.readable().find(|lease| container.is_of(&lease.attributes.node));
+            if let Some(host) = host.filter(|lease| is_other(&lease.attributes.node)) {
+                let host = shown(&host.attributes.holder()).into_owned();
+                users.entry(host).or_default().insert(shown(&container.name).into_owned());
+            }
+        }
+        Ok(users)
     }
 
     /// Returns a network in the store, and what it means.
@@ -229,35 +264,28 @@ impl Driver {
             .transpose()
     }
 
-    async fn changed_at(&self) -> Result<i64, String> {
-        within(STORE_LIMIT, self.store.networks()).await.map(|networks| networks.changed)
-    }
-
     /// Joins a network of the store, and waits until packets flow.
-    pub(crate) async fn attach(&self, network: &NetworkName) -> Result<(LinkName, SubnetEnv), String> {
+    async fn attach(&self, network: &NetworkName) -> Result<(LinkName, SubnetEnv), String> {
+        // Before anything is made, it is on disk that this host joins.
+        self.change(|records| {
+            records.attached.insert(network.clone());
+            Ok(())
+        })?;
+        let ended = || "fland is stopping".to_owned();
         let (answer, answered) = oneshot::channel();
-        let ended = |_| "fland is stopping".to_owned();
         let demand = Demand::Attach { network: network.clone(), answer };
-        self.demands.send(demand).map_err(|_| "fland is stopping".to_owned())?;
-        let Attachment { bridge, mut ready, waits_for } = answered.await.map_err(ended)?;
+        self.demands.send(demand).map_err(|_| ended())?;
+        let answered = timeout(ATTACH_LIMIT, answered).await.map_err(|_| "fland is busy".to_owned())?;
+        let Attachment { bridge, mut ready, waits_for } = answered.map_err(|_| ended())?;
         let env = match timeout(ATTACH_LIMIT, ready.wait_for(Option::is_some)).await {
             Ok(Ok(env)) => env.clone(),
-            Ok(Err(_)) => return Err(format!("this host has left network {network}")),
+            Ok(Err(_)) => None,
             Err(_) => {
-                let waits = waits_for().unwrap_or_else(|| "the kernel; see the log of fland".to_owned());
+                let waits = waits_for().unwrap_or_else(|| "its default network, or the kernel".to_owned());
                 return Err(format!("this host has not joined network {network} yet: it waits for {waits}"));
             }
         };
         env.map(|env| (bridge, env)).ok_or_else(|| format!("this host has left network {network}"))
-    }
-
-    /// Leaves a network if no container of this host has an address in it, and none waits for one.
-    pub(crate) fn detach_unused(&self, network: &NetworkName) {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        // Told while the records are locked: who wants the network from now on tells that later.
-        if !known.waiting.contains_key(network) && !known.records.needed().contains(network) {
-            let _ = self.demands.send(Demand::Detach { network: network.clone() });
-        }
     }
 
     /// Joins a network for a container that is to get an address, which `give` gives.
@@ -266,30 +294,45 @@ impl Driver {
         network: &NetworkName,
         give: impl FnOnce(&SubnetEnv) -> Result<T, String>,
     ) -> Result<T, String> {
-        *self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .waiting
-            .entry(network.clone())
-            .or_default() += 1;
-        let given = self.attach(network).await.and_then(|(_, env)| give(&env));
-        {
-            let waiting = &mut self.known.lock().unwrap_or_else(PoisonError::into_inner).waiting;
-            let left = waiting.get(network).map_or(0, |count| count - 1);
-            match left {
-                0 => drop(waiting.remove(network)),
-                left => drop(waiting.insert(network.clone(), left)),
+        let _waiting = Waiting::new(self, network);
+        self.attach(network).await.and_then(|(_, env)| give(&env))
+    }
+
+    /// Leaves networks in which no container of this host has an address any more. Ends with the agent.
+    pub async fn leave_unused(&self) {
+        loop {
+            let _ = timeout(LOOK_FOR_UNUSED, self.released.notified()).await;
+            // A container that is restarted releases its address and soon asks for one again.
+            sleep(LINGER).await;
+            if let Err(reason) = self.detach_unused() {
+                warn!(%reason, "cannot leave networks that no container needs");
             }
         }
-        if given.is_err() {
-            self.detach_unused(network);
-        }
-        given
+    }
+
+    fn detach_unused(&self) -> Result<(), String> {
+        let is_needed = |network: &NetworkName, records: &Records, waiting: &BTreeMap<NetworkName, usize>| {
+            waiting.contains_key(network) || records.needed().contains(network)
+        };
+        block_in_place(|| {
+            // The demands go out while the records are locked: who wants a network from now on tells that later.
+            let known = &mut *self.known();
+            let mut next = known.records.clone();
+            next.attached.retain(|network| is_needed(network, &known.records, &known.waiting));
+            if next.attached == known.records.attached {
+                return Ok(());
+            }
+            next.save(&self.settings.records).map_err(|reason| reason.to_string())?;
+            for network in known.records.attached.difference(&next.attached) {
+                let _ = self.demands.send(Demand::Detach { network: network.clone() });
+            }
+            known.records = next;
+            Ok(())
+        })
     }
 
     /// Takes a container's end. Returns the MAC if dockerd gave none.
-    pub(crate) fn create_endpoint(&self, call: OfEndpoint) -> Result<Created, String> {
+    pub(crate) fn create_endpoint(&self, call: ById) -> Result<Created, String> {
         let interface = call.interface.unwrap_or_default();
         let texts = [&interface.address, &interface.address_ipv6];
         let mut addresses = Vec::new();
@@ -316,7 +359,7 @@ impl Driver {
     }
 
     /// Makes the devices between the container and the network's bridge.
-    pub(crate) async fn join(&self, call: &OfEndpoint) -> Result<Joined, String> {
+    pub(crate) async fn join(&self, call: &ById) -> Result<Joined, String> {
         let records = self.records();
         let endpoint = records.endpoints.get(&call.endpoint_id);
         let endpoint = endpoint.ok_or_else(|| format!("fland knows no endpoint {}", call.endpoint_id))?;
@@ -324,6 +367,13 @@ impl Driver {
         let network = network.ok_or_else(|| format!("fland knows no network {}", call.network_id))?;
         let name = network.name.as_ref().ok_or("the network is not in the store yet")?;
         let (bridge, env) = self.attach(name).await?;
+        let is_ours = |address: &IpAddr| env.bridges.values().any(|bridge| bridge.contains(*address));
+        if let Some(foreign) = endpoint.addresses.iter().find(|address| !is_ours(address)) {
+            let ours = listed(env.bridges.values().copied());
+            return Err(format!(
+                "this host gives the addresses of {ours} in network {name} now, not {foreign}"
+            ));
+        }
         let (host_end, container_end) = ends(&call.endpoint_id)?;
         let mac: Option<MacAddr6> = endpoint.mac.as_ref().and_then(|mac| mac.parse().ok());
         let port = Port { bridge, host_end, container_end, mac, mtu: env.mtu };
@@ -354,6 +404,29 @@ impl Driver {
     }
 }
 
+/// A container that waits for an address, until this is dropped.
+struct Waiting<'a> {
+    driver: &'a Driver,
+    network: &'a NetworkName,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(driver: &'a Driver, network: &'a NetworkName) -> Self {
+        *driver.known().waiting.entry(network.clone()).or_default() += 1;
+        Self { driver, network }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waiting = &mut self.driver.known().waiting;
+        match waiting.get_mut(self.network) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(waiting.remove(self.network)),
+        }
+    }
+}
+
 /// Waits for the store, but not longer than this.
 pub(crate) async fn within<T, E: std::fmt::Display>(
     limit: Duration,
@@ -377,7 +450,7 @@ async fn in_kernel(
 }
 
 /// Returns the names of a container's devices: on the host, and until dockerd moves it.
-fn ends(endpoint_id: &str) -> Result<(LinkName, LinkName), String> {
+pub(crate) fn ends(endpoint_id: &str) -> Result<(LinkName, LinkName), String> {
     let hash = Sha256::digest(endpoint_id);
     let hash: String = hash.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
     let name = |prefix: &str| -> Result<LinkName, String> {
@@ -425,12 +498,22 @@ fn listed(networks: impl Iterator<Item = IpNetwork>) -> String {
 }
 
 /// Names hosts with their containers: `container web on h2, h3`.
-fn told(users: &[(String, BTreeSet<String>)]) -> String {
-    let one = |(host, containers): &(String, BTreeSet<String>)| {
-        let names = containers.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        if names.is_empty() { host.clone() } else { format!("container {names} on {host}") }
+fn told(users: &Users) -> String {
+    let one = |(host, containers): (&String, &BTreeSet<String>)| match some(containers.iter().cloned()) {
+        names if names.is_empty() => host.clone(),
+        names => format!("container {names} on {host}"),
     };
-    users.iter().map(one).collect::<Vec<_>>().join(", ")
+    some(users.iter().map(one))
+}
+
+/// Lists a few, and how many more there are.
+fn some(texts: impl ExactSizeIterator<Item = String>) -> String {
+    let more = texts.len().saturating_sub(TOLD);
+    let mut told = texts.take(TOLD).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        told += &format!(" and {more} more");
+    }
+    told
 }
 
 #[cfg(test)]
@@ -446,11 +529,13 @@ mod tests {
 
     #[test]
     fn hosts_are_named_with_their_containers() {
-        let users = [
+        let users = Users::from([
             ("h2".to_owned(), ["web".to_owned(), "db".to_owned()].into()),
             ("h3".to_owned(), BTreeSet::new()),
-        ];
+        ]);
         assert_eq!(told(&users), "container db, web on h2, h3");
+        let many = (1..=7).map(|number| (format!("h{number}"), BTreeSet::new())).collect();
+        assert_eq!(told(&many), "h1, h2, h3, h4, h5 and 2 more");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Docker's API.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::path::Path;
 
 use bollard::errors::Error;
-use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
-use bollard::query_parameters::{EventsOptionsBuilder, InspectNetworkOptions, ListNetworksOptions};
+use bollard::models::{ContainerSummary, EndpointSettings, Ipam, IpamConfig, Network, NetworkCreateRequest};
+use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use flan_subnet_lease::{NetworkConfig, NetworkName};
 use futures::{Stream, StreamExt};
@@ -42,11 +43,16 @@ pub(crate) struct ShownNetwork {
     pub(crate) internal: bool,
 }
 
-/// A container attached to a network.
+/// A container that is in a network, or will be when it is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Attached {
-    pub(crate) endpoint: String,
+pub(crate) struct Member {
+    pub(crate) id: String,
     pub(crate) name: String,
+    /// Docker's id of the network, or its name if the container was never started.
+    pub(crate) network: String,
+    /// Docker's id of its endpoint, while it runs.
+    pub(crate) endpoint: Option<String>,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Engine {
@@ -64,9 +70,9 @@ impl Engine {
         }
     }
 
-    /// Returns the changes of networks from now on, each without its content.
+    /// Returns the changes of networks and containers, each without its content, from the first time that it is polled.
     pub(crate) fn events(&self) -> impl Stream<Item = Result<(), String>> + use<> {
-        let filters = HashMap::from([("type", vec!["network"])]);
+        let filters = HashMap::from([("type", vec!["network", "container"])]);
         let options = EventsOptionsBuilder::new().filters(&filters).build();
         self.0.events(Some(options)).map(|event| event.map(|_| ()).map_err(text))
     }
@@ -76,17 +82,11 @@ impl Engine {
         Ok(networks.into_iter().map(shown).collect())
     }
 
-    /// Returns the containers attached to a network.
-    pub(crate) async fn attached(&self, id: &str) -> Result<Vec<Attached>, String> {
-        let network = match self.0.inspect_network(id, None::<InspectNetworkOptions>).await {
-            Err(Error::DockerResponseServerError { status_code: 404, .. }) => return Ok(Vec::new()),
-            read => read.map_err(text)?,
-        };
-        let containers = network.containers.unwrap_or_default().into_values();
-        let attached = containers.filter_map(|container| {
-            Some(Attached { endpoint: container.endpoint_id?, name: container.name.unwrap_or_default() })
-        });
-        Ok(attached.collect())
+    /// Returns all containers, each once for each of its networks.
+    pub(crate) async fn members(&self) -> Result<Vec<Member>, String> {
+        let options = ListContainersOptionsBuilder::new().all(true).build();
+        let containers = self.0.list_containers(Some(options)).await.map_err(text)?;
+        Ok(containers.into_iter().flat_map(memberships).collect())
     }
 
     /// Creates a network that is in the store.
@@ -151,6 +151,23 @@ fn shown(network: Network) -> ShownNetwork {
         labels: network.labels.unwrap_or_default().into_iter().collect(),
         internal: network.internal.unwrap_or_default(),
     }
+}
+
+fn memberships(container: ContainerSummary) -> Vec<Member> {
+    let id = container.id.unwrap_or_default();
+    let name = container.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+    let networks = container.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+    let member = |(network, settings): (String, EndpointSettings)| {
+        let addresses = [settings.ip_address, settings.global_ipv6_address];
+        Member {
+            id: id.clone(),
+            name: name.trim_start_matches('/').to_owned(),
+            network: settings.network_id.filter(|id| !id.is_empty()).unwrap_or(network),
+            endpoint: settings.endpoint_id.filter(|id| !id.is_empty()),
+            addresses: addresses.into_iter().flatten().filter_map(|address| address.parse().ok()).collect(),
+        }
+    };
+    networks.into_iter().map(member).collect()
 }
 
 fn text(reason: Error) -> String {

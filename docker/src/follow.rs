@@ -1,20 +1,26 @@
-//! Keeps Docker's networks and those in the store alike, and clears what no container has any more.
+//! Keeps Docker's networks and those in the store alike, clears what no container has any more, and tells the store which
+//! containers this host has.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod containers;
+mod unknown;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flan_subnet_lease::{Collection, Container, Entry, NetworkConfig, NetworkName, NotCreated, Watcher};
-use futures::StreamExt;
+use flan_subnet_lease::{Entry, NetworkConfig, NetworkName, NotCreated, WatchEvent, Watcher};
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use self::containers::Published;
+use self::unknown::Unknown;
 use crate::driver::{Driver, STORE_LIMIT, within};
-use crate::engine::{self, Attached, Engine, ShownNetwork};
-use crate::mirror::{InStore, Step, steps};
+use crate::engine::{self, Engine, ShownNetwork};
+use crate::mirror::{InStore, Step, Usable, steps};
 use crate::options::Asked;
-use crate::records::{EndpointRecord, NetworkRecord};
+use crate::records::NetworkRecord;
 
 /// Interval between comparisons without a reason.
 const EVERY: Duration = Duration::from_secs(20);
@@ -22,48 +28,54 @@ const EVERY: Duration = Duration::from_secs(20);
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// Delay before Docker is asked again after it did not answer.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How long an endpoint may be unknown to Docker: it tells of one only when its container has started.
-const UNKNOWN_LIMIT: Duration = Duration::from_secs(45);
 
-/// Follows Docker and the store until the process ends.
-pub async fn follow(driver: Arc<Driver>) {
+/// Follows Docker and the store until the process ends. `report` is told what is wrong at present, if anything.
+pub async fn follow(driver: Arc<Driver>, report: impl Fn(Option<String>) + Send) {
     let (sender, mut store_changes) = mpsc::channel(16);
     tokio::spawn(Watcher::<Entry>::new(driver.store.network_changes()).run(sender));
-    let mut follower = Follower { driver, unknown: BTreeMap::new(), told: BTreeSet::new(), published: None };
+    let mut follower = Follower {
+        driver,
+        report,
+        told: BTreeSet::new(),
+        unknown: Unknown::default(),
+        published: Published::default(),
+    };
     let mut problem = None;
     loop {
-        match follower.with_docker(&mut store_changes, &mut problem).await {
-            Ok(()) => return,
-            Err(reason) => {
-                if problem.as_ref() != Some(&reason) {
-                    warn!(%reason, "cannot ask Docker for its networks; trying again");
-                    problem = Some(reason);
-                }
-                sleep(AGAIN).await;
-            }
+        let Err(reason) = follower.with_docker(&mut store_changes, &mut problem).await;
+        if problem.as_ref() != Some(&reason) {
+            warn!(%reason, "cannot ask Docker for its networks; trying again");
+            problem = Some(reason);
         }
+        sleep(AGAIN).await;
     }
 }
 
-struct Follower {
+struct Follower<R> {
     driver: Arc<Driver>,
-    /// Endpoints and addresses that Docker does not tell of, and since when.
-    unknown: BTreeMap<String, Instant>,
-    /// What was told already.
+    report: R,
+    /// What the last comparison told.
     told: BTreeSet<String>,
-    /// What the store says of this host's containers, by network and endpoint; `None` if that is not known.
-    published: Option<BTreeMap<(NetworkName, String), Vec<u8>>>,
+    unknown: Unknown,
+    published: Published,
 }
 
-impl Follower {
-    /// Works until Docker no longer answers, or until the agent ends.
+/// What never happens.
+enum Never {}
+
+impl<R: Fn(Option<String>)> Follower<R> {
+    /// Works until Docker no longer answers.
     async fn with_docker(
         &mut self,
-        store_changes: &mut mpsc::Receiver<flan_subnet_lease::WatchEvent<Entry>>,
+        store_changes: &mut mpsc::Receiver<WatchEvent<Entry>>,
         problem: &mut Option<String>,
-    ) -> Result<(), String> {
+    ) -> Result<Never, String> {
         let engine = Engine::connect(&self.driver.settings.api).await?;
         let mut events = std::pin::pin!(engine.events());
+        // What happens from now on is told.
+        if let Some(event) = events.next().now_or_never() {
+            event.unwrap_or_else(|| Err("Docker has stopped".to_owned()))?;
+        }
         if problem.take().is_some() {
             info!("Docker answers again");
         }
@@ -71,38 +83,38 @@ impl Follower {
             self.compare(&engine).await?;
             tokio::select! {
                 event = events.next() => event.unwrap_or_else(|| Err("Docker has stopped".to_owned()))?,
-                change = store_changes.recv() => if change.is_none() { return Ok(()) },
+                _ = store_changes.recv() => {}
                 () = self.driver.changed.notified() => {}
                 () = sleep(EVERY) => {}
             }
             sleep(DEBOUNCE).await;
             while store_changes.try_recv().is_ok() {}
-            while let Ok(Some(event)) = timeout(Duration::ZERO, events.next()).await {
+            while let Some(Some(event)) = events.next().now_or_never() {
                 event?;
             }
         }
     }
 
     async fn compare(&mut self, engine: &Engine) -> Result<(), String> {
-        let stored = match self.in_store().await {
-            Ok(stored) => stored,
-            Err(reason) => {
-                debug!(%reason, "cannot compare Docker's networks with the store");
-                return Ok(());
-            }
-        };
-        // Read after the store: what Docker creates meanwhile is not taken for something that was removed.
+        let mut telling = BTreeSet::new();
+        // Docker is read after the store: what it creates meanwhile is not taken for something that was removed.
+        let stored = self.in_store().await;
         let shown = engine.networks().await?;
-        let steps = steps(&stored, &shown, &self.driver.records());
-        for step in steps {
-            if let Err(reason) = self.take(&step, &stored, engine).await {
-                self.tell(
-                    format!("{step:?}"),
-                    || warn!(?step, %reason, "cannot bring Docker's networks in line"),
-                );
+        match stored {
+            Ok(stored) => {
+                for step in steps(&stored, &shown, &self.driver.records()) {
+                    if let Some(wrong) = self.take(&step, &stored, engine).await {
+                        telling.insert(wrong);
+                    }
+                }
             }
+            Err(reason) => debug!(%reason, "cannot compare Docker's networks with the store"),
         }
-        self.clear(engine, &shown).await
+        self.tell(telling);
+        let members = engine.members().await?;
+        self.unknown.clear(&self.driver, &shown, &members);
+        self.published.tell(&self.driver, &shown, &members).await;
+        Ok(())
     }
 
     async fn in_store(&self) -> Result<InStore, String> {
@@ -110,11 +122,13 @@ impl Follower {
         if networks.is_cut {
             return Err("there are too many keys to look at all networks".to_owned());
         }
-        let mut stored = InStore { changed: networks.changed, ..InStore::default() };
+        let removed = within(STORE_LIMIT, self.driver.store.removed_networks()).await?;
+        let mut stored = InStore { removed, ..InStore::default() };
         for network in networks.all {
             match NetworkConfig::parse(&network.config.json) {
                 Ok(config) if config.supported_beside().is_ok() => {
-                    stored.usable.insert(network.name, config);
+                    let created = network.config.create_revision;
+                    stored.usable.insert(network.name, Usable { config, created });
                 }
                 _ => {
                     stored.unusable.insert(network.name);
@@ -124,31 +138,29 @@ impl Follower {
         Ok(stored)
     }
 
-    async fn take(&mut self, step: &Step, stored: &InStore, engine: &Engine) -> Result<(), String> {
-        match step {
+    /// Takes a step, and returns what is wrong.
+    async fn take(&self, step: &Step, stored: &InStore, engine: &Engine) -> Option<String> {
+        let (network, done) = match step {
             Step::Create(name) => {
-                let Some(config) = stored.usable.get(name) else { return Ok(()) };
-                engine.create(name, config).await?;
-                info!(network = %name, "created the network in Docker");
+                let config = &stored.usable.get(name)?.config;
+                let done = engine.create(name, config).await;
+                (name.to_string(), done.map(|()| info!(network = %name, "created the network in Docker")))
             }
-            Step::Publish(network, name) => self.publish(network, name, engine).await?,
-            Step::Bind(network, name) => self.bind(network, name, stored.changed)?,
+            Step::Publish(network, name) => (name.to_string(), self.publish(network, name, engine).await),
+            Step::Bind(network, name, created) => (name.to_string(), self.bind(network, name, *created)),
             Step::Remove(network, why) => {
-                engine.remove(&network.id).await?;
-                info!(network = %network.name, why, "removed the network from Docker");
+                let done = engine.remove(&network.id).await;
+                let told = |()| info!(network = %network.name, why, "removed the network from Docker");
+                (network.name.clone(), done.map(told).map_err(|reason| format!("{why}, but {reason}")))
             }
-            Step::Tell(network, why) => {
-                self.tell(format!("{network}: {why}"), || {
-                    warn!(%network, why, "Docker does not show this network");
-                });
-            }
-        }
-        Ok(())
+            Step::Tell(network, why) => (network.clone(), Err((*why).to_owned())),
+        };
+        done.err().map(|reason| format!("network {network}: {reason}"))
     }
 
     /// Creates in the store what somebody created in Docker. What cannot be there is removed from Docker.
     async fn publish(
-        &mut self,
+        &self,
         network: &ShownNetwork,
         name: &NetworkName,
         engine: &Engine,
@@ -163,14 +175,16 @@ impl Follower {
             let network = name.map_or("(default)", NetworkName::as_str);
             warn!(network, %reason, "this network's config cannot be used; new networks are not compared with it");
         };
-        let created = timeout(STORE_LIMIT, self.driver.store.create(name, &new, warn_of)).await;
-        match created {
+        let store = &self.driver.store;
+        match timeout(STORE_LIMIT, store.create(name, &new, warn_of)).await {
             Ok(Ok(config)) => {
                 let subnets = config.networks().map(|(_, network)| network.to_string());
                 let subnets = subnets.collect::<Vec<_>>().join(" ");
                 info!(network = %name, %subnets, "created the network that Docker made");
-                let changed = within(STORE_LIMIT, self.driver.store.networks()).await?.changed;
-                self.bind(network, name, changed)
+                match within(STORE_LIMIT, store.network(name).config()).await? {
+                    Some(stored) => self.bind(network, name, stored.create_revision),
+                    None => Ok(()),
+                }
             }
             Ok(Err(reason @ (NotCreated::Refused(_) | NotCreated::TooMany(_)))) => {
                 error!(network = %name, %reason, "removing a network from Docker that cannot be on all hosts");
@@ -186,169 +200,31 @@ impl Follower {
         }
     }
 
-    fn bind(&self, network: &ShownNetwork, name: &NetworkName, changed: i64) -> Result<(), String> {
+    fn bind(&self, network: &ShownNetwork, name: &NetworkName, created: i64) -> Result<(), String> {
         self.driver.change(|records| {
             let record = records.networks.entry(network.id.clone()).or_insert_with(|| NetworkRecord {
                 name: None,
                 subnets: network.subnets.clone(),
                 asked: Asked { internal: network.internal, ..Asked::default() },
-                seen: 0,
+                created,
+                shown: true,
+                is_alias: false,
             });
-            (record.name, record.seen) = (Some(name.clone()), changed);
+            (record.name, record.created, record.shown) = (Some(name.clone()), created, true);
+            record.is_alias = network.name != name.as_str();
             Ok(())
         })
     }
 
-    /// Forgets networks that Docker does not have, clears ends that no container has, and tells the store of the others.
-    async fn clear(&mut self, engine: &Engine, shown: &[ShownNetwork]) -> Result<(), String> {
-        let mut records = self.driver.records();
-        let (mut unknown, mut containers) = (BTreeSet::new(), BTreeMap::new());
-        for (id, network) in &records.networks {
-            if !shown.iter().any(|shown| shown.id == *id) {
-                unknown.insert(format!("network {id}"));
-                continue;
-            }
-            for Attached { endpoint, name } in engine.attached(id).await? {
-                if let Some(network) = &network.name {
-                    containers.insert(endpoint, (network.clone(), name));
-                }
-            }
+    /// Logs what the last comparison did not tell, and reports all.
+    fn tell(&mut self, telling: BTreeSet<String>) {
+        for wrong in telling.difference(&self.told) {
+            warn!("{wrong}");
         }
-        unknown.extend(
-            records
-                .endpoints
-                .keys()
-                .filter(|id| !containers.contains_key(*id))
-                .map(|id| format!("endpoint {id}")),
-        );
-        let held: BTreeSet<_> =
-            records.endpoints.values().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
-        for (pool, given) in &records.addresses {
-            let lost = given.taken.iter().filter(|address| !held.contains(address));
-            unknown.extend(lost.map(|address| format!("address {pool} {address}")));
+        if telling != self.told {
+            let all = telling.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
+            (self.report)(Some(all).filter(|all| !all.is_empty()));
+            self.told = telling;
         }
-        self.unknown.retain(|what, _| unknown.contains(what));
-        let now = Instant::now();
-        for what in unknown {
-            let since = *self.unknown.entry(what.clone()).or_insert(now);
-            if now - since >= UNKNOWN_LIMIT {
-                info!(%what, "Docker no longer has this; clearing it");
-                self.clear_one(&what).await?;
-            }
-        }
-        records = self.driver.records();
-        self.tell_store(&records.endpoints, &containers).await;
-        Ok(())
-    }
-
-    async fn clear_one(&self, what: &str) -> Result<(), String> {
-        match what.split(' ').collect::<Vec<_>>().as_slice() {
-            ["network", id] => self.driver.forget(id),
-            ["endpoint", id] => {
-                let endpoint = self.driver.records().endpoints.remove(*id);
-                self.driver.delete_endpoint(id).await?;
-                for address in endpoint.into_iter().flat_map(|endpoint| endpoint.addresses) {
-                    let records = self.driver.records();
-                    let pool = records.addresses.iter().find(|(_, given)| given.taken.contains(&address));
-                    if let Some((pool, _)) = pool {
-                        self.driver.take_back(*pool, address)?;
-                    }
-                }
-                Ok(())
-            }
-            ["address", pool, address] => match (pool.parse(), address.parse()) {
-                (Ok(pool), Ok(address)) => self.driver.take_back(pool, address),
-                _ => Ok(()),
-            },
-            _ => Ok(()),
-        }
-    }
-
-    /// Tells the store which containers this host has in which network.
-    async fn tell_store(
-        &mut self,
-        endpoints: &BTreeMap<String, EndpointRecord>,
-        containers: &BTreeMap<String, (NetworkName, String)>,
-    ) {
-        let node = &self.driver.settings.node;
-        let wanted: BTreeMap<(NetworkName, String), Vec<u8>> = containers
-            .iter()
-            .filter_map(|(id, (network, name))| {
-                let container = Container {
-                    endpoint: id.clone(),
-                    name: name.clone(),
-                    host: node.host.as_deref().map(str::to_owned),
-                    node_id: node.id.as_deref().map(str::to_owned),
-                    addresses: endpoints.get(id)?.addresses.clone(),
-                };
-                Some(((network.clone(), id.clone()), serde_json::to_vec(&container).ok()?))
-            })
-            .collect();
-        let published = match self.published.take() {
-            Some(published) => published,
-            None => match self.read_published().await {
-                Ok(published) => published,
-                Err(reason) => return debug!(%reason, "cannot read this host's containers in the store"),
-            },
-        };
-        let mut now = published.clone();
-        let keys: BTreeSet<_> = published.keys().chain(wanted.keys()).cloned().collect();
-        for key in keys {
-            let (before, after) = (published.get(&key), wanted.get(&key));
-            if before == after {
-                continue;
-            }
-            let collection = self.driver.store.network(&key.0).containers();
-            match within(STORE_LIMIT, write(&collection, &key.1, after)).await {
-                Ok(()) => match after {
-                    Some(json) => drop(now.insert(key, json.clone())),
-                    None => drop(now.remove(&key)),
-                },
-                Err(reason) => {
-                    return debug!(%reason, "cannot tell the store of this host's containers");
-                }
-            }
-        }
-        self.published = Some(now);
-    }
-
-    /// Returns what an earlier agent told the store of this host's containers.
-    async fn read_published(&self) -> Result<BTreeMap<(NetworkName, String), Vec<u8>>, String> {
-        let node = &self.driver.settings.node;
-        let mut published = BTreeMap::new();
-        let records = self.driver.records();
-        for network in records.networks.values().filter_map(|network| network.name.clone()) {
-            let containers = self.driver.store.network(&network).containers();
-            let listing = within(STORE_LIMIT, containers.list()).await?;
-            for container in listing.readable() {
-                if container.is_of(node)
-                    && let Ok(json) = serde_json::to_vec(container)
-                {
-                    published.insert((network.clone(), container.endpoint.clone()), json);
-                }
-            }
-        }
-        Ok(published)
-    }
-
-    /// Logs something once.
-    fn tell(&mut self, what: String, log: impl FnOnce()) {
-        if self.told.insert(what) {
-            log();
-        }
-    }
-}
-
-/// Writes or deletes one container in the store.
-async fn write(
-    containers: &Collection<Container>,
-    endpoint: &str,
-    json: Option<&Vec<u8>>,
-) -> Result<(), flan_subnet_lease::StoreError> {
-    let seen = containers.get(endpoint).await?.map_or(0, |entry| entry.mod_revision);
-    match json {
-        Some(json) => containers.put(endpoint, json, None, seen).await.map(|_| ()),
-        None if seen == 0 => Ok(()),
-        None => containers.delete(endpoint, seen).await.map(|_| ()),
     }
 }

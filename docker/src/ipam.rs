@@ -107,23 +107,14 @@ impl Driver {
         })
     }
 
-    /// Takes an address back. If it was the last one, this host leaves the network.
+    /// Takes an address back.
     pub(crate) fn release_address(&self, call: &OfAddress) -> Result<(), String> {
         let (Ok(pool), Ok(address)) = (call.pool_id.parse(), call.address.parse()) else { return Ok(()) };
-        self.take_back(pool, address)
-    }
-
-    /// The same, of an address that no container has.
-    pub(crate) fn take_back(&self, pool: IpNetwork, address: IpAddr) -> Result<(), String> {
-        let network = self.change(|records| {
-            if let Some(given) = records.addresses.get_mut(&pool) {
-                given.taken.remove(&address);
-            }
-            Ok(records.network_of_pool(&pool).and_then(|network| network.name.clone()))
+        self.change(|records| {
+            records.take_back(&pool, address);
+            Ok(())
         })?;
-        if let Some(network) = network {
-            self.detach_unused(&network);
-        }
+        self.released.notify_one();
         Ok(())
     }
 

@@ -3,21 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flan_subnet_lease::{NetworkConfig, NetworkName};
-use ipnetwork::IpNetwork;
 
 use crate::driver::is_same;
 use crate::engine::{DRIVER, SHOWN_LABEL, ShownNetwork};
-use crate::records::Records;
+use crate::records::{NetworkRecord, Records};
 
 /// The networks in the store.
 #[derive(Debug, Default)]
 pub(crate) struct InStore {
     /// Those that can be used.
-    pub(crate) usable: BTreeMap<NetworkName, NetworkConfig>,
+    pub(crate) usable: BTreeMap<NetworkName, Usable>,
     /// Others.
     pub(crate) unusable: BTreeSet<NetworkName>,
-    /// Store revision at which networks last came or went.
-    pub(crate) changed: i64,
+    /// Those that somebody removed, with the revision at which each had been created.
+    pub(crate) removed: BTreeMap<NetworkName, i64>,
+}
+
+/// A network in the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Usable {
+    pub(crate) config: NetworkConfig,
+    /// Store revision at which it was created.
+    pub(crate) created: i64,
 }
 
 /// What to do.
@@ -27,61 +34,43 @@ pub(crate) enum Step {
     Create(NetworkName),
     /// Create it in the store: it is in Docker, where somebody created it.
     Publish(ShownNetwork, NetworkName),
-    /// Record that Docker's network is this one of the store.
-    Bind(ShownNetwork, NetworkName),
+    /// Record that Docker's network is this one of the store, created there at this revision.
+    Bind(ShownNetwork, NetworkName, i64),
     /// Remove it from Docker, for this reason.
     Remove(ShownNetwork, &'static str),
     /// Tell that it cannot be shown, for this reason.
     Tell(String, &'static str),
 }
 
-const GONE: &str = "it is no longer in the store";
+const GONE: &str = "somebody removed it";
 const ANOTHER: &str = "another host created a network of this name with other addresses";
-const FOREIGN: &str = "Docker has a network of this name with another driver";
+const FOREIGN: &str =
+    "Docker has a network of this name with another driver; remove or rename one of the two";
 const NO_NAME: &str = "its name cannot be a network's in the store";
-const DISTRUSTED: &str =
-    "it is no longer in the store, though nobody removed it there; it stays until somebody does";
+const LOST: &str = "the store no longer has it, though nobody removed it there; restore the store, or remove the network from \
+                    each Docker";
+const CHANGED: &str = "its addresses in the store were changed, and Docker cannot follow; remove the network and create it again";
 
-/// Returns what to do so that Docker shows what is in the store.
+/// Returns what to do so that Docker shows what is in the store. Only what somebody removed is removed from Docker.
 pub(crate) fn steps(store: &InStore, docker: &[ShownNetwork], records: &Records) -> Vec<Step> {
     let (ours, others): (Vec<_>, Vec<_>) = docker.iter().partition(|network| network.driver == DRIVER);
-    let mut steps = Vec::new();
-    let mut shown = BTreeSet::new();
+    let (mut steps, mut shown) = (Vec::new(), BTreeSet::new());
     for network in ours {
         let record = records.networks.get(&network.id);
-        let subnets = record.map_or(&network.subnets, |record| &record.subnets);
         let named = network.tied.clone().or_else(|| network.name.parse().ok());
         let Some(name) = record.and_then(|record| record.name.clone()).or(named) else {
             steps.push(Step::Remove(network.clone(), NO_NAME));
             continue;
         };
-        let is_known = record.is_some_and(|record| record.name.is_some());
-        match judge(store, &name, subnets) {
-            Standing::Same => {
-                if !is_known || record.is_some_and(|record| record.seen < store.changed) {
-                    steps.push(Step::Bind(network.clone(), name.clone()));
-                }
-                shown.insert(name);
-            }
-            Standing::Other => {
-                steps.push(Step::Remove(network.clone(), if is_known { GONE } else { ANOTHER }));
-            }
-            Standing::Unusable => {
-                shown.insert(name);
-            }
-            Standing::None if !is_known && network.tied.is_none() => {
-                shown.insert(name.clone());
-                steps.push(Step::Publish(network.clone(), name));
-            }
-            // A store that was emptied or restored did not see somebody remove a network.
-            Standing::None if record.map_or(0, |record| record.seen) >= store.changed => {
-                steps.push(Step::Tell(network.name.clone(), DISTRUSTED));
-            }
-            Standing::None => steps.push(Step::Remove(network.clone(), GONE)),
+        let step = step(store, network, &name, record);
+        if !matches!(step, Some(Step::Remove(..))) {
+            shown.insert(name);
         }
+        steps.extend(step);
     }
-    for (name, config) in &store.usable {
-        if shown.contains(name) || config.labels.get(SHOWN_LABEL).is_some_and(|value| value == "false") {
+    for (name, usable) in &store.usable {
+        if shown.contains(name) || usable.config.labels.get(SHOWN_LABEL).is_some_and(|value| value == "false")
+        {
             continue;
         }
         match others.iter().any(|other| other.name == name.as_str()) {
@@ -89,43 +78,59 @@ pub(crate) fn steps(store: &InStore, docker: &[ShownNetwork], records: &Records)
             false => steps.push(Step::Create(name.clone())),
         }
     }
+    // A container may wait for a network that is not in the store yet.
+    steps.sort_by_key(|step| !matches!(step, Step::Publish(..)));
     steps
 }
 
-enum Standing {
-    Same,
-    /// With other addresses.
-    Other,
-    Unusable,
-    None,
-}
-
-fn judge(store: &InStore, name: &NetworkName, subnets: &[IpNetwork]) -> Standing {
-    match store.usable.get(name) {
-        Some(config) if is_same(config, subnets) => Standing::Same,
-        Some(_) => Standing::Other,
-        None if store.unusable.contains(name) => Standing::Unusable,
-        None => Standing::None,
+/// Returns what to do about one network of Docker with this driver.
+fn step(
+    store: &InStore,
+    network: &ShownNetwork,
+    name: &NetworkName,
+    record: Option<&NetworkRecord>,
+) -> Option<Step> {
+    let known = record.filter(|record| record.name.is_some());
+    let Some(usable) = store.usable.get(name) else {
+        if store.unusable.contains(name) {
+            return None;
+        }
+        let removed = store.removed.get(name);
+        return Some(match known {
+            None if network.tied.is_none() => Step::Publish(network.clone(), name.clone()),
+            None if removed.is_some() => Step::Remove(network.clone(), GONE),
+            Some(known) if removed == Some(&known.created) => Step::Remove(network.clone(), GONE),
+            _ => Step::Tell(network.name.clone(), LOST),
+        });
+    };
+    if is_same(&usable.config, record.map_or(&network.subnets, |record| &record.subnets)) {
+        let is_bound = known.is_some_and(|known| known.created == usable.created && known.shown);
+        return (!is_bound).then(|| Step::Bind(network.clone(), name.clone(), usable.created));
     }
+    Some(match known {
+        Some(known) if known.created == usable.created => Step::Tell(network.name.clone(), CHANGED),
+        Some(_) => Step::Remove(network.clone(), GONE),
+        None => Step::Remove(network.clone(), ANOTHER),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::options::Asked;
-    use crate::records::NetworkRecord;
 
     fn name(text: &str) -> NetworkName {
         text.parse().unwrap()
     }
 
-    fn store(changed: i64, networks: &[(&str, &str)]) -> InStore {
-        let config = |subnet: &str| {
-            let json = format!(r#"{{"Network":"{subnet}","Backend":{{"Type":"vxlan","VNI":7}}}}"#);
-            NetworkConfig::parse(json.as_bytes()).unwrap()
-        };
-        let usable = networks.iter().map(|(of, subnet)| (name(of), config(subnet))).collect();
-        InStore { usable, unusable: BTreeSet::new(), changed }
+    fn usable(created: i64, subnet: &str) -> Usable {
+        let json = format!(r#"{{"Network":"{subnet}","Backend":{{"Type":"vxlan","VNI":7}}}}"#);
+        Usable { config: NetworkConfig::parse(json.as_bytes()).unwrap(), created }
+    }
+
+    fn store(networks: &[(&str, i64, &str)]) -> InStore {
+        let usable = networks.iter().map(|(of, created, subnet)| (name(of), usable(*created, subnet)));
+        InStore { usable: usable.collect(), ..InStore::default() }
     }
 
     fn shown(id: &str, of: &str, subnet: &str) -> ShownNetwork {
@@ -139,9 +144,16 @@ mod tests {
     }
 
     fn records(networks: &[(&str, Option<&str>, &str, i64)]) -> Records {
-        let record = |(id, of, subnet, seen): &(&str, Option<&str>, &str, i64)| {
-            let (name, subnets) = (of.map(name), vec![subnet.parse().unwrap()]);
-            ((*id).to_owned(), NetworkRecord { name, subnets, asked: Asked::default(), seen: *seen })
+        let record = |(id, of, subnet, created): &(&str, Option<&str>, &str, i64)| {
+            let network = NetworkRecord {
+                name: of.map(name),
+                subnets: vec![subnet.parse().unwrap()],
+                asked: Asked::default(),
+                created: *created,
+                shown: true,
+                is_alias: false,
+            };
+            ((*id).to_owned(), network)
         };
         Records { networks: networks.iter().map(record).collect(), ..Records::default() }
     }
@@ -151,65 +163,85 @@ mod tests {
 
     #[test]
     fn what_is_in_the_store_is_created_unless_the_name_is_taken_or_it_is_not_to_be_shown() {
-        let mut stored = store(3, &[("blue", BLUE)]);
+        let mut stored = store(&[("blue", 3, BLUE)]);
         assert_eq!(steps(&stored, &[], &Records::default()), [Step::Create(name("blue"))]);
         let bridge = ShownNetwork { driver: "bridge".to_owned(), ..shown("n0", "blue", OTHER) };
         assert_eq!(steps(&stored, &[bridge], &Records::default()), [Step::Tell("blue".to_owned(), FOREIGN)]);
         let label = (SHOWN_LABEL.to_owned(), "false".to_owned());
-        stored.usable.get_mut(&name("blue")).unwrap().labels = [label].into();
+        stored.usable.get_mut(&name("blue")).unwrap().config.labels = [label].into();
         assert_eq!(steps(&stored, &[], &Records::default()), []);
     }
 
     #[test]
-    fn what_somebody_created_in_docker_is_created_in_the_store_and_bound() {
+    fn what_somebody_created_in_docker_is_created_in_the_store_first_and_bound() {
         let blue = shown("n1", "blue", BLUE);
         let pending = records(&[("n1", None, BLUE, 0)]);
-        assert_eq!(
-            steps(&store(3, &[]), std::slice::from_ref(&blue), &pending),
-            [Step::Publish(blue.clone(), name("blue"))]
-        );
-        let stored = store(4, &[("blue", BLUE)]);
+        let other = store(&[("azure", 2, OTHER)]);
         let docker = [blue.clone()];
-        assert_eq!(steps(&stored, &docker, &pending), [Step::Bind(blue, name("blue"))]);
+        assert_eq!(
+            steps(&other, &docker, &pending),
+            [Step::Publish(blue.clone(), name("blue")), Step::Create(name("azure"))]
+        );
+        let stored = store(&[("blue", 4, BLUE)]);
+        assert_eq!(steps(&stored, &docker, &pending), [Step::Bind(blue, name("blue"), 4)]);
         assert_eq!(steps(&stored, &docker, &records(&[("n1", Some("blue"), BLUE, 4)])), []);
     }
 
     #[test]
     fn of_two_that_were_created_at_once_the_one_in_the_store_stays() {
         let ours = shown("n1", "blue", BLUE);
-        let stored = store(4, &[("blue", OTHER)]);
         let pending = records(&[("n1", None, BLUE, 0)]);
         assert_eq!(
-            steps(&stored, std::slice::from_ref(&ours), &pending),
+            steps(&store(&[("blue", 4, OTHER)]), std::slice::from_ref(&ours), &pending),
             [Step::Remove(ours, ANOTHER), Step::Create(name("blue"))]
         );
     }
 
     #[test]
-    fn what_somebody_removed_goes_and_what_a_lost_store_lost_stays() {
+    fn only_what_somebody_removed_goes() {
         let blue = shown("n1", "blue", BLUE);
         let docker = [blue.clone()];
         let known = records(&[("n1", Some("blue"), BLUE, 4)]);
-        assert_eq!(steps(&store(5, &[]), &docker, &known), [Step::Remove(blue, GONE)]);
-        let tell = Step::Tell("blue".to_owned(), DISTRUSTED);
-        for changed in [0, 4] {
-            assert_eq!(steps(&store(changed, &[]), &docker, &known), [tell.clone()], "{changed}");
-        }
+        let lost = [Step::Tell("blue".to_owned(), LOST)];
+        assert_eq!(steps(&store(&[]), &docker, &known), lost, "the store was emptied");
+        let removed = |created| InStore { removed: [(name("blue"), created)].into(), ..store(&[]) };
+        assert_eq!(steps(&removed(4), &docker, &known), [Step::Remove(blue, GONE)]);
+        assert_eq!(steps(&removed(3), &docker, &known), lost, "an earlier one of its name was removed");
     }
 
     #[test]
-    fn one_whose_config_cannot_be_read_stays_as_it_is() {
-        let stored = InStore { unusable: [name("blue")].into(), ..store(9, &[]) };
+    fn one_that_was_removed_and_created_again_is_the_new_one() {
+        let blue = shown("n1", "blue", BLUE);
+        let docker = [blue.clone()];
         let known = records(&[("n1", Some("blue"), BLUE, 4)]);
-        assert_eq!(steps(&stored, &[shown("n1", "blue", BLUE)], &known), []);
+        let again = store(&[("blue", 9, BLUE)]);
+        assert_eq!(steps(&again, &docker, &known), [Step::Bind(blue.clone(), name("blue"), 9)]);
+        let elsewhere = store(&[("blue", 9, OTHER)]);
+        assert_eq!(
+            steps(&elsewhere, &docker, &known),
+            [Step::Remove(blue, GONE), Step::Create(name("blue"))]
+        );
+    }
+
+    #[test]
+    fn one_whose_config_was_changed_or_cannot_be_read_stays_as_it_is() {
+        let known = records(&[("n1", Some("blue"), BLUE, 4)]);
+        let docker = [shown("n1", "blue", BLUE)];
+        let unusable = InStore { unusable: [name("blue")].into(), ..store(&[]) };
+        assert_eq!(steps(&unusable, &docker, &known), []);
+        let changed = steps(&store(&[("blue", 4, OTHER)]), &docker, &known);
+        assert_eq!(changed, [Step::Tell("blue".to_owned(), CHANGED)]);
     }
 
     #[test]
     fn one_that_the_records_lost_is_known_by_what_it_was_tied_to() {
         let tied = ShownNetwork { tied: Some(name("blue")), ..shown("n1", "azure", BLUE) };
-        let stored = store(4, &[("blue", BLUE)]);
         let docker = [tied.clone()];
-        assert_eq!(steps(&stored, &docker, &Records::default()), [Step::Bind(tied.clone(), name("blue"))]);
-        assert_eq!(steps(&store(5, &[]), &docker, &Records::default()), [Step::Remove(tied, GONE)]);
+        let none = Records::default();
+        let stored = store(&[("blue", 4, BLUE)]);
+        assert_eq!(steps(&stored, &docker, &none), [Step::Bind(tied.clone(), name("blue"), 4)]);
+        let removed = InStore { removed: [(name("blue"), 4)].into(), ..store(&[]) };
+        assert_eq!(steps(&removed, &docker, &none), [Step::Remove(tied, GONE)]);
+        assert_eq!(steps(&store(&[]), &docker, &none), [Step::Tell("azure".to_owned(), LOST)]);
     }
 }

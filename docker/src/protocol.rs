@@ -67,7 +67,7 @@ pub(crate) struct CreateNetwork {
 /// Any call about one network or one endpoint.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub(crate) struct OfEndpoint {
+pub(crate) struct ById {
     #[serde(rename = "NetworkID")]
     pub(crate) network_id: String,
     #[serde(rename = "EndpointID")]

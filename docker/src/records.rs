@@ -9,6 +9,7 @@ use flan_agent_api::write_whole;
 use flan_subnet_lease::NetworkName;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use tracing::error;
 
 use crate::options::Asked;
 
@@ -20,6 +21,8 @@ pub(crate) struct Records {
     pub(crate) networks: BTreeMap<String, NetworkRecord>,
     /// Containers' ends by Docker's id.
     pub(crate) endpoints: BTreeMap<String, EndpointRecord>,
+    /// The networks of the store that this host has joined for containers.
+    pub(crate) attached: BTreeSet<NetworkName>,
     /// Addresses in use, and the one given last, by the network's addresses.
     pub(crate) addresses: BTreeMap<IpNetwork, Given>,
 }
@@ -33,9 +36,15 @@ pub(crate) struct NetworkRecord {
     pub(crate) subnets: Vec<IpNetwork>,
     /// What was asked for when it was created.
     pub(crate) asked: Asked,
-    /// Store revision at which networks had last come or gone when it was seen in the store.
+    /// Store revision at which it was created there.
     #[serde(default)]
-    pub(crate) seen: i64,
+    pub(crate) created: i64,
+    /// Whether Docker has shown it. Before that, its removal may be the end of an attempt to create it.
+    #[serde(default)]
+    pub(crate) shown: bool,
+    /// Whether Docker shows it by another name, which somebody gave it with `-o flan.network`.
+    #[serde(default)]
+    pub(crate) is_alias: bool,
 }
 
 /// A container's end.
@@ -63,10 +72,7 @@ pub enum RecordsError {
     #[error("{0}: {1}")]
     Io(PathBuf, #[source] io::Error),
     /// Its content is not what we write.
-    #[error(
-        "{0} holds no records of Docker's networks: {1}; move it away, and remove the networks with driver flan from Docker or \
-         restart it"
-    )]
+    #[error("{0} holds no records of Docker's networks: {1}")]
     Content(PathBuf, #[source] serde_json::Error),
 }
 
@@ -82,6 +88,19 @@ impl Records {
         }
     }
 
+    /// The same, but renames a file that is not ours, so that the rest works. What it said is learnt from Docker.
+    pub(crate) fn load_or_set_aside(path: &Path) -> Result<Self, RecordsError> {
+        match Self::load(path) {
+            Err(reason @ RecordsError::Content(..)) => {
+                let aside = path.with_extension("json.unreadable");
+                std::fs::rename(path, &aside).map_err(|reason| RecordsError::Io(path.to_owned(), reason))?;
+                error!(%reason, aside = %aside.display(), "cannot read what was known of Docker's containers");
+                Ok(Self::default())
+            }
+            read => read,
+        }
+    }
+
     /// Writes the file and renames it into place.
     pub(crate) fn save(&self, path: &Path) -> Result<(), RecordsError> {
         let json = serde_json::to_vec_pretty(self)
@@ -92,6 +111,13 @@ impl Records {
     /// Returns the network with these addresses.
     pub(crate) fn network_of_pool(&self, pool: &IpNetwork) -> Option<&NetworkRecord> {
         self.networks.values().find(|network| network.subnets.contains(pool))
+    }
+
+    /// Marks an address as free.
+    pub(crate) fn take_back(&mut self, pool: &IpNetwork, address: IpAddr) {
+        if let Some(given) = self.addresses.get_mut(pool) {
+            given.taken.remove(&address);
+        }
     }
 
     /// Returns the networks of which containers have addresses.
@@ -111,13 +137,16 @@ mod tests {
             name: Some("blue".parse().unwrap()),
             subnets: subnets.clone(),
             asked: Asked::default(),
-            seen: 7,
+            created: 7,
+            shown: true,
+            is_alias: false,
         };
         let address: IpAddr = "10.7.1.2".parse().unwrap();
         let endpoint = EndpointRecord { network: "n1".to_owned(), addresses: vec![address], mac: None };
         Records {
             networks: [("n1".to_owned(), network)].into(),
             endpoints: [("e1".to_owned(), endpoint)].into(),
+            attached: ["blue".parse().unwrap()].into(),
             addresses: [(subnets[0], Given { taken: [address].into(), last: Some(address) })].into(),
         }
     }
@@ -133,6 +162,8 @@ mod tests {
         std::fs::write(&path, "{").unwrap();
         let error = Records::load(&path).unwrap_err().to_string();
         assert!(error.contains("docker.json holds no records"), "{error}");
+        assert_eq!(Records::load_or_set_aside(&path).unwrap(), Records::default());
+        assert_eq!(std::fs::read_to_string(path.with_extension("json.unreadable")).unwrap(), "{");
     }
 
     #[test]

@@ -126,7 +126,7 @@ async fn create_endpoint(State(driver): State<Arc<Driver>>, body: Bytes) -> Resp
 
 async fn delete_endpoint(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
     let done = async {
-        let call: crate::protocol::OfEndpoint = read(&body)?;
+        let call: crate::protocol::ById = read(&body)?;
         driver.delete_endpoint(&call.endpoint_id).await.map(empty)
     };
     answer(Kind::Network, "DeleteEndpoint", done.await)

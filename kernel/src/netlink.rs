@@ -40,7 +40,7 @@ pub use linux::Linux;
 pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 pub use object::Notification;
 pub use our_devices::devices_of_our_kinds;
-pub use ports::{Port, plug, unplug};
+pub use ports::{Port, is_plugged, plug, unplug};
 pub use wireguard::{SILENT_AFTER, WireguardTraffic, has_wireguard, wireguard_peers};
 
 use self::lookup::Lookup;

@@ -50,6 +50,15 @@ pub fn accept_local(link: LinkName) -> io::Result<bool> {
     write(&format!("net/ipv4/conf/{link}/accept_local"), "1")
 }
 
+/// Ignores router advertisements that arrive on `link` (`accept_ra` in `Documentation/networking/ip-sysctl.rst`). Returns
+/// whether anything changed.
+///
+/// # Errors
+/// As [`write()`].
+pub fn ignore_routers(link: LinkName) -> io::Result<bool> {
+    write(&format!("net/ipv6/conf/{link}/accept_ra"), "0")
+}
+
 /// Bytes of freed routing table after which the kernel waits until they are no longer used: the maximum (`fib_sync_mem`
 /// in `Documentation/networking/ip-sysctl.rst`). The default of 512 KiB slows large batches of route changes.
 const MOST_FIB_SYNC_MEM: u64 = 64 * 1024 * 1024;

@@ -8,6 +8,7 @@ mod contest;
 mod finding;
 mod holders;
 mod own;
+mod release;
 mod schedule;
 mod take;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use crate::store::{Store, StoreError};
 use crate::stored::Listing;
 
 pub use self::claim::{Claim, HeldLease, Holding, KeeperError, Sighting};
+pub use self::release::release;
 
 /// Holds our lease.
 pub struct Keeper {

@@ -50,7 +50,7 @@ pub use entry::kept;
 pub use family::{Family, PerFamily, encloses, is_host_address, overlap};
 pub use host_network::HostNetwork;
 pub use identity::Identity;
-pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting};
+pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting, release};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};

@@ -1,9 +1,11 @@
 //! Starts the driver of Docker.
 
 use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use flan_agent_api::Code;
 use flan_docker::{Demand, Driver};
 use flan_subnet_lease::Store;
 use listenfd::ListenFd;
@@ -13,11 +15,22 @@ use tracing::{error, info};
 
 use crate::args::Args;
 use crate::refused::refused;
+use crate::status::SharedStatus;
 
 /// The driver that serves Docker, and the socket on which it will.
 pub(super) struct Docker {
     pub(super) driver: Arc<Driver>,
     listener: UnixListener,
+    file: Option<SocketFile>,
+}
+
+/// The socket's file, which is removed with this: Docker waits for a file without a listener.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Docker {
@@ -37,19 +50,24 @@ impl Docker {
         let settings = args.docker.settings(&args.state_dir, args.identity());
         let driver = Driver::new(store.clone(), settings, demands).map_err(refused)?;
         let path = &args.docker.docker_plugin;
+        let file = passed.is_none().then(|| SocketFile(path.clone()));
         let listener = match passed {
             Some(listener) => adopted(listener),
             None => flan_docker::listen(path),
         };
         let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
-        Ok(Some(Self { driver: driver.into(), listener }))
+        Ok(Some(Self { driver: driver.into(), listener, file }))
     }
 
     /// Serves Docker until the process ends.
-    pub(super) fn start(self) {
+    pub(super) fn start(self, status: SharedStatus) {
         info!("Docker can use the network driver and the IPAM driver flan");
-        tokio::spawn(flan_docker::follow(self.driver.clone()));
+        let report = move |wrong| status.report(Code::DockerNetworks, wrong);
+        tokio::spawn(flan_docker::follow(self.driver.clone(), report));
+        let driver = self.driver.clone();
+        tokio::spawn(async move { driver.leave_unused().await });
         tokio::spawn(async move {
+            let _file = self.file;
             if let Err(reason) = flan_docker::serve(self.listener, self.driver).await {
                 error!(%reason, "Docker can no longer call the driver");
             }

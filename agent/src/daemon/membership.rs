@@ -1,17 +1,19 @@
 //! Which networks this host is in, and why. It is in a network as long as anything needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flan_agent_api::SubnetEnv;
+use flan_agent_api::{SubnetEnv, write_whole};
 use flan_backends::bridge;
 use flan_docker::{Attachment, Demand};
 use flan_kernel::netlink;
-use flan_subnet_lease::{NetworkName, Store};
+use flan_subnet_lease::{NetworkName, Store, Subnets};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::Daemon;
 use super::joined_file::JoinedFile;
@@ -50,6 +52,15 @@ pub(crate) enum Order {
     Leave(NetworkName),
 }
 
+/// Returns where the subnet file of a network is kept after this host has left it.
+fn left_file(args: &Args, file: &Path) -> PathBuf {
+    args.state_dir.join("left").join(file.file_name().unwrap_or_default())
+}
+
+fn preferred(args: &Args, file: &Path) -> Option<Subnets> {
+    previous(&left_file(args, file)).as_ref().and_then(SubnetEnv::subnets)
+}
+
 /// A network that this host is in.
 struct Member {
     id: NetworkId,
@@ -69,6 +80,8 @@ pub(super) struct Membership {
     /// Those beside the default one.
     named: BTreeMap<NetworkName, Member>,
     next: NetworkId,
+    /// Networks that this host has left, each with a channel that is closed once its lease is released.
+    left: BTreeMap<NetworkName, oneshot::Receiver<()>>,
 }
 
 impl Membership {
@@ -80,7 +93,16 @@ impl Membership {
         renew_margin: Option<Duration>,
         joined: JoinedFile,
     ) -> Self {
-        Self { args, store, status, renew_margin, joined, named: BTreeMap::new(), next: DEFAULT_NETWORK }
+        Self {
+            args,
+            store,
+            status,
+            renew_margin,
+            joined,
+            named: BTreeMap::new(),
+            next: DEFAULT_NETWORK,
+            left: BTreeMap::new(),
+        }
     }
 
     /// Begins a network; the first is the default one, without a name.
@@ -111,13 +133,22 @@ impl Membership {
         let span = network::span(name.as_ref());
         let of_network = name.as_ref().map(|name| format!(" --network {name}")).unwrap_or_default();
         let flags = self.args.store.as_typed() + &of_network;
-        let settings = self.settings(name, file, &store);
-        let tasks = StoreTasks::new(id, store, flags, status.clone(), span, reports);
-        let network = Network::new(id, self.args.clone(), status, settings, has_bridge, Instant::now());
+        let settings = self.settings(name.clone(), file, &store, has_bridge);
+        let mut tasks = StoreTasks::new(id, store, flags, status.clone(), span, reports);
+        if let Some(earlier) = name.as_ref().and_then(|name| self.left.remove(name)) {
+            tasks.wait_for(earlier);
+        }
+        let network = Network::new(id, self.args.clone(), status, settings, Instant::now());
         (network, tasks)
     }
 
-    fn settings(&self, name: Option<NetworkName>, file: PathBuf, store: &Store) -> Settings {
+    fn settings(
+        &self,
+        name: Option<NetworkName>,
+        file: PathBuf,
+        store: &Store,
+        has_bridge: bool,
+    ) -> Settings {
         let previous = previous(&file);
         Settings {
             name,
@@ -125,7 +156,9 @@ impl Membership {
             flags: self.args.store.as_typed(),
             previous: previous.as_ref().and_then(SubnetEnv::subnets),
             previous_networks: previous.map(|env| env.networks).unwrap_or_default(),
+            preferred: preferred(&self.args, &file),
             file,
+            has_bridge,
             node: self.args.identity(),
             renew_margin: self.renew_margin,
             datapath: UdpRunner::boxed,
@@ -152,6 +185,23 @@ impl Membership {
         }
         let left = self.joined.remove(network);
         left.map_err(|reason| format!("cannot write which networks to join: {reason}"))
+    }
+
+    /// Moves the subnet file of a network that this host has left: its subnets are taken again, if they are free then.
+    pub(super) fn put_away(&self, file: &Path) {
+        // It may have joined again meanwhile.
+        if self.named.keys().any(|name| self.args.subnet_dir.file(name) == file) {
+            return;
+        }
+        let kept = std::fs::read(file).and_then(|content| {
+            write_whole(&left_file(&self.args, file), &content, 0o644)?;
+            std::fs::remove_file(file)
+        });
+        if let Err(reason) = kept
+            && reason.kind() != io::ErrorKind::NotFound
+        {
+            warn!(file = %file.display(), %reason, "cannot put away the subnet file of a network that this host has left");
+        }
     }
 
     /// Records that the network's subnet file is written, so that packets flow.
@@ -188,7 +238,7 @@ impl<K, F> Daemon<K, F> {
     /// Joins or leaves a network for containers, and returns the events that do it.
     pub(super) fn meet(&mut self, demand: Demand, reports: &mut Reports) -> Vec<Event> {
         match demand {
-            Demand::Attach { network, answer } => self.attach(network, answer, reports),
+            Demand::Attach { network, answer } => self.attach(&network, answer, reports),
             Demand::Detach { network } => self.no_longer(&network, Reason::Docker),
         }
     }
@@ -196,13 +246,13 @@ impl<K, F> Daemon<K, F> {
     /// Joins a network for Docker's containers, with a bridge for them.
     fn attach(
         &mut self,
-        network: NetworkName,
+        network: &NetworkName,
         answer: oneshot::Sender<Attachment>,
         reports: &mut Reports,
     ) -> Vec<Event> {
-        let mut events = self.join(&network, Reason::Docker, reports);
+        let mut events = self.join(network, Reason::Docker, reports);
         let (Some(member), Some(bridge)) =
-            (self.membership.named.get_mut(&network), bridge::device_of(&network))
+            (self.membership.named.get_mut(network), bridge::device_of(network))
         else {
             return events;
         };
@@ -242,8 +292,8 @@ impl<K, F> Daemon<K, F> {
         }
         self.membership.named.remove(name);
         self.membership.status.remove_network(name);
-        if let Some(tasks) = self.tasks.remove(&id) {
-            tasks.leave();
+        if let Some(released) = self.tasks.remove(&id).and_then(StoreTasks::leave) {
+            self.membership.left.insert(name.clone(), released);
         }
         vec![Event::Leaves(id)]
     }

@@ -98,17 +98,22 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let docker = Docker::prepare(&args, &store, demand)?;
     let needed = docker.as_ref().map(|docker| docker.driver.needed()).unwrap_or_default();
     let reasons = [
-        (Reason::Flag, args.networks.iter().cloned().collect()),
-        (Reason::Operator, membership.joined.networks.clone()),
-        (Reason::Docker, needed),
+        (Reason::Flag, args.networks.clone()),
+        (Reason::Operator, membership.joined.networks.iter().cloned().collect()),
+        (Reason::Docker, needed.into_iter().collect()),
     ];
-    let mut named: BTreeMap<NetworkName, BTreeSet<Reason>> = BTreeMap::new();
+    let mut named: Vec<(NetworkName, BTreeSet<Reason>)> = Vec::new();
     for (reason, networks) in reasons {
         for network in networks {
-            named.entry(network).or_default().insert(reason);
+            match named.iter_mut().find(|(name, _)| *name == network) {
+                Some((_, reasons)) => {
+                    reasons.insert(reason);
+                }
+                None => named.push((network, [reason].into())),
+            }
         }
     }
-    let wanted: BTreeSet<NetworkName> = named.keys().cloned().collect();
+    let wanted: BTreeSet<NetworkName> = named.iter().map(|(name, _)| name.clone()).collect();
     let named = named.into_iter().map(|(name, reasons)| (Some(name), reasons));
     for (name, reasons) in std::iter::once((None, BTreeSet::new())).chain(named) {
         let (network, of_network) = membership.begin(name, reasons, &mut reports);
@@ -128,12 +133,14 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         membership,
         demands,
         told,
-        lookout: Lookout::start(status),
+        lookout: Lookout::start(status.clone()),
         asked,
         reading: None.into(),
         reading_networks: None.into(),
     };
-    docker.into_iter().for_each(Docker::start);
+    if let Some(docker) = docker {
+        docker.start(status);
+    }
     daemon.run(reports).await
 }
 

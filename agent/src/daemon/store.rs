@@ -1,18 +1,24 @@
 //! Tasks that use the store. Each works at its own pace and reports to the event loop.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use flan_agent_api::Code;
-use flan_subnet_lease::{Collection, HeldLease, Keeper, Lease, Listing, Store, WatchEvent, Watcher};
+use flan_subnet_lease::{Keeper, Lease, Listing, Store, WatchEvent, Watcher, release};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{Instrument, Span, debug, info, warn};
+use tokio::time::timeout;
+use tracing::{Instrument, Span, debug};
 
 use super::reservation;
 use crate::agent::NetworkId;
 use crate::network::{CONFIG_CHECK, LeaseClaim, NetworkEvent};
 use crate::status::{SharedNetwork, SharedStatus};
 
+/// How long a claim that is under way may take when this host leaves the network.
+const LAST_TRY: Duration = Duration::from_secs(10);
 /// Events queued for the event loop. When the queue is full, a watch pauses.
 const EVENTS: usize = 64;
 
@@ -31,6 +37,10 @@ pub(super) struct StoreTasks {
     keeper: JoinSet<()>,
     /// Dropped when this host leaves the network.
     stays: Option<oneshot::Sender<()>>,
+    /// Closed once the lease is released.
+    ends: Option<oneshot::Receiver<()>>,
+    /// Closed once an earlier membership has released its lease.
+    after: Option<oneshot::Receiver<()>>,
     /// Marks log lines of a network beside the default one.
     span: Span,
 }
@@ -66,8 +76,21 @@ impl StoreTasks {
         let events = stream::poll_fn(move |context| receiver.poll_recv(context)).map(Some);
         let all = events.chain(stream::once(std::future::ready(None)));
         reports.leases.push(all.map(move |event| (id, event)).boxed());
-        let (listing, keeper, stays, events) = (None, JoinSet::new(), None, reports.sender.clone());
-        Self { id, store, flags, status, events, leases: Some(leases), listing, keeper, stays, span }
+        let (listing, keeper, events) = (None, JoinSet::new(), reports.sender.clone());
+        Self {
+            id,
+            store,
+            flags,
+            status,
+            events,
+            leases: Some(leases),
+            listing,
+            keeper,
+            stays: None,
+            ends: None,
+            after: None,
+            span,
+        }
     }
 
     pub(super) fn read_config(&self) {
@@ -95,9 +118,10 @@ impl StoreTasks {
         let (id, store, events) = (self.id, self.store.clone(), self.events.clone());
         let (flags, status) = (self.flags.clone(), self.status.clone());
         let span = self.span.clone();
-        let (stays, leaves) = oneshot::channel::<()>();
+        let (stays, mut leaves) = oneshot::channel::<()>();
         self.stays = Some(stays);
-        let held_in = self.store.leases();
+        let (after, (ended, ends)) = (self.after.take(), oneshot::channel());
+        self.ends = Some(ends);
         let work = async move {
             let LeaseClaim { claim, attributes, own_key } = claim;
             let listing = match listing {
@@ -108,32 +132,59 @@ impl StoreTasks {
                 // If the queue is full, a later reason will do.
                 let _ = events.try_send((id, NetworkEvent::NoLease(reason.to_owned())));
             };
-            let (keeper, listing) = Keeper::acquire(store.clone(), claim, listing, waits).await;
+            if let Some(earlier) = after {
+                // This host has just left the network. Its lease must be gone before the next is taken.
+                let _ = earlier.await;
+            }
+            let (keeper, listing) = {
+                let mut acquiring = pin!(Keeper::acquire(store.clone(), claim, listing, waits));
+                tokio::select! {
+                    acquired = &mut acquiring => acquired,
+                    // What the store is doing at this moment has an outcome.
+                    _ = &mut leaves => match timeout(LAST_TRY, acquiring).await {
+                        Ok((keeper, _)) => return release(&store, keeper.held()).await,
+                        Err(_) => return,
+                    },
+                }
+            };
             let (sender, holding) = watch::channel(keeper.holding());
             if events.send((id, NetworkEvent::Leased(keeper.holding()))).await.is_err() {
                 return;
             }
-            tokio::spawn(Watcher::behind(store.leases(), listing).run(leases).in_current_span());
+            // They end with this task.
+            let mut others = JoinSet::new();
+            others.spawn(Watcher::behind(store.leases(), listing).run(leases).in_current_span());
             let (held, ours) = (holding.clone(), attributes.clone());
-            let reserved = reservation::watch(store, flags, held, ours, CONFIG_CHECK, status);
-            tokio::spawn(reserved.in_current_span());
+            let reserved = reservation::watch(store.clone(), flags, held, ours, CONFIG_CHECK, status);
+            others.spawn(reserved.in_current_span());
             let last = holding.clone();
             tokio::select! {
                 () = keeper.hold(own_key, attributes, &sender) => {}
                 () = report(id, holding, events) => {}
                 _ = leaves => {
+                    drop(others);
                     let lease = last.borrow().lease.clone();
-                    release(&held_in, &lease).await;
+                    release(&store, &lease).await;
                 }
             }
+        };
+        let work = async move {
+            work.await;
+            drop(ended);
         };
         self.keeper.spawn(work.instrument(span));
     }
 
-    /// Ends all tasks, and releases the lease.
-    pub(super) fn leave(mut self) {
+    /// Ends all tasks, and releases the lease. The returned channel is closed once that is done.
+    pub(super) fn leave(mut self) -> Option<oneshot::Receiver<()>> {
         self.stays = None;
         self.keeper.detach_all();
+        self.ends.or(self.after)
+    }
+
+    /// Takes no lease before this channel is closed.
+    pub(super) fn wait_for(&mut self, earlier: oneshot::Receiver<()>) {
+        self.after = Some(earlier);
     }
 
     /// Waits until the keeper of the lease ends, which it should not.
@@ -141,24 +192,6 @@ impl StoreTasks {
         if self.keeper.join_next().await.is_none() {
             std::future::pending::<()>().await;
         }
-    }
-}
-
-/// Releases a lease that no host needs any more. What another program keeps there, and a reservation, stays.
-async fn release(leases: &Collection<Lease>, lease: &HeldLease) {
-    if lease.etcd_lease.is_none() {
-        return;
-    }
-    let key = lease.subnets.key();
-    for wait in [1, 5, 0] {
-        match leases.delete(&key, lease.mod_revision).await {
-            Ok(true) => return info!(subnets = %lease.subnets, "released the lease"),
-            Ok(false) => {
-                return warn!(subnets = %lease.subnets, "another program wrote our lease; leaving it");
-            }
-            Err(reason) => warn!(%reason, "cannot release the lease of a network that this host has left"),
-        }
-        tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
     }
 }
 

@@ -112,7 +112,9 @@ impl Joined {
     }
 
     /// Gives up all that is wanted.
-    pub(super) fn leave(&mut self, host: &mut Host) {
+    pub(super) fn leave(&mut self, host: &mut Host, now: Instant) {
+        // Only what was planned can be given up.
+        self.plan_changes(host, now);
         self.planned.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
         let backend = &*self.means.chosen.backend;
         for peer in self.leases.peers() {

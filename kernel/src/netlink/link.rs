@@ -20,6 +20,7 @@ use crate::KernelError;
 use crate::kind::Edit;
 use crate::kind::link::{Link, LinkChange, LinkKind, Links, Vxlan};
 use crate::kind::link_name::LinkName;
+use crate::sysctl;
 use crate::tun::{self, TunMode};
 
 impl NetlinkObject for Links {
@@ -131,7 +132,10 @@ fn create_on(
                 Err(error) if is_there(&error) && stands(socket, name, link, None)? => {}
                 made => made?,
             }
-            // IPv6 containers behind a bridge find it by its link-local address, too.
+            if is_bridge && let Err(reason) = sysctl::ignore_routers(name) {
+                tracing::debug!(%name, %reason, "the kernel has no IPv6 that would believe in routers");
+            }
+            // Without an address of the link, the kernel asks for no neighbours of IPv6 containers (`ndisc_send_ns`).
             is_bridge
         }
         LinkKind::Tun { vnet_header } => {

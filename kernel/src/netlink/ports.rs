@@ -60,6 +60,16 @@ pub fn unplug(host_end: LinkName) -> Result<bool, KernelError> {
     unplug_from(&mut Socket::open()?, host_end)
 }
 
+/// Returns whether the other end is in another network namespace, where a container has it.
+///
+/// # Errors
+/// If the kernel does not answer.
+pub fn is_plugged(host_end: LinkName) -> Result<bool, KernelError> {
+    let link = Socket::open()?.link(host_end)?;
+    let is_namespace = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    Ok(link.is_some_and(|link| link.attributes.iter().any(is_namespace)))
+}
+
 fn unplug_from(socket: &mut Socket, host_end: LinkName) -> Result<bool, KernelError> {
     let Some(message) = socket.link(host_end)? else { return Ok(false) };
     socket.change_one(delete_link(message.header.index)).map(|()| true)

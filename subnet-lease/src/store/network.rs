@@ -16,6 +16,8 @@ use crate::stored::Listing;
 pub struct StoredConfig {
     /// The JSON.
     pub json: Vec<u8>,
+    /// Store revision at which it was created: another one means that the network was removed and created again.
+    pub create_revision: i64,
     /// Store revision of the last write.
     pub mod_revision: i64,
 }
@@ -82,10 +84,11 @@ impl Store {
                 async move { client.get(key, Some(options)).await }
             })
             .await?;
-        Ok(response
-            .kvs()
-            .first()
-            .map(|kv| StoredConfig { json: kv.value().to_vec(), mod_revision: kv.mod_revision() }))
+        Ok(response.kvs().first().map(|kv| StoredConfig {
+            json: kv.value().to_vec(),
+            create_revision: kv.create_revision(),
+            mod_revision: kv.mod_revision(),
+        }))
     }
 
     pub(super) fn config_key(&self) -> String {

@@ -1,6 +1,8 @@
 //! The networks beside the default one. Each has a config and leases below `<prefix>/<name>/`, as in flannel's
 //! multi-network mode.
 
+use std::collections::BTreeMap;
+
 use etcd_client::{Client, Compare, CompareOp, DeleteOptions, GetOptions, TxnOp};
 
 use super::client::{Store, unchanged};
@@ -39,6 +41,8 @@ const MOST: usize = 1000;
 const CHANGES: &str = "networks";
 /// Its last part.
 const CHANGED: &str = "changed";
+/// Where removed networks are recorded.
+const REMOVED: &str = "networks/removed";
 
 impl Store {
     /// Returns the store of a network: the same connection, with keys below `<prefix>/<name>`.
@@ -96,8 +100,26 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let (changes, config) = (self.changes_key(), self.network(name).config_key());
         let provided = vec![unchanged(&changes, seen.changed), unchanged(&config, 0)];
-        let puts = vec![TxnOp::put(config, json, None), TxnOp::put(changes, name.as_str(), None)];
-        self.commit(provided, puts).await.map(|revision| revision.is_some())
+        let operations = vec![
+            TxnOp::put(config, json, None),
+            TxnOp::put(changes, name.as_str(), None),
+            TxnOp::delete(self.removed().path(name.as_str()), None),
+        ];
+        self.commit(provided, operations).await.map(|revision| revision.is_some())
+    }
+
+    /// Returns the networks that were removed and not created again, each with the revision at which its config had been
+    /// created. What an emptied or restored store no longer has is not among them.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub async fn removed_networks(&self) -> Result<BTreeMap<NetworkName, i64>, StoreError> {
+        let entries = self.removed().list().await?;
+        let removed = entries.readable().filter_map(|entry: &Entry| {
+            let created = std::str::from_utf8(&entry.value).ok()?.parse().ok()?;
+            Some((entry.key.parse().ok()?, created))
+        });
+        Ok(removed.collect())
     }
 
     /// Deletes a network with its reservations, if its config is still the one that was seen and no host has a lease.
@@ -118,13 +140,23 @@ impl Store {
             TxnOp::delete(reservations, Some(DeleteOptions::new().with_prefix())),
             TxnOp::delete(endpoints, Some(DeleteOptions::new().with_prefix())),
             TxnOp::put(self.changes_key(), network.name.as_str(), None),
+            TxnOp::put(
+                self.removed().path(network.name.as_str()),
+                network.config.create_revision.to_string(),
+                None,
+            ),
         ];
         self.commit(provided, operations).await.map(|revision| revision.is_some())
     }
 
-    /// Returns the collection of one key, which is written with each network that comes or goes.
+    /// Returns a collection that changes with each network that comes or goes.
     pub fn network_changes(&self) -> Collection<Entry> {
         Collection::below(self, CHANGES)
+    }
+
+    /// Returns the collection of networks that were removed, keyed by name.
+    fn removed(&self) -> Collection<Entry> {
+        Collection::below(self, REMOVED)
     }
 
     fn changes_key(&self) -> String {

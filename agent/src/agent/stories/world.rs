@@ -111,6 +111,8 @@ impl World {
                 flags: String::new(),
                 previous,
                 previous_networks,
+                preferred: None,
+                has_bridge: false,
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,

@@ -169,7 +169,7 @@ mod tests {
     fn needs() -> Needs {
         let json = br#"{"Network": "10.5.0.0/24", "SubnetLen": 28, "Backend": {"Type": "vxlan"}}"#.to_vec();
         Needs {
-            config: Ok(Some(StoredConfig { json, mod_revision: 3 })),
+            config: Ok(Some(StoredConfig { json, create_revision: 3, mod_revision: 3 })),
             list: Ok(12),
             watch: Ok(()),
             etcd_lease: Ok(()),
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_store_without_a_config_that_agents_can_use_is_no_store_for_them() {
-        let stored = |json: &[u8]| StoredConfig { json: json.to_vec(), mod_revision: 3 };
+        let stored = |json: &[u8]| StoredConfig { json: json.to_vec(), create_revision: 3, mod_revision: 3 };
         for (config, words) in [(None, "there is none"), (Some(stored(b"{")), "it cannot be used: ")] {
             let needs = Needs { config: Ok(config), ..needs() };
             let report = report(&[member(A, status(10))], Some(&needs));

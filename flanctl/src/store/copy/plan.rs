@@ -140,7 +140,11 @@ mod tests {
 
     fn store(config: Option<&str>, entries: Vec<Entry>) -> Snapshot {
         Snapshot {
-            config: config.map(|json| StoredConfig { json: json.as_bytes().to_vec(), mod_revision: 2 }),
+            config: config.map(|json| StoredConfig {
+                json: json.as_bytes().to_vec(),
+                create_revision: 2,
+                mod_revision: 2,
+            }),
             leases: Listing::of(entries, 9, 1),
         }
     }
