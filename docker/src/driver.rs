@@ -193,6 +193,21 @@ impl Driver {
         removed
     }
 
+    /// Records that Docker shows a network.
+    pub(crate) fn is_shown(&self, network_id: &str) -> Result<(), String> {
+        self.change(|records| {
+            if let Some(network) = records.networks.get_mut(network_id) {
+                network.shown = true;
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns whether this is a network of Docker that nobody has removed.
+    pub(crate) fn knows(&self, network_id: &str) -> bool {
+        self.known().records.networks.contains_key(network_id)
+    }
+
     /// Forgets a network of Docker.
     pub(crate) fn forget(&self, network_id: &str) -> Result<(), String> {
         self.change(|records| {
@@ -208,7 +223,7 @@ impl Driver {
         })
     }
 
-    async fn remove_stored(&self, name: &NetworkName, created: i64) -> Result<(), String> {
+    pub(crate) async fn remove_stored(&self, name: &NetworkName, created: i64) -> Result<(), String> {
         let until = Instant::now() + LEAVE_LIMIT;
         loop {
             let stored = within(STORE_LIMIT, self.store.network(name).config()).await?;

@@ -89,8 +89,8 @@ impl Engine {
         Ok(containers.into_iter().flat_map(memberships).collect())
     }
 
-    /// Creates a network that is in the store.
-    pub(crate) async fn create(&self, name: &NetworkName, config: &NetworkConfig) -> Result<(), String> {
+    /// Creates a network that is in the store, and returns Docker's id of it.
+    pub(crate) async fn create(&self, name: &NetworkName, config: &NetworkConfig) -> Result<String, String> {
         let subnets = config
             .networks()
             .map(|(_, network)| IpamConfig { subnet: Some(network.to_string()), ..IpamConfig::default() });
@@ -111,7 +111,7 @@ impl Engine {
             labels: Some(labels.map(|(key, value)| (key.clone(), value.clone())).collect()),
             ..NetworkCreateRequest::default()
         };
-        self.0.create_network(request).await.map(|_| ()).map_err(text)
+        self.0.create_network(request).await.map(|created| created.id).map_err(text)
     }
 
     pub(crate) async fn remove(&self, id: &str) -> Result<(), String> {

@@ -143,8 +143,11 @@ impl<R: Fn(Option<String>)> Follower<R> {
         let (network, done) = match step {
             Step::Create(name) => {
                 let config = &stored.usable.get(name)?.config;
-                let done = engine.create(name, config).await;
-                (name.to_string(), done.map(|()| info!(network = %name, "created the network in Docker")))
+                let done = engine.create(name, config).await.and_then(|id| {
+                    info!(network = %name, "created the network in Docker");
+                    self.driver.is_shown(&id)
+                });
+                (name.to_string(), done)
             }
             Step::Publish(network, name) => (name.to_string(), self.publish(network, name, engine).await),
             Step::Bind(network, name, created) => (name.to_string(), self.bind(network, name, *created)),
@@ -166,6 +169,7 @@ impl<R: Fn(Option<String>)> Follower<R> {
         engine: &Engine,
     ) -> Result<(), String> {
         let record = self.driver.records().networks.remove(&network.id);
+        let was_known = record.is_some();
         let (subnets, asked) = match record {
             Some(record) => (record.subnets, record.asked),
             None => (network.subnets.clone(), Asked::default()),
@@ -182,6 +186,10 @@ impl<R: Fn(Option<String>)> Follower<R> {
                 let subnets = subnets.collect::<Vec<_>>().join(" ");
                 info!(network = %name, %subnets, "created the network that Docker made");
                 match within(STORE_LIMIT, store.network(name).config()).await? {
+                    // Somebody removed it from Docker meanwhile.
+                    Some(stored) if was_known && !self.driver.knows(&network.id) => {
+                        self.driver.remove_stored(name, stored.create_revision).await
+                    }
                     Some(stored) => self.bind(network, name, stored.create_revision),
                     None => Ok(()),
                 }

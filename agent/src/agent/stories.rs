@@ -349,10 +349,9 @@ fn a_network_that_nobody_made_or_that_wants_what_is_taken_stops_no_other() {
     world.config_is(3, VXLAN);
     let waits = |world: &World, network| world.status_of(network).waiting_for.unwrap_or_default();
     assert!(waits(&world, 1).ends_with("n1/config in the store: there is none"), "{}", waits(&world, 1));
-    assert!(
-        waits(&world, 3)
-            .ends_with("another network of this host has the device flannel.1: give this one another VNI or name")
-    );
+    assert!(waits(&world, 3).ends_with(
+        "another network of this host has the device flannel.1: give this one another VNI or name"
+    ));
     assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"], "the fourth may have made the second route");
     world.config_answer(3, Ok(None));
     assert_eq!(world.routes(), ["10.5.2.0/24"]);

@@ -8,6 +8,7 @@ use flan_integration::docker::Container;
 use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 
+use crate::obstacles::wait_for_problem;
 use crate::stage::{NETWORK, bare_hosts, talk_both_ways, wait_until_all_know_each_other};
 
 const BOTH: &str =
@@ -270,6 +271,38 @@ fn an_internal_network_has_no_way_out(hosts: &[Host]) -> Result<()> {
         ensure!(reached.code != Some(0), "a container of an internal network gets out on {}", host.name());
     }
     Ok(())
+}
+
+#[test]
+fn a_network_is_removed_by_people_alone_and_a_store_that_is_away_stops_no_container() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = docker_hosts(lab)?;
+        create(&hosts[0], &["--subnet", "10.7.0.0/16", "blue"])?;
+        wait_until_shown(&hosts[1], &["blue"])?;
+        let web1 = in_network(&hosts[0], "blue", "web1", &[])?;
+        let web2 = in_network(&hosts[1], "blue", "web2", &[])?;
+        let mut ping = hosts[0].ping_from(&web1, web2.address()?)?;
+
+        lab.store_mut().kill_member(0)?;
+        // A container needs the store only if its host has to join the network first.
+        let third = in_network(&hosts[0], "blue", "third", &[])?;
+        talk_both_ways(&third, &web2)?;
+        let told = refused(create(&hosts[0], &["green"]))?;
+        ensure!(told.contains("store"), "{told}");
+        lab.store_mut().start_member(0)?;
+        ping.wait_for_answers(PHASE)?;
+        ping.stop()?.nothing_lost(PHASE)?;
+
+        wait::until("a network to be made again", RESTARTED, || create(&hosts[0], &["green"]))?;
+        wait_until_shown(&hosts[1], &["blue", "green"])?;
+        lab.store().delete("blue/config")?;
+        hosts[1].docker(&["network", "rm", "green"])?;
+        wait_until_shown(&hosts[0], &["blue"])?;
+        for host in &hosts {
+            wait_for_problem(host, "docker-networks", &["network blue", "nobody removed it"], RESTARTED)?;
+        }
+        Ok(())
+    })
 }
 
 /// No network, no lease, no bridge and no end of a container.
