@@ -161,7 +161,7 @@ fn every_kernel_setting_that_flan_writes_is_in_the_architecture_page() {
         .skip(1)
         .step_by(2)
         .filter(|text| text.starts_with("net/"))
-        .map(|path| path.replace("{link}", "flannel0").replace('/', "."))
+        .map(|path| path.replace("{link}", "flannel0").replace("{bridge}", "flan-NAME").replace('/', "."))
         .collect();
     let page = read("docs/ARCHITECTURE.md");
     let invariant = between(&page, "1. **One way in.**", "2. **Known after kill -9.**");

@@ -50,13 +50,13 @@ pub fn accept_local(link: LinkName) -> io::Result<bool> {
     write(&format!("net/ipv4/conf/{link}/accept_local"), "1")
 }
 
-/// Ignores router advertisements that arrive on `link` (`accept_ra` in `Documentation/networking/ip-sysctl.rst`). Returns
+/// Ignores router advertisements that arrive on `bridge` (`accept_ra` in `Documentation/networking/ip-sysctl.rst`). Returns
 /// whether anything changed.
 ///
 /// # Errors
 /// As [`write()`].
-pub fn ignore_routers(link: LinkName) -> io::Result<bool> {
-    write(&format!("net/ipv6/conf/{link}/accept_ra"), "0")
+pub fn ignore_routers(bridge: LinkName) -> io::Result<bool> {
+    write(&format!("net/ipv6/conf/{bridge}/accept_ra"), "0")
 }
 
 /// Bytes of freed routing table after which the kernel waits until they are no longer used: the maximum (`fib_sync_mem`

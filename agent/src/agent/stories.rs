@@ -315,6 +315,33 @@ fn two_networks_stand_side_by_side_and_nothing_is_deleted_before_both_are_known(
 }
 
 #[test]
+fn a_network_has_a_bridge_while_containers_need_it_and_nothing_stays_of_one_that_is_left() {
+    let mut world = World::of_networks(2, FakeKernel::new(), &[], &[]);
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[PEER_2]));
+    let before = world.kernel.state();
+    world.config_is(1, SECOND);
+    world.attach_containers(1, true);
+    world.lease(1, "10.6.1.0/24");
+    world.leases(1, listed(&[("10.6.2.0", "192.168.64.12", "02:00:00:00:02:0c")]));
+    let links = |world: &World| -> Vec<String> {
+        world.kernel.state().links.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(links(&world), ["flan-n1", "flannel.1", "flannel.2"]);
+    let bridge = "10.6.1.1/24 dev flan-n1";
+    assert!(world.kernel.state().addresses.keys().any(|address| address.to_string() == bridge));
+    world.attach_containers(1, false);
+    assert_eq!(links(&world), ["flannel.1", "flannel.2"]);
+    assert!(world.status_of(1).ready && world.put_away.is_empty());
+    world.leave(1);
+    assert_eq!(world.kernel.state(), before);
+    assert_eq!(world.put_away.len(), 1);
+    assert_eq!(world.firewall.standing().families.len(), 1);
+    assert!(world.status_of(0).ready);
+}
+
+#[test]
 fn after_a_restart_a_network_has_its_rules_before_it_has_joined() {
     let mut before = World::of_networks(2, FakeKernel::new(), &[], &[]);
     assert_eq!(before.config_readings, 1, "the default network begins first");

@@ -108,13 +108,13 @@ impl Membership {
     /// Begins a network; the first is the default one, without a name.
     pub(super) fn begin(
         &mut self,
-        name: Option<NetworkName>,
+        name: Option<&NetworkName>,
         reasons: BTreeSet<Reason>,
         reports: &mut Reports,
     ) -> (Network, StoreTasks) {
         let id = self.next;
         self.next += 1;
-        let (store, status, file) = match &name {
+        let (store, status, file) = match name {
             None => (
                 self.store.clone(),
                 self.status.default_network().clone(),
@@ -126,16 +126,16 @@ impl Membership {
             }
         };
         let has_bridge = reasons.contains(&Reason::Docker);
-        if let Some(name) = &name {
+        if let Some(name) = name {
             let ready = watch::Sender::new(None);
             self.named.insert(name.clone(), Member { id, reasons, status: status.clone(), ready });
         }
-        let span = network::span(name.as_ref());
-        let of_network = name.as_ref().map(|name| format!(" --network {name}")).unwrap_or_default();
+        let span = network::span(name);
+        let of_network = name.map(|name| format!(" --network {name}")).unwrap_or_default();
         let flags = self.args.store.as_typed() + &of_network;
-        let settings = self.settings(name.clone(), file, &store, has_bridge);
+        let settings = self.settings(name.cloned(), file, &store, has_bridge);
         let mut tasks = StoreTasks::new(id, store, flags, status.clone(), span, reports);
-        if let Some(earlier) = name.as_ref().and_then(|name| self.left.remove(name)) {
+        if let Some(earlier) = name.and_then(|name| self.left.remove(name)) {
             tasks.wait_for(earlier);
         }
         let network = Network::new(id, self.args.clone(), status, settings, Instant::now());
@@ -276,7 +276,7 @@ impl<K, F> Daemon<K, F> {
             }
             return Vec::new();
         }
-        let (network, tasks) = self.membership.begin(Some(name.clone()), [reason].into(), reports);
+        let (network, tasks) = self.membership.begin(Some(name), [reason].into(), reports);
         self.tasks.insert(network.id(), tasks);
         vec![Event::Joins(Box::new(network))]
     }

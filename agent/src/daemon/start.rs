@@ -116,7 +116,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let wanted: BTreeSet<NetworkName> = named.iter().map(|(name, _)| name.clone()).collect();
     let named = named.into_iter().map(|(name, reasons)| (Some(name), reasons));
     for (name, reasons) in std::iter::once((None, BTreeSet::new())).chain(named) {
-        let (network, of_network) = membership.begin(name, reasons, &mut reports);
+        let (network, of_network) = membership.begin(name.as_ref(), reasons, &mut reports);
         tasks.insert(network.id(), of_network);
         networks.push(network);
     }

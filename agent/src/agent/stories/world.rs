@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub(super) struct World {
     agent: Agent,
     host: SharedStatus,
     networks: Vec<SharedNetwork>,
+    /// Subnet files of networks that were left.
+    pub(super) put_away: Vec<PathBuf>,
     pub(super) kernel: FakeKernel,
     pub(super) firewall: FakeFirewall,
     /// The only interface, which has the default route.
@@ -143,6 +146,7 @@ impl World {
             agent: Agent::new(host, networks),
             host: shared,
             networks: statuses,
+            put_away: Vec::new(),
             kernel,
             firewall: FakeFirewall::new(),
             interface,
@@ -203,6 +207,16 @@ impl World {
     }
 
     /// Delivers the kernel's notifications.
+    pub(super) fn leave(&mut self, network: NetworkId) {
+        self.feed(Event::Leaves(network));
+        self.pass(Duration::ZERO);
+    }
+
+    pub(super) fn attach_containers(&mut self, network: NetworkId, wanted: bool) {
+        self.feed(Event::Network(network, NetworkEvent::Bridge(wanted)));
+        self.pass(Duration::ZERO);
+    }
+
     pub(super) fn hear(&mut self) {
         self.tell();
         self.pass(Duration::ZERO);
@@ -330,6 +344,7 @@ impl World {
             }
             Effect::Reconnect => self.reconnects += 1,
             Effect::LookFor(_) | Effect::HostChanged | Effect::GiveBackMemory => {}
+            Effect::PutAway(file) => self.put_away.push(file),
             Effect::Ready => self.notified_ready += 1,
             Effect::Status(status) => self.systemd.push(status),
             Effect::Network(id, effect) => match effect {
