@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 
-const PREFIX: &str = "flan-";
+const PREFIX: &str = LinkKind::BRIDGE_PREFIX;
 /// Most bytes of a device's name.
 const MOST_BYTES: usize = 15;
 

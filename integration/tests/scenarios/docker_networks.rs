@@ -25,7 +25,7 @@ const RESTARTED: Duration = Duration::from_secs(60);
 /// Pings answered in each phase.
 const PHASE: usize = 100;
 
-fn start(host: &mut Host) -> Result<()> {
+pub(crate) fn start(host: &mut Host) -> Result<()> {
     host.start_agent_with(&[&STATUS_FLAGS[..], DRIVER].concat())
 }
 
@@ -39,12 +39,12 @@ fn docker_hosts(lab: &Lab) -> Result<Vec<Host>> {
     Ok(hosts)
 }
 
-fn create(host: &Host, arguments: &[&str]) -> Result<String> {
+pub(crate) fn create(host: &Host, arguments: &[&str]) -> Result<String> {
     host.docker(&[&["network", "create", "-d", "flan", "--ipam-driver", "flan"], arguments].concat())
 }
 
 /// The names of the flan networks that a host's Docker shows.
-fn shown(host: &Host) -> Result<Vec<String>> {
+pub(crate) fn shown(host: &Host) -> Result<Vec<String>> {
     let text = host.docker(&["network", "ls", "--filter", "driver=flan", "--format", "{{.Name}}"])?;
     Ok(text.lines().map(str::to_owned).collect())
 }
@@ -65,7 +65,7 @@ fn refused(done: Result<String>) -> Result<String> {
     }
 }
 
-fn in_network(host: &Host, network: &str, name: &str, options: &[&str]) -> Result<Container> {
+pub(crate) fn in_network(host: &Host, network: &str, name: &str, options: &[&str]) -> Result<Container> {
     host.run_container(name, &[&["--network", network], options].concat())
 }
 

@@ -10,6 +10,7 @@ mod command_line;
 mod conflicts;
 mod crowds;
 mod debian_kernel;
+mod docker_at_random;
 mod docker_hosts;
 mod docker_networks;
 mod docker_of_forky;

@@ -141,6 +141,11 @@ impl Kind for Links {
     }
 }
 
+impl LinkKind {
+    /// What the names of our bridges begin with, and of no other device of ours.
+    pub const BRIDGE_PREFIX: &'static str = "flan-";
+}
+
 impl Links {
     /// Returns what a change of a device does to the objects on it.
     fn upheaval_between(held: &Link, wanted: &Link) -> Upheaval {

@@ -111,7 +111,14 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
             _ => {}
         }
     }
+    let is_bridge = name.as_str().starts_with(LinkKind::BRIDGE_PREFIX);
     let (kind, underlay) = match (kind, data) {
+        (Some(InfoKind::Bridge), _) if is_bridge => (LinkKind::Bridge, None),
+        _ if is_bridge => {
+            return Err(KernelError::Message(format!(
+                "device {name} exists and is no bridge; rename or delete it"
+            )));
+        }
         (Some(InfoKind::Vxlan), Some(InfoData::Vxlan(data))) => {
             let (vxlan, underlay) = vxlan(data);
             (LinkKind::Vxlan(vxlan), underlay)
@@ -121,11 +128,10 @@ pub(super) fn device(name: LinkName, message: &LinkMessage) -> Result<(Link, Opt
         }
         (Some(InfoKind::IpIp), Some(InfoData::IpTunnel(data))) => (LinkKind::Ipip(ipip(data)), None),
         (Some(InfoKind::Wireguard), _) => (LinkKind::Wireguard, None),
-        (Some(InfoKind::Bridge), _) => (LinkKind::Bridge, None),
         _ => {
             return Err(KernelError::Message(format!(
-                "device {name} exists and is none of the kinds that fland makes (VXLAN, TUN, IPIP, WireGuard, bridge); rename \
-                 or delete it, or choose another VNI"
+                "device {name} exists and is neither a VXLAN nor a TUN nor an IPIP nor a WireGuard device; rename or delete it, or choose \
+                 another VNI"
             )));
         }
     };

@@ -4,7 +4,8 @@ use clap::{Parser, value_parser};
 use flan_integration::bench::ReportArguments;
 
 /// What many networks on one host cost: how soon all are ready, memory, CPU time while nothing happens. The control is one
-/// network with as many peers as all of them have together.
+/// network with as many peers as all of them have together. And how long `docker run` takes in one of them; the control is
+/// Docker's own bridge.
 #[derive(Debug, Parser)]
 #[command(mut_arg("json", |json| json.default_value("target/bench/networks.json")))]
 pub(crate) struct Arguments {
@@ -20,6 +21,10 @@ pub(crate) struct Arguments {
     /// Seconds for which the idle agent is watched.
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = value_parser!(u32).range(10..=600))]
     pub(crate) idle_seconds: u32,
+
+    /// Rounds of `docker run` in a network of flan and on Docker's own bridge. 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = value_parser!(u32).range(0..=200))]
+    pub(crate) docker_rounds: u32,
 
     #[command(flatten)]
     pub(crate) report: ReportArguments,

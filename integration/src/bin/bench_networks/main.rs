@@ -1,6 +1,7 @@
 //! `bench-networks`: what many networks on one host cost, compared with as many peers in one network.
 
 mod arguments;
+mod docker;
 mod report;
 mod subject;
 
@@ -27,6 +28,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     let busy = bench::busy_percent("")?;
     let machine = Machine::read(&[("etcd", "--version"), ("ip", "-V")])?;
     let mut results = Results::new(arguments, machine, busy);
+    if arguments.docker_rounds > 0 {
+        begin("docker run in a network of flan and on a bridge");
+        let runs = docker::measure(arguments.docker_rounds)?;
+        done(&format!("{:.2} of {:.3} s", runs.ratio, runs.bridge_seconds));
+        results.docker(runs);
+        arguments.report.write(&results)?;
+    }
     for &networks in &arguments.networks {
         let peers = arguments.peers;
         let each = measure(arguments, &format!("{networks} networks"), networks, peers)?;

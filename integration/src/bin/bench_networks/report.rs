@@ -6,6 +6,7 @@ use flan_integration::bench::target::{self, Bound, Target};
 use serde::Serialize;
 
 use crate::arguments::Arguments;
+use crate::docker::DockerRuns;
 use crate::subject::Values;
 
 /// All values for one number of networks.
@@ -27,20 +28,31 @@ pub(crate) struct Results {
     busy_percent_before: f64,
     peers: u32,
     idle_seconds: u32,
+    docker: Option<DockerRuns>,
     runs: Vec<Run>,
     targets: Vec<Target>,
 }
 
 impl Results {
     pub(crate) fn new(arguments: &Arguments, machine: Machine, busy_percent_before: f64) -> Results {
-        let (runs, targets) = Default::default();
+        let (docker, runs, targets) = Default::default();
         let Arguments { peers, idle_seconds, .. } = *arguments;
-        Results { machine, busy_percent_before, peers, idle_seconds, runs, targets }
+        Results { machine, busy_percent_before, peers, idle_seconds, docker, runs, targets }
+    }
+
+    /// Adds what `docker run` took.
+    pub(crate) fn docker(&mut self, runs: DockerRuns) {
+        self.docker = Some(runs);
+        self.judge();
     }
 
     /// Adds a run, and judges all targets again.
     pub(crate) fn add(&mut self, run: Run) {
         self.runs.push(run);
+        self.judge();
+    }
+
+    fn judge(&mut self) {
         let of_hundred = self.runs.iter().find(|run| run.networks == 100).map(|run| run.each);
         let wanted = [
             ("memory", 60.0, "MB", of_hundred.map(|values| values.memory_megabytes)),
@@ -49,6 +61,8 @@ impl Results {
         let judge =
             |(name, most, unit, found)| Target::new(&"100 networks", name, Bound::AtMost(most), unit, found);
         self.targets = wanted.map(judge).into();
+        let ratio = self.docker.map(|runs| runs.ratio);
+        self.targets.push(Target::new(&"docker run", "to a bridge's", Bound::AtMost(1.3), "x", ratio));
     }
 }
 
@@ -79,5 +93,12 @@ pub(crate) fn render(results: &Results) -> String {
         table.add_row(row);
     }
     align_right_from(&mut table, 2);
-    format!("\n{preamble}\n\n{}\n\n{}\n", lines(&table), target::table(&results.targets))
+    let docker = results.docker.map_or_else(String::new, |runs| {
+        format!(
+            "docker run of a container that ends at once: {:.3} s on a bridge of Docker's, {:.3} s in a network of flan ({:.2}x), \
+             {:.3} s in one that the host has to join first.\n\n",
+            runs.bridge_seconds, runs.flan_seconds, runs.ratio, runs.joining_seconds
+        )
+    });
+    format!("\n{preamble}\n\n{}\n\n{docker}{}\n", lines(&table), target::table(&results.targets))
 }

@@ -60,6 +60,10 @@ fn a_device_of_another_kind_is_refused_by_name() {
     message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])];
     let error = device(name("flannel.1"), &message).unwrap_err();
     assert!(error.to_string().starts_with("device flannel.1 exists and is neither"), "{error}");
+    assert_eq!(device(name("flan-blue"), &message).unwrap().0.kind, LinkKind::Bridge);
+    message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)])];
+    let error = device(name("flan-blue"), &message).unwrap_err();
+    assert!(error.to_string().starts_with("device flan-blue exists and is no bridge"), "{error}");
 }
 
 #[test]
