@@ -43,6 +43,9 @@ VM_OPTIONS ?=
 # Seed of the scenario that damages at random. A seed that it printed repeats the damage.
 DAMAGE_SEED ?=
 
+# Seed of the scenario in which networks and containers of Docker come and go at random, likewise.
+DOCKER_SEED ?=
+
 # Seconds of the soak's traffic, and the seed of its random events. A seed that a soak printed repeats the events.
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
@@ -121,7 +124,7 @@ scenarios: build
 	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) \
-		FLAN_DAMAGE_SEED=$(DAMAGE_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
+		FLAN_DAMAGE_SEED=$(DAMAGE_SEED) FLAN_DOCKER_SEED=$(DOCKER_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
 
 # With the scenarios in $$scenarios, and the program that runs them in a virtual machine in $$vm.
 in_vm = $(CARGO) test --locked -p flan-integration --test scenarios --no-run && \
