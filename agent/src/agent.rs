@@ -259,7 +259,8 @@ impl Agent {
 
     fn finish_round(&mut self, now: Instant) -> Vec<Effect> {
         let (outcome, mut effects) = self.host.end_operations();
-        if outcome.failed == 0 {
+        let reconciler = &self.host.reconciler;
+        if outcome.failed == 0 && reconciler.is_known() && reconciler.problem().is_none() {
             effects.extend(self.left.drain(..).map(Effect::PutAway));
         }
         let mut problem = None;

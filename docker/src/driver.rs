@@ -80,16 +80,20 @@ struct Known {
 }
 
 impl Driver {
-    /// Creates the driver with the records of an earlier agent.
+    /// Creates the driver with the records of an earlier agent. `standing` are the networks that this host seems to be in:
+    /// without records, containers may need them until Docker has been asked.
     ///
     /// # Errors
-    /// [`RecordsError`] if they cannot be read.
+    /// [`RecordsError`] if the records cannot be read.
     pub fn new(
         store: Store,
         settings: Settings,
+        standing: BTreeSet<NetworkName>,
         demands: mpsc::UnboundedSender<Demand>,
     ) -> Result<Self, RecordsError> {
-        let known = Known { records: Records::load_or_set_aside(&settings.records)?, ..Known::default() };
+        let lost = || Records { attached: standing, ..Records::default() };
+        let records = Records::load_or_set_aside(&settings.records)?.unwrap_or_else(lost);
+        let known = Known { records, ..Known::default() };
         Ok(Self {
             store,
             settings,
@@ -111,7 +115,8 @@ impl Driver {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        // Another call may hold it while the disk is slow.
+        block_in_place(|| self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Changes the records and saves them; if either fails, they stay as they are.
@@ -165,11 +170,7 @@ impl Driver {
 
     /// Checks whether a new network could stand beside those in the store.
     async fn check_new(&self, asked: &Asked, subnets: &[IpNetwork]) -> Result<(), String> {
-        let known = async {
-            let seen = self.store.networks().await?;
-            self.store.known_networks(&seen).await
-        };
-        let known = within(STORE_LIMIT, known).await?;
+        let known = within(STORE_LIMIT, self.store.known()).await?.1;
         asked
             .new_network(subnets, BTreeMap::new())
             .config(&known.all)
@@ -181,9 +182,7 @@ impl Driver {
     /// logs an error and removes its network in any case (`deleteNetwork` in moby's `libnetwork/network.go`). If it stays
     /// in the store, it soon comes back.
     pub(crate) async fn delete_network(&self, call: &ById) -> Result<(), String> {
-        let record = self.records().networks.remove(&call.network_id);
-        self.forget(&call.network_id)?;
-        let removed = match record {
+        let removed = match self.forget(&call.network_id)? {
             Some(NetworkRecord { name: Some(name), created, shown: true, is_alias: false, .. }) => {
                 self.remove_stored(&name, created).await
             }
@@ -209,17 +208,17 @@ impl Driver {
     }
 
     /// Forgets a network of Docker.
-    pub(crate) fn forget(&self, network_id: &str) -> Result<(), String> {
+    pub(crate) fn forget(&self, network_id: &str) -> Result<Option<NetworkRecord>, String> {
         self.change(|records| {
             let gone = records.networks.remove(network_id);
             records.endpoints.retain(|_, endpoint| endpoint.network != network_id);
-            for subnet in gone.into_iter().flat_map(|network| network.subnets) {
+            for subnet in gone.iter().flat_map(|network| network.subnets.iter().copied()) {
                 // Docker may have the same network of the store under another id by now.
                 if records.network_of_pool(&subnet).is_none() {
                     records.addresses.remove(&subnet);
                 }
             }
-            Ok(())
+            Ok(gone)
         })
     }
 
@@ -231,14 +230,21 @@ impl Driver {
             let Some(config) = stored.filter(|stored| stored.create_revision == created) else {
                 return Ok(());
             };
+            let users = within(STORE_LIMIT, self.users(name)).await?;
             let network = StoredNetwork { name: name.clone(), config };
-            if within(STORE_LIMIT, self.store.remove_network(&network)).await? {
+            let has_containers = users.values().any(|containers| !containers.is_empty());
+            if !has_containers && within(STORE_LIMIT, self.store.remove_network(&network)).await? {
                 info!(network = %name, "removed the network that Docker removed");
                 return Ok(());
             }
-            let users = within(STORE_LIMIT, self.users(name)).await?;
-            if Instant::now() >= until || users.values().any(|containers| !containers.is_empty()) {
-                return Err(format!("network {name} is in use by {}; it stays", told(&users)));
+            if has_containers || Instant::now() >= until {
+                let users = match told(&users) {
+                    users if users.is_empty() => {
+                        "this host, by --networks or flanctl network join".to_owned()
+                    }
+                    users => users,
+                };
+                return Err(format!("network {name} is in use by {users}; it stays"));
             }
             sleep(LEAVE_LOOK).await;
         }
@@ -315,30 +321,40 @@ impl Driver {
 
     /// Leaves networks in which no container of this host has an address any more. Ends with the agent.
     pub async fn leave_unused(&self) {
+        let mut since = BTreeMap::new();
         loop {
-            let _ = timeout(LOOK_FOR_UNUSED, self.released.notified()).await;
-            // A container that is restarted releases its address and soon asks for one again.
-            sleep(LINGER).await;
-            if let Err(reason) = self.detach_unused() {
+            let wait = if since.is_empty() { LOOK_FOR_UNUSED } else { LINGER };
+            let _ = timeout(wait, self.released.notified()).await;
+            if let Err(reason) = self.detach_unused(&mut since, Instant::now()) {
                 warn!(%reason, "cannot leave networks that no container needs");
             }
         }
     }
 
-    fn detach_unused(&self) -> Result<(), String> {
-        let is_needed = |network: &NetworkName, records: &Records, waiting: &BTreeMap<NetworkName, usize>| {
-            waiting.contains_key(network) || records.needed().contains(network)
-        };
+    /// `since` says since when each network is no longer needed. A container that is restarted releases its address and
+    /// soon asks for one again.
+    fn detach_unused(&self, since: &mut BTreeMap<NetworkName, Instant>, now: Instant) -> Result<(), String> {
         block_in_place(|| {
             // The demands go out while the records are locked: who wants a network from now on tells that later.
             let known = &mut *self.known();
+            let needed = known.records.needed();
+            let is_unused =
+                |network: &&NetworkName| !known.waiting.contains_key(*network) && !needed.contains(*network);
+            let unused: BTreeSet<NetworkName> =
+                known.records.attached.iter().filter(is_unused).cloned().collect();
+            since.retain(|network, _| unused.contains(network));
             let mut next = known.records.clone();
-            next.attached.retain(|network| is_needed(network, &known.records, &known.waiting));
+            for network in unused {
+                if now - *since.entry(network.clone()).or_insert(now) >= LINGER {
+                    next.attached.remove(&network);
+                }
+            }
             if next.attached == known.records.attached {
                 return Ok(());
             }
             next.save(&self.settings.records).map_err(|reason| reason.to_string())?;
             for network in known.records.attached.difference(&next.attached) {
+                since.remove(network);
                 let _ = self.demands.send(Demand::Detach { network: network.clone() });
             }
             known.records = next;

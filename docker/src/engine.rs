@@ -24,6 +24,8 @@ pub(crate) const INTERNAL_LABEL: &str = "flan.internal";
 const OWN_LABELS: &str = "flan.";
 /// Seconds that Docker may take to answer.
 const PATIENCE: u64 = 20;
+/// The events after which something may have to be done.
+const EVENTS: [&str; 8] = ["create", "connect", "disconnect", "destroy", "remove", "rename", "start", "die"];
 /// Versions that crash on networks of other drivers than their own (moby #51554).
 const UNUSABLE: [&str; 3] = ["29.0.0", "29.0.1", "29.0.2"];
 
@@ -72,7 +74,7 @@ impl Engine {
 
     /// Returns the changes of networks and containers, each without its content, from the first time that it is polled.
     pub(crate) fn events(&self) -> impl Stream<Item = Result<(), String>> + use<> {
-        let filters = HashMap::from([("type", vec!["network", "container"])]);
+        let filters = HashMap::from([("type", vec!["network", "container"]), ("event", EVENTS.into())]);
         let options = EventsOptionsBuilder::new().filters(&filters).build();
         self.0.events(Some(options)).map(|event| event.map(|_| ()).map_err(text))
     }

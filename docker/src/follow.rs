@@ -11,8 +11,8 @@ use std::time::Duration;
 use flan_subnet_lease::{Entry, NetworkConfig, NetworkName, NotCreated, WatchEvent, Watcher};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
-use tracing::{debug, error, info, warn};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{error, info, warn};
 
 use self::containers::Published;
 use self::unknown::Unknown;
@@ -20,12 +20,14 @@ use crate::driver::{Driver, STORE_LIMIT, within};
 use crate::engine::{self, Engine, ShownNetwork};
 use crate::mirror::{InStore, Step, Usable, steps};
 use crate::options::Asked;
-use crate::records::NetworkRecord;
+use crate::records::{NetworkRecord, Records};
 
 /// Interval between comparisons without a reason.
 const EVERY: Duration = Duration::from_secs(20);
 /// Events within this time lead to one comparison.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How long Docker may be away before that is a problem.
+const AWAY_LIMIT: Duration = Duration::from_secs(60);
 /// Delay before Docker is asked again after it did not answer.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -40,12 +42,13 @@ pub async fn follow(driver: Arc<Driver>, report: impl Fn(Option<String>) + Send)
         unknown: Unknown::default(),
         published: Published::default(),
     };
-    let mut problem = None;
+    let mut away = None;
     loop {
-        let Err(reason) = follower.with_docker(&mut store_changes, &mut problem).await;
-        if problem.as_ref() != Some(&reason) {
-            warn!(%reason, "cannot ask Docker for its networks; trying again");
-            problem = Some(reason);
+        let Err(reason) = follower.with_docker(&mut store_changes, &mut away).await;
+        // At boot, Docker comes after the agent.
+        let since = *away.get_or_insert_with(Instant::now);
+        if since.elapsed() >= AWAY_LIMIT {
+            follower.tell([format!("cannot ask Docker for its networks: {reason}")].into());
         }
         sleep(AGAIN).await;
     }
@@ -54,7 +57,7 @@ pub async fn follow(driver: Arc<Driver>, report: impl Fn(Option<String>) + Send)
 struct Follower<R> {
     driver: Arc<Driver>,
     report: R,
-    /// What the last comparison told.
+    /// What was told last.
     told: BTreeSet<String>,
     unknown: Unknown,
     published: Published,
@@ -68,7 +71,7 @@ impl<R: Fn(Option<String>)> Follower<R> {
     async fn with_docker(
         &mut self,
         store_changes: &mut mpsc::Receiver<WatchEvent<Entry>>,
-        problem: &mut Option<String>,
+        away: &mut Option<Instant>,
     ) -> Result<Never, String> {
         let engine = Engine::connect(&self.driver.settings.api).await?;
         let mut events = std::pin::pin!(engine.events());
@@ -76,41 +79,47 @@ impl<R: Fn(Option<String>)> Follower<R> {
         if let Some(event) = events.next().now_or_never() {
             event.unwrap_or_else(|| Err("Docker has stopped".to_owned()))?;
         }
-        if problem.take().is_some() {
-            info!("Docker answers again");
+        if away.take().is_some() {
+            info!("Docker answers");
         }
+        let mut stored = None;
         loop {
-            self.compare(&engine).await?;
+            self.compare(&engine, &mut stored).await?;
             tokio::select! {
+                // The store is as it was.
                 event = events.next() => event.unwrap_or_else(|| Err("Docker has stopped".to_owned()))?,
-                _ = store_changes.recv() => {}
-                () = self.driver.changed.notified() => {}
-                () = sleep(EVERY) => {}
+                _ = store_changes.recv() => stored = None,
+                () = self.driver.changed.notified() => stored = None,
+                () = sleep(EVERY) => stored = None,
             }
             sleep(DEBOUNCE).await;
-            while store_changes.try_recv().is_ok() {}
+            while store_changes.try_recv().is_ok() {
+                stored = None;
+            }
             while let Some(Some(event)) = events.next().now_or_never() {
                 event?;
             }
         }
     }
 
-    async fn compare(&mut self, engine: &Engine) -> Result<(), String> {
-        let mut telling = BTreeSet::new();
-        // Docker is read after the store: what it creates meanwhile is not taken for something that was removed.
-        let stored = self.in_store().await;
-        let shown = engine.networks().await?;
-        match stored {
-            Ok(stored) => {
-                for step in steps(&stored, &shown, &self.driver.records()) {
-                    if let Some(wrong) = self.take(&step, &stored, engine).await {
-                        telling.insert(wrong);
-                    }
-                }
+    /// Compares with what the store had, or reads that.
+    async fn compare(&mut self, engine: &Engine, stored: &mut Option<InStore>) -> Result<(), String> {
+        // In this order: what Docker creates or removes meanwhile is taken for neither.
+        if stored.is_none() {
+            match self.in_store().await {
+                Ok(read) => *stored = Some(read),
+                Err(reason) => self.tell([format!("cannot compare with the store: {reason}")].into()),
             }
-            Err(reason) => debug!(%reason, "cannot compare Docker's networks with the store"),
         }
-        self.tell(telling);
+        let records = self.driver.records();
+        let shown = engine.networks().await?;
+        if let Some(stored) = stored {
+            let mut telling = BTreeSet::new();
+            for step in steps(stored, &shown, &records) {
+                telling.extend(self.take(&step, stored, &records, engine).await);
+            }
+            self.tell(telling);
+        }
         let members = engine.members().await?;
         self.unknown.clear(&self.driver, &shown, &members);
         self.published.tell(&self.driver, &shown, &members).await;
@@ -139,7 +148,13 @@ impl<R: Fn(Option<String>)> Follower<R> {
     }
 
     /// Takes a step, and returns what is wrong.
-    async fn take(&self, step: &Step, stored: &InStore, engine: &Engine) -> Option<String> {
+    async fn take(
+        &self,
+        step: &Step,
+        stored: &InStore,
+        records: &Records,
+        engine: &Engine,
+    ) -> Option<String> {
         let (network, done) = match step {
             Step::Create(name) => {
                 let config = &stored.usable.get(name)?.config;
@@ -149,7 +164,11 @@ impl<R: Fn(Option<String>)> Follower<R> {
                 });
                 (name.to_string(), done)
             }
-            Step::Publish(network, name) => (name.to_string(), self.publish(network, name, engine).await),
+            Step::Publish(network, name) => {
+                let record = records.networks.get(&network.id);
+                (name.to_string(), self.publish(network, name, record, engine).await)
+            }
+            Step::Bind(network, ..) if self.is_gone(&network.id, records) => return None,
             Step::Bind(network, name, created) => (name.to_string(), self.bind(network, name, *created)),
             Step::Remove(network, why) => {
                 let done = engine.remove(&network.id).await;
@@ -166,12 +185,11 @@ impl<R: Fn(Option<String>)> Follower<R> {
         &self,
         network: &ShownNetwork,
         name: &NetworkName,
+        record: Option<&NetworkRecord>,
         engine: &Engine,
     ) -> Result<(), String> {
-        let record = self.driver.records().networks.remove(&network.id);
-        let was_known = record.is_some();
         let (subnets, asked) = match record {
-            Some(record) => (record.subnets, record.asked),
+            Some(record) => (record.subnets.clone(), record.asked.clone()),
             None => (network.subnets.clone(), Asked::default()),
         };
         let new = asked.new_network(&subnets, engine::labels(network));
@@ -187,7 +205,7 @@ impl<R: Fn(Option<String>)> Follower<R> {
                 info!(network = %name, %subnets, "created the network that Docker made");
                 match within(STORE_LIMIT, store.network(name).config()).await? {
                     // Somebody removed it from Docker meanwhile.
-                    Some(stored) if was_known && !self.driver.knows(&network.id) => {
+                    Some(stored) if record.is_some() && !self.driver.knows(&network.id) => {
                         self.driver.remove_stored(name, stored.create_revision).await
                     }
                     Some(stored) => self.bind(network, name, stored.create_revision),
@@ -208,6 +226,11 @@ impl<R: Fn(Option<String>)> Follower<R> {
         }
     }
 
+    /// Returns whether somebody has removed the network from Docker since these records were read.
+    fn is_gone(&self, network_id: &str, records: &Records) -> bool {
+        records.networks.contains_key(network_id) && !self.driver.knows(network_id)
+    }
+
     fn bind(&self, network: &ShownNetwork, name: &NetworkName, created: i64) -> Result<(), String> {
         self.driver.change(|records| {
             let record = records.networks.entry(network.id.clone()).or_insert_with(|| NetworkRecord {
@@ -224,7 +247,7 @@ impl<R: Fn(Option<String>)> Follower<R> {
         })
     }
 
-    /// Logs what the last comparison did not tell, and reports all.
+    /// Logs what was not told last, and reports all.
     fn tell(&mut self, telling: BTreeSet<String>) {
         for wrong in telling.difference(&self.told) {
             warn!("{wrong}");

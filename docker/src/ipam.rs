@@ -47,11 +47,7 @@ impl Driver {
 
     /// Chooses a network that overlaps none in the store and none of this host.
     async fn free_network(&self) -> Result<IpNetwork, String> {
-        let known = async {
-            let seen = self.store.networks().await?;
-            self.store.known_networks(&seen).await
-        };
-        let known = within(STORE_LIMIT, known).await?;
+        let known = within(STORE_LIMIT, self.store.known()).await?.1;
         let source = self.settings.address_pool;
         let ours = host_networks(move |network| overlap(network, &source)).await;
         let ours = ours.map_err(|reason| reason.to_string())?;

@@ -49,33 +49,36 @@ const FOREIGN: &str =
 const NO_NAME: &str = "its name cannot be a network's in the store";
 const LOST: &str = "the store no longer has it, though nobody removed it there; restore the store, or remove the network from \
                     each Docker";
-const CHANGED: &str = "its addresses in the store were changed, and Docker cannot follow; remove the network and create it again";
+const CHANGED: &str = "it has other addresses in the store, and Docker cannot follow; remove it from Docker";
+const UNUSABLE: &str = "its config in the store cannot be used; flanctl network ls says why";
 
 /// Returns what to do so that Docker shows what is in the store. Only what somebody removed is removed from Docker.
 pub(crate) fn steps(store: &InStore, docker: &[ShownNetwork], records: &Records) -> Vec<Step> {
-    let (ours, others): (Vec<_>, Vec<_>) = docker.iter().partition(|network| network.driver == DRIVER);
     let (mut steps, mut shown) = (Vec::new(), BTreeSet::new());
-    for network in ours {
+    for network in docker.iter().filter(|network| network.driver == DRIVER) {
         let record = records.networks.get(&network.id);
         let named = network.tied.clone().or_else(|| network.name.parse().ok());
         let Some(name) = record.and_then(|record| record.name.clone()).or(named) else {
             steps.push(Step::Remove(network.clone(), NO_NAME));
             continue;
         };
-        let step = step(store, network, &name, record);
-        if !matches!(step, Some(Step::Remove(..))) {
+        steps.extend(step(store, network, &name, record));
+        // An alias stands beside the network itself.
+        if network.name == name.as_str() {
             shown.insert(name);
         }
-        steps.extend(step);
     }
     for (name, usable) in &store.usable {
         if shown.contains(name) || usable.config.labels.get(SHOWN_LABEL).is_some_and(|value| value == "false")
         {
             continue;
         }
-        match others.iter().any(|other| other.name == name.as_str()) {
-            true => steps.push(Step::Tell(name.to_string(), FOREIGN)),
-            false => steps.push(Step::Create(name.clone())),
+        // Docker would make a second one of the name.
+        match docker.iter().find(|other| other.name == name.as_str()) {
+            None => steps.push(Step::Create(name.clone())),
+            Some(other) if other.driver != DRIVER => steps.push(Step::Tell(name.to_string(), FOREIGN)),
+            // It is to be removed first.
+            Some(_) => {}
         }
     }
     // A container may wait for a network that is not in the store yet.
@@ -91,12 +94,10 @@ fn step(
     record: Option<&NetworkRecord>,
 ) -> Option<Step> {
     let known = record.filter(|record| record.name.is_some());
+    let removed = store.removed.get(name);
     let Some(usable) = store.usable.get(name) else {
-        if store.unusable.contains(name) {
-            return None;
-        }
-        let removed = store.removed.get(name);
         return Some(match known {
+            _ if store.unusable.contains(name) => Step::Tell(network.name.clone(), UNUSABLE),
             None if network.tied.is_none() => Step::Publish(network.clone(), name.clone()),
             None if removed.is_some() => Step::Remove(network.clone(), GONE),
             Some(known) if removed == Some(&known.created) => Step::Remove(network.clone(), GONE),
@@ -108,8 +109,8 @@ fn step(
         return (!is_bound).then(|| Step::Bind(network.clone(), name.clone(), usable.created));
     }
     Some(match known {
-        Some(known) if known.created == usable.created => Step::Tell(network.name.clone(), CHANGED),
-        Some(_) => Step::Remove(network.clone(), GONE),
+        Some(known) if removed == Some(&known.created) => Step::Remove(network.clone(), GONE),
+        Some(_) => Step::Tell(network.name.clone(), CHANGED),
         None => Step::Remove(network.clone(), ANOTHER),
     })
 }
@@ -193,7 +194,8 @@ mod tests {
         let pending = records(&[("n1", None, BLUE, 0)]);
         assert_eq!(
             steps(&store(&[("blue", 4, OTHER)]), std::slice::from_ref(&ours), &pending),
-            [Step::Remove(ours, ANOTHER), Step::Create(name("blue"))]
+            [Step::Remove(ours, ANOTHER)],
+            "once that is done, the other is created"
         );
     }
 
@@ -216,11 +218,11 @@ mod tests {
         let known = records(&[("n1", Some("blue"), BLUE, 4)]);
         let again = store(&[("blue", 9, BLUE)]);
         assert_eq!(steps(&again, &docker, &known), [Step::Bind(blue.clone(), name("blue"), 9)]);
-        let elsewhere = store(&[("blue", 9, OTHER)]);
-        assert_eq!(
-            steps(&elsewhere, &docker, &known),
-            [Step::Remove(blue, GONE), Step::Create(name("blue"))]
-        );
+        let mut elsewhere = store(&[("blue", 9, OTHER)]);
+        let told = [Step::Tell("blue".to_owned(), CHANGED)];
+        assert_eq!(steps(&elsewhere, &docker, &known), told, "nobody removed the old one");
+        elsewhere.removed.insert(name("blue"), 4);
+        assert_eq!(steps(&elsewhere, &docker, &known), [Step::Remove(blue, GONE)]);
     }
 
     #[test]
@@ -228,7 +230,8 @@ mod tests {
         let known = records(&[("n1", Some("blue"), BLUE, 4)]);
         let docker = [shown("n1", "blue", BLUE)];
         let unusable = InStore { unusable: [name("blue")].into(), ..store(&[]) };
-        assert_eq!(steps(&unusable, &docker, &known), []);
+        let told = [Step::Tell("blue".to_owned(), UNUSABLE)];
+        assert_eq!(steps(&unusable, &docker, &known), told);
         let changed = steps(&store(&[("blue", 4, OTHER)]), &docker, &known);
         assert_eq!(changed, [Step::Tell("blue".to_owned(), CHANGED)]);
     }
@@ -239,7 +242,11 @@ mod tests {
         let docker = [tied.clone()];
         let none = Records::default();
         let stored = store(&[("blue", 4, BLUE)]);
-        assert_eq!(steps(&stored, &docker, &none), [Step::Bind(tied.clone(), name("blue"), 4)]);
+        assert_eq!(
+            steps(&stored, &docker, &none),
+            [Step::Bind(tied.clone(), name("blue"), 4), Step::Create(name("blue"))],
+            "it is an alias"
+        );
         let removed = InStore { removed: [(name("blue"), 4)].into(), ..store(&[]) };
         assert_eq!(steps(&removed, &docker, &none), [Step::Remove(tied, GONE)]);
         assert_eq!(steps(&store(&[]), &docker, &none), [Step::Tell("azure".to_owned(), LOST)]);

@@ -77,25 +77,25 @@ pub enum RecordsError {
 }
 
 impl Records {
-    /// Reads a file; empty if it does not exist.
-    pub(crate) fn load(path: &Path) -> Result<Self, RecordsError> {
+    /// Reads a file; `None` if it does not exist.
+    pub(crate) fn load(path: &Path) -> Result<Option<Self>, RecordsError> {
         match std::fs::read(path) {
             Ok(json) => {
                 serde_json::from_slice(&json).map_err(|reason| RecordsError::Content(path.to_owned(), reason))
             }
-            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(reason) => Err(RecordsError::Io(path.to_owned(), reason)),
         }
     }
 
     /// The same, but renames a file that is not ours, so that the rest works. What it said is learnt from Docker.
-    pub(crate) fn load_or_set_aside(path: &Path) -> Result<Self, RecordsError> {
+    pub(crate) fn load_or_set_aside(path: &Path) -> Result<Option<Self>, RecordsError> {
         match Self::load(path) {
             Err(reason @ RecordsError::Content(..)) => {
                 let aside = path.with_extension("json.unreadable");
                 std::fs::rename(path, &aside).map_err(|reason| RecordsError::Io(path.to_owned(), reason))?;
                 error!(%reason, aside = %aside.display(), "cannot read what was known of Docker's containers");
-                Ok(Self::default())
+                Ok(None)
             }
             read => read,
         }
@@ -155,14 +155,14 @@ mod tests {
     fn what_was_saved_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/docker.json");
-        assert_eq!(Records::load(&path).unwrap(), Records::default());
+        assert_eq!(Records::load(&path).unwrap(), None);
         records().save(&path).unwrap();
-        assert_eq!(Records::load(&path).unwrap(), records());
+        assert_eq!(Records::load(&path).unwrap(), Some(records()));
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no other file is left");
         std::fs::write(&path, "{").unwrap();
         let error = Records::load(&path).unwrap_err().to_string();
         assert!(error.contains("docker.json holds no records"), "{error}");
-        assert_eq!(Records::load_or_set_aside(&path).unwrap(), Records::default());
+        assert_eq!(Records::load_or_set_aside(&path).unwrap(), None);
         assert_eq!(std::fs::read_to_string(path.with_extension("json.unreadable")).unwrap(), "{");
     }
 

@@ -41,7 +41,7 @@ pub(crate) async fn set(
         known::find(store, name).await?;
         draft.config.supported_beside().map_err(unusable)?;
     }
-    let known = whole.known_networks(&whole.networks().await?).await?;
+    let (_, known) = whole.known().await.map_err(crate::network::refused)?;
     known.unusable.iter().for_each(|(name, error)| known::warn_of(name.as_ref(), error));
     let mut others = known.all;
     others.retain(|(name, _)| name.as_ref() != network);

@@ -33,12 +33,16 @@ pub(crate) async fn create(store: &Store, args: &CreateArgs) -> Result<(), Failu
         vni: args.vni,
         labels: args.label.iter().cloned().collect(),
     };
-    let meant = store.create(&args.name, &asked, warn_of).await.map_err(|reason| match reason {
-        NotCreated::Store(reason) => reason.into(),
-        reason => Failure::new(Kind::Refused, reason),
-    })?;
+    let meant = store.create(&args.name, &asked, warn_of).await.map_err(refused)?;
     let vni = vni_of(&meant).map(|vni| format!(", VNI {vni}")).unwrap_or_default();
     output::print(&format!("created network {}: {}{vni}", args.name, config::describe(&meant)))
+}
+
+pub(crate) fn refused(reason: NotCreated) -> Failure {
+    match reason {
+        NotCreated::Store(reason) => reason.into(),
+        reason => Failure::new(Kind::Refused, reason),
+    }
 }
 
 /// Joins this host to a network that is in the store.

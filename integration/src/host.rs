@@ -92,7 +92,7 @@ impl Host {
     }
 
     /// What belongs to this host on the machine; below it `run`, the host's own /run.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.spec.dir
     }
 

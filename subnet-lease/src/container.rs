@@ -9,7 +9,7 @@ use crate::lease::NodeIdentity;
 use crate::stored::Stored;
 
 /// A container attached to a network, stored as JSON at `<prefix>/<network>/endpoints/<endpoint id>`. It counts as long as
-/// its host has a lease in the network.
+/// its host has a lease in the default network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Container {

@@ -48,7 +48,9 @@ impl Docker {
             return Ok(None);
         }
         let settings = args.docker.settings(&args.state_dir, args.identity());
-        let driver = Driver::new(store.clone(), settings, demands).map_err(refused)?;
+        let files = args.subnet_dir.files().unwrap_or_default();
+        let standing = files.into_iter().map(|(name, _)| name).collect();
+        let driver = Driver::new(store.clone(), settings, standing, demands).map_err(refused)?;
         let path = &args.docker.docker_plugin;
         let file = passed.is_none().then(|| SocketFile(path.clone()));
         let listener = match passed {

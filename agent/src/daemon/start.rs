@@ -9,7 +9,7 @@ use anyhow::Context;
 use flan_agent_api::{EmbeddedStore, OnlyAgent, SubnetEnv, Urls, urls};
 use flan_backends::{Abilities, Gateways, Holdings};
 use flan_kernel::{Kernel, Ownership, firewall, netlink};
-use flan_subnet_lease::{NetworkName, Store, Subnets};
+use flan_subnet_lease::{HeldLease, Lease, NetworkName, NodeIdentity, Store, Subnets, release};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -122,7 +122,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     }
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
     let previous = networks.iter().filter_map(Network::previous);
-    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &wanted).await);
+    host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &store, &wanted).await);
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,
@@ -149,6 +149,7 @@ async fn held_before(
     kernel: &mut impl Kernel,
     mut subnets: Vec<Subnets>,
     args: &Args,
+    store: &Store,
     wanted: &BTreeSet<NetworkName>,
 ) -> Ownership {
     let left = left_networks(args, wanted);
@@ -161,6 +162,7 @@ async fn held_before(
         }
     };
     for (name, file, subnets) in left {
+        tokio::spawn(release_left(store.network(&name), subnets, args.identity()));
         // The next start looks again whether all is gone.
         if holdings.has_device_of(&subnets) {
             info!(network = %name, "this host leaves this network: nothing needs it any more");
@@ -169,6 +171,22 @@ async fn held_before(
         }
     }
     holdings.ownership()
+}
+
+/// Releases this host's lease in a network that it is to be in no longer, unless it is a reservation.
+async fn release_left(store: Store, subnets: Subnets, node: NodeIdentity) {
+    let leases = match store.leases().list().await {
+        Ok(leases) => leases,
+        Err(reason) => {
+            return warn!(%reason, %subnets, "cannot release the lease of a network that this host has left");
+        }
+    };
+    let is_ours =
+        |lease: &&Lease| lease.subnets == subnets && node.id.is_some() && lease.attributes.node.id == node.id;
+    for lease in leases.readable().filter(is_ours) {
+        let Lease { subnets, etcd_lease, mod_revision, .. } = *lease;
+        release(&store, &HeldLease { subnets, etcd_lease, mod_revision }).await;
+    }
 }
 
 /// Returns the networks that this host was in and is to be in no longer, with their subnet files.

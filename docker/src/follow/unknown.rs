@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use flan_kernel::netlink::is_plugged;
+use flan_kernel::netlink::{is_plugged, unplug};
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -16,6 +16,8 @@ use crate::records::{EndpointRecord, Records};
 
 /// How long something may be unknown to Docker, which tells of a container only when it has started.
 const LIMIT: Duration = Duration::from_secs(45);
+/// How long a running container may be missing in the records.
+const MISSING_LIMIT: Duration = Duration::from_secs(10);
 /// Longest time between two looks that count as one.
 const GAP: Duration = Duration::from_secs(60);
 
@@ -33,15 +35,26 @@ enum What {
 pub(super) struct Unknown {
     since: BTreeMap<What, Instant>,
     looked: Option<Instant>,
+    /// Running containers that the records do not have, and since when.
+    missing: BTreeMap<String, Instant>,
 }
 
 impl Unknown {
     /// Compares the records with what Docker shows.
     pub(super) fn clear(&mut self, driver: &Driver, shown: &[ShownNetwork], members: &[Member]) {
-        adopt(driver, members);
+        let now = Instant::now();
+        // Docker shows a container that has just ended for a moment; but at the first look none has.
+        let patience = if self.looked.is_none() { Duration::ZERO } else { MISSING_LIMIT };
+        let missing = missing(&driver.records(), members);
+        self.missing.retain(|endpoint, _| missing.contains_key(endpoint));
+        for (endpoint, member) in missing {
+            if now - *self.missing.entry(endpoint).or_insert(now) >= patience {
+                adopt(driver, member);
+            }
+        }
         let records = driver.records();
         let unknown = unknown(&records, shown, members);
-        let over = self.look(unknown, Instant::now());
+        let over = self.look(unknown, now);
         for what in over {
             info!(?what, "Docker no longer has this; clearing it");
             if let Err(reason) = clear_one(driver, &what) {
@@ -81,18 +94,28 @@ fn unknown(records: &Records, shown: &[ShownNetwork], members: &[Member]) -> BTr
 
 fn clear_one(driver: &Driver, what: &What) -> Result<(), String> {
     match what {
-        What::Network(id) => driver.forget(id),
+        What::Network(id) => {
+            // Its ends go first.
+            match driver.records().endpoints.values().any(|endpoint| endpoint.network == *id) {
+                true => Ok(()),
+                false => driver.forget(id).map(|_| ()),
+            }
+        }
         What::Endpoint(id) => {
             let (host_end, _) = ends(id)?;
             // A Docker that we do not ask may have it.
             if is_plugged(host_end).map_err(|reason| reason.to_string())? {
                 return Err(format!("{host_end} leads into a container"));
             }
+            unplug(host_end).map_err(|reason| reason.to_string())?;
             driver.change(|records| {
-                if let Some(endpoint) = records.endpoints.remove(id) {
-                    let pools: Vec<IpNetwork> = records.addresses.keys().copied().collect();
-                    for (pool, address) in pools.iter().zip(std::iter::repeat(&endpoint.addresses)) {
-                        address.iter().for_each(|address| records.take_back(pool, *address));
+                let Some(endpoint) = records.endpoints.remove(id) else { return Ok(()) };
+                let is_held = |address: &IpAddr| {
+                    records.endpoints.values().any(|other| other.addresses.contains(address))
+                };
+                for address in endpoint.addresses.iter().filter(|address| !is_held(address)) {
+                    for given in records.addresses.values_mut() {
+                        given.taken.remove(address);
                     }
                 }
                 Ok(())
@@ -107,35 +130,34 @@ fn clear_one(driver: &Driver, what: &What) -> Result<(), String> {
     }
 }
 
-/// Records running containers that the records do not have: the file was lost, or they are older than it.
-fn adopt(driver: &Driver, members: &[Member]) {
-    let records = driver.records();
-    let missing = members.iter().filter(|member| {
-        member.endpoint.as_ref().is_some_and(|endpoint| !records.endpoints.contains_key(endpoint))
-            && records.networks.contains_key(&member.network)
-    });
-    for member in missing {
-        let adopted = driver.change(|records| {
-            let (Some(endpoint), Some(network)) = (&member.endpoint, records.networks.get(&member.network))
-            else {
-                return Ok(());
-            };
-            for pool in network.subnets.clone() {
-                let ours = member.addresses.iter().filter(|address| pool.contains(**address));
-                records.addresses.entry(pool).or_default().taken.extend(ours);
-            }
-            if let Some(name) = records.networks.get(&member.network).and_then(|network| network.name.clone())
-            {
-                records.attached.insert(name);
-            }
-            let (network, addresses) = (member.network.clone(), member.addresses.clone());
-            records.endpoints.insert(endpoint.clone(), EndpointRecord { network, addresses, mac: None });
-            Ok(())
-        });
-        match adopted {
-            Ok(()) => info!(container = %member.name, "recorded a running container"),
-            Err(reason) => warn!(container = %member.name, %reason, "cannot record a running container"),
+/// Returns running containers that the records do not have, by their endpoints.
+fn missing<'a>(records: &Records, members: &'a [Member]) -> BTreeMap<String, &'a Member> {
+    let is_ours = |member: &&Member| records.networks.contains_key(&member.network);
+    let ours = members.iter().filter(is_ours);
+    let running = ours.filter_map(|member| Some((member.endpoint.clone()?, member)));
+    running.filter(|(endpoint, _)| !records.endpoints.contains_key(endpoint)).collect()
+}
+
+/// Records a running container: the file was lost, or the container is older than it.
+fn adopt(driver: &Driver, member: &Member) {
+    let adopted = driver.change(|records| {
+        let (Some(endpoint), Some(network)) = (&member.endpoint, records.networks.get(&member.network))
+        else {
+            return Ok(());
+        };
+        let (subnets, name) = (network.subnets.clone(), network.name.clone());
+        for pool in subnets {
+            let ours = member.addresses.iter().filter(|address| pool.contains(**address));
+            records.addresses.entry(pool).or_default().taken.extend(ours);
         }
+        records.attached.extend(name);
+        let (network, addresses) = (member.network.clone(), member.addresses.clone());
+        records.endpoints.insert(endpoint.clone(), EndpointRecord { network, addresses, mac: None });
+        Ok(())
+    });
+    match adopted {
+        Ok(()) => info!(container = %member.name, "recorded a running container"),
+        Err(reason) => warn!(container = %member.name, %reason, "cannot record a running container"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Networks that are made in Docker on one host, and are on all.
 
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -104,6 +105,12 @@ fn a_network_in_use_comes_back(hosts: &[Host], elsewhere: &Container) -> Result<
         ensure!(hosts[0].flanctl(&["network", "inspect", "blue"])?.stdout.contains("web2"));
         Ok(())
     })?;
+    hosts[1].docker(&["stop", "-t", "0", "web2"])?;
+    // Nobody runs in it. It would be gone when the stopped one is started.
+    wait::until("h2 to have left", SHOWN, || {
+        ensure!(hosts[1].status()?["networks"].as_array().is_some_and(Vec::is_empty));
+        Ok(())
+    })?;
     hosts[0].docker(&["network", "rm", "blue"])?;
     let told = hosts[0].log_lines(&[
         "refused what Docker asked for",
@@ -111,6 +118,7 @@ fn a_network_in_use_comes_back(hosts: &[Host], elsewhere: &Container) -> Result<
     ])?;
     ensure!(told.len() == 1, "{told:?}");
     wait_until_shown(&hosts[0], &["blue"])?;
+    hosts[1].docker(&["start", "web2"])?;
     let again = in_network(&hosts[0], "blue", "web1", &[])?;
     talk_both_ways(&again, elsewhere)
 }
@@ -162,6 +170,8 @@ fn networks_and_addresses_outlive_the_agent_and_docker() -> Result<()> {
         talk_both_ways(&web1, &web2)?;
 
         agents_are_killed_and_started_again(&mut hosts, &web1, &web2)?;
+        a_bridge_that_was_deleted_comes_back_with_its_containers(&hosts[0], &web1, &web2)?;
+        what_was_known_is_lost(&mut hosts[0], &web1, &web2)?;
         docker_is_killed_and_started_again(&mut hosts[0], &web2, &fixed)?;
         assert_eq!([subnet_of(&hosts[0], "blue")?, subnet_of(&hosts[1], "blue")?], subnets);
         Ok(())
@@ -186,6 +196,34 @@ fn agents_are_killed_and_started_again(hosts: &mut [Host], web1: &Container, web
     ensure!(third.address()? != web1.address()?);
     talk_both_ways(&third, web2)?;
     hosts[0].docker(&["rm", "-f", "third"])?;
+    Ok(())
+}
+
+fn a_bridge_that_was_deleted_comes_back_with_its_containers(
+    host: &Host,
+    web1: &Container,
+    web2: &Container,
+) -> Result<()> {
+    host.ip("link delete flan-blue")?;
+    wait::until("the containers to be reached again", SHOWN, || talk_both_ways(web1, web2))
+}
+
+/// The agent learns from Docker which addresses containers have.
+fn what_was_known_is_lost(host: &mut Host, web1: &Container, web2: &Container) -> Result<()> {
+    host.kill_agent()?;
+    fs::write(host.dir().join("run/flan/state/docker.json"), "{")?;
+    let mut ping = host.ping_from(web1, web2.address()?)?;
+    start(host)?;
+    wait::until("the containers to be known", SHOWN, || {
+        let known = host.log_lines(&["recorded a running container"])?;
+        ensure!(known.len() == 2, "{known:?}");
+        Ok(())
+    })?;
+    ping.wait_for_answers(PHASE)?;
+    ping.stop()?.nothing_lost(PHASE)?;
+    let other = in_network(host, "blue", "other", &[])?;
+    ensure!(other.address()? != web1.address()?);
+    host.docker(&["rm", "-f", "other"])?;
     Ok(())
 }
 

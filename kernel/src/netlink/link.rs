@@ -12,6 +12,7 @@ use super::link_message::{
 use super::lookup::Lookup;
 use super::message::{Request, dump_links_of_kind};
 use super::object::{NetlinkObject, Notification, Told};
+use super::ports;
 use super::questions::link_entry;
 use super::reading::Reading;
 use super::socket::{Socket, breaks_socket};
@@ -165,7 +166,7 @@ fn create_on(
             .change_one(update_link(index, &change))
             .map_err(|error| or_who_has_the_port(socket, devices, link, error))?;
     }
-    Ok(())
+    if link.kind == LinkKind::Bridge { ports::plug_again(socket, name, index) } else { Ok(()) }
 }
 
 fn underlay(socket: &mut Socket, kind: &LinkKind) -> Result<Option<u32>, KernelError> {

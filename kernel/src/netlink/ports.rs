@@ -8,7 +8,8 @@ use netlink_packet_route::link::{
 };
 
 use super::link_message::delete_link;
-use super::message::with_flags;
+use super::message::{dump_links_of_kind, link_message, with_flags};
+use super::questions::link_entry;
 use super::socket::Socket;
 use crate::KernelError;
 use crate::kind::link_name::LinkName;
@@ -49,7 +50,28 @@ pub fn plug(port: &Port) -> Result<(), KernelError> {
         ]),
     ]);
     let create = RouteNetlinkMessage::NewLink(message);
-    socket.change_one(with_flags(create, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL))
+    socket.change_one(with_flags(create, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL))?;
+    // From now on, a bridge that is made anew finds its ports.
+    let made = socket.link(port.host_end)?.ok_or(KernelError::NoSuchLink(port.host_end))?;
+    set(&mut socket, made.header.index, LinkAttribute::IfAlias(port.bridge.to_string()))
+}
+
+/// Makes all ends that belong to a bridge its ports again.
+pub(super) fn plug_again(socket: &mut Socket, name: LinkName, bridge: u32) -> Result<(), KernelError> {
+    let alias = LinkAttribute::IfAlias(name.to_string());
+    let ends = socket.dump(&dump_links_of_kind(InfoKind::Veth), Vec::new, |ends, body| {
+        ends.extend(link_entry(body).filter(|link| link.attributes.contains(&alias)));
+    })?;
+    for end in ends {
+        set(socket, end.header.index, LinkAttribute::Controller(bridge))?;
+    }
+    Ok(())
+}
+
+fn set(socket: &mut Socket, index: u32, attribute: LinkAttribute) -> Result<(), KernelError> {
+    let mut message = link_message(index);
+    message.attributes.push(attribute);
+    socket.change_one(with_flags(RouteNetlinkMessage::SetLink(message), NLM_F_REQUEST))
 }
 
 /// Deletes a pair by its end on the host, wherever the other end is. Returns whether it existed.

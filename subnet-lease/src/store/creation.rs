@@ -53,14 +53,10 @@ impl Store {
         mut warn: impl FnMut(Option<&NetworkName>, &ConfigError),
     ) -> Result<NetworkConfig, NotCreated> {
         for _ in 0..TRIES {
-            let seen = self.networks().await?;
-            if seen.is_cut {
-                return Err(NotCreated::TooMany(self.prefix().to_owned()));
-            }
+            let (seen, known) = self.known().await?;
             if seen.all.iter().any(|network| network.name == *name) {
                 return Err(NotCreated::Exists(name.clone()));
             }
-            let known = self.known_networks(&seen).await?;
             known.unusable.iter().for_each(|(name, error)| warn(name.as_ref(), error));
             let (json, meant) = asked.config(&known.all)?;
             if self.create_network(name, json.as_bytes(), &seen).await? {
@@ -70,11 +66,15 @@ impl Store {
         Err(NotCreated::Contended)
     }
 
-    /// Reads what these networks mean, and the default network.
+    /// Returns all networks that a new one is compared with, and the default network among them.
     ///
     /// # Errors
-    /// Any [`StoreError`].
-    pub async fn known_networks(&self, seen: &Networks) -> Result<KnownNetworks, StoreError> {
+    /// [`NotCreated::Store`] and [`NotCreated::TooMany`].
+    pub async fn known(&self) -> Result<(Networks, KnownNetworks), NotCreated> {
+        let seen = self.networks().await?;
+        if seen.is_cut {
+            return Err(NotCreated::TooMany(self.prefix().to_owned()));
+        }
         let default = self.config().await?.map(|stored| (None, stored.json));
         let named = seen.all.iter().map(|network| (Some(network.name.clone()), network.config.json.clone()));
         let mut known = KnownNetworks::default();
@@ -84,6 +84,6 @@ impl Store {
                 Err(error) => known.unusable.push((name, error)),
             }
         }
-        Ok(known)
+        Ok((seen, known))
     }
 }

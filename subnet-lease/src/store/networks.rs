@@ -100,16 +100,12 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let (changes, config) = (self.changes_key(), self.network(name).config_key());
         let provided = vec![unchanged(&changes, seen.changed), unchanged(&config, 0)];
-        let operations = vec![
-            TxnOp::put(config, json, None),
-            TxnOp::put(changes, name.as_str(), None),
-            TxnOp::delete(self.removed().path(name.as_str()), None),
-        ];
+        let operations = vec![TxnOp::put(config, json, None), TxnOp::put(changes, name.as_str(), None)];
         self.commit(provided, operations).await.map(|revision| revision.is_some())
     }
 
-    /// Returns the networks that were removed and not created again, each with the revision at which its config had been
-    /// created. What an emptied or restored store no longer has is not among them.
+    /// Returns the networks that somebody removed, each with the revision at which its config had been created. It may have
+    /// been created again since. What an emptied or restored store no longer has is not among them.
     ///
     /// # Errors
     /// Any [`StoreError`].
