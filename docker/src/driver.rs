@@ -302,7 +302,9 @@ impl Driver {
             Ok(Ok(env)) => env.clone(),
             Ok(Err(_)) => None,
             Err(_) => {
-                let waits = waits_for().unwrap_or_else(|| "its default network, or the kernel".to_owned());
+                let waits = waits_for().unwrap_or_else(|| {
+                    "its default network or the kernel; the log of fland says more".to_owned()
+                });
                 return Err(format!("this host has not joined network {network} yet: it waits for {waits}"));
             }
         };

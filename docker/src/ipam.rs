@@ -121,7 +121,11 @@ impl Driver {
             let records = self.records();
             let network = records.network_of_pool(pool);
             match network {
-                None => return Err(format!("fland knows no network with the addresses {pool}")),
+                None => {
+                    return Err(format!(
+                        "fland knows no network with the addresses {pool}; in a new one, --aux-address has no effect"
+                    ));
+                }
                 Some(network) => match &network.name {
                     Some(name) => return Ok(name.clone()),
                     None if Instant::now() >= until => {

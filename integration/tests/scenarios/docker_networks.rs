@@ -343,6 +343,39 @@ fn a_network_is_removed_by_people_alone_and_a_store_that_is_away_stops_no_contai
     })
 }
 
+#[test]
+fn docker_starts_although_the_store_is_away_and_beside_a_swarm() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = docker_hosts(lab)?;
+        let address = hosts[0].address().to_string();
+        hosts[0].docker(&["swarm", "init", "--advertise-addr", &address])?;
+        create(&hosts[0], &["blue"])?;
+        wait_until_shown(&hosts[1], &["blue"])?;
+        let web1 = in_network(&hosts[0], "blue", "web1", &["--restart", "always"])?;
+        let web2 = in_network(&hosts[1], "blue", "web2", &[])?;
+        talk_both_ways(&web1, &web2)?;
+
+        hosts[0].stop_docker()?;
+        hosts[0].kill_agent()?;
+        lab.store_mut().kill_member(0)?;
+        // This agent knows of no network yet. It says so to who wants one, and others start.
+        hosts[0].spawn_agent(&[&STATUS_FLAGS[..], DRIVER].concat())?;
+        hosts[0].start_docker(Bridge::WholeSubnet)?;
+        hosts[0].run_container("plain", &[])?;
+        let told = refused(hosts[0].docker(&["start", "web1"]))?;
+        ensure!(told.contains("has not joined network blue yet: it waits for"), "{told}");
+
+        lab.store_mut().start_member(0)?;
+        hosts[0].wait_for_agent()?;
+        wait::until("the container to be there again", RESTARTED, || {
+            hosts[0].docker(&["start", "web1"])?;
+            talk_both_ways(&web1, &web2)
+        })?;
+        assert_eq!(shown(&hosts[0])?, ["blue"]);
+        Ok(())
+    })
+}
+
 /// No network, no lease, no bridge and no end of a container.
 fn nothing_is_left(lab: &Lab, hosts: &[Host]) -> Result<()> {
     let list = lab.flanctl(&["network", "ls", "-o", "json"])?.stdout;
