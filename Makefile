@@ -29,10 +29,10 @@ FLAN_FORKY_ROOT ?=
 
 # The scenarios in the virtual machine, and those of them that `make test` runs, because emulation is slow.
 VM_SCENARIOS ?= debian_kernel::
-VM_SCENARIOS_OF_TEST := debian_kernel::kernel_path::containers debian_kernel::kernel_path::packets
+VM_SCENARIOS_OF_TEST := debian_kernel::kernel_path::containers debian_kernel::kernel_path::packets_flow
 
 # Scenarios that run at a time. They wait more than they compute.
-SCENARIO_THREADS ?= 4
+SCENARIO_THREADS ?= 6
 
 # Debian release of the kernel that the virtual machine boots: bookworm, trixie or forky. If empty: bookworm.
 FLAN_VM_KERNEL ?=
