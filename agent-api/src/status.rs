@@ -23,7 +23,7 @@ pub struct Status {
     /// The default network, and the problems of this host.
     #[serde(flatten)]
     pub default: NetworkStatus,
-    /// The networks beside the default one, in the order of `--networks`.
+    /// The networks beside the default one that this host is in: those of `--networks`, then others as it joined them.
     pub networks: Vec<NamedNetwork>,
     /// What concerns all networks.
     #[serde(flatten)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use flan_docker::Settings;
 use flan_subnet_lease::NodeIdentity;
-use ipnetwork::IpNetwork;
+use ipnetwork::Ipv4Network;
 
 /// How this agent serves Docker.
 #[derive(Debug, Clone, Args)]
@@ -28,9 +28,9 @@ pub struct DockerArgs {
     #[arg(long, value_name = "FILE", env = "FLAND_DOCKER_API", default_value = "/run/docker.sock")]
     pub docker_api: PathBuf,
 
-    /// From where networks that are created in Docker without --subnet get a /16
+    /// IPv4 addresses of which each network that is created in Docker without --subnet gets a /16
     #[arg(long, value_name = "CIDR", env = "FLAND_DOCKER_ADDRESS_POOL", default_value = "10.128.0.0/9")]
-    pub docker_address_pool: IpNetwork,
+    pub docker_address_pool: Ipv4Network,
 }
 
 impl DockerArgs {

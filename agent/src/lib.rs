@@ -23,6 +23,7 @@ mod ports;
 mod problem;
 pub mod refused;
 mod rights;
+mod root_socket;
 mod serving_args;
 pub mod status;
 pub mod store_command;

@@ -7,6 +7,7 @@ mod backend;
 mod clones;
 mod config;
 mod datapath;
+mod event;
 mod joined;
 mod overlaps;
 mod peers;
@@ -19,13 +20,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use flan_agent_api::{Code, PathInForce, SubnetEnv, WireguardKeyFile};
+use flan_agent_api::{Code, PathInForce, WireguardKeyFile};
 use flan_backends::{BackendError, Udp, Underlay, Wireguard, bridge};
 use flan_kernel::netlink::FouLack;
 use flan_kernel::{FamilyRules, LinkName, Ruleset, State};
 use flan_subnet_lease::{
-    BackendConfig, Claim, Holding, Lease, LeaseAttributes, NetworkConfig, NetworkName, NodeIdentity, OwnKey,
-    OwnLease, PerFamily, Subnets, WatchEvent, overlap,
+    BackendConfig, Claim, Holding, LeaseAttributes, NetworkConfig, NetworkName, NodeIdentity, OwnKey,
+    OwnLease, PerFamily, Subnets, overlap,
 };
 use flan_wireguard_keys::{KeyFileError, PrivateKey};
 use ipnetwork::IpNetwork;
@@ -44,6 +45,7 @@ use crate::refused::refused;
 use crate::status::SharedNetwork;
 
 pub use self::datapath::{Datapath, UdpRunner};
+pub use self::event::{LeaseClaim, NetworkEffect, NetworkEvent};
 pub(crate) use self::joined::Joined;
 pub use self::wireguard_runner::WireguardRunner;
 
@@ -55,58 +57,6 @@ const KEY_CHECK: Duration = Duration::from_secs(2);
 const CONFIG_WAIT: Duration = Duration::from_secs(10);
 const UNCHECKED: &str = "this kernel has no nftables (CONFIG_NF_TABLES), so packets of the overlay are taken from whoever sends \
                          them: let only the other hosts reach its port, or start fland with --source-check=false";
-
-/// An event of a network.
-#[derive(Debug)]
-pub enum NetworkEvent {
-    /// The config in the store as JSON, if there is any; or why it could not be read.
-    Config(Result<Option<Vec<u8>>, String>),
-    /// No lease is available yet, for this reason.
-    NoLease(String),
-    /// This host has a lease.
-    Leased(Holding),
-    /// The lease or its state has changed.
-    Holding(Holding),
-    /// The store reported leases.
-    Leases(WatchEvent<Lease>),
-    /// This host's WireGuard key as its file has it, or why there is none.
-    Key(Result<PrivateKey, String>),
-    /// The subnet file was written, or why not.
-    Saved(Result<(), String>),
-    /// Containers are to be attached to a bridge that we make, or no longer.
-    Bridge(bool),
-}
-
-/// An action for a network.
-#[derive(Debug)]
-pub enum NetworkEffect {
-    /// Read the config from the store. Answered by [`NetworkEvent::Config`].
-    ReadConfig,
-    /// Read the file of this host's WireGuard key. Answered by [`NetworkEvent::Key`].
-    ReadKey,
-    /// Start to list the leases, which the claim will need.
-    ListLeases,
-    /// Take a lease, keep it, and watch all leases. Answered by [`NetworkEvent::Leased`], then by others indefinitely.
-    Claim(Box<LeaseClaim>),
-    /// Write the subnet file. Answered by [`NetworkEvent::Saved`].
-    Save {
-        /// Its path.
-        file: PathBuf,
-        /// Its content.
-        env: SubnetEnv,
-    },
-}
-
-/// Input for taking and keeping a lease.
-#[derive(Debug)]
-pub struct LeaseClaim {
-    /// What this host claims.
-    pub claim: Claim,
-    /// The attributes to publish, as they change.
-    pub attributes: watch::Receiver<LeaseAttributes>,
-    /// What the watch sees under our key.
-    pub own_key: watch::Receiver<OwnKey>,
-}
 
 /// Settings that stay the same while the agent runs.
 #[derive(Debug)]
@@ -198,8 +148,6 @@ struct Means {
     /// What the watch sees under our key.
     own_key: watch::Sender<OwnKey>,
     overlaps: Overlaps,
-    /// The bridge of the containers, in a network beside the default one.
-    bridge: Option<LinkName>,
 }
 
 impl Network {
@@ -285,8 +233,9 @@ impl Network {
             }
             NetworkEvent::Bridge(wanted) => {
                 self.has_bridge = wanted;
+                let bridge = self.wanted_bridge();
                 if let Some(joined) = self.joined_mut() {
-                    joined.bridge_is_wanted(wanted, host, now);
+                    joined.bridge_is(bridge, host, now);
                 }
                 Vec::new()
             }
@@ -411,7 +360,6 @@ impl Network {
             attributes,
             own_key,
             overlaps,
-            bridge: self.bridge(),
         }));
         let claim = self.effect(NetworkEffect::Claim(Box::new(claim)));
         self.waits_for("a lease").into_iter().chain([claim]).collect()
@@ -441,10 +389,7 @@ impl Network {
         if let Some(before) = self.settings.previous.filter(|before| *before != held) {
             warn!(%before, now = %held, "this host has another subnet than before: restart Docker, or containers stay cut off");
         }
-        let mut joined = Joined::new(*means, holding, host, now);
-        if self.has_bridge {
-            joined.bridge_is_wanted(true, host, now);
-        }
+        let joined = Joined::new(*means, self.wanted_bridge(), holding, host, now);
         self.phase = Phase::Joined(Box::new(joined));
         self.waits_for("the list of leases").into_iter().collect()
     }
@@ -537,6 +482,10 @@ impl Network {
     /// Returns the bridge to which containers of a network beside the default one are attached.
     fn bridge(&self) -> Option<LinkName> {
         self.settings.name.as_ref().and_then(bridge::device_of)
+    }
+
+    fn wanted_bridge(&self) -> Option<LinkName> {
+        self.bridge().filter(|_| self.has_bridge)
     }
 
     fn effect(&self, effect: NetworkEffect) -> Effect {

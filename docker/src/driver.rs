@@ -12,12 +12,12 @@ use flan_kernel::netlink::{Port, plug, unplug};
 use flan_subnet_lease::{
     NetworkConfig, NetworkName, NodeIdentity, Store, StoreError, StoredConfig, StoredNetwork, shown,
 };
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::block_in_place;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use crate::options::Asked;
@@ -48,8 +48,8 @@ type Users = BTreeMap<String, BTreeSet<String>>;
 pub struct Settings {
     /// Where records are kept over restarts.
     pub records: PathBuf,
-    /// From where networks without `--subnet` get their addresses.
-    pub address_pool: IpNetwork,
+    /// From where networks without `--subnet` get their IPv4 addresses.
+    pub address_pool: Ipv4Network,
     /// The API socket of Docker.
     pub api: PathBuf,
     /// This host, as it is called in the store.
@@ -272,10 +272,7 @@ impl Driver {
     }
 
     /// Returns a network in the store, and what it means.
-    pub(crate) async fn stored(
-        &self,
-        name: &NetworkName,
-    ) -> Result<Option<(StoredConfig, NetworkConfig)>, String> {
+    async fn stored(&self, name: &NetworkName) -> Result<Option<(StoredConfig, NetworkConfig)>, String> {
         let stored = within(STORE_LIMIT, self.store.network(name).config()).await?;
         stored
             .map(|stored| {
@@ -296,9 +293,10 @@ impl Driver {
         let (answer, answered) = oneshot::channel();
         let demand = Demand::Attach { network: network.clone(), answer };
         self.demands.send(demand).map_err(|_| ended())?;
-        let answered = timeout(ATTACH_LIMIT, answered).await.map_err(|_| "fland is busy".to_owned())?;
+        let deadline = Instant::now() + ATTACH_LIMIT;
+        let answered = timeout_at(deadline, answered).await.map_err(|_| "fland is busy".to_owned())?;
         let Attachment { bridge, mut ready, waits_for } = answered.map_err(|_| ended())?;
-        let env = match timeout(ATTACH_LIMIT, ready.wait_for(Option::is_some)).await {
+        let env = match timeout_at(deadline, ready.wait_for(Option::is_some)).await {
             Ok(Ok(env)) => env.clone(),
             Ok(Err(_)) => None,
             Err(_) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use flan_agent_api::SubnetEnv;
 use flan_kernel::netlink::host_networks;
 use flan_subnet_lease::{Family, NetworkName, overlap};
-use ipnetwork::{IpNetwork, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network};
 use rand::seq::IteratorRandom;
 use tokio::time::{Instant, sleep};
 
@@ -36,7 +36,7 @@ impl Driver {
             return Err(format!("the IPAM driver flan has no option {name}, and no other"));
         }
         let pool = match call.pool.as_str() {
-            "" if call.v6 => IpNetwork::V6(unique_local()),
+            "" if call.v6 => unique_local()?,
             "" => self.free_network().await?,
             given => given.parse().map_err(|why| format!("--subnet {given}: {why}"))?,
         };
@@ -49,7 +49,8 @@ impl Driver {
     async fn free_network(&self) -> Result<IpNetwork, String> {
         let known = within(STORE_LIMIT, self.store.known()).await?.1;
         let source = self.settings.address_pool;
-        let ours = host_networks(move |network| overlap(network, &source)).await;
+        let whole = IpNetwork::from(source);
+        let ours = host_networks(move |network| overlap(network, &whole)).await;
         let ours = ours.map_err(|reason| reason.to_string())?;
         let records = self.records();
         let taken: Vec<IpNetwork> = known
@@ -141,25 +142,22 @@ impl Driver {
 }
 
 /// Returns the networks of [`CHOSEN_LENGTH`] in this one, or this one if it is smaller.
-fn parts(source: IpNetwork) -> Box<dyn Iterator<Item = IpNetwork>> {
-    let IpNetwork::V4(whole) = source else { return Box::new(std::iter::once(source)) };
-    if whole.prefix() >= CHOSEN_LENGTH {
-        return Box::new(std::iter::once(source));
-    }
-    let (base, count) = (whole.network().to_bits(), 1u32 << (CHOSEN_LENGTH - whole.prefix()));
+fn parts(whole: Ipv4Network) -> impl Iterator<Item = IpNetwork> {
+    let length = CHOSEN_LENGTH.max(whole.prefix());
+    let (base, count) = (whole.network().to_bits(), 1u32 << (length - whole.prefix()));
     let part = move |number: u32| {
-        let address = std::net::Ipv4Addr::from_bits(base + (number << (32 - CHOSEN_LENGTH)));
-        IpNetwork::new(address.into(), CHOSEN_LENGTH).ok()
+        let offset = number << (32 - length);
+        IpNetwork::new(std::net::Ipv4Addr::from_bits(base + offset).into(), length).ok()
     };
-    Box::new((0..count).filter_map(part))
+    (0..count).filter_map(part)
 }
 
 /// Returns a random network of unique local addresses (RFC 4193): nobody needs to compare it with others.
-fn unique_local() -> Ipv6Network {
+fn unique_local() -> Result<IpNetwork, String> {
     let mut octets = [0u8; 16];
     octets[0] = 0xfd;
     octets[1..6].copy_from_slice(&rand::random::<[u8; 5]>());
-    Ipv6Network::new(octets.into(), 48).unwrap_or_else(|_| unreachable!("48 bits are fewer than 128"))
+    IpNetwork::new(std::net::Ipv6Addr::from(octets).into(), 48).map_err(|why| why.to_string())
 }
 
 fn following(address: IpAddr) -> IpAddr {
@@ -184,8 +182,8 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_unique_and_local() {
-        let (one, other) = (unique_local(), unique_local());
-        assert!(one.ip().is_unique_local() && one.prefix() == 48 && one != other);
+        let (one, other) = (unique_local().unwrap(), unique_local().unwrap());
+        assert!(one.to_string().starts_with("fd") && one.prefix() == 48 && one != other);
         assert_eq!(one.network(), one.ip());
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 pub use driver::{Driver, Settings};
 pub use follow::follow;
 pub use records::RecordsError;
-pub use server::{listen, serve};
+pub use server::serve;
 
 /// What containers need of this host's agent.
 #[derive(Debug)]

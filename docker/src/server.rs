@@ -1,17 +1,15 @@
 //! The socket on which dockerd calls the driver.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{MethodRouter, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -19,6 +17,7 @@ use tokio::net::UnixListener;
 use tracing::warn;
 
 use crate::driver::{ADDRESS_SPACE, Driver};
+use crate::protocol::ById;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugins.v1.1+json");
 
@@ -27,22 +26,6 @@ const JSON: HeaderValue = HeaderValue::from_static("application/vnd.docker.plugi
 enum Kind {
     Network,
     Ipam,
-}
-
-/// Makes the socket.
-///
-/// # Errors
-/// If it cannot be made.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    // Only one agent runs on a host, so this is what an earlier one left.
-    match fs::remove_file(path) {
-        Err(reason) if reason.kind() != io::ErrorKind::NotFound => return Err(reason),
-        _ => {}
-    }
-    UnixListener::bind(path)
 }
 
 /// Answers dockerd until the process ends.
@@ -54,15 +37,26 @@ pub async fn serve(listener: UnixListener, driver: Arc<Driver>) -> io::Result<()
 }
 
 fn router(driver: Arc<Driver>) -> Router {
-    let nothing = || async { answer(Kind::Network, "", Ok(json!({}))) };
-    Router::new()
+    use Kind::{Ipam, Network};
+    let routes = [
+        // The devices go with the endpoint: until then dockerd moves one of them back.
+        "/NetworkDriver.Leave",
+        "/NetworkDriver.ProgramExternalConnectivity",
+        "/NetworkDriver.RevokeExternalConnectivity",
+        "/NetworkDriver.DiscoverNew",
+        "/NetworkDriver.DiscoverDelete",
+        "/IpamDriver.ReleasePool",
+        "/IpamDriver.GetCapabilities",
+    ];
+    let nothing = routes.into_iter().fold(Router::new(), |router, path| router.route(path, said(json!({}))));
+    nothing
         .route("/Plugin.Activate", said(json!({"Implements": ["NetworkDriver", "IpamDriver"]})))
         .route(
             "/NetworkDriver.GetCapabilities",
             // A host manages its own networks: Docker keeps those of all hosts only in swarm.
             said(json!({"Scope": "local", "ConnectivityScope": "local"})),
         )
-        .route("/IpamDriver.GetCapabilities", said(json!({})))
+        .route("/NetworkDriver.EndpointOperInfo", said(json!({"Value": {}})))
         .route(
             "/IpamDriver.GetDefaultAddressSpaces",
             said(json!({
@@ -70,75 +64,63 @@ fn router(driver: Arc<Driver>) -> Router {
                 "GlobalDefaultAddressSpace": ADDRESS_SPACE,
             })),
         )
-        .route("/IpamDriver.RequestPool", post(request_pool))
-        .route("/IpamDriver.ReleasePool", post(nothing))
-        .route("/IpamDriver.RequestAddress", post(request_address))
-        .route("/IpamDriver.ReleaseAddress", post(release_address))
-        .route("/NetworkDriver.CreateNetwork", post(create_network))
-        .route("/NetworkDriver.DeleteNetwork", post(delete_network))
-        .route("/NetworkDriver.CreateEndpoint", post(create_endpoint))
-        .route("/NetworkDriver.DeleteEndpoint", post(delete_endpoint))
-        .route("/NetworkDriver.EndpointOperInfo", said(json!({"Value": {}})))
-        .route("/NetworkDriver.Join", post(join))
-        // The devices go with the endpoint: until then dockerd moves one of them back.
-        .route("/NetworkDriver.Leave", post(nothing))
-        .route("/NetworkDriver.ProgramExternalConnectivity", post(nothing))
-        .route("/NetworkDriver.RevokeExternalConnectivity", post(nothing))
-        .route("/NetworkDriver.DiscoverNew", post(nothing))
-        .route("/NetworkDriver.DiscoverDelete", post(nothing))
+        .route(
+            "/IpamDriver.RequestPool",
+            call(Ipam, |driver, call| async move { driver.request_pool(call).await }),
+        )
+        .route(
+            "/IpamDriver.RequestAddress",
+            call(Ipam, |driver, call| async move { driver.request_address(call).await }),
+        )
+        .route(
+            "/IpamDriver.ReleaseAddress",
+            call(Ipam, |driver, call| async move { driver.release_address(&call) }),
+        )
+        .route(
+            "/NetworkDriver.CreateNetwork",
+            call(Network, |driver, call| async move { driver.create_network(call).await }),
+        )
+        .route(
+            "/NetworkDriver.DeleteNetwork",
+            call(Network, |driver, call| async move { driver.delete_network(&call).await }),
+        )
+        .route(
+            "/NetworkDriver.CreateEndpoint",
+            call(Network, |driver, call| async move { driver.create_endpoint(call) }),
+        )
+        .route(
+            "/NetworkDriver.DeleteEndpoint",
+            call(
+                Network,
+                |driver, call: ById| async move { driver.delete_endpoint(&call.endpoint_id).await },
+            ),
+        )
+        .route("/NetworkDriver.Join", call(Network, |driver, call| async move { driver.join(&call).await }))
         .with_state(driver)
 }
 
 /// Always answers the same.
-fn said(value: Value) -> axum::routing::MethodRouter<Arc<Driver>> {
-    post(move || async move { answer(Kind::Network, "", Ok(value)) })
+fn said(value: Value) -> MethodRouter<Arc<Driver>> {
+    post(move || async move { answer(value) })
 }
 
-async fn request_pool(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async { driver.request_pool(read(&body)?).await };
-    answer(Kind::Ipam, "RequestPool", done.await)
-}
-
-async fn request_address(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async { driver.request_address(read(&body)?).await };
-    answer(Kind::Ipam, "RequestAddress", done.await)
-}
-
-async fn release_address(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = read(&body).and_then(|call| driver.release_address(&call)).map(empty);
-    answer(Kind::Ipam, "ReleaseAddress", done)
-}
-
-async fn create_network(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async { driver.create_network(read(&body)?).await.map(empty) };
-    answer(Kind::Network, "CreateNetwork", done.await)
-}
-
-async fn delete_network(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async { driver.delete_network(&read(&body)?).await.map(empty) };
-    answer(Kind::Network, "DeleteNetwork", done.await)
-}
-
-async fn create_endpoint(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = read(&body).and_then(|call| driver.create_endpoint(call));
-    answer(Kind::Network, "CreateEndpoint", done)
-}
-
-async fn delete_endpoint(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async {
-        let call: crate::protocol::ById = read(&body)?;
-        driver.delete_endpoint(&call.endpoint_id).await.map(empty)
-    };
-    answer(Kind::Network, "DeleteEndpoint", done.await)
-}
-
-async fn join(State(driver): State<Arc<Driver>>, body: Bytes) -> Response {
-    let done = async { driver.join(&read(&body)?).await };
-    answer(Kind::Network, "Join", done.await)
-}
-
-fn empty((): ()) -> Value {
-    json!({})
+/// Reads the call and answers with what becomes of it.
+fn call<C, T, F>(
+    kind: Kind,
+    work: impl Fn(Arc<Driver>, C) -> F + Clone + Send + Sync + 'static,
+) -> MethodRouter<Arc<Driver>>
+where
+    C: DeserializeOwned + Send + 'static,
+    T: Serialize,
+    F: Future<Output = Result<T, String>> + Send + 'static,
+{
+    post(move |State(driver): State<Arc<Driver>>, uri: Uri, body: Bytes| async move {
+        let done = match read(&body) {
+            Ok(call) => work(driver, call).await,
+            Err(reason) => Err(reason),
+        };
+        answer(done.map_or_else(|reason| refused(kind, uri.path(), &reason), |value| json!(value)))
+    })
 }
 
 /// Reads the body of a call; dockerd does not always name its type.
@@ -147,17 +129,53 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
 }
 
 /// dockerd expects an error as an answer like others.
-fn answer<T: Serialize>(kind: Kind, call: &str, done: Result<T, String>) -> Response {
-    let body = match done {
-        Ok(value) => json!(value),
-        Err(reason) => {
-            warn!(call, %reason, "refused what Docker asked for");
-            let reason = format!("flan: {reason}");
-            match kind {
-                Kind::Network => json!({ "Err": reason }),
-                Kind::Ipam => json!({ "Error": reason }),
+fn refused(kind: Kind, call: &str, reason: &str) -> Value {
+    warn!(call, reason, "refused what Docker asked for");
+    let reason = format!("flan: {reason}");
+    match kind {
+        Kind::Network => json!({ "Err": reason }),
+        Kind::Ipam => json!({ "Error": reason }),
+    }
+}
+
+fn answer(value: Value) -> Response {
+    // dockerd reads an object, even if nothing is in it.
+    let object = if value.is_null() { json!({}) } else { value };
+    (StatusCode::OK, [(CONTENT_TYPE, JSON)], object.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::{CreateNetwork, OfAddress, RequestPool};
+
+    proptest! {
+        #[test]
+        fn any_call_is_read_or_refused(body in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..200),
+            r#"\{"(Pool|PoolID|Options|IPv4Data|Interface|NetworkID)":("a"|null|1|\[\]|\{\}|\[\{"Pool":3\}\])\}"#
+                .prop_map(String::into_bytes),
+        ]) {
+            for refused in [
+                read::<RequestPool>(&body).err(),
+                read::<OfAddress>(&body).err(),
+                read::<CreateNetwork>(&body).err(),
+                read::<ById>(&body).err(),
+            ] {
+                prop_assert!(refused.is_none_or(|reason| reason.starts_with("cannot read the call: ")));
             }
         }
-    };
-    (StatusCode::OK, [(CONTENT_TYPE, JSON)], body.to_string()).into_response()
+    }
+
+    #[test]
+    fn an_answer_without_content_is_an_object() {
+        let answered = |value| answer(value).into_body();
+        let text = |body: axum::body::Body| {
+            futures::executor::block_on(axum::body::to_bytes(body, 99)).map(|bytes| bytes.to_vec()).unwrap()
+        };
+        assert_eq!(text(answered(json!(()))), b"{}");
+        assert_eq!(text(answered(json!({"Value": 1}))), br#"{"Value":1}"#);
+    }
 }

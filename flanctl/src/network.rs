@@ -55,7 +55,7 @@ pub(crate) async fn join(whole: &Store, name: &NetworkName, socket: &Path) -> Re
 /// Takes this host out of a network.
 pub(crate) async fn leave(name: &NetworkName, socket: &Path) -> Result<(), Failure> {
     agent::post(socket, &format!("/networks/{name}/leave")).await?;
-    output::print(&format!("this host leaves network {name}"))
+    output::print(&format!("this host leaves network {name}, unless its containers are in it"))
 }
 
 /// Removes a network.

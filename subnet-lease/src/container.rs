@@ -53,6 +53,8 @@ impl Stored for Container {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(value: &str) -> Result<Container, String> {
@@ -68,6 +70,13 @@ mod tests {
         assert!(of_id.is_of(&node("renamed", Some("one"))) && !of_id.is_of(&node("h1", Some("two"))));
         let of_name = read(r#"{"Name":"web","Host":"h1","NodeID":null}"#).unwrap();
         assert!(of_name.is_of(&node("h1", Some("one"))) && !of_name.is_of(&node("h2", None)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_read_or_refused(value in "\\PC{0,60}|\\{\"Name\":\"a\",\"Host\":(null|1|\"h\"),\"Addresses\":(null|\\[3\\])\\}") {
+            prop_assert!(read(&value).is_err() || value.starts_with('{'));
+        }
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Starts the driver of Docker.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use flan_agent_api::Code;
+use flan_backends::bridge;
 use flan_docker::{Demand, Driver};
-use flan_subnet_lease::Store;
+use flan_kernel::netlink;
+use flan_subnet_lease::{NetworkName, Store};
 use listenfd::ListenFd;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -15,6 +18,7 @@ use tracing::{error, info};
 
 use crate::args::Args;
 use crate::refused::refused;
+use crate::root_socket;
 use crate::status::SharedStatus;
 
 /// The driver that serves Docker, and the socket on which it will.
@@ -48,14 +52,12 @@ impl Docker {
             return Ok(None);
         }
         let settings = args.docker.settings(&args.state_dir, args.identity());
-        let files = args.subnet_dir.files().unwrap_or_default();
-        let standing = files.into_iter().map(|(name, _)| name).collect();
-        let driver = Driver::new(store.clone(), settings, standing, demands).map_err(refused)?;
+        let driver = Driver::new(store.clone(), settings, standing(args), demands).map_err(refused)?;
         let path = &args.docker.docker_plugin;
         let file = passed.is_none().then(|| SocketFile(path.clone()));
         let listener = match passed {
             Some(listener) => adopted(listener),
-            None => flan_docker::listen(path),
+            None => root_socket::listen(path),
         };
         let listener = listener.with_context(|| format!("cannot listen on {}", path.display()))?;
         Ok(Some(Self { driver: driver.into(), listener, file }))
@@ -75,6 +77,15 @@ impl Docker {
             }
         });
     }
+}
+
+/// Returns the networks that this host was in with a bridge for containers, as the kernel still has it.
+fn standing(args: &Args) -> BTreeSet<NetworkName> {
+    let bridges = netlink::bridges().unwrap_or_default();
+    let names = args.subnet_dir.files().unwrap_or_default().into_iter().map(|(name, _)| name);
+    let has_bridge =
+        |name: &NetworkName| bridges.iter().any(|found| Some(found.name) == bridge::device_of(name));
+    names.filter(has_bridge).collect()
 }
 
 fn adopted(listener: StdListener) -> std::io::Result<UnixListener> {

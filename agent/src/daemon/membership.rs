@@ -28,7 +28,7 @@ use crate::wireguard;
 /// Why this host is in a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reason {
-    /// `--networks`, or the default network.
+    /// `--networks`.
     Flag,
     /// `flanctl network join`.
     Operator,
@@ -50,15 +50,6 @@ pub(crate) enum Order {
     Join(NetworkName),
     /// No longer, unless something else needs it.
     Leave(NetworkName),
-}
-
-/// Returns where the subnet file of a network is kept after this host has left it.
-fn left_file(args: &Args, file: &Path) -> PathBuf {
-    args.state_dir.join("left").join(file.file_name().unwrap_or_default())
-}
-
-fn preferred(args: &Args, file: &Path) -> Option<Subnets> {
-    previous(&left_file(args, file)).as_ref().and_then(SubnetEnv::subnets)
 }
 
 /// A network that this host is in.
@@ -169,8 +160,8 @@ impl Membership {
         }
     }
 
-    /// Records that nobody tells this host to be in the network any more.
-    fn may_leave(&mut self, network: &NetworkName) -> Result<(), String> {
+    /// Takes back what somebody told, unless the host would stay in the network.
+    fn take_back(&mut self, network: &NetworkName) -> Result<(), String> {
         let Some(member) = self.named.get(network) else {
             return Err(format!("this host is not in network {network}"));
         };
@@ -225,7 +216,7 @@ impl<K, F> Daemon<K, F> {
                     }
                 }
             }
-            Order::Leave(network) => match self.membership.may_leave(&network) {
+            Order::Leave(network) => match self.membership.take_back(&network) {
                 Ok(()) => (Ok(()), self.no_longer(&network, Reason::Operator)),
                 Err(reason) => (Err(reason), Vec::new()),
             },
@@ -297,4 +288,14 @@ impl<K, F> Daemon<K, F> {
         }
         vec![Event::Leaves(id)]
     }
+}
+
+/// Returns where the subnet file of a network is kept after this host has left it.
+fn left_file(args: &Args, file: &Path) -> PathBuf {
+    args.state_dir.join("left").join(file.file_name().unwrap_or_default())
+}
+
+/// Returns the subnets that this host had when it last left the network.
+fn preferred(args: &Args, file: &Path) -> Option<Subnets> {
+    previous(&left_file(args, file)).as_ref().and_then(SubnetEnv::subnets)
 }

@@ -33,8 +33,8 @@ pub(crate) struct Joined {
     pub(super) twin: Option<Sighting>,
     /// What is wanted for this host, independent of peers.
     pub(super) planned: State,
-    /// Whether containers are to be attached to a bridge that we make.
-    has_bridge: bool,
+    /// The bridge for containers, if they need one.
+    bridge: Option<LinkName>,
     unreached: Unreached,
     teller: Teller,
     /// Packets can reach the peers, and the subnet file is written.
@@ -45,7 +45,13 @@ pub(crate) struct Joined {
 }
 
 impl Joined {
-    pub(super) fn new(means: Means, holding: Holding, host: &mut Host, now: Instant) -> Self {
+    pub(super) fn new(
+        means: Means,
+        bridge: Option<LinkName>,
+        holding: Holding,
+        host: &mut Host,
+        now: Instant,
+    ) -> Self {
         let Holding { lease, twin, .. } = holding;
         means.own_key.send_replace(Some(lease.mod_revision));
         means.show();
@@ -56,7 +62,7 @@ impl Joined {
             leases: LeaseSet::new(admission, caution),
             twin,
             planned: State::default(),
-            has_bridge: false,
+            bridge,
             unreached: Unreached::default(),
             teller: Teller::default(),
             is_ready: false,
@@ -103,9 +109,9 @@ impl Joined {
     }
 
     /// Makes a bridge for containers, or no longer wants one.
-    pub(super) fn bridge_is_wanted(&mut self, wanted: bool, host: &mut Host, now: Instant) {
-        if self.has_bridge != wanted {
-            self.has_bridge = wanted;
+    pub(super) fn bridge_is(&mut self, bridge: Option<LinkName>, host: &mut Host, now: Instant) {
+        if self.bridge != bridge {
+            self.bridge = bridge;
             self.plan_host(host, now);
             host.schedule(now);
         }
@@ -128,7 +134,7 @@ impl Joined {
         let Some(own) = &self.leases.admission().own else { return };
         let mut planned = State::default();
         self.means.chosen.backend.plan_host(&own.subnets, &mut planned);
-        if let Some(bridge) = self.means.bridge.filter(|_| self.has_bridge) {
+        if let Some(bridge) = self.bridge {
             let env = self.subnet_env(&own.subnets);
             bridge::plan(bridge, &env.bridges, env.mtu, &mut planned);
         }

@@ -1,9 +1,7 @@
 //! The unix socket on which the agent answers `flanctl`.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -13,11 +11,11 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use flan_agent_api::{API_VERSION, Peer, Peers, WireguardPeer};
 use flan_subnet_lease::NetworkName;
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::SharedStatus;
 use crate::daemon::{Order, Told};
+use crate::root_socket;
 use crate::wireguard::WireguardReport;
 
 /// A question for the event loop: all peers, with their WireGuard keys.
@@ -41,16 +39,7 @@ pub(crate) fn serve(
     peers: mpsc::Sender<PeersAsked>,
     tell: mpsc::Sender<Told>,
 ) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    // Only one agent runs on a host, so this is what an earlier one left.
-    match fs::remove_file(path) {
-        Err(reason) if reason.kind() != io::ErrorKind::NotFound => return Err(reason),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let listener = root_socket::listen(path)?;
     let for_root = Router::new()
         .route("/peers", get(all))
         .route("/networks/{name}/join", post(join))

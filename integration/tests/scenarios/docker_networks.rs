@@ -70,6 +70,13 @@ pub(crate) fn in_network(host: &Host, network: &str, name: &str, options: &[&str
     host.run_container(name, &[&["--network", network], options].concat())
 }
 
+/// One on each host, in a network made on the first.
+fn containers_of_blue(hosts: &[Host]) -> Result<[Container; 2]> {
+    create(&hosts[0], &["--subnet", "10.7.0.0/16", "blue"])?;
+    wait_until_shown(&hosts[1], &["blue"])?;
+    Ok([in_network(&hosts[0], "blue", "web1", &[])?, in_network(&hosts[1], "blue", "web2", &[])?])
+}
+
 fn subnet_of(host: &Host, network: &str) -> Result<String> {
     Ok(host.subnet_env_of(network)?.base().to_string())
 }
@@ -159,10 +166,7 @@ fn the_way_out_and_published_ports_are_dockers(hosts: &[Host]) -> Result<()> {
 fn networks_and_addresses_outlive_the_agent_and_docker() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = docker_hosts(lab)?;
-        create(&hosts[0], &["--subnet", "10.7.0.0/16", "blue"])?;
-        wait_until_shown(&hosts[1], &["blue"])?;
-        let web1 = in_network(&hosts[0], "blue", "web1", &[])?;
-        let web2 = in_network(&hosts[1], "blue", "web2", &[])?;
+        let [web1, web2] = containers_of_blue(&hosts)?;
         let fixed = Ipv4Addr::from_bits(web1.address()?.to_bits() + 70);
         let options = ["--restart", "always", "--ip", &fixed.to_string()];
         let fixed = in_network(&hosts[0], "blue", "fixed", &options)?;
@@ -315,10 +319,7 @@ fn an_internal_network_has_no_way_out(hosts: &[Host]) -> Result<()> {
 fn a_network_is_removed_by_people_alone_and_a_store_that_is_away_stops_no_container() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {
         let mut hosts = docker_hosts(lab)?;
-        create(&hosts[0], &["--subnet", "10.7.0.0/16", "blue"])?;
-        wait_until_shown(&hosts[1], &["blue"])?;
-        let web1 = in_network(&hosts[0], "blue", "web1", &[])?;
-        let web2 = in_network(&hosts[1], "blue", "web2", &[])?;
+        let [web1, web2] = containers_of_blue(&hosts)?;
         let mut ping = hosts[0].ping_from(&web1, web2.address()?)?;
 
         lab.store_mut().kill_member(0)?;
@@ -374,6 +375,81 @@ fn docker_starts_although_the_store_is_away_and_beside_a_swarm() -> Result<()> {
         assert_eq!(shown(&hosts[0])?, ["blue"]);
         Ok(())
     })
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_what_would_and_what_can_is_as_asked() -> Result<()> {
+    Lab::run(LabOptions { ipv6: true, ..LabOptions::default() }, |lab| {
+        lab.set_network(BOTH)?;
+        let mut host = lab.host("h1")?;
+        start(&mut host)?;
+        host.start_docker(Bridge::WholeSubnet)?;
+        create(&host, &["--subnet", "10.7.0.0/16", "-o", "flan.vni=77", "-o", "flan.subnet-len=26", "blue"])?;
+        create(&host, &["-o", "flan.backend=host-gw", "plain"])?;
+        create(&host, &["--ipv6", "both"])?;
+        wait_until_shown(&host, &["blue", "both", "plain"])?;
+        for (network, parts) in [
+            ("blue", ["10.7.0.0/16", "vxlan", "77"]),
+            ("plain", ["10.", "host-gw", "vni         -"]),
+            ("both", ["10.", "fd", "::/48"]),
+        ] {
+            wait::until("the network to be in the store", SHOWN, || {
+                let told = lab.flanctl(&["network", "inspect", network])?.stdout;
+                ensure!(parts.iter().all(|part| told.contains(part)), "{told}");
+                Ok(())
+            })?;
+        }
+        in_network(&host, "blue", "web", &[])?;
+        assert_eq!(host.subnet_env_of("blue")?.base().to_string().split('/').nth(1), Some("26"));
+        one_network_of_the_store_has_two_names(&host)?;
+
+        for (arguments, told) in [
+            (
+                ["--subnet", "10.7.4.0/22", "red"].as_slice(),
+                "10.7.4.0/22 overlaps 10.7.0.0/16 of network blue",
+            ),
+            (&["-o", "flan.vni=77", "red"], "network blue has the VNI 77"),
+            (
+                &["-o", "flan.vnii=7", "red"],
+                "option flan.vnii=7: there is no such option; there are flan.network",
+            ),
+            (&["-o", "flan.backend=udp", "red"], "vxlan, host-gw and alloc work in others"),
+            (&["-o", "flan.network=none", "red"], "there is no network none in the store"),
+            (
+                &["--subnet", "10.9.0.0/16", "--gateway", "10.9.0.9", "red"],
+                "--gateway 10.9.0.9 has no effect",
+            ),
+            (
+                &["--subnet", "10.9.0.0/16", "--ip-range", "10.9.1.0/24", "red"],
+                "--ip-range 10.9.1.0/24 has no effect",
+            ),
+            (
+                &["--subnet", "10.9.0.0/16", "--aux-address", "a=10.9.0.9", "red"],
+                "--aux-address has no effect",
+            ),
+            (&["--ipam-opt", "a=b", "red"], "the IPAM driver flan has no option a"),
+        ] {
+            let reason = refused(create(&host, arguments))?;
+            ensure!(reason.contains(told), "{arguments:?}: {reason}");
+        }
+        let reason = refused(host.docker(&["network", "create", "-d", "flan", "red"]))?;
+        ensure!(reason.contains("add --ipam-driver flan"), "{reason}");
+        assert_eq!(shown(&host)?, ["azure", "blue", "both", "plain"]);
+        Ok(())
+    })
+}
+
+/// The second goes without the first.
+fn one_network_of_the_store_has_two_names(host: &Host) -> Result<()> {
+    create(host, &["--subnet", "10.7.0.0/16", "-o", "flan.network=blue", "azure"])?;
+    wait_until_shown(host, &["azure", "blue", "both", "plain"])?;
+    let web = in_network(host, "azure", "azure1", &[])?;
+    ensure!(host.subnet_env_of("blue")?.subnet.contains(web.address()?), "it is not in blue");
+    host.docker(&["rm", "-f", "azure1"])?;
+    host.docker(&["network", "rm", "azure"])?;
+    wait_until_shown(host, &["blue", "both", "plain"])?;
+    ensure!(host.flanctl(&["network", "inspect", "blue"])?.code == Some(0), "blue went with it");
+    create(host, &["--subnet", "10.7.0.0/16", "-o", "flan.network=blue", "azure"]).map(drop)
 }
 
 /// No network, no lease, no bridge and no end of a container.
