@@ -400,7 +400,7 @@ fn what_cannot_be_is_refused_with_what_would_and_what_can_is_as_asked() -> Resul
             })?;
         }
         in_network(&host, "blue", "web", &[])?;
-        assert_eq!(host.subnet_env_of("blue")?.base().to_string().split('/').nth(1), Some("26"));
+        assert_eq!(host.subnet_env_of("blue")?.base().split('/').nth(1), Some("26"));
         one_network_of_the_store_has_two_names(&host)?;
 
         for (arguments, told) in [
