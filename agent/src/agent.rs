@@ -188,6 +188,7 @@ impl Agent {
         effects.extend(self.follow_external_interface(now));
         for network in self.networks.values_mut() {
             effects.extend(network.claim_lease(&mut self.host, now));
+            effects.extend(network.change_over(&mut self.host, now));
         }
         effects
     }
@@ -198,7 +199,7 @@ impl Agent {
         let (mut effects, is_resync) = self.host.time_passed(is_ready, waits, now);
         let last = self.last_begun();
         for (_, network) in self.networks.range_mut(..=last) {
-            effects.extend(network.time_passed(now));
+            effects.extend(network.time_passed(&mut self.host, now));
         }
         for joined in self.networks.values_mut().filter_map(Network::joined_mut) {
             joined.time_passed(&mut self.host, now);

@@ -214,8 +214,8 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
     fn carry_out_of(&mut self, id: NetworkId, effect: NetworkEffect) -> Option<Event> {
         let tasks = self.tasks.get_mut(&id)?;
         let event = match effect {
-            NetworkEffect::ReadConfig => {
-                tasks.read_config();
+            NetworkEffect::FollowConfig => {
+                tasks.follow_config();
                 return None;
             }
             NetworkEffect::ListLeases => {

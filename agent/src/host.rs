@@ -120,7 +120,7 @@ impl Host {
         }
     }
 
-    /// Starts to read what a new network requires.
+    /// Starts to read what a network requires, when it joins or goes over to another config.
     ///
     /// # Errors
     /// If this host does not have what it needs, or another network has it.
@@ -130,7 +130,8 @@ impl Host {
         needs: Needs,
         now: Instant,
     ) -> Result<Vec<Effect>, String> {
-        if network != DEFAULT_NETWORK {
+        // The default network joins first.
+        if network != DEFAULT_NETWORK || self.needs.contains_key(&network) {
             self.check(network, &needs)?;
         }
         self.reconciler.own(&needs.ownership);

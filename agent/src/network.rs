@@ -4,6 +4,7 @@
 //! `Settings::kernel_path`, which is asked once.
 
 mod backend;
+mod change;
 mod clones;
 mod config;
 mod datapath;
@@ -26,7 +27,7 @@ use flan_kernel::netlink::FouLack;
 use flan_kernel::{FamilyRules, LinkName, Ruleset, State};
 use flan_subnet_lease::{
     BackendConfig, Claim, Holding, LeaseAttributes, NetworkConfig, NetworkName, NodeIdentity, OwnKey,
-    OwnLease, PerFamily, Subnets, overlap,
+    OwnLease, PerFamily, Subnets, Terms, overlap,
 };
 use flan_wireguard_keys::{KeyFileError, PrivateKey};
 use ipnetwork::IpNetwork;
@@ -49,11 +50,9 @@ pub use self::event::{LeaseClaim, NetworkEffect, NetworkEvent};
 pub(crate) use self::joined::Joined;
 pub use self::wireguard_runner::WireguardRunner;
 
-/// Interval between checks of the network config.
-pub const CONFIG_CHECK: Duration = Duration::from_secs(30);
 /// Interval between looks at the file of the WireGuard key.
 const KEY_CHECK: Duration = Duration::from_secs(2);
-/// Longest interval between readings while there is no usable config.
+/// Longest interval between attempts to begin with a config.
 const CONFIG_WAIT: Duration = Duration::from_secs(10);
 const UNCHECKED: &str = "this kernel has no nftables (CONFIG_NF_TABLES), so packets of the overlay are taken from whoever sends \
                          them: let only the other hosts reach its port, or start fland with --source-check=false";
@@ -99,18 +98,25 @@ pub struct Network {
     args: Arc<Args>,
     status: SharedNetwork,
     settings: Settings,
-    /// Whether the kernel can carry the backend's packets, or what it lacks, once asked: a running host keeps its path.
-    kernel_path: OnceLock<Result<(), String>>,
+    /// Whether the kernel can carry udp's packets, or what it lacks, once asked: a running host keeps its path.
+    kernel_udp: OnceLock<Result<(), String>>,
+    /// The same for wireguard.
+    kernel_wireguard: OnceLock<Result<(), String>>,
     /// This host's WireGuard key, once it is needed.
     wireguard_key: Option<PrivateKey>,
     /// When to look whether it has changed.
     key_due: Due,
     phase: Phase,
+    /// When to begin.
     config_due: Due,
-    /// Consecutive readings that found no usable config.
+    /// A usable config with which it could not begin yet.
+    retry: Option<NetworkConfig>,
+    /// Consecutive attempts that failed.
     failures: u32,
+    /// The changed config to go over to, once the state of this host that it requires is known.
+    next: Option<Box<NetworkConfig>>,
     /// How the stored config differs from the one in use.
-    config_problem: Option<&'static str>,
+    config_problem: Option<String>,
     /// Whether the store has no config.
     has_no_config: bool,
     /// Whether containers are to be attached to a bridge that we make.
@@ -144,7 +150,7 @@ struct Means {
     chosen: Chosen,
     node: NodeIdentity,
     external: External,
-    attributes: watch::Sender<LeaseAttributes>,
+    terms: watch::Sender<Terms>,
     /// What the watch sees under our key.
     own_key: watch::Sender<OwnKey>,
     overlaps: Overlaps,
@@ -161,22 +167,24 @@ impl Network {
     ) -> Self {
         let mut config_due = Due::default();
         config_due.at(now);
-        let (phase, failures, config_problem, has_no_config) = (Phase::Config, 0, None, false);
         let span = span(settings.name.as_ref());
-        let (kernel_path, has_bridge) = (OnceLock::new(), settings.has_bridge);
+        let has_bridge = settings.has_bridge;
         Self {
             id,
             args,
             status,
             settings,
-            kernel_path,
+            kernel_udp: OnceLock::new(),
+            kernel_wireguard: OnceLock::new(),
             wireguard_key: None,
             key_due: Due::default(),
-            phase,
+            phase: Phase::Config,
             config_due,
-            failures,
-            config_problem,
-            has_no_config,
+            retry: None,
+            failures: 0,
+            next: None,
+            config_problem: None,
+            has_no_config: false,
             has_bridge,
             span,
         }
@@ -243,13 +251,16 @@ impl Network {
     }
 
     /// Starts what is due.
-    pub(crate) fn time_passed(&mut self, now: Instant) -> Vec<Effect> {
+    pub(crate) fn time_passed(&mut self, host: &mut Host, now: Instant) -> Vec<Effect> {
         let _marked = self.span.clone().entered();
         let mut effects = Vec::new();
         if self.config_due.is_over(now) {
-            let first = matches!(self.phase, Phase::Config) && self.failures == 0;
-            effects.extend(first.then(|| self.waits_for(&self.config_place())).flatten());
-            effects.push(self.effect(NetworkEffect::ReadConfig));
+            if let Some(config) = self.retry.take() {
+                effects.extend(self.try_to_begin(config, host, now));
+            } else if self.failures == 0 {
+                effects.extend(self.waits_for(&self.config_place()));
+                effects.push(self.effect(NetworkEffect::FollowConfig));
+            }
         }
         if self.key_due.is_over(now) {
             effects.push(self.effect(NetworkEffect::ReadKey));
@@ -301,36 +312,24 @@ impl Network {
         let Phase::Host(config) = &self.phase else { return Vec::new() };
         let _marked = self.span.clone().entered();
         let Some((external, networks)) = host.known() else { return Vec::new() };
-        let devices = host.reconciler.devices();
-        if matches!(config.backend, BackendConfig::Wireguard(_)) {
-            match (self.settings.wireguard_key)(&self.args.wireguard_key_file) {
-                Ok(key) => {
-                    self.wireguard_key = Some(key);
-                    self.key_due.at(now + KEY_CHECK);
-                }
-                Err(reason) => return vec![Effect::End(refused(reason))],
-            }
+        let (config, external, networks) = ((**config).clone(), external.clone(), networks.clone());
+        if let Err(reason) = self.read_key_for(&config, now) {
+            return vec![Effect::End(refused(reason))];
         }
-        let chosen = match self.choose_for(config, external, host, &devices) {
+        let chosen = match self.choose_for(&config, &external, host, &host.reconciler.devices()) {
             Ok(chosen) => chosen,
-            // The others work, and this one may when its config changes.
+            // The others work, and this one may later or when its config changes.
             Err(reason) if self.settings.name.is_some() => {
                 error!(%reason, "cannot join the network");
-                return self.tries_again(&reason.to_string(), host, now);
+                return self.tries_again(config, &reason.to_string(), host, now);
             }
             Err(reason) => return vec![Effect::End(refused(reason))],
         };
-        if self.args.source_check && backend::checks_senders(config) {
-            self.status.report(Code::UncheckedSenders, (!host.nftables).then(|| UNCHECKED.to_owned()));
-        }
-        if let Some(PathInForce { path, reason }) = &chosen.path {
-            info!(backend = config.backend.name(), path, reason, "packets take this path");
-            self.status.update(|status| status.path.clone_from(&chosen.path));
-        }
+        self.report_choice(&config, &chosen, host);
         let Settings { previous, preferred, node, renew_margin, .. } = &self.settings;
-        let overlaps = Overlaps::new(*previous, external.underlay.link, networks);
+        let overlaps = Overlaps::new(*previous, external.underlay.link, &networks);
         let claim = Claim {
-            config: (**config).clone(),
+            config: config.clone(),
             attributes: LeaseAttributes {
                 public_ips: external.public_ips,
                 backend: config.backend.lease_type().map(Cow::Borrowed),
@@ -345,24 +344,43 @@ impl Network {
             ttl: self.args.subnet_lease_ttl,
             renew_margin: *renew_margin,
         };
-        let (attributes, own_key) = (watch::Sender::new(claim.attributes.clone()), watch::Sender::new(None));
-        let claim = LeaseClaim { claim, attributes: attributes.subscribe(), own_key: own_key.subscribe() };
+        let (terms, own_key) = (watch::Sender::new(claim.terms()), watch::Sender::new(None));
+        let claim = LeaseClaim { claim, terms: terms.subscribe(), own_key: own_key.subscribe() };
         self.phase = Phase::Lease(Box::new(Means {
             id: self.id,
             args: self.args.clone(),
             status: self.status.clone(),
             file: self.settings.file.clone(),
             span: self.span.clone(),
-            config: (**config).clone(),
+            config,
             chosen,
             node: node.clone(),
-            external: external.clone(),
-            attributes,
+            external,
+            terms,
             own_key,
             overlaps,
         }));
         let claim = self.effect(NetworkEffect::Claim(Box::new(claim)));
         self.waits_for("a lease").into_iter().chain([claim]).collect()
+    }
+
+    /// Reads this host's WireGuard key, if the config's backend needs one.
+    fn read_key_for(&mut self, config: &NetworkConfig, now: Instant) -> Result<(), KeyFileError> {
+        if matches!(config.backend, BackendConfig::Wireguard(_)) {
+            self.wireguard_key = Some((self.settings.wireguard_key)(&self.args.wireguard_key_file)?);
+            self.key_due.at(now + KEY_CHECK);
+        }
+        Ok(())
+    }
+
+    /// Reports what was chosen, and what it lacks.
+    fn report_choice(&self, config: &NetworkConfig, chosen: &Chosen, host: &Host) {
+        let is_unchecked = self.args.source_check && backend::checks_senders(config) && !host.nftables;
+        self.status.report(Code::UncheckedSenders, is_unchecked.then(|| UNCHECKED.to_owned()));
+        if let Some(PathInForce { path, reason }) = &chosen.path {
+            info!(backend = config.backend.name(), path, reason, "packets take this path");
+        }
+        self.status.update(|status| status.path.clone_from(&chosen.path));
     }
 
     /// Goes over to another WireGuard key: peers learn it from our lease.
@@ -421,11 +439,14 @@ impl Network {
         let means = HostMeans {
             args: &self.args,
             kernel_path: &|| {
-                let ask = || match config.backend {
-                    BackendConfig::Wireguard(_) => (settings.kernel_wireguard)(),
-                    _ => (settings.kernel_path)(Udp::device_name()).map_err(|lack| lack.to_string()),
-                };
-                self.kernel_path.get_or_init(ask).clone()
+                let ask_udp = || (settings.kernel_path)(Udp::device_name()).map_err(|lack| lack.to_string());
+                match config.backend {
+                    BackendConfig::Wireguard(_) => {
+                        self.kernel_wireguard.get_or_init(settings.kernel_wireguard)
+                    }
+                    _ => self.kernel_udp.get_or_init(ask_udp),
+                }
+                .clone()
             },
             wireguard_key: self.wireguard_key.as_ref(),
             make_datapath: settings.datapath,
@@ -455,6 +476,11 @@ impl Network {
 
     pub(crate) fn waits_for_lease(&self) -> bool {
         matches!(self.phase, Phase::Lease(_))
+    }
+
+    /// Returns this host's subnets, if it has any.
+    fn subnets(&self) -> Option<Subnets> {
+        Some(self.joined()?.leases.admission().own.as_ref()?.subnets)
     }
 
     /// Returns the network if this host has joined it.
@@ -518,14 +544,21 @@ impl Means {
             );
         }
         self.chosen.replace_by(chosen);
-        self.attributes.send_modify(|attributes| {
-            (attributes.public_ips, attributes.data) =
-                (external.public_ips, self.chosen.backend.lease_data());
+        let (config, data) = (self.config.clone(), self.chosen.backend.lease_data());
+        self.terms.send_modify(|Terms { config: known, attributes }| {
+            (attributes.public_ips, attributes.data) = (external.public_ips, data);
+            attributes.backend = config.backend.lease_type().map(Cow::Borrowed);
+            *known = config;
         });
         self.overlaps.external = external.underlay.link;
         self.overlaps.sort_out(host.networks());
         self.external = external;
         self.show();
+    }
+
+    fn change_to(&mut self, config: NetworkConfig, chosen: Chosen, host: &Host) {
+        self.config = config;
+        self.move_to(self.external.clone(), chosen, host);
     }
 
     /// Copies backend, MTU and addresses to the status.

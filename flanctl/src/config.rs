@@ -76,7 +76,7 @@ pub(crate) async fn set(
     }
     output::print(&format!("wrote {}/config: {}", store.prefix(), describe(&draft.config)))?;
     match seen {
-        Some(_) => output::print("agents that run keep the old config until they are restarted"),
+        Some(_) => output::print("running agents go over to it now; flanctl and the status on a host say if one cannot"),
         None => Ok(()),
     }
 }

@@ -24,11 +24,13 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Adds what is ours for another reason.
-    pub fn add(&mut self, other: &Self) {
+    /// Adds what is ours for another reason. Returns whether that is new.
+    pub fn add(&mut self, other: &Self) -> bool {
+        let before = self.clone();
         self.links.extend(&other.links);
         self.fou_ports.extend(&other.fou_ports);
         self.wireguard |= other.wireguard;
         self.senders |= other.senders;
+        *self != before
     }
 }

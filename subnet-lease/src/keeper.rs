@@ -34,7 +34,7 @@ use crate::shown::shown_bytes;
 use crate::store::{Store, StoreError};
 use crate::stored::Listing;
 
-pub use self::claim::{Claim, HeldLease, Holding, KeeperError, Sighting};
+pub use self::claim::{Claim, HeldLease, Holding, KeeperError, Sighting, Terms};
 pub use self::release::release;
 
 /// Holds our lease.
@@ -49,7 +49,8 @@ pub struct Keeper {
 impl Keeper {
     /// Takes a lease: the one with our public address, else the previous subnet, else a random free one. Retries
     /// forever, and reports to `waits` why it must wait. If the previous subnet is leased to another address with our
-    /// node id, its holder gets half a minute to object.
+    /// node id, its holder gets half a minute to object. Other `terms` count from the next attempt on, which follows at
+    /// once.
     ///
     /// `listing` is an existing list of the leases, if any; if it proves out of date, a new one is made. Returns the
     /// list that decided, without what this call wrote: [`Watcher::behind`] continues from there.
@@ -57,14 +58,20 @@ impl Keeper {
     /// [`Watcher::behind`]: crate::Watcher::behind
     pub async fn acquire(
         store: Store,
-        claim: Claim,
+        mut claim: Claim,
+        terms: &mut watch::Receiver<Terms>,
         mut listing: Option<Listing<Lease>>,
         waits: impl Fn(&str),
     ) -> (Self, Listing<Lease>) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut contest = Contest::default();
         loop {
+            Terms { config: claim.config, attributes: claim.attributes } = terms.borrow_and_update().clone();
             match take(&store, &claim, listing.take(), Some(&mut contest), &waits).await {
+                Ok(Taken { held, .. }) if !terms.borrow().config.admits(&held.subnets) => {
+                    info!(subnets = %held.subnets, "the network has other addresses by now; choosing again");
+                    release(&store, &held).await;
+                }
                 Ok(Taken { held, listing, twin }) => {
                     let published = Published::new(&claim.attributes);
                     let twin = twin.or(contest.twin()).map(Sighting::now);
@@ -78,7 +85,10 @@ impl Keeper {
                     let wait = backoff.next();
                     warn!(%reason, retry_in = ?wait, "cannot take a lease yet");
                     waits(&reason.to_string());
-                    tokio::time::sleep(wait).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = changed(terms) => backoff.reset(),
+                    }
                 }
             }
         }
@@ -97,25 +107,26 @@ impl Keeper {
     /// Keeps the lease until nobody listens to `holding` any more.
     ///
     /// `own_key` is what the store holds under our key ([`LeaseSet::take_own_key`]): if the keeper did not write that,
-    /// it reads the key at once. Changed `attributes` are written at once, with the same subnet and etcd lease. Every
+    /// it reads the key at once. What changes of `terms` is written at once, with the same subnet and etcd lease. Every
     /// change of the lease, including a new subnet after a loss, and every problem goes to `holding`.
     ///
     /// [`LeaseSet::take_own_key`]: crate::LeaseSet::take_own_key
     pub async fn hold(
         mut self,
         mut own_key: watch::Receiver<OwnKey>,
-        mut attributes: watch::Receiver<LeaseAttributes>,
+        mut terms: watch::Receiver<Terms>,
         holding: &watch::Sender<Holding>,
     ) {
         let mut schedule =
             Schedule::new(keepalive_interval(self.claim.ttl, self.claim.renew_margin), Instant::now());
-        attributes.mark_changed(); // they may have changed since the claim was made
+        terms.mark_changed(); // they may have changed since the lease was taken
         loop {
             let task = tokio::select! {
                 () = holding.closed() => return,
-                () = changed(&mut attributes) => {
-                    let wanted = attributes.borrow_and_update().clone();
-                    if self.claims(wanted) {
+                () = changed(&mut terms) => {
+                    let Terms { config, attributes } = terms.borrow_and_update().clone();
+                    self.claim.config = config;
+                    if self.claims(attributes) {
                         schedule.publish(Instant::now());
                     }
                     continue;

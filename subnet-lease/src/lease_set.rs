@@ -118,6 +118,17 @@ impl LeaseSet {
         self.rejudge(group);
     }
 
+    /// Judges all leases again, under another config.
+    pub fn set_admission(&mut self, admission: Admission) {
+        let mut group = Group::default();
+        group.ids.extend(self.table.iter().map(|(id, _)| id));
+        group.ids.iter().for_each(|id| self.forget_verdict(*id));
+        // The backend says what identifies a host.
+        self.table.index_by(&admission.config.backend);
+        self.admission = admission;
+        self.rejudge(group);
+    }
+
     /// Applies an event of the watch. A list replaces everything.
     pub fn apply(&mut self, event: WatchEvent<Lease>, now: Instant) {
         match event {

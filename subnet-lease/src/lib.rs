@@ -50,7 +50,7 @@ pub use entry::kept;
 pub use family::{Family, PerFamily, encloses, is_host_address, overlap};
 pub use host_network::HostNetwork;
 pub use identity::Identity;
-pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting, release};
+pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting, Terms, release};
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
@@ -58,8 +58,8 @@ pub use network_name::{InvalidNetworkName, NetworkName};
 pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
-    Cause, Collection, KnownNetworks, MemberStatus, Networks, NotCreated, Reservation, Snapshot, Store,
-    StoreError, StoredConfig, StoredNetwork, Unanswered,
+    Cause, Collection, ConfigWritten, KnownNetworks, MemberStatus, Networks, NotCreated, Reservation,
+    Snapshot, Store, StoreError, StoredConfig, StoredNetwork, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
 pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};

@@ -23,7 +23,7 @@ pub use creation::{KnownNetworks, NotCreated};
 pub use error::{Cause, StoreError, Unanswered};
 #[cfg(test)]
 pub(crate) use limits::REQUEST_LIMIT;
-pub use network::{Snapshot, StoredConfig};
+pub use network::{ConfigWritten, Snapshot, StoredConfig};
 pub use networks::{Networks, StoredNetwork};
 pub use reservations::Reservation;
 pub use status::MemberStatus;

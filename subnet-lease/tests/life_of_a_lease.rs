@@ -8,7 +8,7 @@ use flan_embedded_store::{Running, Settings};
 use flan_subnet_lease::{
     Admission, Caution, Claim, Credentials, Family, Holding, HostNetwork, Keeper, KeyChange, Lease,
     LeaseAttributes, LeaseSet, NetworkConfig, OverlapPolicy, OwnLease, PerFamily, Reservation, Store,
-    StoreConfig, StoreError, Subnets, WatchEvent, Watcher,
+    StoreConfig, StoreError, Subnets, Terms, WatchEvent, Watcher,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -52,6 +52,9 @@ impl Site {
 
 const CONFIG: &[u8] =
     br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0","Backend":{"Type":"vxlan"}}"#;
+/// The same with room for a fourth.
+const LARGER: &[u8] =
+    br#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.4.0","Backend":{"Type":"vxlan"}}"#;
 
 fn claim(host: u8, ttl: Duration) -> Claim {
     let mut attributes = LeaseAttributes::default();
@@ -68,8 +71,14 @@ fn claim(host: u8, ttl: Duration) -> Claim {
     }
 }
 
+/// Terms that do not change.
+fn fixed(claim: &Claim) -> watch::Receiver<Terms> {
+    watch::channel(claim.terms()).1
+}
+
 async fn acquire(site: &Site, host: u8, ttl: Duration) -> Keeper {
-    let acquired = Keeper::acquire(site.store(), claim(host, ttl), None, |_| {});
+    let mut terms = fixed(&claim(host, ttl));
+    let acquired = Box::pin(Keeper::acquire(site.store(), claim(host, ttl), &mut terms, None, |_| {}));
     tokio::time::timeout(LIMIT, acquired).await.expect("in time").0
 }
 
@@ -80,7 +89,7 @@ fn keep(site: &Site, keeper: Keeper, claim: Claim) -> watch::Receiver<Holding> {
     let (sender, mut events) = mpsc::channel(8);
     tokio::spawn(Watcher::new(site.store().leases()).run(sender));
     tokio::spawn(async move {
-        let (_attributes, published) = watch::channel(claim.attributes);
+        let terms = fixed(&claim);
         let (own_key, seen_key) = watch::channel(None);
         let mut leases = LeaseSet::new(Admission { config: claim.config, own: None }, Caution::default());
         let tells = async {
@@ -92,7 +101,7 @@ fn keep(site: &Site, keeper: Keeper, claim: Claim) -> watch::Receiver<Holding> {
                 }
             }
         };
-        tokio::join!(keeper.hold(seen_key, published, &holding), tells);
+        tokio::join!(keeper.hold(seen_key, terms, &holding), tells);
     });
     seen
 }
@@ -117,9 +126,25 @@ async fn hosts_that_start_at_once_get_a_subnet_each_and_find_it_again() {
     assert_eq!(again.held(), two.held(), "the same lease, and nothing was written");
     held.sort();
     assert_eq!(held, ["10.5.1.0/24", "10.5.2.0/24", "10.5.3.0/24"]);
+}
 
-    let full = Keeper::acquire(site.store(), claim(4, TTL), None, |_| {});
-    assert!(tokio::time::timeout(Duration::from_millis(500), full).await.is_err(), "none is left");
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_finds_none_free_waits_and_takes_one_of_a_larger_network() {
+    let site = Site::new().await;
+    for host in 1..=3 {
+        acquire(&site, host, TTL).await;
+    }
+    let claim = claim(4, TTL);
+    let (terms, mut seen) = watch::channel(claim.terms());
+    let (said, mut told) = mpsc::unbounded_channel();
+    let waits = |reason: &str| drop(said.send(reason.to_owned()));
+    let full = Box::pin(Keeper::acquire(site.store(), claim, &mut seen, None, waits));
+    let larger = async {
+        assert!(told.recv().await.unwrap().contains("10.5.0.0/16"));
+        terms.send_modify(|terms| terms.config = NetworkConfig::parse(LARGER).expect("a config"));
+    };
+    let (fourth, ()) = within(async { tokio::join!(full, larger) }).await;
+    assert_eq!(fourth.0.held().subnets.to_string(), "10.5.4.0/24");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,9 +191,9 @@ async fn a_keeper_takes_back_what_was_deleted_and_keeps_it_beyond_its_time() {
     let keeper = acquire(&site, 1, Duration::from_secs(2)).await;
     let held = keeper.held().clone();
     let (holding, mut seen) = watch::channel(keeper.holding());
-    let (_attributes, published) = watch::channel(claim(1, TTL).attributes);
+    let terms = fixed(&claim(1, TTL));
     let (own_key, seen_key) = watch::channel(Some(held.mod_revision));
-    tokio::spawn(async move { keeper.hold(seen_key, published, &holding).await });
+    tokio::spawn(async move { keeper.hold(seen_key, terms, &holding).await });
 
     let store = site.store();
     assert!(store.leases().delete(&held.subnets.key(), held.mod_revision).await.unwrap());
@@ -213,15 +238,18 @@ async fn a_clone_takes_another_subnet_while_the_first_host_lives_and_both_hear_o
         claim.attributes.node.id = Some("same".into());
         claim
     };
-    let first = Keeper::acquire(store.clone(), cloned(1, None), None, |_| {}).await.0;
+    let acquire = |claim: Claim| {
+        let (store, mut terms) = (store.clone(), fixed(&claim));
+        Box::pin(async move { Keeper::acquire(store, claim, &mut terms, None, |_| {}).await.0 })
+    };
+    let first = acquire(cloned(1, None)).await;
     let held = first.held().clone();
     let before = store.leases().get(&held.subnets.key()).await.unwrap().unwrap();
     let mut seen = keep(&site, first, cloned(1, None));
 
     // Several at once, from one image.
-    let clone =
-        |host: u8| Box::pin(Keeper::acquire(store.clone(), cloned(host, Some(held.subnets)), None, |_| {}));
-    let ((second, _), (third, _)) = within(async { tokio::join!(clone(2), clone(3)) }).await;
+    let clone = |host: u8| acquire(cloned(host, Some(held.subnets)));
+    let (second, third) = within(async { tokio::join!(clone(2), clone(3)) }).await;
     let mut all =
         [held.subnets, second.held().subnets, third.held().subnets].map(|subnets| subnets.to_string());
     all.sort();
@@ -262,7 +290,8 @@ async fn a_host_whose_networks_cover_all_that_is_free_waits_and_goes_on_when_one
     let claim = Claim { networks: known, ..claim(1, TTL) };
     let store = site.store();
     let acquired = tokio::spawn(async move {
-        Keeper::acquire(store, claim, None, |reason| drop(said.send(reason.to_owned()))).await.0
+        let mut terms = fixed(&claim);
+        Keeper::acquire(store, claim, &mut terms, None, |reason| drop(said.send(reason.to_owned()))).await.0
     });
     let reason = within(told.recv()).await.unwrap();
     assert!(reason.contains("10.5.0.0/17 on eth1") && reason.contains("--subnet-overlap warn"), "{reason}");

@@ -14,6 +14,11 @@ const VXLAN: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"
 const SECOND: &str = r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
 const WIREGUARD: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "wireguard"}}"#;
 const UDP: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
+const PORT: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Port": 9472}}"#;
+const ELSEWHERE: &str = r#"{"Network": "10.7.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+/// What the kernel of the stories cannot do.
+const BY_KERNEL: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Path": "kernel"}}"#;
+const IPSEC: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec"}}"#;
 const OURS: &str = "10.5.1.0/24";
 
 #[test]
@@ -55,16 +60,14 @@ fn a_restarted_agent_claims_its_subnet_again_and_leaves_what_stands() {
 }
 
 #[test]
-fn a_store_that_is_away_is_asked_again_and_peers_stay_while_it_is_away_later() {
+fn a_store_that_is_away_is_waited_for_and_peers_stay_while_it_is_away_later() {
     let mut world = World::with(&[]);
-    for (nth, wait) in [1, 2, 4, 8, 10, 10].into_iter().enumerate() {
-        assert_eq!(world.config_readings, nth + 1);
-        world.config_answer(0, Err("no answer".to_owned()));
-        assert!(world.waits_for().ends_with(": no answer"));
-        world.pass(Duration::from_millis(wait * 1000 - 1));
-        assert_eq!(world.config_readings, nth + 1, "not before {wait} s");
-        world.pass(Duration::from_millis(1));
+    for reason in ["no answer", "still none"] {
+        world.config_answer(0, Err(reason.to_owned()));
+        assert!(world.waits_for().ends_with(&format!(": {reason}")), "{}", world.waits_for());
+        world.pass(Duration::from_secs(60));
     }
+    assert_eq!(world.followed, 1);
     world.config_is(0, VXLAN);
     world.lease(0, OURS);
     world.leases(0, listed(&[PEER_2]));
@@ -78,19 +81,101 @@ fn a_store_that_is_away_is_asked_again_and_peers_stay_while_it_is_away_later() {
 }
 
 #[test]
-fn a_config_that_this_host_cannot_run_is_waited_for_and_one_that_changes_later_is_told() {
+fn a_config_that_this_host_cannot_run_is_waited_for_and_one_that_comes_later_is_told() {
     let mut world = World::with(&[]);
-    world.config_answer(0, Ok(Some(br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec"}}"#.to_vec())));
+    world.config_is(0, IPSEC);
     assert!(world.waits_for().contains("ipsec"), "{}", world.waits_for());
     world.pass(Duration::from_secs(1));
     world.config_is(0, VXLAN);
     world.lease(0, OURS);
-    world.leases(0, listed(&[]));
-    world.pass(Duration::from_secs(30));
-    world.config_is(0, UDP);
-    assert!(world.status().config_problem.unwrap().contains("has changed"));
-    world.pass(Duration::from_secs(30));
+    world.leases(0, listed(&[PEER_2]));
+    world.kernel.take_applied();
+    for (config, told) in [
+        (Some(IPSEC), "that this agent cannot run, so it keeps the one before: "),
+        (Some(ELSEWHERE), "this host's subnet 10.5.1.0/24 is not in it, so this agent keeps the one before"),
+        (Some(BY_KERNEL), "this agent cannot go over to it, so it keeps the one before: "),
+        (None, "is gone from the store"),
+    ] {
+        world.config_answer(0, Ok(config.map(|json| json.as_bytes().to_vec())));
+        let problem = world.status().config_problem.unwrap();
+        assert!(problem.contains(told), "{problem}");
+        world.pass(Duration::from_secs(60));
+        assert_eq!((world.routes(), world.status().ready), (vec!["10.5.2.0/24".to_owned()], true));
+    }
     world.config_is(0, VXLAN);
+    assert_eq!((world.status().config_problem, world.kernel.take_applied()), (None, vec![]));
+}
+
+#[test]
+fn a_changed_config_is_gone_over_to_with_the_same_lease_and_back() {
+    let mut world = World::joined(VXLAN, OURS, &[PEER_2, PEER_3]);
+    let devices = |world: &World| -> Vec<String> {
+        world.kernel.state().links.keys().map(ToString::to_string).collect()
+    };
+    world.config_is(0, PORT);
+    assert_eq!((world.routes().len(), world.status().ready), (2, true));
+    let link = world.kernel.state().links.into_values().next().expect("a device");
+    assert!(format!("{link:?}").contains("port: 9472"), "{link:?}");
+
+    world.config_is(0, WIREGUARD);
+    assert_eq!(devices(&world), ["flannel-wg"]);
+    assert_eq!((world.routes(), world.status().quarantined_count), (vec!["10.5.0.0/16".to_owned()], 2));
+    assert!(world.attributes(0).data.v4.expect("data").wireguard().is_some());
+    assert_eq!(world.attributes(0).backend.as_deref(), Some("wireguard"));
+    assert_eq!((world.saved.last().unwrap().mtu, world.status().backend), (1420, "wireguard"));
+
+    world.config_is(0, VXLAN);
+    assert_eq!(devices(&world), ["flannel.1"]);
+    assert_eq!(
+        (world.routes(), world.status().quarantined_count),
+        (vec!["10.5.2.0/24".to_owned(), "10.5.3.0/24".to_owned()], 0)
+    );
+    assert_eq!((world.saved.last().unwrap().mtu, world.status().config_problem), (1450, None));
+
+    // The peers still hold their leases of vxlan, with another VNI.
+    world::datapaths(|datapaths| datapaths.starts = 0);
+    world.config_is(0, UDP);
+    world::datapaths(|datapaths| assert_eq!(datapaths.starts, 1));
+    assert!(world.status().ready);
+    assert_eq!(world.claim(0).attributes.backend.as_deref(), Some("vxlan"), "it was claimed once");
+}
+
+#[test]
+fn a_host_without_a_lease_claims_one_of_the_changed_network() {
+    let mut world = World::with(&[]);
+    world.config_is(0, VXLAN);
+    world.config_is(0, ELSEWHERE);
+    assert_eq!(world.waits_for(), "a lease");
+    world.lease(0, "10.7.1.0/24");
+    world.leases(0, listed(&[PEER_2, ("10.7.2.0", "192.168.64.12", "02:00:00:00:02:0c")]));
+    assert_eq!((world.routes(), world.status().ready), (vec!["10.7.2.0/24".to_owned()], true));
+}
+
+#[test]
+fn a_changed_network_takes_nothing_that_another_has_and_moves_no_other() {
+    let mut world = World::of_networks(2, FakeKernel::new(), &[], &[]);
+    for (network, config, subnet) in [(0, VXLAN, OURS), (1, SECOND, "10.6.1.0/24")] {
+        world.config_is(network, config);
+        world.lease(network, subnet);
+        world.leases(network, listed(&[]));
+    }
+    world.kernel.take_applied();
+    world.config_is(0, r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
+    let problem = world.status().config_problem.unwrap();
+    assert!(
+        problem.ends_with(
+            "another network of this host has the device flannel.2: give this one another VNI or name"
+        ),
+        "{problem}"
+    );
+    world.config_is(1, r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "host-gw"}}"#);
+    let applied = world.kernel.take_applied();
+    assert!(applied.iter().all(|operation| !operation.to_string().contains("flannel.1")), "{applied:?}");
+    assert!(world.status_of(0).ready && world.status_of(1).ready);
+    let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
+    assert_eq!(devices, ["flannel.1"]);
+    // Now it is free.
+    world.config_is(0, r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
     assert_eq!(world.status().config_problem, None);
 }
 
@@ -344,10 +429,10 @@ fn a_network_has_a_bridge_while_containers_need_it_and_nothing_stays_of_one_that
 #[test]
 fn after_a_restart_a_network_has_its_rules_before_it_has_joined() {
     let mut before = World::of_networks(2, FakeKernel::new(), &[], &[]);
-    assert_eq!(before.config_readings, 1, "the default network begins first");
+    assert_eq!(before.followed, 1, "the default network begins first");
     before.config_is(0, VXLAN);
     before.pass(Duration::ZERO);
-    assert_eq!(before.config_readings, 2);
+    assert_eq!(before.followed, 2);
     before.config_is(1, SECOND);
     for (network, subnet) in [(0, OURS), (1, "10.6.1.0/24")] {
         before.lease(network, subnet);

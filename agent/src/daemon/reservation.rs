@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flan_agent_api::Code;
-use flan_subnet_lease::{Holding, LeaseAttributes, Reservation, Store};
+use flan_subnet_lease::{Holding, Reservation, Store, Terms};
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -15,7 +15,7 @@ pub(super) async fn watch(
     store: Store,
     flags: String,
     mut holding: watch::Receiver<Holding>,
-    attributes: watch::Receiver<LeaseAttributes>,
+    terms: watch::Receiver<Terms>,
     interval: Duration,
     status: SharedNetwork,
 ) {
@@ -23,7 +23,7 @@ pub(super) async fn watch(
         let lease = holding.borrow_and_update().lease.clone();
         match store.reservation(&lease.subnets).await {
             Ok(found) => {
-                let ours = attributes.borrow().clone();
+                let ours = terms.borrow().attributes.clone();
                 let lost = found.filter(|reservation| reservation.is_lost_in(&ours, lease.etcd_lease));
                 status.report(Code::ReservationLost, lost.map(|reservation| lost_text(&reservation, &flags)));
             }

@@ -14,11 +14,15 @@ use tracing::{Instrument, Span, debug};
 
 use super::reservation;
 use crate::agent::NetworkId;
-use crate::network::{CONFIG_CHECK, LeaseClaim, NetworkEvent};
+use crate::network::{LeaseClaim, NetworkEvent};
 use crate::status::{SharedNetwork, SharedStatus};
 
 /// How long a claim that is under way may take when this host leaves the network.
 const LAST_TRY: Duration = Duration::from_secs(10);
+/// Interval between checks whether our lease is still a reservation.
+const RESERVATION_CHECK: Duration = Duration::from_secs(30);
+/// Interval between attempts to read a config that the watch says is there.
+const CONFIG_RETRY: Duration = Duration::from_secs(5);
 /// Events queued for the event loop. When the queue is full, a watch pauses.
 const EVENTS: usize = 64;
 
@@ -35,6 +39,8 @@ pub(super) struct StoreTasks {
     /// The list of leases for the claim.
     listing: Option<JoinHandle<Option<Listing<Lease>>>>,
     keeper: JoinSet<()>,
+    /// Follows the config.
+    config: JoinSet<()>,
     /// Dropped when this host leaves the network.
     stays: Option<oneshot::Sender<()>>,
     /// Closed once the lease is released.
@@ -76,7 +82,8 @@ impl StoreTasks {
         let events = stream::poll_fn(move |context| receiver.poll_recv(context)).map(Some);
         let all = events.chain(stream::once(std::future::ready(None)));
         reports.leases.push(all.map(move |event| (id, event)).boxed());
-        let (listing, keeper, events) = (None, JoinSet::new(), reports.sender.clone());
+        let (listing, events) = (None, reports.sender.clone());
+        let (keeper, config) = (JoinSet::new(), JoinSet::new());
         Self {
             id,
             store,
@@ -86,6 +93,7 @@ impl StoreTasks {
             leases: Some(leases),
             listing,
             keeper,
+            config,
             stays: None,
             ends: None,
             after: None,
@@ -93,13 +101,29 @@ impl StoreTasks {
         }
     }
 
-    pub(super) fn read_config(&self) {
+    /// Reads the config, now and whenever it changes.
+    pub(super) fn follow_config(&mut self) {
         let (id, store, events) = (self.id, self.store.clone(), self.events.clone());
-        tokio::spawn(async move {
-            let read = store.config().await.map_err(|reason| reason.to_string());
-            let json = read.map(|stored| stored.map(|stored| stored.json));
-            // Fails only when the agent exits.
-            let _ = events.send((id, NetworkEvent::Config(json))).await;
+        let (sender, mut changes) = mpsc::channel(1);
+        self.config.spawn(Watcher::new(store.config_changes()).run(sender).instrument(self.span.clone()));
+        self.config.spawn(async move {
+            // The first reading does not wait for the watch.
+            let mut change = None;
+            loop {
+                let read = match change {
+                    Some(WatchEvent::Interrupted { reason }) => Err(reason),
+                    _ => store.config().await.map_err(|reason| reason.to_string()),
+                };
+                let is_read = read.is_ok();
+                let json = read.map(|stored| stored.map(|stored| stored.json));
+                if events.send((id, NetworkEvent::Config(json))).await.is_err() {
+                    return;
+                }
+                change = tokio::select! {
+                    next = changes.recv() => if next.is_some() { next } else { return },
+                    () = tokio::time::sleep(CONFIG_RETRY), if !is_read => None,
+                };
+            }
         });
     }
 
@@ -123,7 +147,7 @@ impl StoreTasks {
         let (after, (ended, ends)) = (self.after.take(), oneshot::channel());
         self.ends = Some(ends);
         let work = async move {
-            let LeaseClaim { claim, attributes, own_key } = claim;
+            let LeaseClaim { claim, mut terms, own_key } = claim;
             let listing = match listing {
                 Some(listing) => listing.await.ok().flatten(),
                 None => None,
@@ -137,7 +161,7 @@ impl StoreTasks {
                 let _ = earlier.await;
             }
             let (keeper, listing) = {
-                let mut acquiring = pin!(Keeper::acquire(store.clone(), claim, listing, waits));
+                let mut acquiring = pin!(Keeper::acquire(store.clone(), claim, &mut terms, listing, waits));
                 tokio::select! {
                     acquired = &mut acquiring => acquired,
                     // What the store is doing at this moment has an outcome.
@@ -154,12 +178,12 @@ impl StoreTasks {
             // They end with this task.
             let mut others = JoinSet::new();
             others.spawn(Watcher::behind(store.leases(), listing).run(leases).in_current_span());
-            let (held, ours) = (holding.clone(), attributes.clone());
-            let reserved = reservation::watch(store.clone(), flags, held, ours, CONFIG_CHECK, status);
+            let (held, ours) = (holding.clone(), terms.clone());
+            let reserved = reservation::watch(store.clone(), flags, held, ours, RESERVATION_CHECK, status);
             others.spawn(reserved.in_current_span());
             let last = holding.clone();
             tokio::select! {
-                () = keeper.hold(own_key, attributes, &sender) => {}
+                () = keeper.hold(own_key, terms, &sender) => {}
                 () = report(id, holding, events) => {}
                 _ = leaves => {
                     drop(others);

@@ -33,6 +33,8 @@ pub struct Reconciler {
     read_again: bool,
     /// Whether all our objects were ever read. Before that, nothing counts as missing or superfluous.
     known: bool,
+    /// Whether more counts as ours since the last reading began.
+    is_partial: bool,
     unread: Option<KernelError>,
     /// When to retry a failed reading.
     read_at: Option<Instant>,
@@ -98,10 +100,9 @@ const READ_FIRST: Duration = Duration::from_millis(100);
 const SHOWN: usize = 5;
 
 impl Reconciler {
-    /// Adds to what counts as ours, from the next reading on.
+    /// Adds to what counts as ours, from the next reading on. What was ours before is repaired meanwhile.
     pub fn own(&mut self, ownership: &Ownership) {
-        self.ownership.add(ownership);
-        self.known = false;
+        self.is_partial |= self.ownership.add(ownership);
     }
 
     /// Returns which kernel objects are ours.
@@ -129,9 +130,9 @@ impl Reconciler {
         self.ledger.give_up_all();
     }
 
-    /// Returns whether the kernel was read.
+    /// Returns whether all that is ours was read.
     pub fn is_known(&self) -> bool {
-        self.known
+        self.known && !self.is_partial
     }
 
     /// Returns our devices as the kernel holds them.
@@ -203,7 +204,7 @@ impl Reconciler {
                 self.disturbed.insert(object);
             }
         }
-        self.known = true;
+        (self.known, self.is_partial) = (true, false);
         Consequences { work: true, ..Consequences::default() }
     }
 

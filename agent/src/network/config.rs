@@ -1,11 +1,11 @@
-//! The network config: waits for one that this agent can run, then follows its changes in the store.
+//! The network config: waits for one that this agent can run, and begins with it.
 
 use flan_agent_api::Code;
 use flan_subnet_lease::{ConfigError, NetworkConfig};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
-use super::{CONFIG_CHECK, CONFIG_WAIT, Network, NetworkEffect, Phase, backend};
+use super::{CONFIG_WAIT, Network, NetworkEffect, Phase, backend};
 use crate::agent::Effect;
 use crate::host::{Host, Needs, retry_after};
 
@@ -21,32 +21,49 @@ impl Network {
         host: &mut Host,
         now: Instant,
     ) -> Vec<Effect> {
-        let ours = match &self.phase {
-            Phase::Config => {
-                self.has_no_config = matches!(read, Ok(None));
-                return match self.usable(read).and_then(|config| self.begin(config, host, now)) {
-                    Ok(effects) => effects,
-                    Err(problem) => self.tries_again(&problem, host, now),
-                };
-            }
-            Phase::Host(config) => config,
-            Phase::Lease(means) => &means.config,
-            Phase::Joined(joined) => joined.config(),
-        };
-        self.config_due.at(now + CONFIG_CHECK);
-        // The lease watch reports a store that cannot be reached.
-        if let Ok(stored) = read {
-            let compared = still_ours(stored.as_deref(), ours);
-            self.report_change(compared);
+        if !matches!(self.phase, Phase::Config) {
+            // The lease watch reports a store that cannot be reached.
+            return read.map_or_else(|_| Vec::new(), |stored| self.config_is(stored.as_deref(), host, now));
         }
-        Vec::new()
+        self.has_no_config = matches!(read, Ok(None));
+        match self.usable(read) {
+            Ok(config) => self.try_to_begin(config, host, now),
+            Err(problem) => {
+                self.retry = None;
+                self.waits_on(&problem, host, now)
+            }
+        }
     }
 
-    /// Reads the config again, after a while.
-    pub(super) fn tries_again(&mut self, problem: &str, host: &mut Host, now: Instant) -> Vec<Effect> {
-        self.phase = Phase::Config;
+    /// Begins with this config, or tries again later.
+    pub(super) fn try_to_begin(
+        &mut self,
+        config: NetworkConfig,
+        host: &mut Host,
+        now: Instant,
+    ) -> Vec<Effect> {
+        match self.begin(config.clone(), host, now) {
+            Ok(effects) => effects,
+            Err(problem) => self.tries_again(config, &problem, host, now),
+        }
+    }
+
+    /// Begins with this config again, after a while.
+    pub(super) fn tries_again(
+        &mut self,
+        config: NetworkConfig,
+        problem: &str,
+        host: &mut Host,
+        now: Instant,
+    ) -> Vec<Effect> {
         self.failures += 1;
         self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
+        self.retry = Some(config);
+        self.waits_on(problem, host, now)
+    }
+
+    fn waits_on(&mut self, problem: &str, host: &mut Host, now: Instant) -> Vec<Effect> {
+        self.phase = Phase::Config;
         // What others wait for may depend on this one.
         host.schedule(now);
         self.waits_for(&format!("{}: {problem}", self.config_place())).into_iter().collect()
@@ -85,17 +102,9 @@ impl Network {
     /// # Errors
     /// If another network has what this one needs.
     fn begin(&mut self, config: NetworkConfig, host: &mut Host, now: Instant) -> Result<Vec<Effect>, String> {
-        let mut ownership = backend::ownership(&config, host.nftables);
-        ownership.links.extend(self.bridge());
-        let needs = Needs {
-            ownership,
-            overlays: config.over_underlay().collect(),
-            strict: backend::strict_source(&config),
-        };
-        let reading = host.prepare(self.id, needs, now);
+        let reading = self.prepare(&config, host, now);
         let reading = reading.inspect_err(|reason| error!(%reason, "cannot join the network"))?;
         self.status.report(Code::DoubtfulConfig, doubts(&config));
-        self.config_due.at(now + CONFIG_CHECK);
         let mut effects = vec![self.effect(NetworkEffect::ListLeases)];
         effects.extend(self.waits_for("the interfaces and routes of this host"));
         effects.extend(reading);
@@ -103,39 +112,29 @@ impl Network {
         Ok(effects)
     }
 
-    fn report_change(&mut self, compared: Result<NetworkConfig, &'static str>) {
-        let problem = match compared {
-            // The warnings may differ even if the meaning does not.
-            Ok(now) => {
-                self.status.report(Code::DoubtfulConfig, doubts(&now));
-                None
-            }
-            Err(problem) => Some(problem),
+    /// Starts to read the state of this host that the config requires.
+    ///
+    /// # Errors
+    /// If another network has what this one needs.
+    pub(super) fn prepare(
+        &self,
+        config: &NetworkConfig,
+        host: &mut Host,
+        now: Instant,
+    ) -> Result<Vec<Effect>, String> {
+        let mut ownership = backend::ownership(config, host.nftables);
+        ownership.links.extend(self.bridge());
+        let needs = Needs {
+            ownership,
+            overlays: config.over_underlay().collect(),
+            strict: backend::strict_source(config),
         };
-        if problem == self.config_problem {
-            return;
-        }
-        match problem {
-            Some(problem) => warn!("{problem}"),
-            None => info!("the stored network config is again the one in use"),
-        }
-        self.config_problem = problem;
-        self.status.update(|status| status.config_problem = problem.map(str::to_owned));
+        host.prepare(self.id, needs, now)
     }
 }
 
-/// Returns the stored config if it means the same as ours, else how it differs.
-fn still_ours(stored: Option<&[u8]>, ours: &NetworkConfig) -> Result<NetworkConfig, &'static str> {
-    let stored =
-        stored.ok_or("the network config is gone from the store; this agent could not start again")?;
-    NetworkConfig::parse(stored)
-        .ok()
-        .filter(|now| now.agrees_with(ours))
-        .ok_or("the network config has changed; this agent runs with the old one until it is restarted")
-}
-
 /// Returns the config if this agent can run it, for the default network or one beside it.
-fn usable(json: &[u8], is_beside: bool) -> Result<NetworkConfig, ConfigError> {
+pub(super) fn usable(json: &[u8], is_beside: bool) -> Result<NetworkConfig, ConfigError> {
     let config = NetworkConfig::parse(json)?;
     if is_beside {
         config.supported_beside()?;
@@ -145,7 +144,7 @@ fn usable(json: &[u8], is_beside: bool) -> Result<NetworkConfig, ConfigError> {
 }
 
 /// Joins all warnings about the config into one text.
-fn doubts(config: &NetworkConfig) -> Option<String> {
+pub(super) fn doubts(config: &NetworkConfig) -> Option<String> {
     let texts: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
     Some(texts.join(". Also, ")).filter(|text| !text.is_empty())
 }
@@ -172,16 +171,5 @@ mod tests {
         assert!(doubts.contains(". Also, the network config has the field SubnetLenn"), "{doubts}");
         let plain = br#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}"#;
         assert_eq!(super::doubts(&usable(plain, false).unwrap()), None);
-    }
-
-    #[test]
-    fn a_config_that_is_written_better_has_not_changed() {
-        let ours = usable(TACIT, false).unwrap();
-        let better = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
-        assert_eq!(still_ours(Some(better), &ours).unwrap().warnings, []);
-        let other = br#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
-        assert!(still_ours(Some(other), &ours).unwrap_err().contains("has changed"));
-        assert!(still_ours(Some(b"{"), &ours).unwrap_err().contains("has changed"));
-        assert!(still_ours(None, &ours).unwrap_err().contains("is gone"));
     }
 }

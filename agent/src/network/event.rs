@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use flan_agent_api::SubnetEnv;
-use flan_subnet_lease::{Claim, Holding, Lease, LeaseAttributes, OwnKey, WatchEvent};
+use flan_subnet_lease::{Claim, Holding, Lease, OwnKey, Terms, WatchEvent};
 use flan_wireguard_keys::PrivateKey;
 use tokio::sync::watch;
 
@@ -31,8 +31,8 @@ pub enum NetworkEvent {
 /// An action for a network.
 #[derive(Debug)]
 pub enum NetworkEffect {
-    /// Read the config from the store. Answered by [`NetworkEvent::Config`].
-    ReadConfig,
+    /// Read the config from the store, now and whenever it changes. Answered by [`NetworkEvent::Config`] indefinitely.
+    FollowConfig,
     /// Read the file of this host's WireGuard key. Answered by [`NetworkEvent::Key`].
     ReadKey,
     /// Start to list the leases, which the claim will need.
@@ -53,8 +53,8 @@ pub enum NetworkEffect {
 pub struct LeaseClaim {
     /// What this host claims.
     pub claim: Claim,
-    /// The attributes to publish, as they change.
-    pub attributes: watch::Receiver<LeaseAttributes>,
+    /// What of it changes while it stands.
+    pub terms: watch::Receiver<Terms>,
     /// What the watch sees under our key.
     pub own_key: watch::Receiver<OwnKey>,
 }

@@ -232,6 +232,17 @@ impl Joined {
         self.plan_all_peers(host, now);
     }
 
+    /// Goes over to another config, and what was chosen for it.
+    pub(super) fn change_to(&mut self, config: NetworkConfig, chosen: Chosen, host: &mut Host, now: Instant) {
+        self.leave(host, now);
+        self.means.change_to(config, chosen, host);
+        let own = self.leases.admission().own.as_ref().map(|own| self.means.own(own.subnets));
+        self.leases.set_admission(Admission { config: self.means.config.clone(), own });
+        self.planned = State::default();
+        self.plan_host(host, now);
+        self.plan_all_peers(host, now);
+    }
+
     /// Adds this network's packet filter rules, and which families to forward.
     pub(crate) fn add_rules(&self, host: &Host, rules: &mut Ruleset, forwarding: &mut (bool, bool)) {
         let Some(own) = &self.leases.admission().own else { return };

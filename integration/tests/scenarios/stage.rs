@@ -43,12 +43,18 @@ pub(crate) fn hosts_that_reach(lab: &Lab, network: &str, flags: &[&[&str]]) -> R
     }
     on_all(&mut hosts, Host::wait_for_agent)?;
     let ends = ends_of(&hosts)?;
-    for from in &ends {
+    all_reach_all(&ends)?;
+    Ok((hosts, ends))
+}
+
+/// Waits until a packet has come back from each end to each other.
+pub(crate) fn all_reach_all(ends: &[End]) -> Result<()> {
+    for from in ends {
         for to in ends.iter().filter(|to| to.address != from.address) {
             wait_until_reached(from, to, REACHED)?;
         }
     }
-    Ok((hosts, ends))
+    Ok(())
 }
 
 /// Kills the first host's agent under traffic both ways and starts it again. The kernel carries the packets: none is lost,

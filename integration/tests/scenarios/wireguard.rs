@@ -14,7 +14,7 @@ use flan_integration::store::{PREFIX, StoreClient};
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{bare_hosts, ends_of, hosts_that_reach, wait_until_reached};
+use crate::stage::{all_reach_all, bare_hosts, ends_of, hosts_that_reach, wait_until_reached};
 
 pub(crate) const PSK: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
@@ -479,81 +479,6 @@ fn a_host_on_wireguard_leaves_nothing_but_its_key_and_hands_that_over() -> Resul
         let handed = hosts[0].flanctl(&["hand-over", "--wireguard-key-file", WIREGUARD_KEY])?;
         ensure!(handed.code == Some(0), "{handed:?}");
         assert_eq!(hosts[0].run("sh", &["-c", "wg pubkey < /run/flannel/wgkey"])?.trim(), key);
-        Ok(())
-    })
-}
-
-#[test]
-fn a_network_changes_from_vxlan_to_wireguard_host_by_host_and_back() -> Result<()> {
-    Lab::run(LabOptions::default(), |lab| {
-        let vxlan = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
-        let (mut hosts, ends) = hosts_that_reach(lab, vxlan, &[NO_FLAGS; 3])?;
-        let subnets = hosts.iter().map(Host::subnet_env).collect::<Result<Vec<_>>>()?;
-        another_network_has_a_device(&hosts[0])?;
-        change_config(&hosts[0], &network("user"))?;
-        for host in &mut hosts[..2] {
-            restart(host)?;
-        }
-        wait_until_reached(&ends[0], &ends[1], REACHED)?;
-        for (host, others, backends) in [(2, 2, ("wireguard", "vxlan")), (0, 1, ("vxlan", "wireguard"))] {
-            let told = format!("backend is {}, this network's is {}", backends.0, backends.1);
-            wait::until(&format!("{others} bad leases"), REACHED, || {
-                let bad = hosts[host].status()?["quarantined"].to_string();
-                ensure!(bad.matches(&told).count() == others, "{bad}");
-                Ok(())
-            })?;
-        }
-        restart(&mut hosts[2])?;
-        all_reach_all(&ends)?;
-        for (host, subnet) in hosts.iter().zip(&subnets) {
-            assert_eq!(host.subnet_env()?.subnet, subnet.subnet, "another subnet on {}", host.name());
-            wait_until_gone(host, "flannel.1")?;
-        }
-        change_config(&hosts[0], vxlan)?;
-        for host in &mut hosts {
-            restart(host)?;
-        }
-        all_reach_all(&ends)?;
-        for host in &hosts {
-            wait_until_gone(host, "flannel-wg")?;
-        }
-        hosts[0].ip("link show flannel.9").context("the device of another network is gone")?;
-        Ok(())
-    })
-}
-
-fn another_network_has_a_device(host: &Host) -> Result<()> {
-    host.ip("link add flannel.9 type vxlan id 9 dstport 9472 local 127.0.0.1")?;
-    host.ip("addr add 10.9.1.0/32 dev flannel.9")?;
-    host.ip("link set flannel.9 up")?;
-    Ok(())
-}
-
-fn change_config(host: &Host, config: &str) -> Result<()> {
-    let set = host.flanctl_with_input(&["config", "set", "--force", "-"], config)?;
-    ensure!(set.code == Some(0), "{set:?}");
-    Ok(())
-}
-
-fn restart(host: &mut Host) -> Result<()> {
-    host.stop_agent()?;
-    host.start_agent_with(&STATUS_FLAGS)
-}
-
-fn all_reach_all(ends: &[End]) -> Result<()> {
-    for from in ends {
-        for to in ends.iter().filter(|to| to.address != from.address) {
-            wait_until_reached(from, to, REACHED)?;
-        }
-    }
-    Ok(())
-}
-
-/// What the earlier config made goes when the new one works.
-fn wait_until_gone(host: &Host, device: &str) -> Result<()> {
-    wait::until(&format!("{device} to go"), REACHED, || {
-        let links = host.run("ip", &["-br", "link"])?;
-        ensure!(!links.lines().any(|line| line.starts_with(&format!("{device} "))), "{links}");
         Ok(())
     })
 }

@@ -36,6 +36,22 @@ pub struct Claim {
     pub renew_margin: Option<Duration>,
 }
 
+/// What of a claim may change while it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Terms {
+    /// The network.
+    pub config: NetworkConfig,
+    /// What peers need to know about us.
+    pub attributes: LeaseAttributes,
+}
+
+impl Claim {
+    /// Returns what of it may change.
+    pub fn terms(&self) -> Terms {
+        Terms { config: self.config.clone(), attributes: self.attributes.clone() }
+    }
+}
+
 /// The lease as we hold it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldLease {

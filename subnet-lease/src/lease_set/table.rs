@@ -130,6 +130,16 @@ impl Table {
         id
     }
 
+    /// Indexes the identities anew, by what identifies a host with this backend.
+    pub(super) fn index_by(&mut self, backend: &BackendConfig) {
+        let identities = self.iter().flat_map(|(id, slot)| {
+            let Lease { subnets, attributes, .. } = &*slot.lease;
+            let identity = move |family| Some((family, backend.identity(attributes.data.get(family))?, id));
+            subnets.iter().filter_map(move |(family, _)| identity(family))
+        });
+        self.identities = identities.collect();
+    }
+
     pub(super) fn remove(&mut self, id: Id, backend: &BackendConfig) {
         let Some(Slot { lease, .. }) = self.slots.get_mut(id as usize).and_then(Option::take) else { return };
         for (family, subnet) in lease.subnets.iter() {

@@ -207,6 +207,7 @@ enum Step {
     Event(WatchEvent<Lease>),
     Wait(u64),
     Own(usize),
+    Config(usize),
     Look,
 }
 
@@ -216,6 +217,7 @@ const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Networ
 const V6: &str = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48",
     "Backend": {"Type": "vxlan"}}"#;
 const UDP: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}"#;
+const CONFIGS: [&str; 4] = [V4, BOTH, V6, UDP];
 const V4_KEYS: [&str; 13] = [
     "10.5.1.0-24",
     "10.5.2.0-24",
@@ -306,6 +308,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => listing.prop_map(|listing| Step::Event(WatchEvent::Listed(listing))),
         2 => (1..90u64).prop_map(Step::Wait),
         1 => (0..OWN.len()).prop_map(Step::Own),
+        1 => (0..CONFIGS.len()).prop_map(Step::Config),
         3 => Just(Step::Look),
     ]
 }
@@ -323,7 +326,7 @@ fn admission(config: &str, own: usize) -> Admission {
     }
 }
 
-fn check(config: &str, steps: Vec<Step>) {
+fn check(mut config: &'static str, steps: Vec<Step>) {
     let caution = Caution::default();
     let mut now = Instant::now();
     let mut own = 0;
@@ -343,6 +346,10 @@ fn check(config: &str, steps: Vec<Step>) {
             Step::Own(other) => {
                 own = other;
                 set.set_own(admission(config, own).own);
+            }
+            Step::Config(other) => {
+                config = CONFIGS[other];
+                set.set_admission(admission(config, own));
             }
             Step::Look => {
                 let changes = set.take_changes();

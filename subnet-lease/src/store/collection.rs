@@ -11,12 +11,14 @@ use super::error::StoreError;
 use super::limits::ANY_SIZE;
 use crate::entry::{Entry, bounded, name};
 
-/// The keys below `<prefix>/<place>/`, each with a `T`. Clones share the store's connection.
+/// The keys below `<prefix>/<place>/`, or one key, each with a `T`. Clones share the store's connection.
 #[derive(Clone)]
 pub struct Collection<T> {
     pub(super) store: Store,
-    /// The prefix of all its keys; ends with `/`.
+    /// What all its keys begin with.
     pub(super) prefix: String,
+    /// What comes after all of them.
+    pub(super) end: Vec<u8>,
     holds: PhantomData<fn() -> T>,
 }
 
@@ -24,7 +26,15 @@ impl<T> Collection<T> {
     /// Creates the collection below `<prefix>/<place>/`.
     pub(super) fn below(store: &Store, place: &str) -> Self {
         let prefix = format!("{}/{place}/", store.prefix());
-        Self { store: store.clone(), prefix, holds: PhantomData }
+        // '0' comes after '/'.
+        let end = format!("{}/{place}0", store.prefix()).into_bytes();
+        Self { store: store.clone(), prefix, end, holds: PhantomData }
+    }
+
+    /// Creates the collection of one key, whose name in it is empty.
+    pub(super) fn of_key(store: &Store, key: String) -> Self {
+        let end = [key.as_bytes(), &[0]].concat();
+        Self { store: store.clone(), prefix: key, end, holds: PhantomData }
     }
 
     /// Returns one entry; `None` if the key does not exist.

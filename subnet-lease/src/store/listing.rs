@@ -26,7 +26,7 @@ impl<T: Stored> Collection<T> {
         let response = self
             .store
             .call(|mut client: Client| {
-                let options = GetOptions::new().with_range(prefix_end(&self.prefix)).with_count_only();
+                let options = GetOptions::new().with_range(self.end.clone()).with_count_only();
                 let from = self.prefix.clone();
                 async move { client.get(from, Some(options)).await }
             })
@@ -40,7 +40,7 @@ impl<T: Stored> Collection<T> {
     /// Any [`StoreError`], including a compaction between two pages.
     pub async fn list(&self) -> Result<Listing<T>, StoreError> {
         let mut listing = Listing { items: Vec::new(), revision: 0, cluster_id: 0 };
-        let (from, end) = (self.prefix.as_bytes().to_vec(), prefix_end(&self.prefix));
+        let (from, end) = (self.prefix.as_bytes().to_vec(), self.end.clone());
         let mut page = Page { from, end, limit: FIRST_PAGE, most: MOST_IN_PAGE, revision: 0 };
         let mut response = self.page(&mut page).await?;
         if let Some(header) = response.header() {
@@ -125,15 +125,6 @@ impl Page {
         self.limit = (self.limit / 8).max(1);
         self.most = self.limit * 2;
     }
-}
-
-/// Returns the first key after all keys with the prefix, which ends with `/`.
-fn prefix_end(prefix: &str) -> Vec<u8> {
-    let mut end = prefix.as_bytes().to_vec();
-    if let Some(last) = end.last_mut() {
-        *last += 1;
-    }
-    end
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! A network in the store: its config and its leases.
 
+use std::convert::Infallible;
+
 use etcd_client::{Client, GetOptions, TxnOp};
 
 use super::client::{Store, unchanged};
@@ -9,7 +11,7 @@ use super::limits::ANY_SIZE;
 use crate::container::Container;
 use crate::entry::Entry;
 use crate::lease::Lease;
-use crate::stored::Listing;
+use crate::stored::{Listing, Stored};
 
 /// The network config in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +22,19 @@ pub struct StoredConfig {
     pub create_revision: i64,
     /// Store revision of the last write.
     pub mod_revision: i64,
+}
+
+/// A write of the network config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfigWritten;
+
+impl Stored for ConfigWritten {
+    const PLURAL: &'static str = "changes of the network config";
+    type Invalid = Infallible;
+
+    fn read(_: &Entry) -> Result<Self, Infallible> {
+        Ok(Self)
+    }
 }
 
 /// Everything that the store holds about a network, at one revision.
@@ -61,6 +76,11 @@ impl Store {
     /// Any [`StoreError`].
     pub async fn config(&self) -> Result<Option<StoredConfig>, StoreError> {
         self.config_at(0).await
+    }
+
+    /// Returns a collection that changes when the network config is written. [`Store::config`] reads it.
+    pub fn config_changes(&self) -> Collection<ConfigWritten> {
+        Collection::of_key(self, self.config_key())
     }
 
     /// Writes the network config if it is still the one that the caller saw. Returns whether it was.

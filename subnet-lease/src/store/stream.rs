@@ -21,13 +21,14 @@ impl<T: Stored> Collection<T> {
     /// Any [`StoreError`].
     pub(crate) async fn watch(&self, revision: i64) -> Result<Watch<T>, StoreError> {
         let given_up = self.store.given_up.subscribe();
-        let prefix = self.prefix.clone();
+        let (prefix, end) = (self.prefix.clone(), self.end.clone());
         let stream = self
             .store
             .call(|client: Client| {
                 // Without this, etcd sends a late watch up to 1000 revisions of 1.5 MB each in one response. A fragment
                 // has one event, or not much more than 1.5 MB.
-                let options = WatchOptions::new().with_prefix().with_start_revision(revision).with_fragment();
+                let options = WatchOptions::new().with_range(end.clone());
+                let options = options.with_start_revision(revision).with_fragment();
                 let mut client = client.watch_client().max_decoding_message_size(ANY_SIZE);
                 let prefix = prefix.clone();
                 async move { client.watch(prefix, Some(options)).await }

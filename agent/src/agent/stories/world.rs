@@ -46,7 +46,8 @@ pub(super) struct World {
     /// The only interface, which has the default route.
     pub(super) interface: Interface,
     now: Instant,
-    pub(super) config_readings: usize,
+    /// How many networks follow their config.
+    pub(super) followed: usize,
     /// In the file of the WireGuard key.
     pub(super) key: Option<PrivateKey>,
     claims: Vec<(NetworkId, LeaseClaim)>,
@@ -151,7 +152,7 @@ impl World {
             firewall: FakeFirewall::new(),
             interface,
             now,
-            config_readings: 0,
+            followed: 0,
             key: Some([64; 32].into()),
             claims: Vec::new(),
             saved: Vec::new(),
@@ -183,7 +184,7 @@ impl World {
     }
 
     pub(super) fn attributes(&self, network: NetworkId) -> LeaseAttributes {
-        self.claim_of(network).attributes.borrow().clone()
+        self.claim_of(network).terms.borrow().attributes.clone()
     }
 
     fn claim_of(&self, network: NetworkId) -> &LeaseClaim {
@@ -348,7 +349,7 @@ impl World {
             Effect::Ready => self.notified_ready += 1,
             Effect::Status(status) => self.systemd.push(status),
             Effect::Network(id, effect) => match effect {
-                NetworkEffect::ReadConfig => self.config_readings += 1,
+                NetworkEffect::FollowConfig => self.followed += 1,
                 NetworkEffect::ListLeases => {}
                 NetworkEffect::ReadKey => {
                     let key = self.key.clone().ok_or_else(|| "no key here".to_owned());
