@@ -76,7 +76,9 @@ pub(crate) async fn set(
     }
     output::print(&format!("wrote {}/config: {}", store.prefix(), describe(&draft.config)))?;
     match seen {
-        Some(_) => output::print("running agents go over to it now; flanctl and the status on a host say if one cannot"),
+        Some(_) => output::print(
+            "running agents go over to it now; a host that cannot says so in its log and status",
+        ),
         None => Ok(()),
     }
 }
