@@ -135,12 +135,17 @@ impl Host {
             self.check(network, &needs)?;
         }
         self.reconciler.own(&needs.ownership);
-        self.needs.insert(network, needs);
-        self.overlays = self.needs.values().flat_map(|needs| needs.overlays.iter().copied()).collect();
+        self.needs_are(network, needs);
         self.due.resync.at(now + self.args.resync_interval);
         self.due.rules.at(now + RULES_INTERVAL);
         (self.networks, self.are_networks_being_read) = (None, true);
         Ok(vec![self.survey(), self.read_anew(), self.reading_of_networks()])
+    }
+
+    /// Notes what a network needs, which is known to be there.
+    pub(crate) fn needs_are(&mut self, network: NetworkId, needs: Needs) {
+        self.needs.insert(network, needs);
+        self.overlays = self.needs.values().flat_map(|needs| needs.overlays.iter().copied()).collect();
     }
 
     /// Forgets what a network needed. What it gave up in the kernel stays ours until it is gone.
@@ -166,6 +171,10 @@ impl Host {
             if needs.strict.is_some_and(|strict| other.strict.is_some_and(|other| other != strict)) {
                 return Err("Backend.StrictSource must be the same in all networks of a host".to_owned());
             }
+        }
+        // The default network chooses the external interface, and with it the addresses.
+        if network == DEFAULT_NETWORK {
+            return Ok(());
         }
         let Some(external) = &self.external.external else { return Ok(()) };
         for (family, overlay) in &needs.overlays {

@@ -107,10 +107,10 @@ pub struct Network {
     /// When to look whether it has changed.
     key_due: Due,
     phase: Phase,
-    /// When to begin.
+    /// The config in the store, once read; `None` in it if there is none.
+    stored: Option<Option<Vec<u8>>>,
+    /// When to read it for the first time, or to try again what this host could not do with it.
     config_due: Due,
-    /// A usable config with which it could not begin yet.
-    retry: Option<NetworkConfig>,
     /// Consecutive attempts that failed.
     failures: u32,
     /// The changed config to go over to, once the state of this host that it requires is known.
@@ -180,7 +180,7 @@ impl Network {
             key_due: Due::default(),
             phase: Phase::Config,
             config_due,
-            retry: None,
+            stored: None,
             failures: 0,
             next: None,
             config_problem: None,
@@ -255,11 +255,12 @@ impl Network {
         let _marked = self.span.clone().entered();
         let mut effects = Vec::new();
         if self.config_due.is_over(now) {
-            if let Some(config) = self.retry.take() {
-                effects.extend(self.try_to_begin(config, host, now));
-            } else if self.failures == 0 {
-                effects.extend(self.waits_for(&self.config_place()));
-                effects.push(self.effect(NetworkEffect::FollowConfig));
+            match self.stored.clone() {
+                Some(stored) => effects.extend(self.consider(stored, host, now)),
+                None => {
+                    effects.extend(self.waits_for(&self.config_place()));
+                    effects.push(self.effect(NetworkEffect::FollowConfig));
+                }
             }
         }
         if self.key_due.is_over(now) {
@@ -313,7 +314,7 @@ impl Network {
         let _marked = self.span.clone().entered();
         let Some((external, networks)) = host.known() else { return Vec::new() };
         let (config, external, networks) = ((**config).clone(), external.clone(), networks.clone());
-        if let Err(reason) = self.read_key_for(&config, now) {
+        if let Err(reason) = self.read_key_for(&config) {
             return vec![Effect::End(refused(reason))];
         }
         let chosen = match self.choose_for(&config, &external, host, &host.reconciler.devices()) {
@@ -321,11 +322,11 @@ impl Network {
             // The others work, and this one may later or when its config changes.
             Err(reason) if self.settings.name.is_some() => {
                 error!(%reason, "cannot join the network");
-                return self.tries_again(config, &reason.to_string(), host, now);
+                return self.tries_again(&reason.to_string(), host, now);
             }
             Err(reason) => return vec![Effect::End(refused(reason))],
         };
-        self.report_choice(&config, &chosen, host);
+        self.has_chosen(&config, &chosen, host, now);
         let Settings { previous, preferred, node, renew_margin, .. } = &self.settings;
         let overlaps = Overlaps::new(*previous, external.underlay.link, &networks);
         let claim = Claim {
@@ -365,16 +366,20 @@ impl Network {
     }
 
     /// Reads this host's WireGuard key, if the config's backend needs one.
-    fn read_key_for(&mut self, config: &NetworkConfig, now: Instant) -> Result<(), KeyFileError> {
+    fn read_key_for(&mut self, config: &NetworkConfig) -> Result<(), KeyFileError> {
         if matches!(config.backend, BackendConfig::Wireguard(_)) {
             self.wireguard_key = Some((self.settings.wireguard_key)(&self.args.wireguard_key_file)?);
-            self.key_due.at(now + KEY_CHECK);
         }
         Ok(())
     }
 
-    /// Reports what was chosen, and what it lacks.
-    fn report_choice(&self, config: &NetworkConfig, chosen: &Chosen, host: &Host) {
+    /// Reports what was chosen, and what it lacks. From now on, the WireGuard key is looked at if there is one.
+    fn has_chosen(&mut self, config: &NetworkConfig, chosen: &Chosen, host: &Host, now: Instant) {
+        self.key_due.clear();
+        match config.backend {
+            BackendConfig::Wireguard(_) => self.key_due.at(now + KEY_CHECK),
+            _ => self.status.report(Code::WireguardKey, None),
+        }
         let is_unchecked = self.args.source_check && backend::checks_senders(config) && !host.nftables;
         self.status.report(Code::UncheckedSenders, is_unchecked.then(|| UNCHECKED.to_owned()));
         if let Some(PathInForce { path, reason }) = &chosen.path {

@@ -18,8 +18,9 @@ const MOST: usize = 64 << 20;
 const OF_A_CONNECTION: u32 = 16;
 /// Ranges that are read at once for all connections, until there is room for the answers.
 const READ_AT_ONCE: u32 = 16;
-/// Watch streams of one connection. Clients have one or a few, each with any number of watches.
-const WATCH_STREAMS: usize = 16;
+/// Watch streams of one connection. Clients have one or a few, each with any number of watches; an agent has some for each
+/// of its networks.
+const WATCH_STREAMS: usize = 512;
 /// Bytes for the watches of one connection, and the bytes of the smallest watch.
 const WATCH_ROOM: usize = 4 << 20;
 const WATCH_UNIT: usize = 512;

@@ -126,7 +126,8 @@ impl Keeper {
                 () = changed(&mut terms) => {
                     let Terms { config, attributes } = terms.borrow_and_update().clone();
                     self.claim.config = config;
-                    if self.claims(attributes) {
+                    let is_lost = !self.claim.config.admits(&self.held.subnets);
+                    if self.claims(attributes) || is_lost {
                         schedule.publish(Instant::now());
                     }
                     continue;
@@ -186,6 +187,12 @@ impl Keeper {
 
     async fn find_and_mend(&mut self) -> Result<Looked, KeeperError> {
         let subnets = self.held.subnets;
+        if !self.claim.config.admits(&subnets) {
+            warn!(%subnets, "the changed network does not have our subnet; taking another");
+            release(&self.store, &self.held).await;
+            self.take_back().await?;
+            return Ok(Looked::Mended);
+        }
         let found = self.store.leases().get(&subnets.key()).await?;
         match judge(&self.held, &self.claim, &self.published, found) {
             Finding::Unchanged => return Ok(Looked::Fine),

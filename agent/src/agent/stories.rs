@@ -174,9 +174,39 @@ fn a_changed_network_takes_nothing_that_another_has_and_moves_no_other() {
     assert!(world.status_of(0).ready && world.status_of(1).ready);
     let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
     assert_eq!(devices, ["flannel.1"]);
-    // Now it is free.
-    world.config_is(0, r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
-    assert_eq!(world.status().config_problem, None);
+    // Now it is free, and is taken without being told again.
+    world.pass(Duration::from_secs(10));
+    let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
+    assert_eq!((world.status().config_problem, devices), (None, vec!["flannel.2".to_owned()]));
+}
+
+#[test]
+fn a_network_that_joined_by_another_config_forgets_the_one_that_it_could_not_have() {
+    let mut world = World::of_networks(2, FakeKernel::new(), &[], &[]);
+    world.config_is(0, VXLAN);
+    world.lease(0, OURS);
+    world.leases(0, listed(&[]));
+    world.config_is(1, r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan", "VNI": 1}}"#);
+    world.config_is(1, SECOND);
+    world.lease(1, "10.6.1.0/24");
+    world.leases(1, listed(&[("10.6.2.0", "192.168.64.12", "02:00:00:00:02:0c")]));
+    world.pass(Duration::from_secs(60));
+    assert_eq!((world.routes(), world.status_of(1).ready), (vec!["10.6.2.0/24".to_owned()], true));
+}
+
+#[test]
+fn a_lease_that_comes_while_the_config_changes_is_kept_where_the_changed_network_has_it() {
+    let mut world = World::with(&[]);
+    world.config_is(0, VXLAN);
+    world.reads_slowly = true;
+    world.config_is(0, r#"{"Network": "10.7.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}"#);
+    world.lease(0, OURS);
+    world.reads_slowly = false;
+    world.finish_reading();
+    world.leases(0, listed(&[PEER_2]));
+    let problem = world.status().config_problem.unwrap();
+    assert!(problem.contains("10.5.1.0/24 is not in it"), "{problem}");
+    assert_eq!(world.routes(), ["10.5.2.0/24"]);
 }
 
 #[test]

@@ -200,7 +200,8 @@ impl Reconciler {
         };
         self.unread = None;
         for object in self.ledger.reset(actual) {
-            if self.known && self.ledger.is_disturbed(&object) {
+            // What is read for the first time was not changed by anybody.
+            if self.is_known() && self.ledger.is_disturbed(&object) {
                 self.disturbed.insert(object);
             }
         }

@@ -1,14 +1,16 @@
 //! Goes over to a changed config while the network runs: with the same lease, and without a restart.
 
 use flan_agent_api::Code;
-use flan_subnet_lease::{BackendConfig, NetworkConfig};
+use flan_subnet_lease::{NetworkConfig, Subnets};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::backend::Chosen;
 use super::config::{doubts, usable};
 use super::{Network, Phase};
 use crate::agent::Effect;
 use crate::host::Host;
+use crate::interface::External;
 
 const GONE: &str = "the network config is gone from the store; this agent could not start again";
 
@@ -25,7 +27,7 @@ impl Network {
 
     /// Compares the stored config with the one in use, and prepares to go over to one that means something else.
     pub(super) fn config_is(&mut self, stored: Option<&[u8]>, host: &mut Host, now: Instant) -> Vec<Effect> {
-        let Some(ours) = self.config() else { return Vec::new() };
+        let Some(ours) = self.config().cloned() else { return Vec::new() };
         let found = stored.ok_or_else(|| GONE.to_owned()).and_then(|json| {
             usable(json, self.settings.name.is_some()).map_err(|reason| {
                 format!("the network config has changed to one that this agent cannot run, so it keeps the one before: {reason}")
@@ -40,68 +42,68 @@ impl Network {
         });
         match found {
             Err(problem) => {
-                let effects = self.keep_config(host, now);
+                self.keep_config(host);
                 self.report_change(Some(problem));
-                effects
+                Vec::new()
             }
-            Ok(config) if config.agrees_with(ours) => {
+            Ok(config) if config.agrees_with(&ours) => {
                 // The warnings may differ even if the meaning does not.
                 self.status.report(Code::DoubtfulConfig, doubts(&config));
-                let effects = self.keep_config(host, now);
+                self.keep_config(host);
                 self.report_change(None);
-                effects
+                Vec::new()
             }
-            Ok(config) => match self.prepare(&config, host, now) {
-                Ok(effects) => {
-                    self.next = Some(Box::new(config));
-                    effects
+            Ok(config) => {
+                let known = host.external.external.clone();
+                let of_families = |external: &External| {
+                    config
+                        .over_underlay()
+                        .all(|(family, _)| external.underlay.addresses.get(family).is_some())
+                };
+                // What is not known yet is chosen later.
+                let chosen = match known.filter(of_families) {
+                    Some(external) => self.choose_next(&config, &external, host).map(drop),
+                    None => Ok(()),
+                };
+                match chosen.and_then(|()| self.prepare(&config, host, now)) {
+                    Ok(effects) => {
+                        self.next = Some(Box::new(config));
+                        effects
+                    }
+                    Err(reason) => self.cannot_change(&reason, host, now),
                 }
-                Err(reason) => {
-                    let effects = self.keep_config(host, now);
-                    self.cannot_change(&reason);
-                    effects
-                }
-            },
+            }
         }
     }
 
     /// Gives up an earlier change that is being prepared.
-    fn keep_config(&mut self, host: &mut Host, now: Instant) -> Vec<Effect> {
-        if self.next.take().is_none() {
-            return Vec::new();
+    fn keep_config(&mut self, host: &mut Host) {
+        if self.next.take().is_some()
+            && let Some(ours) = self.config()
+        {
+            let needs = self.needs(ours, host);
+            host.needs_are(self.id, needs);
         }
-        let ours = self.config().cloned();
-        // Nothing has changed, so nothing can be in its way.
-        ours.and_then(|ours| self.prepare(&ours, host, now).ok()).unwrap_or_default()
     }
 
     /// Goes over to a changed config, once the state of this host that it requires is known.
     pub(crate) fn change_over(&mut self, host: &mut Host, now: Instant) -> Vec<Effect> {
-        if self.next.is_none() {
-            return Vec::new();
-        }
+        let Some(next) = &self.next else { return Vec::new() };
         let Some((external, _)) = host.known() else { return Vec::new() };
-        let (external, Some(next)) = (external.clone(), self.next.take()) else { return Vec::new() };
+        let (next, external) = (next.clone(), external.clone());
         let _marked = self.span.clone().entered();
-        let key = self.read_key_for(&next, now).map_err(|reason| reason.to_string());
-        let chosen = key.and_then(|()| {
-            self.choose_for(&next, &external, host, &host.reconciler.devices())
-                .map_err(|reason| reason.to_string())
-        });
+        let is_ours = |own: &Subnets| next.admits(own);
+        let chosen = match self.subnets().filter(|own| !is_ours(own)) {
+            Some(own) => Err(format!("this host's subnet {own} is not in it")),
+            None => self.choose_next(&next, &external, host),
+        };
         let chosen = match chosen {
             Ok(chosen) => chosen,
-            Err(reason) => {
-                self.cannot_change(&reason);
-                self.next = Some(next);
-                return self.keep_config(host, now);
-            }
+            Err(reason) => return self.cannot_change(&reason, host, now),
         };
+        self.next = None;
         info!(backend = next.backend.name(), "going over to the changed network config");
-        if !matches!(next.backend, BackendConfig::Wireguard(_)) {
-            self.key_due.clear();
-            self.status.report(Code::WireguardKey, None);
-        }
-        self.report_choice(&next, &chosen, host);
+        self.has_chosen(&next, &chosen, host, now);
         self.status.report(Code::DoubtfulConfig, doubts(&next));
         match &mut self.phase {
             Phase::Config | Phase::Host(_) => {}
@@ -112,10 +114,25 @@ impl Network {
         Vec::new()
     }
 
-    fn cannot_change(&mut self, reason: &str) {
+    fn choose_next(
+        &mut self,
+        config: &NetworkConfig,
+        external: &External,
+        host: &Host,
+    ) -> Result<Chosen, String> {
+        self.read_key_for(config).map_err(|reason| reason.to_string())?;
+        let chosen = self.choose_for(config, external, host, &host.reconciler.devices());
+        chosen.map_err(|reason| reason.to_string())
+    }
+
+    /// Tells why this host keeps its config, and tries again: what is in the way may go.
+    fn cannot_change(&mut self, reason: &str, host: &mut Host, now: Instant) -> Vec<Effect> {
+        self.keep_config(host);
+        self.consider_again(now);
         self.report_change(Some(format!(
             "the network config has changed, and this agent cannot go over to it, so it keeps the one before: {reason}"
         )));
+        Vec::new()
     }
 
     /// Reports how the stored config differs from the one in use.

@@ -21,80 +21,74 @@ impl Network {
         host: &mut Host,
         now: Instant,
     ) -> Vec<Effect> {
-        if !matches!(self.phase, Phase::Config) {
-            // The lease watch reports a store that cannot be reached.
-            return read.map_or_else(|_| Vec::new(), |stored| self.config_is(stored.as_deref(), host, now));
-        }
-        self.has_no_config = matches!(read, Ok(None));
-        match self.usable(read) {
-            Ok(config) => self.try_to_begin(config, host, now),
-            Err(problem) => {
-                self.retry = None;
-                self.waits_on(&problem, host, now)
+        match read {
+            // What was refused is tried again in its time.
+            Ok(stored) if self.stored.as_ref() == Some(&stored) => Vec::new(),
+            Ok(stored) => {
+                self.stored = Some(stored.clone());
+                self.failures = 0;
+                self.consider(stored, host, now)
             }
+            // The watch has logged it, and the watch of the leases reports it later.
+            Err(problem) if matches!(self.phase, Phase::Config) => self.waits_on(&problem, host, now),
+            Err(_) => Vec::new(),
         }
     }
 
-    /// Begins with this config, or tries again later.
-    pub(super) fn try_to_begin(
-        &mut self,
-        config: NetworkConfig,
-        host: &mut Host,
-        now: Instant,
-    ) -> Vec<Effect> {
-        match self.begin(config.clone(), host, now) {
-            Ok(effects) => effects,
-            Err(problem) => self.tries_again(config, &problem, host, now),
+    /// Begins with the config in the store, or goes over to it.
+    pub(super) fn consider(&mut self, stored: Option<Vec<u8>>, host: &mut Host, now: Instant) -> Vec<Effect> {
+        self.config_due.clear();
+        if !matches!(self.phase, Phase::Config | Phase::Host(_)) {
+            return self.config_is(stored.as_deref(), host, now);
+        }
+        self.has_no_config = stored.is_none();
+        match self.usable(stored.as_deref()) {
+            Ok(config) => match self.begin(config, host, now) {
+                Ok(effects) => effects,
+                Err(problem) => self.tries_again(&problem, host, now),
+            },
+            Err(problem) => self.waits_on(&problem, host, now),
         }
     }
 
-    /// Begins with this config again, after a while.
-    pub(super) fn tries_again(
-        &mut self,
-        config: NetworkConfig,
-        problem: &str,
-        host: &mut Host,
-        now: Instant,
-    ) -> Vec<Effect> {
-        self.failures += 1;
-        self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
-        self.retry = Some(config);
+    /// Begins again after a while.
+    pub(super) fn tries_again(&mut self, problem: &str, host: &mut Host, now: Instant) -> Vec<Effect> {
+        self.consider_again(now);
         self.waits_on(problem, host, now)
     }
 
+    pub(super) fn consider_again(&mut self, now: Instant) {
+        self.failures += 1;
+        self.config_due.at(now + retry_after(self.failures).min(CONFIG_WAIT));
+    }
+
     fn waits_on(&mut self, problem: &str, host: &mut Host, now: Instant) -> Vec<Effect> {
-        self.phase = Phase::Config;
+        (self.phase, self.next) = (Phase::Config, None);
         // What others wait for may depend on this one.
         host.schedule(now);
         self.waits_for(&format!("{}: {problem}", self.config_place())).into_iter().collect()
     }
 
     /// Returns the config if this agent can run it, else the reason why not, which it logs.
-    fn usable(&self, read: Result<Option<Vec<u8>>, String>) -> Result<NetworkConfig, String> {
+    fn usable(&self, stored: Option<&[u8]>) -> Result<NetworkConfig, String> {
         let place = &self.settings.place;
-        match read {
-            Ok(Some(json)) => usable(&json, self.settings.name.is_some()).map_err(|reason| {
-                error!(%reason, "cannot use the network config at {place}");
-                reason.to_string()
-            }),
-            Ok(None) => {
-                let flags = &self.settings.flags;
-                match &self.settings.name {
-                    None => warn!(
-                        "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
-                    ),
-                    Some(name) => warn!(
-                        "there is no network config at {place}; create the network with: flanctl{flags} network create \
-                         {name} --subnet CIDR"
-                    ),
-                }
-                Err("there is none".to_owned())
+        let Some(json) = stored else {
+            let flags = &self.settings.flags;
+            match &self.settings.name {
+                None => warn!(
+                    "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
+                ),
+                Some(name) => warn!(
+                    "there is no network config at {place}; create the network with: flanctl{flags} network create \
+                     {name} --subnet CIDR"
+                ),
             }
-            Err(reason) => {
-                warn!(%reason, "cannot read the network config");
-                Err(reason)
-            }
-        }
+            return Err("there is none".to_owned());
+        };
+        usable(json, self.settings.name.is_some()).map_err(|reason| {
+            error!(%reason, "cannot use the network config at {place}");
+            reason.to_string()
+        })
     }
 
     /// Starts to read the state of this host that the config requires.
@@ -122,14 +116,18 @@ impl Network {
         host: &mut Host,
         now: Instant,
     ) -> Result<Vec<Effect>, String> {
+        host.prepare(self.id, self.needs(config, host), now)
+    }
+
+    /// Returns what the config needs of this host.
+    pub(super) fn needs(&self, config: &NetworkConfig, host: &Host) -> Needs {
         let mut ownership = backend::ownership(config, host.nftables);
         ownership.links.extend(self.bridge());
-        let needs = Needs {
+        Needs {
             ownership,
             overlays: config.over_underlay().collect(),
             strict: backend::strict_source(config),
-        };
-        host.prepare(self.id, needs, now)
+        }
     }
 }
 

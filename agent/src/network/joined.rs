@@ -288,6 +288,8 @@ impl Joined {
             if !datapath.is_running() {
                 return None;
             }
+        } else {
+            self.means.status.gauge(None);
         }
         let save =
             || NetworkEffect::Save { file: self.means.file.clone(), env: self.subnet_env(&own.subnets) };

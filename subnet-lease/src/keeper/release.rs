@@ -22,7 +22,7 @@ pub async fn release(store: &Store, lease: &HeldLease) {
             }
             Err(reason) => {
                 let wait = backoff.next();
-                warn!(%reason, %subnets, retry_in = ?wait, "cannot release the lease of a network that this host left");
+                warn!(%reason, %subnets, retry_in = ?wait, "cannot release a lease that this host no longer needs");
                 tokio::time::sleep(wait).await;
             }
         }

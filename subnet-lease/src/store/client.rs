@@ -101,6 +101,18 @@ impl Store {
     /// got it, authentication may have been enabled, or a user changed.
     pub(super) async fn attempt<T, R>(
         &self,
+        has_second_chance: bool,
+        request: impl Fn(Client) -> R,
+    ) -> Result<T, StoreError>
+    where
+        R: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        // Large, and many tasks wait for long between two requests: only a request in progress takes the room.
+        Box::pin(self.try_endpoints(has_second_chance, request)).await
+    }
+
+    async fn try_endpoints<T, R>(
+        &self,
         mut has_second_chance: bool,
         request: impl Fn(Client) -> R,
     ) -> Result<T, StoreError>
