@@ -57,10 +57,14 @@ if [ -n "$tests" ]; then
     if lacks wg; then want wireguard-tools; fi
     if lacks wireguard-go; then want wireguard-go; fi
     if lacks tcpdump; then want tcpdump; fi
+    # The DNS server of a site, and a resolver that is not glibc's.
+    if lacks dnsmasq; then want dnsmasq-base; fi
+    if lacks musl-gcc; then want musl-tools; fi
     # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
     if lacks iperf3; then want iperf3; fi
     if lacks ethtool; then want ethtool; fi
     if lacks strace; then want strace; fi
+    if lacks dnsperf; then want dnsperf; fi
 fi
 
 [ -n "$packages" ] || exit 0

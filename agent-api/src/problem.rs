@@ -39,6 +39,8 @@ pub enum Code {
     WireguardKey,
     /// Docker does not show the networks of the store as they are, or this host's containers are not known there.
     DockerNetworks,
+    /// The names of containers are not served on some bridge.
+    Names,
     /// We have a user for the store, but its authentication is off.
     AuthenticationOff,
 }

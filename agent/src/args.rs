@@ -13,6 +13,7 @@ use crate::docker_args::DockerArgs;
 use crate::embedded_args::EmbeddedArgs;
 use crate::flag_values::{duration, path_choice, switch};
 use crate::log::LogArgs;
+use crate::names_args::NamesArgs;
 use crate::store_command::StoreCommand;
 
 /// Connect this host's containers to those of the other hosts
@@ -244,6 +245,10 @@ pub struct Args {
     #[command(flatten, next_help_heading = "Docker")]
     #[allow(missing_docs)]
     pub docker: DockerArgs,
+
+    #[command(flatten, next_help_heading = "Names")]
+    #[allow(missing_docs)]
+    pub names: NamesArgs,
 
     #[command(flatten, next_help_heading = "Observation")]
     #[allow(missing_docs)]

@@ -3,6 +3,7 @@
 mod docker;
 mod joined_file;
 mod membership;
+mod names;
 mod reservation;
 mod start;
 mod store;
@@ -22,6 +23,7 @@ use tracing::warn;
 
 use self::membership::Membership;
 pub(crate) use self::membership::{Order, Told};
+use self::names::Names;
 use self::store::{Reports, StoreTasks};
 use crate::agent::{Agent, Effect, Event, NetworkId};
 use crate::args::Args;
@@ -48,6 +50,8 @@ struct Daemon<K, F> {
     membership: Membership,
     /// Which networks Docker's containers need.
     demands: mpsc::UnboundedReceiver<Demand>,
+    /// `None` if no names are served.
+    names: Option<Names>,
     /// What people tell by the socket.
     told: mpsc::Receiver<Told>,
     lookout: Lookout,
@@ -235,6 +239,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             NetworkEffect::Save { file, env } => {
                 let saved = env.save(&file).map_err(|reason| reason.to_string());
                 if saved.is_ok() {
+                    if let Some(names) = &self.names {
+                        names.network_is(self.membership.name_of(id), &env);
+                    }
                     self.membership.is_ready(id, env);
                 }
                 NetworkEvent::Saved(saved)

@@ -35,12 +35,13 @@ pub struct DockerArgs {
 
 impl DockerArgs {
     /// Returns the settings of the driver.
-    pub fn settings(&self, state_dir: &Path, node: NodeIdentity) -> Settings {
+    pub fn settings(&self, state_dir: &Path, node: NodeIdentity, names: bool) -> Settings {
         Settings {
             records: state_dir.join("docker.json"),
             address_pool: self.docker_address_pool,
             api: self.docker_api.clone(),
             node,
+            names,
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod args;
 pub mod bridge;
 pub mod daemon;
 pub mod docker_args;
+pub mod names_args;
 
 mod due;
 pub mod embedded;

@@ -61,14 +61,24 @@ pub fn start(args: &LogArgs) {
     }
 }
 
-/// boringtun calls ordinary events errors, such as a session that ends because nobody uses it.
+/// boringtun calls ordinary events errors, such as a session that ends because nobody uses it; hickory warns of what any
+/// client sends.
 fn directives(level: u8) -> String {
-    const OURS: [&str; 5] =
-        ["flan_agent", "flan_backends", "flan_embedded_store", "flan_kernel", "flan_subnet_lease"];
+    const OURS: [&str; 7] = [
+        "flan_agent",
+        "flan_backends",
+        "flan_docker",
+        "flan_embedded_store",
+        "flan_kernel",
+        "flan_names",
+        "flan_subnet_lease",
+    ];
+    const QUIET: &str = "netlink_proto=error,boringtun=off,hickory_server=off,hickory_net=off,hickory_proto=off,\
+                         hickory_resolver=off";
     let ours = |level| OURS.map(|name| format!("{name}={level}")).join(",");
     match level {
-        0 => "info,netlink_proto=error,boringtun=off".to_owned(),
-        1..=4 => format!("info,{},netlink_proto=error,boringtun=off", ours("debug")),
+        0 => format!("info,{QUIET}"),
+        1..=4 => format!("info,{},{QUIET}", ours("debug")),
         _ => format!("debug,{}", ours("trace")),
     }
 }

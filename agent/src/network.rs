@@ -256,7 +256,7 @@ impl Network {
         let mut effects = Vec::new();
         if self.config_due.is_over(now) {
             match self.stored.clone() {
-                Some(stored) => effects.extend(self.consider(stored, host, now)),
+                Some(stored) => effects.extend(self.consider(stored.as_deref(), host, now)),
                 None => {
                     effects.extend(self.waits_for(&self.config_place()));
                     effects.push(self.effect(NetworkEffect::FollowConfig));

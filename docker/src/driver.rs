@@ -15,7 +15,7 @@ use flan_subnet_lease::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
@@ -54,6 +54,8 @@ pub struct Settings {
     pub api: PathBuf,
     /// This host, as it is called in the store.
     pub node: NodeIdentity,
+    /// Whether containers of the default network are in the store, for their names.
+    pub names: bool,
 }
 
 /// The driver.
@@ -66,6 +68,10 @@ pub struct Driver {
     pub(crate) changed: Notify,
     /// Wakes who leaves networks.
     pub(crate) released: Notify,
+    /// The addresses of this host's DNS server for names.
+    resolvers: Mutex<Vec<IpAddr>>,
+    /// The addresses of containers in networks of other drivers.
+    pub(crate) others: watch::Sender<Vec<IpNetwork>>,
 }
 
 /// Most names in a list for people.
@@ -101,6 +107,8 @@ impl Driver {
             demands,
             changed: Notify::new(),
             released: Notify::new(),
+            resolvers: Mutex::default(),
+            others: watch::Sender::default(),
         })
     }
 
@@ -377,7 +385,8 @@ impl Driver {
             mac => (mac.to_owned(), false),
         };
         let network = call.network_id;
-        let record = EndpointRecord { network: network.clone(), addresses, mac: Some(mac.clone()) };
+        let record =
+            EndpointRecord { network: network.clone(), addresses, mac: Some(mac.clone()), resolver_of: None };
         self.change(|records| {
             if !records.networks.contains_key(&network) {
                 return Err(format!("fland knows no network {network}: remove and create it again"));
@@ -414,12 +423,49 @@ impl Driver {
             let destination = env.networks.get(family).filter(|_| is_in)?.to_string();
             Some(StaticRoute { destination, route_type: 0, next_hop: bridge.ip().to_string() })
         });
+        let mut static_routes: Vec<StaticRoute> = routes.collect();
+        static_routes.extend(self.resolver_routes(call, &env)?);
         self.changed.notify_one();
         Ok(Joined {
             interface_name: InterfaceName { src_name: container_end.to_string(), dst_prefix: "eth" },
-            static_routes: routes.collect(),
+            static_routes,
             disable_gateway_service: network.asked.internal,
         })
+    }
+
+    /// Returns the routes by which a container reaches this host's DNS server, with its address in the network, which says
+    /// whose names it may know. A container has them once: dockerd fails if a route is there already.
+    fn resolver_routes(&self, call: &ById, env: &SubnetEnv) -> Result<Vec<StaticRoute>, String> {
+        let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.change(|records| {
+            let sandbox = Some(call.sandbox_key.clone()).filter(|sandbox| !sandbox.is_empty());
+            if records.endpoints.values().any(|endpoint| endpoint.resolver_of == sandbox) {
+                return Ok(Vec::new());
+            }
+            let Some(endpoint) = records.endpoints.get_mut(&call.endpoint_id) else { return Ok(Vec::new()) };
+            let route = |resolver: &IpAddr| {
+                let is_alike = |address: &IpAddr| address.is_ipv4() == resolver.is_ipv4();
+                let bridge = env.bridges.values().map(IpNetwork::ip).find(is_alike)?;
+                endpoint.addresses.iter().find(|address| is_alike(address))?;
+                let destination = IpNetwork::from(*resolver).to_string();
+                Some(StaticRoute { destination, route_type: 0, next_hop: bridge.to_string() })
+            };
+            let routes: Vec<StaticRoute> = resolvers.iter().filter_map(route).collect();
+            if !routes.is_empty() {
+                endpoint.resolver_of = sandbox;
+            }
+            Ok(routes)
+        })
+    }
+
+    /// Containers that start from now on reach a DNS server for their names at these addresses of this host.
+    pub fn resolvers_are(&self, resolvers: Vec<IpAddr>) {
+        *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = resolvers;
+    }
+
+    /// Returns the addresses of containers in networks of other drivers, as they change.
+    pub fn others(&self) -> watch::Receiver<Vec<IpNetwork>> {
+        self.others.subscribe()
     }
 
     /// Deletes a container's end.

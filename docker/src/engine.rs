@@ -6,7 +6,9 @@ use std::path::Path;
 
 use bollard::errors::Error;
 use bollard::models::{ContainerSummary, EndpointSettings, Ipam, IpamConfig, Network, NetworkCreateRequest};
-use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptions};
+use bollard::query_parameters::{
+    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, ListNetworksOptions,
+};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use flan_subnet_lease::{NetworkConfig, NetworkName};
 use futures::{Stream, StreamExt};
@@ -43,6 +45,13 @@ pub(crate) struct ShownNetwork {
     pub(crate) subnets: Vec<IpNetwork>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) internal: bool,
+}
+
+impl ShownNetwork {
+    /// Returns whether it is the one of docker0, to which Docker attaches containers that name no network.
+    pub(crate) fn is_default(&self) -> bool {
+        self.driver == "bridge" && self.name == "bridge"
+    }
 }
 
 /// A container that is in a network, or will be when it is started.
@@ -89,6 +98,15 @@ impl Engine {
         let options = ListContainersOptionsBuilder::new().all(true).build();
         let containers = self.0.list_containers(Some(options)).await.map_err(text)?;
         Ok(containers.into_iter().flat_map(memberships).collect())
+    }
+
+    /// Returns the other names of a container in one of its networks, by Docker's id of its end there.
+    pub(crate) async fn aliases(&self, id: &str, endpoint: &str) -> Result<Vec<String>, String> {
+        let found = self.0.inspect_container(id, None::<InspectContainerOptions>).await.map_err(text)?;
+        let networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let end = networks.into_values().find(|end| end.endpoint_id.as_deref() == Some(endpoint));
+        let names = end.map(|end| [end.aliases, end.dns_names].into_iter().flatten().flatten());
+        Ok(names.into_iter().flatten().collect::<BTreeSet<String>>().into_iter().collect())
     }
 
     /// Creates a network that is in the store, and returns Docker's id of it.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use flan_subnet_lease::{Entry, NetworkConfig, NetworkName, NotCreated, WatchEvent, Watcher};
 use futures::{FutureExt, StreamExt};
+use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
@@ -17,7 +18,7 @@ use tracing::{error, info, warn};
 use self::containers::Published;
 use self::unknown::Unknown;
 use crate::driver::{Driver, STORE_LIMIT, within};
-use crate::engine::{self, Engine, ShownNetwork};
+use crate::engine::{self, DRIVER, Engine, ShownNetwork};
 use crate::mirror::{InStore, Step, Usable, steps};
 use crate::options::Asked;
 use crate::records::{NetworkRecord, Records};
@@ -122,7 +123,10 @@ impl<R: Fn(Option<String>)> Follower<R> {
         }
         let members = engine.members().await?;
         self.unknown.clear(&self.driver, &shown, &members);
-        self.published.tell(&self.driver, &shown, &members).await;
+        let others = shown.iter().filter(|network| network.driver != DRIVER && !network.is_default());
+        let others: Vec<IpNetwork> = others.flat_map(|network| network.subnets.iter().copied()).collect();
+        self.driver.others.send_if_modified(|known| std::mem::replace(known, others.clone()) != others);
+        self.published.tell(&self.driver, engine, &shown, &members).await;
         Ok(())
     }
 

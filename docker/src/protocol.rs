@@ -73,6 +73,8 @@ pub(crate) struct ById {
     #[serde(rename = "EndpointID")]
     pub(crate) endpoint_id: String,
     pub(crate) interface: Option<Interface>,
+    /// Path of the container's network namespace.
+    pub(crate) sandbox_key: String,
 }
 
 /// The container's end.

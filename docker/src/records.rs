@@ -56,6 +56,9 @@ pub(crate) struct EndpointRecord {
     pub(crate) addresses: Vec<IpAddr>,
     /// The container's MAC.
     pub(crate) mac: Option<String>,
+    /// The container's network namespace, if its way to the DNS server leads through this end.
+    #[serde(default)]
+    pub(crate) resolver_of: Option<String>,
 }
 
 /// The addresses of one network in use on this host.
@@ -142,7 +145,12 @@ mod tests {
             is_alias: false,
         };
         let address: IpAddr = "10.7.1.2".parse().unwrap();
-        let endpoint = EndpointRecord { network: "n1".to_owned(), addresses: vec![address], mac: None };
+        let endpoint = EndpointRecord {
+            network: "n1".to_owned(),
+            addresses: vec![address],
+            mac: None,
+            resolver_of: None,
+        };
         Records {
             networks: [("n1".to_owned(), network)].into(),
             endpoints: [("e1".to_owned(), endpoint)].into(),

@@ -1,5 +1,6 @@
 //! `flanctl wait`: waits for the agent's subnet file, and converts it to dockerd's options.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -43,9 +44,30 @@ pub(crate) async fn wait(file: &Path, limit: Duration) -> Result<SubnetEnv, Fail
 }
 
 /// Writes dockerd's options for the subnet.
-pub(crate) async fn write_options(env: &SubnetEnv, file: &Path, key: &str) -> Result<(), Failure> {
-    std::fs::write(file, options(env, needs_direct_routing().await, key))
+pub(crate) async fn write_options(
+    env: &SubnetEnv,
+    file: &Path,
+    key: &str,
+    with_names: bool,
+) -> Result<(), Failure> {
+    let behind = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let servers = if with_names { name_servers(env, &behind) } else { Vec::new() };
+    std::fs::write(file, options(env, needs_direct_routing().await, &servers, key))
         .map_err(|error| Failure::new(Kind::Other, format!("cannot write {}: {error}", file.display())))
+}
+
+/// Most DNS servers that a container asks.
+const MOST_SERVERS: usize = 3;
+
+/// Returns the DNS servers of containers: fland on the bridge, then those of this host that containers can reach.
+fn name_servers(env: &SubnetEnv, resolv_conf: &str) -> Vec<IpAddr> {
+    let ours = env.bridges.v4.or(env.bridges.v6).map(|bridge| bridge.ip());
+    let lines = resolv_conf.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()?.parse::<IpAddr>().ok()).flatten()
+    });
+    let behind = lines.filter(|server| !server.is_loopback() && Some(*server) != ours);
+    ours.into_iter().chain(behind).take(MOST_SERVERS).collect()
 }
 
 /// Docker 28 and newer drop packets from other hosts to containers, unless this option, new in 28.2, is set.
@@ -58,7 +80,7 @@ async fn needs_direct_routing() -> bool {
 }
 
 /// Returns flannel's options (mk-docker-opts.sh) and direct routing. dockerd must not masquerade if the agent does.
-fn options(env: &SubnetEnv, direct_routing: bool, key: &str) -> String {
+fn options(env: &SubnetEnv, direct_routing: bool, servers: &[IpAddr], key: &str) -> String {
     let mut all = Vec::new();
     let mut text = String::new();
     let mut add = |name: &str, option: String| {
@@ -73,6 +95,10 @@ fn options(env: &SubnetEnv, direct_routing: bool, key: &str) -> String {
     if direct_routing {
         add("DIRECT_ROUTING", "--allow-direct-routing".to_owned());
     }
+    if !servers.is_empty() {
+        let all: Vec<String> = servers.iter().map(|server| format!("--dns={server}")).collect();
+        add("DNS", all.join(" "));
+    }
     text + &format!("{key}=\" {}\"\n", all.join(" "))
 }
 
@@ -86,15 +112,20 @@ mod tests {
             "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
         );
         let env = env.unwrap();
-        let with_direct_routing = options(&env, true, "ALL");
+        let with_direct_routing = options(&env, true, &[], "ALL");
         assert!(
             with_direct_routing
                 .ends_with("ALL=\" --bip=10.5.52.1/24 --ip-masq=false --mtu=1450 --allow-direct-routing\"\n")
         );
         assert_eq!(
-            options(&env, false, "DOCKER_OPTS"),
+            options(&env, false, &[], "DOCKER_OPTS"),
             "DOCKER_OPT_BIP=\"--bip=10.5.52.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
              DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=10.5.52.1/24 --ip-masq=false --mtu=1450\"\n"
         );
+        let here = "# as systemd has it\nnameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver 192.0.2.54\nnameserver 192.0.2.55\n";
+        let with_names = options(&env, false, &name_servers(&env, here), "ALL");
+        let dns = "--dns=10.5.52.1 --dns=192.0.2.53 --dns=192.0.2.54";
+        assert!(with_names.contains(&format!("DOCKER_OPT_DNS=\"{dns}\"\n")), "{with_names}");
+        assert!(with_names.ends_with(&format!("--mtu=1450 {dns}\"\n")), "{with_names}");
     }
 }

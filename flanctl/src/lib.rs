@@ -117,10 +117,10 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         Command::Wireguard(WireguardCommand::RotateKey { key_file }) => {
             wireguard::rotate_key(&key_file.file())
         }
-        Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key } => {
+        Command::Wait { subnet_file, timeout, docker_opts, docker_opts_key, docker_dns } => {
             let env = docker::wait(&subnet_file.path, timeout).await?;
             match docker_opts {
-                Some(file) => docker::write_options(&env, &file, &docker_opts_key).await,
+                Some(file) => docker::write_options(&env, &file, &docker_opts_key, docker_dns).await,
                 None => Ok(()),
             }
         }

@@ -8,8 +8,9 @@ use crate::entry::Entry;
 use crate::lease::NodeIdentity;
 use crate::stored::Stored;
 
-/// A container attached to a network, stored as JSON at `<prefix>/<network>/endpoints/<endpoint id>`. It counts as long as
-/// its host has a lease in the default network.
+/// A container attached to a network, stored as JSON at `<prefix>/<network>/endpoints/<endpoint id>`; the default network
+/// has no `<network>/`. It uses its network as long as its host has a lease in the default network, and has its names as
+/// long as its host is alive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Container {
@@ -18,6 +19,9 @@ pub struct Container {
     pub endpoint: String,
     /// Its name.
     pub name: String,
+    /// Its other names in the network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// The name of its host.
     pub host: Option<String>,
     /// The node id of its host.
@@ -28,7 +32,23 @@ pub struct Container {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Most aliases and addresses of one container.
+const MOST_ALIASES: usize = 64;
+const MOST_ADDRESSES: usize = 16;
+/// Most bytes of a name: a domain name with some room for that of its network.
+const MOST_IN_NAME: usize = 190;
+
 impl Container {
+    /// Returns the key of its host among the hosts that are alive.
+    pub fn host_key(&self) -> Option<&str> {
+        self.node_id.as_deref().or(self.host.as_deref())
+    }
+
+    /// Returns all of its names that can be looked up. Docker has others.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.name).chain(&self.aliases).map(String::as_str).filter(|name| is_name(name))
+    }
+
     /// Returns whether this host has it.
     pub fn is_of(&self, node: &NodeIdentity) -> bool {
         match (&self.node_id, &node.id) {
@@ -47,8 +67,24 @@ impl Stored for Container {
             return Err("it is larger than what describes a container".to_owned());
         }
         let read: Self = serde_json::from_slice(&entry.value).map_err(|reason| reason.to_string())?;
+        if read.aliases.len() > MOST_ALIASES || read.addresses.len() > MOST_ADDRESSES {
+            return Err(format!(
+                "it has {} aliases and {} addresses, and at most {MOST_ALIASES} and {MOST_ADDRESSES} are read",
+                read.aliases.len(),
+                read.addresses.len()
+            ));
+        }
         Ok(Self { endpoint: entry.key.clone(), ..read })
     }
+}
+
+/// Returns whether a text can be looked up as a name: labels of letters, digits, `-` and `_`, with dots between them.
+fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    name.len() <= MOST_IN_NAME && name.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -85,5 +121,14 @@ mod tests {
         assert!(read("{").is_err() && read(r#"{"Host":"h1"}"#).is_err());
         let large = format!(r#"{{"Name":"{}","Host":null,"NodeID":null}}"#, "a".repeat(Entry::MOST_BYTES));
         assert!(read(&large).unwrap_err().contains("larger"));
+        let bad = ["", "a b", "a..b", ".a", "a.", "web\\n", "a*", "\u{e4}"]
+            .map(|name| format!("{name:?}"))
+            .join(",");
+        let names = format!(r#"{{"Name":"a_b.C-1","Host":null,"NodeID":null,"Aliases":[{bad}]}}"#);
+        assert_eq!(read(&names).unwrap().names().collect::<Vec<_>>(), ["a_b.C-1"]);
+        assert!(!is_name(&"a".repeat(64)) && !is_name(&["a"; 100].join(".")) && is_name(&"a".repeat(63)));
+        let aliases = vec![r#""a""#; 65].join(",");
+        let many = format!(r#"{{"Name":"web","Host":null,"NodeID":null,"Aliases":[{aliases}]}}"#);
+        assert!(read(&many).unwrap_err().starts_with("it has 65 aliases"));
     }
 }

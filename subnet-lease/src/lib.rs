@@ -22,6 +22,7 @@ mod keeper;
 mod key;
 mod lease;
 mod lease_set;
+mod living_host;
 mod network_name;
 mod new_network;
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting, Terms
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
+pub use living_host::{LIVING_TTL, LivingHost, stay_alive};
 pub use network_name::{InvalidNetworkName, NetworkName};
 pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};

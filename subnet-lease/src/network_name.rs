@@ -20,9 +20,9 @@ pub struct InvalidNetworkName {
     why: &'static str,
 }
 
-/// What stands below the prefix beside networks: the config and leases of the default network, its reservations, and the
-/// record of when networks came and went.
-const RESERVED: [&str; 4] = ["config", "subnets", "reservations", "networks"];
+/// What stands below the prefix beside networks: the config and leases of the default network, its reservations and
+/// containers, the record of when networks came and went, and the hosts that are alive.
+const RESERVED: [&str; 6] = ["config", "subnets", "reservations", "endpoints", "networks", "hosts"];
 const MOST_BYTES: usize = 63;
 
 impl NetworkName {

@@ -51,7 +51,7 @@ impl Docker {
         if passed.is_none() && !args.docker.docker {
             return Ok(None);
         }
-        let settings = args.docker.settings(&args.state_dir, args.identity());
+        let settings = args.docker.settings(&args.state_dir, args.identity(), args.names.names);
         let driver = Driver::new(store.clone(), settings, standing(args), demands).map_err(refused)?;
         let path = &args.docker.docker_plugin;
         let file = passed.is_none().then(|| SocketFile(path.clone()));

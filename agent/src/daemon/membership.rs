@@ -195,6 +195,11 @@ impl Membership {
         }
     }
 
+    /// Returns the name of a network; `None` for the default one.
+    pub(super) fn name_of(&self, id: NetworkId) -> Option<NetworkName> {
+        self.named.iter().find(|(_, member)| member.id == id).map(|(name, _)| name.clone())
+    }
+
     /// Records that the network's subnet file is written, so that packets flow.
     pub(super) fn is_ready(&mut self, id: NetworkId, env: SubnetEnv) {
         if let Some(member) = self.named.values().find(|member| member.id == id) {
@@ -282,6 +287,9 @@ impl<K, F> Daemon<K, F> {
             return event.into_iter().collect();
         }
         self.membership.named.remove(name);
+        if let Some(names) = &self.names {
+            names.has_left(name);
+        }
         self.membership.status.remove_network(name);
         if let Some(released) = self.tasks.remove(&id).and_then(StoreTasks::leave) {
             self.membership.left.insert(name.clone(), released);

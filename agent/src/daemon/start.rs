@@ -17,6 +17,7 @@ use super::Daemon;
 use super::docker::Docker;
 use super::joined_file::JoinedFile;
 use super::membership::{Membership, Reason};
+use super::names::Names;
 use super::store::{Reports, watch_user};
 use crate::agent::Agent;
 use crate::args::Args;
@@ -123,6 +124,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
     let previous = networks.iter().filter_map(Network::previous);
     host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &store, &wanted).await);
+    let names = docker.as_ref().filter(|_| args.names.names);
+    let names = names.map(|docker| Names::start(&args, &store, docker.driver.clone(), status.clone()));
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,
@@ -132,6 +135,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         tasks,
         membership,
         demands,
+        names,
         told,
         lookout: Lookout::start(status.clone()),
         asked,

@@ -25,9 +25,10 @@ impl Network {
             // What was refused is tried again in its time.
             Ok(stored) if self.stored.as_ref() == Some(&stored) => Vec::new(),
             Ok(stored) => {
-                self.stored = Some(stored.clone());
                 self.failures = 0;
-                self.consider(stored, host, now)
+                let effects = self.consider(stored.as_deref(), host, now);
+                self.stored = Some(stored);
+                effects
             }
             // The watch has logged it, and the watch of the leases reports it later.
             Err(problem) if matches!(self.phase, Phase::Config) => self.waits_on(&problem, host, now),
@@ -36,13 +37,13 @@ impl Network {
     }
 
     /// Begins with the config in the store, or goes over to it.
-    pub(super) fn consider(&mut self, stored: Option<Vec<u8>>, host: &mut Host, now: Instant) -> Vec<Effect> {
+    pub(super) fn consider(&mut self, stored: Option<&[u8]>, host: &mut Host, now: Instant) -> Vec<Effect> {
         self.config_due.clear();
         if !matches!(self.phase, Phase::Config | Phase::Host(_)) {
-            return self.config_is(stored.as_deref(), host, now);
+            return self.config_is(stored, host, now);
         }
         self.has_no_config = stored.is_none();
-        match self.usable(stored.as_deref()) {
+        match self.usable(stored) {
             Ok(config) => match self.begin(config, host, now) {
                 Ok(effects) => effects,
                 Err(problem) => self.tries_again(&problem, host, now),

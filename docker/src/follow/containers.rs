@@ -3,30 +3,40 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flan_subnet_lease::{Collection, Container, NetworkName, StoreError};
+use flan_subnet_lease::{Collection, Container, NetworkName, Store, StoreError};
 use tokio::time::Instant;
 use tracing::debug;
 
 use crate::driver::{Driver, STORE_LIMIT, within};
-use crate::engine::{Member, ShownNetwork};
+use crate::engine::{Engine, Member, ShownNetwork};
 
-/// A network, and the last part of a container's key in it.
-type Key = (NetworkName, String);
+/// A network, `None` for the default one, and the last part of a container's key in it.
+type Key = (Option<NetworkName>, String);
 
 /// Interval between readings of what the store says of this host.
 const REREAD: Duration = Duration::from_secs(60);
+/// Most aliases of a container that others read.
+const MOST_ALIASES: usize = 64;
 
 /// What the store says of this host's containers, as JSON.
 #[derive(Default)]
 pub(super) struct Published {
     known: BTreeMap<Key, Vec<u8>>,
     read: Option<Instant>,
+    /// The other names of containers, by Docker's id of their ends.
+    aliases: BTreeMap<String, Vec<String>>,
 }
 
 impl Published {
     /// Brings the store in line with what Docker shows.
-    pub(super) async fn tell(&mut self, driver: &Driver, shown: &[ShownNetwork], members: &[Member]) {
-        let wanted = wanted(driver, shown, members);
+    pub(super) async fn tell(
+        &mut self,
+        driver: &Driver,
+        engine: &Engine,
+        shown: &[ShownNetwork],
+        members: &[Member],
+    ) {
+        let wanted = self.wanted(driver, engine, shown, members).await;
         if self.read.is_none_or(|read| read.elapsed() >= REREAD) {
             match read(driver).await {
                 Ok(known) => (self.known, self.read) = (known, Some(Instant::now())),
@@ -39,7 +49,7 @@ impl Published {
             if self.known.get(&key) == after {
                 continue;
             }
-            let containers = driver.store.network(&key.0).containers();
+            let containers = place(driver, key.0.as_ref()).containers();
             match within(STORE_LIMIT, write(&containers, &key.1, after)).await {
                 Ok(()) => match after {
                     Some(json) => drop(self.known.insert(key, json.clone())),
@@ -52,35 +62,84 @@ impl Published {
             }
         }
     }
+
+    async fn wanted(
+        &mut self,
+        driver: &Driver,
+        engine: &Engine,
+        shown: &[ShownNetwork],
+        members: &[Member],
+    ) -> BTreeMap<Key, Vec<u8>> {
+        let records = driver.records();
+        let node = &driver.settings.node;
+        let ends: BTreeSet<&String> = members.iter().filter_map(|member| member.endpoint.as_ref()).collect();
+        self.aliases.retain(|end, _| ends.contains(end));
+        let mut wanted = BTreeMap::new();
+        for member in members {
+            // One that was never started names its network.
+            let network =
+                shown.iter().find(|network| network.name == member.network || network.id == member.network);
+            let is_default = network.is_some_and(ShownNetwork::is_default);
+            let id = network.map_or(&member.network, |network| &network.id);
+            let name = records.networks.get(id).and_then(|record| record.name.clone());
+            // In the default network, only its names matter.
+            let has_names = is_default && driver.settings.names && member.endpoint.is_some();
+            if name.is_none() && !has_names {
+                continue;
+            }
+            let mut aliases = match &member.endpoint {
+                // Docker has none there.
+                Some(end) if !is_default => self.aliases_of(engine, member, end).await,
+                _ => Vec::new(),
+            };
+            aliases.retain(|alias| *alias != member.name);
+            aliases.truncate(MOST_ALIASES);
+            let endpoint = member.endpoint.clone().unwrap_or_else(|| member.id.clone());
+            let container = Container {
+                endpoint: endpoint.clone(),
+                name: member.name.clone(),
+                aliases,
+                host: node.host.as_deref().map(str::to_owned),
+                node_id: node.id.as_deref().map(str::to_owned),
+                addresses: member.addresses.clone(),
+            };
+            if let Ok(json) = serde_json::to_vec(&container) {
+                wanted.insert((name, endpoint), json);
+            }
+        }
+        wanted
+    }
+
+    async fn aliases_of(&mut self, engine: &Engine, member: &Member, end: &str) -> Vec<String> {
+        if let Some(known) = self.aliases.get(end) {
+            return known.clone();
+        }
+        match engine.aliases(&member.id, end).await {
+            Ok(aliases) => {
+                self.aliases.insert(end.to_owned(), aliases.clone());
+                aliases
+            }
+            Err(reason) => {
+                debug!(%reason, container = %member.name, "cannot ask Docker for the aliases of a container");
+                Vec::new()
+            }
+        }
+    }
 }
 
-fn wanted(driver: &Driver, shown: &[ShownNetwork], members: &[Member]) -> BTreeMap<Key, Vec<u8>> {
-    let records = driver.records();
-    let node = &driver.settings.node;
-    let one = |member: &Member| {
-        // One that was never started names its network.
-        let id = shown.iter().find(|network| network.name == member.network).map(|network| &network.id);
-        let network = records.networks.get(id.unwrap_or(&member.network))?.name.clone()?;
-        let endpoint = member.endpoint.clone().unwrap_or_else(|| member.id.clone());
-        let container = Container {
-            endpoint: endpoint.clone(),
-            name: member.name.clone(),
-            host: node.host.as_deref().map(str::to_owned),
-            node_id: node.id.as_deref().map(str::to_owned),
-            addresses: member.addresses.clone(),
-        };
-        Some(((network, endpoint), serde_json::to_vec(&container).ok()?))
-    };
-    members.iter().filter_map(one).collect()
+fn place(driver: &Driver, network: Option<&NetworkName>) -> Store {
+    network.map_or_else(|| driver.store.clone(), |network| driver.store.network(network))
 }
 
 /// Returns what the store says.
 async fn read(driver: &Driver) -> Result<BTreeMap<Key, Vec<u8>>, String> {
-    let names: BTreeSet<NetworkName> =
-        driver.records().networks.into_values().filter_map(|network| network.name).collect();
+    let records = driver.records();
+    let named = records.networks.into_values().filter_map(|network| network.name).map(Some);
+    let networks: BTreeSet<Option<NetworkName>> =
+        named.chain(driver.settings.names.then_some(None)).collect();
     let mut known = BTreeMap::new();
-    for network in names {
-        let containers = driver.store.network(&network).containers();
+    for network in networks {
+        let containers = place(driver, network.as_ref()).containers();
         let listing = within(STORE_LIMIT, containers.list()).await?;
         for container in listing.readable().filter(|container| container.is_of(&driver.settings.node)) {
             if let Ok(json) = serde_json::to_vec(container) {

@@ -152,7 +152,9 @@ fn adopt(driver: &Driver, member: &Member) {
         }
         records.attached.extend(name);
         let (network, addresses) = (member.network.clone(), member.addresses.clone());
-        records.endpoints.insert(endpoint.clone(), EndpointRecord { network, addresses, mac: None });
+        records
+            .endpoints
+            .insert(endpoint.clone(), EndpointRecord { network, addresses, mac: None, resolver_of: None });
         Ok(())
     });
     match adopted {
@@ -173,8 +175,12 @@ mod tests {
     #[test]
     fn what_docker_does_not_show_is_unknown() {
         let pool: IpNetwork = "10.7.0.0/16".parse().unwrap();
-        let endpoint =
-            EndpointRecord { network: "n1".to_owned(), addresses: vec![address("10.7.1.2")], mac: None };
+        let endpoint = EndpointRecord {
+            network: "n1".to_owned(),
+            addresses: vec![address("10.7.1.2")],
+            mac: None,
+            resolver_of: None,
+        };
         let taken = [address("10.7.1.2"), address("10.7.1.3")].into();
         let records = Records {
             endpoints: [("e1".to_owned(), endpoint)].into(),

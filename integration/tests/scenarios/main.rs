@@ -25,6 +25,7 @@ mod kernel_repairs;
 mod lab_itself;
 mod leaving;
 mod membership;
+mod names;
 mod networks;
 mod obstacles;
 mod own_networks;

@@ -11,6 +11,7 @@ use super::limits::ANY_SIZE;
 use crate::container::Container;
 use crate::entry::Entry;
 use crate::lease::Lease;
+use crate::living_host::LivingHost;
 use crate::stored::{Listing, Stored};
 
 /// The network config in the store.
@@ -48,6 +49,7 @@ pub struct Snapshot {
 
 const LEASES: &str = "subnets";
 const ENDPOINTS: &str = "endpoints";
+const HOSTS: &str = "hosts";
 
 impl Store {
     /// Returns the collection of leases, keyed by their subnets.
@@ -58,6 +60,11 @@ impl Store {
     /// Returns the collection of containers, keyed by Docker's ids of their endpoints.
     pub fn containers(&self) -> Collection<Container> {
         Collection::below(self, ENDPOINTS)
+    }
+
+    /// Returns the collection of hosts that are alive. The default network's store has it.
+    pub fn living_hosts(&self) -> Collection<LivingHost> {
+        Collection::below(self, HOSTS)
     }
 
     /// Returns the network config and every lease, at one revision.

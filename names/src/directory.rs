@@ -1,0 +1,441 @@
+//! The names of containers, and who may look up which. Pure.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flan_subnet_lease::{Container, NetworkName};
+use ipnetwork::IpNetwork;
+
+/// Names below this are ours, and nobody else's: `<container>.<network>.flan.internal`, and in the default network
+/// `<container>.flan.internal`.
+pub const DOMAIN: &str = "flan.internal";
+
+/// A network; `None` for the default one.
+pub type Network = Option<NetworkName>;
+
+/// The names of all networks that this host is in.
+#[derive(Debug, Default)]
+pub struct Directory {
+    /// The key of this host among the living ones.
+    host: String,
+    living: HashSet<String>,
+    networks: BTreeMap<Network, Names>,
+    /// Where other containers of this host are, whose questions are not about our names.
+    others: Vec<IpNetwork>,
+}
+
+/// The names of one network.
+#[derive(Debug, Default)]
+struct Names {
+    place: Place,
+    by_endpoint: HashMap<String, Arc<Container>>,
+    /// In small letters.
+    by_name: HashMap<Box<str>, Vec<Arc<Container>>>,
+    by_address: HashMap<IpAddr, Arc<Container>>,
+}
+
+/// Where the addresses of a network are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Those of the whole network.
+    pub whole: Vec<IpNetwork>,
+    /// Those of this host's containers.
+    pub own: Vec<IpNetwork>,
+}
+
+/// What a question is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// The IPv4 addresses of a name.
+    V4,
+    /// The IPv6 addresses of a name.
+    V6,
+    /// The name of an address.
+    NameOf(IpAddr),
+    /// Anything else.
+    Other,
+}
+
+/// The answer to a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// These addresses.
+    Addresses(Vec<IpAddr>),
+    /// This name, without the last dot.
+    Name(String),
+    /// The name exists, but has nothing of what was asked for.
+    Nothing,
+    /// There is no such name.
+    NoSuchName,
+    /// Somebody else has to answer.
+    NotOurs,
+    /// Who asks is none of this host's containers.
+    Refused,
+}
+
+impl Directory {
+    /// Creates an empty directory on the host with this key among the living ones.
+    pub fn new(host: String) -> Self {
+        Self { host, ..Self::default() }
+    }
+
+    /// Adds a network, or moves it to other addresses.
+    pub fn network_is(&mut self, network: Network, place: Place) {
+        self.networks.entry(network).or_default().place = place;
+    }
+
+    /// Removes a network with all of its names.
+    pub fn network_is_left(&mut self, network: &Network) {
+        self.networks.remove(network);
+    }
+
+    /// Replaces the hosts that are alive.
+    pub fn living_are(&mut self, living: HashSet<String>) {
+        self.living = living;
+    }
+
+    /// Replaces the addresses of this host's other containers.
+    pub fn others_are(&mut self, others: Vec<IpNetwork>) {
+        self.others = others;
+    }
+
+    /// Replaces all containers of a network.
+    pub fn containers_are(
+        &mut self,
+        network: &Network,
+        containers: impl IntoIterator<Item = Arc<Container>>,
+    ) {
+        if let Some(names) = self.networks.get_mut(network) {
+            *names = Names { place: std::mem::take(&mut names.place), ..Names::default() };
+            containers.into_iter().for_each(|container| names.put(container));
+        }
+    }
+
+    /// Adds or replaces a container of a network.
+    pub fn container_is(&mut self, network: &Network, container: Arc<Container>) {
+        if let Some(names) = self.networks.get_mut(network) {
+            names.put(container);
+        }
+    }
+
+    /// Removes a container of a network.
+    pub fn container_is_gone(&mut self, network: &Network, endpoint: &str) {
+        if let Some(names) = self.networks.get_mut(network) {
+            names.remove(endpoint);
+        }
+    }
+
+    /// Returns how many containers have names, on hosts that are alive or not.
+    pub fn len(&self) -> usize {
+        self.networks.values().map(|names| names.by_endpoint.len()).sum()
+    }
+
+    /// Returns whether no container has a name.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Answers a question about a name, which is in small letters and without a last dot.
+    pub fn answer(&self, client: IpAddr, name: &str, question: Question) -> Answer {
+        let networks = self.networks_of(client);
+        if networks.is_empty() && !self.others.iter().any(|other| other.contains(client)) {
+            return Answer::Refused;
+        }
+        if let Question::NameOf(address) = question {
+            return self.name_of(&networks, address);
+        }
+        let below = name
+            .strip_suffix(DOMAIN)
+            .and_then(|rest| rest.strip_suffix('.').or(rest.is_empty().then_some("")));
+        let mut is_known = below == Some("");
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for (network, names) in &networks {
+            for container in candidates(network, names, below, name) {
+                if !self.is_alive(container) {
+                    continue;
+                }
+                is_known = true;
+                addresses.extend(container.addresses.iter().filter(|address| match question {
+                    Question::V4 => address.is_ipv4(),
+                    Question::V6 => address.is_ipv6(),
+                    Question::NameOf(_) | Question::Other => false,
+                }));
+            }
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        match (addresses.is_empty(), is_known, below) {
+            (false, ..) => Answer::Addresses(addresses),
+            (true, true, _) => Answer::Nothing,
+            (true, false, Some(_)) => Answer::NoSuchName,
+            (true, false, None) => Answer::NotOurs,
+        }
+    }
+
+    fn name_of(&self, networks: &[(&Network, &Names)], address: IpAddr) -> Answer {
+        let of_address = networks.iter().find(|(_, names)| names.place.contains(address));
+        let Some((network, names)) = of_address else { return Answer::NotOurs };
+        let container = names.by_address.get(&address).filter(|container| self.is_alive(container));
+        match (container.and_then(|container| container.names().next()), network) {
+            (Some(name), None) => Answer::Name(format!("{name}.{DOMAIN}")),
+            (Some(name), Some(network)) => Answer::Name(format!("{name}.{network}.{DOMAIN}")),
+            (None, _) => Answer::NoSuchName,
+        }
+    }
+
+    /// Returns the networks of the container with this address: the one that has the address, and others in which this
+    /// host has a container of the same name.
+    fn networks_of(&self, client: IpAddr) -> Vec<(&Network, &Names)> {
+        let is_from =
+            |(_, names): &(&Network, &Names)| names.place.own.iter().any(|own| own.contains(client));
+        let Some(first) = self.networks.iter().find(is_from) else { return Vec::new() };
+        let mut found = vec![first];
+        if let Some(container) = first.1.by_address.get(&client).filter(|container| self.is_own(container)) {
+            let name = container.name.to_ascii_lowercase();
+            let others = self.networks.iter().filter(|(network, _)| *network != first.0);
+            found.extend(others.filter(|(_, names)| {
+                let of_name = names.by_name.get(name.as_str()).into_iter().flatten();
+                of_name.into_iter().any(|other| other.name == container.name && self.is_own(other))
+            }));
+        }
+        found
+    }
+
+    fn is_own(&self, container: &Container) -> bool {
+        container.host_key() == Some(&self.host)
+    }
+
+    fn is_alive(&self, container: &Container) -> bool {
+        self.is_own(container) || container.host_key().is_some_and(|host| self.living.contains(host))
+    }
+}
+
+/// Returns the containers of a network that a name may mean. `below` is what of it stands before our domain.
+fn candidates<'a>(
+    network: &Network,
+    names: &'a Names,
+    below: Option<&str>,
+    name: &str,
+) -> impl Iterator<Item = &'a Arc<Container>> {
+    let rest = below.unwrap_or(name);
+    // In our domain, a name without a network is one of the default network.
+    let whole = (below.is_none() || network.is_none()).then_some(rest);
+    let with_network = network.as_ref().and_then(|network| {
+        let network = network.as_str().to_ascii_lowercase();
+        rest.strip_suffix(network.as_str())?.strip_suffix('.')
+    });
+    let keys = whole.into_iter().chain(with_network);
+    keys.filter_map(|key| names.by_name.get(key)).flatten().collect::<Vec<_>>().into_iter()
+}
+
+impl Place {
+    fn contains(&self, address: IpAddr) -> bool {
+        self.whole.iter().any(|network| network.contains(address))
+    }
+}
+
+impl Names {
+    fn put(&mut self, container: Arc<Container>) {
+        self.remove(&container.endpoint);
+        let mut container = container;
+        if !container.addresses.iter().all(|address| self.place.contains(*address)) {
+            let place = &self.place;
+            Arc::make_mut(&mut container).addresses.retain(|address| place.contains(*address));
+        }
+        // One that does not run has no address.
+        if container.addresses.is_empty() {
+            return;
+        }
+        for name in container.names() {
+            let known = self.by_name.entry(name.to_ascii_lowercase().into()).or_default();
+            if !known.iter().any(|other| other.endpoint == container.endpoint) {
+                known.push(container.clone());
+            }
+        }
+        for address in &container.addresses {
+            self.by_address.insert(*address, container.clone());
+        }
+        self.by_endpoint.insert(container.endpoint.clone(), container);
+    }
+
+    fn remove(&mut self, endpoint: &str) {
+        let Some(container) = self.by_endpoint.remove(endpoint) else { return };
+        for name in container.names() {
+            let name = name.to_ascii_lowercase();
+            if let Some(known) = self.by_name.get_mut(name.as_str()) {
+                known.retain(|other| other.endpoint != endpoint);
+                if known.is_empty() {
+                    self.by_name.remove(name.as_str());
+                }
+            }
+        }
+        for address in &container.addresses {
+            if self.by_address.get(address).is_some_and(|other| other.endpoint == endpoint) {
+                self.by_address.remove(address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ONE: &str = "10.7.1.2";
+    const OTHER: &str = "10.7.2.2";
+
+    fn container(endpoint: &str, name: &str, host: &str, addresses: &[&str]) -> Arc<Container> {
+        Arc::new(Container {
+            endpoint: endpoint.to_owned(),
+            name: name.to_owned(),
+            aliases: vec!["Db".to_owned()],
+            host: None,
+            node_id: Some(host.to_owned()),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        })
+    }
+
+    fn place(whole: &[&str], own: &[&str]) -> Place {
+        let all = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Place { whole: all(whole), own: all(own) }
+    }
+
+    /// Host h1 with the default network, blue and green; h2 is alive, h3 is not.
+    fn directory() -> Directory {
+        let mut directory = Directory::new("h1".to_owned());
+        let (blue, green) = (Some("blue".parse().unwrap()), Some("green".parse().unwrap()));
+        directory.network_is(None, place(&["10.5.0.0/16"], &["10.5.1.0/24"]));
+        directory.network_is(
+            blue.clone(),
+            place(&["10.7.0.0/16", "fd07::/48"], &["10.7.1.0/24", "fd07:0:0:1::/64"]),
+        );
+        directory.network_is(green.clone(), place(&["10.8.0.0/16"], &["10.8.1.0/24"]));
+        directory.living_are(["h2".to_owned()].into());
+        directory.others_are(vec!["172.17.0.0/16".parse().unwrap()]);
+        directory.containers_are(
+            &blue,
+            [
+                container("e1", "web", "h1", &[ONE, "fd07:0:0:1::2"]),
+                container("e2", "store.1", "h2", &[OTHER]),
+                container("e3", "gone", "h3", &["10.7.3.2"]),
+                container("e4", "liar", "h2", &["192.168.64.1", "10.5.1.9"]),
+            ],
+        );
+        directory.containers_are(&green, [container("e5", "web", "h1", &["10.8.1.2"])]);
+        directory.containers_are(&None, [container("e6", "old", "h2", &["10.5.2.2"])]);
+        directory
+    }
+
+    fn ask(directory: &Directory, client: &str, name: &str) -> Answer {
+        directory.answer(client.parse().unwrap(), name, Question::V4)
+    }
+
+    fn addresses(texts: &[&str]) -> Answer {
+        Answer::Addresses(texts.iter().map(|text| text.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn a_container_finds_those_of_its_networks_by_each_of_their_names() {
+        let directory = directory();
+        for name in ["store.1", "store.1.blue", "store.1.blue.flan.internal"] {
+            assert_eq!(ask(&directory, ONE, name), addresses(&[OTHER]), "{name}");
+        }
+        // It is in two networks, and an alias means all that have it there.
+        assert_eq!(ask(&directory, ONE, "db"), addresses(&[ONE, OTHER, "10.8.1.2"]));
+        assert_eq!(ask(&directory, ONE, "db.green"), addresses(&["10.8.1.2"]));
+        assert_eq!(ask(&directory, "10.5.1.7", "old"), addresses(&["10.5.2.2"]));
+        assert_eq!(ask(&directory, "10.5.1.7", "old.flan.internal"), addresses(&["10.5.2.2"]));
+    }
+
+    #[test]
+    fn a_container_finds_nobody_of_other_networks_and_none_of_a_dead_host() {
+        let directory = directory();
+        for (name, answer) in [
+            ("old", Answer::NotOurs),
+            ("old.flan.internal", Answer::NoSuchName),
+            ("web.red.flan.internal", Answer::NoSuchName),
+            ("gone", Answer::NotOurs),
+            ("gone.blue.flan.internal", Answer::NoSuchName),
+            ("liar", Answer::NotOurs),
+            ("debian.org", Answer::NotOurs),
+            ("flan.internal", Answer::Nothing),
+            ("notflan.internal", Answer::NotOurs),
+            ("", Answer::NotOurs),
+        ] {
+            assert_eq!(ask(&directory, ONE, name), answer, "{name}");
+        }
+        // One of another bridge of Docker asks others, a peer's container asks its own host.
+        assert_eq!(ask(&directory, "172.17.0.2", "web"), Answer::NotOurs);
+        assert_eq!(ask(&directory, "172.17.0.2", "web.blue.flan.internal"), Answer::NoSuchName);
+        assert_eq!(ask(&directory, OTHER, "web"), Answer::Refused);
+    }
+
+    #[test]
+    fn a_name_without_the_family_has_nothing_and_addresses_have_names() {
+        let directory = directory();
+        let ask = |name: &str, question| directory.answer(ONE.parse().unwrap(), name, question);
+        assert_eq!(ask("web.blue", Question::V6), addresses(&["fd07:0:0:1::2"]));
+        assert_eq!(ask("store.1", Question::V6), Answer::Nothing);
+        assert_eq!(ask("store.1", Question::Other), Answer::Nothing);
+        let name_of = |address: &str| ask("", Question::NameOf(address.parse().unwrap()));
+        assert_eq!(name_of(OTHER), Answer::Name("store.1.blue.flan.internal".to_owned()));
+        assert_eq!(name_of("10.7.3.2"), Answer::NoSuchName);
+        assert_eq!(name_of("10.7.9.9"), Answer::NoSuchName);
+        assert_eq!(name_of("10.5.2.2"), Answer::NotOurs, "another network's");
+        assert_eq!(name_of("192.0.2.1"), Answer::NotOurs);
+    }
+
+    #[test]
+    fn what_is_gone_or_left_has_no_name() {
+        let (mut directory, blue) = (directory(), Some("blue".parse().unwrap()));
+        directory.container_is(&blue, container("e2", "renamed", "h2", &[OTHER]));
+        assert_eq!(ask(&directory, ONE, "store.1"), Answer::NotOurs);
+        assert_eq!(ask(&directory, ONE, "renamed"), addresses(&[OTHER]));
+        // One that has stopped has no address any more.
+        directory.container_is(&blue, container("e2", "renamed", "h2", &[]));
+        assert_eq!(ask(&directory, ONE, "renamed"), Answer::NotOurs);
+        directory.container_is_gone(&blue, "e1");
+        assert_eq!(ask(&directory, "10.7.1.3", "web"), Answer::NotOurs);
+        directory.network_is_left(&blue);
+        assert_eq!(ask(&directory, ONE, "web"), Answer::Refused);
+        assert_eq!(directory.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn after_any_changes_there_is_what_was_put_last(
+            changes in proptest::collection::vec((0..6usize, "[a-cA-C]", proptest::option::of(1..5u8)), 0..40),
+        ) {
+            let blue = Some("blue".parse().unwrap());
+            let mut directory = Directory::new("h1".to_owned());
+            directory.network_is(blue.clone(), place(&["10.7.0.0/16"], &["10.7.1.0/24"]));
+            let mut whole: BTreeMap<usize, (String, u8)> = BTreeMap::new();
+            for (endpoint, name, last) in changes {
+                match last {
+                    Some(last) => {
+                        let address = format!("10.7.1.{last}");
+                        directory.container_is(&blue, container(&endpoint.to_string(), &name, "h1", &[&address]));
+                        whole.insert(endpoint, (name.to_ascii_lowercase(), last));
+                    }
+                    None => {
+                        directory.container_is_gone(&blue, &endpoint.to_string());
+                        whole.remove(&endpoint);
+                    }
+                }
+                for name in ["a", "b", "c"] {
+                    let mut expected: Vec<u8> =
+                        whole.values().filter(|(other, _)| other == name).map(|(_, last)| *last).collect();
+                    expected.sort_unstable();
+                    expected.dedup();
+                    let texts: Vec<String> = expected.iter().map(|last| format!("10.7.1.{last}")).collect();
+                    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                    let answer = if texts.is_empty() { Answer::NotOurs } else { addresses(&texts) };
+                    prop_assert_eq!(ask(&directory, "10.7.1.200", name), answer);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Follows the store, and serves the names of each network on its bridge.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flan_subnet_lease::{Container, KeyChange, Store, WatchEvent, Watcher};
+use hickory_server::Server;
+use ipnetwork::IpNetwork;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::directory::{Directory, Network, Place};
+use crate::handler::{Handler, Shared};
+use crate::living::Living;
+use crate::sockets::listen;
+use crate::upstream::{Upstream, forwarder};
+
+/// Settings that stay the same.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The key of this host among the living ones.
+    pub host: String,
+    /// Who answers what is not ours.
+    pub upstream: Upstream,
+}
+
+/// What changes on this host.
+pub enum Order {
+    /// This host is in a network, or has other addresses there.
+    Network {
+        /// The network.
+        network: Network,
+        /// Its part of the store.
+        store: Store,
+        /// Where its addresses are.
+        place: Place,
+        /// The addresses of its bridge, on which to serve.
+        bridge: Vec<IpAddr>,
+    },
+    /// This host has left a network.
+    Left(Network),
+    /// Containers of this host have these addresses in networks that are not ours.
+    Others(Vec<IpNetwork>),
+}
+
+/// Interval between looks at what may have changed without being told.
+const TICK: Duration = Duration::from_secs(2);
+/// Every how many ticks the site's servers are looked at.
+const SERVERS: u32 = 10;
+/// Events that wait. When the queue is full, a watch pauses.
+const EVENTS: usize = 64;
+
+/// One network.
+struct Served {
+    bridge: Vec<IpAddr>,
+    servers: BTreeMap<IpAddr, Server<Handler>>,
+    /// Follows the containers.
+    _watch: JoinSet<()>,
+}
+
+struct Names<R> {
+    settings: Settings,
+    shared: Arc<Shared>,
+    networks: BTreeMap<Network, Served>,
+    living: Living,
+    /// The servers that answer what is not ours.
+    upstream: Vec<IpAddr>,
+    report: R,
+    told: Option<String>,
+}
+
+type Told = (Network, WatchEvent<Container>);
+
+/// Serves names until nobody can give an order any more. `report` is told what is wrong at present, if anything.
+pub async fn serve(
+    settings: Settings,
+    store: Store,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    report: impl Fn(Option<String>) + Send,
+) {
+    let shared = Shared::new(Directory::new(settings.host.clone()));
+    let mut names = Names {
+        settings,
+        shared,
+        networks: BTreeMap::new(),
+        living: Living::default(),
+        upstream: Vec::new(),
+        report,
+        told: None,
+    };
+    let (sender, mut hosts) = mpsc::channel(EVENTS);
+    let mut watch_of_hosts = JoinSet::new();
+    watch_of_hosts.spawn(Watcher::new(store.living_hosts()).run(sender));
+    let (sender, mut events) = mpsc::channel(EVENTS);
+    let (mut tick, mut ticks) = (tokio::time::interval(TICK), 0u32);
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                Some(order) => names.obey(order, &sender),
+                None => return,
+            },
+            Some((network, event)) = events.recv() => names.containers_changed(&network, event),
+            Some(event) = hosts.recv() => {
+                if names.living.apply(event, Instant::now()) {
+                    names.living_changed();
+                }
+            }
+            _ = tick.tick() => {
+                if names.living.time_passed(Instant::now()) {
+                    names.living_changed();
+                }
+                names.listen();
+                if ticks.is_multiple_of(SERVERS) {
+                    names.look_at_upstream();
+                }
+                ticks = ticks.wrapping_add(1);
+            }
+        }
+    }
+}
+
+impl<R: Fn(Option<String>)> Names<R> {
+    fn obey(&mut self, order: Order, events: &mpsc::Sender<Told>) {
+        match order {
+            Order::Network { network, store, place, bridge } => {
+                self.shared.change(|directory| directory.network_is(network.clone(), place));
+                match self.networks.get_mut(&network) {
+                    Some(served) => {
+                        served.servers.retain(|address, _| bridge.contains(address));
+                        served.bridge = bridge;
+                    }
+                    None => {
+                        let watch = follow(network.clone(), &store, events.clone());
+                        let served = Served { bridge, servers: BTreeMap::new(), _watch: watch };
+                        self.networks.insert(network, served);
+                    }
+                }
+                self.listen();
+                self.look_at_upstream();
+            }
+            Order::Left(network) => {
+                self.networks.remove(&network);
+                self.shared.change(|directory| directory.network_is_left(&network));
+                self.listen();
+            }
+            Order::Others(others) => self.shared.change(|directory| directory.others_are(others)),
+        }
+    }
+
+    fn containers_changed(&self, network: &Network, event: WatchEvent<Container>) {
+        self.shared.change(|directory| match event {
+            WatchEvent::Listed(listing) => {
+                directory.containers_are(network, listing.items.into_iter().flatten());
+            }
+            WatchEvent::Changed(changes) => {
+                for change in changes {
+                    match change {
+                        KeyChange::Put(Ok(container)) => directory.container_is(network, container),
+                        KeyChange::Put(Err(bad)) => directory.container_is_gone(network, &bad.entry.key),
+                        KeyChange::Delete { key } => directory.container_is_gone(network, &key),
+                    }
+                }
+            }
+            // What was known stays true for all we know.
+            WatchEvent::Interrupted { .. } => {}
+        });
+    }
+
+    fn living_changed(&self) {
+        let living = self.living.keys();
+        self.shared.change(|directory| directory.living_are(living));
+    }
+
+    /// Serves on each bridge's address where that is not done yet.
+    fn listen(&mut self) {
+        let mut problem = None;
+        for served in self.networks.values_mut() {
+            for address in &served.bridge {
+                if served.servers.contains_key(address) {
+                    continue;
+                }
+                match listen(*address, &self.shared) {
+                    Ok(server) => {
+                        info!(%address, "serving names");
+                        served.servers.insert(*address, server);
+                    }
+                    Err(reason) => problem = problem.or(Some(cannot_listen(*address, &reason))),
+                }
+            }
+        }
+        if problem != self.told {
+            (self.report)(problem.clone());
+            self.told = problem;
+        }
+    }
+
+    /// Uses the site's servers as they are now.
+    fn look_at_upstream(&mut self) {
+        let ours: Vec<IpAddr> =
+            self.networks.values().flat_map(|served| served.bridge.iter().copied()).collect();
+        let servers = self.settings.upstream.servers(&ours);
+        if servers == self.upstream {
+            return;
+        }
+        match forwarder(&servers) {
+            Ok(forwarder) => {
+                info!(?servers, "these servers answer names that are not ours");
+                let mut upstream =
+                    self.shared.upstream.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                *upstream = forwarder;
+            }
+            Err(reason) => warn!(%reason, ?servers, "cannot ask these servers for names that are not ours"),
+        }
+        self.upstream = servers;
+    }
+}
+
+fn cannot_listen(address: IpAddr, reason: &std::io::Error) -> String {
+    let advice = match reason.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "; another DNS server has port 53 on all addresses: let it listen on its own alone (dnsmasq: bind-interfaces \
+             and except-interface), or start fland with --names=false"
+        }
+        _ => "",
+    };
+    format!("cannot serve names on {address} port 53: {reason}{advice}")
+}
+
+/// Starts to follow the containers of a network.
+fn follow(network: Network, store: &Store, events: mpsc::Sender<Told>) -> JoinSet<()> {
+    let (sender, mut changes) = mpsc::channel(1);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Watcher::new(store.containers()).run(sender));
+    tasks.spawn(async move {
+        while let Some(change) = changes.recv().await {
+            if events.send((network.clone(), change)).await.is_err() {
+                return;
+            }
+        }
+    });
+    tasks
+}
