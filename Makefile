@@ -1,7 +1,7 @@
 # Start with `sudo make demo` and `sudo make test`. Both install missing packages.
 # For root, no recipe calls sudo: a machine without sudo works.
 
-.PHONY: help demo demo-down test lint unit units conformance scenarios vm vm-scenarios vm-reboot vm-bench soak bench bench-control bench-networks bench-store fuzz audit build release install uninstall tools forky-root
+.PHONY: help demo demo-down test lint unit units conformance scenarios vm vm-scenarios vm-reboot vm-bench soak bench bench-control bench-names bench-networks bench-store fuzz audit build release install uninstall tools forky-root
 .DEFAULT_GOAL := help
 
 # Under `su`, root's PATH lacks these directories.
@@ -72,6 +72,7 @@ help:
 	@echo 'sudo make soak        traffic over udp while hosts come and go, to find losses and leaks; SOAK_SECONDS=600'
 	@echo 'sudo make bench       speed of the data paths between two hosts, as tables; ARGS=--help lists the options'
 	@echo 'sudo make bench-control  speed and cost of one fland with 100 to 50000 leases; ARGS=--help lists the options'
+	@echo 'sudo make bench-names  answers about names beside dnsmasq'"'"'s; ARGS=--help lists the options'
 	@echo 'sudo make bench-networks  cost of one fland with 1 to 100 networks; ARGS=--help lists the options'
 	@echo '     make bench-store  speed of the embedded store beside a real etcd; ARGS=--help lists the options'
 	@echo '     make fuzz        untrusted bytes against the rules; FUZZ_SECONDS=30 for each target'
@@ -168,6 +169,12 @@ bench-control: tools release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench-control
 	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench-control --message-format=json \
 		| $(call path_of,bench-control)); \
+	$(AS_ROOT) "$$bench" $(ARGS)
+
+bench-names: tools release
+	@$(CARGO) build --release --locked -p flan-integration --bin bench-names
+	@bench=$$($(CARGO) build -q --release --locked -p flan-integration --bin bench-names --message-format=json \
+		| $(call path_of,bench-names)); \
 	$(AS_ROOT) "$$bench" $(ARGS)
 
 bench-networks: tools release

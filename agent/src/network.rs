@@ -76,6 +76,8 @@ pub struct Settings {
     pub preferred: Option<Subnets>,
     /// Whether containers are attached to a bridge that we make, from the start.
     pub has_bridge: bool,
+    /// Whether containers of this host ask it for names, at an address of its own.
+    pub has_resolver: bool,
     /// The identity of this host.
     pub node: NodeIdentity,
     /// Send a keepalive at least this long before the lease ends.
@@ -144,6 +146,8 @@ struct Means {
     status: SharedNetwork,
     /// The subnet file.
     file: PathBuf,
+    /// Whether there is an address for the DNS server.
+    has_resolver: bool,
     /// Marks log lines of a network beside the default one.
     span: Span,
     config: NetworkConfig,
@@ -352,6 +356,7 @@ impl Network {
             args: self.args.clone(),
             status: self.status.clone(),
             file: self.settings.file.clone(),
+            has_resolver: self.settings.has_resolver,
             span: self.span.clone(),
             config,
             chosen,

@@ -1,5 +1,7 @@
 //! The bridge to which containers of a network beside the default one are attached. docker0 is Docker's own.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use flan_kernel::{Address, Addresses, Link, LinkKind, LinkName, Links, Plan};
 use flan_subnet_lease::{Family, NetworkName, PerFamily};
 use ipnetwork::IpNetwork;
@@ -7,6 +9,8 @@ use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 
 const PREFIX: &str = LinkKind::BRIDGE_PREFIX;
+/// Nothing is sent by it.
+const RESOLVER_MTU: u32 = 1500;
 /// Most bytes of a device's name.
 const MOST_BYTES: usize = 15;
 
@@ -21,6 +25,20 @@ pub fn device_of(network: &NetworkName) -> Option<LinkName> {
         format!("{PREFIX}{}", &hash[..MOST_BYTES - PREFIX.len()])
     };
     text.parse().ok()
+}
+
+/// The address of this host's DNS server for the names of containers. It is link-local, and so no other host's.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+
+/// Returns the name of the device with [`RESOLVER`], which is no network's: their names begin with a letter or digit.
+pub fn resolver_device() -> LinkName {
+    "flan-_dns".parse().expect("a name that is short enough")
+}
+
+/// Plans the device with [`RESOLVER`]: a bridge without ports.
+pub fn plan_resolver(plan: &mut dyn Plan) {
+    let v4 = Some(IpAddr::V4(RESOLVER).into());
+    self::plan(resolver_device(), &PerFamily { v4, v6: None }, RESOLVER_MTU, plan);
 }
 
 /// Returns whether a bridge of ours may have this name.

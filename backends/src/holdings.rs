@@ -133,8 +133,9 @@ fn our_links(actual: &State, subnets: &[Subnets]) -> BTreeSet<LinkName> {
     let is_inside = |address: &&Address| {
         subnets.iter().any(|ours| ours.iter().any(|(_, subnet)| subnet.contains(address.address.ip())))
     };
-    let of_bridges =
-        actual.addresses.keys().filter(|address| bridge::is_name(address.link)).filter(is_inside);
+    let of_bridges = actual.addresses.keys().filter(|address| {
+        address.link == bridge::resolver_device() || bridge::is_name(address.link) && is_inside(address)
+    });
     addresses
         .chain(of_bridges)
         .map(|address| address.link)

@@ -1,9 +1,9 @@
 //! Networks and endpoints, as dockerd asks for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use flan_agent_api::SubnetEnv;
@@ -68,8 +68,10 @@ pub struct Driver {
     pub(crate) changed: Notify,
     /// Wakes who leaves networks.
     pub(crate) released: Notify,
-    /// The addresses of this host's DNS server for names.
-    resolvers: Mutex<Vec<IpAddr>>,
+    /// The address of this host's DNS server for names.
+    resolver: OnceLock<Ipv4Addr>,
+    /// Whether Docker answers and the store knows its containers.
+    pub(crate) answers: watch::Sender<bool>,
     /// The addresses of containers in networks of other drivers.
     pub(crate) others: watch::Sender<Vec<IpNetwork>>,
 }
@@ -107,7 +109,8 @@ impl Driver {
             demands,
             changed: Notify::new(),
             released: Notify::new(),
-            resolvers: Mutex::default(),
+            resolver: OnceLock::new(),
+            answers: watch::Sender::default(),
             others: watch::Sender::default(),
         })
     }
@@ -424,7 +427,7 @@ impl Driver {
             Some(StaticRoute { destination, route_type: 0, next_hop: bridge.ip().to_string() })
         });
         let mut static_routes: Vec<StaticRoute> = routes.collect();
-        static_routes.extend(self.resolver_routes(call, &env)?);
+        static_routes.extend(self.resolver_routes(call, &env));
         self.changed.notify_one();
         Ok(Joined {
             interface_name: InterfaceName { src_name: container_end.to_string(), dst_prefix: "eth" },
@@ -435,32 +438,39 @@ impl Driver {
 
     /// Returns the routes by which a container reaches this host's DNS server, with its address in the network, which says
     /// whose names it may know. A container has them once: dockerd fails if a route is there already.
-    fn resolver_routes(&self, call: &ById, env: &SubnetEnv) -> Result<Vec<StaticRoute>, String> {
-        let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        self.change(|records| {
+    fn resolver_routes(&self, call: &ById, env: &SubnetEnv) -> Vec<StaticRoute> {
+        let Some(resolver) = self.resolver.get().map(|resolver| IpAddr::V4(*resolver)) else {
+            return Vec::new();
+        };
+        let routes = self.change(|records| {
             let sandbox = Some(call.sandbox_key.clone()).filter(|sandbox| !sandbox.is_empty());
             if records.endpoints.values().any(|endpoint| endpoint.resolver_of == sandbox) {
                 return Ok(Vec::new());
             }
             let Some(endpoint) = records.endpoints.get_mut(&call.endpoint_id) else { return Ok(Vec::new()) };
-            let route = |resolver: &IpAddr| {
-                let is_alike = |address: &IpAddr| address.is_ipv4() == resolver.is_ipv4();
-                let bridge = env.bridges.values().map(IpNetwork::ip).find(is_alike)?;
-                endpoint.addresses.iter().find(|address| is_alike(address))?;
-                let destination = IpNetwork::from(*resolver).to_string();
-                Some(StaticRoute { destination, route_type: 0, next_hop: bridge.to_string() })
-            };
-            let routes: Vec<StaticRoute> = resolvers.iter().filter_map(route).collect();
-            if !routes.is_empty() {
-                endpoint.resolver_of = sandbox;
-            }
-            Ok(routes)
+            let bridge = env.bridges.v4.filter(|_| endpoint.addresses.iter().any(IpAddr::is_ipv4));
+            let Some(bridge) = bridge else { return Ok(Vec::new()) };
+            endpoint.resolver_of = sandbox;
+            let (destination, next_hop) = (IpNetwork::from(resolver).to_string(), bridge.ip().to_string());
+            Ok(vec![StaticRoute { destination, route_type: 0, next_hop }])
+        });
+        // A container without names is better than none.
+        routes.unwrap_or_else(|reason| {
+            warn!(%reason, endpoint = %call.endpoint_id, "a container cannot ask for names");
+            Vec::new()
         })
     }
 
-    /// Containers that start from now on reach a DNS server for their names at these addresses of this host.
-    pub fn resolvers_are(&self, resolvers: Vec<IpAddr>) {
-        *self.resolvers.lock().unwrap_or_else(PoisonError::into_inner) = resolvers;
+    /// Containers that start from now on reach a DNS server for their names at this address of this host, which is no
+    /// gateway of theirs.
+    pub fn resolver_is(&self, resolver: Ipv4Addr) {
+        // It is always the same.
+        let _ = self.resolver.set(resolver);
+    }
+
+    /// Returns whether Docker answers and the store knows its containers, as it changes.
+    pub fn answers(&self) -> watch::Receiver<bool> {
+        self.answers.subscribe()
     }
 
     /// Returns the addresses of containers in networks of other drivers, as they change.

@@ -13,12 +13,12 @@ use futures::{FutureExt, StreamExt};
 use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::containers::Published;
 use self::unknown::Unknown;
 use crate::driver::{Driver, STORE_LIMIT, within};
-use crate::engine::{self, DRIVER, Engine, ShownNetwork};
+use crate::engine::{self, Engine, ShownNetwork};
 use crate::mirror::{InStore, Step, Usable, steps};
 use crate::options::Asked;
 use crate::records::{NetworkRecord, Records};
@@ -42,10 +42,13 @@ pub async fn follow(driver: Arc<Driver>, report: impl Fn(Option<String>) + Send)
         told: BTreeSet::new(),
         unknown: Unknown::default(),
         published: Published::default(),
+        is_told: false,
     };
     let mut away = None;
     loop {
         let Err(reason) = follower.with_docker(&mut store_changes, &mut away).await;
+        // Who knows whether its containers run.
+        follower.driver.answers.send_replace(false);
         // At boot, Docker comes after the agent.
         let since = *away.get_or_insert_with(Instant::now);
         if since.elapsed() >= AWAY_LIMIT {
@@ -62,6 +65,8 @@ struct Follower<R> {
     told: BTreeSet<String>,
     unknown: Unknown,
     published: Published,
+    /// Whether the store knows all containers of this host.
+    is_told: bool,
 }
 
 /// What never happens.
@@ -89,9 +94,15 @@ impl<R: Fn(Option<String>)> Follower<R> {
             tokio::select! {
                 // The store is as it was.
                 event = events.next() => event.unwrap_or_else(|| Err("Docker has stopped".to_owned()))?,
-                _ = store_changes.recv() => stored = None,
+                change = store_changes.recv() => {
+                    stored = None;
+                    // The store was away, and may have lost something.
+                    if matches!(change, Some(WatchEvent::Listed(_))) {
+                        self.published.read_again();
+                    }
+                }
                 () = self.driver.changed.notified() => stored = None,
-                () = sleep(EVERY) => stored = None,
+                () = sleep(if self.is_told { EVERY } else { AGAIN }) => stored = None,
             }
             sleep(DEBOUNCE).await;
             while store_changes.try_recv().is_ok() {
@@ -123,10 +134,18 @@ impl<R: Fn(Option<String>)> Follower<R> {
         }
         let members = engine.members().await?;
         self.unknown.clear(&self.driver, &shown, &members);
-        let others = shown.iter().filter(|network| network.driver != DRIVER && !network.is_default());
+        // Those of others, such as of macvlan, may be on the site's network.
+        let others = shown.iter().filter(|network| network.driver == "bridge" && !network.is_default());
         let others: Vec<IpNetwork> = others.flat_map(|network| network.subnets.iter().copied()).collect();
         self.driver.others.send_if_modified(|known| std::mem::replace(known, others.clone()) != others);
-        self.published.tell(&self.driver, engine, &shown, &members).await;
+        let told = self.published.tell(&self.driver, engine, &shown, &members).await;
+        self.driver
+            .answers
+            .send_if_modified(|known| std::mem::replace(known, *known | told.is_ok()) != *known);
+        if let Err(reason) = &told {
+            debug!(%reason, "cannot tell the store of all containers of this host; trying again");
+        }
+        self.is_told = told.is_ok();
         Ok(())
     }
 

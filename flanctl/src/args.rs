@@ -77,8 +77,8 @@ pub(crate) enum Command {
         /// Name of the variable with all of dockerd's options
         #[arg(long, value_name = "NAME", default_value = "DOCKER_OPTS")]
         docker_opts_key: String,
-        /// Let containers ask this host for the names of containers: add --dns for docker0's address, as DOCKER_OPT_DNS,
-        /// and behind it up to two servers of /etc/resolv.conf, for when fland is down
+        /// Let containers ask this host for the names of containers: add --dns for the address at which fland
+        /// answers, as DOCKER_OPT_DNS, and behind it up to two servers of /etc/resolv.conf, for when fland is down
         #[arg(long, requires = "docker_opts")]
         docker_dns: bool,
     },

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use flan_agent_api::SubnetEnv;
+use flan_backends::bridge;
 use tokio::time::Instant;
 
 use crate::failure::{Failure, Kind};
@@ -50,8 +51,7 @@ pub(crate) async fn write_options(
     key: &str,
     with_names: bool,
 ) -> Result<(), Failure> {
-    let behind = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let servers = if with_names { name_servers(env, &behind) } else { Vec::new() };
+    let servers = if with_names { name_servers(&resolv_conf()) } else { Vec::new() };
     std::fs::write(file, options(env, needs_direct_routing().await, &servers, key))
         .map_err(|error| Failure::new(Kind::Other, format!("cannot write {}: {error}", file.display())))
 }
@@ -59,15 +59,26 @@ pub(crate) async fn write_options(
 /// Most DNS servers that a container asks.
 const MOST_SERVERS: usize = 3;
 
-/// Returns the DNS servers of containers: fland on the bridge, then those of this host that containers can reach.
-fn name_servers(env: &SubnetEnv, resolv_conf: &str) -> Vec<IpAddr> {
-    let ours = env.bridges.v4.or(env.bridges.v6).map(|bridge| bridge.ip());
+/// Returns the DNS servers of containers: fland at its own address, then those of this host that containers can reach.
+fn name_servers(resolv_conf: &str) -> Vec<IpAddr> {
+    let ours = IpAddr::V4(bridge::RESOLVER);
     let lines = resolv_conf.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         (words.next() == Some("nameserver")).then(|| words.next()?.parse::<IpAddr>().ok()).flatten()
     });
-    let behind = lines.filter(|server| !server.is_loopback() && Some(*server) != ours);
-    ours.into_iter().chain(behind).take(MOST_SERVERS).collect()
+    let behind = lines.filter(|server| !server.is_loopback() && *server != ours);
+    std::iter::once(ours).chain(behind).take(MOST_SERVERS).collect()
+}
+
+/// Returns what says which DNS servers this host asks. Where that is a server on this host alone, systemd-resolved knows
+/// the others.
+fn resolv_conf() -> String {
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let own = read("/etc/resolv.conf");
+    match name_servers(&own).len() {
+        1 => read("/run/systemd/resolve/resolv.conf"),
+        _ => own,
+    }
 }
 
 /// Docker 28 and newer drop packets from other hosts to containers, unless this option, new in 28.2, is set.
@@ -123,8 +134,8 @@ mod tests {
              DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=10.5.52.1/24 --ip-masq=false --mtu=1450\"\n"
         );
         let here = "# as systemd has it\nnameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver 192.0.2.54\nnameserver 192.0.2.55\n";
-        let with_names = options(&env, false, &name_servers(&env, here), "ALL");
-        let dns = "--dns=10.5.52.1 --dns=192.0.2.53 --dns=192.0.2.54";
+        let with_names = options(&env, false, &name_servers(here), "ALL");
+        let dns = "--dns=169.254.53.53 --dns=192.0.2.53 --dns=192.0.2.54";
         assert!(with_names.contains(&format!("DOCKER_OPT_DNS=\"{dns}\"\n")), "{with_names}");
         assert!(with_names.ends_with(&format!("--mtu=1450 {dns}\"\n")), "{with_names}");
     }

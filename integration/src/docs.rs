@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use flan_subnet_lease::{ConfigWarning, NetworkConfig};
 
 /// The crates that make up the product.
-const CRATES: [&str; 9] = [
+const CRATES: [&str; 11] = [
     "agent",
     "agent-api",
     "backends",
     "connections",
+    "docker",
     "embedded-store",
     "flanctl",
     "kernel",
+    "names",
     "subnet-lease",
     "tls-files",
 ];

@@ -49,6 +49,9 @@ const BENCH_PROGRAMS: [(&str, &str); 4] =
 /// As [`PROGRAMS`]: what the bench of the control plane runs beside them.
 const BENCH_CONTROL_PROGRAMS: [(&str, &str); 1] = [("strace", "strace")];
 
+/// As [`PROGRAMS`]: what the bench of names runs beside them.
+const BENCH_NAMES_PROGRAMS: [(&str, &str); 2] = [("dnsmasq", "dnsmasq-base"), ("dnsperf", "dnsperf")];
+
 /// As [`PROGRAMS`]: what a virtual machine is made with, and what runs in it.
 const VM_PROGRAMS: [(&str, &str); 4] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
@@ -112,6 +115,13 @@ pub fn check_for_bench_control() -> Result<()> {
     check()?;
     check_for_flan()?;
     check_programs(&BENCH_CONTROL_PROGRAMS)
+}
+
+/// An error unless there is what the bench of names needs.
+pub fn check_for_bench_names() -> Result<()> {
+    check()?;
+    check_for_flan()?;
+    check_programs(&BENCH_NAMES_PROGRAMS)
 }
 
 /// An error unless there is what a virtual machine needs.

@@ -11,6 +11,9 @@ use ipnetwork::IpNetwork;
 /// `<container>.flan.internal`.
 pub const DOMAIN: &str = "flan.internal";
 
+/// Most addresses in one answer.
+const MOST_ADDRESSES: usize = 256;
+
 /// A network; `None` for the default one.
 pub type Network = Option<NetworkName>;
 
@@ -19,7 +22,8 @@ pub type Network = Option<NetworkName>;
 pub struct Directory {
     /// The key of this host among the living ones.
     host: String,
-    living: HashSet<String>,
+    /// `None` until the store has told of them.
+    living: Option<HashSet<String>>,
     networks: BTreeMap<Network, Names>,
     /// Where other containers of this host are, whose questions are not about our names.
     others: Vec<IpNetwork>,
@@ -27,12 +31,15 @@ pub struct Directory {
 
 /// The names of one network.
 #[derive(Debug, Default)]
-struct Names {
+pub struct Names {
     place: Place,
+    /// Whether the store has told of all.
+    is_complete: bool,
     by_endpoint: HashMap<String, Arc<Container>>,
     /// In small letters.
     by_name: HashMap<Box<str>, Vec<Arc<Container>>>,
-    by_address: HashMap<IpAddr, Arc<Container>>,
+    /// Several, if some are left of a host that had the address before.
+    by_address: HashMap<IpAddr, Vec<Arc<Container>>>,
 }
 
 /// Where the addresses of a network are.
@@ -68,6 +75,8 @@ pub enum Answer {
     Nothing,
     /// There is no such name.
     NoSuchName,
+    /// The store has not told yet.
+    NotKnownYet,
     /// Somebody else has to answer.
     NotOurs,
     /// Who asks is none of this host's containers.
@@ -92,7 +101,7 @@ impl Directory {
 
     /// Replaces the hosts that are alive.
     pub fn living_are(&mut self, living: HashSet<String>) {
-        self.living = living;
+        self.living = Some(living);
     }
 
     /// Replaces the addresses of this host's other containers.
@@ -100,16 +109,9 @@ impl Directory {
         self.others = others;
     }
 
-    /// Replaces all containers of a network.
-    pub fn containers_are(
-        &mut self,
-        network: &Network,
-        containers: impl IntoIterator<Item = Arc<Container>>,
-    ) {
-        if let Some(names) = self.networks.get_mut(network) {
-            *names = Names { place: std::mem::take(&mut names.place), ..Names::default() };
-            containers.into_iter().for_each(|container| names.put(container));
-        }
+    /// Replaces all containers of a network. Returns what was there before, which may take long to drop.
+    pub fn names_are(&mut self, network: &Network, names: Names) -> Option<Names> {
+        Some(std::mem::replace(self.networks.get_mut(network)?, names))
     }
 
     /// Adds or replaces a container of a network.
@@ -136,36 +138,58 @@ impl Directory {
         self.len() == 0
     }
 
+    /// Returns whether this client is one of this host's containers.
+    pub fn serves(&self, client: IpAddr) -> bool {
+        let own = self.networks.values().flat_map(|names| &names.place.own);
+        own.chain(&self.others).any(|network| network.contains(client))
+    }
+
     /// Answers a question about a name, which is in small letters and without a last dot.
     pub fn answer(&self, client: IpAddr, name: &str, question: Question) -> Answer {
-        let networks = self.networks_of(client);
-        if networks.is_empty() && !self.others.iter().any(|other| other.contains(client)) {
+        if !self.serves(client) {
             return Answer::Refused;
         }
-        if let Question::NameOf(address) = question {
-            return self.name_of(&networks, address);
+        let networks = self.networks_of(client);
+        let is_known = self.living.is_some() && networks.iter().all(|(_, names)| names.is_complete);
+        let answer = match question {
+            Question::NameOf(address) => self.name_of(&networks, address),
+            question => self.addresses_of(&networks, name, question),
+        };
+        match answer {
+            Answer::NoSuchName if !is_known => Answer::NotKnownYet,
+            // It may be a container's.
+            Answer::NotOurs if !is_known && may_be_ours(&networks, name) => Answer::NotKnownYet,
+            answer => answer,
         }
-        let below = name
-            .strip_suffix(DOMAIN)
-            .and_then(|rest| rest.strip_suffix('.').or(rest.is_empty().then_some("")));
-        let mut is_known = below == Some("");
+    }
+
+    fn addresses_of(&self, networks: &[(&Network, &Names)], name: &str, question: Question) -> Answer {
+        let below = below_domain(name);
+        let mut exists = below == Some("");
         let mut addresses: Vec<IpAddr> = Vec::new();
-        for (network, names) in &networks {
-            for container in candidates(network, names, below, name) {
-                if !self.is_alive(container) {
-                    continue;
+        for (network, names) in networks {
+            for key in keys(network, below, name).into_iter().flatten() {
+                let of_name = names.by_name.get(key).map_or(&[][..], Vec::as_slice);
+                // Of very many, others each time.
+                let start =
+                    if of_name.len() > MOST_ADDRESSES { rand::random_range(0..of_name.len()) } else { 0 };
+                let (before, from) = of_name.split_at(start);
+                for container in from.iter().chain(before).filter(|container| self.is_alive(container)) {
+                    exists = true;
+                    addresses.extend(container.addresses.iter().filter(|address| match question {
+                        Question::V4 => address.is_ipv4(),
+                        Question::V6 => address.is_ipv6(),
+                        Question::NameOf(_) | Question::Other => false,
+                    }));
+                    if addresses.len() >= MOST_ADDRESSES || question == Question::Other {
+                        break;
+                    }
                 }
-                is_known = true;
-                addresses.extend(container.addresses.iter().filter(|address| match question {
-                    Question::V4 => address.is_ipv4(),
-                    Question::V6 => address.is_ipv6(),
-                    Question::NameOf(_) | Question::Other => false,
-                }));
             }
         }
         addresses.sort_unstable();
         addresses.dedup();
-        match (addresses.is_empty(), is_known, below) {
+        match (addresses.is_empty(), exists, below) {
             (false, ..) => Answer::Addresses(addresses),
             (true, true, _) => Answer::Nothing,
             (true, false, Some(_)) => Answer::NoSuchName,
@@ -176,7 +200,8 @@ impl Directory {
     fn name_of(&self, networks: &[(&Network, &Names)], address: IpAddr) -> Answer {
         let of_address = networks.iter().find(|(_, names)| names.place.contains(address));
         let Some((network, names)) = of_address else { return Answer::NotOurs };
-        let container = names.by_address.get(&address).filter(|container| self.is_alive(container));
+        let mut holders = names.by_address.get(&address).into_iter().flatten();
+        let container = holders.find(|container| self.is_alive(container));
         match (container.and_then(|container| container.names().next()), network) {
             (Some(name), None) => Answer::Name(format!("{name}.{DOMAIN}")),
             (Some(name), Some(network)) => Answer::Name(format!("{name}.{network}.{DOMAIN}")),
@@ -191,7 +216,8 @@ impl Directory {
             |(_, names): &(&Network, &Names)| names.place.own.iter().any(|own| own.contains(client));
         let Some(first) = self.networks.iter().find(is_from) else { return Vec::new() };
         let mut found = vec![first];
-        if let Some(container) = first.1.by_address.get(&client).filter(|container| self.is_own(container)) {
+        let mut holders = first.1.by_address.get(&client).into_iter().flatten();
+        if let Some(container) = holders.find(|container| self.is_own(container)) {
             let name = container.name.to_ascii_lowercase();
             let others = self.networks.iter().filter(|(network, _)| *network != first.0);
             found.extend(others.filter(|(_, names)| {
@@ -207,26 +233,38 @@ impl Directory {
     }
 
     fn is_alive(&self, container: &Container) -> bool {
-        self.is_own(container) || container.host_key().is_some_and(|host| self.living.contains(host))
+        let is_living = |host| self.living.as_ref().is_some_and(|living| living.contains(host));
+        self.is_own(container) || container.host_key().is_some_and(is_living)
     }
 }
 
-/// Returns the containers of a network that a name may mean. `below` is what of it stands before our domain.
-fn candidates<'a>(
-    network: &Network,
-    names: &'a Names,
-    below: Option<&str>,
-    name: &str,
-) -> impl Iterator<Item = &'a Arc<Container>> {
+/// Returns what of a name stands before our domain; `None` outside of it.
+fn below_domain(name: &str) -> Option<&str> {
+    let rest = name.strip_suffix(DOMAIN)?;
+    rest.strip_suffix('.').or(rest.is_empty().then_some(""))
+}
+
+/// Returns the containers' names in a network that a name may mean. `below` is what of it stands before our domain.
+fn keys<'a>(network: &Network, below: Option<&'a str>, name: &'a str) -> [Option<&'a str>; 2] {
     let rest = below.unwrap_or(name);
     // In our domain, a name without a network is one of the default network.
     let whole = (below.is_none() || network.is_none()).then_some(rest);
-    let with_network = network.as_ref().and_then(|network| {
-        let network = network.as_str().to_ascii_lowercase();
-        rest.strip_suffix(network.as_str())?.strip_suffix('.')
-    });
-    let keys = whole.into_iter().chain(with_network);
-    keys.filter_map(|key| names.by_name.get(key)).flatten().collect::<Vec<_>>().into_iter()
+    [whole, network.as_ref().and_then(|network| before_network(rest, network))]
+}
+
+/// Returns what of a name stands before that of the network.
+fn before_network<'a>(name: &'a str, network: &NetworkName) -> Option<&'a str> {
+    let at = name.len().checked_sub(network.as_str().len())?;
+    let (before, last) = (name.get(..at)?, name.get(at..)?);
+    last.eq_ignore_ascii_case(network.as_str()).then(|| before.strip_suffix('.')).flatten()
+}
+
+/// Returns whether a name may be that of a container of these networks, as people shorten it.
+fn may_be_ours(networks: &[(&Network, &Names)], name: &str) -> bool {
+    let of_network = |network: &NetworkName| before_network(name, network).is_some();
+    !networks.is_empty()
+        && (!name.contains('.')
+            || networks.iter().any(|(network, _)| network.as_ref().is_some_and(of_network)))
 }
 
 impl Place {
@@ -236,6 +274,13 @@ impl Place {
 }
 
 impl Names {
+    /// Creates the names of these containers, which are all.
+    pub fn of(place: Place, containers: impl IntoIterator<Item = Arc<Container>>) -> Self {
+        let mut names = Self { place, is_complete: true, ..Self::default() };
+        containers.into_iter().for_each(|container| names.put(container));
+        names
+    }
+
     fn put(&mut self, container: Arc<Container>) {
         self.remove(&container.endpoint);
         let mut container = container;
@@ -249,12 +294,13 @@ impl Names {
         }
         for name in container.names() {
             let known = self.by_name.entry(name.to_ascii_lowercase().into()).or_default();
-            if !known.iter().any(|other| other.endpoint == container.endpoint) {
+            // It may have a name twice.
+            if known.last().is_none_or(|last| last.endpoint != container.endpoint) {
                 known.push(container.clone());
             }
         }
         for address in &container.addresses {
-            self.by_address.insert(*address, container.clone());
+            self.by_address.entry(*address).or_default().push(container.clone());
         }
         self.by_endpoint.insert(container.endpoint.clone(), container);
     }
@@ -271,8 +317,11 @@ impl Names {
             }
         }
         for address in &container.addresses {
-            if self.by_address.get(address).is_some_and(|other| other.endpoint == endpoint) {
-                self.by_address.remove(address);
+            if let Some(holders) = self.by_address.get_mut(address) {
+                holders.retain(|other| other.endpoint != endpoint);
+                if holders.is_empty() {
+                    self.by_address.remove(address);
+                }
             }
         }
     }
@@ -315,17 +364,24 @@ mod tests {
         directory.network_is(green.clone(), place(&["10.8.0.0/16"], &["10.8.1.0/24"]));
         directory.living_are(["h2".to_owned()].into());
         directory.others_are(vec!["172.17.0.0/16".parse().unwrap()]);
-        directory.containers_are(
+        let names = |directory: &Directory, network: &Network, containers: Vec<Arc<Container>>| {
+            Names::of(directory.networks[network].place.clone(), containers)
+        };
+        let of_blue = names(
+            &directory,
             &blue,
-            [
+            vec![
                 container("e1", "web", "h1", &[ONE, "fd07:0:0:1::2"]),
                 container("e2", "store.1", "h2", &[OTHER]),
                 container("e3", "gone", "h3", &["10.7.3.2"]),
                 container("e4", "liar", "h2", &["192.168.64.1", "10.5.1.9"]),
             ],
         );
-        directory.containers_are(&green, [container("e5", "web", "h1", &["10.8.1.2"])]);
-        directory.containers_are(&None, [container("e6", "old", "h2", &["10.5.2.2"])]);
+        let of_green = names(&directory, &green, vec![container("e5", "web", "h1", &["10.8.1.2"])]);
+        let of_default = names(&directory, &None, vec![container("e6", "old", "h2", &["10.5.2.2"])]);
+        for (network, names) in [(blue, of_blue), (green, of_green), (None, of_default)] {
+            directory.names_are(&network, names);
+        }
         directory
     }
 
@@ -404,6 +460,37 @@ mod tests {
         assert_eq!(directory.len(), 2);
     }
 
+    #[test]
+    fn before_the_store_has_told_nothing_is_denied() {
+        let mut directory = Directory::new("h1".to_owned());
+        let blue = Some("blue".parse().unwrap());
+        let of_blue = place(&["10.7.0.0/16"], &["10.7.1.0/24"]);
+        directory.network_is(blue.clone(), of_blue.clone());
+        directory.living_are(HashSet::new());
+        for name in ["web", "web.Blue", "web.blue.flan.internal", "web.flan.internal"] {
+            assert_eq!(ask(&directory, ONE, name), Answer::NotKnownYet, "{name}");
+        }
+        assert_eq!(ask(&directory, ONE, "debian.org"), Answer::NotOurs);
+        directory.names_are(&blue, Names::of(of_blue, []));
+        assert_eq!(ask(&directory, ONE, "web"), Answer::NotOurs);
+        assert_eq!(ask(&directory, ONE, "web.blue.flan.internal"), Answer::NoSuchName);
+    }
+
+    #[test]
+    fn of_very_many_with_one_name_some_are_told() {
+        let mut directory = Directory::new("h1".to_owned());
+        let all = place(&["10.0.0.0/8"], &["10.0.0.0/24"]);
+        directory.network_is(None, all.clone());
+        directory.living_are(HashSet::new());
+        let one = |number: u32| {
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string();
+            container(&number.to_string(), "same", "h1", &[&address])
+        };
+        directory.names_are(&None, Names::of(all, (1..5000).map(one)));
+        let Answer::Addresses(told) = ask(&directory, "10.0.0.9", "same") else { panic!("they are known") };
+        assert_eq!(told.len(), MOST_ADDRESSES);
+    }
+
     proptest! {
         #[test]
         fn after_any_changes_there_is_what_was_put_last(
@@ -411,7 +498,10 @@ mod tests {
         ) {
             let blue = Some("blue".parse().unwrap());
             let mut directory = Directory::new("h1".to_owned());
-            directory.network_is(blue.clone(), place(&["10.7.0.0/16"], &["10.7.1.0/24"]));
+            let of_blue = place(&["10.7.0.0/16"], &["10.7.1.0/24"]);
+            directory.network_is(blue.clone(), of_blue.clone());
+            directory.names_are(&blue, Names::of(of_blue, []));
+            directory.living_are(HashSet::new());
             let mut whole: BTreeMap<usize, (String, u8)> = BTreeMap::new();
             for (endpoint, name, last) in changes {
                 match last {

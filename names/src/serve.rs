@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flan_subnet_lease::{Container, KeyChange, Store, WatchEvent, Watcher};
-use hickory_server::Server;
 use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::directory::{Directory, Network, Place};
-use crate::handler::{Handler, Shared};
+use crate::directory::{Directory, Names, Network, Place};
+use crate::handler::Shared;
 use crate::living::Living;
-use crate::sockets::listen;
+use crate::sockets::{Server, listen};
 use crate::upstream::{Upstream, forwarder};
 
 /// Settings that stay the same.
@@ -26,6 +25,8 @@ pub struct Settings {
     pub host: String,
     /// Who answers what is not ours.
     pub upstream: Upstream,
+    /// An address of this host on which to serve all networks.
+    pub address: IpAddr,
 }
 
 /// What changes on this host.
@@ -57,15 +58,18 @@ const EVENTS: usize = 64;
 /// One network.
 struct Served {
     bridge: Vec<IpAddr>,
-    servers: BTreeMap<IpAddr, Server<Handler>>,
+    place: Place,
+    servers: BTreeMap<IpAddr, Server>,
     /// Follows the containers.
     _watch: JoinSet<()>,
 }
 
-struct Names<R> {
+struct Serving<R> {
     settings: Settings,
     shared: Arc<Shared>,
     networks: BTreeMap<Network, Served>,
+    /// Serves on the address for all networks.
+    server: Option<Server>,
     living: Living,
     /// The servers that answer what is not ours.
     upstream: Vec<IpAddr>,
@@ -83,10 +87,11 @@ pub async fn serve(
     report: impl Fn(Option<String>) + Send,
 ) {
     let shared = Shared::new(Directory::new(settings.host.clone()));
-    let mut names = Names {
+    let mut serving = Serving {
         settings,
         shared,
         networks: BTreeMap::new(),
+        server: None,
         living: Living::default(),
         upstream: Vec::new(),
         report,
@@ -100,22 +105,22 @@ pub async fn serve(
     loop {
         tokio::select! {
             order = orders.recv() => match order {
-                Some(order) => names.obey(order, &sender),
+                Some(order) => serving.obey(order, &sender),
                 None => return,
             },
-            Some((network, event)) = events.recv() => names.containers_changed(&network, event),
+            Some((network, event)) = events.recv() => serving.containers_changed(&network, event),
             Some(event) = hosts.recv() => {
-                if names.living.apply(event, Instant::now()) {
-                    names.living_changed();
+                if serving.living.apply(event, Instant::now()) {
+                    serving.living_changed();
                 }
             }
             _ = tick.tick() => {
-                if names.living.time_passed(Instant::now()) {
-                    names.living_changed();
+                if serving.living.time_passed(Instant::now()) {
+                    serving.living_changed();
                 }
-                names.listen();
+                serving.listen();
                 if ticks.is_multiple_of(SERVERS) {
-                    names.look_at_upstream();
+                    serving.look_at_upstream();
                 }
                 ticks = ticks.wrapping_add(1);
             }
@@ -123,20 +128,23 @@ pub async fn serve(
     }
 }
 
-impl<R: Fn(Option<String>)> Names<R> {
+impl<R: Fn(Option<String>)> Serving<R> {
     fn obey(&mut self, order: Order, events: &mpsc::Sender<Told>) {
         match order {
             Order::Network { network, store, place, bridge } => {
-                self.shared.change(|directory| directory.network_is(network.clone(), place));
+                self.shared.change(|directory| directory.network_is(network.clone(), place.clone()));
                 match self.networks.get_mut(&network) {
-                    Some(served) => {
+                    // What was outside of the network was not kept.
+                    Some(served) if served.place.whole == place.whole => {
                         served.servers.retain(|address, _| bridge.contains(address));
-                        served.bridge = bridge;
+                        (served.bridge, served.place) = (bridge, place);
                     }
-                    None => {
+                    before => {
+                        let mut servers =
+                            before.map(|served| std::mem::take(&mut served.servers)).unwrap_or_default();
+                        servers.retain(|address, _| bridge.contains(address));
                         let watch = follow(network.clone(), &store, events.clone());
-                        let served = Served { bridge, servers: BTreeMap::new(), _watch: watch };
-                        self.networks.insert(network, served);
+                        self.networks.insert(network, Served { bridge, place, servers, _watch: watch });
                     }
                 }
                 self.listen();
@@ -152,10 +160,17 @@ impl<R: Fn(Option<String>)> Names<R> {
     }
 
     fn containers_changed(&self, network: &Network, event: WatchEvent<Container>) {
-        self.shared.change(|directory| match event {
+        let event = match event {
             WatchEvent::Listed(listing) => {
-                directory.containers_are(network, listing.items.into_iter().flatten());
+                let Some(served) = self.networks.get(network) else { return };
+                // Questions wait for the exchange alone.
+                let names = Names::of(served.place.clone(), listing.items.into_iter().flatten());
+                return drop(self.shared.change(|directory| directory.names_are(network, names)));
             }
+            event => event,
+        };
+        self.shared.change(|directory| match event {
+            WatchEvent::Listed(_) => {}
             WatchEvent::Changed(changes) => {
                 for change in changes {
                     match change {
@@ -178,6 +193,12 @@ impl<R: Fn(Option<String>)> Names<R> {
     /// Serves on each bridge's address where that is not done yet.
     fn listen(&mut self) {
         let mut problem = None;
+        if self.server.is_none() {
+            match listen(self.settings.address, &self.shared) {
+                Ok(server) => self.server = Some(server),
+                Err(reason) => problem = Some(cannot_listen(self.settings.address, &reason)),
+            }
+        }
         for served in self.networks.values_mut() {
             for address in &served.bridge {
                 if served.servers.contains_key(address) {
@@ -200,8 +221,8 @@ impl<R: Fn(Option<String>)> Names<R> {
 
     /// Uses the site's servers as they are now.
     fn look_at_upstream(&mut self) {
-        let ours: Vec<IpAddr> =
-            self.networks.values().flat_map(|served| served.bridge.iter().copied()).collect();
+        let bridges = self.networks.values().flat_map(|served| served.bridge.iter().copied());
+        let ours: Vec<IpAddr> = bridges.chain([self.settings.address]).collect();
         let servers = self.settings.upstream.servers(&ours);
         if servers == self.upstream {
             return;
@@ -209,9 +230,7 @@ impl<R: Fn(Option<String>)> Names<R> {
         match forwarder(&servers) {
             Ok(forwarder) => {
                 info!(?servers, "these servers answer names that are not ours");
-                let mut upstream =
-                    self.shared.upstream.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-                *upstream = forwarder;
+                self.shared.upstream_is(forwarder);
             }
             Err(reason) => warn!(%reason, ?servers, "cannot ask these servers for names that are not ours"),
         }

@@ -5,31 +5,47 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_server::Server;
+use flan_connections::{ConnectionLimit, Door, Slot};
+use hickory_server::net::xfer::Protocol as Over;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::debug;
 
-use crate::handler::{Handler, Shared};
+use crate::handler::{Reply, Shared};
 
 const PORT: u16 = 53;
-/// How long a client by TCP may say nothing.
+/// Most bytes of a question by UDP.
+const MOST_BY_UDP: usize = 4096;
+/// How long a client by TCP may take for a question, and for taking an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Answers that wait for one client by TCP.
-const ANSWERS: usize = 16;
+/// Clients by TCP on one address. When all are there, one that asks nothing makes room.
+const CLIENTS: usize = 64;
 const BACKLOG: i32 = 128;
+/// Delay after a socket's failure.
+const AGAIN: Duration = Duration::from_millis(100);
 
-/// Serves on this address until it is dropped.
+/// Serves on one address until it is dropped.
+pub(crate) struct Server {
+    _tasks: JoinSet<()>,
+}
+
+/// Serves on this address.
 ///
 /// # Errors
 /// If the port is in use there.
-pub(crate) fn listen(address: IpAddr, shared: &Arc<Shared>) -> io::Result<Server<Handler>> {
+pub(crate) fn listen(address: IpAddr, shared: &Arc<Shared>) -> io::Result<Server> {
     let udp = UdpSocket::from_std(bound(address, Type::DGRAM, Protocol::UDP)?.into())?;
     let tcp = bound(address, Type::STREAM, Protocol::TCP)?;
     tcp.listen(BACKLOG)?;
-    let mut server = Server::new(Handler(shared.clone()));
-    server.register_socket(udp);
-    server.register_listener(TcpListener::from_std(tcp.into())?, PATIENCE, ANSWERS);
-    Ok(server)
+    let limit = ConnectionLimit::new(CLIENTS);
+    let door = Door::new(TcpListener::from_std(tcp.into())?, limit, format!("port 53 of {address}"));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve_udp(udp.into(), shared.clone()));
+    tasks.spawn(serve_tcp(door, shared.clone()));
+    Ok(Server { _tasks: tasks })
 }
 
 fn bound(address: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -49,4 +65,80 @@ fn bound(address: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> 
     }
     socket.bind(&SocketAddr::new(address, PORT).into())?;
     Ok(socket)
+}
+
+/// Answers at once what is ours, and in tasks of their own what others have to answer.
+async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
+    let (mut buffer, mut passed_on) = (vec![0; MOST_BY_UDP], JoinSet::new());
+    loop {
+        while passed_on.try_join_next().is_some() {}
+        let (length, client) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            // Such as an answer that a client did not wait for.
+            Err(reason) => {
+                debug!(%reason, "cannot receive questions");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+        };
+        match shared.reply(&buffer[..length], client, Over::Udp) {
+            // A client that cannot be reached asks again.
+            Reply::Now(answer) => drop(socket.send_to(&answer, client).await),
+            Reply::Later(question) => {
+                let socket = socket.clone();
+                passed_on.spawn(async move {
+                    if let Some(answer) = question.answer().await {
+                        let _ = socket.send_to(&answer, client).await;
+                    }
+                });
+            }
+            Reply::Never => {}
+        }
+    }
+}
+
+async fn serve_tcp(mut door: Door, shared: Arc<Shared>) {
+    let mut clients = JoinSet::new();
+    loop {
+        while clients.try_join_next().is_some() {}
+        let (stream, slot) = door.next().await;
+        match stream.peer_addr() {
+            Ok(client) if shared.serves(client.ip()) => {
+                clients.spawn(serve_client(stream, client, slot, shared.clone()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Answers one question after another, until there is none, or this one must make room.
+async fn serve_client(mut stream: TcpStream, client: SocketAddr, slot: Slot, shared: Arc<Shared>) {
+    let answers = async {
+        while let Ok(Some(question)) = timeout(PATIENCE, read(&mut stream)).await {
+            let answer = match shared.reply(&question, client, Over::Tcp) {
+                Reply::Now(answer) => Some(answer),
+                Reply::Later(question) => question.answer().await,
+                Reply::Never => None,
+            };
+            let Some(answer) = answer else { return };
+            let Ok(length) = u16::try_from(answer.len()) else { return };
+            let message = [&length.to_be_bytes(), answer.as_slice()].concat();
+            if !matches!(timeout(PATIENCE, stream.write_all(&message)).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = answers => {}
+        () = std::future::poll_fn(|context| slot.poll_must_go(context)) => {}
+    }
+}
+
+/// Reads a question behind its length (RFC 7766); `None` if there is none.
+async fn read(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let length = stream.read_u16().await.ok()?;
+    let mut question = vec![0; length.into()];
+    stream.read_exact(&mut question).await.ok()?;
+    Some(question)
 }

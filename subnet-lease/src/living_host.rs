@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::entry::Entry;
@@ -33,12 +34,16 @@ const RENEW: Duration = Duration::from_secs(5);
 /// Delay before another attempt.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Keeps this host among the living ones, until this is dropped.
-pub async fn stay_alive(store: Store, node: NodeIdentity) -> Infallible {
+/// Keeps this host among the living ones while `is_alive` says so, until nobody can say so any more.
+pub async fn stay_alive(store: Store, node: NodeIdentity, mut is_alive: watch::Receiver<bool>) {
     let key = node.id.or(node.host).unwrap_or_default();
     let (hosts, mut held) = (store.living_hosts(), None);
     let mut is_told = false;
     loop {
+        // Meanwhile, the key ends by itself, if this takes long.
+        if is_alive.wait_for(|is_alive| *is_alive).await.is_err() {
+            return;
+        }
         let wait = match renew(&store, &hosts, &key, held).await {
             Ok(etcd_lease) => {
                 (held, is_told) = (Some(etcd_lease), false);

@@ -68,6 +68,8 @@ pub(super) struct Membership {
     status: SharedStatus,
     renew_margin: Option<Duration>,
     pub(super) joined: JoinedFile,
+    /// Whether this host serves the names of containers.
+    serves_names: bool,
     /// Those beside the default one.
     named: BTreeMap<NetworkName, Member>,
     next: NetworkId,
@@ -83,6 +85,7 @@ impl Membership {
         status: SharedStatus,
         renew_margin: Option<Duration>,
         joined: JoinedFile,
+        serves_names: bool,
     ) -> Self {
         Self {
             args,
@@ -90,6 +93,7 @@ impl Membership {
             status,
             renew_margin,
             joined,
+            serves_names,
             named: BTreeMap::new(),
             next: DEFAULT_NETWORK,
             left: BTreeMap::new(),
@@ -142,6 +146,7 @@ impl Membership {
     ) -> Settings {
         let previous = previous(&file);
         Settings {
+            has_resolver: name.is_none() && self.serves_names,
             name,
             place: format!("{}/config in the store at {}", store.prefix(), store.endpoints()),
             flags: self.args.store.as_typed(),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use flan_agent_api::{Code, SubnetEnv};
+use flan_backends::bridge;
 use flan_docker::Driver;
 use flan_names::{Order, Place, Settings};
 use flan_subnet_lease::{NetworkName, Store, stay_alive};
@@ -16,20 +17,21 @@ use crate::status::SharedStatus;
 /// The names that this host serves.
 pub(super) struct Names {
     orders: mpsc::UnboundedSender<Order>,
-    driver: Arc<Driver>,
     store: Store,
 }
 
 impl Names {
     /// Starts the server, which ends with the process.
-    pub(super) fn start(args: &Args, store: &Store, driver: Arc<Driver>, status: SharedStatus) -> Self {
+    pub(super) fn start(args: &Args, store: &Store, driver: &Arc<Driver>, status: SharedStatus) -> Self {
         let node = args.identity();
         let host = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
-        let settings = Settings { host, upstream: args.names.names_upstream.clone() };
+        let address = bridge::RESOLVER.into();
+        let settings = Settings { host, upstream: args.names.names_upstream.clone(), address };
+        driver.resolver_is(bridge::RESOLVER);
         let (orders, received) = mpsc::unbounded_channel();
         let report = move |wrong| status.report(Code::Names, wrong);
         tokio::spawn(flan_names::serve(settings, store.clone(), received, report));
-        tokio::spawn(stay_alive(store.clone(), node));
+        tokio::spawn(stay_alive(store.clone(), node, driver.answers()));
         let (mut others, told) = (driver.others(), orders.clone());
         tokio::spawn(async move {
             while others.changed().await.is_ok() {
@@ -39,7 +41,7 @@ impl Names {
                 }
             }
         });
-        Self { orders, driver, store: store.clone() }
+        Self { orders, store: store.clone() }
     }
 
     /// This host is in a network, `None` for the default one, with these addresses.
@@ -47,10 +49,7 @@ impl Names {
         let bridge: Vec<IpAddr> = env.bridges.values().map(IpNetwork::ip).collect();
         let store = match &network {
             Some(name) => self.store.network(name),
-            None => {
-                self.driver.resolvers_are(bridge.clone());
-                self.store.clone()
-            }
+            None => self.store.clone(),
         };
         let place = Place {
             whole: env.networks.values().copied().collect(),

@@ -94,9 +94,11 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let path = args.state_dir.join("networks");
     let joined =
         JoinedFile::load(path.clone()).map_err(|reason| refused(format!("{}: {reason}", path.display())))?;
-    let mut membership = Membership::new(args.clone(), store.clone(), status.clone(), renew_margin, joined);
     let (demand, demands) = mpsc::unbounded_channel();
     let docker = Docker::prepare(&args, &store, demand)?;
+    let serves_names = docker.is_some() && args.names.names;
+    let mut membership =
+        Membership::new(args.clone(), store.clone(), status.clone(), renew_margin, joined, serves_names);
     let needed = docker.as_ref().map(|docker| docker.driver.needed()).unwrap_or_default();
     let reasons = [
         (Reason::Flag, args.networks.clone()),
@@ -124,8 +126,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let mut host = Host::new(args.clone(), abilities, nftables, status.clone());
     let previous = networks.iter().filter_map(Network::previous);
     host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &store, &wanted).await);
-    let names = docker.as_ref().filter(|_| args.names.names);
-    let names = names.map(|docker| Names::start(&args, &store, docker.driver.clone(), status.clone()));
+    let names = docker.as_ref().filter(|_| serves_names);
+    let names = names.map(|docker| Names::start(&args, &store, &docker.driver, status.clone()));
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,

@@ -1,6 +1,7 @@
 //! The network config: waits for one that this agent can run, and begins with it.
 
 use flan_agent_api::Code;
+use flan_backends::bridge;
 use flan_subnet_lease::{ConfigError, NetworkConfig};
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -124,6 +125,7 @@ impl Network {
     pub(super) fn needs(&self, config: &NetworkConfig, host: &Host) -> Needs {
         let mut ownership = backend::ownership(config, host.nftables);
         ownership.links.extend(self.bridge());
+        ownership.links.extend(self.settings.has_resolver.then(bridge::resolver_device));
         Needs {
             ownership,
             overlays: config.over_underlay().collect(),

@@ -138,6 +138,9 @@ impl Joined {
             let env = self.subnet_env(&own.subnets);
             bridge::plan(bridge, &env.bridges, env.mtu, &mut planned);
         }
+        if self.means.has_resolver {
+            bridge::plan_resolver(&mut planned);
+        }
         if self.means.args.ip_blackhole_route {
             for (_, subnet) in own.subnets.iter() {
                 // Lowest priority, so that the bridge's route wins when it appears.
@@ -249,7 +252,9 @@ impl Joined {
         rules.masquerade |= self.means.args.ip_masq;
         if self.means.args.iptables_forward_rules {
             for (_, network) in self.config().networks() {
-                let devices = self.planned.links.keys().copied().chain(host.external.link());
+                let planned =
+                    self.planned.links.keys().copied().filter(|link| *link != bridge::resolver_device());
+                let devices = planned.chain(host.external.link());
                 rules.forward.extend(devices.map(|device| (network, device)));
             }
         }
@@ -347,7 +352,8 @@ impl Joined {
         let underlay = Way { link: external.link, ours: false };
         let of_family = |(family, network)| {
             let subnet = self.leases.admission().own.as_ref()?.subnets.get(family)?;
-            let addresses = self.planned.addresses.keys();
+            let addresses =
+                self.planned.addresses.keys().filter(|address| address.link != bridge::resolver_device());
             let own = addresses.filter(|address| Family::of(address.address.ip()) == family);
             let mut devices: Vec<Way> = own.map(|address| Way { link: address.link, ours: true }).collect();
             if devices.is_empty() || backend::routes_directly(config) {

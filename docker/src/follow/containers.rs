@@ -13,8 +13,8 @@ use crate::engine::{Engine, Member, ShownNetwork};
 /// A network, `None` for the default one, and the last part of a container's key in it.
 type Key = (Option<NetworkName>, String);
 
-/// Interval between readings of what the store says of this host.
-const REREAD: Duration = Duration::from_secs(60);
+/// Interval between readings of what the store says of this host. What the store loses is noticed when it answers again.
+const REREAD: Duration = Duration::from_secs(3600);
 /// Most aliases of a container that others read.
 const MOST_ALIASES: usize = 64;
 
@@ -23,26 +23,34 @@ const MOST_ALIASES: usize = 64;
 pub(super) struct Published {
     known: BTreeMap<Key, Vec<u8>>,
     read: Option<Instant>,
-    /// The other names of containers, by Docker's id of their ends.
-    aliases: BTreeMap<String, Vec<String>>,
+    /// The other names of containers, by Docker's id of their ends and their names, of which Docker's aliases are some.
+    aliases: BTreeMap<(String, String), Vec<String>>,
 }
 
 impl Published {
-    /// Brings the store in line with what Docker shows.
+    /// Reads again what the store says, before it is compared.
+    pub(super) fn read_again(&mut self) {
+        self.read = None;
+    }
+
+    /// Brings the store in line with what Docker shows, as far as it goes.
+    ///
+    /// # Errors
+    /// The last of the reasons why it is not.
     pub(super) async fn tell(
         &mut self,
         driver: &Driver,
         engine: &Engine,
         shown: &[ShownNetwork],
         members: &[Member],
-    ) {
+    ) -> Result<(), String> {
         let wanted = self.wanted(driver, engine, shown, members).await;
         if self.read.is_none_or(|read| read.elapsed() >= REREAD) {
-            match read(driver).await {
-                Ok(known) => (self.known, self.read) = (known, Some(Instant::now())),
-                Err(reason) => return debug!(%reason, "cannot read this host's containers in the store"),
-            }
+            self.known = read(driver).await?;
+            // Not all hosts at once.
+            self.read = Some(Instant::now() - rand::random_range(Duration::ZERO..REREAD / 4));
         }
+        let mut outcome = Ok(());
         let keys: BTreeSet<Key> = self.known.keys().chain(wanted.keys()).cloned().collect();
         for key in keys {
             let after = wanted.get(&key);
@@ -57,10 +65,11 @@ impl Published {
                 },
                 Err(reason) => {
                     self.read = None;
-                    return debug!(%reason, "cannot tell the store of this host's containers");
+                    outcome = Err(reason);
                 }
             }
         }
+        outcome
     }
 
     async fn wanted(
@@ -73,7 +82,7 @@ impl Published {
         let records = driver.records();
         let node = &driver.settings.node;
         let ends: BTreeSet<&String> = members.iter().filter_map(|member| member.endpoint.as_ref()).collect();
-        self.aliases.retain(|end, _| ends.contains(end));
+        self.aliases.retain(|(end, _), _| ends.contains(end));
         let mut wanted = BTreeMap::new();
         for member in members {
             // One that was never started names its network.
@@ -111,12 +120,13 @@ impl Published {
     }
 
     async fn aliases_of(&mut self, engine: &Engine, member: &Member, end: &str) -> Vec<String> {
-        if let Some(known) = self.aliases.get(end) {
+        let key = (end.to_owned(), member.name.clone());
+        if let Some(known) = self.aliases.get(&key) {
             return known.clone();
         }
         match engine.aliases(&member.id, end).await {
             Ok(aliases) => {
-                self.aliases.insert(end.to_owned(), aliases.clone());
+                self.aliases.insert(key, aliases.clone());
                 aliases
             }
             Err(reason) => {

@@ -12,7 +12,7 @@ use flan_integration::docker::Container;
 use flan_integration::host::on_all;
 use flan_integration::lab::{self, OUTSIDE};
 use flan_integration::process::Lifetime;
-use flan_integration::{Bridge, Host, Lab, LabOptions, StoreKind, interrupt, tools, wait};
+use flan_integration::{Host, Lab, LabOptions, StoreKind, interrupt, tools, wait};
 
 /// The demo's lab, of which there is one at a time.
 const NAME: &str = "demo";
@@ -106,8 +106,12 @@ fn tell(lab: &Lab) -> Result<Vec<Host>> {
         on_all(&mut hosts, |host| host.start_agent_with(&["--ip-masq", "--docker"]))
     })?;
     let agents = agents.elapsed();
-    step("dockerd on each, with --bip and --mtu from subnet.env", || {
-        on_all(&mut hosts, |host| host.start_docker(Bridge::WholeSubnet))
+    step("dockerd on each: --bip, --mtu and --dns", || {
+        on_all(&mut hosts, |host| {
+            let mut options = host.docker_options()?;
+            options.push("--dns=169.254.53.53".to_owned());
+            host.start_docker_with(&options)
+        })
     })?;
     let containers = step("a container on each, made of busybox", || {
         Ok([hosts[0].run_container("web1", &[])?, hosts[1].run_container("web2", &[])?])
@@ -145,11 +149,18 @@ fn tell(lab: &Lab) -> Result<Vec<Host>> {
     })?;
     let in_blue = step("a container of blue on each", || {
         let options = ["--network", "blue"];
-        Ok([hosts[0].run_container("blue1", &options)?, hosts[1].run_container("blue2", &options)?])
+        Ok([hosts[0].run_container("web", &options)?, hosts[1].run_container("shell", &options)?])
     })?;
-    step("a page by HTTP from blue1 to blue2 and back", || {
+    step("a page by HTTP from web to shell and back", || {
         fetch(&in_blue[0], &in_blue[1])?;
         fetch(&in_blue[1], &in_blue[0])
+    })?;
+    step("the page of web on host1, by its name, from host2", || {
+        wait::until("host2 to know the name web", NETWORK_LIMIT, || {
+            let answered = in_blue[1].fetch_name("web")?;
+            ensure!(answered == "web", "{answered} answers for web");
+            Ok(())
+        })
     })?;
     let networks = networks.elapsed();
 
@@ -175,7 +186,7 @@ fn tell(lab: &Lab) -> Result<Vec<Host>> {
     }
     println!("  Both agents were ready {} after their start.", seconds(agents));
     println!("  Ping from container to container across the hosts: {round_trip} ms.");
-    println!("  The network blue, made on one host and used on both, took {}.", seconds(networks));
+    println!("  The network blue, made on one host and used by name on both, took {}.", seconds(networks));
     println!("  Each container sees the other under its own address; the world outside sees the host's.");
     Ok(hosts)
 }

@@ -117,6 +117,7 @@ impl World {
                 previous_networks,
                 preferred: None,
                 has_bridge: false,
+                has_resolver: false,
                 node: NodeIdentity { host: Some("host-1".into()), id: Some("node-1".into()) },
                 renew_margin: None,
                 datapath: FakeDatapath::boxed,
