@@ -298,6 +298,11 @@ fn a_site_with_a_resolver_on_port_53_is_told_and_its_names_come_when_it_makes_ro
         let warnings =
             log.lines().filter(|line| line.contains(" WARN ") && line.contains("cannot serve names"));
         ensure!(warnings.count() == 1, "{log}");
+        host.stop_docker()?;
+        host.stop_agent()?;
+        host.flanctl(&["leave"])?.succeeded("flanctl leave")?;
+        let links = host.ip("-br link")?;
+        ensure!(!links.contains("flan-"), "{links}");
         Ok(())
     })
 }
