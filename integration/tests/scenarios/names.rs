@@ -300,7 +300,7 @@ fn a_site_with_a_resolver_on_port_53_is_told_and_its_names_come_when_it_makes_ro
         ensure!(warnings.count() == 1, "{log}");
         host.stop_docker()?;
         host.stop_agent()?;
-        host.flanctl(&["leave"])?.succeeded("flanctl leave")?;
+        host.flanctl(&["leave", "--yes"])?.succeeded("flanctl leave")?;
         let links = host.ip("-br link")?;
         ensure!(!links.contains("flan-"), "{links}");
         Ok(())
