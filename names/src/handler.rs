@@ -258,3 +258,72 @@ fn encode<'a>(
     let info = response.destructive_emit(&mut encoder)?;
     Ok((info, bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_server::proto::op::{Message, Query};
+    use hickory_server::proto::serialize::binary::BinDecodable;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::directory::Place;
+
+    const CLIENT: &str = "10.5.1.2:1053";
+
+    fn shared() -> Arc<Shared> {
+        let mut directory = Directory::new("h1".to_owned());
+        let place = |network: &str| vec![network.parse().unwrap()];
+        directory.network_is(None, Place { whole: place("10.5.0.0/16"), own: place("10.5.1.0/24") });
+        Shared::new(directory)
+    }
+
+    fn question(name: &str, record_type: RecordType) -> Message {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), record_type));
+        message
+    }
+
+    fn code(message: &Message, client: &str) -> Option<ResponseCode> {
+        let bytes = message.to_vec().unwrap();
+        match shared().reply(&bytes, client.parse().unwrap(), Protocol::Udp) {
+            Reply::Now(answer) => Some(Message::from_bytes(&answer).unwrap().metadata.response_code),
+            Reply::Later(_) | Reply::Never => None,
+        }
+    }
+
+    #[test]
+    fn only_this_hosts_containers_are_answered_and_an_answer_never() {
+        let site = question("debian.org.", RecordType::A);
+        // Nobody is there to answer it.
+        assert_eq!(code(&site, CLIENT), Some(ResponseCode::Refused));
+        assert_eq!(code(&question("a.flan.internal.", RecordType::A), CLIENT), Some(ResponseCode::ServFail));
+        assert_eq!(
+            code(&question("a.flan.internal.", RecordType::A), "10.5.2.2:53"),
+            Some(ResponseCode::Refused)
+        );
+        let mut answer = site;
+        answer.metadata.message_type = MessageType::Response;
+        assert_eq!(code(&answer, CLIENT), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered_or_not(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+            changed in proptest::collection::vec((0..40usize, any::<u8>()), 0..4),
+        ) {
+            let (shared, client) = (shared(), CLIENT.parse().unwrap());
+            shared.reply(&bytes, client, Protocol::Udp);
+            let mut message = question("web.blue.flan.internal.", RecordType::A).to_vec().unwrap();
+            for (at, byte) in changed {
+                if let Some(place) = message.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if let Reply::Now(answer) = shared.reply(&message, client, Protocol::Udp) {
+                prop_assert!(answer.len() <= usize::from(MOST_BY_UDP));
+                prop_assert_eq!(&answer[..2], &message[..2]);
+            }
+        }
+    }
+}
