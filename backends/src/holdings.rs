@@ -100,7 +100,10 @@ impl Holdings {
         state.next_hops.clear();
         state.fou_ports.clear();
         state.checksums.clear();
-        state.links.retain(|_, link| !matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_)));
+        let resolver = bridge::resolver_device();
+        state.links.retain(|name, link| {
+            *name != resolver && !matches!(link.kind, LinkKind::Tun { .. } | LinkKind::Ipip(_))
+        });
         let stays = |link: LinkName| state.links.contains_key(&link) || !self.state.links.contains_key(&link);
         state.addresses.retain(|address, ()| stays(address.link));
         state.neighbours.retain(|neighbour, _| stays(neighbour.link));

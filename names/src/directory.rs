@@ -91,7 +91,10 @@ impl Directory {
 
     /// Adds a network, or moves it to other addresses.
     pub fn network_is(&mut self, network: Network, place: Place) {
-        self.networks.entry(network).or_default().place = place;
+        let names = self.networks.entry(network).or_default();
+        // What was outside was not kept.
+        names.is_complete &= names.place.whole == place.whole;
+        names.place = place;
     }
 
     /// Removes a network with all of its names.
@@ -474,6 +477,9 @@ mod tests {
         directory.names_are(&blue, Names::of(of_blue, []));
         assert_eq!(ask(&directory, ONE, "web"), Answer::NotOurs);
         assert_eq!(ask(&directory, ONE, "web.blue.flan.internal"), Answer::NoSuchName);
+        // What is outside of a network is not kept, so a larger one is not known.
+        directory.network_is(blue, place(&["10.6.0.0/15"], &["10.7.1.0/24"]));
+        assert_eq!(ask(&directory, ONE, "web.blue.flan.internal"), Answer::NotKnownYet);
     }
 
     #[test]

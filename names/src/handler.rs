@@ -154,11 +154,11 @@ impl Shared {
         let upstream = upstream.ok_or(ResponseCode::Refused)?;
         let mut passed_on = self.passed_on();
         let in_all: u32 = passed_on.values().sum();
-        let of_client = passed_on.entry(client).or_default();
-        if *of_client >= OF_A_CLIENT || in_all >= PASSED_ON {
+        let of_client = passed_on.get(&client).copied().unwrap_or(0);
+        if of_client >= OF_A_CLIENT || in_all >= PASSED_ON {
             return Err(ResponseCode::ServFail);
         }
-        *of_client += 1;
+        passed_on.insert(client, of_client + 1);
         Ok(Turn { shared: self.clone(), upstream, client })
     }
 

@@ -97,6 +97,7 @@ pub async fn serve(
         report,
         told: None,
     };
+    serving.others_are(Vec::new());
     let (sender, mut hosts) = mpsc::channel(EVENTS);
     let mut watch_of_hosts = JoinSet::new();
     watch_of_hosts.spawn(Watcher::new(store.living_hosts()).run(sender));
@@ -155,7 +156,7 @@ impl<R: Fn(Option<String>)> Serving<R> {
                 self.shared.change(|directory| directory.network_is_left(&network));
                 self.listen();
             }
-            Order::Others(others) => self.shared.change(|directory| directory.others_are(others)),
+            Order::Others(others) => self.others_are(others),
         }
     }
 
@@ -185,6 +186,12 @@ impl<R: Fn(Option<String>)> Serving<R> {
         });
     }
 
+    /// Containers in the host's own network namespace ask from the address itself. They are in no network of ours.
+    fn others_are(&self, mut others: Vec<IpNetwork>) {
+        others.push(self.settings.address.into());
+        self.shared.change(|directory| directory.others_are(others));
+    }
+
     fn living_changed(&self) {
         let living = self.living.keys();
         self.shared.change(|directory| directory.living_are(living));
@@ -193,6 +200,7 @@ impl<R: Fn(Option<String>)> Serving<R> {
     /// Serves on each bridge's address where that is not done yet.
     fn listen(&mut self) {
         let mut problem = None;
+        self.server.take_if(|server| server.is_finished());
         if self.server.is_none() {
             match listen(self.settings.address, &self.shared) {
                 Ok(server) => self.server = Some(server),
@@ -200,6 +208,7 @@ impl<R: Fn(Option<String>)> Serving<R> {
             }
         }
         for served in self.networks.values_mut() {
+            served.servers.retain(|_, server| !server.is_finished());
             for address in &served.bridge {
                 if served.servers.contains_key(address) {
                     continue;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use flan_connections::{ConnectionLimit, Door, Slot};
@@ -24,7 +24,7 @@ const PORT: u16 = 53;
 const MOST_BY_UDP: usize = 4096;
 /// How long a client by TCP may take for a question, and for taking an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Clients by TCP on one address. When all are there, one that asks nothing makes room.
+/// Clients by TCP on one address. When all are there, the oldest makes room for the next.
 const CLIENTS: usize = 64;
 const BACKLOG: i32 = 128;
 /// Bytes of a thread's stack.
@@ -35,9 +35,17 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Serves on one address until it is dropped.
 pub(crate) struct Server {
     udp: Arc<UdpSocket>,
+    thread: JoinHandle<()>,
     is_over: Arc<AtomicBool>,
     /// Serves by TCP.
     _tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Returns whether it has ended by itself, which it should not.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
 }
 
 impl Drop for Server {
@@ -63,11 +71,11 @@ pub(crate) fn listen(address: IpAddr, shared: &Arc<Shared>) -> io::Result<Server
     tasks.spawn(serve_tcp(door, shared.clone()));
     let is_over = Arc::new(AtomicBool::new(false));
     let (socket, shared, over, runtime) = (udp.clone(), shared.clone(), is_over.clone(), Handle::current());
-    thread::Builder::new()
+    let thread = thread::Builder::new()
         .name("names".to_owned())
         .stack_size(STACK)
         .spawn(move || serve_udp(&socket, &shared, &over, &runtime))?;
-    Ok(Server { udp, is_over, _tasks: tasks })
+    Ok(Server { udp, thread, is_over, _tasks: tasks })
 }
 
 fn bound(address: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -104,19 +112,25 @@ fn serve_udp(socket: &Arc<UdpSocket>, shared: &Arc<Shared>, is_over: &AtomicBool
             }
         };
         match shared.reply(&buffer[..length], client, Over::Udp) {
-            // A client that cannot be reached asks again.
-            Reply::Now(answer) => drop(socket.send_to(&answer, client)),
+            Reply::Now(answer) => send(socket, &answer, client),
             Reply::Later(question) => {
-                let socket = socket.clone();
+                // The port is free once this server is dropped.
+                let socket = Arc::downgrade(socket);
                 runtime.spawn(async move {
-                    if let Some(answer) = question.answer().await {
-                        let _ = socket.send_to(&answer, client);
+                    if let (Some(answer), Some(socket)) = (question.answer().await, socket.upgrade()) {
+                        send(&socket, &answer, client);
                     }
                 });
             }
             Reply::Never => {}
         }
     }
+}
+
+/// Sends an answer, unless that has to wait: answers to absent clients fill the socket until ARP gives up, and all others
+/// would wait. Who gets none asks again.
+fn send(socket: &UdpSocket, answer: &[u8], client: SocketAddr) {
+    let _ = SockRef::from(socket).send_to_with_flags(answer, &client.into(), libc::MSG_DONTWAIT);
 }
 
 async fn serve_tcp(mut door: Door, shared: Arc<Shared>) {

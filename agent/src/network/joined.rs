@@ -33,6 +33,8 @@ pub(crate) struct Joined {
     pub(super) twin: Option<Sighting>,
     /// What is wanted for this host, independent of peers.
     pub(super) planned: State,
+    /// The device with the address of the DNS server, if there is one. Packets flow without it.
+    resolver: State,
     /// The bridge for containers, if they need one.
     bridge: Option<LinkName>,
     unreached: Unreached,
@@ -62,6 +64,7 @@ impl Joined {
             leases: LeaseSet::new(admission, caution),
             twin,
             planned: State::default(),
+            resolver: State::default(),
             bridge,
             unreached: Unreached::default(),
             teller: Teller::default(),
@@ -121,7 +124,9 @@ impl Joined {
     pub(super) fn leave(&mut self, host: &mut Host, now: Instant) {
         // Only what was planned can be given up.
         self.plan_changes(host, now);
-        self.planned.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
+        for planned in [&self.planned, &self.resolver] {
+            planned.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
+        }
         let backend = &*self.means.chosen.backend;
         for peer in self.leases.peers() {
             // Nothing was wanted for an unreachable peer.
@@ -138,9 +143,6 @@ impl Joined {
             let env = self.subnet_env(&own.subnets);
             bridge::plan(bridge, &env.bridges, env.mtu, &mut planned);
         }
-        if self.means.has_resolver {
-            bridge::plan_resolver(&mut planned);
-        }
         if self.means.args.ip_blackhole_route {
             for (_, subnet) in own.subnets.iter() {
                 // Lowest priority, so that the bridge's route wins when it appears.
@@ -156,9 +158,15 @@ impl Joined {
             status.ready = false;
         });
         self.is_ready = false;
-        self.planned.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
-        planned.entries().for_each(|entry| host.reconciler.wanting().want(entry));
-        self.planned = planned;
+        let mut resolver = State::default();
+        if self.means.has_resolver {
+            bridge::plan_resolver(&mut resolver);
+        }
+        for (before, now) in [(&mut self.planned, planned), (&mut self.resolver, resolver)] {
+            before.entries().for_each(|entry| host.reconciler.giving_up().want(entry));
+            now.entries().for_each(|entry| host.reconciler.wanting().want(entry));
+            *before = now;
+        }
         host.rules_have_changed(now);
     }
 
@@ -230,7 +238,7 @@ impl Joined {
             let own = self.means.own(own.subnets);
             self.leases.set_own(Some(own));
         }
-        self.planned = State::default();
+        (self.planned, self.resolver) = Default::default();
         self.plan_host(host, now);
         self.plan_all_peers(host, now);
     }
@@ -241,7 +249,7 @@ impl Joined {
         self.means.change_to(config, chosen, host);
         let own = self.leases.admission().own.as_ref().map(|own| self.means.own(own.subnets));
         self.leases.set_admission(Admission { config: self.means.config.clone(), own });
-        self.planned = State::default();
+        (self.planned, self.resolver) = Default::default();
         self.plan_host(host, now);
         self.plan_all_peers(host, now);
     }
@@ -252,9 +260,7 @@ impl Joined {
         rules.masquerade |= self.means.args.ip_masq;
         if self.means.args.iptables_forward_rules {
             for (_, network) in self.config().networks() {
-                let planned =
-                    self.planned.links.keys().copied().filter(|link| *link != bridge::resolver_device());
-                let devices = planned.chain(host.external.link());
+                let devices = self.planned.links.keys().copied().chain(host.external.link());
                 rules.forward.extend(devices.map(|device| (network, device)));
             }
         }
@@ -352,8 +358,7 @@ impl Joined {
         let underlay = Way { link: external.link, ours: false };
         let of_family = |(family, network)| {
             let subnet = self.leases.admission().own.as_ref()?.subnets.get(family)?;
-            let addresses =
-                self.planned.addresses.keys().filter(|address| address.link != bridge::resolver_device());
+            let addresses = self.planned.addresses.keys();
             let own = addresses.filter(|address| Family::of(address.address.ip()) == family);
             let mut devices: Vec<Way> = own.map(|address| Way { link: address.link, ours: true }).collect();
             if devices.is_empty() || backend::routes_directly(config) {

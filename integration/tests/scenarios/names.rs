@@ -173,7 +173,8 @@ fn the_story_of_names(hosts: &[Host]) -> Result<()> {
         ensure!(said.code != Some(0), "{} finds {name}: {said:?}", from.name());
     }
     // The site's own names.
-    for (host, from) in [(0, &web), (1, &db), (0, &plain[0]), (0, &local)] {
+    let in_host = hosts[0].run_container("in-host", &["--network", "host"])?;
+    for (host, from) in [(0, &web), (1, &db), (0, &plain[0]), (0, &local), (0, &in_host)] {
         programs_find(&hosts[host], from, "printer.site.example", "192.0.2.7".parse()?)?;
     }
     // Connected while it runs, it finds those of both.
