@@ -6,7 +6,8 @@ use flan_names::Upstream;
 /// How this agent answers questions about the names of containers.
 #[derive(Debug, Clone, Args)]
 pub struct NamesArgs {
-    /// With --docker, serve the names of containers of all hosts, on port 53 of the bridges' addresses
+    /// With --docker, serve the names of containers of all hosts, on port 53 of 169.254.53.53 and of the bridges'
+    /// addresses
     #[arg(long, env = "FLAND_NAMES", default_value = "true")]
     pub names: bool,
 

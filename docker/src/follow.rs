@@ -96,21 +96,26 @@ impl<R: Fn(Option<String>)> Follower<R> {
                 event = events.next() => event.unwrap_or_else(|| Err("Docker has stopped".to_owned()))?,
                 change = store_changes.recv() => {
                     stored = None;
-                    // The store was away, and may have lost something.
-                    if matches!(change, Some(WatchEvent::Listed(_))) {
-                        self.published.read_again();
-                    }
+                    change.iter().for_each(|change| self.store_changed(change));
                 }
                 () = self.driver.changed.notified() => stored = None,
                 () = sleep(if self.is_told { EVERY } else { AGAIN }) => stored = None,
             }
             sleep(DEBOUNCE).await;
-            while store_changes.try_recv().is_ok() {
+            while let Ok(change) = store_changes.try_recv() {
                 stored = None;
+                self.store_changed(&change);
             }
             while let Some(Some(event)) = events.next().now_or_never() {
                 event?;
             }
+        }
+    }
+
+    /// A new list follows when the store was away, and it may have lost something.
+    fn store_changed(&mut self, change: &WatchEvent<Entry>) {
+        if matches!(change, WatchEvent::Listed(_)) {
+            self.published.read_again();
         }
     }
 

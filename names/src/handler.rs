@@ -96,7 +96,7 @@ impl Shared {
                 Err(code) => (code, Vec::new()),
             },
         };
-        encoded(&request, code, &records)
+        ours(&request, code, &records)
     }
 
     /// Returns our answer; `None` as the error if others have to answer.
@@ -215,7 +215,7 @@ impl ResponseHandler for Collected {
 }
 
 /// Returns our answer.
-fn encoded(request: &Request, code: ResponseCode, records: &[Record]) -> Reply {
+fn ours(request: &Request, code: ResponseCode, records: &[Record]) -> Reply {
     let mut metadata = Metadata::response_from_request(&request.metadata);
     metadata.response_code = code;
     metadata.authoritative = matches!(code, ResponseCode::NoError | ResponseCode::NXDomain);

@@ -111,7 +111,9 @@ pub async fn serve(
             },
             Some((network, event)) = events.recv() => serving.containers_changed(&network, event),
             Some(event) = hosts.recv() => {
-                if serving.living.apply(event, Instant::now()) {
+                // Also a list of none says who is alive.
+                let is_list = matches!(event, WatchEvent::Listed(_));
+                if serving.living.apply(event, Instant::now()) || is_list {
                     serving.living_changed();
                 }
             }
@@ -161,18 +163,14 @@ impl<R: Fn(Option<String>)> Serving<R> {
     }
 
     fn containers_changed(&self, network: &Network, event: WatchEvent<Container>) {
-        let event = match event {
+        match event {
             WatchEvent::Listed(listing) => {
                 let Some(served) = self.networks.get(network) else { return };
                 // Questions wait for the exchange alone.
                 let names = Names::of(served.place.clone(), listing.items.into_iter().flatten());
-                return drop(self.shared.change(|directory| directory.names_are(network, names)));
+                drop(self.shared.change(|directory| directory.names_are(network, names)));
             }
-            event => event,
-        };
-        self.shared.change(|directory| match event {
-            WatchEvent::Listed(_) => {}
-            WatchEvent::Changed(changes) => {
+            WatchEvent::Changed(changes) => self.shared.change(|directory| {
                 for change in changes {
                     match change {
                         KeyChange::Put(Ok(container)) => directory.container_is(network, container),
@@ -180,10 +178,10 @@ impl<R: Fn(Option<String>)> Serving<R> {
                         KeyChange::Delete { key } => directory.container_is_gone(network, &key),
                     }
                 }
-            }
+            }),
             // What was known stays true for all we know.
             WatchEvent::Interrupted { .. } => {}
-        });
+        }
     }
 
     /// Containers in the host's own network namespace ask from the address itself. They are in no network of ours.

@@ -32,13 +32,15 @@ pub struct Container {
     pub addresses: Vec<IpAddr>,
 }
 
-/// Most aliases and addresses of one container.
-const MOST_ALIASES: usize = 64;
+/// Most addresses of one container.
 const MOST_ADDRESSES: usize = 16;
 /// Most bytes of a name: a domain name with some room for that of its network.
 const MOST_IN_NAME: usize = 190;
 
 impl Container {
+    /// Most aliases of one container.
+    pub const MOST_ALIASES: usize = 64;
+
     /// Returns the key of its host among the hosts that are alive.
     pub fn host_key(&self) -> Option<&str> {
         self.node_id.as_deref().or(self.host.as_deref())
@@ -67,11 +69,12 @@ impl Stored for Container {
             return Err("it is larger than what describes a container".to_owned());
         }
         let read: Self = serde_json::from_slice(&entry.value).map_err(|reason| reason.to_string())?;
-        if read.aliases.len() > MOST_ALIASES || read.addresses.len() > MOST_ADDRESSES {
+        if read.aliases.len() > Self::MOST_ALIASES || read.addresses.len() > MOST_ADDRESSES {
             return Err(format!(
-                "it has {} aliases and {} addresses, and at most {MOST_ALIASES} and {MOST_ADDRESSES} are read",
+                "it has {} aliases and {} addresses, and at most {} and {MOST_ADDRESSES} are read",
                 read.aliases.len(),
-                read.addresses.len()
+                read.addresses.len(),
+                Self::MOST_ALIASES
             ));
         }
         Ok(Self { endpoint: entry.key.clone(), ..read })

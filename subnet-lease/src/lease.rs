@@ -57,6 +57,13 @@ pub struct NodeIdentity {
     pub id: Option<Box<str>>,
 }
 
+impl NodeIdentity {
+    /// Returns what tells this host from others: its node id or, without one, its name.
+    pub fn key(&self) -> &str {
+        self.id.as_deref().or(self.host.as_deref()).unwrap_or_default()
+    }
+}
+
 /// Why a key and its value are not a lease.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidLease {

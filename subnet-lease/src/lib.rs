@@ -55,7 +55,7 @@ pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting, Terms
 pub use key::{InvalidKey, Subnets};
 pub use lease::{InvalidLease, Lease, LeaseAttributes, NodeIdentity};
 pub use lease_set::{Caution, Changes, LeaseSet, OwnKey, PeerChange, QuarantineChange, Quarantined};
-pub use living_host::{LIVING_TTL, LivingHost, stay_alive};
+pub use living_host::{LivingHost, stay_alive};
 pub use network_name::{InvalidNetworkName, NetworkName};
 pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};

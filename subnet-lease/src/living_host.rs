@@ -28,7 +28,7 @@ impl Stored for LivingHost {
 }
 
 /// How long the key of a host outlives it.
-pub const LIVING_TTL: Duration = Duration::from_secs(20);
+const LIVING_TTL: Duration = Duration::from_secs(20);
 /// How often the key is renewed.
 const RENEW: Duration = Duration::from_secs(5);
 /// Delay before another attempt.
@@ -36,7 +36,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Keeps this host among the living ones while `is_alive` says so, until nobody can say so any more.
 pub async fn stay_alive(store: Store, node: NodeIdentity, mut is_alive: watch::Receiver<bool>) {
-    let key = node.id.or(node.host).unwrap_or_default();
     let (hosts, mut held) = (store.living_hosts(), None);
     let mut is_told = false;
     loop {
@@ -44,7 +43,7 @@ pub async fn stay_alive(store: Store, node: NodeIdentity, mut is_alive: watch::R
         if is_alive.wait_for(|is_alive| *is_alive).await.is_err() {
             return;
         }
-        let wait = match renew(&store, &hosts, &key, held).await {
+        let wait = match renew(&store, &hosts, node.key(), held).await {
             Ok(etcd_lease) => {
                 (held, is_told) = (Some(etcd_lease), false);
                 RENEW

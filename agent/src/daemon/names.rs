@@ -24,7 +24,7 @@ impl Names {
     /// Starts the server, which ends with the process.
     pub(super) fn start(args: &Args, store: &Store, driver: &Arc<Driver>, status: SharedStatus) -> Self {
         let node = args.identity();
-        let host = node.id.as_deref().or(node.host.as_deref()).unwrap_or_default().to_owned();
+        let host = node.key().to_owned();
         let address = bridge::RESOLVER.into();
         let settings = Settings { host, upstream: args.names.names_upstream.clone(), address };
         driver.resolver_is(bridge::RESOLVER);

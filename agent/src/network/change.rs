@@ -1,7 +1,7 @@
 //! Goes over to a changed config while the network runs: with the same lease, and without a restart.
 
 use flan_agent_api::Code;
-use flan_subnet_lease::{NetworkConfig, Subnets};
+use flan_subnet_lease::NetworkConfig;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -92,8 +92,7 @@ impl Network {
         let Some((external, _)) = host.known() else { return Vec::new() };
         let (next, external) = (next.clone(), external.clone());
         let _marked = self.span.clone().entered();
-        let is_ours = |own: &Subnets| next.admits(own);
-        let chosen = match self.subnets().filter(|own| !is_ours(own)) {
+        let chosen = match self.subnets().filter(|own| !next.admits(own)) {
             Some(own) => Err(format!("this host's subnet {own} is not in it")),
             None => self.choose_next(&next, &external, host),
         };
@@ -120,9 +119,17 @@ impl Network {
         external: &External,
         host: &Host,
     ) -> Result<Chosen, String> {
-        self.read_key_for(config).map_err(|reason| reason.to_string())?;
-        let chosen = self.choose_for(config, external, host, &host.reconciler.devices());
-        chosen.map_err(|reason| reason.to_string())
+        let key = self.wireguard_key.clone();
+        let read = self.read_key_for(config).map_err(|reason| reason.to_string());
+        let chosen = read.and_then(|()| {
+            let chosen = self.choose_for(config, external, host, &host.reconciler.devices());
+            chosen.map_err(|reason| reason.to_string())
+        });
+        if chosen.is_err() {
+            // Another key is noticed by the difference from the one in use.
+            self.wireguard_key = key;
+        }
+        chosen
     }
 
     /// Tells why this host keeps its config, and tries again: what is in the way may go.

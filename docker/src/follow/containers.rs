@@ -15,14 +15,13 @@ type Key = (Option<NetworkName>, String);
 
 /// Interval between readings of what the store says of this host. What the store loses is noticed when it answers again.
 const REREAD: Duration = Duration::from_secs(3600);
-/// Most aliases of a container that others read.
-const MOST_ALIASES: usize = 64;
 
 /// What the store says of this host's containers, as JSON.
 #[derive(Default)]
 pub(super) struct Published {
     known: BTreeMap<Key, Vec<u8>>,
-    read: Option<Instant>,
+    /// When to read it again; `None` for at once.
+    read_at: Option<Instant>,
     /// The other names of containers, by Docker's id of their ends and their names, of which Docker's aliases are some.
     aliases: BTreeMap<(String, String), Vec<String>>,
 }
@@ -30,7 +29,7 @@ pub(super) struct Published {
 impl Published {
     /// Reads again what the store says, before it is compared.
     pub(super) fn read_again(&mut self) {
-        self.read = None;
+        self.read_at = None;
     }
 
     /// Brings the store in line with what Docker shows, as far as it goes.
@@ -45,10 +44,10 @@ impl Published {
         members: &[Member],
     ) -> Result<(), String> {
         let wanted = self.wanted(driver, engine, shown, members).await;
-        if self.read.is_none_or(|read| read.elapsed() >= REREAD) {
+        if self.read_at.is_none_or(|read_at| read_at <= Instant::now()) {
             self.known = read(driver).await?;
             // Not all hosts at once.
-            self.read = Some(Instant::now() - rand::random_range(Duration::ZERO..REREAD / 4));
+            self.read_at = Some(Instant::now() + rand::random_range(REREAD * 3 / 4..REREAD));
         }
         let mut outcome = Ok(());
         let keys: BTreeSet<Key> = self.known.keys().chain(wanted.keys()).cloned().collect();
@@ -64,7 +63,7 @@ impl Published {
                     None => drop(self.known.remove(&key)),
                 },
                 Err(reason) => {
-                    self.read = None;
+                    self.read_at = None;
                     outcome = Err(reason);
                 }
             }
@@ -102,7 +101,7 @@ impl Published {
                 _ => Vec::new(),
             };
             aliases.retain(|alias| *alias != member.name);
-            aliases.truncate(MOST_ALIASES);
+            aliases.truncate(Container::MOST_ALIASES);
             let endpoint = member.endpoint.clone().unwrap_or_else(|| member.id.clone());
             let container = Container {
                 endpoint: endpoint.clone(),
