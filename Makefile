@@ -32,7 +32,7 @@ VM_SCENARIOS ?= debian_kernel::
 VM_SCENARIOS_OF_TEST := debian_kernel::kernel_path::containers debian_kernel::kernel_path::packets_flow
 
 # Scenarios that run at a time. They wait more than they compute.
-SCENARIO_THREADS ?= 6
+SCENARIO_THREADS ?= 5
 
 # Debian release of the kernel that the virtual machine boots: bookworm, trixie or forky. If empty: bookworm.
 FLAN_VM_KERNEL ?=
@@ -202,19 +202,21 @@ release:
 install:
 	@test -x target/release/fland || { echo 'there is nothing to install yet; first: make release' >&2; exit 1; }
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
-	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-docker.socket deploy/fland-store.service
+	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-docker.socket \
+		deploy/fland-store.service deploy/flan-attach.service
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
 
 # The directory of the drop-in stays if it holds other files.
 uninstall:
-	@test -n '$(DESTDIR)' || for unit in fland fland-docker.socket fland-store; do \
+	@test -n '$(DESTDIR)' || for unit in fland fland-docker.socket fland-store flan-attach; do \
 		case "$$(systemctl show --property ActiveState --value $$unit 2>/dev/null)" in \
 			''|inactive|failed) systemctl is-enabled --quiet $$unit 2>/dev/null || continue ;; \
 		esac; \
 		echo "$$unit runs or is enabled; first: systemctl disable --now $$unit" >&2; exit 1; \
 	done
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,fland flanctl)
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-docker.socket fland-store.service docker.service.d/flan.conf)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-docker.socket fland-store.service \
+		flan-attach.service docker.service.d/flan.conf)
 	@rmdir $(DESTDIR)$(UNITDIR)/docker.service.d 2>/dev/null || true
 	@echo 'The lease, devices, routes and rules stay, unless you ran flanctl leave or hand-over on this host.'
 	@echo 'To remove them: target/release/flanctl leave'

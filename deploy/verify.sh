@@ -10,7 +10,8 @@ done
 units=$(mktemp -d)
 trap 'rm -rf "$units"' EXIT
 
-cp "$here/fland.service" "$here/fland-docker.socket" "$here/fland-store.service" "$units/"
+cp "$here/fland.service" "$here/fland-docker.socket" "$here/fland-store.service" \
+    "$here/flan-attach.service" "$units/"
 mkdir "$units/docker.service.d"
 cp "$here/docker.service.d/flan.conf" "$units/docker.service.d/"
 # The drop-in needs a docker.service: the machine's, or a short form of it.
@@ -23,8 +24,9 @@ done
 report=$(SYSTEMD_UNIT_PATH="$units:" unshare --mount sh -euc '
     mount -t tmpfs none /usr/local/bin
     cp "$1/fland" "$1/flanctl" /usr/local/bin/
-    systemd-analyze verify "$2/fland.service" "$2/fland-docker.socket" "$2/fland-store.service" "$2/docker.service" 2>&1
+    systemd-analyze verify "$2/fland.service" "$2/fland-docker.socket" "$2/fland-store.service" \
+        "$2/flan-attach.service" "$2/docker.service" 2>&1
 ' sh "$bin" "$units") || { echo "$report" >&2; exit 1; }
 # verify exits with 0 on warnings. Warnings about our files count; those about other units do not.
-if echo "$report" | grep -E "fland(-store)?\.service|fland-docker\.socket|flan\.conf|docker\.service"; then exit 1; fi
-echo "fland.service, fland-docker.socket, fland-store.service and docker.service with flan.conf: verified"
+if echo "$report" | grep -E "fland(-store)?\.service|flan-attach\.service|fland-docker\.socket|flan\.conf|docker\.service"; then exit 1; fi
+echo "fland.service, fland-docker.socket, fland-store.service, flan-attach.service, docker.service with flan.conf: verified"

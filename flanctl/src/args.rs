@@ -1,5 +1,6 @@
 //! The command line of `flanctl`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +9,13 @@ use clap::{Parser, Subcommand, ValueEnum};
 use flan_agent_api::{
     AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, Urls, WireguardKeyFile,
 };
+use flan_kernel::LinkName;
+use flan_kernel::lan::{Mode, VlanId};
 use flan_subnet_lease::{BackendConfig, NetworkName, Password, Subnets};
 use ipnetwork::IpNetwork;
+use macaddr::MacAddr6;
+
+use crate::attach;
 
 /// Show and change which host holds which subnet
 #[derive(Debug, Parser)]
@@ -62,6 +68,14 @@ pub(crate) enum Command {
     /// Take this host out of the network: delete its lease and everything that fland made here. Stop fland first.
     /// Requires root
     Leave(LeaveArgs),
+    /// Give a container of this host an interface on the LAN, with an address there, until it ends or is detached. Beside
+    /// flan: fland need not run. Requires root
+    Attach(AttachArgs),
+    /// Take a container off the LANs that flanctl attach gave it. One with a label comes back when it next starts.
+    /// Requires root
+    Detach(DetachArgs),
+    /// List the containers of this host that are attached to a LAN
+    Attachments(AttachmentsArgs),
     /// Wait until the agent on this host has leased a subnet and written the subnet file
     Wait {
         #[command(flatten)]
@@ -289,6 +303,98 @@ pub(crate) enum SubnetsCommand {
         #[arg(short, long)]
         yes: bool,
     },
+}
+
+/// Where attachments are recorded.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AttachmentsDir {
+    /// Directory of records of what is attached; a reboot must empty it
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        env = "FLAND_ATTACHMENTS",
+        default_value = "/run/flan/attachments"
+    )]
+    pub(crate) attachments: PathBuf,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AttachArgs {
+    /// Container: its name or id. It must run
+    #[arg(required_unless_present = "labelled")]
+    pub(crate) container: Option<String>,
+    /// Interface of this host on the LAN, such as eth0; with --mode bridge, a bridge
+    #[arg(long, value_name = "INTERFACE", required_unless_present = "labelled")]
+    pub(crate) parent: Option<LinkName>,
+    /// VLAN, 1 to 4094: frames go out with its tag. The device for it, such as eth0.5, is made if it is not there, and
+    /// removed with the last container on it
+    #[arg(long, value_name = "ID")]
+    pub(crate) vlan: Option<VlanId>,
+    /// Address on the LAN with its prefix length, such as 192.168.1.77/24; may be repeated, also for IPv6. Somebody else
+    /// who has it is found, and the container is not attached
+    #[arg(
+        long,
+        value_name = "ADDRESS/LENGTH",
+        value_parser = attach::with_length,
+        required_unless_present = "labelled",
+    )]
+    pub(crate) address: Vec<IpNetwork>,
+    /// The LAN's gateway, which becomes the container's; once for each family. flan's networks stay reachable as before
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) gateway: Vec<IpAddr>,
+    /// macvlan: the interface is a macvlan device on the parent, and cannot reach this host itself. bridge: it is a port of
+    /// the parent, a bridge, and reaches everybody on it
+    #[arg(long, value_name = "MODE", default_value = "macvlan")]
+    pub(crate) mode: Mode,
+    /// MAC of the interface. Random by default
+    #[arg(long, value_name = "MAC")]
+    pub(crate) mac: Option<MacAddr6>,
+    /// Name of the interface in the container. The first free one of lan0, lan1, ... by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<LinkName>,
+    /// Stay, and attach each container with a label flan.attach when it starts, as the service flan-attach does. A label
+    /// says what the flags say: flan.attach=parent=eth0,address=192.168.1.77/24,gateway=192.168.1.1. Labels such as
+    /// flan.attach.storage are for further LANs
+    #[arg(
+        long,
+        conflicts_with_all = ["container", "parent", "vlan", "address", "gateway", "mode", "mac", "name", "output"],
+    )]
+    pub(crate) labelled: bool,
+    /// Docker's API, a Unix socket. That of podman works as well
+    #[arg(long, value_name = "FILE", env = "FLAND_DOCKER_API", default_value = "/run/docker.sock")]
+    pub(crate) docker_api: PathBuf,
+    #[command(flatten)]
+    pub(crate) subnet_file: SubnetFile,
+    #[command(flatten)]
+    pub(crate) subnet_dir: SubnetDir,
+    #[command(flatten)]
+    pub(crate) place: AttachmentsDir,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    pub(crate) output: Form,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DetachArgs {
+    /// Container: its name, or at least 12 characters of its id
+    pub(crate) container: String,
+    /// Interface in the container. All that flanctl attach made by default
+    #[arg(long, value_name = "NAME")]
+    pub(crate) interface: Option<LinkName>,
+    #[command(flatten)]
+    pub(crate) place: AttachmentsDir,
+}
+
+/// Arguments of `attachments`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AttachmentsArgs {
+    #[command(flatten)]
+    pub(crate) place: AttachmentsDir,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    pub(crate) output: Form,
 }
 
 /// Arguments of a change of this host.

@@ -3,6 +3,7 @@
 mod access;
 mod agent;
 mod args;
+mod attach;
 mod config;
 mod confirm;
 mod docker;
@@ -109,6 +110,9 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
+        Command::Attach(args) => attach::attach(&args).await,
+        Command::Detach(args) => attach::detach(&args).await,
+        Command::Attachments(args) => attach::list(&args),
         Command::HandOver(args) => hand_over::run(&args).await,
         Command::Leave(args) => {
             let store = if args.keep_lease { None } else { Some(whole_store()?) };

@@ -119,6 +119,11 @@ impl Docker {
         Ok(Container { name: name.to_owned(), client: self.client.clone(), dockerd: self.inside.clone() })
     }
 
+    /// Where dockerd lives: its processes, and the files that stand for its containers' networks.
+    pub(crate) fn inside(&self) -> &Place {
+        &self.inside
+    }
+
     /// The end of dockerd's log.
     pub(crate) fn last_lines(&self) -> String {
         self.process.last_lines()

@@ -207,7 +207,9 @@ impl Store {
         let member =
             self.members.iter().find(|member| member.runs()).context("no member of the store runs")?;
         let mut etcdctl = member.netns.place().command("etcdctl");
-        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", "http://127.0.0.1:2379"]).args(args);
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", "http://127.0.0.1:2379"]);
+        // Its own 5 s are too few for a store whose disk is busy with other scenarios.
+        etcdctl.args(["--command-timeout", "30s"]).args(args);
         command::run_with_input(&etcdctl, input)
     }
 

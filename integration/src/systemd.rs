@@ -135,7 +135,7 @@ impl Systemd {
 }
 
 /// The units of `deploy/`.
-const UNITS: [&str; 2] = ["fland.service", "fland-store.service"];
+const UNITS: [&str; 3] = ["fland.service", "fland-store.service", "flan-attach.service"];
 const SOCKET: &str = "fland-docker.socket";
 
 fn install_units(units: &Path) -> Result<()> {

@@ -12,6 +12,7 @@ pub mod fake;
 pub mod firewall;
 pub mod kind;
 mod kinds;
+pub mod lan;
 mod ledger;
 mod mac;
 pub mod memory;

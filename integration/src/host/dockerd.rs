@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use super::Host;
+use crate::command::Outcome;
 use crate::docker::{self, Bridge, Container, Docker, DockerSpec};
+use crate::flanctl;
+use crate::process::Process;
 use crate::subnet_env::SubnetEnv;
 
 /// Where the drop-in of Docker's unit has `flanctl wait` write dockerd's options, and by which name.
@@ -99,6 +102,19 @@ impl Host {
     /// The end of dockerd's log.
     pub fn docker_log(&self) -> Result<String> {
         Ok(self.running_docker()?.last_lines())
+    }
+
+    /// `flanctl` where dockerd is, as on a host that is a whole machine; any exit code is fine.
+    pub fn flanctl_beside_docker(&self, args: &[&str]) -> Result<Outcome> {
+        flanctl::run(self.running_docker()?.inside(), self.etcd(), args, "")
+    }
+
+    /// The same, as a service that goes on until it is dropped.
+    pub fn flanctl_service(&mut self, args: &[&str]) -> Result<Process> {
+        let command = flanctl::command(self.running_docker()?.inside(), self.etcd(), args)?;
+        let name = format!("flanctl {} on {}", args.join(" "), self.spec.name);
+        let log = self.recording("flanctl");
+        Process::spawn(&name, &command, &log, self.spec.lifetime)
     }
 
     fn running_docker(&self) -> Result<&Docker> {

@@ -30,6 +30,9 @@ const LINE_BYTES: usize = 2 << 10;
 /// allocator has not given back.
 const GROWTH_KIB: u64 = 24 << 10;
 
+/// How long an agent hears nothing from its store before it asks whether the store is there.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 const MEGABYTE: usize = 1 << 20;
 const LARGE: usize = 60;
 const BAD: usize = 20_000;
@@ -101,9 +104,14 @@ fn large_junk_comes_and_goes(
     }
     // A host that stands still meanwhile gets all of it at once, as one behind a slow line does.
     signal(&hosts[0], "-STOP")?;
+    let stood = Instant::now();
     writer.while_junk_comes(false, || Ok(()))?;
     writer.delete("subnets/junk")?;
     signal(&hosts[0], "-CONT")?;
+    // Whoever hears nothing for that long connects anew; a slow disk makes it so long.
+    let stood = stood.elapsed();
+    println!("h1 stood still for {:.1} s", stood.as_secs_f64());
+    findings.sight_may_be_lost = usize::from(stood >= PATIENCE);
     findings.at_most("a lease after standing still", writer.followed(hosts)?, FOLLOWED_WITHIN);
     // One's own lease turns to junk.
     let own = format!("subnets/{}", hosts[0].subnet_env()?.key());
@@ -279,6 +287,8 @@ impl Writer {
 #[derive(Default)]
 struct Findings {
     wrong: Vec<String>,
+    /// How often h1 may have lost sight of the leases.
+    sight_may_be_lost: usize,
 }
 
 impl Findings {
@@ -339,7 +349,8 @@ impl Findings {
             format!("    the store: {}", cut(&status["storeProblem"])),
         );
         let lost_sight = host.log_lines(&["lost sight of the leases"])?.len();
-        self.check(lost_sight == 0, format!("    lost sight of the leases {lost_sight} times"));
+        let allowed = if host.name() == "h1" { self.sight_may_be_lost } else { 0 };
+        self.check(lost_sight <= allowed, format!("    lost sight of the leases {lost_sight} times"));
         Ok(())
     }
 

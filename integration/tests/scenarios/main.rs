@@ -23,6 +23,7 @@ mod forged_senders;
 mod junk;
 mod kernel_repairs;
 mod lab_itself;
+mod lan;
 mod leaving;
 mod membership;
 mod names;

@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::docker::IMAGE;
 use flan_integration::systemd::Systemd;
 use flan_integration::{Host, Lab, LabOptions, wait};
 
@@ -11,6 +12,7 @@ use crate::stage::{NETWORK, NETWORK_OF_UDP, bare_hosts, ends_of, wait_until_reac
 
 const AGENT: &str = "fland.service";
 const DOCKER: &str = "docker.service";
+const ATTACH: &str = "flan-attach.service";
 /// As seen from the host.
 const DOCKER_API: &str = "unix:///run/docker.sock";
 
@@ -179,5 +181,30 @@ fn a_store_started_by_its_unit_serves_the_hosts() -> Result<()> {
             ensure!(listed.stdout.contains(&env.base()), "{} is not among {}", env.base(), listed.stdout);
         }
         Ok(())
+    })
+}
+
+#[test]
+fn the_service_that_attaches_containers_has_the_rights_that_it_needs() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        lab.set_network(NETWORK)?;
+        let host = lab.host("h1")?;
+        let systemd = Systemd::boot(&host, &[settings(&host)])?;
+        systemd.start(DOCKER)?;
+        systemd.start(ATTACH)?;
+        let docker = |args: &[&str]| host.run("docker", &[&["-H", DOCKER_API], args].concat());
+        docker(&["import", &lab.dir().join("image.tar").to_string_lossy(), IMAGE])?;
+        let label = "flan.attach=parent=eth0,address=192.168.64.177/24,address=fd00:64::177/64";
+        docker(&["run", "-d", "--name", "web", "--label", label, IMAGE, "/bin/sleep", "60"])?;
+        wait::until("the service to attach it", Duration::from_secs(10), || {
+            let seen = docker(&["exec", "web", "ip", "address", "show", "lan0"])?;
+            ensure!(seen.contains("192.168.64.177/24") && seen.contains("fd00:64::177/64"), "{seen}");
+            Ok(())
+        })
+        .with_context(|| fs::read_to_string(systemd.log(ATTACH)).unwrap_or_default())?;
+        // What it made goes on without it.
+        systemd.systemctl(&["stop", ATTACH])?;
+        assert_eq!(systemd.property(ATTACH, "Result")?, "success");
+        docker(&["exec", "web", "ip", "link", "show", "lan0"]).map(drop)
     })
 }
