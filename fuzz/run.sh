@@ -71,7 +71,7 @@ if [ $# -gt 1 ]; then
     exit
 fi
 failed=0
-for name in ${1:-segmentation coalescing icmp lease store authority health wireguard}; do
+for name in ${1:-segmentation coalescing icmp lease store authority health wireguard names}; do
     fuzz "$name" || failed=1
 done
 exit $failed

@@ -60,6 +60,10 @@ if [ -n "$tests" ]; then
     # The DNS server of a site, and a resolver that is not glibc's.
     if lacks dnsmasq; then want dnsmasq-base; fi
     if lacks musl-gcc; then want musl-tools; fi
+    # Containers without Docker, connected by CNI plugins.
+    if lacks podman; then want podman; fi
+    if lacks runc; then want runc; fi
+    [ -x /usr/lib/cni/bridge ] || want containernetworking-plugins
     # The benches alone run these. Debian's iperf3 asks whether to run as a daemon; noninteractive answers no.
     if lacks iperf3; then want iperf3; fi
     if lacks ethtool; then want ethtool; fi
@@ -125,4 +129,5 @@ fi
 switch_off() { systemctl disable "$@" >/dev/null 2>&1 || true; }
 case " $packages " in *" etcd-server "*) switch_off etcd ;; esac
 case " $packages " in *" docker.io "*) switch_off docker.service docker.socket containerd.service ;; esac
+case " $packages " in *" podman "*) switch_off podman.service podman.socket podman-auto-update.timer podman-restart.service ;; esac
 case " $packages " in *" iperf3 "*) switch_off iperf3 ;; esac

@@ -6,6 +6,7 @@ pub mod coalescing;
 pub mod health;
 pub mod icmp;
 pub mod lease;
+pub mod names;
 pub mod segmentation;
 pub mod store;
 pub mod wireguard;

@@ -42,6 +42,7 @@ pub mod monitor;
 pub mod netns;
 mod notify;
 pub mod overlay;
+pub mod podman;
 pub mod process;
 pub mod progress;
 pub mod statistics;

@@ -39,6 +39,9 @@ const ETCD_PROGRAMS: [(&str, &str); 1] = [("etcd", "etcd-server")];
 /// As [`PROGRAMS`]: what the stories look into a store with.
 const ETCDCTL_PROGRAMS: [(&str, &str); 1] = [("etcdctl", "etcd-client")];
 
+/// As [`PROGRAMS`]: containers without Docker.
+const PODMAN_PROGRAMS: [(&str, &str); 2] = [("podman", "podman"), ("runc", "runc")];
+
 /// As [`PROGRAMS`]: what the manual has operators make certificates with.
 const OPENSSL_PROGRAMS: [(&str, &str); 1] = [("openssl", "openssl")];
 
@@ -90,6 +93,17 @@ pub fn check_for_etcdctl() -> Result<()> {
 /// An error unless there is an `openssl`.
 pub fn check_for_openssl() -> Result<()> {
     check_programs(&OPENSSL_PROGRAMS)
+}
+
+/// An error unless there is a podman, with CNI plugins.
+pub fn check_for_podman() -> Result<()> {
+    check_programs(&PODMAN_PROGRAMS)?;
+    ensure!(
+        is_executable(Path::new("/usr/lib/cni/bridge")),
+        "missing: the CNI plugin bridge; `sudo integration/install-tools.sh` or `sudo apt-get install \
+         containernetworking-plugins` gets it"
+    );
+    Ok(())
 }
 
 /// The library that shows a program another wall clock, or an error that says how to get it.

@@ -21,7 +21,7 @@ use crate::directory::{Answer, Directory, Question};
 /// Seconds for which an answer may be kept: a container may be gone then.
 const TTL: u32 = 2;
 /// Most bytes of an answer by UDP, so that no packet is cut on its way (DNS flag day 2020).
-const MOST_BY_UDP: u16 = 1232;
+pub(crate) const MOST_BY_UDP: u16 = 1232;
 /// Most bytes of an answer by UDP to a client that names no size (RFC 1035).
 const SMALL: u16 = 512;
 /// Requests that others are asked at the same time, in all and for one client.

@@ -2,6 +2,8 @@
 //! containers of all hosts.
 
 mod directory;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod handler;
 mod living;
 mod serve;

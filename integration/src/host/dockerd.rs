@@ -1,4 +1,4 @@
-//! The dockerd of a host.
+//! The dockerd of a host, or its podman.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use super::Host;
 use crate::command::Outcome;
 use crate::docker::{self, Bridge, Container, Docker, DockerSpec};
 use crate::flanctl;
+use crate::podman::{Podman, PodmanSpec};
 use crate::process::Process;
 use crate::subnet_env::SubnetEnv;
 
@@ -102,6 +103,24 @@ impl Host {
     /// The end of dockerd's log.
     pub fn docker_log(&self) -> Result<String> {
         Ok(self.running_docker()?.last_lines())
+    }
+
+    /// podman, whose containers are in this network: the `plugins` of a CNI configuration, as JSON.
+    pub fn podman(&self, plugins: &str) -> Result<Podman> {
+        let spec = PodmanSpec {
+            host: &self.spec.name,
+            place: &self.place,
+            dir: &self.spec.dir.join("podman"),
+            cgroup: &self.spec.cgroup,
+            image: &self.spec.image,
+            lifetime: self.spec.lifetime,
+        };
+        Podman::start(&spec, plugins)
+    }
+
+    /// `flanctl` where podman is; any exit code is fine.
+    pub fn flanctl_beside_podman(&self, podman: &Podman, args: &[&str]) -> Result<Outcome> {
+        flanctl::run(podman.inside(), self.etcd(), args, "")
     }
 
     /// `flanctl` where dockerd is, as on a host that is a whole machine; any exit code is fine.

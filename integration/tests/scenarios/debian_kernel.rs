@@ -4,6 +4,7 @@
 //! be restarted. Outside the virtual machine they fail.
 
 mod kernel_path;
+mod lan;
 mod lossy_underlay;
 mod reboot;
 mod wireguard;

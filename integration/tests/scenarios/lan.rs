@@ -24,10 +24,10 @@ const WEB: &str = "192.168.64.177";
 const OTHER: &str = "192.168.64.178";
 
 /// What the service flan-attach runs.
-const FOLLOW: [&str; 2] = ["attach", "--labelled"];
+pub(crate) const FOLLOW: [&str; 2] = ["attach", "--labelled"];
 
 /// Hosts with agents that serve Docker, and a Docker on each.
-fn docker_hosts(lab: &Lab, mut hosts: Vec<Host>) -> Result<Vec<Host>> {
+pub(crate) fn docker_hosts(lab: &Lab, mut hosts: Vec<Host>) -> Result<Vec<Host>> {
     lab.set_network(NETWORK)?;
     on_all(&mut hosts, start)?;
     wait_until_all_know_each_other(&hosts)?;
@@ -39,7 +39,7 @@ fn lan(address: &str) -> String {
     format!("{address}/24")
 }
 
-fn attach(host: &Host, container: &str, options: &[&str]) -> Result<Outcome> {
+pub(crate) fn attach(host: &Host, container: &str, options: &[&str]) -> Result<Outcome> {
     host.flanctl_beside_docker(&[&["attach", container], options].concat())
 }
 

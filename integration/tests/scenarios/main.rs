@@ -31,6 +31,7 @@ mod networks;
 mod obstacles;
 mod own_networks;
 mod paper_peer;
+mod podman;
 mod reservations;
 mod routed_hosts;
 mod slow_store;

@@ -203,7 +203,7 @@ fn what_another_program_takes_away_is_back(host: &Host, ends: &[End]) -> Result<
         let started = Instant::now();
         host.run("sh", &["-c", damage])?;
         wait::until(&format!("{damage}, to be repaired"), REPAIR, || {
-            host.ip("route get 10.5.98.1").and_then(|route| {
+            host.ip("route get 10.5.198.1").and_then(|route| {
                 ensure!(route.contains("dev flannel-wg"), "{route}");
                 ensure!(host.ip("address show dev flannel-wg")?.contains("/32"), "no address");
                 Ok(())
