@@ -27,7 +27,7 @@ impl From<LanError> for Failure {
     fn from(error: LanError) -> Self {
         let kind = match error {
             LanError::Invalid(_) => Kind::Usage,
-            LanError::Unsuitable(_) => Kind::Refused,
+            LanError::Unsuitable(_) | LanError::AddressTaken { .. } => Kind::Refused,
             LanError::Netns(_) | LanError::Kernel { .. } => Kind::Other,
         };
         Self::new(kind, error)
@@ -36,44 +36,54 @@ impl From<LanError> for Failure {
 
 /// Attaches one container.
 pub(crate) async fn attach(args: &AttachArgs) -> Result<(), Failure> {
+    may_change()?;
     let Some(name) = &args.container else { return follow(args).await };
     let wanted = args.link()?;
     let work = async {
-        let records = open(&args.place.attachments).await?;
-        let container = Docker::connect(&args.docker_api).await?.find(name).await?;
-        attach_one(&records, &container, Origin::Command, wanted, &args.kept()).await
+        let docker = Docker::connect(&args.docker_api).await?;
+        let container = docker.find(name).await?.ok_or_else(|| {
+            let message =
+                format!("container {name} does not run; start it first, or give it a label flan.attach");
+            Failure::new(Kind::Refused, message)
+        })?;
+        attach_one(&args.place.attachments, &container, Origin::Command, wanted).await
     };
     let record = told(|| format!("attaching {name} to the LAN"), work).await?;
     match args.output {
         Form::Table | Form::Wide => output::print(&record.sentence()),
-        Form::Json => output::print_json(&record.item()),
-        Form::Yaml => output::print_yaml(&record.item()),
+        Form::Json => output::print_json(&record.document()),
+        Form::Yaml => output::print_yaml(&record.document()),
     }
 }
 
 /// Detaches a container from all its LANs, or from one.
 pub(crate) async fn detach(args: &DetachArgs) -> Result<(), Failure> {
-    let records = open(&args.place.attachments).await?;
-    let is_meant = |record: &&Record| {
+    may_change()?;
+    let waiting = || "waiting for another flanctl that attaches or detaches".to_owned();
+    let records = told(waiting, Records::open(&args.place.attachments)).await?;
+    let is_meant = |record: &Record| {
         record.is_of(&args.container) && args.interface.is_none_or(|name| record.interface == name.as_str())
     };
-    let all = records.live()?;
-    let meant: Vec<&Record> = all.iter().filter(is_meant).collect();
+    let meant: Vec<Record> = records.live()?.into_iter().filter(is_meant).collect();
     if meant.is_empty() {
         let on = args.interface.map(|name| format!(" by {name}")).unwrap_or_default();
         let message =
             format!("no container {} is attached to a LAN{on}; see: flanctl attachments", args.container);
         return Err(Failure::new(Kind::NotFound, message));
     }
-    for record in meant {
-        lan::detach(&record.netns()?, &record.attached()?).await?;
-        records.detached(record)?;
-        output::print(&format!(
-            "detached {} from {}: {} is gone",
-            record.container, record.parent, record.interface
-        ))?;
+    let mut first = Ok(());
+    for record in &meant {
+        let done = record.detach().await.and_then(|()| records.detached(record));
+        match done {
+            Ok(()) => output::print(&format!(
+                "detached {} from {}: {} is gone",
+                record.container, record.parent, record.interface
+            ))?,
+            Err(failure) => first = first.and(Err(failure)),
+        }
     }
-    records.sweep().await.map(drop)
+    records.sweep().await;
+    first
 }
 
 /// Prints all attachments of this host.
@@ -89,43 +99,49 @@ pub(crate) fn list(args: &AttachmentsArgs) -> Result<(), Failure> {
     }
 }
 
-/// Opens the records, once it is certain that this process may change anything, and clears what ended.
-async fn open(directory: &Path) -> Result<Records, Failure> {
-    if !netlink::may_change().map_err(|reason| Failure::new(Kind::Other, reason))? {
-        return Err(Failure::new(Kind::Usage, "this changes interfaces and routes: run it as root"));
+fn may_change() -> Result<(), Failure> {
+    match netlink::may_change().map_err(|reason| Failure::new(Kind::Other, reason))? {
+        true => Ok(()),
+        false => Err(Failure::new(Kind::Usage, "this changes interfaces and routes: run it as root")),
     }
-    let records = Records::open(directory)?;
-    records.sweep().await?;
-    Ok(records)
 }
 
 async fn attach_one(
-    records: &Records,
+    directory: &Path,
     container: &Container,
     origin: Origin,
     mut wanted: LanLink,
-    kept: &[IpNetwork],
 ) -> Result<Record, Failure> {
     let (file, netns) = container.netns()?;
     if netns.is_ours().map_err(|reason| Failure::new(Kind::Other, reason))? {
         return Err(container.is_of_the_host());
     }
-    kept.clone_into(&mut wanted.kept);
-    let attached = lan::attach(&netns, &wanted).await;
-    let attached = match attached {
-        Ok(attached) => attached,
-        Err(error) => {
-            // A VLAN device that was made for it alone.
-            records.sweep().await?;
-            return Err(error.into());
+    let records = Records::open(directory).await?;
+    records.sweep().await;
+    wanted.counted_in = directory.display().to_string();
+    let planned = lan::plan(&netns, &wanted).await?;
+    // Whoever is stopped halfway leaves the record, and the next one undoes what it names.
+    let mut record = Record::new(container, (file, &netns), origin, &wanted, planned.name());
+    records.write(&record)?;
+    match planned.make().await {
+        Ok(attached) => {
+            record.is_made(&attached);
+            match records.write(&record) {
+                Ok(()) => return Ok(record),
+                Err(failure) => {
+                    let _ = record.detach().await;
+                    let _ = records.forget(&record);
+                    Err(failure)
+                }
+            }
         }
-    };
-    let record = Record::new(container, (file, &netns), origin, &wanted, &attached);
-    if let Err(failure) = records.write(&record) {
-        lan::detach(&netns, &attached).await?;
-        return Err(failure);
+        Err(error) => {
+            records.forget(&record)?;
+            // A VLAN device that was made for it alone.
+            records.sweep().await;
+            Err(error.into())
+        }
     }
-    Ok(record)
 }
 
 impl AttachArgs {
@@ -142,7 +158,8 @@ impl AttachArgs {
             mac: self.mac,
             addresses: self.address.clone(),
             gateways: self.gateway.clone(),
-            kept: Vec::new(),
+            kept: self.kept(),
+            counted_in: String::new(),
         })
     }
 

@@ -8,17 +8,28 @@ mod parent;
 mod request;
 mod tables;
 
+use std::net::IpAddr;
+
 use macaddr::MacAddr6;
 
+use crate::mac::Mac;
 use crate::{KernelError, LinkName};
 
-pub use inside::DefaultRoute;
 pub use lower::remove_vlan_devices_except;
 pub use netns::Netns;
 pub use request::{LanLink, Mode, VlanId};
 
 use self::inside::Inside;
-use self::tables::Tables;
+use self::tables::{Link, Tables};
+
+/// A link that can be made, as far as is known before.
+pub struct Planned<'a> {
+    host: Tables,
+    parent: Link,
+    inside: Inside<'a>,
+    name: LinkName,
+    wanted: &'a LanLink,
+}
 
 /// A link that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +41,6 @@ pub struct Attached {
     /// The VLAN device on the host that it stands on. One that was made for this purpose stays until
     /// [`remove_vlan_devices_except`].
     pub vlan_device: Option<LinkName>,
-    /// The default routes that the gateways took the place of.
-    pub replaced: Vec<DefaultRoute>,
 }
 
 /// Why a link was not made.
@@ -43,6 +52,14 @@ pub enum LanError {
     /// The parent cannot carry the link, or somebody has the address.
     #[error("{0}")]
     Unsuitable(String),
+    /// Somebody on the LAN has the address, or wants it at the same time.
+    #[error("somebody on the LAN has the address {address} already{}", with(.holder.as_ref()))]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Whose it is. The kernel, which asks for IPv6, does not say.
+        holder: Option<MacAddr6>,
+    },
     /// The network namespace cannot be entered.
     #[error("cannot enter the network namespace of the container: {0}")]
     Netns(std::io::Error),
@@ -56,6 +73,10 @@ pub enum LanError {
     },
 }
 
+fn with(holder: Option<&MacAddr6>) -> String {
+    holder.map(|mac| format!(", with the MAC {}", Mac(mac))).unwrap_or_default()
+}
+
 impl LanError {
     fn kernel<E: Into<KernelError>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
@@ -63,37 +84,51 @@ impl LanError {
     }
 }
 
-/// Gives the network namespace the link, with its addresses and routes, and announces the addresses on the LAN. Undoes
-/// everything after a failure, except that a VLAN device stays. Must be called in a tokio runtime with time and I/O enabled.
-/// Needs `CAP_NET_ADMIN`, `CAP_NET_RAW` and `CAP_SYS_ADMIN`.
+/// Looks whether the network namespace can have the link. Must be called in a tokio runtime with time and I/O enabled. Needs
+/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`.
 ///
 /// # Errors
 /// [`LanError`]; nothing was changed.
-pub async fn attach(netns: &Netns, wanted: &LanLink) -> Result<Attached, LanError> {
+pub async fn plan<'a>(netns: &'a Netns, wanted: &'a LanLink) -> Result<Planned<'a>, LanError> {
     wanted.check()?;
     let host = Tables::here()?;
     let parent = parent::find(&host, wanted).await?;
     let inside = Inside::enter(netns).await?;
     let name = inside.free_name(wanted.name)?;
-    let lower = lower::lower(&host, &parent, wanted).await?;
-    lower::make(&host, &lower, name, wanted, netns).await?;
-    let vlan_device = (lower.index != parent.index).then_some(lower.name);
-    match inside.configure(name, wanted).await {
-        Ok((mac, replaced)) => Ok(Attached { name, mac, vlan_device, replaced }),
-        Err(error) => {
-            // With it go its addresses and routes. Who sees the first error needs no second.
-            let _ = inside.remove(name).await;
-            Err(error)
+    Ok(Planned { host, parent, inside, name, wanted })
+}
+
+impl Planned<'_> {
+    /// The name that the link will have.
+    pub fn name(&self) -> LinkName {
+        self.name
+    }
+
+    /// Makes the link with its addresses and routes, and announces the addresses on the LAN. Needs `CAP_NET_RAW` as well.
+    ///
+    /// # Errors
+    /// [`LanError`]; the link is gone again. A VLAN device may be left, as may routes that say what the default route says.
+    pub async fn make(self) -> Result<Attached, LanError> {
+        let Self { host, parent, inside, name, wanted } = self;
+        let lower = lower::lower(&host, &parent, wanted).await?;
+        lower::make(&host, &lower, name, wanted, inside.netns()).await?;
+        let vlan_device = (lower.index != parent.index).then_some(lower.name);
+        match inside.configure(name, wanted).await {
+            Ok(mac) => Ok(Attached { name, mac, vlan_device }),
+            Err(error) => {
+                // With it go its addresses and routes. Who sees the first error needs no second.
+                let _ = inside.remove(name, None).await;
+                Err(error)
+            }
         }
     }
 }
 
-/// Removes the link, and restores the default routes that it replaced. A link that is gone is no error.
+/// Removes the link from the network namespace: the one with this MAC, whatever its name is by now, or with this name, if
+/// the MAC is not known. One that is gone is no error.
 ///
 /// # Errors
 /// [`LanError::Netns`] or [`LanError::Kernel`].
-pub async fn detach(netns: &Netns, attached: &Attached) -> Result<(), LanError> {
-    let inside = Inside::enter(netns).await?;
-    inside.remove(attached.name).await?;
-    inside.restore(&attached.replaced).await
+pub async fn detach(netns: &Netns, name: LinkName, mac: Option<MacAddr6>) -> Result<(), LanError> {
+    Inside::enter(netns).await?.remove(name, mac).await
 }

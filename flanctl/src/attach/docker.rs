@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bollard::errors::Error;
 use bollard::models::ContainerInspectResponse;
@@ -34,6 +35,13 @@ pub(super) struct Container {
     /// Files that stand for its network namespace (`namespaces(7)`). Docker's own may be hidden by mount namespaces, and
     /// that of its process is for those alone who may trace it.
     pub(super) netns: [PathBuf; 2],
+}
+
+/// A running container with labels about the LAN.
+#[derive(Debug)]
+pub(super) struct Labelled {
+    pub(super) id: String,
+    pub(super) name: String,
     /// Those about the LAN, by name.
     pub(super) labels: Vec<(String, String)>,
 }
@@ -78,19 +86,17 @@ impl Docker {
         Ok(Self { client, socket: socket.to_owned() })
     }
 
-    /// Finds a container that runs, by its name or id.
-    pub(super) async fn find(&self, name: &str) -> Result<Container, Failure> {
+    /// Finds a container by its name or id; `None` if it does not run.
+    pub(super) async fn find(&self, name: &str) -> Result<Option<Container>, Failure> {
         let found = self.inspect(name).await?;
-        if !found.state.as_ref().and_then(|state| state.running).unwrap_or_default() {
-            let message =
-                format!("container {name} does not run; start it first, or give it a label flan.attach");
-            return Err(Failure::new(Kind::Refused, message));
+        let state = found.state.as_ref();
+        if !state.is_some_and(|state| state.running == Some(true) && state.pid.is_some_and(|pid| pid > 0)) {
+            return Ok(None);
         }
         let mut container = Container {
             id: found.id.clone().unwrap_or_default(),
             name: found.name.as_deref().unwrap_or(name).trim_start_matches('/').to_owned(),
             netns: netns(&found),
-            labels: labels(found.config.as_ref().and_then(|config| config.labels.as_ref())),
         };
         match mode(&found) {
             "host" => return Err(container.is_of_the_host()),
@@ -100,23 +106,43 @@ impl Docker {
                 }
             }
         }
-        Ok(container)
+        Ok(Some(container))
     }
 
-    /// Returns the ids of the running containers that have a label about the LAN.
-    pub(super) async fn labelled(&self) -> Result<Vec<String>, Failure> {
+    /// Returns whether the container's image has this label with this value: who built the image does not decide what its
+    /// containers are attached to.
+    pub(super) async fn is_of_image(&self, id: &str, label: &str, text: &str) -> Result<bool, Failure> {
+        let Some(image) = self.inspect(id).await?.image else { return Ok(false) };
+        let image = self.client.inspect_image(&image).await.map_err(|error| self.failed(&error))?;
+        let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
+        Ok(labels.get(label).is_some_and(|of_image| of_image == text))
+    }
+
+    /// Returns the running containers that have a label about the LAN.
+    pub(super) async fn labelled(&self) -> Result<Vec<Labelled>, Failure> {
         let options = ListContainersOptionsBuilder::new().build();
         let running =
             self.client.list_containers(Some(options)).await.map_err(|error| self.failed(&error))?;
-        let ours = running.into_iter().filter(|container| !labels(container.labels.as_ref()).is_empty());
-        Ok(ours.filter_map(|container| container.id).collect())
+        let all = running.into_iter().map(|container| {
+            let name = container.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+            Labelled {
+                id: container.id.unwrap_or_default(),
+                name: name.trim_start_matches('/').to_owned(),
+                labels: labels(container.labels.as_ref()),
+            }
+        });
+        Ok(all.filter(|container| !container.labels.is_empty()).collect())
     }
 
-    /// Returns the starts and ends of containers, each without its content, from the first time that it is polled.
-    pub(super) fn events(&self) -> impl Stream<Item = Result<(), String>> + use<> {
+    /// Returns the starts and ends of containers from now on, each by the container's id.
+    pub(super) fn events(&self) -> impl Stream<Item = Result<String, String>> + use<> {
         let filters = HashMap::from([("type", vec!["container"]), ("event", EVENTS.into())]);
-        let options = EventsOptionsBuilder::new().filters(&filters).build();
-        self.client.events(Some(options)).map(|event| event.map(drop).map_err(|error| error.to_string()))
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let options = EventsOptionsBuilder::new().filters(&filters).since(&now.to_string()).build();
+        self.client.events(Some(options)).map(|event| match event {
+            Ok(event) => Ok(event.actor.and_then(|actor| actor.id).unwrap_or_default()),
+            Err(error) => Err(error.to_string()),
+        })
     }
 
     async fn inspect(&self, name: &str) -> Result<ContainerInspectResponse, Failure> {

@@ -1,40 +1,54 @@
 //! `flanctl attach --labelled`: attaches containers whenever they start, because a label of theirs asks for it.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use flan_subnet_lease::cut;
 use futures::{FutureExt, StreamExt};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::docker::{Container, Docker};
-use super::record::Origin;
-use super::{attach_one, label, open};
+use super::docker::{Docker, Labelled};
+use super::record::{self, Origin, Record, Records};
+use super::{attach_one, label};
 use crate::args::AttachArgs;
-use crate::failure::Failure;
-use crate::output::printable_lines;
+use crate::failure::{Failure, Kind};
+use crate::output::{self, printable_lines};
 
-/// Interval between comparisons without a reason: what could not be attached may be possible now.
+/// Interval between comparisons without a reason.
 const EVERY: Duration = Duration::from_secs(20);
 /// Delay before Docker is asked again after it did not answer.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Delay before a container is attached again after that failed, doubled each time up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Follows Docker until the process ends.
-pub(crate) async fn follow(args: &AttachArgs) -> Result<(), Failure> {
-    // Whoever may change nothing is told so, and does not wait for Docker first.
-    drop(open(&args.place.attachments).await?);
-    let mut follower = Follower { args, told: BTreeSet::new() };
+pub(super) async fn follow(args: &AttachArgs) -> Result<(), Failure> {
+    let mut follower = Follower { args, failures: HashMap::new() };
+    let mut told = String::new();
     loop {
         let Err(failure) = follower.with_docker().await;
-        follower.tell([failure.to_string()].into());
+        let failure = failure.to_string();
+        if failure != told {
+            eprintln!("flanctl: {}", printable_lines(&failure));
+            told = failure;
+        }
         sleep(AGAIN).await;
     }
 }
 
 struct Follower<'a> {
     args: &'a AttachArgs,
-    /// What was wrong last.
-    told: BTreeSet<String>,
+    /// What could not be attached, by the container's id and the label.
+    failures: HashMap<(String, String), Attempt>,
+}
+
+/// The last attempt of those that failed.
+struct Attempt {
+    delay: Duration,
+    next: Instant,
+    /// What was told.
+    reason: String,
 }
 
 impl Follower<'_> {
@@ -42,60 +56,88 @@ impl Follower<'_> {
     async fn with_docker(&mut self) -> Result<Infallible, Failure> {
         let docker = Docker::connect(&self.args.docker_api).await?;
         let mut events = std::pin::pin!(docker.events());
-        let stopped = || Failure::new(crate::failure::Kind::Other, "Docker has stopped; waiting for it");
-        // What happens from now on is told.
-        if let Some(event) = events.next().now_or_never() {
-            event.and_then(Result::ok).ok_or_else(stopped)?;
-        }
         loop {
             self.compare(&docker).await?;
-            if let Ok(event) = timeout(EVERY, events.next()).await {
-                event.and_then(Result::ok).ok_or_else(stopped)?;
-            }
-            while let Some(event) = events.next().now_or_never() {
-                event.and_then(Result::ok).ok_or_else(stopped)?;
+            let next = self.failures.values().map(|attempt| attempt.next).min();
+            let wait = next.map_or(EVERY, |next| next.saturating_duration_since(Instant::now()).min(EVERY));
+            let mut event = timeout(wait, events.next()).await.ok();
+            while let Some(happened) = event {
+                let stopped = || Failure::new(Kind::Other, "Docker has stopped; waiting for it");
+                let id = happened.and_then(Result::ok).ok_or_else(stopped)?;
+                // It starts, and may fare better.
+                self.failures.retain(|(container, _), _| *container != id);
+                event = events.next().now_or_never();
             }
         }
     }
 
     /// Attaches who wants it and is not, and forgets who ended.
     async fn compare(&mut self, docker: &Docker) -> Result<(), Failure> {
-        let records = open(&self.args.place.attachments).await?;
-        let known = records.known()?;
-        let mut wrong = BTreeSet::new();
-        for id in docker.labelled().await? {
-            // One that has ended meanwhile is no longer of interest.
-            let Ok(container) = docker.find(&id).await else { continue };
+        let directory = &self.args.place.attachments;
+        let known = record::read(directory)?;
+        if known.iter().any(Record::has_ended) {
+            Records::open(directory).await?.sweep().await;
+        }
+        let labelled = docker.labelled().await?;
+        self.failures.retain(|(id, _), _| labelled.iter().any(|container| container.id == *id));
+        let now = Instant::now();
+        for container in &labelled {
             for (label, text) in &container.labels {
-                if known.iter().any(|record| record.is_by_label(&container.id, label)) {
+                let key = (container.id.clone(), label.clone());
+                let is_known = |record: &Record| record.is_by_label(&key.0, label) && !record.has_ended();
+                let waits = self.failures.get(&key).is_some_and(|attempt| attempt.next > now);
+                if waits || known.iter().any(is_known) {
                     continue;
                 }
-                let Container { name, .. } = &container;
-                let wanted = match label::parse(text) {
-                    Ok(wanted) => wanted,
-                    Err(reason) => {
-                        wrong.insert(format!("container {name}: label {label}={text}: {reason}"));
-                        continue;
+                match self.attach(docker, container, label, text).await {
+                    Ok(None) => {}
+                    Ok(Some(record)) => {
+                        self.failures.remove(&key);
+                        output::print(&record.sentence())?;
                     }
-                };
-                let origin = Origin::Label(label.clone());
-                match attach_one(&records, &container, origin, wanted, &self.args.kept()).await {
-                    Ok(record) => println!("{}", printable_lines(&record.sentence())),
-                    Err(failure) => {
-                        wrong.insert(format!("container {name}: label {label}={text}: {failure}"));
+                    Err(reason) => {
+                        let shown = cut(text);
+                        self.failed(
+                            key,
+                            format!("container {}: label {label}={shown}: {reason}", container.name),
+                        );
                     }
                 }
             }
         }
-        self.tell(wrong);
         Ok(())
     }
 
-    /// Says what is wrong, unless it was said before and is so still.
-    fn tell(&mut self, wrong: BTreeSet<String>) {
-        for line in wrong.difference(&self.told) {
-            eprintln!("flanctl: {}", printable_lines(line));
+    /// Attaches one; `None` if it has ended.
+    async fn attach(
+        &self,
+        docker: &Docker,
+        container: &Labelled,
+        label: &str,
+        text: &str,
+    ) -> Result<Option<Record>, String> {
+        let failed = |failure: Failure| failure.to_string();
+        let found = match docker.find(&container.id).await {
+            Err(failure) if failure.kind == Kind::NotFound => return Ok(None),
+            found => found.map_err(failed)?,
+        };
+        let Some(found) = found else { return Ok(None) };
+        if docker.is_of_image(&container.id, label, text).await.map_err(failed)? {
+            return Err("it is the image's; only a label that the container was given counts".to_owned());
         }
-        self.told = wrong;
+        let wanted = label::parse(text, self.args.kept())?;
+        let origin = Origin::Label(label.to_owned());
+        let attached = attach_one(&self.args.place.attachments, &found, origin, wanted).await;
+        attached.map(Some).map_err(failed)
+    }
+
+    /// Says what is wrong, unless it was said before, and tries again later.
+    fn failed(&mut self, key: (String, String), reason: String) {
+        let before = self.failures.get(&key);
+        if before.is_none_or(|before| before.reason != reason) {
+            eprintln!("flanctl: {}", printable_lines(&reason));
+        }
+        let delay = before.map_or(RETRY.0, |before| (before.delay * 2).min(RETRY.1));
+        self.failures.insert(key, Attempt { delay, next: Instant::now() + delay, reason });
     }
 }

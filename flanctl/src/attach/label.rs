@@ -18,8 +18,9 @@ pub(super) fn is_ours(key: &str) -> bool {
     key == LABEL || key.strip_prefix(LABEL).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// Reads a value such as `parent=eth0,address=192.168.1.77/24,gateway=192.168.1.1`.
-pub(super) fn parse(text: &str) -> Result<LanLink, String> {
+/// Reads a value such as `parent=eth0,address=192.168.1.77/24,gateway=192.168.1.1`. `kept` is what must stay reachable
+/// otherwise.
+pub(super) fn parse(text: &str, kept: Vec<IpNetwork>) -> Result<LanLink, String> {
     let (mut parent, mut vlan, mut mode, mut mac, mut name) = (None, None, None, None, None);
     let (mut addresses, mut gateways) = (Vec::new(), Vec::new());
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -44,7 +45,8 @@ pub(super) fn parse(text: &str) -> Result<LanLink, String> {
         mac,
         addresses,
         gateways,
-        kept: Vec::new(),
+        kept,
+        counted_in: String::new(),
     };
     link.check().map_err(|error| error.to_string())?;
     Ok(link)
@@ -75,13 +77,13 @@ mod tests {
     fn a_label_says_what_the_flags_say() {
         let text = "parent=eth0, vlan=5,address=192.168.1.77/24,address=fd00::7/64,gateway=192.168.1.1,\
                     mode=bridge,mac=02:00:00:00:00:07,name=lan7";
-        let link = parse(text).unwrap();
+        let link = parse(text, Vec::new()).unwrap();
         assert_eq!(link.parent.as_str(), "eth0");
         assert_eq!((link.vlan.unwrap().get(), link.mode), (5, Mode::Bridge));
         assert_eq!((link.addresses.len(), link.gateways.len()), (2, 1));
         assert_eq!(link.name.unwrap().as_str(), "lan7");
         assert_eq!(link.mac, Some(MacAddr6::new(2, 0, 0, 0, 0, 7)));
-        assert_eq!(parse("parent=eth0,address=10.0.0.7/8").unwrap().mode, Mode::Macvlan);
+        assert_eq!(parse("parent=eth0,address=10.0.0.7/8", Vec::new()).unwrap().mode, Mode::Macvlan);
     }
 
     #[test]
@@ -96,7 +98,7 @@ mod tests {
             ("parnt=eth0", "\"parnt\""),
             ("parent=eth0,address=10.0.0.7/8,mac=zz", "mac=zz"),
         ] {
-            let wrong = parse(text).unwrap_err();
+            let wrong = parse(text, Vec::new()).unwrap_err();
             assert!(wrong.contains(part), "{text}: {wrong}");
         }
     }

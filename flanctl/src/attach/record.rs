@@ -1,22 +1,27 @@
 //! Records of what is attached: on a file system that a reboot empties, as it does the kernel.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flan_agent_api::{API_VERSION, write_whole};
 use flan_kernel::LinkName;
-use flan_kernel::lan::{self, Attached, DefaultRoute, LanLink, Netns};
+use flan_kernel::lan::{self, Attached, LanLink, Netns};
 use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 use serde::{Deserialize, Serialize};
 
 use super::docker::Container;
 use crate::failure::{Failure, Kind};
+use crate::output::printable_lines;
 use crate::table;
 
+/// How often it is asked whether another process has the records yet.
+const LOOK: Duration = Duration::from_millis(50);
 /// Characters of a container's id in the name of a file.
 const ID: usize = 12;
 
@@ -38,14 +43,14 @@ pub(super) struct Record {
     /// Whether a person detached it, who does not want it back before the container starts again.
     is_detached: bool,
     pub(super) interface: String,
-    mac: MacAddr6,
+    /// `None` until the link is made as a whole.
+    mac: Option<MacAddr6>,
     pub(super) parent: String,
     vlan: Option<u16>,
     vlan_device: Option<String>,
     mode: String,
     addresses: Vec<IpNetwork>,
     gateways: Vec<IpAddr>,
-    replaced: Vec<Replaced>,
 }
 
 /// Who wanted it.
@@ -58,31 +63,24 @@ pub(super) enum Origin {
     Label(String),
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Replaced {
-    gateway: IpAddr,
-    interface: String,
-    kept: Vec<IpNetwork>,
-}
-
 impl Records {
     /// Opens the directory, and waits until no other process has it.
-    pub(super) fn open(directory: &Path) -> Result<Self, Failure> {
+    pub(super) async fn open(directory: &Path) -> Result<Self, Failure> {
         let failed = failed(directory);
         DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(&failed)?;
         let lock = File::open(directory).map_err(&failed)?;
-        lock.lock().map_err(&failed)?;
-        Ok(Self { directory: directory.to_owned(), _lock: lock })
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { directory: directory.to_owned(), _lock: lock }),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOOK).await,
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
     }
 
-    /// Returns those whose containers run.
+    /// Returns what is attached.
     pub(super) fn live(&self) -> Result<Vec<Record>, Failure> {
         Ok(read(&self.directory)?.into_iter().filter(Record::is_live).collect())
-    }
-
-    /// Returns those whose containers run, also what a person detached.
-    pub(super) fn known(&self) -> Result<Vec<Record>, Failure> {
-        Ok(read(&self.directory)?.into_iter().filter(Record::has_netns).collect())
     }
 
     pub(super) fn write(&self, record: &Record) -> Result<(), Failure> {
@@ -99,21 +97,33 @@ impl Records {
         }
     }
 
-    /// Forgets what ended with its container, and removes the VLAN devices that nobody uses any more.
-    pub(super) async fn sweep(&self) -> Result<Vec<Record>, Failure> {
-        let (known, ended): (Vec<Record>, _) =
-            read(&self.directory)?.into_iter().partition(Record::has_netns);
-        for record in &ended {
-            self.forget(record)?;
+    /// Forgets what ended with its container, undoes what somebody left unfinished, and removes the VLAN devices that nobody
+    /// uses any more. Who came for something else is told what goes wrong, and goes on.
+    pub(super) async fn sweep(&self) {
+        if let Err(failure) = self.try_to_sweep().await {
+            eprintln!(
+                "flanctl: cannot clear what is no longer used: {}",
+                printable_lines(&failure.to_string())
+            );
         }
-        let used = known.iter().filter(|record| record.is_live());
-        let used: Vec<LinkName> =
-            used.filter_map(|record| record.vlan_device.as_deref()?.parse().ok()).collect();
-        lan::remove_vlan_devices_except(&used).await?;
-        Ok(ended.into_iter().filter(|record| !record.is_detached).collect())
     }
 
-    fn forget(&self, record: &Record) -> Result<(), Failure> {
+    async fn try_to_sweep(&self) -> Result<(), Failure> {
+        let mut used = Vec::new();
+        for record in read(&self.directory)? {
+            if record.has_ended() {
+                self.forget(&record)?;
+            } else if record.mac.is_none() {
+                record.detach().await?;
+                self.forget(&record)?;
+            } else if !record.is_detached {
+                used.extend(record.vlan_device.as_deref().and_then(|name| name.parse::<LinkName>().ok()));
+            }
+        }
+        Ok(lan::remove_vlan_devices_except(&used, &self.directory.display().to_string()).await?)
+    }
+
+    pub(super) fn forget(&self, record: &Record) -> Result<(), Failure> {
         let path = self.file(record);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&path)(error)),
@@ -121,30 +131,42 @@ impl Records {
         }
     }
 
+    /// Each label has a file of its own, so that nothing else takes the place of what is detached.
     fn file(&self, record: &Record) -> PathBuf {
         let id: String = record.container_id.chars().take(ID).collect();
-        self.directory.join(format!("{id}-{}.json", record.interface))
+        let what = match &record.origin {
+            Origin::Command => record.interface.clone(),
+            Origin::Label(label) => {
+                let mut hasher = DefaultHasher::new();
+                label.hash(&mut hasher);
+                format!("label-{:016x}", hasher.finish())
+            }
+        };
+        self.directory.join(format!("{id}-{what}.json"))
     }
 }
 
-/// Returns all records. None is no error.
+/// Returns all records. None is no error, and one that cannot be read hides no other.
 pub(super) fn read(directory: &Path) -> Result<Vec<Record>, Failure> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed(directory))?,
     };
-    let mut records = Vec::new();
+    let mut records: Vec<Record> = Vec::new();
     for entry in entries {
         let path = entry.map_err(failed(directory))?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let text = fs::read(&path).map_err(failed(&path))?;
-        records.push(serde_json::from_slice(&text).map_err(|error| failed(&path)(error.into()))?);
+        let read = fs::read(&path).and_then(|text| serde_json::from_slice(&text).map_err(io::Error::from));
+        match read {
+            Ok(record) => records.push(record),
+            // Its container ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => eprintln!("flanctl: leaving {} alone: {error}", path.display()),
+        }
     }
-    records.sort_by(|one: &Record, other| {
-        (&one.container, &one.interface).cmp(&(&other.container, &other.interface))
-    });
+    records.sort_by(|one, other| (&one.container, &one.interface).cmp(&(&other.container, &other.interface)));
     Ok(records)
 }
 
@@ -158,7 +180,7 @@ impl Record {
         (file, netns): (&Path, &Netns),
         origin: Origin,
         wanted: &LanLink,
-        attached: &Attached,
+        interface: LinkName,
     ) -> Self {
         Self {
             container: container.name.clone(),
@@ -167,16 +189,21 @@ impl Record {
             netns_inode: netns.inode(),
             origin,
             is_detached: false,
-            interface: attached.name.to_string(),
-            mac: attached.mac,
+            interface: interface.to_string(),
+            mac: None,
             parent: wanted.parent.to_string(),
             vlan: wanted.vlan.map(lan::VlanId::get),
-            vlan_device: attached.vlan_device.map(|name| name.to_string()),
+            vlan_device: None,
             mode: wanted.mode.to_string(),
             addresses: wanted.addresses.clone(),
             gateways: wanted.gateways.clone(),
-            replaced: attached.replaced.iter().map(Replaced::of).collect(),
         }
+    }
+
+    /// Notes that the link is made as a whole.
+    pub(super) fn is_made(&mut self, attached: &Attached) {
+        self.mac = Some(attached.mac);
+        self.vlan_device = attached.vlan_device.map(|name| name.to_string());
     }
 
     /// Returns whether it is of the container with this name or id.
@@ -191,30 +218,25 @@ impl Record {
 
     /// Returns whether it is attached at present.
     pub(super) fn is_live(&self) -> bool {
-        !self.is_detached && self.has_netns()
+        !self.is_detached && self.mac.is_some() && !self.has_ended()
     }
 
-    fn has_netns(&self) -> bool {
-        Netns::open(&self.netns).is_ok_and(|netns| netns.inode() == self.netns_inode)
+    /// Returns whether its container has. Who may not look does not know.
+    pub(super) fn has_ended(&self) -> bool {
+        match Netns::open(&self.netns) {
+            Ok(netns) => netns.inode() != self.netns_inode,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
     }
 
-    pub(super) fn netns(&self) -> Result<Netns, Failure> {
-        Netns::open(&self.netns).map_err(failed(&self.netns))
-    }
-
-    /// Returns what was made.
-    pub(super) fn attached(&self) -> Result<Attached, Failure> {
-        let name = |text: &str| text.parse::<LinkName>().map_err(|error| Failure::new(Kind::Other, error));
-        let replaced = self.replaced.iter().map(|replaced| {
-            let interface = name(&replaced.interface)?;
-            Ok(DefaultRoute { gateway: replaced.gateway, interface, kept: replaced.kept.clone() })
-        });
-        Ok(Attached {
-            name: name(&self.interface)?,
-            mac: self.mac,
-            vlan_device: self.vlan_device.as_deref().map(name).transpose()?,
-            replaced: replaced.collect::<Result<_, Failure>>()?,
-        })
+    /// Takes the interface away from the container. One that has ended is without it already.
+    pub(super) async fn detach(&self) -> Result<(), Failure> {
+        if self.has_ended() {
+            return Ok(());
+        }
+        let netns = Netns::open(&self.netns).map_err(failed(&self.netns))?;
+        let name = self.interface.parse::<LinkName>().map_err(|error| Failure::new(Kind::Other, error))?;
+        Ok(lan::detach(&netns, name, self.mac).await?)
     }
 
     /// Says what was attached, for people.
@@ -230,16 +252,25 @@ impl Record {
             self.parent,
             self.interface,
             joined(&self.addresses),
-            mac(self.mac)
+            self.mac()
         )
     }
 
-    pub(super) fn item(&self) -> Item {
+    fn mac(&self) -> String {
+        self.mac.map(|mac| mac.to_string().to_lowercase()).unwrap_or_default()
+    }
+
+    /// What was attached, for programs.
+    pub(super) fn document(&self) -> impl Serialize {
+        Document { api_version: API_VERSION, kind: "Attachment", item: self.item() }
+    }
+
+    fn item(&self) -> Item {
         Item {
             container: self.container.clone(),
             container_id: self.container_id.clone(),
             interface: self.interface.clone(),
-            mac: mac(self.mac),
+            mac: self.mac(),
             parent: self.parent.clone(),
             vlan: self.vlan,
             vlan_device: self.vlan_device.clone(),
@@ -254,12 +285,6 @@ impl Record {
     }
 }
 
-impl Replaced {
-    fn of(route: &DefaultRoute) -> Self {
-        Self { gateway: route.gateway, interface: route.interface.to_string(), kept: route.kept.clone() }
-    }
-}
-
 /// All attachments of this host.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -267,6 +292,15 @@ pub(super) struct List {
     api_version: &'static str,
     kind: &'static str,
     items: Vec<Item>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    api_version: &'static str,
+    kind: &'static str,
+    #[serde(flatten)]
+    item: Item,
 }
 
 /// An attachment, for people and programs.
@@ -327,8 +361,4 @@ impl Item {
 
 fn joined<T: ToString>(all: &[T]) -> String {
     all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn mac(mac: MacAddr6) -> String {
-    mac.to_string().to_lowercase()
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use flan_integration::command::Outcome;
 use flan_integration::docker::{Container, IMAGE};
 use flan_integration::host::on_all;
-use flan_integration::lab::{OUTSIDE, ROUTER};
+use flan_integration::lab::{OUTSIDE, OUTSIDE6, ROUTER};
 use flan_integration::process::Process;
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 use serde_json::Value;
@@ -63,10 +63,11 @@ fn interfaces(container: &Container) -> Result<Vec<String>> {
     Ok(said.split_whitespace().filter(|name| *name != "lo").map(str::to_owned).collect())
 }
 
-fn default_route(container: &Container) -> Result<String> {
-    let routes = container.exec(&["ip", "route"])?;
-    let line = routes.lines().find(|line| line.starts_with("default"));
-    line.map(|line| line.trim().to_owned()).with_context(|| format!("no default route: {routes}"))
+/// A container's routes, without those to flan's networks, which may also be said twice.
+fn routes(container: &Container) -> Result<Vec<String>> {
+    let said = container.exec(&["ip", "route"])?;
+    let all = said.lines().filter(|line| !line.starts_with("10.5.0.0/16 ") && !line.starts_with("169.254."));
+    Ok(all.map(|line| line.trim().to_owned()).collect())
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn a_container_is_on_the_lan_and_on_flan_until_it_is_detached_or_ends() -> Resul
         let web = hosts[0].run_container("web", &[])?;
         let db = hosts[1].run_container("db", &[])?;
         talk_both_ways(&web, &db)?;
-        let before = default_route(&web)?;
+        let before = routes(&web)?;
 
         // Somebody who had the address before is still remembered on the LAN.
         hosts[1].ip(&format!("neighbour replace {WEB} lladdr 02:00:00:00:00:99 dev eth0 nud stale"))?;
@@ -94,6 +95,9 @@ fn a_container_is_on_the_lan_and_on_flan_until_it_is_detached_or_ends() -> Resul
         // flan is as it was.
         talk_both_ways(&web, &db)?;
         nobody_else_gets_the_address(&hosts)?;
+        let second = ["--parent", "eth0", "--address", &lan(OTHER), "--gateway", &ROUTER.to_string()];
+        refused(&attach(&hosts[0], "web", &second)?, 6, &["another gateway already"])?;
+        assert_eq!(interfaces(&web)?, ["eth0", "lan0"], "nothing is left of the attempt");
 
         let items = attachments(&hosts[0])?;
         ensure!(
@@ -102,18 +106,35 @@ fn a_container_is_on_the_lan_and_on_flan_until_it_is_detached_or_ends() -> Resul
         );
         let said = hosts[0].flanctl_beside_docker(&["detach", "web"])?;
         said.succeeded("flanctl detach")?;
-        assert_eq!(default_route(&web)?, before);
+        assert_eq!(routes(&web)?, before);
         assert_eq!(interfaces(&web)?, ["eth0"]);
         ensure!(hosts[1].ping_once(WEB.parse::<Ipv4Addr>()?).is_err(), "it answers yet");
         talk_both_ways(&web, &db)?;
         refused(&hosts[0].flanctl_beside_docker(&["detach", "web"])?, 7, &["no container web is attached"])?;
 
         attach(&hosts[0], "web", &options)?.succeeded("flanctl attach")?;
+        what_was_left_halfway_is_undone(&hosts[0], &web, &options)?;
         hosts[0].docker(&["rm", "-f", "web"])?;
         ensure!(attachments(&hosts[0])?.is_empty());
         ensure!(hosts[1].ping_once(WEB.parse::<Ipv4Addr>()?).is_err(), "it answers yet");
         Ok(())
     })
+}
+
+/// A flanctl that is killed leaves a record of a link that is not made as a whole.
+fn what_was_left_halfway_is_undone(host: &Host, web: &Container, options: &[&str]) -> Result<()> {
+    let directory = host.dir().join("run/flan/attachments");
+    let file = fs::read_dir(&directory)?.next().context("no record")??.path();
+    let mut record: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+    record["mac"] = Value::Null;
+    fs::write(&file, record.to_string())?;
+    fs::write(directory.join("other.json"), "of another version")?;
+    let said = attach(host, "web", options)?;
+    said.succeeded("flanctl attach")?;
+    ensure!(said.stderr.contains("leaving /run/flan/attachments/other.json alone"), "{said:?}");
+    assert_eq!(interfaces(web)?, ["eth0", "lan0"]);
+    fs::remove_file(directory.join("other.json"))?;
+    Ok(())
 }
 
 /// An address is given once, on whatever host.
@@ -142,6 +163,9 @@ fn what_cannot_be_attached_is_refused_with_what_would_work() -> Result<()> {
         host.ip("link add lanbr type bridge")?;
         host.ip("link set lanbr up")?;
         let own = lan(&host.address().to_string());
+        let eth0 = host.ip("-oneline link show dev eth0")?;
+        let mac_of_eth0 =
+            eth0.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next()).context("no MAC")?;
         let address = lan(WEB);
         for (container, options, code, parts) in [
             ("nobody", &["--parent", "eth0", "--address", &address][..], 7, &["no container nobody"][..]),
@@ -159,6 +183,19 @@ fn what_cannot_be_attached_is_refused_with_what_would_work() -> Result<()> {
             ("web", &["--parent", "eth0", "--address", &address, "--gateway", "10.0.0.1"], 2, &["10.0.0.1"]),
             ("web", &["--parent", "eth0", "--vlan", "4095", "--address", &address], 2, &["1 to 4094"]),
             ("web", &["--parent", "eth0"], 2, &["--address"]),
+            ("web", &["--parent", "eth0", "--name", "lan%d", "--address", &address], 2, &["has a %"]),
+            (
+                "web",
+                &["--parent", "eth0", "--address", &address, "--gateway", &host.address().to_string()],
+                6,
+                &["an address of this host"],
+            ),
+            (
+                "web",
+                &["--parent", "eth0", "--mac", mac_of_eth0, "--address", &address],
+                6,
+                &["another interface on eth0 has the MAC"],
+            ),
             (
                 "web",
                 &["--parent", "lanbr", "--mode", "bridge", "--vlan", "5", "--address", &address],
@@ -200,15 +237,18 @@ fn a_port_of_a_bridge_reaches_its_host_and_a_container_may_have_several_lans_of_
         let seen = web.exec(&["cat", "/sys/class/net/lan0/address"])?;
         assert_eq!(seen.trim(), mac);
 
-        // One of both families, whose gateway of IPv6 is the LAN's.
+        // One of both families, with the LAN's gateway for IPv6 alone.
         let six = hosts[1].address6()?;
         let (prefix, own) = (format!("{six}"), "177");
         let address = format!("{}:{own}", prefix.rsplit_once(':').context("an IPv6 address")?.0);
-        let both = ["--parent", "eth0", "--address", &lan(WEB), "--address", &format!("{address}/64")];
+        let router = format!("{}:1", prefix.rsplit_once(':').context("an IPv6 address")?.0);
+        let six = format!("{address}/64");
+        let both = ["--parent", "eth0", "--address", &lan(WEB), "--address", &six, "--gateway", &router];
         attach(&hosts[0], "web", &both)?.succeeded("flanctl attach")?;
         assert_eq!(interfaces(&web)?, ["eth0", "lan0", "lan1"]);
         hosts[1].ping_once(address.parse::<Ipv6Addr>()?)?;
         hosts[1].ping_once(WEB.parse::<Ipv4Addr>()?)?;
+        web.ping(OUTSIDE6)?;
         let db = hosts[1].run_container("db", &[])?;
         let taken = attach(&hosts[1], "db", &["--parent", "eth0", "--address", &format!("{address}/64")])?;
         refused(&taken, 6, &["somebody on the LAN has the address", own])?;
@@ -243,6 +283,7 @@ fn a_label_attaches(host: &mut Host, other: Ipv4Addr) -> Result<()> {
     let wrong =
         host.run_container("wrong", &["--label", "flan.attach=parent=eth0,adress=192.168.64.179/24"])?;
     wait_until_said(&service, &["container wrong: label flan.attach=", "\"adress\""])?;
+    an_image_attaches_nobody(host, &service)?;
 
     host.docker(&["restart", "-t", "0", "web"])?;
     wait_until_attached(&web, &["eth0", "lan0", "lan1"])?;
@@ -259,6 +300,16 @@ fn a_label_attaches(host: &mut Host, other: Ipv4Addr) -> Result<()> {
     host.docker(&["rm", "-f", "web", "wrong", "late"])?;
     ensure!(attachments(host)?.is_empty());
     service.terminate().map(drop)
+}
+
+/// Who built an image is not asked whom its containers are attached to.
+fn an_image_attaches_nobody(host: &Host, service: &Process) -> Result<()> {
+    let label = "LABEL flan.attach=parent=eth0,address=192.168.64.181/24";
+    let archive = host.dir().parent().context("the lab's directory")?.join("image.tar");
+    host.docker(&["import", "--change", label, &archive.to_string_lossy(), "labelled"])?;
+    host.docker(&["run", "-d", "--name", "cuckoo", "labelled", "/bin/sleep", "60"])?;
+    wait_until_said(service, &["container cuckoo: label flan.attach=", "it is the image's"])?;
+    host.docker(&["rm", "-f", "cuckoo"]).map(drop)
 }
 
 fn wait_until_attached(container: &Container, wanted: &[&str]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The side of a link that is in another network namespace.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rtnetlink::LinkUnspec;
 use tokio::time::{Instant, sleep};
 
 use super::announce::Arp;
-use super::tables::{Link, Tables, Way, route, route_of_anybody, within};
+use super::tables::{Link, Tables, Way, route, within};
 use super::{LanError, LanLink, Netns};
 use crate::mac::Mac;
 use crate::{KernelError, LinkName, sysctl};
@@ -23,25 +23,12 @@ const DUPLICATES: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(50);
 /// Names tried for a new link.
 const NAMES: u32 = 100;
-/// The metric of an IPv6 route that names none (`IP6_RT_PRIO_USER` in the kernel's `include/net/ip6_route.h`).
-const IPV6_METRIC: u32 = 1024;
 
 /// A namespace, and a socket in it.
 pub(super) struct Inside<'a> {
     netns: &'a Netns,
     tables: Tables,
     links: Vec<Link>,
-}
-
-/// A default route that a gateway took the place of, and what remained with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DefaultRoute {
-    /// Its gateway.
-    pub gateway: IpAddr,
-    /// Its interface.
-    pub interface: LinkName,
-    /// The destinations that got routes of their own.
-    pub kept: Vec<IpNetwork>,
 }
 
 impl<'a> Inside<'a> {
@@ -54,6 +41,10 @@ impl<'a> Inside<'a> {
         let tables = netns.run(open).map_err(LanError::Netns)?;
         let links = tables.links().await?;
         Ok(Self { netns, tables, links })
+    }
+
+    pub(super) fn netns(&self) -> &Netns {
+        self.netns
     }
 
     /// A name that no link has.
@@ -71,55 +62,65 @@ impl<'a> Inside<'a> {
         })
     }
 
-    /// Gives the new link its addresses and routes, and announces it. Returns its MAC and what the gateways replaced.
-    pub(super) async fn configure(
-        &self,
-        name: LinkName,
-        wanted: &LanLink,
-    ) -> Result<(MacAddr6, Vec<DefaultRoute>), LanError> {
+    /// Gives the new link its addresses and routes, and announces it. Returns its MAC.
+    pub(super) async fn configure(&self, name: LinkName, wanted: &LanLink) -> Result<MacAddr6, LanError> {
         let made = self.tables.link(name).await?;
         let link =
             made.ok_or_else(|| LanError::Unsuitable(format!("{name} vanished as soon as it was made")))?;
         self.prepare(name, wanted)?;
-        within(
-            self.tables.handle().link().set(LinkUnspec::new_with_index(link.index).up().build()).execute(),
-        )
-        .await
-        .map_err(LanError::kernel(format!("setting {name} up")))?;
+        self.set_up(&link, wanted).await?;
         let arp = Arc::new(self.netns.run(|| Arp::open(link.index, link.mac)).map_err(LanError::Netns)?);
         for address in &wanted.addresses {
-            if let IpAddr::V4(ip) = address.ip()
-                && let Some(holder) = blocking(&arp, move |arp| arp.holder_of(ip))
-                    .await
-                    .map_err(failed("asking for the address"))?
-            {
-                return Err(taken(address.ip(), Some(holder)));
+            if let IpAddr::V4(ip) = address.ip() {
+                let asked = blocking(&arp, move |arp| arp.holder_of(ip)).await;
+                if let Some(holder) = asked.map_err(failed("asking for the address"))? {
+                    return Err(LanError::AddressTaken { address: ip.into(), holder: Some(holder) });
+                }
             }
             let add = self.tables.handle().address().add(link.index, address.ip(), address.prefix());
             within(add.execute()).await.map_err(LanError::kernel(format!("adding {address} to {name}")))?;
         }
         self.no_duplicates(&link, wanted).await?;
-        let replaced = self.route(&link, wanted).await?;
+        self.route(&link, wanted).await?;
         for address in &wanted.addresses {
             if let IpAddr::V4(ip) = address.ip() {
-                blocking(&arp, move |arp| arp.announce(ip))
-                    .await
-                    .map_err(failed("announcing the address"))?;
+                let told = blocking(&arp, move |arp| arp.announce(ip)).await;
+                told.map_err(failed("announcing the address"))?;
             }
         }
-        Ok((link.mac, replaced))
+        Ok(link.mac)
     }
 
-    /// Docker switches IPv6 off in containers that have none. The kernel announces IPv6 addresses itself.
+    /// Leaves the link with the addresses and routes alone that were asked for: a router on the LAN would add its own. Docker
+    /// switches IPv6 off in containers that have none. The kernel announces IPv6 addresses itself.
     fn prepare(&self, name: LinkName, wanted: &LanLink) -> Result<(), LanError> {
-        if wanted.addresses.iter().all(IpNetwork::is_ipv4) {
-            return Ok(());
-        }
+        let is_v6 = wanted.addresses.iter().any(IpNetwork::is_ipv6);
         let set = || {
-            sysctl::write(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
-            sysctl::write(&format!("net/ipv6/conf/{name}/ndisc_notify"), "1")
+            let setting = |which: &str| format!("net/ipv6/conf/{name}/{which}");
+            let values = [("accept_ra", "0"), ("autoconf", "0"), ("ndisc_notify", "1")];
+            for (which, value) in values.into_iter().chain([("disable_ipv6", if is_v6 { "0" } else { "1" })])
+            {
+                match sysctl::write(&setting(which), value) {
+                    // This kernel is without IPv6.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && !is_v6 => return Ok(()),
+                    written => written?,
+                };
+            }
+            Ok(())
         };
-        self.netns.run(set).map(drop).map_err(failed("enabling IPv6"))
+        self.netns.run(set).map_err(failed("preparing IPv6"))
+    }
+
+    async fn set_up(&self, link: &Link, wanted: &LanLink) -> Result<(), LanError> {
+        let up = LinkUnspec::new_with_index(link.index).up().build();
+        let done = within(self.tables.handle().link().set(up).execute()).await;
+        done.map_err(|reason| match reason.errno() {
+            Some(libc::EADDRINUSE) => {
+                let mac = Mac(&link.mac);
+                LanError::Unsuitable(format!("another interface on {} has the MAC {mac}", wanted.parent))
+            }
+            _ => LanError::Kernel { what: format!("setting {} up", link.name), reason },
+        })
     }
 
     /// Waits until the kernel knows that nobody has the IPv6 addresses.
@@ -138,83 +139,70 @@ impl<'a> Inside<'a> {
             for (index, address, flags) in self.tables.addresses().await? {
                 let is_ours = index == link.index && ours.iter().any(|ip| address.ip() == IpAddr::V6(*ip));
                 if is_ours && flags.contains(AddressFlags::Dadfailed) {
-                    return Err(taken(address.ip(), None));
+                    return Err(LanError::AddressTaken { address: address.ip(), holder: None });
                 }
                 waits |= is_ours && flags.contains(AddressFlags::Tentative);
             }
-            if !waits || start.elapsed() > DUPLICATES {
+            if !waits {
                 return Ok(());
+            }
+            if start.elapsed() > DUPLICATES {
+                let text =
+                    format!("the kernel cannot ask on {} whether an IPv6 address is taken", wanted.parent);
+                return Err(LanError::Unsuitable(text));
             }
             sleep(LOOK).await;
         }
         Ok(())
     }
 
-    async fn route(&self, link: &Link, wanted: &LanLink) -> Result<Vec<DefaultRoute>, LanError> {
-        let mut replaced = Vec::new();
+    /// Adds the way to everywhere as two halves, each of which is preferred to a default route: that of the container stays
+    /// as it is, for when the link and its routes are gone.
+    async fn route(&self, link: &Link, wanted: &LanLink) -> Result<(), LanError> {
+        self.keep(wanted).await?;
         for gateway in &wanted.gateways {
-            match self.replace(link, *gateway, &wanted.kept).await {
-                Ok(before) => replaced.extend(before),
-                Err(error) => {
-                    let _ = self.restore(&replaced).await;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(replaced)
-    }
-
-    async fn replace(
-        &self,
-        link: &Link,
-        gateway: IpAddr,
-        kept: &[IpNetwork],
-    ) -> Result<Option<DefaultRoute>, LanError> {
-        let routes = self.tables.handle().route();
-        let before = self.tables.default_route(gateway.is_ipv4()).await?;
-        let before = before.and_then(|(metric, way)| {
-            let interface = self.links.iter().find(|known| known.index == way.interface)?.name;
-            Some((metric, way, DefaultRoute { gateway: way.gateway, interface, kept: Vec::new() }))
-        });
-        let mut replaced = None;
-        let done = async {
-            if let Some((metric, way, before)) = before {
-                let before = replaced.insert(before);
-                for network in kept.iter().filter(|network| network.is_ipv4() == gateway.is_ipv4()) {
-                    match within(routes.add(route(Some(*network), way)?).execute()).await {
-                        Ok(()) => before.kept.push(*network),
-                        // The container has a way there of its own.
-                        Err(reason) if reason.errno() == Some(libc::EEXIST) => {}
-                        Err(reason) => {
-                            return Err(LanError::kernel(format!("keeping the route to {network}"))(reason));
-                        }
+            let way = Way { gateway: Some(*gateway), interface: link.index };
+            for half in halves(gateway.is_ipv4()) {
+                match within(self.tables.handle().route().add(route(half, way)?).execute()).await {
+                    Ok(()) => {}
+                    Err(reason) if reason.errno() == Some(libc::EEXIST) => {
+                        let text = format!("the container has another gateway already: a route to {half}");
+                        return Err(LanError::Unsuitable(text));
+                    }
+                    Err(reason) => {
+                        return Err(LanError::Kernel {
+                            what: format!("making {gateway} the gateway"),
+                            reason,
+                        });
                     }
                 }
-                // One that is less preferred than the new one may stay.
-                let own_metric = if gateway.is_ipv4() { 0 } else { IPV6_METRIC };
-                if metric <= own_metric {
-                    within(routes.del(route_of_anybody(None, way)?).execute())
-                        .await
-                        .map_err(LanError::kernel(format!("replacing the gateway {}", way.gateway)))?;
-                }
-            }
-            let way = Way { gateway, interface: link.index };
-            within(routes.add(route(None, way)?).execute())
-                .await
-                .map_err(LanError::kernel(format!("making {gateway} the gateway")))
-        };
-        match done.await {
-            Ok(()) => Ok(replaced),
-            Err(error) => {
-                let _ = self.restore(replaced.as_slice()).await;
-                Err(error)
             }
         }
+        Ok(())
+    }
+
+    /// Adds routes to what must stay where the default route leads, and would go to the LAN.
+    async fn keep(&self, wanted: &LanLink) -> Result<(), LanError> {
+        for network in wanted.hidden() {
+            let Some(way) = self.tables.default_route(network.is_ipv4()).await? else { continue };
+            match within(self.tables.handle().route().add(route(network, way)?).execute()).await {
+                // The container has a way there of its own.
+                Err(reason) if reason.errno() != Some(libc::EEXIST) => {
+                    return Err(LanError::Kernel { what: format!("keeping the route to {network}"), reason });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Removes the link. One that is gone is no error.
-    pub(super) async fn remove(&self, name: LinkName) -> Result<(), LanError> {
-        let Some(link) = self.tables.link(name).await? else { return Ok(()) };
+    pub(super) async fn remove(&self, name: LinkName, mac: Option<MacAddr6>) -> Result<(), LanError> {
+        let is_ours = |link: &Link| match mac {
+            Some(mac) => link.mac == mac && link.is_for_lans(),
+            None => link.name == name && link.is_for_lans(),
+        };
+        let Some(link) = self.tables.links().await?.into_iter().find(is_ours) else { return Ok(()) };
         match within(self.tables.handle().link().del(link.index).execute()).await {
             Err(reason) if reason.errno() != Some(libc::ENODEV) => {
                 Err(LanError::Kernel { what: format!("removing {name}"), reason })
@@ -222,26 +210,14 @@ impl<'a> Inside<'a> {
             _ => Ok(()),
         }
     }
+}
 
-    /// Gives back the default routes, unless there are others by now.
-    pub(super) async fn restore(&self, replaced: &[DefaultRoute]) -> Result<(), LanError> {
-        for before in replaced {
-            let Some(link) = self.tables.link(before.interface).await? else { continue };
-            let way = Way { gateway: before.gateway, interface: link.index };
-            if self.tables.default_route(before.gateway.is_ipv4()).await?.is_none() {
-                within(self.tables.handle().route().add(route(None, way)?).execute()).await.map_err(
-                    LanError::kernel(format!("restoring the default route via {}", before.gateway)),
-                )?;
-            }
-            for network in &before.kept {
-                // One that somebody has changed is theirs.
-                let _ = within(
-                    self.tables.handle().route().del(route_of_anybody(Some(*network), way)?).execute(),
-                )
-                .await;
-            }
-        }
-        Ok(())
+/// The two halves of all addresses of a family.
+fn halves(v4: bool) -> [IpNetwork; 2] {
+    let half = |first: IpAddr| IpNetwork::new(first, 1).unwrap_or_else(|_| first.into());
+    match v4 {
+        true => [half(Ipv4Addr::UNSPECIFIED.into()), half(Ipv4Addr::new(128, 0, 0, 0).into())],
+        false => [half(Ipv6Addr::UNSPECIFIED.into()), half(Ipv6Addr::from_bits(1 << 127).into())],
     }
 }
 
@@ -252,11 +228,6 @@ async fn blocking<T: Send + 'static>(
 ) -> io::Result<T> {
     let arp = Arc::clone(arp);
     tokio::task::spawn_blocking(move || work(&arp)).await.map_err(io::Error::other)?
-}
-
-fn taken(ip: IpAddr, holder: Option<MacAddr6>) -> LanError {
-    let by = holder.map(|mac| format!(", with the MAC {}", Mac(&mac))).unwrap_or_default();
-    LanError::Unsuitable(format!("somebody on the LAN has the address {ip} already{by}"))
 }
 
 fn failed(what: &str) -> impl FnOnce(io::Error) -> LanError {

@@ -23,12 +23,12 @@ impl Netns {
     /// (`namespaces(7)`).
     ///
     /// # Errors
-    /// If it cannot be opened, or is an ordinary file: below `/run/docker/netns` that is so where the mount that Docker
+    /// If it cannot be opened, or is an ordinary file, as if it were not there: below `/run/docker/netns` that is so where the mount that Docker
     /// made does not arrive.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if rustix::fs::fstatfs(&file)?.f_type != NSFS_MAGIC {
-            return Err(io::Error::other("it stands for no namespace"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it stands for no namespace"));
         }
         let inode = file.metadata()?.ino();
         Ok(Self { file, inode })

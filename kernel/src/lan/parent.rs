@@ -1,5 +1,6 @@
 //! The interface that a link is to stand on, and why it cannot.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use netlink_packet_route::link::InfoKind;
@@ -24,7 +25,17 @@ pub(super) async fn find(host: &Tables, wanted: &LanLink) -> Result<Link, LanErr
     if let Some(why) = why_not(parent, above, is_wireless, wanted) {
         return Err(LanError::Unsuitable(format!("{} {why}", parent.name)));
     }
-    for (index, address, _) in host.addresses().await? {
+    let own = host.addresses().await?;
+    let is_of_this_host = |ip: IpAddr| own.iter().any(|(_, address, _)| address.ip() == ip);
+    if let Some(gateway) = wanted.gateways.iter().find(|gateway| is_of_this_host(**gateway))
+        && wanted.mode == Mode::Macvlan
+    {
+        let text = format!(
+            "{gateway} is an address of this host, which a macvlan cannot reach; use the mode bridge"
+        );
+        return Err(LanError::Unsuitable(text));
+    }
+    for (index, address, _) in own {
         if wanted.addresses.iter().any(|wanted| wanted.ip() == address.ip()) {
             let on = links
                 .iter()
@@ -67,8 +78,15 @@ fn why_not(parent: &Link, above: Option<&Link>, is_wireless: bool, wanted: &LanL
         Mode::Macvlan => {}
     }
     if let Some(above) = above {
-        let mode = if above.kind == Some(InfoKind::Bridge) { " with the mode bridge" } else { "" };
-        return Some(format!("is a port of {0}; use {0}{mode} as the parent", above.name));
+        let instead = match above.kind {
+            Some(InfoKind::Bridge) => format!("; use {} with the mode bridge", above.name),
+            Some(InfoKind::Bond) => format!("; use {}", above.name),
+            _ => ", so it carries no macvlan".to_owned(),
+        };
+        return Some(format!("is a port of {}{instead}", above.name));
+    }
+    if !parent.has_carrier {
+        return Some("has no carrier: is its cable in?".to_owned());
     }
     is_wireless.then(|| {
         "is wireless: an access point drops frames of a MAC that did not log in, so no macvlan works there".to_owned()
@@ -81,7 +99,7 @@ fn is_on_ethernet(link: &Link) -> bool {
 
 fn is_ours(link: &Link) -> bool {
     let name = link.name.as_str();
-    name.starts_with("flannel.") || name.starts_with("flan-")
+    name.starts_with("flannel") || name.starts_with("flan-")
 }
 
 #[cfg(test)]
@@ -103,6 +121,8 @@ mod tests {
             lower: None,
             vlan: None,
             filters_vlans: false,
+            default_vlan: None,
+            has_carrier: true,
             alias: None,
         }
     }
@@ -121,6 +141,7 @@ mod tests {
             addresses: vec!["192.168.1.77/24".parse().unwrap()],
             gateways: Vec::new(),
             kept: Vec::new(),
+            counted_in: String::new(),
         }
     }
 
@@ -142,10 +163,11 @@ mod tests {
         says(&Link { is_up: false, ..eth0() }, None, false, &macvlan, "ip link set eth0 up");
         says(&Link { is_ethernet: false, ..eth0() }, None, false, &macvlan, "no Ethernet");
         says(&Link { name: "flannel.1".parse().unwrap(), ..eth0() }, None, false, &macvlan, "flan's own");
-        says(&eth0(), Some(&br0()), false, &macvlan, "use br0 with the mode bridge");
+        says(&eth0(), Some(&br0()), false, &macvlan, "port of br0; use br0 with the mode bridge");
         let bond = Link { kind: Some(InfoKind::Bond), name: "bond0".parse().unwrap(), ..eth0() };
-        says(&eth0(), Some(&bond), false, &macvlan, "use bond0 as the parent");
+        says(&eth0(), Some(&bond), false, &macvlan, "port of bond0; use bond0");
         says(&eth0(), None, true, &macvlan, "wireless");
+        says(&Link { has_carrier: false, ..eth0() }, None, false, &macvlan, "no carrier");
         says(&eth0(), None, false, &wanted(Mode::Bridge, None), "no bridge");
         says(&br0(), None, false, &wanted(Mode::Bridge, Some("5")), "vlan_filtering 1");
     }

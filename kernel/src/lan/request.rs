@@ -28,8 +28,10 @@ pub struct LanLink {
     pub addresses: Vec<IpNetwork>,
     /// Where packets to everywhere else go, for each family.
     pub gateways: Vec<IpAddr>,
-    /// Destinations that remain with the default route that a gateway replaces.
+    /// Destinations that must remain where the container's default route leads.
     pub kept: Vec<IpNetwork>,
+    /// Who counts the links on a VLAN device that is made for this one, to remove it after the last.
+    pub counted_in: String,
 }
 
 /// How a link hangs on its parent.
@@ -92,8 +94,27 @@ impl LanLink {
     /// # Errors
     /// [`LanError::Invalid`] with a value that contradicts another, or that no link can have.
     pub fn check(&self) -> Result<(), LanError> {
-        let wrong = self.wrong_address().or_else(|| self.wrong_gateway()).or_else(|| self.wrong_mac());
+        let wrong = self
+            .wrong_name()
+            .or_else(|| self.wrong_address())
+            .or_else(|| self.wrong_gateway())
+            .or_else(|| self.wrong_mac());
         wrong.map_or(Ok(()), |text| Err(LanError::Invalid(text)))
+    }
+
+    /// Those to be kept that the link would lead to the LAN.
+    pub(super) fn hidden(&self) -> impl Iterator<Item = IpNetwork> {
+        let is_hidden = |kept: &&IpNetwork| {
+            self.gateways.iter().any(|gateway| gateway.is_ipv4() == kept.is_ipv4())
+                || self.addresses.iter().any(|lan| lan.contains(kept.ip()) && lan.prefix() < kept.prefix())
+        };
+        self.kept.iter().filter(is_hidden).copied()
+    }
+
+    /// The kernel puts a number for `%d`.
+    fn wrong_name(&self) -> Option<String> {
+        let name = self.name.filter(|name| name.as_str().contains('%'))?;
+        Some(format!("{name} is no name of an interface: it has a %"))
     }
 
     fn wrong_address(&self) -> Option<String> {
@@ -107,6 +128,7 @@ impl LanLink {
             };
             let ip = address.ip();
             let why = match ip {
+                _ if address.prefix() == 0 => "is in a network of all addresses".to_owned(),
                 _ if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() => {
                     "is no address of a host".to_owned()
                 }
@@ -128,7 +150,11 @@ impl LanLink {
     fn wrong_gateway(&self) -> Option<String> {
         let mut families = Vec::new();
         for gateway in &self.gateways {
-            let near = self.addresses.iter().any(|address| address.contains(*gateway));
+            let is_on_link = matches!(gateway, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            let near = match is_on_link {
+                true => self.addresses.iter().any(IpNetwork::is_ipv6),
+                false => self.addresses.iter().any(|address| address.contains(*gateway)),
+            };
             if !near {
                 let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
                 return Some(format!(
@@ -168,6 +194,7 @@ mod tests {
             addresses: vec!["192.168.1.77/24".parse().unwrap(), "fd00:1::77/64".parse().unwrap()],
             gateways: vec!["192.168.1.1".parse().unwrap(), "fd00:1::1".parse().unwrap()],
             kept: Vec::new(),
+            counted_in: String::new(),
         }
     }
 
@@ -203,6 +230,36 @@ mod tests {
         assert!(with(&["192.168.2.1"]).contains("not in the network of 192.168.1.77/24"));
         assert!(with(&["192.168.1.77"]).contains("both"));
         assert!(with(&["192.168.1.1", "192.168.1.2"]).contains("second"));
+    }
+
+    #[test]
+    fn the_usual_gateway_of_ipv6_is_near_wherever_there_is_ipv6() {
+        let mut link = link();
+        link.gateways = vec!["fe80::1".parse().unwrap()];
+        link.check().unwrap();
+        link.addresses.pop();
+        link.check().unwrap_err();
+    }
+
+    #[test]
+    fn what_flan_reaches_is_kept_where_the_lan_would_hide_it() {
+        let networks = ["10.5.0.0/16", "fd00:5::/48", "169.254.53.53/32"];
+        let hidden = |addresses: &[&str], gateways: &[&str]| {
+            let mut link = link();
+            link.addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+            link.gateways = gateways.iter().map(|text| text.parse().unwrap()).collect();
+            link.kept = networks.iter().map(|text| text.parse().unwrap()).collect();
+            link.hidden().map(|network| network.to_string()).collect::<Vec<_>>()
+        };
+        assert!(hidden(&["192.168.1.77/24"], &[]).is_empty());
+        assert_eq!(hidden(&["192.168.1.77/24"], &["192.168.1.1"]), ["10.5.0.0/16", "169.254.53.53/32"]);
+        assert_eq!(hidden(&["10.0.0.77/8"], &[]), ["10.5.0.0/16"]);
+        assert_eq!(hidden(&["fd00:1::7/64"], &["fe80::1"]), ["fd00:5::/48"]);
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_completes_is_refused() {
+        assert!(wrong(|link| link.name = Some("lan%d".parse().unwrap())).contains("has a %"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The links, addresses and default routes of one network namespace.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -13,7 +13,7 @@ use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::time::timeout;
@@ -44,13 +44,17 @@ pub(super) struct Link {
     pub(super) vlan: Option<u16>,
     /// Of a bridge: whether it keeps VLANs apart.
     pub(super) filters_vlans: bool,
+    /// Of a bridge: the VLAN that it puts new ports into.
+    pub(super) default_vlan: Option<u16>,
+    pub(super) has_carrier: bool,
     pub(super) alias: Option<String>,
 }
 
-/// A default route with the best preference.
+/// Where packets of a route go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Way {
-    pub(super) gateway: IpAddr,
+    /// `None` if everybody is on the link.
+    pub(super) gateway: Option<IpAddr>,
     pub(super) interface: u32,
 }
 
@@ -100,12 +104,12 @@ impl Tables {
         Ok(messages.iter().filter_map(address).collect())
     }
 
-    /// The default route of a family that packets take, if it has a gateway, with its metric.
-    pub(super) async fn default_route(&self, v4: bool) -> Result<Option<(u32, Way)>, LanError> {
+    /// The default route of a family that packets take.
+    pub(super) async fn default_route(&self, v4: bool) -> Result<Option<Way>, LanError> {
         let routes: Vec<RouteMessage> = within(self.0.route().get(family(v4)).execute().try_collect())
             .await
             .map_err(LanError::kernel("reading the routes"))?;
-        Ok(routes.iter().filter_map(default_way).min_by_key(|(metric, _)| *metric))
+        Ok(routes.iter().filter_map(default_way).min_by_key(|(metric, _)| *metric).map(|(_, way)| way))
     }
 }
 
@@ -116,27 +120,18 @@ pub(super) async fn within<T>(
     timeout(LIMIT, answer).await.map_err(|_| KernelError::TimedOut(LIMIT))?.map_err(KernelError::from)
 }
 
-/// A route to `destination`, or to everywhere, by this way.
-pub(super) fn route(destination: Option<IpNetwork>, way: Way) -> Result<RouteMessage, LanError> {
-    let everywhere = match way.gateway {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), 0),
-        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), 0),
-    };
-    let (network, length) =
-        destination.map_or(everywhere, |destination| (destination.network(), destination.prefix()));
-    let built = RouteMessageBuilder::<IpAddr>::new().destination_prefix(network, length);
-    match built.and_then(|builder| builder.gateway(way.gateway)) {
+/// A route to `destination` by this way.
+pub(super) fn route(destination: IpNetwork, way: Way) -> Result<RouteMessage, LanError> {
+    let built = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix())
+        .and_then(|builder| match way.gateway {
+            Some(gateway) => builder.gateway(gateway),
+            None => Ok(builder.scope(RouteScope::Link)),
+        });
+    match built {
         Ok(builder) => Ok(builder.output_interface(way.interface).build()),
-        Err(error) => Err(LanError::Invalid(format!("a route via {}: {error}", way.gateway))),
+        Err(error) => Err(LanError::Invalid(format!("a route to {destination}: {error}"))),
     }
-}
-
-/// As [`route()`], to be deleted, whoever made it.
-pub(super) fn route_of_anybody(destination: Option<IpNetwork>, way: Way) -> Result<RouteMessage, LanError> {
-    let mut message = route(destination, way)?;
-    message.header.protocol = RouteProtocol::Unspec;
-    message.header.scope = RouteScope::NoWhere;
-    Ok(message)
 }
 
 fn family(v4: bool) -> RouteMessage {
@@ -163,7 +158,7 @@ fn default_way(route: &RouteMessage) -> Option<(u32, Way)> {
             _ => {}
         }
     }
-    Some((priority, Way { gateway: gateway?, interface: interface? }))
+    Some((priority, Way { gateway, interface: interface? }))
 }
 
 fn address(message: &AddressMessage) -> Option<(u32, IpNetwork, AddressFlags)> {
@@ -194,6 +189,8 @@ impl Link {
             lower: None,
             vlan: None,
             filters_vlans: false,
+            default_vlan: None,
+            has_carrier: header.flags.contains(LinkFlags::LowerUp),
             alias: None,
         };
         let mut name = None;
@@ -214,6 +211,11 @@ impl Link {
         Some(link)
     }
 
+    /// Whether it is of a kind that this module makes.
+    pub(super) fn is_for_lans(&self) -> bool {
+        matches!(self.kind, Some(InfoKind::MacVlan | InfoKind::Veth))
+    }
+
     fn note(&mut self, info: &LinkInfo) {
         match info {
             LinkInfo::Kind(kind) => self.kind = Some(kind.clone()),
@@ -224,7 +226,13 @@ impl Link {
                 });
             }
             LinkInfo::Data(InfoData::Bridge(data)) => {
-                self.filters_vlans = data.iter().any(|info| matches!(info, InfoBridge::VlanFiltering(true)));
+                for info in data {
+                    match info {
+                        InfoBridge::VlanFiltering(filters) => self.filters_vlans = *filters,
+                        InfoBridge::VlanDefaultPvid(vlan) => self.default_vlan = Some(*vlan),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
