@@ -60,6 +60,8 @@ if [ -n "$tests" ]; then
     # The DNS server of a site, and a resolver that is not glibc's.
     if lacks dnsmasq; then want dnsmasq-base; fi
     if lacks musl-gcc; then want musl-tools; fi
+    # Applications of several services. From Debian 13 on it is another program with the same command line.
+    if lacks docker-compose; then want docker-compose; fi
     # Containers without Docker, connected by CNI plugins.
     if lacks podman; then want podman; fi
     if lacks runc; then want runc; fi

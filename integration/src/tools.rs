@@ -39,6 +39,9 @@ const ETCD_PROGRAMS: [(&str, &str); 1] = [("etcd", "etcd-server")];
 /// As [`PROGRAMS`]: what the stories look into a store with.
 const ETCDCTL_PROGRAMS: [(&str, &str); 1] = [("etcdctl", "etcd-client")];
 
+/// As [`PROGRAMS`]: applications of several services.
+const COMPOSE_PROGRAMS: [(&str, &str); 1] = [("docker-compose", "docker-compose")];
+
 /// As [`PROGRAMS`]: containers without Docker.
 const PODMAN_PROGRAMS: [(&str, &str); 2] = [("podman", "podman"), ("runc", "runc")];
 
@@ -93,6 +96,11 @@ pub fn check_for_etcdctl() -> Result<()> {
 /// An error unless there is an `openssl`.
 pub fn check_for_openssl() -> Result<()> {
     check_programs(&OPENSSL_PROGRAMS)
+}
+
+/// An error unless there is a Docker Compose.
+pub fn check_for_compose() -> Result<()> {
+    check_programs(&COMPOSE_PROGRAMS)
 }
 
 /// An error unless there is a podman, with CNI plugins.

@@ -362,3 +362,84 @@ impl Item {
 fn joined<T: ToString>(all: &[T]) -> String {
     all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(origin: Origin) -> Record {
+        Record {
+            container: "web".to_owned(),
+            container_id: "0123456789abcdef".to_owned(),
+            netns: "/proc/self/ns/net".into(),
+            netns_inode: Netns::open(Path::new("/proc/self/ns/net")).unwrap().inode(),
+            origin,
+            is_detached: false,
+            interface: "lan0".to_owned(),
+            mac: Some(MacAddr6::new(2, 0, 0, 0, 0, 1)),
+            parent: "eth0".to_owned(),
+            vlan: None,
+            vlan_device: None,
+            mode: "macvlan".to_owned(),
+            addresses: vec!["192.168.1.77/24".parse().unwrap()],
+            gateways: Vec::new(),
+        }
+    }
+
+    async fn records() -> (tempfile::TempDir, Records) {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::open(directory.path()).await.unwrap();
+        (directory, records)
+    }
+
+    #[tokio::test]
+    async fn what_a_person_detached_is_remembered_whoever_takes_its_interface() {
+        let (_directory, records) = records().await;
+        let labelled = record(Origin::Label("flan.attach".to_owned()));
+        records.write(&labelled).unwrap();
+        records.detached(&labelled).unwrap();
+        records.write(&record(Origin::Command)).unwrap();
+        let all = read(&records.directory).unwrap();
+        assert!(all.iter().any(|record| record.is_by_label("0123456789abcdef", "flan.attach")));
+        assert_eq!(records.live().unwrap().len(), 1);
+        // What a person attached is forgotten.
+        records.detached(&record(Origin::Command)).unwrap();
+        assert_eq!(read(&records.directory).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_hides_no_other() {
+        let (directory, records) = records().await;
+        std::fs::write(directory.path().join("other.json"), "{}").unwrap();
+        records.write(&record(Origin::Command)).unwrap();
+        assert_eq!(records.live().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_two_processes_one_waits() {
+        let (directory, records) = records().await;
+        let mut other = std::pin::pin!(Records::open(directory.path()));
+        assert!(tokio::time::timeout(3 * LOOK, &mut other).await.is_err());
+        drop(records);
+        other.await.unwrap();
+    }
+
+    #[test]
+    fn an_attachment_ends_with_its_network_namespace() {
+        let mut ended = record(Origin::Command);
+        assert!(ended.is_live());
+        ended.netns_inode += 1;
+        assert!(ended.has_ended());
+        ended.netns = "/no/such/file".into();
+        assert!(ended.has_ended());
+        let unfinished = Record { mac: None, ..record(Origin::Command) };
+        assert!(!unfinished.is_live() && !unfinished.has_ended());
+    }
+
+    #[test]
+    fn a_container_is_named_by_its_name_or_most_of_its_id() {
+        let record = record(Origin::Command);
+        assert!(record.is_of("web") && record.is_of("0123456789ab") && record.is_of("0123456789abcdef"));
+        assert!(!record.is_of("we") && !record.is_of("0123") && !record.is_of("x123456789ab"));
+    }
+}

@@ -7,6 +7,7 @@ mod agent_restarts;
 mod bad_leases;
 mod clones;
 mod command_line;
+mod compose;
 mod config_changes;
 mod conflicts;
 mod crowds;
