@@ -127,7 +127,7 @@ async fn attach_one(
         Ok(attached) => {
             record.is_made(&attached);
             match records.write(&record) {
-                Ok(()) => return Ok(record),
+                Ok(()) => Ok(record),
                 Err(failure) => {
                     let _ = record.detach().await;
                     let _ = records.forget(&record);
