@@ -13,6 +13,8 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # Target directories of `make install`, below DESTDIR.
 PREFIX ?= /usr/local
 UNITDIR ?= /etc/systemd/system
+# Each shell, and where it looks for the completion of a program, below share.
+COMPLETIONS := bash=bash-completion/completions/%s zsh=zsh/site-functions/_%s fish=fish/vendor_completions.d/%s.fish
 
 # The store: `etcd`, `etcd-forky` (a newer one) or `embedded` (`fland store`). By default, the demo uses `embedded`, which
 # needs no package, and the scenarios use the machine's etcd.
@@ -204,6 +206,14 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-docker.socket \
 		deploy/fland-store.service deploy/flan-attach.service
+	for program in fland flanctl; do \
+		target/release/$$program man $(DESTDIR)$(PREFIX)/share/man/man8 || exit; \
+		for shell in $(COMPLETIONS); do \
+			mkdir -p $(DESTDIR)$(PREFIX)/share/$$(dirname $${shell#*=}) || exit; \
+			target/release/$$program completions $${shell%%=*} \
+				>$(DESTDIR)$(PREFIX)/share/$$(printf $${shell#*=} $$program) || exit; \
+		done; \
+	done
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
 
 # The directory of the drop-in stays if it holds other files.
@@ -215,6 +225,10 @@ uninstall:
 		echo "$$unit runs or is enabled; first: systemctl disable --now $$unit" >&2; exit 1; \
 	done
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,fland flanctl)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,fland.8 fland-*.8 flanctl.8 flanctl-*.8)
+	for program in fland flanctl; do for shell in $(COMPLETIONS); do \
+		rm -f $(DESTDIR)$(PREFIX)/share/$$(printf $${shell#*=} $$program); \
+	done; done
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-docker.socket fland-store.service \
 		flan-attach.service docker.service.d/flan.conf)
 	@rmdir $(DESTDIR)$(UNITDIR)/docker.service.d 2>/dev/null || true

@@ -6,6 +6,7 @@ mod host_args;
 mod only_agent;
 mod peers;
 mod problem;
+pub mod shipped;
 mod socket;
 mod status;
 mod store_args;

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The kinds of problems. Their names in kebab case are stable, for scripts and searches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
     /// A start would choose another external interface than the one in use.
@@ -43,17 +44,20 @@ pub enum Code {
     Names,
     /// We have a user for the store, but its authentication is off.
     AuthenticationOff,
+    /// One that another version of the agent knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One problem.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// Its kind.
     pub code: Code,
     /// What is wrong and what to do.
     pub text: String,
     /// When it was first seen.
-    #[serde(serialize_with = "as_rfc3339")]
+    #[serde(serialize_with = "as_rfc3339", deserialize_with = "of_rfc3339")]
     pub since: SystemTime,
 }
 
@@ -65,6 +69,10 @@ impl fmt::Display for Code {
 
 fn as_rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_rfc3339_seconds(*time))
+}
+
+fn of_rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    humantime::parse_rfc3339(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! The document of `GET /status`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use flan_backends::udp::Totals;
 use flan_subnet_lease::{NetworkName, Quarantined, shown};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::problem::Problem;
 
@@ -15,11 +16,11 @@ pub const API_VERSION: &str = "flan/v1";
 pub const SHOWN_IN_LISTS: usize = 100;
 
 /// The state of the agent.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// [`API_VERSION`].
-    pub api_version: &'static str,
+    pub api_version: Cow<'static, str>,
     /// The default network, and the problems of this host.
     #[serde(flatten)]
     pub default: NetworkStatus,
@@ -31,7 +32,7 @@ pub struct Status {
 }
 
 /// A network beside the default one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NamedNetwork {
     /// Its name.
@@ -42,7 +43,7 @@ pub struct NamedNetwork {
 }
 
 /// The state of the host.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostStatus {
     /// How often the agent repaired a change by another program.
@@ -54,7 +55,7 @@ pub struct HostStatus {
 }
 
 /// The state of one network.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkStatus {
     /// Whether the subnet file is written and the backend works.
@@ -66,7 +67,7 @@ pub struct NetworkStatus {
     /// Our underlay addresses.
     pub public_ips: Vec<String>,
     /// The backend's name.
-    pub backend: &'static str,
+    pub backend: Cow<'static, str>,
     /// Largest packet in bytes that containers may send.
     pub mtu: u32,
     /// Number of peers that packets are sent to.
@@ -94,19 +95,24 @@ pub struct NetworkStatus {
 }
 
 /// Number of repairs by kind of object: `route`, `nexthop`; `rules` stands for packet filter rules.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Repairs(BTreeMap<&'static str, u64>);
+pub struct Repairs(BTreeMap<Cow<'static, str>, u64>);
 
 impl Repairs {
     /// Creates counters at zero for these kinds.
     pub fn of_kinds(kinds: impl IntoIterator<Item = &'static str>) -> Self {
-        Self(kinds.into_iter().map(|kind| (kind, 0)).collect())
+        Self(kinds.into_iter().map(|kind| (kind.into(), 0)).collect())
     }
 
     /// Adds to a counter.
     pub fn add(&mut self, kind: &'static str, more: u64) {
-        *self.0.entry(kind).or_default() += more;
+        *self.0.entry(kind.into()).or_default() += more;
+    }
+
+    /// Returns the kinds of which something was repaired.
+    pub fn done(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| (&**kind, *count))
     }
 
     /// Returns the count of this kind.
@@ -116,7 +122,7 @@ impl Repairs {
 }
 
 /// The data path of the udp backend: active modes and all counters.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapath {
     /// How packets are exchanged with the TUN device.
     pub tun: String,
@@ -132,16 +138,16 @@ pub struct Datapath {
 }
 
 /// Who moves the packets of a backend that has two ways.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathInForce {
     /// `kernel` or `user`.
-    pub path: &'static str,
+    pub path: Cow<'static, str>,
     /// Why, for people.
     pub reason: String,
 }
 
 /// A store in the agent's process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EmbeddedStore {
     /// Its data directory.
@@ -151,7 +157,7 @@ pub struct EmbeddedStore {
 }
 
 /// A bad lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuarantinedLease {
     /// The last part of its key, printable and truncated.
     pub key: String,
@@ -166,7 +172,7 @@ impl From<Quarantined<'_>> for QuarantinedLease {
 }
 
 /// A peer that cannot be reached from here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnreachablePeer {
     /// Its subnets.
     pub subnets: String,

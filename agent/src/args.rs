@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, WireguardKeyFile};
 use flan_subnet_lease::{NetworkName, NodeIdentity, OverlapPolicy, PathChoice};
 use regex::Regex;
@@ -284,6 +285,16 @@ pub struct Args {
 pub enum Command {
     #[allow(missing_docs)]
     Store(StoreCommand),
+    /// Print the script that completes fland's command line in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write man pages: fland.8, and one for each command
+    Man {
+        /// Directory, created if missing
+        directory: PathBuf,
+    },
 }
 
 /// What to do if every free subnet overlaps a network of this host.

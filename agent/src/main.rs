@@ -1,12 +1,15 @@
 //! `fland`: reads the command line, runs the agent or a store, and stops on a signal.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::CommandFactory;
 use flan_agent::args::{Args, Command};
 use flan_agent::refused::RefusedSetting;
-use flan_agent::{daemon, log, store_command};
-use flan_agent_api::command_line;
+use flan_agent::store_command::{self, StoreCommand};
+use flan_agent::{daemon, log};
+use flan_agent_api::{command_line, shipped};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
@@ -21,18 +24,24 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut args: Args = command_line::parse();
-    let command = args.command.take();
-    log::start(match &command {
-        Some(Command::Store(store)) => &store.log,
-        None => &args.log,
-    });
+    let store = match args.command.take() {
+        None => None,
+        Some(Command::Store(store)) => Some(store),
+        Some(Command::Completions { shell }) => {
+            return written(std::io::stdout().write_all(&shipped::completions(Args::command(), shell)));
+        }
+        Some(Command::Man { directory }) => {
+            return written(shipped::man_pages(Args::command(), &directory).map(drop));
+        }
+    };
+    log::start(store.as_ref().map_or(&args.log, |store| &store.log));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("fland")
         .enable_all()
         .build();
     let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let outcome = runtime.block_on(run(args, command));
+        let outcome = runtime.block_on(run(args, store));
         runtime.shutdown_timeout(LAST_WORK);
         outcome
     });
@@ -45,13 +54,23 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args, command: Option<Command>) -> anyhow::Result<()> {
-    match command {
+fn written(done: std::io::Result<()>) -> ExitCode {
+    done.map_or_else(
+        |error| {
+            eprintln!("fland: {error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
+}
+
+async fn run(args: Args, store: Option<StoreCommand>) -> anyhow::Result<()> {
+    match store {
         None => {
             let farewell = "routes, lease and subnet file stay, and packets flow as before";
             until_stopped("fland", daemon::run(args), farewell).await
         }
-        Some(Command::Store(command)) => {
+        Some(command) => {
             let farewell = "what was written is in the file; packets flow as before, and no host can join";
             until_stopped("fland store", store_command::run(&command), farewell).await
         }

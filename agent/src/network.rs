@@ -388,7 +388,7 @@ impl Network {
         let is_unchecked = self.args.source_check && backend::checks_senders(config) && !host.nftables;
         self.status.report(Code::UncheckedSenders, is_unchecked.then(|| UNCHECKED.to_owned()));
         if let Some(PathInForce { path, reason }) = &chosen.path {
-            info!(backend = config.backend.name(), path, reason, "packets take this path");
+            info!(backend = config.backend.name(), path = &**path, reason, "packets take this path");
         }
         self.status.update(|status| status.path.clone_from(&chosen.path));
     }
@@ -575,7 +575,7 @@ impl Means {
     fn show(&self) {
         self.status.set_wireguard(self.chosen.wireguard.clone());
         self.status.update(|status| {
-            status.backend = self.config.backend.name();
+            status.backend = self.config.backend.name().into();
             status.mtu = self.chosen.backend.mtu();
             status.public_ips = self.external.public_ips.values().map(ToString::to_string).collect();
         });

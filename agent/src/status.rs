@@ -66,7 +66,7 @@ impl SharedStatus {
         let named = self.0.named.read().unwrap_or_else(PoisonError::into_inner);
         let networks = named.iter();
         Status {
-            api_version: API_VERSION,
+            api_version: API_VERSION.into(),
             default: self.0.default.read(),
             networks: networks
                 .map(|(name, network)| NamedNetwork { name: name.clone(), status: network.read() })

@@ -87,6 +87,8 @@ struct Known {
     records: Records,
     /// Containers that wait for an address in a network.
     waiting: BTreeMap<NetworkName, usize>,
+    /// The network of the store that Docker is being asked to create.
+    creating: Option<NetworkName>,
 }
 
 impl Driver {
@@ -152,8 +154,11 @@ impl Driver {
 
     /// Takes a new network of Docker. Its name is not known before Docker has it.
     pub(crate) async fn create_network(&self, call: CreateNetwork) -> Result<(), String> {
-        let asked = Asked::read(&call.options.unwrap_or_default())?;
+        let mut asked = Asked::read(&call.options.unwrap_or_default())?;
         let subnets = subnets(call.ipv4.as_deref(), call.ipv6.as_deref())?;
+        if asked.network.is_none() {
+            asked.network = self.creating_with(&subnets).await?;
+        }
         let (name, created) = match &asked.network {
             Some(name) => {
                 let stored = self.stored(name).await?;
@@ -179,6 +184,18 @@ impl Driver {
         })?;
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// Notes which network of the store Docker is being asked to create, while it is: Docker's call names none.
+    pub(crate) fn creates(&self, network: Option<&NetworkName>) {
+        self.known().creating = network.cloned();
+    }
+
+    /// Returns the network that Docker is being asked to create, if it has these addresses.
+    async fn creating_with(&self, subnets: &[IpNetwork]) -> Result<Option<NetworkName>, String> {
+        let Some(name) = self.known().creating.clone() else { return Ok(None) };
+        let stored = self.stored(&name).await?;
+        Ok(stored.filter(|(_, config)| is_same(config, subnets)).map(|_| name))
     }
 
     /// Checks whether a new network could stand beside those in the store.

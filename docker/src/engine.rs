@@ -22,6 +22,8 @@ pub(crate) const DRIVER: &str = "flan";
 pub(crate) const SHOWN_LABEL: &str = "flan.docker";
 /// Label of a network whose containers have no way out, with the value `true`.
 pub(crate) const INTERNAL_LABEL: &str = "flan.internal";
+/// Labels with this prefix, followed by the name of an option: what somebody gave by `-o` where the network was created.
+const OPTION_LABEL: &str = "flan.option.";
 /// Labels with this prefix are not Docker's.
 const OWN_LABELS: &str = "flan.";
 /// Seconds that Docker may take to answer.
@@ -44,6 +46,8 @@ pub(crate) struct ShownNetwork {
     pub(crate) tied: Option<NetworkName>,
     pub(crate) subnets: Vec<IpNetwork>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// What somebody gave by `-o`.
+    pub(crate) options: BTreeMap<String, String>,
     pub(crate) internal: bool,
 }
 
@@ -116,6 +120,11 @@ impl Engine {
             .map(|(_, network)| IpamConfig { subnet: Some(network.to_string()), ..IpamConfig::default() });
         let has = |v4: bool| config.networks().any(|(_, network)| network.is_ipv4() == v4);
         let labels = config.labels.iter().filter(|(key, _)| !key.starts_with(OWN_LABELS));
+        let tie = (NETWORK.to_owned(), name.to_string());
+        // As where it was created: Docker Compose refuses a network with other options than its file has.
+        let options = config.labels.iter().filter_map(|(key, value)| {
+            key.strip_prefix(OPTION_LABEL).map(|option| (option.to_owned(), value.clone()))
+        });
         let request = NetworkCreateRequest {
             name: name.to_string(),
             driver: Some(DRIVER.to_owned()),
@@ -127,8 +136,8 @@ impl Engine {
                 config: Some(subnets.collect()),
                 options: None,
             }),
-            options: Some([(NETWORK.to_owned(), name.to_string())].into()),
-            labels: Some(labels.map(|(key, value)| (key.clone(), value.clone())).collect()),
+            options: Some(options.collect()),
+            labels: Some(labels.map(|(key, value)| (key.clone(), value.clone())).chain([tie]).collect()),
             ..NetworkCreateRequest::default()
         };
         self.0.create_network(request).await.map(|created| created.id).map_err(text)
@@ -148,6 +157,8 @@ pub(crate) fn is_internal(config: &NetworkConfig) -> bool {
 pub(crate) fn labels(network: &ShownNetwork) -> BTreeMap<String, String> {
     let mut labels = network.labels.clone();
     labels.retain(|key, _| !key.starts_with(OWN_LABELS));
+    let options = network.options.iter().filter(|(key, _)| *key != NETWORK);
+    labels.extend(options.map(|(key, value)| (format!("{OPTION_LABEL}{key}"), value.clone())));
     if network.internal {
         labels.insert(INTERNAL_LABEL.to_owned(), "true".to_owned());
     }
@@ -162,13 +173,16 @@ fn shown(network: Network) -> ShownNetwork {
         .into_iter()
         .filter_map(|config| config.subnet?.parse().ok())
         .collect();
+    let labels: BTreeMap<String, String> = network.labels.unwrap_or_default().into_iter().collect();
+    let options: BTreeMap<String, String> = network.options.unwrap_or_default().into_iter().collect();
     ShownNetwork {
         id: network.id.unwrap_or_default(),
         name: network.name.unwrap_or_default(),
         driver: network.driver.unwrap_or_default(),
-        tied: network.options.and_then(|options| options.get(NETWORK)?.parse().ok()),
+        tied: options.get(NETWORK).or_else(|| labels.get(NETWORK)).and_then(|name| name.parse().ok()),
         subnets: subnets.into_iter().collect(),
-        labels: network.labels.unwrap_or_default().into_iter().collect(),
+        labels,
+        options,
         internal: network.internal.unwrap_or_default(),
     }
 }

@@ -186,7 +186,10 @@ impl<R: Fn(Option<String>)> Follower<R> {
         let (network, done) = match step {
             Step::Create(name) => {
                 let config = &stored.usable.get(name)?.config;
-                let done = engine.create(name, config).await.and_then(|id| {
+                self.driver.creates(Some(name));
+                let created = engine.create(name, config).await;
+                self.driver.creates(None);
+                let done = created.and_then(|id| {
                     info!(network = %name, "created the network in Docker");
                     self.driver.is_shown(&id)
                 });

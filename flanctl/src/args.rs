@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use flan_agent_api::{
     AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, Urls, WireguardKeyFile,
 };
@@ -51,6 +52,15 @@ pub(crate) enum Command {
     /// List, reserve or release subnets
     #[command(subcommand)]
     Subnets(SubnetsCommand),
+    /// Show what is wrong on this host, and what its agent does. Exits with 9 if something is wrong. Requires fland to run,
+    /// and no store
+    Status {
+        #[command(flatten)]
+        socket: AgentSocket,
+        /// Output format
+        #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+        output: ReportForm,
+    },
     /// List the peers of this host, as its agent reaches them; with the wireguard backend also each peer's endpoint, latest
     /// handshake and bytes. Requires fland to run, and no store
     Peers {
@@ -76,6 +86,16 @@ pub(crate) enum Command {
     Detach(DetachArgs),
     /// List the containers of this host that are attached to a LAN
     Attachments(AttachmentsArgs),
+    /// Print the script that completes flanctl's command line in a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write man pages: flanctl.8, and one for each command
+    Man {
+        /// Directory, created if missing
+        directory: PathBuf,
+    },
     /// Wait until the agent on this host has leased a subnet and written the subnet file
     Wait {
         #[command(flatten)]
@@ -478,7 +498,8 @@ Exit codes:
   5  there is no network config in the store
   6  refused, with the reason: fland runs, the subnet is taken, its holder is alive, ...
   7  there is no such lease or network
-  8  timed out";
+  8  timed out
+  9  something is wrong on this host, as flanctl status says";
 
 #[cfg(test)]
 mod tests {

@@ -22,6 +22,7 @@ pub(crate) enum Kind {
     Refused = 6,
     NotFound = 7,
     TimedOut = 8,
+    Problems = 9,
 }
 
 impl Kind {

@@ -16,6 +16,7 @@ mod network;
 mod output;
 mod peers;
 mod progress;
+mod status;
 mod store;
 mod subnets;
 mod table;
@@ -24,6 +25,8 @@ mod wireguard;
 use std::process::ExitCode;
 
 use args::{Command, ConfigCommand, NetworkCommand, StoreCommand, SubnetsCommand, WireguardCommand};
+
+use flan_agent_api::shipped;
 
 use crate::failure::{Failure, Kind};
 use crate::progress::told;
@@ -109,10 +112,18 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
+        Command::Status { socket, output } => status::print(&socket.path, output).await,
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
         Command::Attach(args) => attach::attach(&args).await,
         Command::Detach(args) => attach::detach(&args).await,
         Command::Attachments(args) => attach::list(&args),
+        Command::Completions { shell } => {
+            output::print_verbatim(&String::from_utf8_lossy(&shipped::completions(command(), shell)))
+        }
+        Command::Man { directory } => {
+            let failed = |error| Failure::new(Kind::Other, format!("{}: {error}", directory.display()));
+            shipped::man_pages(command(), &directory).map(drop).map_err(failed)
+        }
         Command::HandOver(args) => hand_over::run(&args).await,
         Command::Leave(args) => {
             let store = if args.keep_lease { None } else { Some(whole_store()?) };

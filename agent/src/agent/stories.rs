@@ -122,7 +122,7 @@ fn a_changed_config_is_gone_over_to_with_the_same_lease_and_back() {
     assert_eq!((world.routes(), world.status().quarantined_count), (vec!["10.5.0.0/16".to_owned()], 2));
     assert!(world.attributes(0).data.v4.expect("data").wireguard().is_some());
     assert_eq!(world.attributes(0).backend.as_deref(), Some("wireguard"));
-    assert_eq!((world.saved.last().unwrap().mtu, world.status().backend), (1420, "wireguard"));
+    assert_eq!((world.saved.last().unwrap().mtu, &*world.status().backend), (1420, "wireguard"));
 
     world.config_is(0, VXLAN);
     assert_eq!(devices(&world), ["flannel.1"]);

@@ -160,7 +160,7 @@ pub(super) fn choose(
 const KERNEL: &str = "kernel";
 
 fn user(reason: String) -> PathInForce {
-    PathInForce { path: "user", reason }
+    PathInForce { path: "user".into(), reason }
 }
 
 /// Who is to move the packets, and the setting that says so.
@@ -202,7 +202,7 @@ fn decide(
     kernel: impl FnOnce() -> Result<(), String>,
 ) -> Result<PathInForce, BackendError> {
     let asked = || format!("{by} asks for it");
-    let in_force = |reason: String| PathInForce { path: KERNEL, reason };
+    let in_force = |reason: String| PathInForce { path: KERNEL.into(), reason };
     if path == PathChoice::User {
         return Ok(user(asked()));
     }

@@ -65,8 +65,8 @@ async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, Str
     let status = asked.status.default_network().read();
     Ok(Json(Peers {
         api_version: API_VERSION.to_owned(),
-        backend: status.backend.to_owned(),
-        path: status.path.map(|path| path.path.to_owned()),
+        backend: status.backend.into_owned(),
+        path: status.path.map(|path| path.path.into_owned()),
         peers,
     }))
 }

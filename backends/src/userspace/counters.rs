@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)* ; $($(#[$only_doc:meta])* $only:ident,)*) => {
@@ -14,11 +14,11 @@ macro_rules! counters {
         }
 
         /// The counters at one moment.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "camelCase")]
         pub struct Totals {
             $($(#[$doc])* pub $name: u64,)*
-            $($(#[$only_doc])* #[serde(skip_serializing_if = "is_zero")] pub $only: u64,)*
+            $($(#[$only_doc])* #[serde(default, skip_serializing_if = "is_zero")] pub $only: u64,)*
         }
 
         impl Counters {

@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 use flan_integration::host::on_all;
 use flan_integration::{Host, Lab, LabOptions, command, tools, wait};
 
-use crate::docker_networks::{create, shown, start};
+use crate::docker_networks::{shown, start};
 use crate::stage::{NETWORK, wait_until_all_know_each_other};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// The same file on each host. Its network is made once, on any of them.
+/// The same file on each host. Its network is made where it is started first.
 const APPLICATION: &str = r#"
 version: "3.5"
 x-service: &service
@@ -29,8 +29,10 @@ services:
   db: *service
 networks:
   back:
-    external: true
-    name: blue
+    driver: flan
+    driver_opts: {flan.subnet-len: "26"}
+    ipam:
+      driver: flan
 "#;
 
 /// Docker Compose on a host, by its dockerd's socket.
@@ -83,14 +85,13 @@ fn services_of_an_application_find_each_other_across_hosts_and_engines() -> Resu
             host.start_docker_with(&options)
         })?;
 
-        create(&hosts[0], &["blue"])?;
+        compose(lab, &hosts[0], &["up", "-d", "front"])?;
         for host in &hosts[1..] {
-            wait::until(&format!("Docker on {} to show it", host.name()), SOON, || {
-                ensure!(shown(host)? == ["blue"]);
+            wait::until(&format!("Docker on {} to show its network", host.name()), SOON, || {
+                ensure!(shown(host)? == ["app_back"]);
                 Ok(())
             })?;
         }
-        compose(lab, &hosts[0], &["up", "-d", "front"])?;
         compose(lab, &hosts[1], &["up", "-d", "--scale", "shop=2", "shop"])?;
         compose(lab, &hosts[2], &["up", "-d", "db"])?;
         let front = containers(&hosts[0], "front")?.remove(0);
@@ -119,6 +120,12 @@ fn services_of_an_application_find_each_other_across_hosts_and_engines() -> Resu
         for host in &hosts {
             compose(lab, host, &["down"])?;
         }
-        hosts[2].docker(&["network", "rm", "blue"]).map(drop)
+        // It stays while a host needs it.
+        hosts.iter().try_for_each(|host| {
+            wait::until(&format!("{} to show it no longer", host.name()), SOON, || {
+                ensure!(shown(host)?.is_empty());
+                Ok(())
+            })
+        })
     })
 }

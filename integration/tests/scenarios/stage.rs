@@ -198,7 +198,12 @@ pub(crate) fn problem(host: &Host, code: &str, parts: &[&str]) -> Result<()> {
             host.name()
         );
         Ok(())
-    })
+    })?;
+    // A person sees it as well.
+    let shown = host.flanctl(&["status"])?;
+    ensure!(shown.code == Some(9) && shown.stdout.starts_with("problems\n"), "{shown:?}");
+    ensure!(shown.stdout.contains(&format!("{code}: ")), "{code} is missing: {shown:?}");
+    Ok(())
 }
 
 /// Waits until the host's status tells of no problem of this kind.

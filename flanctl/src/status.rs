@@ -1,0 +1,207 @@
+//! `flanctl status`: what this host's agent does, with what is wrong first.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::SystemTime;
+
+use flan_agent_api::{NetworkStatus, Status};
+
+use crate::agent;
+use crate::args::ReportForm;
+use crate::failure::{Failure, Kind};
+use crate::output;
+use crate::table::short;
+
+/// Column at which the values begin.
+const WIDTH: usize = 12;
+/// The name of the network that has none.
+const DEFAULT: &str = "default";
+
+/// Prints the status. Fails if there are problems, once they are printed.
+pub(crate) async fn print(socket: &Path, form: ReportForm) -> Result<(), Failure> {
+    let status: Status = agent::get(socket, "/status").await?;
+    match form {
+        ReportForm::Json => output::print_json(&status)?,
+        ReportForm::Yaml => output::print_yaml(&status)?,
+        ReportForm::Text => output::print(&text(&status, SystemTime::now()))?,
+    }
+    match problems(&status, SystemTime::now()).len() {
+        0 => Ok(()),
+        count => {
+            Err(Failure::new(Kind::Problems, format!("this host has {}", output::count(count, "problem"))))
+        }
+    }
+}
+
+fn text(status: &Status, now: SystemTime) -> String {
+    let problems = problems(status, now);
+    let mut lines = match problems.is_empty() {
+        true => vec![line("problems", "none")],
+        false => listed("problems", &problems),
+    };
+    lines.extend(of_network(DEFAULT, &status.default));
+    for network in &status.networks {
+        lines.extend(of_network(network.name.as_str(), &network.status));
+    }
+    if let Some(store) = &status.host.embedded_store {
+        let listens = format!("this host's own, in {}, at {}", store.data_dir, store.listen.join(" "));
+        lines.push(line("store", &listens));
+    }
+    let repairs: Vec<String> =
+        status.host.repairs.done().map(|(kind, count)| format!("{kind} {count}")).collect();
+    let repairs = if repairs.is_empty() { "none".to_owned() } else { repairs.join(", ") };
+    lines.push(line("repairs", &repairs));
+    lines.join("\n")
+}
+
+/// Everything that is wrong, each with its code, or with the part that it concerns.
+fn problems(status: &Status, now: SystemTime) -> Vec<String> {
+    let mut found = Vec::new();
+    if let Some(problem) = &status.host.kernel_problem {
+        found.push(format!("kernel: {problem}"));
+    }
+    let named = status.networks.iter().map(|network| (Some(network.name.as_str()), &network.status));
+    for (name, network) in std::iter::once((None, &status.default)).chain(named) {
+        let of = name.map(|name| format!("network {name}: ")).unwrap_or_default();
+        let parts = [
+            ("waiting", network.waiting_for.as_ref().map(|what| format!("not ready, waits for {what}"))),
+            ("lease", network.lease_problem.clone()),
+            ("store", network.store_problem.clone()),
+            ("config", network.config_problem.clone()),
+        ];
+        found.extend(parts.into_iter().filter_map(|(part, text)| Some(format!("{of}{part}: {}", text?))));
+        found.extend(network.problems.iter().map(|problem| {
+            let since = now.duration_since(problem.since).unwrap_or_default();
+            format!("{of}{}: {} (since {})", problem.code, problem.text, short(since))
+        }));
+    }
+    found
+}
+
+fn of_network(name: &str, network: &NetworkStatus) -> Vec<String> {
+    let state = if network.ready { "ready" } else { "not ready" };
+    let mut head = format!("{name}, {state}");
+    if !network.subnets.is_empty() {
+        let _ = write!(head, ": {}", network.subnets.join(" "));
+    }
+    let mut lines = vec![line("network", &head)];
+    if !network.public_ips.is_empty() {
+        lines.push(line("  address", &network.public_ips.join(" ")));
+    }
+    if !network.backend.is_empty() {
+        let path = network.path.as_ref().map(|path| format!(" ({}: {})", path.path, path.reason));
+        let backend = format!("{}{}, MTU {}", network.backend, path.unwrap_or_default(), network.mtu);
+        lines.push(line("  backend", &backend));
+    }
+    let reachable = output::count(network.peers, "peer");
+    lines.push(line("  peers", &format!("packets are sent to {reachable}")));
+    if network.unreachable_count > 0 {
+        let unreachable: Vec<String> = network
+            .unreachable
+            .iter()
+            .map(|peer| format!("{} of {}: {}", peer.subnets, peer.holder, peer.reason))
+            .collect();
+        lines.extend(listed(&format!("  {} out of reach", network.unreachable_count), &unreachable));
+    }
+    if network.quarantined_count > 0 {
+        let bad: Vec<String> =
+            network.quarantined.iter().map(|lease| format!("{}: {}", lease.key, lease.reason)).collect();
+        lines.extend(listed(&format!("  {}", output::count(network.quarantined_count, "bad lease")), &bad));
+    }
+    lines
+}
+
+fn line(what: &str, text: &str) -> String {
+    format!("{what:WIDTH$}{text}")
+}
+
+fn listed(what: &str, items: &[String]) -> Vec<String> {
+    std::iter::once(what.to_owned()).chain(items.iter().map(|item| format!("    {item}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use flan_agent_api::{Code, NamedNetwork, Problem, QuarantinedLease, UnreachablePeer};
+
+    use super::*;
+
+    fn status() -> Status {
+        let default = NetworkStatus {
+            ready: true,
+            subnets: vec!["10.5.3.0/24".to_owned()],
+            public_ips: vec!["192.168.64.11".to_owned()],
+            backend: "vxlan".into(),
+            mtu: 1450,
+            peers: 2,
+            ..NetworkStatus::default()
+        };
+        Status { api_version: flan_agent_api::API_VERSION.into(), default, ..Status::default() }
+    }
+
+    #[test]
+    fn a_host_without_problems_says_so_first() {
+        assert_eq!(
+            text(&status(), SystemTime::now()),
+            "problems    none\n\
+             network     default, ready: 10.5.3.0/24\n\
+             \u{20} address   192.168.64.11\n\
+             \u{20} backend   vxlan, MTU 1450\n\
+             \u{20} peers     packets are sent to 2 peers\n\
+             repairs     none"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_stands_first_with_its_network_its_code_and_its_age() {
+        let mut status = status();
+        let since = SystemTime::UNIX_EPOCH;
+        status.host.repairs.add("route".into(), 2);
+        status.default.store_problem = Some("cannot reach the store".to_owned());
+        status.default.unreachable = vec![UnreachablePeer {
+            subnets: "10.5.9.0/24".into(),
+            holder: "h9".into(),
+            reason: "no way".into(),
+        }];
+        status.default.unreachable_count = 1;
+        status.default.quarantined =
+            vec![QuarantinedLease { key: "junk".into(), reason: "no subnet".into() }];
+        status.default.quarantined_count = 1;
+        let mut blue = NetworkStatus { waiting_for: Some("a lease".to_owned()), ..NetworkStatus::default() };
+        blue.problems = vec![Problem { code: Code::PortTaken, text: "8472 is taken".to_owned(), since }];
+        status.networks = vec![NamedNetwork { name: "blue".parse().unwrap(), status: blue }];
+        let text = text(&status, since + Duration::from_secs(70));
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        assert_eq!(
+            lines[..4],
+            [
+                "problems",
+                "store: cannot reach the store",
+                "network blue: waiting: not ready, waits for a lease",
+                "network blue: port-taken: 8472 is taken (since 1m10s)",
+            ]
+        );
+        for line in ["10.5.9.0/24 of h9: no way", "junk: no subnet", "1 bad lease", "repairs     route 2"] {
+            assert!(lines.contains(&line), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_agent_writes_is_read() {
+        let mut status = status();
+        status.host.repairs.add("route".into(), 2);
+        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        status.default.problems = vec![Problem { code: Code::Clone, text: "twice".to_owned(), since }];
+        let json = serde_json::to_value(&status).unwrap();
+        let read: Status = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), json);
+    }
+
+    #[test]
+    fn a_problem_of_a_later_version_is_shown_without_its_code() {
+        let json = r#"{"code":"of-tomorrow","text":"it is wrong","since":"2026-11-29T00:00:00Z"}"#;
+        let problem: Problem = serde_json::from_str(json).unwrap();
+        assert_eq!((problem.code, problem.text.as_str()), (Code::Unknown, "it is wrong"));
+    }
+}
