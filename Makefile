@@ -13,8 +13,9 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # Target directories of `make install`, below DESTDIR.
 PREFIX ?= /usr/local
 UNITDIR ?= /etc/systemd/system
-# Each shell, and where it looks for the completion of a program, below share.
-COMPLETIONS := bash=bash-completion/completions/%s zsh=zsh/site-functions/_%s fish=fish/vendor_completions.d/%s.fish
+# Where each shell looks for completions, below share.
+COMPLETIONS_OF = bash-completion/completions/$(1) zsh/site-functions/_$(1) fish/vendor_completions.d/$(1).fish
+COMPLETIONS := $(call COMPLETIONS_OF,fland) $(call COMPLETIONS_OF,flanctl)
 
 # The store: `etcd`, `etcd-forky` (a newer one) or `embedded` (`fland store`). By default, the demo uses `embedded`, which
 # needs no package, and the scenarios use the machine's etcd.
@@ -199,6 +200,14 @@ fuzz:
 release:
 	@integration/install-tools.sh --to-build
 	$(CARGO) build --release --locked --bins
+	rm -rf target/release/share
+	cd target/release && for program in fland flanctl; do \
+		./$$program man share/man8 || exit; \
+		mkdir -p share/bash-completion/completions share/zsh/site-functions share/fish/vendor_completions.d || exit; \
+		./$$program completions bash >share/bash-completion/completions/$$program || exit; \
+		./$$program completions zsh >share/zsh/site-functions/_$$program || exit; \
+		./$$program completions fish >share/fish/vendor_completions.d/$$program.fish || exit; \
+	done
 
 # Builds nothing: an ordinary user has run `make release`.
 install:
@@ -206,13 +215,9 @@ install:
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/fland target/release/flanctl
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR) deploy/fland.service deploy/fland-docker.socket \
 		deploy/fland-store.service deploy/flan-attach.service
-	for program in fland flanctl; do \
-		target/release/$$program man $(DESTDIR)$(PREFIX)/share/man/man8 || exit; \
-		for shell in $(COMPLETIONS); do \
-			mkdir -p $(DESTDIR)$(PREFIX)/share/$$(dirname $${shell#*=}) || exit; \
-			target/release/$$program completions $${shell%%=*} \
-				>$(DESTDIR)$(PREFIX)/share/$$(printf $${shell#*=} $$program) || exit; \
-		done; \
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 target/release/share/man8/*.8
+	for file in $(COMPLETIONS); do \
+		install -D -m 644 target/release/share/$$file $(DESTDIR)$(PREFIX)/share/$$file || exit; \
 	done
 	install -D -m 644 -t $(DESTDIR)$(UNITDIR)/docker.service.d deploy/docker.service.d/flan.conf
 
@@ -226,9 +231,7 @@ uninstall:
 	done
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,fland flanctl)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man8/,fland.8 fland-*.8 flanctl.8 flanctl-*.8)
-	for program in fland flanctl; do for shell in $(COMPLETIONS); do \
-		rm -f $(DESTDIR)$(PREFIX)/share/$$(printf $${shell#*=} $$program); \
-	done; done
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS))
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,fland.service fland-docker.socket fland-store.service \
 		flan-attach.service docker.service.d/flan.conf)
 	@rmdir $(DESTDIR)$(UNITDIR)/docker.service.d 2>/dev/null || true

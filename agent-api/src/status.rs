@@ -17,7 +17,7 @@ pub const SHOWN_IN_LISTS: usize = 100;
 
 /// The state of the agent.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct Status {
     /// [`API_VERSION`].
     pub api_version: Cow<'static, str>,
@@ -44,7 +44,7 @@ pub struct NamedNetwork {
 
 /// The state of the host.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct HostStatus {
     /// How often the agent repaired a change by another program.
     pub repairs: Repairs,
@@ -56,7 +56,7 @@ pub struct HostStatus {
 
 /// The state of one network.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct NetworkStatus {
     /// Whether the subnet file is written and the backend works.
     pub ready: bool,

@@ -87,8 +87,8 @@ struct Known {
     records: Records,
     /// Containers that wait for an address in a network.
     waiting: BTreeMap<NetworkName, usize>,
-    /// The network of the store that Docker is being asked to create.
-    creating: Option<NetworkName>,
+    /// The network of the store that Docker is being asked to create, with its addresses.
+    creating: Option<(NetworkName, Vec<IpNetwork>)>,
 }
 
 impl Driver {
@@ -154,11 +154,13 @@ impl Driver {
 
     /// Takes a new network of Docker. Its name is not known before Docker has it.
     pub(crate) async fn create_network(&self, call: CreateNetwork) -> Result<(), String> {
-        let mut asked = Asked::read(&call.options.unwrap_or_default())?;
         let subnets = subnets(call.ipv4.as_deref(), call.ipv6.as_deref())?;
-        if asked.network.is_none() {
-            asked.network = self.creating_with(&subnets).await?;
-        }
+        let options = call.options.unwrap_or_default();
+        let asked = match self.creating_with(&subnets) {
+            // Its options say how it was made, by whatever version.
+            Some(name) => Asked::of_stored(name, &options),
+            None => Asked::read(&options)?,
+        };
         let (name, created) = match &asked.network {
             Some(name) => {
                 let stored = self.stored(name).await?;
@@ -186,16 +188,16 @@ impl Driver {
         Ok(())
     }
 
-    /// Notes which network of the store Docker is being asked to create, while it is: Docker's call names none.
-    pub(crate) fn creates(&self, network: Option<&NetworkName>) {
-        self.known().creating = network.cloned();
+    /// Notes which network of the store Docker is being asked to create, and its addresses, while it is: Docker's call names
+    /// none.
+    pub(crate) fn creates(&self, network: Option<(NetworkName, Vec<IpNetwork>)>) {
+        self.known().creating = network;
     }
 
-    /// Returns the network that Docker is being asked to create, if it has these addresses.
-    async fn creating_with(&self, subnets: &[IpNetwork]) -> Result<Option<NetworkName>, String> {
-        let Some(name) = self.known().creating.clone() else { return Ok(None) };
-        let stored = self.stored(&name).await?;
-        Ok(stored.filter(|(_, config)| is_same(config, subnets)).map(|_| name))
+    /// Returns the network that Docker is being asked to create, if it has these addresses, once.
+    fn creating_with(&self, subnets: &[IpNetwork]) -> Option<NetworkName> {
+        let mut known = self.known();
+        known.creating.take_if(|(_, wanted)| wanted == subnets).map(|(name, _)| name)
     }
 
     /// Checks whether a new network could stand beside those in the store.

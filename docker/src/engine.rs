@@ -42,7 +42,7 @@ pub(crate) struct ShownNetwork {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) driver: String,
-    /// The network in the store that it was tied to when it was created.
+    /// The network in the store that somebody tied it to by `-o flan.network`, as flan itself once did.
     pub(crate) tied: Option<NetworkName>,
     pub(crate) subnets: Vec<IpNetwork>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -120,10 +120,10 @@ impl Engine {
             .map(|(_, network)| IpamConfig { subnet: Some(network.to_string()), ..IpamConfig::default() });
         let has = |v4: bool| config.networks().any(|(_, network)| network.is_ipv4() == v4);
         let labels = config.labels.iter().filter(|(key, _)| !key.starts_with(OWN_LABELS));
-        let tie = (NETWORK.to_owned(), name.to_string());
         // As where it was created: Docker Compose refuses a network with other options than its file has.
         let options = config.labels.iter().filter_map(|(key, value)| {
-            key.strip_prefix(OPTION_LABEL).map(|option| (option.to_owned(), value.clone()))
+            let option = key.strip_prefix(OPTION_LABEL)?;
+            (option.starts_with(OWN_LABELS) && option != NETWORK).then(|| (option.to_owned(), value.clone()))
         });
         let request = NetworkCreateRequest {
             name: name.to_string(),
@@ -137,7 +137,7 @@ impl Engine {
                 options: None,
             }),
             options: Some(options.collect()),
-            labels: Some(labels.map(|(key, value)| (key.clone(), value.clone())).chain([tie]).collect()),
+            labels: Some(labels.map(|(key, value)| (key.clone(), value.clone())).collect()),
             ..NetworkCreateRequest::default()
         };
         self.0.create_network(request).await.map(|created| created.id).map_err(text)
@@ -173,15 +173,14 @@ fn shown(network: Network) -> ShownNetwork {
         .into_iter()
         .filter_map(|config| config.subnet?.parse().ok())
         .collect();
-    let labels: BTreeMap<String, String> = network.labels.unwrap_or_default().into_iter().collect();
     let options: BTreeMap<String, String> = network.options.unwrap_or_default().into_iter().collect();
     ShownNetwork {
         id: network.id.unwrap_or_default(),
         name: network.name.unwrap_or_default(),
         driver: network.driver.unwrap_or_default(),
-        tied: options.get(NETWORK).or_else(|| labels.get(NETWORK)).and_then(|name| name.parse().ok()),
+        tied: options.get(NETWORK).and_then(|name| name.parse().ok()),
         subnets: subnets.into_iter().collect(),
-        labels,
+        labels: network.labels.unwrap_or_default().into_iter().collect(),
         options,
         internal: network.internal.unwrap_or_default(),
     }

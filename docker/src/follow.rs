@@ -186,7 +186,8 @@ impl<R: Fn(Option<String>)> Follower<R> {
         let (network, done) = match step {
             Step::Create(name) => {
                 let config = &stored.usable.get(name)?.config;
-                self.driver.creates(Some(name));
+                let subnets = config.networks().map(|(_, network)| network).collect();
+                self.driver.creates(Some((name.clone(), subnets)));
                 let created = engine.create(name, config).await;
                 self.driver.creates(None);
                 let done = created.and_then(|id| {
@@ -221,7 +222,7 @@ impl<R: Fn(Option<String>)> Follower<R> {
     ) -> Result<(), String> {
         let (subnets, asked) = match record {
             Some(record) => (record.subnets.clone(), record.asked.clone()),
-            None => (network.subnets.clone(), Asked::default()),
+            None => (network.subnets.clone(), Asked::of_options(&network.options, network.internal)),
         };
         let new = asked.new_network(&subnets, engine::labels(network));
         let warn_of = |name: Option<&NetworkName>, reason: &_| {

@@ -98,6 +98,8 @@ fn step(
     let Some(usable) = store.usable.get(name) else {
         return Some(match known {
             _ if store.unusable.contains(name) => Step::Tell(network.name.clone(), UNUSABLE),
+            // The records of it are lost: whoever creates a network is recorded first.
+            None if record.is_none() && removed.is_some() => Step::Remove(network.clone(), GONE),
             None if network.tied.is_none() => Step::Publish(network.clone(), name.clone()),
             None if removed.is_some() => Step::Remove(network.clone(), GONE),
             Some(known) if removed == Some(&known.created) => Step::Remove(network.clone(), GONE),
@@ -234,6 +236,18 @@ mod tests {
         assert_eq!(steps(&unusable, &docker, &known), told);
         let changed = steps(&store(&[("blue", 4, OTHER)]), &docker, &known);
         assert_eq!(changed, [Step::Tell("blue".to_owned(), CHANGED)]);
+    }
+
+    #[test]
+    fn one_that_the_records_lost_goes_if_somebody_removed_it_and_is_published_otherwise() {
+        let blue = shown("n1", "blue", BLUE);
+        let removed = InStore { removed: [(name("blue"), 4)].into(), ..store(&[]) };
+        let (docker, none) = ([blue.clone()], Records::default());
+        assert_eq!(steps(&removed, &docker, &none), [Step::Remove(blue.clone(), GONE)]);
+        assert_eq!(steps(&store(&[]), &docker, &none), [Step::Publish(blue.clone(), name("blue"))]);
+        // Created anew after somebody removed another of its name.
+        let pending = records(&[("n1", None, BLUE, 0)]);
+        assert_eq!(steps(&removed, &docker, &pending), [Step::Publish(blue, name("blue"))]);
     }
 
     #[test]

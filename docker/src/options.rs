@@ -49,6 +49,18 @@ impl Asked {
         Ok(asked)
     }
 
+    /// What Docker is told of a network that is in the store.
+    pub(crate) fn of_stored(name: NetworkName, options: &BTreeMap<String, Value>) -> Self {
+        Self { network: Some(name), internal: is_true(options.get(INTERNAL)), ..Self::default() }
+    }
+
+    /// Reads the options of a network that Docker has, as far as they can be read.
+    pub(crate) fn of_options(options: &BTreeMap<String, String>, internal: bool) -> Self {
+        let generic = options.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        let read = Self::read(&[(GENERIC.to_owned(), Value::Object(generic))].into());
+        Self { internal, ..read.unwrap_or_default() }
+    }
+
     /// Returns the network to create in the store.
     pub(crate) fn new_network(&self, subnets: &[IpNetwork], labels: BTreeMap<String, String>) -> NewNetwork {
         NewNetwork {
@@ -82,6 +94,13 @@ mod tests {
         assert_eq!((asked.vni, asked.subnet_len, asked.internal), (Some(7), Some(26), true));
         assert_eq!(asked.network, Some("blue".parse().unwrap()));
         assert_eq!(asked.new_network(&[], BTreeMap::new()).backend, "vxlan");
+    }
+
+    #[test]
+    fn the_options_of_a_network_that_is_there_are_read_again() {
+        let options = |value: &str| [("flan.subnet-len".to_owned(), value.to_owned())].into();
+        assert_eq!(Asked::of_options(&options("26"), true).subnet_len, Some(26));
+        assert_eq!(Asked::of_options(&options("x"), true), Asked { internal: true, ..Asked::default() });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Asks the agent on this host, through its socket.
 
 use std::path::Path;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
@@ -9,8 +10,10 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use crate::failure::{Failure, Kind};
+use crate::progress::told;
 
 /// Returns what the agent answers to `GET path`.
 pub(crate) async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, Failure> {
@@ -22,7 +25,22 @@ pub(crate) async fn post(socket: &Path, path: &str) -> Result<(), Failure> {
     ask(socket, Method::POST, path).await
 }
 
+/// How long the agent may take to answer.
+const LIMIT: Duration = Duration::from_secs(30);
+
 async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T, Failure> {
+    let waiting = || format!("waiting for fland at {}", socket.display());
+    match told(waiting, timeout(LIMIT, answer(socket, method, path))).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            let message =
+                format!("fland at {} did not answer within {} s", socket.display(), LIMIT.as_secs());
+            Err(Failure::new(Kind::TimedOut, message))
+        }
+    }
+}
+
+async fn answer<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T, Failure> {
     let shown = socket.display();
     let connection = UnixStream::connect(socket).await.map_err(|reason| {
         let message = format!("fland does not answer at {shown}: {reason}; is it running, and are you root?");

@@ -6,6 +6,10 @@ use std::time::SystemTime;
 
 use flan_agent_api::{NetworkStatus, Status};
 
+use flan_subnet_lease::printable;
+use serde::Deserialize;
+use serde_json::Value;
+
 use crate::agent;
 use crate::args::ReportForm;
 use crate::failure::{Failure, Kind};
@@ -19,10 +23,13 @@ const DEFAULT: &str = "default";
 
 /// Prints the status. Fails if there are problems, once they are printed.
 pub(crate) async fn print(socket: &Path, form: ReportForm) -> Result<(), Failure> {
-    let status: Status = agent::get(socket, "/status").await?;
+    let document: Value = agent::get(socket, "/status").await?;
+    let status = Status::deserialize(&document).map_err(|error| {
+        Failure::new(Kind::Other, format!("fland is of a version that writes another status: {error}"))
+    })?;
     match form {
-        ReportForm::Json => output::print_json(&status)?,
-        ReportForm::Yaml => output::print_yaml(&status)?,
+        ReportForm::Json => output::print_json(&document)?,
+        ReportForm::Yaml => output::print_yaml(&document)?,
         ReportForm::Text => output::print(&text(&status, SystemTime::now()))?,
     }
     match problems(&status, SystemTime::now()).len() {
@@ -64,18 +71,36 @@ fn problems(status: &Status, now: SystemTime) -> Vec<String> {
     for (name, network) in std::iter::once((None, &status.default)).chain(named) {
         let of = name.map(|name| format!("network {name}: ")).unwrap_or_default();
         let parts = [
-            ("waiting", network.waiting_for.as_ref().map(|what| format!("not ready, waits for {what}"))),
+            ("waiting", waiting(network)),
             ("lease", network.lease_problem.clone()),
             ("store", network.store_problem.clone()),
             ("config", network.config_problem.clone()),
+            ("peers", some(network.unreachable_count, "is out of reach", "are out of reach")),
+            (
+                "leases",
+                some(
+                    network.quarantined_count,
+                    "is bad, and its holder gets no packets",
+                    "are bad, and their holders get no packets",
+                ),
+            ),
         ];
         found.extend(parts.into_iter().filter_map(|(part, text)| Some(format!("{of}{part}: {}", text?))));
         found.extend(network.problems.iter().map(|problem| {
             let since = now.duration_since(problem.since).unwrap_or_default();
-            format!("{of}{}: {} (since {})", problem.code, problem.text, short(since))
+            format!("{of}{}: {} (for {})", problem.code, problem.text, short(since))
         }));
     }
     found
+}
+
+fn waiting(network: &NetworkStatus) -> Option<String> {
+    let what = network.waiting_for.as_deref().unwrap_or("its start to end");
+    (!network.ready).then(|| format!("not ready, waits for {what}"))
+}
+
+fn some(count: usize, one: &str, more: &str) -> Option<String> {
+    (count > 0).then(|| format!("{count} {}, see below", if count == 1 { one } else { more }))
 }
 
 fn of_network(name: &str, network: &NetworkStatus) -> Vec<String> {
@@ -101,22 +126,34 @@ fn of_network(name: &str, network: &NetworkStatus) -> Vec<String> {
             .iter()
             .map(|peer| format!("{} of {}: {}", peer.subnets, peer.holder, peer.reason))
             .collect();
-        lines.extend(listed(&format!("  {} out of reach", network.unreachable_count), &unreachable));
+        let what = format!("  {} out of reach", network.unreachable_count);
+        lines.extend(some_of(&what, &unreachable, network.unreachable_count));
     }
     if network.quarantined_count > 0 {
         let bad: Vec<String> =
             network.quarantined.iter().map(|lease| format!("{}: {}", lease.key, lease.reason)).collect();
-        lines.extend(listed(&format!("  {}", output::count(network.quarantined_count, "bad lease")), &bad));
+        let what = format!("  {}", output::count(network.quarantined_count, "bad lease"));
+        lines.extend(some_of(&what, &bad, network.quarantined_count));
     }
     lines
 }
 
 fn line(what: &str, text: &str) -> String {
-    format!("{what:WIDTH$}{text}")
+    format!("{what:WIDTH$}{}", printable(text))
 }
 
 fn listed(what: &str, items: &[String]) -> Vec<String> {
-    std::iter::once(what.to_owned()).chain(items.iter().map(|item| format!("    {item}"))).collect()
+    let items = items.iter().map(|item| format!("    {}", printable(item)));
+    std::iter::once(what.to_owned()).chain(items).collect()
+}
+
+/// The same of a list that may have been cut.
+fn some_of(what: &str, items: &[String], count: usize) -> Vec<String> {
+    let mut lines = listed(what, items);
+    if count > items.len() {
+        lines.push(format!("    and {} more", count - items.len()));
+    }
+    lines
 }
 
 #[cfg(test)]
@@ -157,7 +194,7 @@ mod tests {
     fn what_is_wrong_stands_first_with_its_network_its_code_and_its_age() {
         let mut status = status();
         let since = SystemTime::UNIX_EPOCH;
-        status.host.repairs.add("route".into(), 2);
+        status.host.repairs.add("route", 2);
         status.default.store_problem = Some("cannot reach the store".to_owned());
         status.default.unreachable = vec![UnreachablePeer {
             subnets: "10.5.9.0/24".into(),
@@ -174,12 +211,14 @@ mod tests {
         let text = text(&status, since + Duration::from_secs(70));
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(
-            lines[..4],
+            lines[..6],
             [
                 "problems",
                 "store: cannot reach the store",
+                "peers: 1 is out of reach, see below",
+                "leases: 1 is bad, and its holder gets no packets, see below",
                 "network blue: waiting: not ready, waits for a lease",
-                "network blue: port-taken: 8472 is taken (since 1m10s)",
+                "network blue: port-taken: 8472 is taken (for 1m10s)",
             ]
         );
         for line in ["10.5.9.0/24 of h9: no way", "junk: no subnet", "1 bad lease", "repairs     route 2"] {
@@ -190,7 +229,7 @@ mod tests {
     #[test]
     fn what_the_agent_writes_is_read() {
         let mut status = status();
-        status.host.repairs.add("route".into(), 2);
+        status.host.repairs.add("route", 2);
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         status.default.problems = vec![Problem { code: Code::Clone, text: "twice".to_owned(), since }];
         let json = serde_json::to_value(&status).unwrap();

@@ -238,12 +238,12 @@ mod tests {
         let path = |config, flag, kernel: Result<(), &str>| {
             let kernel = kernel.map_err(ToOwned::to_owned);
             decide(Wish::of("--udp-path", flag, config), "udp", "the kernel has FOU and IPIP", || kernel)
-                .map(|found| (found.path, found.reason))
+                .map(|found| (found.path.into_owned(), found.reason))
                 .map_err(|refused| refused.to_string())
         };
         let (auto, by_kernel, by_user) = (PathChoice::Auto, PathChoice::Kernel, PathChoice::User);
-        let kernel = |reason: &str| Ok(("kernel", reason.to_owned()));
-        let user = |reason: &str| Ok(("user", reason.to_owned()));
+        let kernel = |reason: &str| Ok(("kernel".to_owned(), reason.to_owned()));
+        let user = |reason: &str| Ok(("user".to_owned(), reason.to_owned()));
         assert_eq!(path(auto, None, Ok(())), kernel("the kernel has FOU and IPIP"));
         assert_eq!(path(by_user, Some(by_kernel), Ok(())), kernel("--udp-path asks for it"));
         assert_eq!(path(auto, None, Err("modprobe fou")), user("modprobe fou"));

@@ -15,10 +15,10 @@ macro_rules! counters {
 
         /// The counters at one moment.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(rename_all = "camelCase")]
+        #[serde(rename_all = "camelCase", default)]
         pub struct Totals {
             $($(#[$doc])* pub $name: u64,)*
-            $($(#[$only_doc])* #[serde(default, skip_serializing_if = "is_zero")] pub $only: u64,)*
+            $($(#[$only_doc])* #[serde(skip_serializing_if = "is_zero")] pub $only: u64,)*
         }
 
         impl Counters {

@@ -113,7 +113,13 @@ impl Docker {
     /// containers are attached to.
     pub(super) async fn is_of_image(&self, id: &str, label: &str, text: &str) -> Result<bool, Failure> {
         let Some(image) = self.inspect(id).await?.image else { return Ok(false) };
-        let image = self.client.inspect_image(&image).await.map_err(|error| self.failed(&error))?;
+        let image = self.client.inspect_image(&image).await.map_err(|error| match error {
+            Error::DockerResponseServerError { status_code: 404, .. } => {
+                let message = "its image is gone, so nobody knows whether the label is the image's; make the container anew";
+                Failure::new(Kind::Refused, message)
+            }
+            error => self.failed(&error),
+        })?;
         let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
         Ok(labels.get(label).is_some_and(|of_image| of_image == text))
     }

@@ -65,7 +65,8 @@ impl Follower<'_> {
                 let stopped = || Failure::new(Kind::Other, "Docker has stopped; waiting for it");
                 let id = happened.and_then(Result::ok).ok_or_else(stopped)?;
                 // It starts, and may fare better.
-                self.failures.retain(|(container, _), _| *container != id);
+                let of_it = self.failures.iter_mut().filter(|((container, _), _)| *container == id);
+                of_it.for_each(|(_, attempt)| (attempt.next, attempt.delay) = (Instant::now(), RETRY.0));
                 event = events.next().now_or_never();
             }
         }

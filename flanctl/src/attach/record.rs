@@ -110,7 +110,8 @@ impl Records {
 
     async fn try_to_sweep(&self) -> Result<(), Failure> {
         let mut used = Vec::new();
-        for record in read(&self.directory)? {
+        let (records, is_whole) = read_all(&self.directory)?;
+        for record in records {
             if record.has_ended() {
                 self.forget(&record)?;
             } else if record.mac.is_none() {
@@ -120,7 +121,11 @@ impl Records {
                 used.extend(record.vlan_device.as_deref().and_then(|name| name.parse::<LinkName>().ok()));
             }
         }
-        Ok(lan::remove_vlan_devices_except(&used, &self.directory.display().to_string()).await?)
+        // What cannot be read may stand on any of them.
+        match is_whole {
+            true => Ok(lan::remove_vlan_devices_except(&used, &self.directory.display().to_string()).await?),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn forget(&self, record: &Record) -> Result<(), Failure> {
@@ -148,8 +153,14 @@ impl Records {
 
 /// Returns all records. None is no error, and one that cannot be read hides no other.
 pub(super) fn read(directory: &Path) -> Result<Vec<Record>, Failure> {
+    Ok(read_all(directory)?.0)
+}
+
+/// The same, and whether each of them could be read.
+fn read_all(directory: &Path) -> Result<(Vec<Record>, bool), Failure> {
+    let mut is_whole = true;
     let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), true)),
         entries => entries.map_err(failed(directory))?,
     };
     let mut records: Vec<Record> = Vec::new();
@@ -163,11 +174,14 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Record>, Failure> {
             Ok(record) => records.push(record),
             // Its container ended meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => eprintln!("flanctl: leaving {} alone: {error}", path.display()),
+            Err(error) => {
+                is_whole = false;
+                eprintln!("flanctl: leaving {} alone: {error}", path.display());
+            }
         }
     }
     records.sort_by(|one, other| (&one.container, &one.interface).cmp(&(&other.container, &other.interface)));
-    Ok(records)
+    Ok((records, is_whole))
 }
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> Failure {

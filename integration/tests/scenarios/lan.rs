@@ -116,8 +116,11 @@ fn a_container_is_on_the_lan_and_on_flan_until_it_is_detached_or_ends() -> Resul
         what_was_left_halfway_is_undone(&hosts[0], &web, &options)?;
         hosts[0].docker(&["rm", "-f", "web"])?;
         ensure!(attachments(&hosts[0])?.is_empty());
-        ensure!(hosts[1].ping_once(WEB.parse::<Ipv4Addr>()?).is_err(), "it answers yet");
-        Ok(())
+        // The kernel clears a network namespace when it gets round to it.
+        wait::until("the address to be free", SOON, || {
+            ensure!(hosts[1].ping_once(WEB.parse::<Ipv4Addr>()?).is_err());
+            Ok(())
+        })
     })
 }
 

@@ -198,11 +198,12 @@ impl<'a> Inside<'a> {
 
     /// Removes the link. One that is gone is no error.
     pub(super) async fn remove(&self, name: LinkName, mac: Option<MacAddr6>) -> Result<(), LanError> {
-        let is_ours = |link: &Link| match mac {
-            Some(mac) => link.mac == mac && link.is_for_lans(),
-            None => link.name == name && link.is_for_lans(),
+        let links: Vec<Link> = self.tables.links().await?.into_iter().filter(Link::is_for_lans).collect();
+        let named = |link: &&Link| link.name == name && mac.is_none_or(|mac| link.mac == mac);
+        let renamed = |link: &&Link| mac.is_some_and(|mac| link.mac == mac);
+        let Some(link) = links.iter().find(named).or_else(|| links.iter().find(renamed)) else {
+            return Ok(());
         };
-        let Some(link) = self.tables.links().await?.into_iter().find(is_ours) else { return Ok(()) };
         match within(self.tables.handle().link().del(link.index).execute()).await {
             Err(reason) if reason.errno() != Some(libc::ENODEV) => {
                 Err(LanError::Kernel { what: format!("removing {name}"), reason })
