@@ -8,7 +8,6 @@ use flan_integration::{Container, Host, Lab, LabOptions, vm, wait};
 
 use crate::docker_networks::in_network;
 use crate::lan::{FOLLOW, attach, docker_hosts};
-use crate::stage::bare_hosts;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -34,7 +33,7 @@ fn has(host: &Host, device: &str) -> Result<bool> {
 fn containers_in_a_vlan_reach_each_other_across_hosts_and_nobody_else() -> Result<()> {
     vm::ensure_inside()?;
     Lab::run(LabOptions::default(), |lab| {
-        let mut hosts = docker_hosts(lab, bare_hosts(lab, 2)?)?;
+        let mut hosts = docker_hosts(lab, vec![lab.host("h1")?, lab.host_of_forky("h2")?])?;
         let [one, other] = [hosts[0].run_container("one", &[])?, hosts[0].run_container("other", &[])?];
         hosts[1].run_container("two", &[])?;
         let on_eth0 = ["--parent", "eth0"];
