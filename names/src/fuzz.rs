@@ -11,7 +11,7 @@ use crate::directory::{Directory, Network, Place};
 use crate::handler::{Reply, Shared};
 
 /// Most bytes of an answer by UDP.
-pub use crate::handler::MOST_BY_UDP;
+pub const MOST_BY_UDP: u16 = crate::handler::MOST_BY_UDP;
 
 /// Returns the answer to a client at 10.7.1.3, if it gets one at once, from a host that is in the networks `blue`
 /// (10.7.0.0/16) and `red` (10.9.0.0/16). These containers are in `blue`, and all hosts are alive.
