@@ -31,7 +31,7 @@ fn main() -> ExitCode {
             return written(std::io::stdout().write_all(&shipped::completions(Args::command(), shell)));
         }
         Some(Command::Man { directory }) => {
-            return written(shipped::man_pages(Args::command(), &directory).map(drop));
+            return written(shipped::man_pages(Args::command(), &directory));
         }
     };
     log::start(store.as_ref().map_or(&args.log, |store| &store.log));

@@ -391,8 +391,8 @@ pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) place: AttachmentsDir,
     /// Output format
-    #[arg(short, long, value_enum, default_value_t = Form::Table)]
-    pub(crate) output: Form,
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
 }
 
 /// Arguments of `detach`.

@@ -10,14 +10,14 @@ use std::path::Path;
 use flan_agent_api::SubnetEnv;
 use flan_backends::bridge;
 use flan_kernel::lan::{self, LanError, LanLink};
-use flan_kernel::netlink;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use self::docker::{Container, Docker};
 use self::follow::follow;
 use self::record::{Origin, Record, Records};
-use crate::args::{AttachArgs, AttachmentsArgs, DetachArgs, Form};
+use crate::args::{AttachArgs, AttachmentsArgs, DetachArgs, Form, ReportForm};
 use crate::failure::{Failure, Kind};
+use crate::host::ensure_root;
 use crate::progress::told;
 use crate::{output, table};
 
@@ -36,7 +36,7 @@ impl From<LanError> for Failure {
 
 /// Attaches one container.
 pub(crate) async fn attach(args: &AttachArgs) -> Result<(), Failure> {
-    may_change()?;
+    ensure_root()?;
     let Some(name) = &args.container else { return follow(args).await };
     let wanted = args.link()?;
     let work = async {
@@ -50,15 +50,15 @@ pub(crate) async fn attach(args: &AttachArgs) -> Result<(), Failure> {
     };
     let record = told(|| format!("attaching {name} to the LAN"), work).await?;
     match args.output {
-        Form::Table | Form::Wide => output::print(&record.sentence()),
-        Form::Json => output::print_json(&record.document()),
-        Form::Yaml => output::print_yaml(&record.document()),
+        ReportForm::Text => output::print(&record.sentence()),
+        ReportForm::Json => output::print_json(&record.document()),
+        ReportForm::Yaml => output::print_yaml(&record.document()),
     }
 }
 
 /// Detaches a container from all its LANs, or from one.
 pub(crate) async fn detach(args: &DetachArgs) -> Result<(), Failure> {
-    may_change()?;
+    ensure_root()?;
     let waiting = || "waiting for another flanctl that attaches or detaches".to_owned();
     let records = told(waiting, Records::open(&args.place.attachments)).await?;
     let is_meant = |record: &Record| {
@@ -96,13 +96,6 @@ pub(crate) fn list(args: &AttachmentsArgs) -> Result<(), Failure> {
         Form::Wide => output::print(&list.table(true)),
         Form::Json => output::print_json(&list),
         Form::Yaml => output::print_yaml(&list),
-    }
-}
-
-fn may_change() -> Result<(), Failure> {
-    match netlink::may_change().map_err(|reason| Failure::new(Kind::Other, reason))? {
-        true => Ok(()),
-        false => Err(Failure::new(Kind::Usage, "this changes interfaces and routes: run it as root")),
     }
 }
 

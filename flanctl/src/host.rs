@@ -42,9 +42,7 @@ pub(crate) struct Named {
 impl Host {
     /// Reads all our state on this host.
     pub(crate) async fn read(args: &HostArgs) -> Result<Self, Failure> {
-        if !netlink::may_change().map_err(|reason| unread(&reason))? {
-            return Err(Failure::new(Kind::Usage, "this changes devices, routes and rules: run it as root"));
-        }
+        ensure_root()?;
         let only =
             OnlyAgent::claim().map_err(|error| Failure::new(Kind::Other, error))?.ok_or_else(|| {
                 let message = "fland runs on this host; stop it first, with: systemctl disable --now fland";
@@ -116,6 +114,14 @@ fn load(file: &Path) -> Result<Option<SubnetEnv>, Failure> {
         let message = format!("cannot use {}: {reason}; mend it or delete it", file.display());
         Failure::new(Kind::Usage, message)
     })
+}
+
+/// Returns an error unless this process may change devices, routes and rules.
+pub(crate) fn ensure_root() -> Result<(), Failure> {
+    match netlink::may_change().map_err(|reason| unread(&reason))? {
+        true => Ok(()),
+        false => Err(Failure::new(Kind::Usage, "this changes devices, routes and rules: run it as root")),
+    }
 }
 
 fn unread(reason: &KernelError) -> Failure {

@@ -122,7 +122,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         }
         Command::Man { directory } => {
             let failed = |error| Failure::new(Kind::Other, format!("{}: {error}", directory.display()));
-            shipped::man_pages(command(), &directory).map(drop).map_err(failed)
+            shipped::man_pages(command(), &directory).map_err(failed)
         }
         Command::HandOver(args) => hand_over::run(&args).await,
         Command::Leave(args) => {

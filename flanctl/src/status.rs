@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use flan_agent_api::{NetworkStatus, Status};
-
 use flan_subnet_lease::printable;
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,12 +26,13 @@ pub(crate) async fn print(socket: &Path, form: ReportForm) -> Result<(), Failure
     let status = Status::deserialize(&document).map_err(|error| {
         Failure::new(Kind::Other, format!("fland is of a version that writes another status: {error}"))
     })?;
+    let problems = problems(&status, SystemTime::now());
     match form {
         ReportForm::Json => output::print_json(&document)?,
         ReportForm::Yaml => output::print_yaml(&document)?,
-        ReportForm::Text => output::print(&text(&status, SystemTime::now()))?,
+        ReportForm::Text => output::print(&text(&status, &problems))?,
     }
-    match problems(&status, SystemTime::now()).len() {
+    match problems.len() {
         0 => Ok(()),
         count => {
             Err(Failure::new(Kind::Problems, format!("this host has {}", output::count(count, "problem"))))
@@ -40,11 +40,10 @@ pub(crate) async fn print(socket: &Path, form: ReportForm) -> Result<(), Failure
     }
 }
 
-fn text(status: &Status, now: SystemTime) -> String {
-    let problems = problems(status, now);
+fn text(status: &Status, problems: &[String]) -> String {
     let mut lines = match problems.is_empty() {
         true => vec![line("problems", "none")],
-        false => listed("problems", &problems),
+        false => listed("problems", problems),
     };
     lines.extend(of_network(DEFAULT, &status.default));
     for network in &status.networks {
@@ -180,7 +179,7 @@ mod tests {
     #[test]
     fn a_host_without_problems_says_so_first() {
         assert_eq!(
-            text(&status(), SystemTime::now()),
+            text(&status(), &problems(&status(), SystemTime::now())),
             "problems    none\n\
              network     default, ready: 10.5.3.0/24\n\
              \u{20} address   192.168.64.11\n\
@@ -208,7 +207,7 @@ mod tests {
         let mut blue = NetworkStatus { waiting_for: Some("a lease".to_owned()), ..NetworkStatus::default() };
         blue.problems = vec![Problem { code: Code::PortTaken, text: "8472 is taken".to_owned(), since }];
         status.networks = vec![NamedNetwork { name: "blue".parse().unwrap(), status: blue }];
-        let text = text(&status, since + Duration::from_secs(70));
+        let text = text(&status, &problems(&status, since + Duration::from_secs(70)));
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(
             lines[..6],

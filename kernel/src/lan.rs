@@ -93,8 +93,8 @@ pub async fn plan<'a>(netns: &'a Netns, wanted: &'a LanLink) -> Result<Planned<'
     wanted.check()?;
     let host = Tables::here()?;
     let parent = parent::find(&host, wanted).await?;
-    let inside = Inside::enter(netns).await?;
-    let name = inside.free_name(wanted.name)?;
+    let inside = Inside::enter(netns)?;
+    let name = inside.free_name(wanted.name).await?;
     Ok(Planned { host, parent, inside, name, wanted })
 }
 
@@ -130,5 +130,5 @@ impl Planned<'_> {
 /// # Errors
 /// [`LanError::Netns`] or [`LanError::Kernel`].
 pub async fn detach(netns: &Netns, name: LinkName, mac: Option<MacAddr6>) -> Result<(), LanError> {
-    Inside::enter(netns).await?.remove(name, mac).await
+    Inside::enter(netns)?.remove(name, mac).await
 }

@@ -1,8 +1,9 @@
-//! What the kernel holds, and the only way to change it.
+//! What the kernel holds, and the only ways to change it.
 //!
 //! A caller describes what it wants as a [`State`], reads what exists with [`Kernel::snapshot`], lets [`diff`] compute
 //! the ordered [`Operation`]s between the two, and passes them to [`Kernel::apply`]. Packet filter rules are a
-//! [`Ruleset`], replaced as a whole through [`Firewall::apply`].
+//! [`Ruleset`], replaced as a whole through [`Firewall::apply`]. Links of containers to the host's LAN are not part of the
+//! overlay and have no desired state: [`lan`] makes and removes each by itself.
 //!
 //! This crate knows nothing of leases or etcd. It is the only one with netlink, nftables, sysctl and `unsafe`.
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use flan_integration::command::Outcome;
@@ -281,7 +281,9 @@ fn a_label_attaches(host: &mut Host, other: Ipv4Addr) -> Result<()> {
     let label = format!("flan.attach=parent=eth0,address={},gateway={ROUTER}", lan(WEB));
     let more = format!("flan.attach.more=parent=eth0,address={}", lan(OTHER));
     let web = host.run_container("web", &["--label", &label, "--label", &more])?;
+    let started = Instant::now();
     wait_until_attached(&web, &["eth0", "lan0", "lan1"])?;
+    println!("on two LANs {:?} after docker run has returned", started.elapsed());
     web.ping(other)?;
     let wrong =
         host.run_container("wrong", &["--label", "flan.attach=parent=eth0,adress=192.168.64.179/24"])?;

@@ -28,19 +28,17 @@ const NAMES: u32 = 100;
 pub(super) struct Inside<'a> {
     netns: &'a Netns,
     tables: Tables,
-    links: Vec<Link>,
 }
 
 impl<'a> Inside<'a> {
-    pub(super) async fn enter(netns: &'a Netns) -> Result<Self, LanError> {
+    pub(super) fn enter(netns: &'a Netns) -> Result<Self, LanError> {
         let runtime = tokio::runtime::Handle::current();
         let open = || {
             let _context = runtime.enter();
             Tables::open()
         };
         let tables = netns.run(open).map_err(LanError::Netns)?;
-        let links = tables.links().await?;
-        Ok(Self { netns, tables, links })
+        Ok(Self { netns, tables })
     }
 
     pub(super) fn netns(&self) -> &Netns {
@@ -48,8 +46,9 @@ impl<'a> Inside<'a> {
     }
 
     /// A name that no link has.
-    pub(super) fn free_name(&self, wanted: Option<LinkName>) -> Result<LinkName, LanError> {
-        let is_free = |name: &LinkName| self.links.iter().all(|link| link.name != *name);
+    pub(super) async fn free_name(&self, wanted: Option<LinkName>) -> Result<LinkName, LanError> {
+        let links = self.tables.links().await?;
+        let is_free = |name: &LinkName| links.iter().all(|link| link.name != *name);
         if let Some(name) = wanted {
             return match is_free(&name) {
                 true => Ok(name),

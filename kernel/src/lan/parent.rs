@@ -104,27 +104,10 @@ fn is_ours(link: &Link) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use macaddr::MacAddr6;
-
     use super::*;
 
     fn eth0() -> Link {
-        Link {
-            index: 2,
-            name: "eth0".parse().unwrap(),
-            mac: MacAddr6::nil(),
-            is_up: true,
-            is_loopback: false,
-            is_ethernet: true,
-            kind: None,
-            controller: None,
-            lower: None,
-            vlan: None,
-            filters_vlans: false,
-            default_vlan: None,
-            has_carrier: true,
-            alias: None,
-        }
+        Link::ethernet(2, "eth0".parse().unwrap())
     }
 
     fn br0() -> Link {

@@ -175,28 +175,41 @@ fn address(message: &AddressMessage) -> Option<(u32, IpNetwork, AddressFlags)> {
 }
 
 impl Link {
-    fn of(message: &LinkMessage) -> Option<Self> {
-        let header = &message.header;
-        let mut link = Self {
-            index: header.index,
-            name: "?".parse().ok()?,
+    /// An Ethernet interface that is up, of no particular kind.
+    pub(super) fn ethernet(index: u32, name: LinkName) -> Self {
+        Self {
+            index,
+            name,
             mac: MacAddr6::nil(),
-            is_up: header.flags.contains(LinkFlags::Up),
-            is_loopback: header.flags.contains(LinkFlags::Loopback),
-            is_ethernet: header.link_layer_type == LinkLayerType::Ether,
+            is_up: true,
+            is_loopback: false,
+            is_ethernet: true,
             kind: None,
             controller: None,
             lower: None,
             vlan: None,
             filters_vlans: false,
             default_vlan: None,
-            has_carrier: header.flags.contains(LinkFlags::LowerUp),
+            has_carrier: true,
             alias: None,
+        }
+    }
+
+    fn of(message: &LinkMessage) -> Option<Self> {
+        let header = &message.header;
+        let name = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => name.parse().ok(),
+            _ => None,
+        })?;
+        let mut link = Self {
+            is_up: header.flags.contains(LinkFlags::Up),
+            is_loopback: header.flags.contains(LinkFlags::Loopback),
+            is_ethernet: header.link_layer_type == LinkLayerType::Ether,
+            has_carrier: header.flags.contains(LinkFlags::LowerUp),
+            ..Self::ethernet(header.index, name)
         };
-        let mut name = None;
         for attribute in &message.attributes {
             match attribute {
-                LinkAttribute::IfName(text) => name = text.parse().ok(),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::Link(index) => link.lower = Some(*index),
@@ -207,7 +220,6 @@ impl Link {
                 _ => {}
             }
         }
-        link.name = name?;
         Some(link)
     }
 
