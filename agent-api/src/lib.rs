@@ -17,11 +17,11 @@ mod wireguard_args;
 
 pub use host_args::{NodeId, PublicIps, SubnetDir, SubnetFile};
 pub use only_agent::OnlyAgent;
-pub use peers::{Peer, Peers, WireguardPeer};
+pub use peers::{Peer, PeerHealth, PeerState, Peers, WireguardPeer};
 pub use problem::{Code, Problem};
 pub use socket::AgentSocket;
 pub use status::{
-    API_VERSION, Datapath, EmbeddedStore, HostStatus, NamedNetwork, NetworkStatus, PathInForce,
+    API_VERSION, Datapath, EmbeddedStore, HostStatus, NamedNetwork, NetworkStatus, PathInForce, Probed,
     QuarantinedLease, Repairs, SHOWN_IN_LISTS, Status, UnreachablePeer,
 };
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};

@@ -30,6 +30,48 @@ pub struct Peer {
     pub unreachable: Option<String>,
     /// What WireGuard knows of it.
     pub wireguard: Option<WireguardPeer>,
+    /// What probes have found; `None` if it is not probed.
+    pub health: Option<PeerHealth>,
+}
+
+/// How a peer answers the probes of this host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerHealth {
+    /// What to know first.
+    pub state: PeerState,
+    /// Seconds since it is so; `None` while it is unknown.
+    pub since_seconds: Option<u64>,
+    /// Round trip of a small packet through the overlay, smoothed.
+    pub round_trip_microseconds: Option<u64>,
+    /// The part of the last 32 small packets that was lost.
+    pub loss_percent: Option<u32>,
+    /// The largest packet in bytes that passes, at most as large as containers may send.
+    pub mtu: Option<u16>,
+    /// Seconds since anything came from it through the overlay.
+    pub answered_seconds: Option<u64>,
+    /// Seconds since its agent answered.
+    pub agent_answered_seconds: Option<u64>,
+    /// What is wrong.
+    pub reason: Option<String>,
+}
+
+/// Whether packets come back from a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerState {
+    /// They do.
+    Reachable,
+    /// More than one in ten is lost.
+    Lossy,
+    /// Large ones do not.
+    Narrow,
+    /// None do.
+    Unreachable,
+    /// Too little is known yet, or another version of the agent says more.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// What WireGuard knows of a peer.

@@ -36,6 +36,14 @@ pub enum Code {
     DoubtfulConfig,
     /// A WireGuard peer that packets are sent to has had no handshake for three minutes.
     SilentPeer,
+    /// A peer does not answer on the overlay.
+    PeerUnreachable,
+    /// Large packets do not reach a peer.
+    PeerMtu,
+    /// Packets to a peer are lost.
+    PeerLoss,
+    /// The agent of a peer does not answer, although packets pass.
+    PeerAgent,
     /// The file of this host's WireGuard key is gone, or holds no key.
     WireguardKey,
     /// Docker does not show the networks of the store as they are, or this host's containers are not known there.

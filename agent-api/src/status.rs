@@ -76,6 +76,8 @@ pub struct NetworkStatus {
     pub unreachable: Vec<UnreachablePeer>,
     /// Their total number.
     pub unreachable_count: usize,
+    /// How many peers answer probes; `None` if they are not probed.
+    pub probed: Option<Probed>,
     /// The first [`SHOWN_IN_LISTS`] leases that are not applied to the kernel.
     pub quarantined: Vec<QuarantinedLease>,
     /// Their total number.
@@ -92,6 +94,20 @@ pub struct NetworkStatus {
     pub store_problem: Option<String>,
     /// Problems while the agent itself works, at most one of each kind.
     pub problems: Vec<Problem>,
+}
+
+/// How peers answer the probes of this host. A peer of two families counts twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probed {
+    /// Those that answer.
+    pub reachable: usize,
+    /// Those that do not.
+    pub unreachable: usize,
+    /// Those of which too little is known yet.
+    pub unknown: usize,
+    /// Whether none answers of those that did.
+    pub all_lost: bool,
 }
 
 /// Number of repairs by kind of object: `route`, `nexthop`; `rules` stands for packet filter rules.

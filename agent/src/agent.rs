@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use flan_agent_api::Peer;
 use flan_backends::HostNetworks;
 use flan_kernel::{Change, FailedOperation, KernelError, LinkName, Operation, Ownership, Ruleset, State};
+use flan_probes::{Target, Way};
 use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
@@ -93,6 +94,8 @@ pub enum Effect {
     LookFor(Ours),
     /// Check the bridges again: devices or addresses have changed.
     HostChanged,
+    /// Tell the probes who the peers are: [`Agent::probed`] returns them.
+    Probe,
     /// Return freed memory to the kernel.
     GiveBackMemory,
     /// Put away the subnet file of a network that this host has left: nothing of it is in the kernel any more.
@@ -134,6 +137,12 @@ impl Agent {
     pub(crate) fn peers(&self) -> Vec<Peer> {
         let default = self.networks.get(&DEFAULT_NETWORK).and_then(Network::joined);
         default.into_iter().flat_map(Joined::shown_peers).collect()
+    }
+
+    /// Returns what to probe: how packets leave this host, and the peers in the default network. Packets of other networks
+    /// go between the same hosts.
+    pub(crate) fn probed(&self) -> Option<(Way, Vec<Target>)> {
+        self.networks.get(&DEFAULT_NETWORK).and_then(Network::joined)?.probed()
     }
 
     /// Handles an event and returns what to do.

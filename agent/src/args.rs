@@ -15,6 +15,7 @@ use crate::embedded_args::EmbeddedArgs;
 use crate::flag_values::{duration, path_choice, switch};
 use crate::log::LogArgs;
 use crate::names_args::NamesArgs;
+use crate::probe_args::ProbeArgs;
 use crate::store_command::StoreCommand;
 
 /// Connect this host's containers to those of the other hosts
@@ -254,6 +255,10 @@ pub struct Args {
     #[command(flatten, next_help_heading = "Observation")]
     #[allow(missing_docs)]
     pub socket: AgentSocket,
+
+    #[command(flatten, next_help_heading = "Observation")]
+    #[allow(missing_docs)]
+    pub probes: ProbeArgs,
 
     /// Address on which to answer GET /healthz and GET /status. 0.0.0.0 stands for every IPv4 address of this host
     #[arg(

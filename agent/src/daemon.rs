@@ -14,6 +14,7 @@ use std::sync::Arc;
 use flan_backends::HostNetworks;
 use flan_docker::Demand;
 use flan_kernel::{Firewall, Kernel, KernelError, Operation, Ruleset, State, memory, netlink, sysctl};
+use flan_probes::Prober;
 use flan_subnet_lease::{Lease, Store, WatchEvent};
 use futures::future::{BoxFuture, OptionFuture};
 use futures::{FutureExt, StreamExt};
@@ -30,7 +31,7 @@ use crate::args::Args;
 use crate::interface::Selection;
 use crate::lookout::Lookout;
 use crate::network::{NetworkEffect, NetworkEvent};
-use crate::notify;
+use crate::{notify, probing};
 use crate::status::socket::PeersAsked;
 
 pub use start::run;
@@ -55,6 +56,7 @@ struct Daemon<K, F> {
     /// What people tell by the socket.
     told: mpsc::Receiver<Told>,
     lookout: Lookout,
+    prober: Prober,
     /// Questions that come by the socket.
     asked: mpsc::Receiver<PeersAsked>,
     /// Readings in progress, of our objects and of the host's networks.
@@ -97,7 +99,9 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                     None
                 }
                 Some(answer) = self.asked.recv() => {
-                    let _ = answer.send(self.agent.peers());
+                    let mut peers = self.agent.peers();
+                    probing::add(&mut peers, self.prober.seen());
+                    let _ = answer.send(peers);
                     None
                 }
                 () = any_failed(&mut self.tasks) => anyhow::bail!("the keeper of our lease ended unexpectedly"),
@@ -204,6 +208,11 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             Effect::Reconnect => self.store.reconnect(),
             Effect::LookFor(ours) => self.lookout.ours_is(ours),
             Effect::HostChanged => self.lookout.host_changed(),
+            Effect::Probe => {
+                if let Some((way, targets)) = self.agent.probed() {
+                    self.prober.targets_are(way, targets);
+                }
+            }
             Effect::GiveBackMemory => memory::give_back(),
             Effect::PutAway(file) => self.membership.put_away(&file),
             Effect::Ready => notify::ready(),

@@ -79,6 +79,8 @@ struct Times {
     rules: Due,
     /// Check everything, in case a notification was missed.
     resync: Due,
+    /// Tell the probes who the peers are.
+    probes: Due,
 }
 
 /// Interval between checks of the packet filter rules.
@@ -91,6 +93,8 @@ const READ_DEBOUNCE: Duration = Duration::from_millis(100);
 const NETWORKS_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Interval between readings of the host's networks while a network waits for a lease.
 const NETWORKS_INTERVAL: Duration = Duration::from_secs(5);
+/// Changes of peers within this time are told to the probes together.
+const PROBES_DEBOUNCE: Duration = Duration::from_secs(1);
 /// Delay before memory is returned after much work, so that work that follows at once can reuse it.
 const TIDY_DELAY: Duration = Duration::from_secs(1);
 /// Operations in a round from which the log mentions it, and peers from which it pays to return memory.
@@ -205,8 +209,8 @@ impl Host {
 
     /// Returns when [`time_passed`](Self::time_passed) has something to do.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        let Times { round, read, networks, tidy, rules, resync } = &self.due;
-        let dues = [read, networks, tidy, rules, resync, &self.external.due].map(Due::time);
+        let Times { round, read, networks, tidy, rules, resync, probes } = &self.due;
+        let dues = [read, networks, tidy, rules, resync, probes, &self.external.due].map(Due::time);
         let round = round.time().filter(|_| !self.is_busy());
         dues.into_iter().chain([round, self.reconciler.due_at(now)]).flatten().min()
     }
@@ -222,6 +226,11 @@ impl Host {
         // What failed before says nothing of what is wanted now.
         (self.failures, self.retry_at) = (0, None);
         self.schedule(now);
+    }
+
+    /// Schedules that the probes are told of the peers of the default network.
+    pub(crate) fn peers_have_changed(&mut self, now: Instant) {
+        self.due.probes.at(now + PROBES_DEBOUNCE);
     }
 
     /// Schedules the return of unused memory.
@@ -345,6 +354,9 @@ impl Host {
         if self.due.rules.is_over(now) {
             self.rules_tick |= is_ready;
             self.due.rules.at(now + RULES_INTERVAL);
+        }
+        if self.due.probes.is_over(now) {
+            effects.push(Effect::Probe);
         }
         self.reconciler.tell(now);
         (effects, is_resync)

@@ -21,6 +21,8 @@ pub mod lookout;
 pub mod network;
 mod notify;
 mod ports;
+pub mod probe_args;
+mod probing;
 mod problem;
 pub mod refused;
 mod rights;

@@ -12,6 +12,7 @@ mod event;
 mod joined;
 mod overlaps;
 mod peers;
+mod probed;
 #[cfg(test)]
 pub(crate) mod samples;
 mod wireguard_runner;

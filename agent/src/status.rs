@@ -152,6 +152,9 @@ async fn full(State(status): State<SharedStatus>) -> Json<Status> {
 /// healthy, because the data path works without it.
 fn health(status: &Status) -> (StatusCode, String) {
     let reason = match (&status.host.kernel_problem, &status.default.waiting_for) {
+        (None, _) if status.default.probed.is_some_and(|probed| probed.all_lost) => {
+            "no peer answers of those that did\n".to_owned()
+        }
         (None, _) if status.default.ready => return (StatusCode::OK, "ok\n".to_owned()),
         (Some(problem), _) => format!("the kernel is not as it should be: {problem}\n"),
         (None, Some(what)) => format!("waiting for {what}\n"),
@@ -162,6 +165,8 @@ fn health(status: &Status) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
+    use flan_agent_api::Probed;
+
     use super::*;
 
     #[test]
@@ -173,6 +178,8 @@ mod tests {
         status.default.ready = true;
         status.default.store_problem = Some("cannot reach the store".to_owned());
         said(&status, StatusCode::OK, "ok\n");
+        status.default.probed = Some(Probed { unreachable: 2, all_lost: true, ..Probed::default() });
+        said(&status, StatusCode::SERVICE_UNAVAILABLE, "no peer answers of those that did\n");
         status.host.kernel_problem = Some("no such device".to_owned());
         let problem = "the kernel is not as it should be: no such device\n";
         said(&status, StatusCode::SERVICE_UNAVAILABLE, problem);

@@ -282,8 +282,10 @@ pub(crate) struct CopyArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SubnetsCommand {
-    /// List all leases, with what is wrong with the bad ones
+    /// List all leases, with what is wrong with the bad ones. Where fland runs, also when each host's agent last answered it
     Ls {
+        #[command(flatten)]
+        socket: AgentSocket,
         /// Output format
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,

@@ -100,10 +100,12 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
             StoreCommand::Copy(copy) => store::copy(&args.store, &copy).await,
         },
         Command::Subnets(command) => match command {
-            SubnetsCommand::Ls { output, watch: false } => {
-                told(waiting, subnets::list(&store()?, output)).await
+            SubnetsCommand::Ls { socket, output, watch: false } => {
+                told(waiting, subnets::list(&store()?, &socket.path, output)).await
             }
-            SubnetsCommand::Ls { output, watch: true } => subnets::watch(&store()?, output).await,
+            SubnetsCommand::Ls { socket, output, watch: true } => {
+                subnets::watch(&store()?, &socket.path, output).await
+            }
             SubnetsCommand::Show { subnet, output } => {
                 told(waiting, subnets::show(&store()?, &subnet, output)).await
             }

@@ -120,11 +120,21 @@ pub(crate) struct Subnet {
     pub(crate) state: State,
     /// What is wrong with a bad lease, or doubtful about another.
     pub(crate) reason: Option<String>,
+    /// When the holder's agent last answered that of this host; null if none runs here, or if the holder does not run flan.
+    pub(crate) last_alive: Option<LastAlive>,
     /// Store revision of the last write; null if the value is invalid.
     pub(crate) mod_revision: Option<i64>,
     /// The etcd lease of the key.
     #[serde(skip)]
     pub(crate) etcd_lease: Option<i64>,
+}
+
+/// When an agent was last alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct LastAlive {
+    /// Seconds since its last answer; null if there was none since the agent of this host started.
+    pub(crate) seconds_ago: Option<u64>,
 }
 
 /// Whether a lease is used.
@@ -193,6 +203,7 @@ impl Subnet {
                 .map(|one| one.data.values().map(value_of_bounded_size).collect())
                 .unwrap_or_default(),
             expires_in_seconds: None,
+            last_alive: None,
             reservation: lease.is_some_and(Lease::is_reservation),
             reservation_lost: false,
             state,

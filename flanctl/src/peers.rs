@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use flan_agent_api::{Peer, Peers};
+use flan_agent_api::{Peer, PeerState, Peers};
 
 use crate::agent;
 use crate::args::Form;
@@ -33,11 +33,15 @@ fn render(peers: &Peers, wide: bool) -> String {
     if by_key && wide {
         header.push("PUBLIC KEY");
     }
+    let are_probed = peers.peers.iter().any(|peer| peer.health.is_some());
+    if are_probed {
+        header.extend(["ROUND TRIP", "LOSS", "MTU", "SINCE"]);
+    }
     header.push("STATE");
-    table::plain(&header, peers.peers.iter().map(|peer| row(peer, &backend, by_key, wide)))
+    table::plain(&header, peers.peers.iter().map(|peer| row(peer, &backend, (by_key, are_probed), wide)))
 }
 
-fn row(peer: &Peer, backend: &str, by_key: bool, wide: bool) -> Vec<String> {
+fn row(peer: &Peer, backend: &str, (by_key, are_probed): (bool, bool), wide: bool) -> Vec<String> {
     let mut row = vec![
         peer.subnets.join(","),
         or_dash(peer.host.as_deref()),
@@ -57,9 +61,41 @@ fn row(peer: &Peer, backend: &str, by_key: bool, wide: bool) -> Vec<String> {
             row.push(known.public_key);
         }
     }
-    let state = peer.unreachable.as_ref().map(|reason| format!("unreachable: {reason}"));
-    row.push(state.unwrap_or_else(|| "reachable".to_owned()));
+    if are_probed {
+        let health = peer.health.clone().unwrap_or_default();
+        let of = |text: Option<String>| or_dash(text.as_deref());
+        row.extend([
+            of(health.round_trip_microseconds.map(milliseconds)),
+            of(health.loss_percent.map(|percent| format!("{percent} %"))),
+            of(health.mtu.map(|mtu| mtu.to_string())),
+            of(health.since_seconds.map(|seconds| short(Duration::from_secs(seconds)))),
+        ]);
+    }
+    row.push(state(peer));
     row
+}
+
+fn state(peer: &Peer) -> String {
+    if let Some(reason) = &peer.unreachable {
+        return format!("unreachable: {reason}");
+    }
+    let Some(health) = &peer.health else { return "not probed".to_owned() };
+    let state = match health.state {
+        PeerState::Reachable => "reachable",
+        PeerState::Lossy => "lossy",
+        PeerState::Narrow => "narrow",
+        PeerState::Unreachable => "unreachable",
+        PeerState::Unknown => "not known yet",
+    };
+    match &health.reason {
+        Some(reason) => format!("{state}: {reason}"),
+        None => state.to_owned(),
+    }
+}
+
+/// Formats a time: `0.42 ms`.
+fn milliseconds(microseconds: u64) -> String {
+    format!("{:.2} ms", microseconds as f64 / 1000.0)
 }
 
 /// Formats a number of bytes: `148 B`, `1.5 KiB`.
@@ -79,7 +115,7 @@ fn bytes(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use flan_agent_api::WireguardPeer;
+    use flan_agent_api::{PeerHealth, WireguardPeer};
 
     use super::*;
 
@@ -91,6 +127,7 @@ mod tests {
             host: Some(format!("h{last}")),
             unreachable: None,
             wireguard: Some(wireguard),
+            health: None,
         };
         let known = WireguardPeer {
             public_key: "KEY=".to_owned(),
@@ -115,8 +152,50 @@ mod tests {
             lines,
             [
                 "SUBNET HOST PUBLIC IP BACKEND ENDPOINT LATEST HANDSHAKE RECEIVED SENT PUBLIC KEY STATE",
-                "10.5.2.0/24 h2 192.168.64.2 wireguard (kernel) 192.168.64.2:51820 1m15s ago 1.5 KiB 148 B KEY= reachable",
+                "10.5.2.0/24 h2 192.168.64.2 wireguard (kernel) 192.168.64.2:51820 1m15s ago 1.5 KiB 148 B KEY= not probed",
                 "10.5.3.0/24 h3 192.168.64.3 wireguard (kernel) - never 0 B 0 B unreachable: no way",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_probes_found_stands_beside_each_peer() {
+        let peer = |last: u8, health| Peer {
+            subnets: vec![format!("10.5.{last}.0/24")],
+            public_ips: vec![format!("192.168.64.{last}")],
+            host: Some(format!("h{last}")),
+            unreachable: None,
+            wireguard: None,
+            health,
+        };
+        let good = PeerHealth {
+            state: PeerState::Reachable,
+            since_seconds: Some(75),
+            round_trip_microseconds: Some(421),
+            loss_percent: Some(0),
+            mtu: Some(1450),
+            ..PeerHealth::default()
+        };
+        let away = PeerHealth {
+            state: PeerState::Unreachable,
+            since_seconds: Some(4),
+            loss_percent: Some(9),
+            reason: Some("it is down".to_owned()),
+            ..PeerHealth::default()
+        };
+        let peers = vec![peer(2, Some(good)), peer(3, Some(away)), peer(4, None)];
+        let peers = Peers { backend: "vxlan".to_owned(), peers, ..Peers::default() };
+        let lines: Vec<String> = render(&peers, false)
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "SUBNET HOST PUBLIC IP BACKEND ROUND TRIP LOSS MTU SINCE STATE",
+                "10.5.2.0/24 h2 192.168.64.2 vxlan 0.42 ms 0 % 1450 1m15s reachable",
+                "10.5.3.0/24 h3 192.168.64.3 vxlan - 9 % - 4s unreachable: it is down",
+                "10.5.4.0/24 h4 192.168.64.4 vxlan - - - - not probed",
             ]
         );
     }

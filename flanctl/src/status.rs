@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use flan_agent_api::{NetworkStatus, Status};
+use flan_agent_api::{NetworkStatus, Probed, Status};
 use flan_subnet_lease::printable;
 use serde::Deserialize;
 use serde_json::Value;
@@ -117,8 +117,14 @@ fn of_network(name: &str, network: &NetworkStatus) -> Vec<String> {
         let backend = format!("{}{}, MTU {}", network.backend, path.unwrap_or_default(), network.mtu);
         lines.push(line("  backend", &backend));
     }
-    let reachable = output::count(network.peers, "peer");
-    lines.push(line("  peers", &format!("packets are sent to {reachable}")));
+    let peers = output::count(network.peers, "peer");
+    let answers = network.probed.map(|Probed { reachable, unreachable, unknown, .. }| {
+        let parts = [(reachable, "answer"), (unreachable, "do not answer"), (unknown, "not known yet")];
+        let parts = parts.iter().filter(|(count, _)| *count > 0);
+        let parts: Vec<String> = parts.map(|(count, what)| format!("{count} {what}")).collect();
+        if parts.is_empty() { String::new() } else { format!("; probes: {}", parts.join(", ")) }
+    });
+    lines.push(line("  peers", &format!("packets are sent to {peers}{}", answers.unwrap_or_default())));
     if network.unreachable_count > 0 {
         let unreachable: Vec<String> = network
             .unreachable

@@ -1,10 +1,12 @@
 //! `flanctl subnets`: lists, reserves and releases leases.
 
+mod alive;
 mod named;
 mod release;
 mod reserve;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use flan_subnet_lease::{
@@ -29,9 +31,10 @@ const AT_ONCE: usize = 64;
 const GATHER: Duration = Duration::from_millis(200);
 
 /// Prints all leases.
-pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
+pub(crate) async fn list(store: &Store, socket: &Path, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
-    let list = judged(store, &listed(store, config).await?).await;
+    let mut list = judged(store, &listed(store, config).await?).await;
+    alive::add(&mut list, socket).await;
     if list.items.is_empty() && matches!(form, Form::Table | Form::Wide) {
         return output::print(&format!("no leases below {}/subnets", store.prefix()));
     }
@@ -39,7 +42,7 @@ pub(crate) async fn list(store: &Store, form: Form) -> Result<(), Failure> {
 }
 
 /// Prints all leases, and again after each change, until interrupted.
-pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
+pub(crate) async fn watch(store: &Store, socket: &Path, form: Form) -> Result<(), Failure> {
     let config = config::parsed(store).await?;
     let (sender, mut events) = mpsc::channel(16);
     tokio::spawn(Watcher::new(store.leases()).run(sender));
@@ -53,7 +56,9 @@ pub(crate) async fn watch(store: &Store, form: Form) -> Result<(), Failure> {
             changed |= take(&mut leases, event);
         }
         if changed {
-            print(&judged(store, &leases).await, form)?;
+            let mut list = judged(store, &leases).await;
+            alive::add(&mut list, socket).await;
+            print(&list, form)?;
             output::print("")?;
         }
     }

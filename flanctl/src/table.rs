@@ -7,7 +7,7 @@ use comfy_table::{ContentArrangement, Table};
 
 use flan_subnet_lease::{printable, shown};
 
-use crate::output::{State, Subnet, SubnetList};
+use crate::output::{LastAlive, State, Subnet, SubnetList};
 
 /// Formats rows under a header, with two spaces between columns and no control characters.
 pub(crate) fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -22,22 +22,30 @@ pub(crate) fn plain(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
 
 /// Formats the leases, one per line; `wide` adds rarely needed columns.
 pub(crate) fn render(list: &SubnetList, wide: bool) -> String {
-    let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND", "EXPIRES IN", "STATE"];
+    let mut header = vec!["SUBNET", "HOST", "PUBLIC IP", "BACKEND", "EXPIRES IN"];
+    let is_alive_known = list.items.iter().any(|item| item.last_alive.is_some());
+    if is_alive_known {
+        header.push("LAST ALIVE");
+    }
+    header.push("STATE");
     if wide {
         header.extend(["NODE ID", "BACKEND DATA", "REVISION"]);
     }
-    plain(&header, list.items.iter().map(|item| row(item, wide)))
+    plain(&header, list.items.iter().map(|item| row(item, is_alive_known, wide)))
 }
 
-fn row(item: &Subnet, wide: bool) -> Vec<String> {
+fn row(item: &Subnet, is_alive_known: bool, wide: bool) -> Vec<String> {
     let mut row = vec![
         if item.subnets.is_empty() { shown(&item.key).into_owned() } else { item.subnets.join(",") },
         or_dash(item.host.as_deref()),
         or_dash(Some(item.public_ips.join(",").as_str())),
         or_dash(item.backend.as_deref()),
         expiry(item),
-        state(item),
     ];
+    if is_alive_known {
+        row.push(last_alive(item));
+    }
+    row.push(state(item));
     if wide {
         let data: Vec<String> = item.backend_data.iter().map(ToString::to_string).collect();
         let revision = item.mod_revision.map(|revision| revision.to_string());
@@ -59,6 +67,17 @@ fn expiry(item: &Subnet) -> String {
         _ if item.reservation => "never".to_owned(),
         Some(seconds) => short(Duration::from_secs(seconds)),
         None => "?".to_owned(),
+    }
+}
+
+fn last_alive(item: &Subnet) -> String {
+    match item.last_alive {
+        None => "-".to_owned(),
+        Some(LastAlive { seconds_ago: None }) => "never seen".to_owned(),
+        Some(LastAlive { seconds_ago: Some(0) }) => "now".to_owned(),
+        Some(LastAlive { seconds_ago: Some(seconds) }) => {
+            format!("{} ago", short(Duration::from_secs(seconds)))
+        }
     }
 }
 

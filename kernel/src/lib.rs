@@ -8,6 +8,7 @@
 //! This crate knows nothing of leases or etcd. It is the only one with netlink, nftables, sysctl and `unsafe`.
 
 mod diff;
+pub mod echo;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod firewall;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use flan_agent_api::{EmbeddedStore, OnlyAgent, SubnetEnv, Urls, urls};
 use flan_backends::{Abilities, Gateways, Holdings};
 use flan_kernel::{Kernel, Ownership, firewall, netlink};
+use flan_probes::Settings;
 use flan_subnet_lease::{HeldLease, Lease, NetworkName, NodeIdentity, Store, Subnets, release};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -27,7 +28,7 @@ use crate::lookout::Lookout;
 use crate::network::Network;
 use crate::refused::refused;
 use crate::status::{self, SharedStatus};
-use crate::{notify, rights};
+use crate::{notify, probing, rights};
 
 /// Runs the agent, and before it the embedded store, if configured. Waits indefinitely for the store, the network
 /// config and a free subnet, and logs what it waits for.
@@ -128,6 +129,8 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     host.reconciler.own(&held_before(&mut kernel, previous.collect(), &args, &store, &wanted).await);
     let names = docker.as_ref().filter(|_| serves_names);
     let names = names.map(|docker| Names::start(&args, &store, &docker.driver, status.clone()));
+    let probes = Settings { rate: args.probes.probe_rate, port: args.probes.probe_port };
+    let prober = probing::start(probes, status.default_network().clone());
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,
@@ -140,6 +143,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
         names,
         told,
         lookout: Lookout::start(status.clone()),
+        prober,
         asked,
         reading: None.into(),
         reading_networks: None.into(),

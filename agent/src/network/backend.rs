@@ -72,6 +72,17 @@ pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
     }
 }
 
+/// Returns what carries packets between hosts, for people; `None` if nothing does.
+pub(super) fn encapsulation(config: &NetworkConfig) -> Option<String> {
+    let name = match &config.backend {
+        BackendConfig::Vxlan(_) => "VXLAN",
+        BackendConfig::Udp(_) => "udp",
+        BackendConfig::Wireguard(_) => "WireGuard",
+        BackendConfig::HostGw(_) | BackendConfig::Alloc => return None,
+    };
+    Some(udp_port(config).map_or_else(|| name.to_owned(), |port| format!("{name} (UDP {port})")))
+}
+
 /// Returns whether only the kernel's check of senders tells a peer's datagrams from anybody's.
 pub(super) fn checks_senders(config: &NetworkConfig) -> bool {
     matches!(config.backend, BackendConfig::Vxlan(_) | BackendConfig::Udp(_))

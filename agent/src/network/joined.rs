@@ -37,7 +37,7 @@ pub(crate) struct Joined {
     resolver: State,
     /// The bridge for containers, if they need one.
     bridge: Option<LinkName>,
-    unreached: Unreached,
+    pub(super) unreached: Unreached,
     teller: Teller,
     /// Packets can reach the peers, and the subnet file is written.
     pub(crate) is_ready: bool,
@@ -200,7 +200,7 @@ impl Joined {
         if let Some(datapath) = &mut self.means.chosen.datapath {
             datapath.change(&changes.peers);
         }
-        self.peers_are_planned(host);
+        self.peers_are_planned(host, now);
     }
 
     /// Plans every peer, after all wishes were dropped.
@@ -213,11 +213,12 @@ impl Joined {
         if let Some(datapath) = &mut self.means.chosen.datapath {
             datapath.replace(&mut self.leases.peers());
         }
-        self.peers_are_planned(host);
+        self.peers_are_planned(host, now);
     }
 
-    fn peers_are_planned(&mut self, host: &Host) {
+    fn peers_are_planned(&mut self, host: &mut Host, now: Instant) {
         self.show_lists();
+        host.peers_have_changed(now);
         self.look_at_overlaps(host);
     }
 
@@ -333,6 +334,7 @@ impl Joined {
         self.means.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
         info!(subnets = %own.subnets, mtu, peers, %file, "ready");
         host.schedule(now); // the round that follows shows it
+        host.peers_have_changed(now);
         if self.means.id != DEFAULT_NETWORK {
             return Vec::new(); // dockerd and systemd wait for the default network
         }
@@ -394,7 +396,7 @@ impl Joined {
         self.unreached.sum_up(now);
     }
 
-    /// Returns the peers, for people. What WireGuard knows of them is to be filled in.
+    /// Returns the peers, for people. What WireGuard and the probes know of them is to be filled in.
     pub(crate) fn shown_peers(&self) -> impl Iterator<Item = Peer> {
         self.leases.peers().map(|lease| {
             let attributes = &lease.attributes;
@@ -406,6 +408,7 @@ impl Joined {
                 host: attributes.node.host.as_ref().map(|host| shown(host).into_owned()),
                 unreachable: self.unreached.reason(lease),
                 wireguard: key.map(|public_key| WireguardPeer { public_key, ..WireguardPeer::default() }),
+                health: None,
             }
         })
     }

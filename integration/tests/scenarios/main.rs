@@ -33,6 +33,7 @@ mod obstacles;
 mod own_networks;
 mod paper_peer;
 mod podman;
+mod probes;
 mod reservations;
 mod routed_hosts;
 mod slow_store;

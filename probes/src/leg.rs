@@ -1,0 +1,158 @@
+//! One kind of packet to one target: whether it comes back at present.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Answers in a row after which a leg that failed works again.
+const WORKS_AFTER: u16 = 3;
+
+/// What became of one packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It was not sent.
+    #[default]
+    NotAsked,
+    /// Nothing came back in time.
+    Lost,
+    /// An answer came after this time.
+    After(Duration),
+}
+
+/// What is known of a leg.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// There was no answer yet, and not enough were missing.
+    #[default]
+    Unknown,
+    /// Answers come.
+    Works,
+    /// None come.
+    Fails,
+}
+
+/// A leg. One lost packet changes nothing, nor does one answer after many lost ones.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Leg {
+    verdict: Verdict,
+    /// Answers in a row, or missing answers in a row, negative.
+    streak: i16,
+    since: Option<Instant>,
+    last_answer: Option<Instant>,
+}
+
+/// After how many lost packets in a row a leg fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// If there were answers before.
+    pub(crate) known: u16,
+    /// If there never was one: its peer may be starting.
+    pub(crate) new: u16,
+}
+
+impl Leg {
+    /// Takes in what became of a packet.
+    pub(crate) fn saw(&mut self, answer: Answer, patience: Patience, now: Instant) {
+        let is_answered = match answer {
+            Answer::NotAsked => return,
+            Answer::Lost => false,
+            Answer::After(_) => true,
+        };
+        self.streak = if is_answered {
+            self.last_answer = Some(now);
+            self.streak.max(0).saturating_add(1)
+        } else {
+            self.streak.min(0).saturating_sub(1)
+        };
+        let row = self.streak.unsigned_abs();
+        let verdict = match self.verdict {
+            Verdict::Unknown if is_answered => Verdict::Works,
+            Verdict::Unknown if row >= patience.new => Verdict::Fails,
+            Verdict::Works if !is_answered && row >= patience.known => Verdict::Fails,
+            Verdict::Fails if is_answered && row >= WORKS_AFTER => Verdict::Works,
+            same => same,
+        };
+        if verdict != self.verdict {
+            (self.verdict, self.since) = (verdict, Some(now));
+        }
+    }
+
+    #[cfg(test)]
+    fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    pub(crate) fn works(&self) -> bool {
+        self.verdict == Verdict::Works
+    }
+
+    pub(crate) fn fails(&self) -> bool {
+        self.verdict == Verdict::Fails
+    }
+
+    /// Returns since when the verdict stands.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    pub(crate) fn last_answer(&self) -> Option<Instant> {
+        self.last_answer
+    }
+
+    /// Returns whether the last packet agrees with the verdict. While it does not, the next probe should come soon.
+    pub(crate) fn is_settled(&self) -> bool {
+        match self.verdict {
+            Verdict::Unknown => self.streak == 0,
+            Verdict::Works => self.streak > 0,
+            Verdict::Fails => self.streak < 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Patience = Patience { known: 3, new: 5 };
+
+    /// Returns the verdict after each of these packets: `+` is answered, `-` lost.
+    fn verdicts(packets: &str) -> String {
+        let (mut leg, now) = (Leg::default(), Instant::now());
+        let packets = packets.chars().enumerate().map(|(at, packet)| {
+            let answer = if packet == '+' { Answer::After(Duration::from_millis(1)) } else { Answer::Lost };
+            leg.saw(answer, PATIENCE, now + Duration::from_secs(at as u64));
+            match leg.verdict() {
+                Verdict::Unknown => '?',
+                Verdict::Works => 'w',
+                Verdict::Fails => 'f',
+            }
+        });
+        packets.collect()
+    }
+
+    #[test]
+    fn three_in_a_row_decide_either_way_and_fewer_change_nothing() {
+        for (packets, expected) in [
+            ("+--+---+++", "wwwwwwfffw"),
+            ("-----++-+++", "????ffffffw"),
+            ("-+", "?w"),
+        ] {
+            assert_eq!(verdicts(packets), expected, "{packets}");
+        }
+    }
+
+    #[test]
+    fn a_leg_is_unsettled_while_the_last_packet_contradicts_the_verdict() {
+        let (mut leg, now) = (Leg::default(), Instant::now());
+        assert!(leg.is_settled(), "nothing was asked");
+        let mut saw = |answer| {
+            leg.saw(answer, PATIENCE, now);
+            leg.is_settled()
+        };
+        let answered = Answer::After(Duration::ZERO);
+        assert!(!saw(Answer::Lost));
+        assert!(saw(answered));
+        assert_eq!([Answer::Lost, Answer::Lost, Answer::Lost].map(&mut saw), [false, false, true]);
+        assert_eq!([answered, answered, answered].map(saw), [false, false, true]);
+    }
+}

@@ -1,0 +1,305 @@
+//! Whom to probe next, what to send, and what became of it: pure, with the time as an argument.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use rand::RngExt;
+use tokio::time::Instant;
+
+use crate::findings::{Findings, Seen};
+use crate::health::{Answers, Health, SMALL};
+use crate::leg::Answer;
+use crate::target::{Target, Way};
+
+/// How long an answer may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// A probe that is concluded so long after its time does not count: this host stood still, not the network.
+const STOOD_STILL: Duration = Duration::from_millis(500);
+/// Shortest time in which all targets are probed once.
+const ROUND: Duration = Duration::from_secs(2);
+/// Delay before a target whose state is about to change is probed again.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The part of a nonce that says which packet of a probe it is.
+const PACKET_BITS: u64 = 0xff;
+const UNDERLAY: u64 = 0;
+const OVERLAY: u64 = 1;
+const FULL: u64 = 2;
+const AGENT: u64 = 3;
+const FIRST_SIZE: u64 = 4;
+
+/// A packet to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packet {
+    /// What its answer repeats.
+    pub(crate) nonce: u64,
+    /// An address of this host; `None` if the route decides.
+    pub(crate) from: Option<IpAddr>,
+    pub(crate) to: IpAddr,
+    /// The size of an ICMP echo in bytes with its IP header; `None` for a question to the agent.
+    pub(crate) echo: Option<u16>,
+}
+
+/// All targets, and what is known of each.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    way: Option<Way>,
+    targets: BTreeMap<IpNetwork, Watched>,
+    /// The addresses that agents of targets ask from.
+    known: HashSet<IpAddr>,
+    pace: Option<Pace>,
+    in_flight: Vec<InFlight>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    target: Target,
+    health: Health,
+}
+
+/// When the next probe is due, and of whom.
+#[derive(Debug)]
+struct Pace {
+    /// Shortest time between two probes.
+    gap: Duration,
+    /// Probed in this order, again and again, from `at` on.
+    order: Vec<IpNetwork>,
+    at: usize,
+    /// When the next of them is due.
+    next: Instant,
+    /// To be probed before their turn, at most every other time.
+    soon: VecDeque<(Instant, IpNetwork)>,
+    was_soon: bool,
+    /// No probe before this time.
+    free: Instant,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    subnet: IpNetwork,
+    /// Its packets' nonces without the last byte.
+    number: u64,
+    sent: Instant,
+    answers: Answers,
+}
+
+impl Watch {
+    /// Creates a watch of nobody. `rate` is the number of probes a second; with 0 there are none.
+    pub(crate) fn new(rate: u16, now: Instant) -> Self {
+        let pace = (rate > 0).then(|| Pace {
+            gap: Duration::from_secs(1) / u32::from(rate),
+            order: Vec::new(),
+            at: 0,
+            next: now,
+            soon: VecDeque::new(),
+            was_soon: false,
+            free: now,
+        });
+        Self { way: None, targets: BTreeMap::new(), known: HashSet::new(), pace, in_flight: Vec::new() }
+    }
+
+    /// Replaces the targets. What is known of those that stay as they were is kept.
+    pub(crate) fn targets_are(&mut self, way: Way, targets: Vec<Target>, now: Instant) {
+        let mut before = std::mem::take(&mut self.targets);
+        if self.way.as_ref() != Some(&way) {
+            before.clear();
+            self.in_flight.clear();
+        }
+        for target in targets {
+            let kept = before.remove(&target.subnet).filter(|before| before.target == target);
+            let health = kept.map(|before| before.health).unwrap_or_default();
+            self.targets.insert(target.subnet, Watched { target, health });
+        }
+        self.known = self.targets.values().map(|watched| watched.target.through(&way).1).collect();
+        self.way = Some(way);
+        let targets = &self.targets;
+        // An answer to what was sent to the address before says nothing.
+        self.in_flight.retain(|probe| targets.contains_key(&probe.subnet) && !before.contains_key(&probe.subnet));
+        if let Some(pace) = &mut self.pace {
+            pace.targets_are(targets, now);
+        }
+    }
+
+    /// Returns whether a target's agent asks from this address.
+    pub(crate) fn knows(&self, address: IpAddr) -> bool {
+        self.known.contains(&address)
+    }
+
+    pub(crate) fn way(&self) -> Option<&Way> {
+        self.way.as_ref()
+    }
+
+    /// Returns when [`time_passed`](Self::time_passed) has something to do.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let answers = self.in_flight.iter().map(|probe| probe.sent + PATIENCE);
+        answers.chain(self.pace.as_ref().and_then(Pace::due)).min()
+    }
+
+    /// Concludes probes whose time is over, and returns the packets of the next one, if it is due.
+    pub(crate) fn time_passed(&mut self, now: Instant) -> Vec<Packet> {
+        for at in (0..self.in_flight.len()).rev() {
+            if self.in_flight[at].sent + PATIENCE <= now {
+                let probe = self.in_flight.swap_remove(at);
+                self.conclude(probe, now);
+            }
+        }
+        let Some(subnet) = self.pace.as_mut().and_then(|pace| pace.next(now)) else { return Vec::new() };
+        self.begin(subnet, now)
+    }
+
+    fn begin(&mut self, subnet: IpNetwork, now: Instant) -> Vec<Packet> {
+        let (Some(way), Some(Watched { target, health })) = (&self.way, self.targets.get(&subnet)) else {
+            return Vec::new();
+        };
+        let number = rand::rng().random::<u64>() & !PACKET_BITS;
+        let (from, to) = target.through(way);
+        let packet = |which, echo| Packet { nonce: number | which, from, to, echo };
+        let mut packets = vec![Packet {
+            from: way.underlay(target.underlay),
+            to: target.underlay,
+            ..packet(UNDERLAY, Some(SMALL))
+        }];
+        let mut answers = Answers { underlay: Answer::Lost, full: Answer::Lost, ..Answers::default() };
+        packets.push(packet(OVERLAY, Some(SMALL)));
+        answers.overlay = Answer::Lost;
+        packets.push(packet(FULL, Some(way.mtu)));
+        if target.has_agent {
+            packets.push(packet(AGENT, None));
+            answers.agent = Answer::Lost;
+        }
+        for (at, size) in (FIRST_SIZE..).zip(health.sizes()) {
+            packets.push(packet(at, Some(size)));
+            answers.sizes.push((size, false));
+        }
+        self.in_flight.push(InFlight { subnet, number, sent: now, answers });
+        packets
+    }
+
+    /// Handles the answer to a packet.
+    pub(crate) fn answered(&mut self, nonce: u64, now: Instant) {
+        let number = nonce & !PACKET_BITS;
+        let Some(at) = self.in_flight.iter().position(|probe| probe.number == number) else { return };
+        let probe = &mut self.in_flight[at];
+        let after = Answer::After(now - probe.sent);
+        let answers = &mut probe.answers;
+        match nonce & PACKET_BITS {
+            UNDERLAY => answers.underlay = after,
+            OVERLAY => answers.overlay = after,
+            FULL => answers.full = after,
+            AGENT if answers.agent != Answer::NotAsked => answers.agent = after,
+            AGENT => {}
+            size => {
+                if let Some((_, passed)) = answers.sizes.get_mut((size - FIRST_SIZE) as usize) {
+                    *passed = true;
+                }
+            }
+        }
+        if answers.is_complete() {
+            let probe = self.in_flight.swap_remove(at);
+            self.conclude(probe, now);
+        }
+    }
+
+    /// Handles a packet that could not be sent for want of a socket: it says nothing about the target.
+    pub(crate) fn not_sent(&mut self, nonce: u64) {
+        let Some(probe) = self.in_flight.iter_mut().find(|probe| probe.number == nonce & !PACKET_BITS) else {
+            return;
+        };
+        match nonce & PACKET_BITS {
+            UNDERLAY => probe.answers.underlay = Answer::NotAsked,
+            OVERLAY => probe.answers.overlay = Answer::NotAsked,
+            FULL => probe.answers.full = Answer::NotAsked,
+            AGENT => probe.answers.agent = Answer::NotAsked,
+            _ => probe.answers.sizes.clear(),
+        }
+    }
+
+    fn conclude(&mut self, probe: InFlight, now: Instant) {
+        let InFlight { subnet, sent, answers, .. } = probe;
+        let (Some(way), Some(watched)) = (&self.way, self.targets.get_mut(&subnet)) else { return };
+        if now < sent + PATIENCE + STOOD_STILL {
+            watched.health.saw(&answers, way.mtu, now);
+        }
+        if let Some(pace) = &mut self.pace
+            && !watched.health.is_settled()
+        {
+            pace.soon(subnet, sent + SOON);
+        }
+    }
+
+    /// Returns what people should know now.
+    pub(crate) fn findings(&self, port: u16) -> Findings {
+        let mut findings = Findings::new(port);
+        let Some(way) = &self.way else { return findings };
+        for Watched { target, health } in self.targets.values() {
+            findings.add(target, health, way);
+        }
+        findings
+    }
+
+    /// Returns what is known of each target.
+    pub(crate) fn seen(&self, port: u16, now: Instant) -> Vec<(IpNetwork, Seen)> {
+        let Some(way) = &self.way else { return Vec::new() };
+        let seen = |(subnet, Watched { target, health }): (&IpNetwork, &Watched)| {
+            (*subnet, Seen::new(target, health, way, port, now))
+        };
+        self.targets.iter().map(seen).collect()
+    }
+}
+
+impl Pace {
+    fn targets_are(&mut self, targets: &BTreeMap<IpNetwork, Watched>, now: Instant) {
+        let known: HashSet<IpNetwork> = self.order.iter().copied().collect();
+        self.order.retain(|subnet| targets.contains_key(subnet));
+        self.soon.retain(|(_, subnet)| targets.contains_key(subnet));
+        for subnet in targets.keys().filter(|subnet| !known.contains(subnet)) {
+            // At a random place, so that hosts do not all probe the same peer at once.
+            self.order.push(*subnet);
+            let (last, at) = (self.order.len() - 1, rand::rng().random_range(0..self.order.len()));
+            self.order.swap(last, at);
+            self.soon(*subnet, now + SOON);
+        }
+    }
+
+    fn soon(&mut self, subnet: IpNetwork, at: Instant) {
+        if !self.soon.iter().any(|(_, waiting)| *waiting == subnet) {
+            self.soon.push_back((at, subnet));
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let soon = self.soon.front().map(|(at, _)| *at);
+        let next = (!self.order.is_empty()).then_some(self.next);
+        Some(soon.into_iter().chain(next).min()?.max(self.free))
+    }
+
+    /// Returns the target to probe now, if it is time.
+    fn next(&mut self, now: Instant) -> Option<IpNetwork> {
+        if self.due()? > now {
+            return None;
+        }
+        let is_soon = self.soon.front().is_some_and(|(at, _)| *at <= now);
+        let is_turn = !self.order.is_empty() && self.next <= now;
+        self.free = now + self.gap;
+        self.was_soon = is_soon && !(is_turn && self.was_soon);
+        if self.was_soon {
+            return self.soon.pop_front().map(|(_, subnet)| subnet);
+        }
+        let each = (ROUND / self.order.len() as u32).max(self.gap);
+        self.next = now + each.mul_f64(rand::rng().random_range(0.75..1.25));
+        self.at = (self.at + 1) % self.order.len();
+        Some(self.order[self.at])
+    }
+}
+
+impl Answers {
+    fn is_complete(&self) -> bool {
+        let legs = [self.underlay, self.overlay, self.full, self.agent];
+        legs.iter().all(|answer| *answer != Answer::Lost) && self.sizes.iter().all(|(_, passed)| *passed)
+    }
+}
+
+#[cfg(test)]
+mod tests;
