@@ -17,7 +17,7 @@ mod wireguard_args;
 
 pub use host_args::{NodeId, PublicIps, SubnetDir, SubnetFile};
 pub use only_agent::OnlyAgent;
-pub use peers::{Peer, PeerHealth, PeerState, Peers, WireguardPeer};
+pub use peers::{Peer, PeerHealth, PeerState, Peers, ProbeSource, WireguardPeer};
 pub use problem::{Code, Problem};
 pub use socket::AgentSocket;
 pub use status::{

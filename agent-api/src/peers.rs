@@ -12,8 +12,25 @@ pub struct Peers {
     pub backend: String,
     /// Who moves its packets, `kernel` or `user`; `None` for a backend with one way.
     pub path: Option<String>,
+    /// Whence and how they are probed; `None` if they are not.
+    #[serde(default)]
+    pub probes: Option<ProbeSource>,
     /// The peers, by their first subnet.
     pub peers: Vec<Peer>,
+}
+
+/// What this host's probes have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeSource {
+    /// This host's addresses on the overlay; empty if packets go unencapsulated.
+    pub overlay: Vec<String>,
+    /// This host's addresses on the underlay.
+    pub underlay: Vec<String>,
+    /// The largest packet in bytes that containers may send.
+    pub mtu: u16,
+    /// UDP port of agents.
+    pub port: u16,
 }
 
 /// A peer with a good lease.
@@ -52,6 +69,10 @@ pub struct PeerHealth {
     pub answered_seconds: Option<u64>,
     /// Seconds since its agent answered.
     pub agent_answered_seconds: Option<u64>,
+    /// What carries its packets, such as `VXLAN (UDP 8472)`; `None` if they go unencapsulated.
+    pub through: Option<String>,
+    /// Whether it runs flan.
+    pub has_agent: bool,
     /// What is wrong.
     pub reason: Option<String>,
 }

@@ -101,7 +101,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 Some(answer) = self.asked.recv() => {
                     let mut peers = self.agent.peers();
                     probing::add(&mut peers, self.prober.seen());
-                    let _ = answer.send(peers);
+                    let _ = answer.send((probing::source(&self.prober), peers));
                     None
                 }
                 () = any_failed(&mut self.tasks) => anyhow::bail!("the keeper of our lease ended unexpectedly"),

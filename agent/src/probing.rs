@@ -1,9 +1,10 @@
 //! Probes of the peers: what they find becomes problems and figures of the status.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
-use flan_agent_api::{Code, Peer, PeerHealth, PeerState, Probed};
-use flan_probes::{Findings, Prober, Seen, Settings, State};
+use flan_agent_api::{Code, Peer, PeerHealth, PeerState, ProbeSource, Probed};
+use flan_probes::{Findings, Prober, Seen, Settings, State, Way};
 use ipnetwork::IpNetwork;
 
 use crate::status::SharedNetwork;
@@ -32,6 +33,14 @@ fn tell(findings: &Findings, status: &SharedNetwork) {
     }
 }
 
+/// Returns whence and how peers are probed, if they are.
+pub(crate) fn source(prober: &Prober) -> Option<ProbeSource> {
+    let Settings { port, .. } = prober.settings();
+    let Way { mtu, overlay, underlay, .. } = prober.way()?;
+    let strings = |addresses: Vec<IpAddr>| addresses.iter().map(ToString::to_string).collect();
+    Some(ProbeSource { overlay: strings(overlay), underlay: strings(underlay), mtu, port })
+}
+
 /// Adds what is known of them to peers: of a peer with two subnets, the worse.
 pub(crate) fn add(peers: &mut [Peer], seen: Vec<(IpNetwork, Seen)>) {
     let seen: HashMap<String, Seen> =
@@ -58,6 +67,8 @@ fn shown(seen: &Seen) -> PeerHealth {
         mtu: seen.mtu,
         answered_seconds: seconds(seen.answered),
         agent_answered_seconds: seconds(seen.agent_answered),
+        through: seen.through.clone(),
+        has_agent: seen.has_agent,
         reason: seen.reason.clone(),
     }
 }
@@ -78,6 +89,8 @@ mod tests {
             mtu: Some(1450),
             answered: Some(Duration::from_secs(1)),
             agent_answered: None,
+            through: None,
+            has_agent: true,
             reason: None,
         };
         let peer = |subnets: &[&str]| Peer {

@@ -70,6 +70,10 @@ pub(crate) enum Command {
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
     },
+    /// Find out which part of the way to a host or container works: its underlay address, the overlay with small and with the
+    /// largest packets, and its agent. Exits with 9 if a part does not. Requires fland to run, and root; for the name of a
+    /// container also the store
+    Ping(PingArgs),
     /// Change this host's WireGuard key
     #[command(subcommand)]
     Wireguard(WireguardCommand),
@@ -325,6 +329,31 @@ pub(crate) enum SubnetsCommand {
         #[arg(short, long)]
         yes: bool,
     },
+}
+
+/// What to probe.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PingArgs {
+    /// Name or address of a host, one of its subnets, or name or address of a container on another host
+    #[arg(value_name = "HOST|SUBNET|CONTAINER")]
+    pub(crate) target: String,
+    /// Packets of each kind
+    #[arg(short, long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) count: u16,
+    /// Time between two packets of a kind, at least 10ms
+    #[arg(short, long, value_name = "DURATION", default_value = "500ms", value_parser = ping_interval)]
+    pub(crate) interval: Duration,
+    #[command(flatten)]
+    pub(crate) socket: AgentSocket,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
+}
+
+fn ping_interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(10);
+    let interval = humantime::parse_duration(text).map_err(|why| format!("{why}; expected such as 500ms or 1s"))?;
+    if interval < LEAST { Err("at least 10ms is needed".to_owned()) } else { Ok(interval) }
 }
 
 /// Where attachments are recorded.

@@ -15,6 +15,7 @@ mod leave;
 mod network;
 mod output;
 mod peers;
+mod ping;
 mod progress;
 mod status;
 mod store;
@@ -116,6 +117,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         },
         Command::Status { socket, output } => status::print(&socket.path, output).await,
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
+        Command::Ping(args) => ping::ping(&args, whole_store).await,
         Command::Attach(args) => attach::attach(&args).await,
         Command::Detach(args) => attach::detach(&args).await,
         Command::Attachments(args) => attach::list(&args),

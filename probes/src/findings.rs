@@ -54,6 +54,10 @@ pub struct Seen {
     pub answered: Option<Duration>,
     /// Time since the agent answered.
     pub agent_answered: Option<Duration>,
+    /// What carries its packets; `None` if they go unencapsulated.
+    pub through: Option<String>,
+    /// Whether an agent of ours runs there.
+    pub has_agent: bool,
     /// What is wrong.
     pub reason: Option<String>,
 }
@@ -118,7 +122,6 @@ impl Named {
 impl Seen {
     pub(crate) fn new(target: &Target, health: &Health, way: &Way, port: u16, now: Instant) -> Self {
         let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
-        let silent = health.is_agent_silent().then(|| silent(port));
         Self {
             state: health.state(),
             since: ago(health.since()),
@@ -127,9 +130,16 @@ impl Seen {
             mtu: health.largest(way.mtu),
             answered: ago(health.answered()),
             agent_answered: ago(health.agent_answered()),
-            reason: reason(target, health, way).or(silent),
+            through: target.carrier(way).map(str::to_owned),
+            has_agent: target.has_agent,
+            reason: wrong(target, health, way, port),
         }
     }
+}
+
+/// Returns what is wrong with a target or its agent.
+pub(crate) fn wrong(target: &Target, health: &Health, way: &Way, port: u16) -> Option<String> {
+    reason(target, health, way).or_else(|| health.is_agent_silent().then(|| silent(port)))
 }
 
 fn name(target: &Target) -> String {
@@ -164,8 +174,7 @@ fn unreachable(target: &Target, health: &Health, way: &Way) -> String {
     if !target.is_encapsulated(way) {
         return format!("its address {underlay} does not answer: it is down or cut off{never}");
     }
-    let encapsulation = way.encapsulation.as_deref().filter(|_| !target.is_direct);
-    let through = encapsulation.unwrap_or("the route to its subnet");
+    let through = target.carrier(way).unwrap_or("the route to its subnet");
     if health.does_underlay_answer() {
         return format!(
             "its underlay address {underlay} answers, but nothing comes back through {through}: does a firewall between the \

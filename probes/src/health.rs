@@ -8,7 +8,7 @@ use crate::leg::{Answer, Leg, Patience};
 use crate::search::Search;
 
 /// Bytes of a small packet, with its IP header.
-pub(crate) const SMALL: u16 = 64;
+pub const SMALL: u16 = 64;
 /// Packets on the overlay: three lost in a row are no chance.
 const OF_PATHS: Patience = Patience { known: 3, new: 5 };
 /// The agent may be restarting.
@@ -66,6 +66,19 @@ pub(crate) struct Health {
 }
 
 impl Health {
+    /// What follows from answers that speak for themselves, and the search for the largest size if it was made.
+    pub(crate) fn decided(answers: &Answers, search: Search) -> Self {
+        let Answers { underlay, overlay, full, agent, .. } = answers;
+        Self {
+            underlay: Leg::decided(*underlay),
+            overlay: Leg::decided(agent.max_by_hope(*overlay)),
+            full: Leg::decided(*full),
+            agent: Leg::decided(*agent),
+            search: (*full == Answer::Lost).then_some(search),
+            ..Self::default()
+        }
+    }
+
     /// Takes in what became of a probe. `mtu` is what containers may send.
     pub(crate) fn saw(&mut self, answers: &Answers, mtu: u16, now: Instant) {
         let Answers { underlay, overlay, full, agent, sizes } = answers;

@@ -51,6 +51,16 @@ pub(crate) struct Patience {
 }
 
 impl Leg {
+    /// A leg of which one packet says enough.
+    pub(crate) fn decided(answer: Answer) -> Self {
+        let verdict = match answer {
+            Answer::NotAsked => Verdict::Unknown,
+            Answer::Lost => Verdict::Fails,
+            Answer::After(_) => Verdict::Works,
+        };
+        Self { verdict, ..Self::default() }
+    }
+
     /// Takes in what became of a packet.
     pub(crate) fn saw(&mut self, answer: Answer, patience: Patience, now: Instant) {
         let is_answered = match answer {

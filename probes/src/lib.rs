@@ -4,20 +4,23 @@
 //! containers may send to its address on the overlay, and a [question](Message) to its agent. From which of them come
 //! back follows what is wrong. The number of probes a second is bounded, whatever the number of peers.
 //!
-//! [`Prober`] is the task with the sockets. What it decides is in `watch.rs` and `health.rs`, which take the time as an
+//! [`Prober`] is the task with the sockets, and [`ping`] does the same once for somebody who waits. What it decides is in `watch.rs` and `health.rs`, which take the time as an
 //! argument. This crate knows addresses, and nothing of leases.
 
 mod findings;
 mod health;
 mod leg;
 mod message;
+mod ping;
 mod prober;
 mod search;
+mod sockets;
 mod target;
 mod watch;
 
 pub use findings::{Findings, Named, Seen};
-pub use health::State;
+pub use health::{SMALL, State};
 pub use message::{MESSAGE_BYTES, Message};
+pub use ping::{Outcome, PingLeg, Tally, ping};
 pub use prober::{Prober, Settings};
 pub use target::{Target, Way};

@@ -56,6 +56,11 @@ impl Target {
         }
     }
 
+    /// Returns what carries its packets; `None` if they go unencapsulated.
+    pub(crate) fn carrier<'a>(&self, way: &'a Way) -> Option<&'a str> {
+        way.encapsulation.as_deref().filter(|_| !self.is_direct)
+    }
+
     /// Returns whether packets through the overlay differ from those to the underlay address.
     pub(crate) fn is_encapsulated(&self, way: &Way) -> bool {
         way.overlay(self.subnet.network()).is_some()

@@ -9,7 +9,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use flan_agent_api::{API_VERSION, Peer, Peers, WireguardPeer};
+use flan_agent_api::{API_VERSION, Peer, Peers, ProbeSource, WireguardPeer};
 use flan_subnet_lease::NetworkName;
 use tokio::sync::{mpsc, oneshot};
 
@@ -18,8 +18,8 @@ use crate::daemon::{Order, Told};
 use crate::root_socket;
 use crate::wireguard::WireguardReport;
 
-/// A question for the event loop: all peers, with their WireGuard keys.
-pub(crate) type PeersAsked = oneshot::Sender<Vec<Peer>>;
+/// A question for the event loop: all peers, with their WireGuard keys, and how they are probed.
+pub(crate) type PeersAsked = oneshot::Sender<(Option<ProbeSource>, Vec<Peer>)>;
 
 /// What the socket's requests need.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, Str
     let away = |what: &str| (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n"));
     let (answer, answered) = oneshot::channel();
     asked.peers.send(answer).await.map_err(|_| away("the agent ends"))?;
-    let mut peers = answered.await.map_err(|_| away("the agent ends"))?;
+    let (probes, mut peers) = answered.await.map_err(|_| away("the agent ends"))?;
     let source = asked.status.default_network().wireguard();
     let reports = tokio::task::spawn_blocking(move || source.map(|source| source.ask())).await;
     match reports {
@@ -67,6 +67,7 @@ async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, Str
         api_version: API_VERSION.to_owned(),
         backend: status.backend.into_owned(),
         path: status.path.map(|path| path.path.into_owned()),
+        probes,
         peers,
     }))
 }

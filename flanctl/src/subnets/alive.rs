@@ -6,7 +6,7 @@ use std::path::Path;
 use flan_agent_api::{Peer, Peers, Status};
 
 use crate::agent;
-use crate::output::{LastAlive, Subnet, SubnetList};
+use crate::output::{LastAlive, SubnetList};
 
 /// Adds to the leases when their hosts' agents last answered. Leaves it out if no agent of this network runs here: the
 /// leases are in the store, and can be read from anywhere.
@@ -22,16 +22,15 @@ pub(crate) async fn add(list: &mut SubnetList, socket: &Path) {
     for item in &mut list.items {
         let key = (&*item.subnets, &*item.public_ips);
         item.last_alive = match peers.get(&key) {
-            Some(peer) => of_peer(peer, item),
+            Some(peer) => of_peer(peer),
             None if key == (&*own.0, &*own.1) => Some(LastAlive { seconds_ago: Some(0) }),
             None => None,
         };
     }
 }
 
-fn of_peer(peer: &Peer, item: &Subnet) -> Option<LastAlive> {
-    let health = peer.health.as_ref()?;
+fn of_peer(peer: &Peer) -> Option<LastAlive> {
     // flanneld answers nobody.
-    item.node_id.as_ref()?;
+    let health = peer.health.as_ref().filter(|health| health.has_agent)?;
     Some(LastAlive { seconds_ago: health.agent_answered_seconds })
 }

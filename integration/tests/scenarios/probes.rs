@@ -9,7 +9,7 @@ use flan_integration::{Host, Lab, LabOptions, traffic, wait};
 use serde_json::Value;
 
 use crate::obstacles::{problem, wait_for_problem, wait_until_solved};
-use crate::stage::{bare_hosts, hosts_with_status};
+use crate::stage::{bare_hosts, ends_of, hosts_with_status};
 
 /// How soon a fault is named.
 const NAMED: Duration = Duration::from_secs(15);
@@ -69,6 +69,14 @@ fn both_ways(one: Ipv4Addr, other: Ipv4Addr, what: &str) -> Vec<String> {
     vec![format!("ip saddr {one} ip daddr {other} {what} drop"), format!("ip saddr {other} ip daddr {one} {what} drop")]
 }
 
+/// `flanctl ping` ends with this code, and says all of this.
+fn pinged(host: &Host, target: &str, code: i32, parts: &[&str]) -> Result<()> {
+    let outcome = host.flanctl(&["ping", target, "--interval", "100ms"])?;
+    ensure!(outcome.code == Some(code), "{outcome:?}");
+    ensure!(parts.iter().all(|part| outcome.stdout.contains(part)), "no {parts:?} in {}", outcome.stdout);
+    Ok(())
+}
+
 /// What the health port says.
 fn is_healthy(host: &Host) -> bool {
     traffic::fetch(&host.netns().place(), &format!("http://127.0.0.1:{STATUS_PORT}/healthz")).is_ok()
@@ -93,8 +101,10 @@ fn each_of_four_faults_between_hosts_is_named_within_fifteen_seconds_and_over_wh
         ensure!(is_healthy(&hosts[0]), "it still reaches h3");
         let shown = hosts[0].flanctl(&["status"])?;
         ensure!(shown.code == Some(9) && shown.stdout.contains("peer-unreachable: h2"), "{shown:?}");
+        pinged(&hosts[0], "h2", 9, &["overlay", "0 of 3", "wrong: its underlay address", "VXLAN (UDP 8472)"])?;
         open_firewall(lab)?;
         hosts[..2].iter().try_for_each(|host| wait_until_solved(host, "peer-unreachable", OVER))?;
+        pinged(&hosts[0], "h2", 0, &["underlay", "1450 bytes", "fland", "3 of 3 answered"])?;
         wait_until_all_is_well(&hosts, 1450)?;
 
         // Something in between drops large packets: 50 bytes of each are VXLAN's.
@@ -102,6 +112,7 @@ fn each_of_four_faults_between_hosts_is_named_within_fifteen_seconds_and_over_wh
         let size = ["h2 (", "packets of 1450 bytes do not come back, those of up to 1350 do"];
         wait_for_problem(&hosts[0], "peer-mtu", &size, NAMED)?;
         ensure!(health(&hosts[0], &hosts[1])?["mtu"] == 1350);
+        pinged(&hosts[0], &subnet, 9, &["0 of 3", "wrong: packets of 1450 bytes do not come back, those of up to 1350 do"])?;
         open_firewall(lab)?;
         hosts[..2].iter().try_for_each(|host| wait_until_solved(host, "peer-mtu", OVER))?;
 
@@ -126,6 +137,7 @@ fn each_of_four_faults_between_hosts_is_named_within_fifteen_seconds_and_over_wh
             wait_for_problem(&hosts[at], "peer-agent", &["h2 (", "does not answer on UDP 8475"], NAMED)?;
             ensure!(health(&hosts[at], &hosts[1])?["state"] == "reachable");
         }
+        pinged(&hosts[0], &other.to_string(), 9, &["fland", "0 of 3", "wrong: packets pass, but its fland"])?;
         let listed = hosts[0].flanctl(&["subnets", "ls"])?.stdout;
         let of = |name: &str| -> Result<String> {
             let line = listed.lines().find(|line| line.contains(name));
@@ -193,12 +205,28 @@ fn both_families_are_probed() -> Result<()> {
             ensure!(probed["reachable"] == 2, "{probed}");
             Ok(())
         })?;
-        lab.underlay().place().run(
-            "nft",
-            ["table bridge between { chain forwarding { type filter hook forward priority 0; meta protocol ip6 udp dport 8472 drop; } }"],
-        )?;
+        close_firewall(lab, &["meta protocol ip6 udp dport 8472 drop".to_owned()])?;
         wait_for_problem(&hosts[0], "peer-unreachable", &["h2 (fd00:5:", "its underlay address fd00:64:"], NAMED)?;
         ensure!(!problem(&hosts[0], "peer-unreachable")?.unwrap_or_default().contains("10.5."));
         open_firewall(lab)
+    })
+}
+
+/// A container of the default network, and one of a network made in Docker.
+#[test]
+fn ping_tells_a_container_that_does_not_answer_from_a_host_that_does_not() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let hosts = hosts_with_status(lab, 2)?;
+        wait_until_all_is_well(&hosts, 1450)?;
+        let ends = ends_of(&hosts)?;
+        let address = ends[1].address.to_string();
+        pinged(&hosts[0], &address, 0, &["container", "3 of 3 answered"])?;
+        ends[1].place.run("ip", ["link", "set", "eth0", "down"])?;
+        pinged(&hosts[0], &address, 9, &["wrong: its host is reached, but the container does not answer"])?;
+        let nobody = hosts[0].flanctl(&["ping", "nobody"])?;
+        ensure!(nobody.code == Some(7) && nobody.stderr.contains("no peer of this host"), "{nobody:?}");
+        let document: Value = serde_json::from_str(&hosts[0].flanctl(&["ping", "h2", "-o", "json"])?.stdout)?;
+        ensure!(document["legs"][0]["name"] == "underlay" && document["legs"][0]["answered"] == 3, "{document}");
+        Ok(())
     })
 }
