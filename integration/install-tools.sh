@@ -62,6 +62,8 @@ if [ -n "$tests" ]; then
     if lacks musl-gcc; then want musl-tools; fi
     # Applications of several services. From Debian 13 on it is another program with the same command line.
     if lacks docker-compose; then want docker-compose; fi
+    # What reads the agents' metrics.
+    if lacks prometheus || lacks promtool; then want prometheus; fi
     # Containers without Docker, connected by CNI plugins.
     if lacks podman; then want podman; fi
     if lacks runc; then want runc; fi
@@ -132,4 +134,5 @@ switch_off() { systemctl disable "$@" >/dev/null 2>&1 || true; }
 case " $packages " in *" etcd-server "*) switch_off etcd ;; esac
 case " $packages " in *" docker.io "*) switch_off docker.service docker.socket containerd.service ;; esac
 case " $packages " in *" podman "*) switch_off podman.service podman.socket podman-auto-update.timer podman-restart.service ;; esac
+case " $packages " in *" prometheus "*) switch_off prometheus ;; esac
 case " $packages " in *" iperf3 "*) switch_off iperf3 ;; esac

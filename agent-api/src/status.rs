@@ -131,6 +131,11 @@ impl Repairs {
         self.0.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| (&**kind, *count))
     }
 
+    /// Returns all kinds, with their counts.
+    pub fn all(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().map(|(kind, count)| (&**kind, *count))
+    }
+
     /// Returns the count of this kind.
     pub fn of(&self, kind: &str) -> u64 {
         self.0.get(kind).copied().unwrap_or_default()

@@ -94,7 +94,7 @@ pub enum Effect {
     LookFor(Ours),
     /// Check the bridges again: devices or addresses have changed.
     HostChanged,
-    /// Tell the probes who the peers are: [`Agent::probed`] returns them.
+    /// Tell the probes who the peers are: `Agent::probed` returns them.
     Probe,
     /// Return freed memory to the kernel.
     GiveBackMemory,
@@ -239,7 +239,7 @@ impl Agent {
             self.host.schedule(now); // once it no longer is
             return Vec::new();
         }
-        self.host.round_begins();
+        self.host.round_begins(now);
         // Before the first complete list, which starts a round, a missing lease means nothing.
         if !self.joined().any(|joined| joined.leases.is_complete()) {
             return Vec::new();
@@ -268,7 +268,7 @@ impl Agent {
     }
 
     fn finish_round(&mut self, now: Instant) -> Vec<Effect> {
-        let (outcome, mut effects) = self.host.end_operations();
+        let (outcome, mut effects) = self.host.end_operations(now);
         let reconciler = &self.host.reconciler;
         if outcome.failed == 0 && reconciler.is_known() && reconciler.problem().is_none() {
             effects.extend(self.left.drain(..).map(Effect::PutAway));

@@ -31,8 +31,8 @@ use crate::args::Args;
 use crate::interface::Selection;
 use crate::lookout::Lookout;
 use crate::network::{NetworkEffect, NetworkEvent};
-use crate::{notify, probing};
 use crate::status::socket::PeersAsked;
+use crate::{notify, probing};
 
 pub use start::run;
 
@@ -100,7 +100,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 Some(answer) = self.asked.recv() => {
                     let mut peers = self.agent.peers();
-                    probing::add(&mut peers, self.prober.seen());
+                    probing::add(&mut peers, self.prober.view().seen());
                     let _ = answer.send((probing::source(&self.prober), peers));
                     None
                 }

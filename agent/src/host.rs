@@ -52,6 +52,8 @@ pub struct Host {
     retry_at: Option<Instant>,
     /// Whether no round has ended yet.
     is_starting: bool,
+    /// When the present round began.
+    round_began: Option<Instant>,
 }
 
 /// What a network needs of this host.
@@ -121,6 +123,7 @@ impl Host {
             failures: 0,
             retry_at: None,
             is_starting: true,
+            round_began: None,
         }
     }
 
@@ -368,12 +371,16 @@ impl Host {
         self.reconciler.is_under_way() || self.external.is_being_looked_at || self.external.is_being_renamed()
     }
 
-    pub(crate) fn round_begins(&mut self) {
+    pub(crate) fn round_begins(&mut self, now: Instant) {
         self.due.round.clear();
+        self.round_began = Some(now);
     }
 
     /// Returns the result of the round's operations, and the reading that they require.
-    pub(crate) fn end_operations(&mut self) -> (Outcome, Vec<Effect>) {
+    pub(crate) fn end_operations(&mut self, now: Instant) -> (Outcome, Vec<Effect>) {
+        if let (Some(began), Some(figures)) = (self.round_began.take(), self.status.figures()) {
+            figures.reconcile_seconds.observe((now - began).as_secs_f64());
+        }
         let outcome = self.reconciler.end_round();
         let reading = if outcome.touched_devices { self.read() } else { None };
         (outcome, reading.into_iter().collect())

@@ -82,6 +82,7 @@ mod tests {
     #[test]
     fn a_peer_of_two_families_is_as_good_as_the_worse_of_both() {
         let seen = |state| Seen {
+            host: "h2".to_owned(),
             state,
             since: None,
             round_trip: Some(Duration::from_micros(700)),
@@ -99,10 +100,7 @@ mod tests {
         };
         let mut peers = [peer(&["10.5.2.0/24", "fd00:5::/64"]), peer(&["10.5.3.0/24"])];
         let known = [("10.5.2.0/24", State::Reachable), ("fd00:5::/64", State::Unreachable)];
-        add(
-            &mut peers,
-            known.map(|(subnet, state)| (subnet.parse().unwrap(), seen(state))).into(),
-        );
+        add(&mut peers, known.map(|(subnet, state)| (subnet.parse().unwrap(), seen(state))).into());
         let health = peers[0].health.clone().unwrap();
         assert_eq!((health.state, health.round_trip_microseconds), (PeerState::Unreachable, Some(700)));
         assert_eq!(peers[1].health, None);

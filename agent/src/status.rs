@@ -1,24 +1,29 @@
-//! The health port: `GET /status` returns all that the agent reports, `GET /healthz` whether it is healthy.
+//! The health port: `GET /status` returns all that the agent reports, `GET /healthz` whether it is healthy, `GET /metrics`
+//! figures for Prometheus.
 
 #[cfg(fuzzing)]
 pub mod fuzz;
+pub(crate) mod metrics;
 mod port;
 pub(crate) mod socket;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
 use flan_agent_api::{API_VERSION, Code, Datapath, HostStatus, NamedNetwork, NetworkStatus, Status};
 use flan_backends::udp::{Gauge, Modes};
 use flan_connections::ConnectionLimit;
+use flan_probes::ProberView;
 use flan_subnet_lease::NetworkName;
 use tokio::net::TcpListener;
 
+use self::metrics::{Figures, Probes};
 use crate::problem;
 use crate::wireguard::WireguardSource;
 
@@ -31,6 +36,8 @@ struct Shared {
     host: RwLock<HostStatus>,
     default: SharedNetwork,
     named: RwLock<Vec<(NetworkName, SharedNetwork)>>,
+    figures: OnceLock<Figures>,
+    prober: OnceLock<ProberView>,
 }
 
 impl SharedStatus {
@@ -42,6 +49,21 @@ impl SharedStatus {
     /// Records and logs what is wrong with this host at present, if anything.
     pub fn report(&self, code: Code, wrong: Option<String>) {
         self.0.default.report(code, wrong);
+    }
+
+    /// Sets what is counted as it happens, once.
+    pub(crate) fn set_figures(&self, figures: Figures) {
+        let _ = self.0.figures.set(figures);
+    }
+
+    /// Returns what is counted as it happens.
+    pub(crate) fn figures(&self) -> Option<&Figures> {
+        self.0.figures.get()
+    }
+
+    /// Sets where to ask what probes know, once.
+    pub(crate) fn set_prober(&self, prober: ProberView) {
+        let _ = self.0.prober.set(prober);
     }
 
     /// Returns the default network.
@@ -126,7 +148,8 @@ fn datapath(gauge: &Gauge) -> Datapath {
     Datapath { tun: tun.to_string(), gso: udp.gso, gro: udp.gro, merge, totals: gauge.totals() }
 }
 
-/// Serves `GET /healthz` (200 or 503, with a line that says why) and `GET /status` (JSON) until the process ends.
+/// Serves `GET /healthz` (200 or 503, with a line that says why), `GET /status` (JSON) and `GET /metrics` (OpenMetrics) until
+/// the process ends.
 ///
 /// # Errors
 /// If it cannot listen on the address.
@@ -137,7 +160,11 @@ pub async fn serve(address: SocketAddr, status: SharedStatus) -> std::io::Result
 }
 
 fn router(status: SharedStatus) -> Router {
-    Router::new().route("/healthz", get(healthz)).route("/status", get(full)).with_state(status)
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/status", get(full))
+        .route("/metrics", get(metrics))
+        .with_state(status)
 }
 
 async fn healthz(State(status): State<SharedStatus>) -> (StatusCode, String) {
@@ -146,6 +173,12 @@ async fn healthz(State(status): State<SharedStatus>) -> (StatusCode, String) {
 
 async fn full(State(status): State<SharedStatus>) -> Json<Status> {
     Json(status.read())
+}
+
+async fn metrics(State(status): State<SharedStatus>) -> Response {
+    let prober = status.0.prober.get();
+    let probes = prober.map(|prober| Probes { seen: prober.seen(), counts: prober.counts() });
+    metrics::response(&status.read(), status.figures(), &probes.unwrap_or_default())
 }
 
 /// Returns whether packets flow as they should, as far as this host can tell, and why not. A host without its store is

@@ -352,7 +352,8 @@ pub(crate) struct PingArgs {
 
 fn ping_interval(text: &str) -> Result<Duration, String> {
     const LEAST: Duration = Duration::from_millis(10);
-    let interval = humantime::parse_duration(text).map_err(|why| format!("{why}; expected such as 500ms or 1s"))?;
+    let interval =
+        humantime::parse_duration(text).map_err(|why| format!("{why}; expected such as 500ms or 1s"))?;
     if interval < LEAST { Err("at least 10ms is needed".to_owned()) } else { Ok(interval) }
 }
 

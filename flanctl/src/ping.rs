@@ -115,7 +115,8 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let through = self.through.as_deref().map_or_else(String::new, |through| format!(" through {through}"));
+        let through =
+            self.through.as_deref().map_or_else(String::new, |through| format!(" through {through}"));
         let mut lines = vec![printable(&format!("{} {}{through}", self.host, self.subnet)).trim().to_owned()];
         lines.extend(self.legs.iter().map(Leg::text));
         lines.extend(self.reason.as_ref().map(|reason| format!("wrong: {}", printable(reason))));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flan_subnet_lease::{ConfigWarning, NetworkConfig};
 
 /// The crates that make up the product.
-const CRATES: [&str; 11] = [
+const CRATES: [&str; 12] = [
     "agent",
     "agent-api",
     "backends",
@@ -17,6 +17,7 @@ const CRATES: [&str; 11] = [
     "flanctl",
     "kernel",
     "names",
+    "probes",
     "subnet-lease",
     "tls-files",
 ];

@@ -45,6 +45,9 @@ const COMPOSE_PROGRAMS: [(&str, &str); 1] = [("docker-compose", "docker-compose"
 /// As [`PROGRAMS`]: containers without Docker.
 const PODMAN_PROGRAMS: [(&str, &str); 2] = [("podman", "podman"), ("runc", "runc")];
 
+/// As [`PROGRAMS`]: what reads the metrics, and checks the alerts.
+const PROMETHEUS_PROGRAMS: [(&str, &str); 2] = [("prometheus", "prometheus"), ("promtool", "prometheus")];
+
 /// As [`PROGRAMS`]: what the manual has operators make certificates with.
 const OPENSSL_PROGRAMS: [(&str, &str); 1] = [("openssl", "openssl")];
 
@@ -96,6 +99,11 @@ pub fn check_for_etcdctl() -> Result<()> {
 /// An error unless there is an `openssl`.
 pub fn check_for_openssl() -> Result<()> {
     check_programs(&OPENSSL_PROGRAMS)
+}
+
+/// An error unless there are a `prometheus` and a `promtool`.
+pub fn check_for_prometheus() -> Result<()> {
+    check_programs(&PROMETHEUS_PROGRAMS)
 }
 
 /// An error unless there is a Docker Compose.

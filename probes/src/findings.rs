@@ -40,6 +40,8 @@ pub struct Named {
 /// What is known of a target, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
+    /// The peer's name.
+    pub host: String,
     /// What to know first.
     pub state: State,
     /// Since when it stands; `None` before the first answer.
@@ -123,6 +125,7 @@ impl Seen {
     pub(crate) fn new(target: &Target, health: &Health, way: &Way, port: u16, now: Instant) -> Self {
         let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
         Self {
+            host: target.host.clone(),
             state: health.state(),
             since: ago(health.since()),
             round_trip: health.round_trip(),
@@ -181,7 +184,9 @@ fn unreachable(target: &Target, health: &Health, way: &Way) -> String {
              hosts drop it?"
         );
     }
-    format!("neither its underlay address {underlay} nor anything through {through} answers: it is down or cut off{never}")
+    format!(
+        "neither its underlay address {underlay} nor anything through {through} answers: it is down or cut off{never}"
+    )
 }
 
 fn silent(port: u16) -> String {

@@ -84,7 +84,8 @@ impl Health {
         let Answers { underlay, overlay, full, agent, sizes } = answers;
         self.underlay.saw(*underlay, OF_PATHS, now);
         // A firewall may drop echoes and let the agent answer.
-        let came = if matches!(overlay, Answer::After(_)) { *overlay } else { (*agent).max_by_hope(*overlay) };
+        let came =
+            if matches!(overlay, Answer::After(_)) { *overlay } else { (*agent).max_by_hope(*overlay) };
         let worked = self.overlay.works();
         self.overlay.saw(came, OF_PATHS, now);
         if self.overlay.works() && !worked {
@@ -140,7 +141,9 @@ impl Health {
             () if self.overlay.fails() => State::Unreachable,
             () if !self.overlay.works() => State::Unknown,
             // While the size is searched, the problem would change its text.
-            () if self.full.fails() && self.search.as_ref().is_some_and(|search| search.result().is_some()) => {
+            () if self.full.fails()
+                && self.search.as_ref().is_some_and(|search| search.result().is_some()) =>
+            {
                 State::Narrow
             }
             () if self.is_lossy() => State::Lossy,
@@ -242,7 +245,8 @@ mod tests {
             true => Answer::After(Duration::from_micros(700)),
             false => Answer::Lost,
         };
-        let sizes = health.sizes().into_iter().map(|size| (size, path.overlay && size <= path.largest)).collect();
+        let sizes =
+            health.sizes().into_iter().map(|size| (size, path.overlay && size <= path.largest)).collect();
         let answers = Answers {
             underlay: answer(path.underlay),
             overlay: answer(path.overlay),

@@ -142,11 +142,9 @@ mod tests {
 
     #[test]
     fn three_in_a_row_decide_either_way_and_fewer_change_nothing() {
-        for (packets, expected) in [
-            ("+--+---+++", "wwwwwwfffw"),
-            ("-----++-+++", "????ffffffw"),
-            ("-+", "?w"),
-        ] {
+        for (packets, expected) in
+            [("+--+---+++", "wwwwwwfffw"), ("-----++-+++", "????ffffffw"), ("-+", "?w")]
+        {
             assert_eq!(verdicts(packets), expected, "{packets}");
         }
     }

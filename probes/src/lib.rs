@@ -22,5 +22,6 @@ pub use findings::{Findings, Named, Seen};
 pub use health::{SMALL, State};
 pub use message::{MESSAGE_BYTES, Message};
 pub use ping::{Outcome, PingLeg, Tally, ping};
-pub use prober::{Prober, Settings};
+pub use prober::{Prober, ProberView, Settings};
 pub use target::{Target, Way};
+pub use watch::Counts;

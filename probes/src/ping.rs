@@ -86,7 +86,12 @@ pub async fn ping(
         let began = Instant::now();
         let packets: Vec<Packet> = legs
             .iter()
-            .map(|(leg, from, to)| Packet { nonce: rand::rng().random(), from: *from, to: *to, echo: echo(*leg) })
+            .map(|(leg, from, to)| Packet {
+                nonce: rand::rng().random(),
+                from: *from,
+                to: *to,
+                echo: echo(*leg),
+            })
             .collect();
         for (tally, answer) in tallies.iter_mut().zip(exchange(&sockets, &packets, port).await) {
             tally.sent += 1;
@@ -100,7 +105,8 @@ pub async fn ping(
         }
     }
     let mut search = Search::new(SMALL, way.mtu);
-    let is_answered = |leg: PingLeg| tallies.iter().any(|tally| tally.leg == leg && !tally.answers.is_empty());
+    let is_answered =
+        |leg: PingLeg| tallies.iter().any(|tally| tally.leg == leg && !tally.answers.is_empty());
     if is_answered(PingLeg::Overlay) && !is_answered(PingLeg::Full(way.mtu)) {
         for _ in 0..STEPS {
             let sizes = search.sizes();
@@ -162,7 +168,9 @@ async fn exchange(sockets: &Sockets, packets: &[Packet], port: u16) -> Vec<io::R
 fn reason(tallies: &[Tally], search: Search, target: &Target, way: &Way, port: u16) -> Option<String> {
     let of = |leg| {
         let tally = tallies.iter().find(|tally| tally.leg == leg);
-        tally.map_or(Answer::NotAsked, |tally| tally.answers.first().map_or(Answer::Lost, |time| Answer::After(*time)))
+        tally.map_or(Answer::NotAsked, |tally| {
+            tally.answers.first().map_or(Answer::Lost, |time| Answer::After(*time))
+        })
     };
     let answers = Answers {
         underlay: of(PingLeg::Underlay),

@@ -12,7 +12,7 @@ use crate::findings::{Findings, Seen};
 use crate::message::Message;
 use crate::sockets::{Heard, Sockets};
 use crate::target::{Target, Way};
-use crate::watch::Watch;
+use crate::watch::{Counts, Watch};
 
 /// Interval between reports.
 const REPORT: Duration = Duration::from_secs(2);
@@ -64,9 +64,28 @@ impl Prober {
         self.settings
     }
 
+    /// Returns a handle to what is known.
+    pub fn view(&self) -> ProberView {
+        ProberView { watch: self.watch.clone(), port: self.settings.port }
+    }
+}
+
+/// What is known, for those who ask.
+#[derive(Debug, Clone)]
+pub struct ProberView {
+    watch: Arc<Mutex<Watch>>,
+    port: u16,
+}
+
+impl ProberView {
     /// Returns what is known of each target, by its subnet.
     pub fn seen(&self) -> Vec<(IpNetwork, Seen)> {
-        lock(&self.watch).seen(self.settings.port, Instant::now())
+        lock(&self.watch).seen(self.port, Instant::now())
+    }
+
+    /// Returns how many packets were sent and lost.
+    pub fn counts(&self) -> Counts {
+        lock(&self.watch).counts()
     }
 }
 

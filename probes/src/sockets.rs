@@ -46,9 +46,8 @@ impl Sockets {
         self.again = None;
         let mut failures = Vec::new();
         for (at, is_ipv4) in [(0, true), (1, false)] {
-            let of_family = |addresses: &[IpAddr]| {
-                addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4)
-            };
+            let of_family =
+                |addresses: &[IpAddr]| addresses.iter().copied().find(|address| address.is_ipv4() == is_ipv4);
             let (overlay, underlay) = (of_family(&way.overlay), of_family(&way.underlay));
             let needs_echo = settings.rate > 0 && (overlay.is_some() || underlay.is_some());
             if !needs_echo {
@@ -67,7 +66,9 @@ impl Sockets {
             {
                 match Agent::bound(address, settings.port) {
                     Ok(agent) => self.agent[at] = Some(agent),
-                    Err(reason) => failures.push(format!("UDP port {} of {address}: {reason}", settings.port)),
+                    Err(reason) => {
+                        failures.push(format!("UDP port {} of {address}: {reason}", settings.port));
+                    }
                 }
             }
         }

@@ -51,6 +51,34 @@ pub(crate) struct Watch {
     known: HashSet<IpAddr>,
     pace: Option<Pace>,
     in_flight: Vec<InFlight>,
+    counts: Counts,
+}
+
+/// Packets of probes since the start, sent and lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    underlay: (u64, u64),
+    overlay: (u64, u64),
+    full: (u64, u64),
+    agent: (u64, u64),
+}
+
+impl Counts {
+    /// Returns them by the name of the part of the way: sent and lost.
+    pub fn by_leg(&self) -> [(&'static str, (u64, u64)); 4] {
+        let Self { underlay, overlay, full, agent } = *self;
+        [("underlay", underlay), ("overlay", overlay), ("full", full), ("agent", agent)]
+    }
+
+    fn add(&mut self, answers: &Answers) {
+        let Answers { underlay, overlay, full, agent, .. } = *answers;
+        let Self { underlay: of_underlay, overlay: of_overlay, full: of_full, agent: of_agent } = self;
+        let legs = [(underlay, of_underlay), (overlay, of_overlay), (full, of_full), (agent, of_agent)];
+        for (answer, (sent, lost)) in legs {
+            *sent += u64::from(answer != Answer::NotAsked);
+            *lost += u64::from(answer == Answer::Lost);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -97,7 +125,14 @@ impl Watch {
             was_soon: false,
             free: now,
         });
-        Self { way: None, targets: BTreeMap::new(), known: HashSet::new(), pace, in_flight: Vec::new() }
+        Self {
+            way: None,
+            targets: BTreeMap::new(),
+            known: HashSet::new(),
+            pace,
+            in_flight: Vec::new(),
+            counts: Counts::default(),
+        }
     }
 
     /// Replaces the targets. What is known of those that stay as they were is kept.
@@ -116,7 +151,8 @@ impl Watch {
         self.way = Some(way);
         let targets = &self.targets;
         // An answer to what was sent to the address before says nothing.
-        self.in_flight.retain(|probe| targets.contains_key(&probe.subnet) && !before.contains_key(&probe.subnet));
+        self.in_flight
+            .retain(|probe| targets.contains_key(&probe.subnet) && !before.contains_key(&probe.subnet));
         if let Some(pace) = &mut self.pace {
             pace.targets_are(targets, now);
         }
@@ -125,6 +161,10 @@ impl Watch {
     /// Returns whether a target's agent asks from this address.
     pub(crate) fn knows(&self, address: IpAddr) -> bool {
         self.known.contains(&address)
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
     }
 
     pub(crate) fn way(&self) -> Option<&Way> {
@@ -220,6 +260,7 @@ impl Watch {
         let InFlight { subnet, sent, answers, .. } = probe;
         let (Some(way), Some(watched)) = (&self.way, self.targets.get_mut(&subnet)) else { return };
         if now < sent + PATIENCE + STOOD_STILL {
+            self.counts.add(&answers);
             watched.health.saw(&answers, way.mtu, now);
         }
         if let Some(pace) = &mut self.pace

@@ -61,7 +61,7 @@ pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
     Cause, Collection, ConfigWritten, KnownNetworks, MemberStatus, Networks, NotCreated, Reservation,
-    Snapshot, Store, StoreError, StoredConfig, StoredNetwork, Unanswered,
+    Snapshot, Store, StoreError, StoreFigures, StoredConfig, StoredNetwork, Unanswered,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
 pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};

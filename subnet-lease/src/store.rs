@@ -6,6 +6,7 @@ mod creation;
 pub(crate) mod error;
 mod etcd_lease;
 mod failure;
+mod figures;
 mod limits;
 mod listing;
 mod network;
@@ -21,6 +22,7 @@ pub use client::Store;
 pub use collection::Collection;
 pub use creation::{KnownNetworks, NotCreated};
 pub use error::{Cause, StoreError, Unanswered};
+pub use figures::StoreFigures;
 #[cfg(test)]
 pub(crate) use limits::REQUEST_LIMIT;
 pub use network::{ConfigWritten, Snapshot, StoredConfig};

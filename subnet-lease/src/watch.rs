@@ -119,6 +119,7 @@ impl<T: Stored> Watcher<T> {
     fn failed(&mut self, reason: &str) -> Option<WatchEvent<T>> {
         self.watch = None;
         let wait = self.machine.failed(Instant::now());
+        self.collection.watch_broke();
         warn!(reason, retry_in = ?wait, "lost sight of the {}; listing them again", T::PLURAL);
         Some(WatchEvent::Interrupted { reason: reason.to_owned() })
     }

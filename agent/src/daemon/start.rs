@@ -27,6 +27,7 @@ use crate::host::Host;
 use crate::lookout::Lookout;
 use crate::network::Network;
 use crate::refused::refused;
+use crate::status::metrics::Figures;
 use crate::status::{self, SharedStatus};
 use crate::{notify, probing, rights};
 
@@ -76,6 +77,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
 /// Joins this host to the network. Returns only on failure.
 async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
     let store = Store::new(args.store.config().map_err(refused)?).map_err(refused)?;
+    status.set_figures(Figures::new(store.figures().clone()));
     let mut kernel = netlink::Linux::new().context("cannot reach the kernel over netlink")?;
     let nftables = netlink::has_nftables();
     let abilities = Abilities {
@@ -131,6 +133,7 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let names = names.map(|docker| Names::start(&args, &store, &docker.driver, status.clone()));
     let probes = Settings { rate: args.probes.probe_rate, port: args.probes.probe_port };
     let prober = probing::start(probes, status.default_network().clone());
+    status.set_prober(prober.view());
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,

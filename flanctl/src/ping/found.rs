@@ -22,14 +22,16 @@ pub(super) struct Found {
 /// Finds a host by its name or its address on the underlay, one of its subnets, or an address in one.
 pub(super) fn among_peers(peers: &[Peer], name: &str) -> Result<Option<Found>, Failure> {
     if let Ok(address) = name.parse::<IpAddr>() {
-        let holder = peers.iter().find_map(|peer| Some((peer, subnets(peer).find(|one| one.contains(address))?)));
+        let holder =
+            peers.iter().find_map(|peer| Some((peer, subnets(peer).find(|one| one.contains(address))?)));
         if let Some((peer, subnet)) = holder {
             let container = (address != subnet.network()).then_some(address);
             return found(peer, subnet, container).map(Some);
         }
     }
     let is_meant = |peer: &&Peer| {
-        peer.host.as_deref() == Some(name) || peer.public_ips.iter().chain(&peer.subnets).any(|one| one == name)
+        peer.host.as_deref() == Some(name)
+            || peer.public_ips.iter().chain(&peer.subnets).any(|one| one == name)
     };
     let mut meant = peers.iter().filter(is_meant);
     let Some(peer) = meant.next() else { return Ok(None) };

@@ -34,6 +34,7 @@ mod own_networks;
 mod paper_peer;
 mod podman;
 mod probes;
+mod prometheus;
 mod reservations;
 mod routed_hosts;
 mod slow_store;

@@ -53,7 +53,7 @@ fn wait_until_all_is_well(hosts: &[Host], mtu: u64) -> Result<()> {
 }
 
 /// A firewall between hosts that drops these packets, until it is opened.
-fn close_firewall(lab: &Lab, rules: &[String]) -> Result<()> {
+pub(crate) fn close_firewall(lab: &Lab, rules: &[String]) -> Result<()> {
     let rules = rules.join("\n");
     let table = format!(
         "table bridge between {{ chain forwarding {{ type filter hook forward priority 0;\n{rules}\n}}\n}}"
@@ -61,12 +61,15 @@ fn close_firewall(lab: &Lab, rules: &[String]) -> Result<()> {
     lab.underlay().place().run("nft", [&*table]).map(drop)
 }
 
-fn open_firewall(lab: &Lab) -> Result<()> {
+pub(crate) fn open_firewall(lab: &Lab) -> Result<()> {
     lab.underlay().place().run("nft", ["delete table bridge between"]).map(drop)
 }
 
-fn both_ways(one: Ipv4Addr, other: Ipv4Addr, what: &str) -> Vec<String> {
-    vec![format!("ip saddr {one} ip daddr {other} {what} drop"), format!("ip saddr {other} ip daddr {one} {what} drop")]
+pub(crate) fn both_ways(one: Ipv4Addr, other: Ipv4Addr, what: &str) -> Vec<String> {
+    vec![
+        format!("ip saddr {one} ip daddr {other} {what} drop"),
+        format!("ip saddr {other} ip daddr {one} {what} drop"),
+    ]
 }
 
 /// `flanctl ping` ends with this code, and says all of this.
@@ -101,7 +104,12 @@ fn each_of_four_faults_between_hosts_is_named_within_fifteen_seconds_and_over_wh
         ensure!(is_healthy(&hosts[0]), "it still reaches h3");
         let shown = hosts[0].flanctl(&["status"])?;
         ensure!(shown.code == Some(9) && shown.stdout.contains("peer-unreachable: h2"), "{shown:?}");
-        pinged(&hosts[0], "h2", 9, &["overlay", "0 of 3", "wrong: its underlay address", "VXLAN (UDP 8472)"])?;
+        pinged(
+            &hosts[0],
+            "h2",
+            9,
+            &["overlay", "0 of 3", "wrong: its underlay address", "VXLAN (UDP 8472)"],
+        )?;
         open_firewall(lab)?;
         hosts[..2].iter().try_for_each(|host| wait_until_solved(host, "peer-unreachable", OVER))?;
         pinged(&hosts[0], "h2", 0, &["underlay", "1450 bytes", "fland", "3 of 3 answered"])?;
@@ -112,7 +120,12 @@ fn each_of_four_faults_between_hosts_is_named_within_fifteen_seconds_and_over_wh
         let size = ["h2 (", "packets of 1450 bytes do not come back, those of up to 1350 do"];
         wait_for_problem(&hosts[0], "peer-mtu", &size, NAMED)?;
         ensure!(health(&hosts[0], &hosts[1])?["mtu"] == 1350);
-        pinged(&hosts[0], &subnet, 9, &["0 of 3", "wrong: packets of 1450 bytes do not come back, those of up to 1350 do"])?;
+        pinged(
+            &hosts[0],
+            &subnet,
+            9,
+            &["0 of 3", "wrong: packets of 1450 bytes do not come back, those of up to 1350 do"],
+        )?;
         open_firewall(lab)?;
         hosts[..2].iter().try_for_each(|host| wait_until_solved(host, "peer-mtu", OVER))?;
 
@@ -206,7 +219,12 @@ fn both_families_are_probed() -> Result<()> {
             Ok(())
         })?;
         close_firewall(lab, &["meta protocol ip6 udp dport 8472 drop".to_owned()])?;
-        wait_for_problem(&hosts[0], "peer-unreachable", &["h2 (fd00:5:", "its underlay address fd00:64:"], NAMED)?;
+        wait_for_problem(
+            &hosts[0],
+            "peer-unreachable",
+            &["h2 (fd00:5:", "its underlay address fd00:64:"],
+            NAMED,
+        )?;
         ensure!(!problem(&hosts[0], "peer-unreachable")?.unwrap_or_default().contains("10.5."));
         open_firewall(lab)
     })
@@ -226,7 +244,10 @@ fn ping_tells_a_container_that_does_not_answer_from_a_host_that_does_not() -> Re
         let nobody = hosts[0].flanctl(&["ping", "nobody"])?;
         ensure!(nobody.code == Some(7) && nobody.stderr.contains("no peer of this host"), "{nobody:?}");
         let document: Value = serde_json::from_str(&hosts[0].flanctl(&["ping", "h2", "-o", "json"])?.stdout)?;
-        ensure!(document["legs"][0]["name"] == "underlay" && document["legs"][0]["answered"] == 3, "{document}");
+        ensure!(
+            document["legs"][0]["name"] == "underlay" && document["legs"][0]["answered"] == 3,
+            "{document}"
+        );
         Ok(())
     })
 }

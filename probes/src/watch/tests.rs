@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::findings::Named;
 use crate::health::State;
 
 fn way() -> Way {
@@ -57,7 +58,7 @@ impl World {
 
     fn text(&self) -> String {
         let Findings { unreachable, narrow, lossy, agents, .. } = self.watch.findings(8475);
-        [unreachable, narrow, lossy, agents].iter().filter_map(|kind| kind.text()).collect::<Vec<_>>().join("\n")
+        [unreachable, narrow, lossy, agents].iter().filter_map(Named::text).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -81,9 +82,18 @@ fn all_peers_are_probed_in_turn_and_never_more_a_second_than_the_rate() {
 
 #[test]
 fn each_fault_is_named_within_ten_seconds_and_gone_ten_seconds_after_it() {
-    let faults: [(&str, fn(&Packet) -> bool, &str); 4] = [
-        ("encapsulation", |packet| !packet.to.to_string().starts_with("10.6.1."), "h1 (10.6.1.0/24): its underlay address 192.168.65.1 answers, but nothing comes back through VXLAN (UDP 8472)"),
-        ("cable", |packet| !["10.6.1.0", "192.168.65.1"].contains(&packet.to.to_string().as_str()), "neither its underlay address 192.168.65.1 nor anything"),
+    type Passes = fn(&Packet) -> bool;
+    let faults: [(&str, Passes, &str); 4] = [
+        (
+            "encapsulation",
+            |packet| !packet.to.to_string().starts_with("10.6.1."),
+            "h1 (10.6.1.0/24): its underlay address 192.168.65.1 answers, but nothing comes back through VXLAN (UDP 8472)",
+        ),
+        (
+            "cable",
+            |packet| !["10.6.1.0", "192.168.65.1"].contains(&packet.to.to_string().as_str()),
+            "neither its underlay address 192.168.65.1 nor anything",
+        ),
         ("size", |packet| !is_full(packet), "packets of 1450 bytes do not come back, those of up to 1350 do"),
         ("agent", |packet| packet.echo.is_some(), "its fland does not answer on UDP 8475"),
     ];
@@ -135,7 +145,9 @@ fn what_is_known_of_a_peer_is_kept_until_it_changes() {
     assert_eq!(states(&world), [State::Unreachable, State::Unknown, State::Unknown]);
     world.watch.targets_are(Way { mtu: 1400, ..way() }, vec![target(0), moved], world.now);
     assert_eq!(states(&world), [State::Unknown, State::Unknown]);
-    assert!(world.watch.knows("10.6.0.0".parse().unwrap()) && !world.watch.knows("10.6.2.0".parse().unwrap()));
+    assert!(
+        world.watch.knows("10.6.0.0".parse().unwrap()) && !world.watch.knows("10.6.2.0".parse().unwrap())
+    );
 }
 
 #[test]
@@ -146,5 +158,8 @@ fn without_an_overlay_address_packets_go_from_underlay_to_underlay() {
     let packets = watch.time_passed(watch.due().unwrap());
     let own: IpAddr = "192.168.64.10".parse().unwrap();
     assert!(packets.iter().all(|packet| packet.to == target(1).underlay && packet.from == Some(own)));
-    assert_eq!(packets.iter().map(|packet| packet.echo).collect::<Vec<_>>(), [Some(64), Some(64), Some(1500), None]);
+    assert_eq!(
+        packets.iter().map(|packet| packet.echo).collect::<Vec<_>>(),
+        [Some(64), Some(64), Some(1500), None]
+    );
 }

@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::error::{Cause, StoreError, Unanswered};
 use super::failure::{Failure, failure};
+use super::figures::StoreFigures;
 use super::limits::{CONNECT_LIMIT, KEEP_ALIVE, LONGEST_LIMIT, REQUEST_LIMIT};
 use crate::endpoint::Endpoint;
 use crate::store_config::StoreConfig;
@@ -33,6 +34,7 @@ pub struct Store {
     pub(super) given_up: Arc<watch::Sender<()>>,
     /// Whether the store ignored our user at the last login.
     pub(super) user_ignored: Arc<watch::Sender<bool>>,
+    figures: StoreFigures,
 }
 
 impl Store {
@@ -52,12 +54,18 @@ impl Store {
             connection: Arc::new(Mutex::new(Connection { next, client: None, patience: REQUEST_LIMIT })),
             given_up: Arc::new(watch::Sender::new(())),
             user_ignored: Arc::new(watch::Sender::new(false)),
+            figures: StoreFigures::default(),
         })
     }
 
     /// Returns the prefix of all keys.
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// Returns what was counted, together with all clones.
+    pub fn figures(&self) -> &StoreFigures {
+        &self.figures
     }
 
     /// Returns all endpoints, for messages.
@@ -107,8 +115,11 @@ impl Store {
     where
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
+        let began = Instant::now();
         // Large, and many tasks wait for long between two requests: only a request in progress takes the room.
-        Box::pin(self.try_endpoints(has_second_chance, request)).await
+        let outcome = Box::pin(self.try_endpoints(has_second_chance, request)).await;
+        self.figures.count(began.elapsed(), outcome.is_ok());
+        outcome
     }
 
     async fn try_endpoints<T, R>(

@@ -10,6 +10,7 @@ use super::client::{Store, unchanged};
 use super::error::StoreError;
 use super::limits::ANY_SIZE;
 use crate::entry::{Entry, bounded, name};
+use crate::stored::Stored;
 
 /// The keys below `<prefix>/<place>/`, or one key, each with a `T`. Clones share the store's connection.
 #[derive(Clone)]
@@ -35,6 +36,14 @@ impl<T> Collection<T> {
     pub(super) fn of_key(store: &Store, key: String) -> Self {
         let end = [key.as_bytes(), &[0]].concat();
         Self { store: store.clone(), prefix: key, end, holds: PhantomData }
+    }
+
+    /// Counts that a watch of it broke.
+    pub(crate) fn watch_broke(&self)
+    where
+        T: Stored,
+    {
+        self.store.figures().watch_restarts.get_or_create(&[("of", T::PLURAL)]).inc();
     }
 
     /// Returns one entry; `None` if the key does not exist.

@@ -339,6 +339,8 @@ impl World {
                 let interfaces = vec![self.interface.clone()];
                 return Some(Event::Surveyed(Ok(Survey { interfaces, default_routes: vec![2], way: None })));
             }
+            // Told by `Agent::probed`, and there are no probes here.
+            Effect::Probe => {}
             Effect::AskName(_) => return Some(Event::Named(Some(self.interface.name))),
             Effect::ReadNetworks(_) => {
                 self.network_readings += 1;
