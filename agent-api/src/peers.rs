@@ -89,6 +89,8 @@ pub enum PeerState {
     Narrow,
     /// None do.
     Unreachable,
+    /// The agent of this host sends no probes.
+    NotProbed,
     /// Too little is known yet, or another version of the agent says more.
     #[default]
     #[serde(other)]

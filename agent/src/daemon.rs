@@ -100,11 +100,12 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 }
                 Some(answer) = self.asked.recv() => {
                     let mut peers = self.agent.peers();
-                    probing::add(&mut peers, self.prober.view().seen());
+                    probing::add(&mut peers, &self.prober);
                     let _ = answer.send((probing::source(&self.prober), peers));
                     None
                 }
                 () = any_failed(&mut self.tasks) => anyhow::bail!("the keeper of our lease ended unexpectedly"),
+                () = self.prober.failed() => anyhow::bail!("the probes of peers ended unexpectedly"),
                 () = sleep_until(due) => None,
                 _ = alive.tick() => {
                     notify::alive();
@@ -208,11 +209,10 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
             Effect::Reconnect => self.store.reconnect(),
             Effect::LookFor(ours) => self.lookout.ours_is(ours),
             Effect::HostChanged => self.lookout.host_changed(),
-            Effect::Probe => {
-                if let Some((way, targets)) = self.agent.probed() {
-                    self.prober.targets_are(way, targets);
-                }
-            }
+            Effect::Probe => match self.agent.probed() {
+                Some((way, targets)) => self.prober.targets_are(way, targets),
+                None => self.prober.clear(),
+            },
             Effect::GiveBackMemory => memory::give_back(),
             Effect::PutAway(file) => self.membership.put_away(&file),
             Effect::Ready => notify::ready(),

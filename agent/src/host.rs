@@ -236,6 +236,11 @@ impl Host {
         self.due.probes.at(now + PROBES_DEBOUNCE);
     }
 
+    /// The same at once: this host has just become ready, and its peers may wait for answers.
+    pub(crate) fn probe_now(&mut self, now: Instant) {
+        self.due.probes.at(now);
+    }
+
     /// Schedules the return of unused memory.
     pub(crate) fn tidy(&mut self, now: Instant) {
         self.due.tidy.at(now + TIDY_DELAY);

@@ -5,8 +5,8 @@ use clap::Args;
 /// How this agent probes its peers.
 #[derive(Debug, Clone, Args)]
 pub struct ProbeArgs {
-    /// Most probes of peers a second, of four small packets and one as large as containers may send. With 20 peers or fewer
-    /// each is probed every two seconds. 0 disables them
+    /// Most probes of peers a second, each of three small packets and one as large as containers may send. Each of up to 20
+    /// subnets of peers is probed every two seconds, more of them in turn. With 0, only the probes of others are answered
     #[arg(
         long,
         value_name = "NUMBER",
@@ -16,7 +16,8 @@ pub struct ProbeArgs {
     )]
     pub probe_rate: u16,
 
-    /// UDP port, on this host's address on the overlay, on which agents answer each other's probes. The same on all hosts
+    /// UDP port on which agents answer each other's probes, on this host's address on the overlay; with host-gw, on the
+    /// underlay. The same on all hosts
     #[arg(
         long,
         value_name = "PORT",

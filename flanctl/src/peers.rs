@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use flan_agent_api::{Peer, PeerState, Peers};
+use flan_agent_api::{Peer, PeerHealth, PeerState, Peers};
 
 use crate::agent;
 use crate::args::Form;
@@ -33,7 +33,7 @@ fn render(peers: &Peers, wide: bool) -> String {
     if by_key && wide {
         header.push("PUBLIC KEY");
     }
-    let are_probed = peers.peers.iter().any(|peer| peer.health.is_some());
+    let are_probed = peers.peers.iter().filter_map(|peer| peer.health.as_ref()).any(is_probed);
     if are_probed {
         header.extend(["ROUND TRIP", "LOSS", "MTU", "SINCE"]);
     }
@@ -75,6 +75,10 @@ fn row(peer: &Peer, backend: &str, (by_key, are_probed): (bool, bool), wide: boo
     row
 }
 
+fn is_probed(health: &PeerHealth) -> bool {
+    health.state != PeerState::NotProbed
+}
+
 fn state(peer: &Peer) -> String {
     if let Some(reason) = &peer.unreachable {
         return format!("unreachable: {reason}");
@@ -86,6 +90,7 @@ fn state(peer: &Peer) -> String {
         PeerState::Narrow => "narrow",
         PeerState::Unreachable => "unreachable",
         PeerState::Unknown => "not known yet",
+        PeerState::NotProbed => "not probed",
     };
     match &health.reason {
         Some(reason) => format!("{state}: {reason}"),
@@ -115,7 +120,7 @@ fn bytes(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use flan_agent_api::{PeerHealth, WireguardPeer};
+    use flan_agent_api::WireguardPeer;
 
     use super::*;
 

@@ -9,6 +9,7 @@ use crate::target::{Target, Way};
 
 /// Most targets in one text.
 const SHOWN: usize = 5;
+const LOSSY: &str = "more than one packet in ten is lost";
 
 /// What is wrong with targets at present, a text for each kind, and how many there are of each state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl Findings {
 
     pub(crate) fn add(&mut self, target: &Target, health: &Health, way: &Way) {
         let state = health.state();
-        if health.was_reachable() {
+        if health.was_reachable() && (health.answers_echoes() || state != State::Unreachable) {
             self.answered.0 += 1;
             self.answered.1 += usize::from(state == State::Unreachable);
         }
@@ -81,10 +82,12 @@ impl Findings {
             State::Unreachable => self.unreachable.add(named),
             State::Reachable | State::Lossy | State::Narrow => self.reachable += 1,
         }
-        match state {
-            State::Lossy => self.lossy.add(named),
-            State::Narrow => self.narrow.add(named),
-            _ => {}
+        if state == State::Narrow {
+            self.narrow.add(named);
+        }
+        // A path may be both.
+        if health.is_lossy() && matches!(state, State::Lossy | State::Narrow) {
+            self.lossy.add(|| format!("{}: {LOSSY}", name(target)));
         }
         if health.is_agent_silent() {
             let port = self.port;
@@ -114,9 +117,9 @@ impl Named {
 
     /// Returns one text about all; `None` if there are none.
     pub fn text(&self) -> Option<String> {
-        let more = self.count - self.texts.len();
-        let more = (more > 0).then(|| format!("and {more} more"));
-        let texts: Vec<&str> = self.texts.iter().map(String::as_str).chain(more.as_deref()).collect();
+        // Without their number, which would make it another text at every report.
+        let more = (self.count > self.texts.len()).then_some("and others: flanctl peers lists all");
+        let texts: Vec<&str> = self.texts.iter().map(String::as_str).chain(more).collect();
         (!texts.is_empty()).then(|| texts.join("; "))
     }
 }
@@ -155,12 +158,12 @@ fn reason(target: &Target, health: &Health, way: &Way) -> Option<String> {
     let mtu = way.mtu;
     match health.state() {
         State::Reachable | State::Unknown => None,
-        State::Lossy => Some("more than one packet in ten is lost".to_owned()),
+        State::Lossy => Some(LOSSY.to_owned()),
         State::Narrow => {
             let largest = health.largest(mtu)?;
             Some(format!(
                 "packets of {mtu} bytes do not come back, those of up to {largest} do: a device on the way carries less than \
-                 this host's interface; mend it, or lower Backend.MTU in the network config by {}",
+                 the interfaces of both hosts; mend it, or make their MTU smaller by {} bytes",
                 mtu.saturating_sub(largest)
             ))
         }
@@ -181,7 +184,7 @@ fn unreachable(target: &Target, health: &Health, way: &Way) -> String {
     if health.does_underlay_answer() {
         return format!(
             "its underlay address {underlay} answers, but nothing comes back through {through}: does a firewall between the \
-             hosts drop it?"
+             hosts drop it{never}?"
         );
     }
     format!(

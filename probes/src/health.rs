@@ -10,9 +10,11 @@ use crate::search::Search;
 /// Bytes of a small packet, with its IP header.
 pub const SMALL: u16 = 64;
 /// Packets on the overlay: three lost in a row are no chance.
-const OF_PATHS: Patience = Patience { known: 3, new: 5 };
+const OF_PATHS: Patience = Patience { lost: 3, time: Duration::ZERO };
+/// The same on a path that loses others, too.
+const OF_LOSSY_PATHS: Patience = Patience { lost: 8, time: Duration::ZERO };
 /// The agent may be restarting.
-const OF_AGENT: Patience = Patience { known: 5, new: 7 };
+const OF_AGENT: Patience = Patience { lost: 5, time: Duration::from_secs(10) };
 /// Probes over which loss is counted.
 const WINDOW: u32 = 32;
 /// Lost packets among them from which a peer is lossy: more than one in ten.
@@ -61,6 +63,8 @@ pub(crate) struct Health {
     lost: (u32, u32),
     /// Whether an echo ever came back through the overlay.
     answers_echoes: bool,
+    /// Whether the agent ever answered. If not, a firewall may be before it.
+    answers_questions: bool,
     round_trip: Option<Duration>,
     search: Option<Search>,
 }
@@ -75,6 +79,8 @@ impl Health {
             full: Leg::decided(*full),
             agent: Leg::decided(*agent),
             search: (*full == Answer::Lost).then_some(search),
+            // Who asks now is told in any case.
+            answers_questions: true,
             ..Self::default()
         }
     }
@@ -83,15 +89,19 @@ impl Health {
     pub(crate) fn saw(&mut self, answers: &Answers, mtu: u16, now: Instant) {
         let Answers { underlay, overlay, full, agent, sizes } = answers;
         self.underlay.saw(*underlay, OF_PATHS, now);
-        // A firewall may drop echoes and let the agent answer.
-        let came =
-            if matches!(overlay, Answer::After(_)) { *overlay } else { (*agent).max_by_hope(*overlay) };
+        // A firewall may drop echoes and let the agent answer. Its silence alone says nothing of the path.
+        let came = match (overlay, agent) {
+            (Answer::NotAsked, Answer::Lost) => Answer::NotAsked,
+            (Answer::After(_), _) => *overlay,
+            _ => (*agent).max_by_hope(*overlay),
+        };
         let worked = self.overlay.works();
-        self.overlay.saw(came, OF_PATHS, now);
+        self.overlay.saw(came, if self.answers_echoes { OF_PATHS } else { OF_AGENT }, now);
         if self.overlay.works() && !worked {
             self.lost = (0, 0);
         }
         self.answers_echoes |= matches!(overlay, Answer::After(_));
+        self.answers_questions |= matches!(agent, Answer::After(_));
         // One packet a probe is counted. That another one came does not bring it back.
         match if self.answers_echoes { *overlay } else { came } {
             Answer::NotAsked => {}
@@ -105,15 +115,20 @@ impl Health {
         if matches!(came, Answer::After(_)) {
             self.agent.saw(*agent, OF_AGENT, now);
             if matches!(overlay, Answer::After(_)) {
-                self.full.saw(*full, OF_PATHS, now);
+                self.full.saw(*full, if self.is_lossy() { OF_LOSSY_PATHS } else { OF_PATHS }, now);
                 self.search_on(sizes, mtu);
             }
+        }
+        if self.overlay.fails() {
+            self.search = None;
         }
     }
 
     fn count(&mut self, lost: bool) {
         let (bits, count) = self.lost;
         self.lost = (bits << 1 | u32::from(lost), (count + 1).min(WINDOW));
+        // Somebody has begun to drop echoes, if anything else still comes.
+        self.answers_echoes &= self.lost != (u32::MAX, WINDOW);
     }
 
     fn search_on(&mut self, sizes: &[(u16, bool)], mtu: u16) {
@@ -131,8 +146,11 @@ impl Health {
 
     /// Returns whether the last probe confirmed what is known. If not, the next one should come soon.
     pub(crate) fn is_settled(&self) -> bool {
-        let legs = [&self.underlay, &self.overlay, &self.full, &self.agent];
-        legs.iter().all(|leg| leg.is_settled()) && !self.search.as_ref().is_some_and(Search::is_under_way)
+        let is_settled = self.underlay.is_settled() && self.overlay.is_settled();
+        // Of the others nothing new is learned while the path carries nothing.
+        let others = [&self.full, &self.agent];
+        let is_searching = self.search.as_ref().is_some_and(Search::is_under_way);
+        is_settled && (self.overlay.fails() || others.iter().all(|leg| leg.is_settled()) && !is_searching)
     }
 
     /// Returns what to know first. The agent is another matter: packets pass without it.
@@ -151,9 +169,10 @@ impl Health {
         }
     }
 
-    fn is_lossy(&self) -> bool {
+    /// Returns whether more than one packet in ten is lost, of those that are not lost in a row now: that is a peer that goes
+    /// away.
+    pub(crate) fn is_lossy(&self) -> bool {
         let (bits, count) = self.lost;
-        // What is lost in a row now is a peer that goes away.
         let row = bits.trailing_ones();
         let lost = bits.count_ones() - row;
         lost >= LOSSY_FROM && lost * 10 > count
@@ -196,9 +215,15 @@ impl Health {
         self.overlay.last_answer().is_some()
     }
 
-    /// Returns whether the agent does not answer, although the overlay works.
+    /// Returns whether an echo ever came back through the overlay. If not, its silence may be that of its agent.
+    pub(crate) fn answers_echoes(&self) -> bool {
+        self.answers_echoes
+    }
+
+    /// Returns whether the agent answers no more, although the overlay works. One that never answered may be behind a
+    /// firewall.
     pub(crate) fn is_agent_silent(&self) -> bool {
-        self.overlay.works() && self.agent.fails()
+        self.overlay.works() && self.agent.fails() && self.answers_questions
     }
 
     /// Returns when the agent last answered.
@@ -284,10 +309,10 @@ mod tests {
 
     #[test]
     fn a_narrow_path_is_told_with_the_size_that_passes_until_it_is_wide_again() {
-        let (health, states) = probed(&[(1, GOOD), (8, Path { largest: 1350, ..GOOD })]);
+        let (health, states) = probed(&[(1, GOOD), (10, Path { largest: 1350, ..GOOD })]);
         assert_eq!(states, [State::Reachable, State::Narrow]);
         assert_eq!((health.largest(MTU), health.is_settled()), (Some(1350), true));
-        let (health, states) = probed(&[(1, GOOD), (8, Path { largest: 1350, ..GOOD }), (3, GOOD)]);
+        let (health, states) = probed(&[(1, GOOD), (10, Path { largest: 1350, ..GOOD }), (3, GOOD)]);
         assert_eq!((states.last(), health.largest(MTU)), (Some(&State::Reachable), Some(MTU)));
     }
 
@@ -297,8 +322,29 @@ mod tests {
         let (health, states) = probed(&[(2, GOOD), (4, silent)]);
         assert_eq!((states, health.is_agent_silent()), (vec![State::Reachable], false));
         assert!(probed(&[(2, GOOD), (5, silent)]).0.is_agent_silent());
+        assert!(!probed(&[(9, silent)]).0.is_agent_silent(), "it never answered");
         assert!(!probed(&[(2, GOOD), (5, silent), (3, Path { overlay: false, ..GOOD })]).0.is_agent_silent());
         assert!(!probed(&[(2, GOOD), (5, silent), (3, GOOD)]).0.is_agent_silent());
+    }
+
+    #[test]
+    fn a_peer_that_goes_away_is_settled_whatever_was_lost_first() {
+        let away = Path { underlay: false, overlay: false, ..GOOD };
+        let narrow = Path { largest: 1350, ..GOOD };
+        for first in [Path { agent: false, ..GOOD }, narrow] {
+            assert!(probed(&[(3, GOOD), (2, first), (4, away)]).0.is_settled());
+            assert!(probed(&[(3, GOOD), (4, first), (4, away)]).0.is_settled());
+        }
+    }
+
+    #[test]
+    fn a_lossy_path_is_not_called_narrow() {
+        let no_full = Path { largest: 1350, ..GOOD };
+        let lost = Path { overlay: false, ..GOOD };
+        let mut pattern: Vec<(usize, Path)> = (0..6).flat_map(|_| [(3, GOOD), (1, lost)]).collect();
+        pattern.push((5, no_full));
+        let (_, states) = probed(&pattern);
+        assert_eq!(states, [State::Reachable, State::Lossy]);
     }
 
     #[test]
@@ -323,8 +369,8 @@ mod tests {
             agent: Answer::After(Duration::from_millis(1)),
             sizes: Vec::new(),
         };
-        for _ in 0..9 {
-            health.saw(&answers, MTU, now);
+        for probe in 0..9 {
+            health.saw(&answers, MTU, now + Duration::from_secs(2 * probe));
         }
         assert_eq!(health.state(), State::Reachable);
         assert!(health.is_settled());

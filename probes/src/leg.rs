@@ -39,16 +39,20 @@ pub(crate) struct Leg {
     streak: i16,
     since: Option<Instant>,
     last_answer: Option<Instant>,
+    first_asked: Option<Instant>,
 }
 
-/// After how many lost packets in a row a leg fails.
+/// When a leg fails.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// If there were answers before.
-    pub(crate) known: u16,
-    /// If there never was one: its peer may be starting.
-    pub(crate) new: u16,
+    /// After so many lost packets in a row.
+    pub(crate) lost: u16,
+    /// And so long after the last answer.
+    pub(crate) time: Duration,
 }
+
+/// A peer that never answered may be starting.
+const OF_NEW: Patience = Patience { lost: 5, time: Duration::from_secs(10) };
 
 impl Leg {
     /// A leg of which one packet says enough.
@@ -68,6 +72,7 @@ impl Leg {
             Answer::Lost => false,
             Answer::After(_) => true,
         };
+        let first_asked = *self.first_asked.get_or_insert(now);
         self.streak = if is_answered {
             self.last_answer = Some(now);
             self.streak.max(0).saturating_add(1)
@@ -75,10 +80,15 @@ impl Leg {
             self.streak.min(0).saturating_sub(1)
         };
         let row = self.streak.unsigned_abs();
+        let runs_out = |patience: Patience| {
+            !is_answered
+                && row >= patience.lost
+                && now - self.last_answer.unwrap_or(first_asked) >= patience.time
+        };
         let verdict = match self.verdict {
             Verdict::Unknown if is_answered => Verdict::Works,
-            Verdict::Unknown if row >= patience.new => Verdict::Fails,
-            Verdict::Works if !is_answered && row >= patience.known => Verdict::Fails,
+            Verdict::Unknown if runs_out(OF_NEW) => Verdict::Fails,
+            Verdict::Works if runs_out(patience) => Verdict::Fails,
             Verdict::Fails if is_answered && row >= WORKS_AFTER => Verdict::Works,
             same => same,
         };
@@ -123,14 +133,14 @@ impl Leg {
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience { known: 3, new: 5 };
+    const PATIENCE: Patience = Patience { lost: 3, time: Duration::ZERO };
 
     /// Returns the verdict after each of these packets: `+` is answered, `-` lost.
     fn verdicts(packets: &str) -> String {
         let (mut leg, now) = (Leg::default(), Instant::now());
         let packets = packets.chars().enumerate().map(|(at, packet)| {
             let answer = if packet == '+' { Answer::After(Duration::from_millis(1)) } else { Answer::Lost };
-            leg.saw(answer, PATIENCE, now + Duration::from_secs(at as u64));
+            leg.saw(answer, PATIENCE, now + Duration::from_secs(at as u64 * 2));
             match leg.verdict() {
                 Verdict::Unknown => '?',
                 Verdict::Works => 'w',
@@ -143,10 +153,22 @@ mod tests {
     #[test]
     fn three_in_a_row_decide_either_way_and_fewer_change_nothing() {
         for (packets, expected) in
-            [("+--+---+++", "wwwwwwfffw"), ("-----++-+++", "????ffffffw"), ("-+", "?w")]
+            [("+--+---+++", "wwwwwwfffw"), ("------++-+++", "?????ffffffw"), ("-+", "?w")]
         {
             assert_eq!(verdicts(packets), expected, "{packets}");
         }
+    }
+
+    #[test]
+    fn a_leg_with_time_to_wait_fails_no_earlier() {
+        let (mut leg, now) = (Leg::default(), Instant::now());
+        let patience = Patience { lost: 3, time: Duration::from_secs(10) };
+        let after = |seconds| now + Duration::from_secs(seconds);
+        leg.saw(Answer::After(Duration::ZERO), patience, now);
+        (1..10).for_each(|second| leg.saw(Answer::Lost, patience, after(second)));
+        assert!(leg.works());
+        leg.saw(Answer::Lost, patience, after(10));
+        assert!(leg.fails());
     }
 
     #[test]

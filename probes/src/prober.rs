@@ -4,9 +4,11 @@ use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use ipnetwork::IpNetwork;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::debug;
 
 use crate::findings::{Findings, Seen};
 use crate::message::Message;
@@ -18,6 +20,8 @@ use crate::watch::{Counts, Watch};
 const REPORT: Duration = Duration::from_secs(2);
 /// Delay before another attempt to open a socket.
 pub(crate) const AGAIN: Duration = Duration::from_secs(30);
+/// Most answers that are taken in before probes are concluded.
+const AT_ONCE: usize = 1000;
 /// Delay after a socket's failure.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,8 +44,8 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Starts the task, which passes what it finds to `tell`, every two seconds at most.
-    pub fn start(settings: Settings, tell: impl Fn(&Findings) + Send + 'static) -> Self {
+    /// Starts the task, which passes what it finds to `tell`, every two seconds at most: `None` while nobody is probed.
+    pub fn start(settings: Settings, tell: impl Fn(Option<&Findings>) + Send + 'static) -> Self {
         let watch = Arc::new(Mutex::new(Watch::new(settings.rate, Instant::now())));
         let changed = Arc::new(Notify::new());
         let task = tokio::spawn(run(watch.clone(), changed.clone(), settings, tell));
@@ -52,6 +56,17 @@ impl Prober {
     pub fn targets_are(&self, way: Way, targets: Vec<Target>) {
         lock(&self.watch).targets_are(way, targets, Instant::now());
         self.changed.notify_one();
+    }
+
+    /// Forgets all targets, and closes the sockets.
+    pub fn clear(&self) {
+        lock(&self.watch).clear(Instant::now());
+        self.changed.notify_one();
+    }
+
+    /// Waits until the task ends, which it should not.
+    pub async fn failed(&mut self) {
+        let _ = (&mut self.task).await;
     }
 
     /// Returns how packets leave this host, once it is known.
@@ -103,19 +118,20 @@ async fn run(
     watch: Arc<Mutex<Watch>>,
     changed: Arc<Notify>,
     settings: Settings,
-    tell: impl Fn(&Findings) + Send + 'static,
+    tell: impl Fn(Option<&Findings>) + Send + 'static,
 ) {
     let mut sockets = Sockets::default();
     let mut reports = interval(REPORT);
     reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = Findings::default();
+    let mut told: Option<Findings> = None;
     loop {
         let due = lock(&watch).due();
         tokio::select! {
             () = changed.notified() => {
                 let way = lock(&watch).way().cloned();
-                if let Some(way) = way {
-                    sockets.open(&way, settings);
+                match way {
+                    Some(way) => sockets.open(&way, settings),
+                    None => sockets = Sockets::default(),
                 }
             }
             () = sleep_until_due(sockets.again) => {
@@ -125,21 +141,27 @@ async fn run(
                 }
             }
             heard = sockets.receive() => match heard {
-                Ok(Heard::Answer(nonce)) => lock(&watch).answered(nonce, Instant::now()),
-                Ok(Heard::Question(number, from, socket)) => {
-                    // Nobody else makes us send, wherever the question claims to come from.
-                    if lock(&watch).knows(from.ip()) {
-                        let _ = socket.try_send_to(&Message::Reply(number).encode(), from);
-                    }
+                Ok(heard) => take_in(&watch, &heard),
+                Err(reason) => {
+                    debug!(%reason, "cannot receive answers of peers");
+                    tokio::time::sleep(PAUSE).await;
                 }
-                Err(_) => tokio::time::sleep(PAUSE).await,
             },
             () = sleep_until_due(due) => {
+                // An answer that waits here came in time, whenever this task runs.
+                for _ in 0..AT_ONCE {
+                    let Some(Ok(heard)) = sockets.receive().now_or_never() else { break };
+                    take_in(&watch, &heard);
+                }
                 let packets = lock(&watch).time_passed(Instant::now());
                 for packet in packets {
                     let sent = sockets.send(&packet, settings.port);
-                    // What the kernel refuses is lost, as on the way.
-                    if sent.is_err_and(|reason| reason.kind() == ErrorKind::NotConnected) {
+                    // Without a socket or memory, nothing is said of the peer. What the kernel refuses otherwise is lost, as on
+                    // the way: containers' packets are, too.
+                    let no_fault = [Some(libc::ENOBUFS), Some(libc::EAGAIN)];
+                    if sent.is_err_and(|reason| {
+                        reason.kind() == ErrorKind::NotConnected || no_fault.contains(&reason.raw_os_error())
+                    }) {
                         lock(&watch).not_sent(packet.nonce);
                     }
                 }
@@ -147,9 +169,20 @@ async fn run(
             _ = reports.tick(), if settings.rate > 0 => {
                 let found = lock(&watch).findings(settings.port);
                 if found != told {
-                    tell(&found);
+                    tell(found.as_ref());
                     told = found;
                 }
+            }
+        }
+    }
+}
+
+fn take_in(watch: &Mutex<Watch>, heard: &Heard<'_>) {
+    match heard {
+        Heard::Answer(nonce) => lock(watch).answered(*nonce, Instant::now()),
+        Heard::Question(number, from, agent) => {
+            if lock(watch).asked_by(from.ip(), Instant::now()) {
+                let _ = agent.send(&Message::Reply(*number).encode(), *from);
             }
         }
     }

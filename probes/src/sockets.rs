@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use flan_kernel::echo::EchoSocket;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -37,7 +37,7 @@ pub(crate) enum Heard<'a> {
     /// The answer to a packet of ours.
     Answer(u64),
     /// A question, from this address on this socket.
-    Question(u64, SocketAddr, &'a UdpSocket),
+    Question(u64, SocketAddr, &'a Agent),
 }
 
 impl Sockets {
@@ -96,7 +96,7 @@ impl Sockets {
         }
         let agent = self.agent[family].as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let request = Message::Request(nonce).encode();
-        agent.socket.try_send_to(&request, SocketAddr::new(to, port)).map(drop)
+        agent.send(&request, SocketAddr::new(to, port))
     }
 
     /// Waits for an answer or a question on any socket. Cancel-safe.
@@ -120,13 +120,13 @@ async fn reply(socket: Option<&EchoSocket>) -> io::Result<u64> {
 }
 
 async fn message(agent: Option<&Agent>) -> io::Result<Heard<'_>> {
-    let Some(Agent { socket, .. }) = agent else { return std::future::pending().await };
+    let Some(agent) = agent else { return std::future::pending().await };
     loop {
         // A byte more than a message, so that longer datagrams are none.
         let mut bytes = [0; MESSAGE_BYTES + 1];
-        let (length, from) = socket.recv_from(&mut bytes).await?;
+        let (length, from) = agent.socket.recv_from(&mut bytes).await?;
         match Message::decode(&bytes[..length]) {
-            Some(Message::Request(number)) => return Ok(Heard::Question(number, from, socket)),
+            Some(Message::Request(number)) => return Ok(Heard::Question(number, from, agent)),
             Some(Message::Reply(number)) => return Ok(Heard::Answer(number)),
             None => {}
         }
@@ -134,6 +134,12 @@ async fn message(agent: Option<&Agent>) -> io::Result<Heard<'_>> {
 }
 
 impl Agent {
+    /// Sends a message now, or not at all.
+    pub(crate) fn send(&self, message: &[u8], to: SocketAddr) -> io::Result<()> {
+        // Tokio would ask whether the socket takes something, which a new one has not told yet.
+        SockRef::from(&self.socket).send_to(message, &to.into()).map(drop)
+    }
+
     /// Binds to an address that this host may get only later; with port 0 to any free port.
     pub(crate) fn bound(address: IpAddr, port: u16) -> io::Result<Self> {
         let name = SocketAddr::new(address, port);

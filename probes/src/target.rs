@@ -47,7 +47,7 @@ impl Way {
 
 impl Target {
     /// Returns where packets through the overlay go: from our address there to the peer's. Without one, from underlay
-    /// address to underlay address, as the packets of containers go, too.
+    /// address to underlay address: the hosts themselves have no address that packets of containers have.
     pub(crate) fn through(&self, way: &Way) -> (Option<IpAddr>, IpAddr) {
         let first = self.subnet.network();
         match way.overlay(first) {

@@ -1,6 +1,6 @@
 //! Whom to probe next, what to send, and what became of it: pure, with the time as an argument.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use crate::findings::{Findings, Seen};
-use crate::health::{Answers, Health, SMALL};
+use crate::health::{Answers, Health, SMALL, State};
 use crate::leg::Answer;
 use crate::target::{Target, Way};
 
@@ -22,13 +22,16 @@ const ROUND: Duration = Duration::from_secs(2);
 /// Delay before a target whose state is about to change is probed again.
 const SOON: Duration = Duration::from_secs(1);
 
-/// The part of a nonce that says which packet of a probe it is.
-const PACKET_BITS: u64 = 0xff;
-const UNDERLAY: u64 = 0;
-const OVERLAY: u64 = 1;
-const FULL: u64 = 2;
-const AGENT: u64 = 3;
-const FIRST_SIZE: u64 = 4;
+/// What a packet tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Underlay,
+    Overlay,
+    Full,
+    Agent,
+    /// The size at this place.
+    Size(usize),
+}
 
 /// A packet to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub(crate) struct Watch {
     way: Option<Way>,
     targets: BTreeMap<IpNetwork, Watched>,
     /// The addresses that agents of targets ask from.
-    known: HashSet<IpAddr>,
+    known: HashMap<IpAddr, IpNetwork>,
     pace: Option<Pace>,
     in_flight: Vec<InFlight>,
     counts: Counts,
@@ -107,8 +110,8 @@ struct Pace {
 #[derive(Debug)]
 struct InFlight {
     subnet: IpNetwork,
-    /// Its packets' nonces without the last byte.
-    number: u64,
+    /// Its packets, each with a number of its own, so that the answer to one proves no other.
+    packets: Vec<(u64, Part)>,
     sent: Instant,
     answers: Answers,
 }
@@ -128,7 +131,7 @@ impl Watch {
         Self {
             way: None,
             targets: BTreeMap::new(),
-            known: HashSet::new(),
+            known: HashMap::new(),
             pace,
             in_flight: Vec::new(),
             counts: Counts::default(),
@@ -138,29 +141,52 @@ impl Watch {
     /// Replaces the targets. What is known of those that stay as they were is kept.
     pub(crate) fn targets_are(&mut self, way: Way, targets: Vec<Target>, now: Instant) {
         let mut before = std::mem::take(&mut self.targets);
+        let mut changed: HashSet<IpNetwork> = HashSet::new();
         if self.way.as_ref() != Some(&way) {
             before.clear();
             self.in_flight.clear();
         }
         for target in targets {
             let kept = before.remove(&target.subnet).filter(|before| before.target == target);
+            if kept.is_none() {
+                changed.insert(target.subnet);
+            }
             let health = kept.map(|before| before.health).unwrap_or_default();
             self.targets.insert(target.subnet, Watched { target, health });
         }
-        self.known = self.targets.values().map(|watched| watched.target.through(&way).1).collect();
+        let known = |(subnet, watched): (&IpNetwork, &Watched)| (watched.target.through(&way).1, *subnet);
+        self.known = self.targets.iter().map(known).collect();
         self.way = Some(way);
         let targets = &self.targets;
         // An answer to what was sent to the address before says nothing.
         self.in_flight
-            .retain(|probe| targets.contains_key(&probe.subnet) && !before.contains_key(&probe.subnet));
+            .retain(|probe| targets.contains_key(&probe.subnet) && !changed.contains(&probe.subnet));
         if let Some(pace) = &mut self.pace {
             pace.targets_are(targets, now);
         }
     }
 
-    /// Returns whether a target's agent asks from this address.
-    pub(crate) fn knows(&self, address: IpAddr) -> bool {
-        self.known.contains(&address)
+    /// Forgets all targets.
+    pub(crate) fn clear(&mut self, now: Instant) {
+        let Self { way, targets, known, pace, in_flight, .. } = self;
+        *way = None;
+        targets.clear();
+        known.clear();
+        in_flight.clear();
+        if let Some(pace) = pace {
+            pace.targets_are(targets, now);
+        }
+    }
+
+    /// Handles a question from this address. Returns whether it is that of a target's agent: nobody else makes this host
+    /// send. A target that is alive is probed soon, if it seemed not to be.
+    pub(crate) fn asked_by(&mut self, address: IpAddr, now: Instant) -> bool {
+        let Some(subnet) = self.known.get(&address) else { return false };
+        let is_lost = self.targets.get(subnet).is_some_and(|one| one.health.state() == State::Unreachable);
+        if let Some(pace) = self.pace.as_mut().filter(|_| is_lost) {
+            pace.soon(*subnet, now);
+        }
+        true
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -193,67 +219,58 @@ impl Watch {
         let (Some(way), Some(Watched { target, health })) = (&self.way, self.targets.get(&subnet)) else {
             return Vec::new();
         };
-        let number = rand::rng().random::<u64>() & !PACKET_BITS;
+        // Two at once would say the same of one moment.
+        if self.in_flight.iter().any(|probe| probe.subnet == subnet) {
+            return Vec::new();
+        }
         let (from, to) = target.through(way);
-        let packet = |which, echo| Packet { nonce: number | which, from, to, echo };
-        let mut packets = vec![Packet {
-            from: way.underlay(target.underlay),
-            to: target.underlay,
-            ..packet(UNDERLAY, Some(SMALL))
-        }];
-        let mut answers = Answers { underlay: Answer::Lost, full: Answer::Lost, ..Answers::default() };
-        packets.push(packet(OVERLAY, Some(SMALL)));
-        answers.overlay = Answer::Lost;
-        packets.push(packet(FULL, Some(way.mtu)));
-        if target.has_agent {
-            packets.push(packet(AGENT, None));
-            answers.agent = Answer::Lost;
-        }
-        for (at, size) in (FIRST_SIZE..).zip(health.sizes()) {
-            packets.push(packet(at, Some(size)));
-            answers.sizes.push((size, false));
-        }
-        self.in_flight.push(InFlight { subnet, number, sent: now, answers });
-        packets
+        let sizes = health.sizes();
+        let mut parts = vec![
+            (Part::Underlay, way.underlay(target.underlay), target.underlay, Some(SMALL)),
+            (Part::Overlay, from, to, Some(SMALL)),
+            (Part::Full, from, to, Some(way.mtu)),
+        ];
+        parts.extend(target.has_agent.then_some((Part::Agent, from, to, None)));
+        parts.extend(sizes.iter().enumerate().map(|(at, size)| (Part::Size(at), from, to, Some(*size))));
+        let parts: Vec<(Part, Packet)> = parts
+            .into_iter()
+            .map(|(part, from, to, echo)| (part, Packet { nonce: rand::rng().random(), from, to, echo }))
+            .collect();
+        let answers = Answers {
+            underlay: Answer::Lost,
+            overlay: Answer::Lost,
+            full: Answer::Lost,
+            agent: if target.has_agent { Answer::Lost } else { Answer::NotAsked },
+            sizes: sizes.into_iter().map(|size| (size, false)).collect(),
+        };
+        let packets = parts.iter().map(|(part, packet)| (packet.nonce, *part)).collect();
+        self.in_flight.push(InFlight { subnet, packets, sent: now, answers });
+        parts.into_iter().map(|(_, packet)| packet).collect()
     }
 
     /// Handles the answer to a packet.
     pub(crate) fn answered(&mut self, nonce: u64, now: Instant) {
-        let number = nonce & !PACKET_BITS;
-        let Some(at) = self.in_flight.iter().position(|probe| probe.number == number) else { return };
+        let Some((at, part)) = self.find(nonce) else { return };
         let probe = &mut self.in_flight[at];
-        let after = Answer::After(now - probe.sent);
-        let answers = &mut probe.answers;
-        match nonce & PACKET_BITS {
-            UNDERLAY => answers.underlay = after,
-            OVERLAY => answers.overlay = after,
-            FULL => answers.full = after,
-            AGENT if answers.agent != Answer::NotAsked => answers.agent = after,
-            AGENT => {}
-            size => {
-                if let Some((_, passed)) = answers.sizes.get_mut((size - FIRST_SIZE) as usize) {
-                    *passed = true;
-                }
-            }
-        }
-        if answers.is_complete() {
+        probe.answers.set(part, Answer::After(now - probe.sent));
+        if probe.answers.is_complete() {
             let probe = self.in_flight.swap_remove(at);
             self.conclude(probe, now);
         }
     }
 
-    /// Handles a packet that could not be sent for want of a socket: it says nothing about the target.
+    /// Handles a packet that this host could not send: it says nothing about the target.
     pub(crate) fn not_sent(&mut self, nonce: u64) {
-        let Some(probe) = self.in_flight.iter_mut().find(|probe| probe.number == nonce & !PACKET_BITS) else {
-            return;
-        };
-        match nonce & PACKET_BITS {
-            UNDERLAY => probe.answers.underlay = Answer::NotAsked,
-            OVERLAY => probe.answers.overlay = Answer::NotAsked,
-            FULL => probe.answers.full = Answer::NotAsked,
-            AGENT => probe.answers.agent = Answer::NotAsked,
-            _ => probe.answers.sizes.clear(),
+        if let Some((at, part)) = self.find(nonce) {
+            self.in_flight[at].answers.set(part, Answer::NotAsked);
         }
+    }
+
+    fn find(&self, nonce: u64) -> Option<(usize, Part)> {
+        self.in_flight.iter().enumerate().find_map(|(at, probe)| {
+            let (_, part) = probe.packets.iter().find(|(known, _)| *known == nonce)?;
+            Some((at, *part))
+        })
     }
 
     fn conclude(&mut self, probe: InFlight, now: Instant) {
@@ -270,14 +287,14 @@ impl Watch {
         }
     }
 
-    /// Returns what people should know now.
-    pub(crate) fn findings(&self, port: u16) -> Findings {
+    /// Returns what people should know now; `None` while nobody is probed.
+    pub(crate) fn findings(&self, port: u16) -> Option<Findings> {
+        let way = self.way.as_ref()?;
         let mut findings = Findings::new(port);
-        let Some(way) = &self.way else { return findings };
         for Watched { target, health } in self.targets.values() {
             findings.add(target, health, way);
         }
-        findings
+        Some(findings)
     }
 
     /// Returns what is known of each target.
@@ -300,7 +317,7 @@ impl Pace {
             self.order.push(*subnet);
             let (last, at) = (self.order.len() - 1, rand::rng().random_range(0..self.order.len()));
             self.order.swap(last, at);
-            self.soon(*subnet, now + SOON);
+            self.soon.push_back((now + SOON, *subnet));
         }
     }
 
@@ -336,6 +353,24 @@ impl Pace {
 }
 
 impl Answers {
+    fn set(&mut self, part: Part, answer: Answer) {
+        match part {
+            Part::Underlay => self.underlay = answer,
+            Part::Overlay => self.overlay = answer,
+            Part::Full => self.full = answer,
+            Part::Agent => self.agent = answer,
+            Part::Size(at) => match answer {
+                Answer::After(_) => {
+                    if let Some((_, passed)) = self.sizes.get_mut(at) {
+                        *passed = true;
+                    }
+                }
+                // Without one of its sizes, a step of the search says nothing.
+                Answer::NotAsked | Answer::Lost => self.sizes.clear(),
+            },
+        }
+    }
+
     fn is_complete(&self) -> bool {
         let legs = [self.underlay, self.overlay, self.full, self.agent];
         legs.iter().all(|answer| *answer != Answer::Lost) && self.sizes.iter().all(|(_, passed)| *passed)

@@ -158,6 +158,7 @@ impl Joined {
             status.ready = false;
         });
         self.is_ready = false;
+        host.peers_have_changed(now);
         let mut resolver = State::default();
         if self.means.has_resolver {
             bridge::plan_resolver(&mut resolver);
@@ -334,7 +335,7 @@ impl Joined {
         self.means.status.update(|status| (status.ready, status.waiting_for, status.mtu) = (true, None, mtu));
         info!(subnets = %own.subnets, mtu, peers, %file, "ready");
         host.schedule(now); // the round that follows shows it
-        host.peers_have_changed(now);
+        host.probe_now(now);
         if self.means.id != DEFAULT_NETWORK {
             return Vec::new(); // dockerd and systemd wait for the default network
         }

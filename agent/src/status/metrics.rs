@@ -102,18 +102,20 @@ fn of_networks(status: &Status, registry: &mut Registry) {
             problems.get_or_create(&of(Some(("code", &code)))).set(1);
         }
         for (key, count) in totals(network) {
-            let direction = if key.starts_with("sent") { "sent" } else { "received" };
-            let counter = match key.as_str() {
-                "sent_packets" | "received_packets" => {
-                    packets.get_or_create(&of(Some(("direction", direction))))
-                }
-                "sent_bytes" | "received_bytes" => bytes.get_or_create(&of(Some(("direction", direction)))),
-                key => match key.strip_prefix("dropped_") {
-                    Some(reason) => drops.get_or_create(&of(Some(("reason", reason)))),
+            let (family, label) = match key.as_str() {
+                "sentPackets" => (&packets, ("direction", "sent")),
+                "receivedPackets" => (&packets, ("direction", "received")),
+                "sentBytes" => (&bytes, ("direction", "sent")),
+                "receivedBytes" => (&bytes, ("direction", "received")),
+                key => match key.strip_prefix("dropped") {
+                    Some(reason) => {
+                        drops.get_or_create(&of(Some(("reason", &snake_case(reason))))).inc_by(count);
+                        continue;
+                    }
                     None => continue,
                 },
             };
-            counter.inc_by(count);
+            family.get_or_create(&of(Some(label))).inc_by(count);
         }
     }
     if status.host.kernel_problem.is_some() {
@@ -215,6 +217,19 @@ fn codes(network: &NetworkStatus) -> Vec<String> {
     parts.chain(network.problems.iter().map(|problem| problem.code.to_string())).collect()
 }
 
+/// Returns `NoPeer` as `no_peer`.
+fn snake_case(name: &str) -> String {
+    let mut text = String::new();
+    for (at, letter) in name.char_indices() {
+        if at > 0 && letter.is_ascii_uppercase() {
+            text.push('_');
+        }
+        text.push(letter.to_ascii_lowercase());
+    }
+    text
+}
+
+/// Returns the counters of the data path, by the names that the status has for them.
 fn totals(network: &NetworkStatus) -> BTreeMap<String, u64> {
     let totals = network.datapath.as_ref().map(|datapath| serde_json::to_value(datapath.totals));
     match totals {
@@ -229,7 +244,8 @@ fn totals(network: &NetworkStatus) -> BTreeMap<String, u64> {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use flan_agent_api::{Code, Probed, Problem};
+    use flan_agent_api::{Code, Datapath, Probed, Problem};
+    use flan_backends::udp::Totals;
     use flan_probes::State;
 
     use super::*;
@@ -259,6 +275,9 @@ mod tests {
         status.default.problems =
             vec![Problem { code: Code::PeerMtu, text: "h2".to_owned(), since: SystemTime::UNIX_EPOCH }];
         status.host.repairs.add("route", 3);
+        let totals = Totals { sent_packets: 7, received_bytes: 900, dropped_no_peer: 2, ..Totals::default() };
+        let tun = "offload".to_owned();
+        status.default.datapath = Some(Datapath { tun, gso: true, gro: true, merge: true, totals });
         let figures = Figures::new(StoreFigures::default());
         figures.reconcile_seconds.observe(0.002);
         let probes = Probes { seen: vec![("10.5.2.0/24".parse().unwrap(), seen("h2"))], ..Probes::default() };
@@ -276,6 +295,9 @@ mod tests {
             "flan_peer_loss_ratio{host=\"h2\",subnet=\"10.5.2.0/24\"} 0.25",
             "flan_peers_loss_ratio{statistic=\"max\"} 0.25",
             "flan_store_request_failures_total 0",
+            "flan_datapath_packets_total{network=\"default\",direction=\"sent\"} 7",
+            "flan_datapath_bytes_total{network=\"default\",direction=\"received\"} 900",
+            "flan_datapath_drops_total{network=\"default\",reason=\"no_peer\"} 2",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");

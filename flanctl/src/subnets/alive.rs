@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use flan_agent_api::{Peer, Peers, Status};
+use flan_agent_api::{Peer, PeerHealth, PeerState, Peers, Status};
 
 use crate::agent;
 use crate::output::{LastAlive, SubnetList};
@@ -23,7 +23,9 @@ pub(crate) async fn add(list: &mut SubnetList, socket: &Path) {
         let key = (&*item.subnets, &*item.public_ips);
         item.last_alive = match peers.get(&key) {
             Some(peer) => of_peer(peer),
-            None if key == (&*own.0, &*own.1) => Some(LastAlive { seconds_ago: Some(0) }),
+            None if !own.0.is_empty() && key == (&*own.0, &*own.1) => {
+                Some(LastAlive { seconds_ago: Some(0) })
+            }
             None => None,
         };
     }
@@ -31,6 +33,7 @@ pub(crate) async fn add(list: &mut SubnetList, socket: &Path) {
 
 fn of_peer(peer: &Peer) -> Option<LastAlive> {
     // flanneld answers nobody.
-    let health = peer.health.as_ref().filter(|health| health.has_agent)?;
+    let is_asked = |health: &&PeerHealth| health.has_agent && health.state != PeerState::NotProbed;
+    let health = peer.health.as_ref().filter(is_asked)?;
     Some(LastAlive { seconds_ago: health.agent_answered_seconds })
 }

@@ -36,7 +36,9 @@ fn health(host: &Host, peer: &Host) -> Result<Value> {
 fn wait_until_all_is_well(hosts: &[Host], mtu: u64) -> Result<()> {
     for host in hosts {
         wait::until(&format!("the peers of {} to be well", host.name()), KNOWN, || {
-            for peer in peers(host)? {
+            let peers = peers(host)?;
+            ensure!(peers.len() + 1 == hosts.len(), "{peers:?}");
+            for peer in peers {
                 let health = &peer["health"];
                 ensure!(health["state"] == "reachable" && health["mtu"] == mtu, "{peer}");
                 ensure!(health["agentAnsweredSeconds"].as_u64().is_some_and(|seconds| seconds < 5), "{peer}");
@@ -180,7 +182,10 @@ fn a_path_that_loses_one_packet_in_five_is_lossy() -> Result<()> {
         let (one, other) = (hosts[0].address(), hosts[1].address());
         close_firewall(lab, &both_ways(one, other, "udp dport 8472 numgen random mod 5 0"))?;
         wait_for_problem(&hosts[0], "peer-loss", &["h2 (", "more than one packet in ten"], 3 * NAMED)?;
-        ensure!(problem(&hosts[0], "peer-unreachable")?.is_none());
+        for other in ["peer-unreachable", "peer-mtu"] {
+            let problem = problem(&hosts[0], other)?;
+            ensure!(problem.is_none(), "{other}: {problem:?}");
+        }
         open_firewall(lab)
     })
 }

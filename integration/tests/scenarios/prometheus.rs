@@ -12,7 +12,7 @@ use flan_integration::{Host, Lab, LabOptions, tools, traffic, wait};
 use serde_json::Value;
 
 use crate::probes::{both_ways, close_firewall, open_firewall};
-use crate::stage::{NETWORK, bare_hosts, wait_until_all_know_each_other};
+use crate::stage::{NETWORK_OF_UDP, bare_hosts};
 
 /// How soon Prometheus sees what the agents know: scrapes and rules follow every second.
 const SEEN: Duration = Duration::from_secs(30);
@@ -78,10 +78,12 @@ fn the_alerts_are_right_by_their_own_tests() -> Result<()> {
     Ok(())
 }
 
-/// All that rules and dashboard ask for is there, or comes with what it counts.
-fn all_names_are_metrics(lab: &Lab, host: &Host) -> Result<()> {
-    let url = format!("http://{}:{STATUS_PORT}/metrics", host.address());
-    let metrics = traffic::fetch(&lab.underlay().place(), &url)?;
+fn metrics(lab: &Lab, host: &Host) -> Result<String> {
+    traffic::fetch(&lab.underlay().place(), &format!("http://{}:{STATUS_PORT}/metrics", host.address()))
+}
+
+/// All that rules and dashboard ask for is there.
+fn all_names_are_metrics(metrics: &str) -> Result<()> {
     let told: Vec<&str> =
         metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     for file in ["flan.rules.yml", "dashboard.json"] {
@@ -102,11 +104,10 @@ fn all_names_are_metrics(lab: &Lab, host: &Host) -> Result<()> {
 fn a_prometheus_reads_two_hosts_and_an_alert_names_the_path_that_drops() -> Result<()> {
     tools::check_for_prometheus()?;
     Lab::run(LabOptions::default(), |lab| {
-        lab.set_network(NETWORK)?;
+        lab.set_network(NETWORK_OF_UDP)?;
         let mut hosts = bare_hosts(lab, 2)?;
         let flags = ["--ip-masq", "--healthz-ip", "0.0.0.0", "--healthz-port", STATUS_PORT];
         on_all(&mut hosts, |host| host.start_agent_with(&flags))?;
-        wait_until_all_know_each_other(&hosts)?;
         let mut prometheus = start_prometheus(lab, &hosts)?;
         wait_for_value(lab, "sum(flan_ready)", 2.0)
             .with_context(|| format!("prometheus says:\n{}", prometheus.last_lines()))?;
@@ -115,14 +116,16 @@ fn a_prometheus_reads_two_hosts_and_an_alert_names_the_path_that_drops() -> Resu
         ensure!(value(lab, "sum(flan_store_request_seconds_count)")?.is_some_and(|count| count > 4.0));
         ensure!(value(lab, "sum(flan_reconcile_seconds_count)")?.is_some_and(|count| count >= 2.0));
         ensure!(value(lab, r#"sum(flan_probes_sent_total{leg="agent"})"#)?.is_some_and(|count| count > 1.0));
-        all_names_are_metrics(lab, &hosts[0])?;
+        let of_good_times = metrics(lab, &hosts[0])?;
+        // Somebody deletes what checks the senders.
+        hosts[0].run("nft", &["delete", "table", "ip", "flan-peers"])?;
+        wait::until("a repair to be counted", SEEN, || {
+            let repairs = value(lab, "sum(flan_repairs_total)")?;
+            ensure!(repairs.is_some_and(|repairs| repairs >= 1.0), "{repairs:?}");
+            Ok(())
+        })?;
 
-        // Somebody deletes a route.
-        let route = hosts[1].subnet_values()?.key().replace('-', "/");
-        hosts[0].ip(&format!("route del {route}"))?;
-        wait_for_value(lab, r#"sum(flan_repairs_total{kind="route"})"#, 1.0)?;
-
-        close_firewall(lab, &both_ways(hosts[0].address(), hosts[1].address(), "udp dport 8472"))?;
+        close_firewall(lab, &both_ways(hosts[0].address(), hosts[1].address(), "udp dport 8285"))?;
         wait_for_value(lab, r#"sum(flan_problems{code="peer-unreachable"})"#, 2.0)?;
         wait::until("an alert about both hosts", SEEN, || {
             let alerts = ask(lab, "alerts")?["alerts"].clone();
@@ -132,6 +135,11 @@ fn a_prometheus_reads_two_hosts_and_an_alert_names_the_path_that_drops() -> Resu
             ensure!(instances.len() == 2, "{alerts:?}");
             Ok(())
         })?;
+        ensure!(
+            value(lab, r#"sum(flan_datapath_packets_total{direction="sent"})"#)?
+                .is_some_and(|count| count > 9.0)
+        );
+        all_names_are_metrics(&(of_good_times + &metrics(lab, &hosts[0])?))?;
         open_firewall(lab)?;
         wait::until("no problem to be left", SEEN, || {
             let left = value(lab, r#"sum(flan_problems{code="peer-unreachable"})"#)?;

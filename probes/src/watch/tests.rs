@@ -57,7 +57,7 @@ impl World {
     }
 
     fn text(&self) -> String {
-        let Findings { unreachable, narrow, lossy, agents, .. } = self.watch.findings(8475);
+        let Findings { unreachable, narrow, lossy, agents, .. } = self.watch.findings(8475).unwrap();
         [unreachable, narrow, lossy, agents].iter().filter_map(Named::text).collect::<Vec<_>>().join("\n")
     }
 }
@@ -81,7 +81,7 @@ fn all_peers_are_probed_in_turn_and_never_more_a_second_than_the_rate() {
 }
 
 #[test]
-fn each_fault_is_named_within_ten_seconds_and_gone_ten_seconds_after_it() {
+fn each_fault_is_named_within_thirteen_seconds_and_gone_ten_seconds_after_it() {
     type Passes = fn(&Packet) -> bool;
     let faults: [(&str, Passes, &str); 4] = [
         (
@@ -101,7 +101,7 @@ fn each_fault_is_named_within_ten_seconds_and_gone_ten_seconds_after_it() {
         let mut world = World::of(10, 3);
         world.run(Duration::from_secs(10), |_| true);
         assert_eq!(world.text(), "", "before {name}");
-        world.run(Duration::from_secs(10), answers);
+        world.run(Duration::from_secs(13), answers);
         assert!(world.text().contains(text), "{name}: {}", world.text());
         world.run(Duration::from_secs(10), |_| true);
         assert_eq!(world.text(), "", "after {name}");
@@ -109,14 +109,96 @@ fn each_fault_is_named_within_ten_seconds_and_gone_ten_seconds_after_it() {
 }
 
 #[test]
+fn a_host_that_is_shut_down_costs_no_more_probes_than_others() {
+    let mut world = World::of(10, 20);
+    world.run(Duration::from_secs(30), |_| true);
+    let is_first = |packet: &Packet| ["10.6.1.0", "192.168.65.1"].contains(&packet.to.to_string().as_str());
+    world.run(Duration::from_secs(3), |packet| !is_first(packet) || packet.echo.is_some());
+    world.probed.clear();
+    world.run(Duration::from_secs(600), |packet| !is_first(packet));
+    let probes = |address: &str| world.probed[&address.parse::<IpAddr>().unwrap()].len();
+    assert!((250..330).contains(&probes("192.168.65.1")), "{}", probes("192.168.65.1"));
+    assert!((250..330).contains(&probes("192.168.65.2")), "{}", probes("192.168.65.2"));
+}
+
+#[test]
+fn an_agent_that_restarts_within_seven_seconds_is_no_problem() {
+    let mut world = World::of(10, 3);
+    world.run(Duration::from_secs(10), |_| true);
+    world.run(Duration::from_secs(7), |packet| packet.echo.is_some());
+    assert_eq!(world.text(), "");
+}
+
+#[test]
+fn a_narrow_path_that_loses_some_is_told_with_the_right_size() {
+    for seed in 0..20_u32 {
+        let mut world = World::of(10, 3);
+        world.run(Duration::from_secs(10), |_| true);
+        let (mut number, mut told) = (seed * 7919, 0);
+        for _ in 0..60 {
+            let lost = std::cell::Cell::new(number);
+            world.run(Duration::from_secs(2), |packet| {
+                // A fiftieth, by a generator of Lehmer's.
+                lost.set((u64::from(lost.get()) * 48_271 % 0x7fff_ffff) as u32 | 1);
+                lost.get() % 50 != 0 && !is_full(packet)
+            });
+            number = lost.get();
+            let text = world.text();
+            if text.contains("those of up to") {
+                told += 1;
+                assert!(text.contains("those of up to 1350 do"), "{text}");
+            }
+        }
+        assert!(told > 30, "{told}");
+    }
+}
+
+#[test]
+fn answers_from_the_old_address_of_a_peer_say_nothing_of_the_new_one() {
+    let mut world = World::of(10, 1);
+    let due = world.watch.due().unwrap();
+    let packets = world.watch.time_passed(due);
+    let moved = Target { underlay: "192.168.99.1".parse().unwrap(), ..target(0) };
+    world.watch.targets_are(way(), vec![moved], due);
+    packets.iter().for_each(|packet| world.watch.answered(packet.nonce, due));
+    assert_eq!(world.watch.seen(8475, due)[0].1.state, State::Unknown);
+}
+
+#[test]
+fn a_peer_that_asks_is_probed_soon_if_it_seemed_away() {
+    let mut world = World::of(10, 200);
+    world.run(Duration::from_secs(60), |_| true);
+    let first = |packet: &Packet| !packet.to.to_string().starts_with("10.6.1.");
+    world.run(Duration::from_secs(60), first);
+    assert!(world.text().contains("h1 "));
+    let now = world.now;
+    world.watch.asked_by("10.6.1.0".parse().unwrap(), now);
+    world.run(Duration::from_secs(6), |_| true);
+    assert_eq!(world.text(), "");
+}
+
+#[test]
+fn after_a_change_to_a_backend_without_packets_nobody_is_probed() {
+    let mut world = World::of(10, 3);
+    world.run(Duration::from_secs(10), |_| false);
+    let now = world.now;
+    world.watch.clear(now);
+    assert!(world.watch.findings(8475).is_none() && world.watch.due().is_none());
+}
+
+#[test]
 fn many_peers_are_named_in_part_and_counted() {
     let mut world = World::of(100, 9);
     world.run(Duration::from_secs(10), |_| true);
     world.run(Duration::from_secs(10), |_| false);
-    let findings = world.watch.findings(8475);
+    let findings = world.watch.findings(8475).unwrap();
     assert_eq!(findings.unreachable.count(), 9);
     assert!(findings.are_all_lost());
-    assert!(findings.unreachable.text().unwrap().ends_with("; and 4 more"), "{}", world.text());
+    assert!(
+        findings.unreachable.text().unwrap().ends_with("; and others: flanctl peers lists all"),
+        "{}",
+        world.text()
+    );
 }
 
 #[test]
@@ -135,7 +217,7 @@ fn a_host_that_stood_still_blames_nobody() {
 #[test]
 fn what_is_known_of_a_peer_is_kept_until_it_changes() {
     let mut world = World::of(10, 2);
-    world.run(Duration::from_secs(10), |_| false);
+    world.run(Duration::from_secs(16), |_| false);
     let states = |world: &World| -> Vec<State> {
         world.watch.seen(8475, world.now).into_iter().map(|(_, seen)| seen.state).collect()
     };
@@ -145,9 +227,9 @@ fn what_is_known_of_a_peer_is_kept_until_it_changes() {
     assert_eq!(states(&world), [State::Unreachable, State::Unknown, State::Unknown]);
     world.watch.targets_are(Way { mtu: 1400, ..way() }, vec![target(0), moved], world.now);
     assert_eq!(states(&world), [State::Unknown, State::Unknown]);
-    assert!(
-        world.watch.knows("10.6.0.0".parse().unwrap()) && !world.watch.knows("10.6.2.0".parse().unwrap())
-    );
+    let now = world.now;
+    assert!(world.watch.asked_by("10.6.0.0".parse().unwrap(), now));
+    assert!(!world.watch.asked_by("10.6.2.0".parse().unwrap(), now));
 }
 
 #[test]
