@@ -383,10 +383,12 @@ impl Host {
 
     /// Returns the result of the round's operations, and the reading that they require.
     pub(crate) fn end_operations(&mut self, now: Instant) -> (Outcome, Vec<Effect>) {
-        if let (Some(began), Some(figures)) = (self.round_began.take(), self.status.figures()) {
+        let outcome = self.reconciler.end_round();
+        if let (Some(began), Some(figures)) = (self.round_began.take(), self.status.figures())
+            && outcome.applied + outcome.failed > 0
+        {
             figures.reconcile_seconds.observe((now - began).as_secs_f64());
         }
-        let outcome = self.reconciler.end_round();
         let reading = if outcome.touched_devices { self.read() } else { None };
         (outcome, reading.into_iter().collect())
     }

@@ -186,7 +186,7 @@ async fn metrics(State(status): State<SharedStatus>) -> Response {
 fn health(status: &Status) -> (StatusCode, String) {
     let reason = match (&status.host.kernel_problem, &status.default.waiting_for) {
         (None, _) if status.default.probed.is_some_and(|probed| probed.all_lost) => {
-            "no peer answers of those that did\n".to_owned()
+            "none of the peers that answered before answers now\n".to_owned()
         }
         (None, _) if status.default.ready => return (StatusCode::OK, "ok\n".to_owned()),
         (Some(problem), _) => format!("the kernel is not as it should be: {problem}\n"),
@@ -212,7 +212,11 @@ mod tests {
         status.default.store_problem = Some("cannot reach the store".to_owned());
         said(&status, StatusCode::OK, "ok\n");
         status.default.probed = Some(Probed { unreachable: 2, all_lost: true, ..Probed::default() });
-        said(&status, StatusCode::SERVICE_UNAVAILABLE, "no peer answers of those that did\n");
+        said(
+            &status,
+            StatusCode::SERVICE_UNAVAILABLE,
+            "none of the peers that answered before answers now\n",
+        );
         status.host.kernel_problem = Some("no such device".to_owned());
         let problem = "the kernel is not as it should be: no such device\n";
         said(&status, StatusCode::SERVICE_UNAVAILABLE, problem);

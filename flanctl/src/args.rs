@@ -340,7 +340,7 @@ pub(crate) struct PingArgs {
     /// Packets of each kind
     #[arg(short, long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) count: u16,
-    /// Time between two packets of a kind, at least 10ms
+    /// Time between two packets of a kind, from 10ms to 1h; longer while an answer is missing, for which it waits a second
     #[arg(short, long, value_name = "DURATION", default_value = "500ms", value_parser = ping_interval)]
     pub(crate) interval: Duration,
     #[command(flatten)]
@@ -351,10 +351,13 @@ pub(crate) struct PingArgs {
 }
 
 fn ping_interval(text: &str) -> Result<Duration, String> {
-    const LEAST: Duration = Duration::from_millis(10);
-    let interval =
-        humantime::parse_duration(text).map_err(|why| format!("{why}; expected such as 500ms or 1s"))?;
-    if interval < LEAST { Err("at least 10ms is needed".to_owned()) } else { Ok(interval) }
+    const ENDS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(3600));
+    let interval = humantime::parse_duration(text)
+        .map_err(|why| format!("{why}; expected a time such as 500ms or 1s"))?;
+    match interval >= ENDS.0 && interval <= ENDS.1 {
+        true => Ok(interval),
+        false => Err("from 10ms to 1h are possible".to_owned()),
+    }
 }
 
 /// Where attachments are recorded.

@@ -40,7 +40,7 @@ pub(crate) async fn ping(
     let waiting = || format!("probing {}", args.target);
     let probed = probe(&way, &target, container, source.port, args.count.into(), args.interval);
     let outcome = told(waiting, probed).await.map_err(|reason| {
-        Failure::new(Kind::Other, format!("cannot send echo requests: {reason}; are you root?"))
+        Failure::new(Kind::Other, format!("cannot open what probes are sent with: {reason}; are you root?"))
     })?;
     let report = Report::new(&target, &way, outcome);
     match args.output {
@@ -48,14 +48,19 @@ pub(crate) async fn ping(
         ReportForm::Yaml => output::print_yaml(&report)?,
         ReportForm::Text => output::print(&report.text())?,
     }
-    match report.is_well() {
-        true => Ok(()),
-        false => Err(Failure::new(Kind::Problems, format!("{} is not reached as it should be", args.target))),
+    match report.reason {
+        None => Ok(()),
+        Some(_) => {
+            Err(Failure::new(Kind::Problems, format!("{} is not reached as it should be", args.target)))
+        }
     }
 }
 
 fn not_ready(socket: &Path) -> Failure {
-    let text = format!("fland at {} has no peers to probe yet: flanctl status says why", socket.display());
+    let text = format!(
+        "fland at {} probes no peers: this host is not ready, which flanctl status explains, or its backend sends nothing",
+        socket.display()
+    );
     Failure::new(Kind::Other, text)
 }
 
@@ -76,8 +81,10 @@ struct Report {
     /// What carries packets between the hosts; null if nothing does.
     through: Option<String>,
     legs: Vec<Leg>,
-    /// What is wrong; null if everything was answered.
+    /// What is wrong; null if packets pass as they should.
     reason: Option<String>,
+    /// What else was not answered, and does not matter to packets.
+    note: Option<String>,
 }
 
 /// One kind of packet.
@@ -107,19 +114,18 @@ impl Report {
             through: way.encapsulation.clone(),
             legs: outcome.tallies.into_iter().map(Leg::new).collect(),
             reason: outcome.reason,
+            note: outcome.note,
         }
-    }
-
-    fn is_well(&self) -> bool {
-        self.reason.is_none() && self.legs.iter().all(|leg| leg.answered > 0)
     }
 
     fn text(&self) -> String {
         let through =
             self.through.as_deref().map_or_else(String::new, |through| format!(" through {through}"));
         let mut lines = vec![printable(&format!("{} {}{through}", self.host, self.subnet)).trim().to_owned()];
-        lines.extend(self.legs.iter().map(Leg::text));
+        let width = self.legs.iter().map(|leg| leg.address.to_string().len()).max().unwrap_or_default();
+        lines.extend(self.legs.iter().map(|leg| leg.text(width)));
         lines.extend(self.reason.as_ref().map(|reason| format!("wrong: {}", printable(reason))));
+        lines.extend(self.note.as_ref().map(|note| format!("note: {note}")));
         lines.join("\n")
     }
 }
@@ -149,7 +155,7 @@ impl Leg {
         }
     }
 
-    fn text(&self) -> String {
+    fn text(&self, width: usize) -> String {
         let what = match (self.name, self.bytes) {
             ("full", Some(bytes)) => format!("{bytes} bytes"),
             (name, _) => name.to_owned(),
@@ -160,7 +166,7 @@ impl Leg {
         });
         let unsent = self.unsent.as_ref().map(|reason| format!(" ({})", printable(reason)));
         format!(
-            "  {what:12}{:20}{} of {} answered{}{}",
+            "  {what:12}{:width$}  {} of {} answered{}{}",
             self.address.to_string(),
             self.answered,
             self.sent,
@@ -201,14 +207,14 @@ mod tests {
             ..tally(PingLeg::Full(1450), "10.5.2.0", &[])
         };
         let tallies = vec![tally(PingLeg::Underlay, "192.168.64.12", &[100, 120, 200]), unsent];
-        let report = Report::new(&target, &way, Outcome { tallies, reason: Some("too large".to_owned()) });
+        let report =
+            Report::new(&target, &way, Outcome { tallies, reason: Some("too large".to_owned()), note: None });
         assert_eq!(
             report.text(),
             "h2 10.5.2.0/24 through VXLAN (UDP 8472)\n\
-             \u{20} underlay    192.168.64.12       3 of 3 answered, 0.10 / 0.14 / 0.20 ms\n\
-             \u{20} 1450 bytes  10.5.2.0            0 of 3 answered (Message too long)\n\
+             \u{20} underlay    192.168.64.12  3 of 3 answered, 0.10 / 0.14 / 0.20 ms\n\
+             \u{20} 1450 bytes  10.5.2.0       0 of 3 answered (Message too long)\n\
              wrong: too large"
         );
-        assert!(!report.is_well());
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::health::{Health, State};
+use crate::moment::Moment;
 use crate::target::{Target, Way};
 
 /// Most targets in one text.
@@ -126,7 +127,7 @@ impl Named {
 
 impl Seen {
     pub(crate) fn new(target: &Target, health: &Health, way: &Way, port: u16, now: Instant) -> Self {
-        let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let ago = |at: Option<Moment>| at.map(|at| at.ago(now));
         Self {
             host: target.host.clone(),
             state: health.state(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::leg::{Answer, Leg, Patience};
+use crate::moment::Moment;
 use crate::search::Search;
 
 /// Bytes of a small packet, with its IP header.
@@ -108,6 +109,10 @@ impl Health {
             Answer::Lost => self.count(true),
             Answer::After(_) => self.count(false),
         }
+        if matches!(came, Answer::After(_)) {
+            // Somebody has begun to drop echoes, and other packets still come.
+            self.answers_echoes &= self.lost != (u32::MAX, WINDOW);
+        }
         if let Answer::After(time) = came {
             self.round_trip = Some(self.round_trip.map_or(time, |known| (known * 7 + time) / 8));
         }
@@ -127,8 +132,6 @@ impl Health {
     fn count(&mut self, lost: bool) {
         let (bits, count) = self.lost;
         self.lost = (bits << 1 | u32::from(lost), (count + 1).min(WINDOW));
-        // Somebody has begun to drop echoes, if anything else still comes.
-        self.answers_echoes &= self.lost != (u32::MAX, WINDOW);
     }
 
     fn search_on(&mut self, sizes: &[(u16, bool)], mtu: u16) {
@@ -198,7 +201,7 @@ impl Health {
     }
 
     /// Returns since when the [`State`] is what it is, as far as reachable or not is concerned.
-    pub(crate) fn since(&self) -> Option<Instant> {
+    pub(crate) fn since(&self) -> Option<Moment> {
         match self.state() {
             State::Narrow => self.full.since(),
             _ => self.overlay.since(),
@@ -227,12 +230,12 @@ impl Health {
     }
 
     /// Returns when the agent last answered.
-    pub(crate) fn agent_answered(&self) -> Option<Instant> {
+    pub(crate) fn agent_answered(&self) -> Option<Moment> {
         self.agent.last_answer()
     }
 
     /// Returns when anything last came from the peer through the overlay.
-    pub(crate) fn answered(&self) -> Option<Instant> {
+    pub(crate) fn answered(&self) -> Option<Moment> {
         self.overlay.last_answer()
     }
 }
@@ -343,8 +346,9 @@ mod tests {
         let lost = Path { overlay: false, ..GOOD };
         let mut pattern: Vec<(usize, Path)> = (0..6).flat_map(|_| [(3, GOOD), (1, lost)]).collect();
         pattern.push((5, no_full));
-        let (_, states) = probed(&pattern);
+        let (health, states) = probed(&pattern);
         assert_eq!(states, [State::Reachable, State::Lossy]);
+        assert_eq!(health.sizes(), [0; 0], "nothing is searched");
     }
 
     #[test]

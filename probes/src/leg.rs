@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::moment::Moment;
+
 /// Answers in a row after which a leg that failed works again.
 const WORKS_AFTER: u16 = 3;
 
@@ -37,9 +39,9 @@ pub(crate) struct Leg {
     verdict: Verdict,
     /// Answers in a row, or missing answers in a row, negative.
     streak: i16,
-    since: Option<Instant>,
-    last_answer: Option<Instant>,
-    first_asked: Option<Instant>,
+    since: Option<Moment>,
+    last_answer: Option<Moment>,
+    first_asked: Option<Moment>,
 }
 
 /// When a leg fails.
@@ -62,7 +64,8 @@ impl Leg {
             Answer::Lost => Verdict::Fails,
             Answer::After(_) => Verdict::Works,
         };
-        Self { verdict, ..Self::default() }
+        // Somebody who asks knows more of the past than this.
+        Self { verdict, last_answer: Some(Moment::of(Instant::now())), ..Self::default() }
     }
 
     /// Takes in what became of a packet.
@@ -72,9 +75,10 @@ impl Leg {
             Answer::Lost => false,
             Answer::After(_) => true,
         };
-        let first_asked = *self.first_asked.get_or_insert(now);
+        let moment = Moment::of(now);
+        let first_asked = *self.first_asked.get_or_insert(moment);
         self.streak = if is_answered {
-            self.last_answer = Some(now);
+            self.last_answer = Some(moment);
             self.streak.max(0).saturating_add(1)
         } else {
             self.streak.min(0).saturating_sub(1)
@@ -83,7 +87,7 @@ impl Leg {
         let runs_out = |patience: Patience| {
             !is_answered
                 && row >= patience.lost
-                && now - self.last_answer.unwrap_or(first_asked) >= patience.time
+                && self.last_answer.unwrap_or(first_asked).ago(now) >= patience.time
         };
         let verdict = match self.verdict {
             Verdict::Unknown if is_answered => Verdict::Works,
@@ -93,7 +97,7 @@ impl Leg {
             same => same,
         };
         if verdict != self.verdict {
-            (self.verdict, self.since) = (verdict, Some(now));
+            (self.verdict, self.since) = (verdict, Some(moment));
         }
     }
 
@@ -111,11 +115,11 @@ impl Leg {
     }
 
     /// Returns since when the verdict stands.
-    pub(crate) fn since(&self) -> Option<Instant> {
+    pub(crate) fn since(&self) -> Option<Moment> {
         self.since
     }
 
-    pub(crate) fn last_answer(&self) -> Option<Instant> {
+    pub(crate) fn last_answer(&self) -> Option<Moment> {
         self.last_answer
     }
 

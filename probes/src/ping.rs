@@ -15,8 +15,11 @@ use crate::sockets::{Agent, Heard, Sockets};
 use crate::target::{Target, Way};
 use crate::watch::{PATIENCE, Packet};
 
-/// Most steps of the search for the largest size; without loss, four are enough.
-const STEPS: usize = 8;
+/// Most steps of the search for the largest size; without loss, six are enough.
+const MOST_STEPS: usize = 20;
+/// From so many packets on, lost ones are counted; and the part of them from which a path is lossy.
+const COUNTED: usize = 10;
+const LOSSY_PERCENT: usize = 10;
 
 /// A kind of packet, and how many were answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +56,10 @@ pub enum PingLeg {
 pub struct Outcome {
     /// Each kind of packet, in the order of [`PingLeg`].
     pub tallies: Vec<Tally>,
-    /// What is wrong; `None` if all kinds were answered.
+    /// What is wrong; `None` if packets pass as they should.
     pub reason: Option<String>,
+    /// What else was not answered, and does not matter to packets.
+    pub note: Option<String>,
 }
 
 /// Sends `count` packets of each kind, `interval` apart, each of which may take a second to be answered, and finds out
@@ -107,21 +112,28 @@ pub async fn ping(
     let mut search = Search::new(SMALL, way.mtu);
     let is_answered =
         |leg: PingLeg| tallies.iter().any(|tally| tally.leg == leg && !tally.answers.is_empty());
-    if is_answered(PingLeg::Overlay) && !is_answered(PingLeg::Full(way.mtu)) {
-        for _ in 0..STEPS {
+    let mut is_full_lost = !is_answered(PingLeg::Full(way.mtu));
+    if is_answered(PingLeg::Overlay) && is_full_lost {
+        for _ in 0..MOST_STEPS {
             let sizes = search.sizes();
             let packet = |size: &u16| Packet { nonce: rand::rng().random(), from, to, echo: Some(*size) };
             let packets: Vec<Packet> = sizes.iter().map(packet).collect();
             let answers = exchange(&sockets, &packets, port).await;
             let passed = answers.iter().map(|answer| matches!(answer, Ok(Some(_))));
-            search.saw(&sizes.into_iter().zip(passed).collect::<Vec<_>>());
+            let seen: Vec<(u16, bool)> = sizes.into_iter().zip(passed).collect();
+            search.saw(&seen);
+            // Those before were lost by chance.
+            is_full_lost = !seen.contains(&(way.mtu, true));
+            if !is_full_lost {
+                break;
+            }
             if !search.is_under_way() {
                 break;
             }
         }
     }
-    let reason = reason(&tallies, search, target, way, port);
-    Ok(Outcome { tallies, reason })
+    let (reason, note) = judge(&tallies, is_full_lost, search, target, way, port);
+    Ok(Outcome { tallies, reason, note })
 }
 
 fn echo(leg: PingLeg) -> Option<u16> {
@@ -165,25 +177,48 @@ async fn exchange(sockets: &Sockets, packets: &[Packet], port: u16) -> Vec<io::R
     outcomes
 }
 
-fn reason(tallies: &[Tally], search: Search, target: &Target, way: &Way, port: u16) -> Option<String> {
+/// Returns what is wrong, and what else was not answered.
+fn judge(
+    tallies: &[Tally],
+    is_full_lost: bool,
+    search: Search,
+    target: &Target,
+    way: &Way,
+    port: u16,
+) -> (Option<String>, Option<String>) {
     let of = |leg| {
         let tally = tallies.iter().find(|tally| tally.leg == leg);
         tally.map_or(Answer::NotAsked, |tally| {
             tally.answers.first().map_or(Answer::Lost, |time| Answer::After(*time))
         })
     };
-    let answers = Answers {
-        underlay: of(PingLeg::Underlay),
-        overlay: of(PingLeg::Overlay),
-        full: of(PingLeg::Full(way.mtu)),
-        agent: of(PingLeg::Agent),
-        sizes: Vec::new(),
-    };
+    let (underlay, overlay, agent) = (of(PingLeg::Underlay), of(PingLeg::Overlay), of(PingLeg::Agent));
+    let full = if is_full_lost { Answer::Lost } else { Answer::After(PATIENCE) };
+    let answers = Answers { underlay, overlay, full, agent, sizes: Vec::new() };
     let health = Health::decided(&answers, search);
-    let of_container = (of(PingLeg::Container) == Answer::Lost).then(|| {
-        "its host is reached, but the container does not answer: it does not run, drops echo requests, or its host drops what \
-         it forwards"
-            .to_owned()
-    });
-    crate::findings::wrong(target, &health, way, port).or(of_container)
+    if let Some(wrong) = crate::findings::wrong(target, &health, way, port) {
+        return (Some(wrong), None);
+    }
+    if of(PingLeg::Container) == Answer::Lost {
+        let wrong = "its host is reached, but the container does not answer: it does not run, drops echo requests, or is in a \
+                     network that this host is not in";
+        return (Some(wrong.to_owned()), None);
+    }
+    if overlay == Answer::Lost {
+        return (None, Some("something drops echo requests, and other packets pass".to_owned()));
+    }
+    if is_full_lost {
+        let wrong = format!("packets of {} bytes do not come back, and small ones do", way.mtu);
+        return (Some(wrong), None);
+    }
+    let is_lossy = |tally: &&Tally| {
+        let lost = tally.sent - tally.answers.len();
+        tally.leg == PingLeg::Overlay && tally.sent >= COUNTED && lost * 100 > tally.sent * LOSSY_PERCENT
+    };
+    if let Some(tally) = tallies.iter().find(is_lossy) {
+        let lost = tally.sent - tally.answers.len();
+        return (Some(format!("{lost} of {} small packets were lost", tally.sent)), None);
+    }
+    let note = "its underlay address answers no echo requests, and packets pass all the same";
+    (None, (underlay == Answer::Lost).then(|| note.to_owned()))
 }

@@ -6,8 +6,11 @@ pub(crate) const STEPS: u16 = 8;
 /// How often the smallest lost size must be lost again, while the one below it passes, before that is the result.
 const CONFIRMED: u8 = 2;
 
+/// Searches that came to nothing after which the next one may wait.
+const FRUITLESS: u8 = 5;
+
 /// Narrows down, in a few steps, the size from which packets are lost. A packet that is lost by chance costs a new search,
-/// and no wrong result.
+/// and hardly ever leads to a wrong result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Search {
     /// Largest size in bytes that is known to pass.
@@ -20,13 +23,15 @@ pub(crate) struct Search {
     confirmed: u8,
     /// What the search found last.
     found: Option<u16>,
+    /// How often it began anew since then.
+    fruitless: u8,
 }
 
 impl Search {
     /// Begins where `least` bytes pass and `most` do not.
     pub(crate) fn new(least: u16, most: u16) -> Self {
         let most = most.max(least + 1);
-        Self { passes: least, is_lost: most, ends: (least, most), confirmed: 0, found: None }
+        Self { passes: least, is_lost: most, ends: (least, most), confirmed: 0, found: None, fruitless: 0 }
     }
 
     /// Returns the sizes to try next, smallest first. Once they are next to each other, these two, to see whether they
@@ -52,17 +57,21 @@ impl Search {
                 [(_, true), (_, false)] => {
                     self.confirmed = (self.confirmed + 1).min(CONFIRMED);
                     if self.confirmed == CONFIRMED {
-                        self.found = Some(self.passes);
+                        (self.found, self.fruitless) = (Some(self.passes), 0);
                     }
                 }
                 // One was lost by chance, or the path has changed.
-                _ => self.begin_anew(),
+                _ => {
+                    self.disprove(sizes);
+                    self.begin_anew();
+                }
             }
             return;
         }
         let passed = sizes.iter().take_while(|(_, passed)| *passed).last();
         let Some((passes, _)) = passed else { return self.begin_anew() };
         self.passes = *passes;
+        self.disprove(sizes);
         if let Some((lost, _)) = sizes.iter().find(|(_, passed)| !passed) {
             self.is_lost = *lost;
         }
@@ -71,6 +80,13 @@ impl Search {
     fn begin_anew(&mut self) {
         (self.passes, self.is_lost) = self.ends;
         self.confirmed = 0;
+        self.fruitless = self.fruitless.saturating_add(1);
+    }
+
+    /// Forgets a result that a larger packet has disproved.
+    fn disprove(&mut self, sizes: &[(u16, bool)]) {
+        let largest = sizes.iter().filter(|(_, passed)| *passed).map(|(size, _)| *size).max();
+        self.found = self.found.filter(|found| largest.is_none_or(|largest| largest <= *found));
     }
 
     /// Returns the largest size that passes, once it is known.
@@ -80,7 +96,7 @@ impl Search {
 
     /// Returns whether a step more brings it closer to a result.
     pub(crate) fn is_under_way(&self) -> bool {
-        self.confirmed < CONFIRMED
+        self.confirmed < CONFIRMED && self.fruitless < FRUITLESS
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 const STOOD_STILL: Duration = Duration::from_millis(500);
 /// Shortest time in which all targets are probed once.
 const ROUND: Duration = Duration::from_secs(2);
+/// New targets at once that are probed before their turn.
+const FEW: usize = 20;
 /// Delay before a target whose state is about to change is probed again.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -140,20 +142,20 @@ impl Watch {
 
     /// Replaces the targets. What is known of those that stay as they were is kept.
     pub(crate) fn targets_are(&mut self, way: Way, targets: Vec<Target>, now: Instant) {
-        let mut before = std::mem::take(&mut self.targets);
-        let mut changed: HashSet<IpNetwork> = HashSet::new();
         if self.way.as_ref() != Some(&way) {
-            before.clear();
+            self.targets.clear();
             self.in_flight.clear();
         }
+        let (mut stay, mut changed) = (HashSet::with_capacity(targets.len()), HashSet::new());
         for target in targets {
-            let kept = before.remove(&target.subnet).filter(|before| before.target == target);
-            if kept.is_none() {
-                changed.insert(target.subnet);
+            let subnet = target.subnet;
+            stay.insert(subnet);
+            if self.targets.get(&subnet).is_none_or(|before| before.target != target) {
+                changed.insert(subnet);
+                self.targets.insert(subnet, Watched { target, health: Health::default() });
             }
-            let health = kept.map(|before| before.health).unwrap_or_default();
-            self.targets.insert(target.subnet, Watched { target, health });
         }
+        self.targets.retain(|subnet, _| stay.contains(subnet));
         let known = |(subnet, watched): (&IpNetwork, &Watched)| (watched.target.through(&way).1, *subnet);
         self.known = self.targets.iter().map(known).collect();
         self.way = Some(way);
@@ -312,13 +314,15 @@ impl Pace {
         let known: HashSet<IpNetwork> = self.order.iter().copied().collect();
         self.order.retain(|subnet| targets.contains_key(subnet));
         self.soon.retain(|(_, subnet)| targets.contains_key(subnet));
-        for subnet in targets.keys().filter(|subnet| !known.contains(subnet)) {
+        let new: Vec<IpNetwork> = targets.keys().filter(|subnet| !known.contains(subnet)).copied().collect();
+        for subnet in &new {
             // At a random place, so that hosts do not all probe the same peer at once.
             self.order.push(*subnet);
             let (last, at) = (self.order.len() - 1, rand::rng().random_range(0..self.order.len()));
             self.order.swap(last, at);
-            self.soon.push_back((now + SOON, *subnet));
         }
+        // Of more, each has its turn, and those that are about to fail do not wait for them.
+        self.soon.extend(new.into_iter().take(FEW).map(|subnet| (now + SOON, subnet)));
     }
 
     fn soon(&mut self, subnet: IpNetwork, at: Instant) {

@@ -21,8 +21,10 @@ pub struct InvalidNetworkName {
 }
 
 /// What stands below the prefix beside networks: the config and leases of the default network, its reservations and
-/// containers, the record of when networks came and went, and the hosts that are alive.
-const RESERVED: [&str; 6] = ["config", "subnets", "reservations", "endpoints", "networks", "hosts"];
+/// containers, the record of when networks came and went, and the hosts that are alive. And what people call the network
+/// that has no name.
+const RESERVED: [&str; 7] =
+    ["config", "subnets", "reservations", "endpoints", "networks", "hosts", "default"];
 const MOST_BYTES: usize = 63;
 
 impl NetworkName {

@@ -21,7 +21,8 @@ pub(super) struct Found {
 
 /// Finds a host by its name or its address on the underlay, one of its subnets, or an address in one.
 pub(super) fn among_peers(peers: &[Peer], name: &str) -> Result<Option<Found>, Failure> {
-    if let Ok(address) = name.parse::<IpAddr>() {
+    let address: Option<IpAddr> = name.parse().ok();
+    if let Some(address) = address {
         let holder =
             peers.iter().find_map(|peer| Some((peer, subnets(peer).find(|one| one.contains(address))?)));
         if let Some((peer, subnet)) = holder {
@@ -30,8 +31,10 @@ pub(super) fn among_peers(peers: &[Peer], name: &str) -> Result<Option<Found>, F
         }
     }
     let is_meant = |peer: &&Peer| {
+        let is_at = |ip: &String| address.is_some() && ip.parse().ok() == address;
         peer.host.as_deref() == Some(name)
-            || peer.public_ips.iter().chain(&peer.subnets).any(|one| one == name)
+            || peer.public_ips.iter().any(is_at)
+            || peer.subnets.iter().any(|one| one == name)
     };
     let mut meant = peers.iter().filter(is_meant);
     let Some(peer) = meant.next() else { return Ok(None) };
@@ -44,28 +47,46 @@ pub(super) fn among_peers(peers: &[Peer], name: &str) -> Result<Option<Found>, F
     subnet.map(|subnet| found(peer, subnet, None)).transpose()
 }
 
-/// Finds a container by its name, in all networks of the store.
+/// Finds a container by its name or address, in all networks of the store.
 pub(super) async fn container(store: &Store, peers: &[Peer], name: &str) -> Result<Found, Failure> {
-    let mut named: Vec<Container> = store.containers().list().await?.readable().cloned().collect();
+    let mut all: Vec<Container> = store.containers().list().await?.readable().cloned().collect();
     for network in store.networks().await?.all {
-        named.extend(store.network(&network.name).containers().list().await?.readable().cloned());
+        all.extend(store.network(&network.name).containers().list().await?.readable().cloned());
     }
-    named.retain(|container| container.name == name);
-    let Some(container) = named.first() else {
-        let text = format!(
-            "{name} is no peer of this host and no container in the store: flanctl peers lists hosts, flanctl network inspect \
-             containers"
+    choose(&all, peers, name)
+}
+
+/// Chooses the container that is meant.
+fn choose(all: &[Container], peers: &[Peer], name: &str) -> Result<Found, Failure> {
+    let address: Option<IpAddr> = name.parse().ok();
+    let is_meant = |container: &&Container| {
+        container.name == name || address.is_some_and(|address| container.addresses.contains(&address))
+    };
+    let meant: Vec<&Container> = all.iter().filter(is_meant).collect();
+    let fails = |why: &str| Err(Failure::new(Kind::NotFound, format!("{name} {why}")));
+    let Some(container) = meant.first() else {
+        return fails(
+            "is no peer of this host and no container in the store: flanctl peers lists hosts, and flanctl network inspect \
+             lists containers",
         );
-        return Err(Failure::new(Kind::NotFound, text));
     };
-    let host = container.host.as_deref().unwrap_or_default();
-    let peer = peers.iter().find(|peer| peer.host.as_deref() == Some(host));
-    let Some(peer) = peer.filter(|_| named.iter().all(|other| other.host == container.host)) else {
-        let text = format!("{name} is on this host, on several, or on {}, which is no peer", printable(host));
-        return Err(Failure::new(Kind::NotFound, text));
+    if meant.iter().any(|other| (&other.host, &other.node_id) != (&container.host, &container.node_id)) {
+        return fails("is the name of containers on several hosts: name an address");
+    }
+    let Some(address) = address.or(container.addresses.first().copied()).filter(|ip| !ip.is_loopback())
+    else {
+        return fails("has no address in the store");
     };
+    let mut hosts = peers.iter().filter(|peer| peer.host.is_some() && peer.host == container.host);
+    let Some(peer) = hosts.next() else {
+        let host = container.host.as_deref().unwrap_or("a host without a name");
+        return fails(&format!("is on {}, which is this host or no peer of it", printable(host)));
+    };
+    if hosts.next().is_some() {
+        return fails("is on a host whose name another one has, too");
+    }
     let subnet = subnets(peer).next().ok_or_else(|| unprobed(peer))?;
-    found(peer, subnet, container.addresses.first().copied())
+    found(peer, subnet, Some(address))
 }
 
 fn subnets(peer: &Peer) -> impl Iterator<Item = IpNetwork> {
@@ -114,6 +135,7 @@ mod tests {
         for (name, subnet, container) in [
             ("h3", "10.5.3.0/24", None),
             ("192.168.64.3", "10.5.3.0/24", None),
+            ("FD00:64::3", "10.5.3.0/24", None),
             ("fd00:5:0:3::/64", "fd00:5:0:3::/64", None),
             ("10.5.3.7", "10.5.3.0/24", Some("10.5.3.7")),
             ("10.5.3.0", "10.5.3.0/24", None),
@@ -125,6 +147,43 @@ mod tests {
             assert_eq!(found.target.underlay.is_ipv4(), subnet.starts_with("10."), "{name}");
         }
         assert_eq!(among_peers(&peers, "h4").unwrap(), None);
+    }
+
+    #[test]
+    fn a_container_is_found_by_its_name_or_address_if_it_is_one() {
+        let container = |name: &str, host: Option<&str>, address: &[&str]| Container {
+            endpoint: "e".to_owned(),
+            name: name.to_owned(),
+            aliases: Vec::new(),
+            host: host.map(str::to_owned),
+            node_id: None,
+            addresses: address.iter().map(|ip| ip.parse().unwrap()).collect(),
+        };
+        let all = [
+            container("web", Some("h2"), &["10.9.1.2"]),
+            container("db", Some("h2"), &[]),
+            container("bad", Some("h2"), &["127.0.0.1"]),
+            container("many", Some("h2"), &["10.9.1.3"]),
+            container("many", Some("h3"), &["10.9.2.3"]),
+            container("ours", Some("h1"), &["10.9.3.3"]),
+            container("nameless", None, &["10.9.3.4"]),
+        ];
+        let peers = [peer(2, "h2"), peer(3, "h3")];
+        for name in ["web", "10.9.1.2"] {
+            let found = choose(&all, &peers, name).unwrap();
+            assert_eq!((found.container, &*found.target.host), (Some("10.9.1.2".parse().unwrap()), "h2"));
+        }
+        for (name, why) in [
+            ("nobody", "no container in the store"),
+            ("db", "has no address"),
+            ("bad", "has no address"),
+            ("many", "several hosts"),
+            ("ours", "is on h1, which is this host"),
+            ("nameless", "a host without a name"),
+        ] {
+            let failure = choose(&all, &peers, name).unwrap_err().to_string();
+            assert!(failure.contains(why), "{failure}");
+        }
     }
 
     #[test]

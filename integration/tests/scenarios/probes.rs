@@ -235,7 +235,6 @@ fn both_families_are_probed() -> Result<()> {
     })
 }
 
-/// A container of the default network, and one of a network made in Docker.
 #[test]
 fn ping_tells_a_container_that_does_not_answer_from_a_host_that_does_not() -> Result<()> {
     Lab::run(LabOptions::default(), |lab| {

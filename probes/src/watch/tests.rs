@@ -194,6 +194,8 @@ fn many_peers_are_named_in_part_and_counted() {
     let findings = world.watch.findings(8475).unwrap();
     assert_eq!(findings.unreachable.count(), 9);
     assert!(findings.are_all_lost());
+    world.run(Duration::from_secs(300), |_| false);
+    assert!(world.watch.findings(8475).unwrap().are_all_lost(), "five minutes later");
     assert!(
         findings.unreachable.text().unwrap().ends_with("; and others: flanctl peers lists all"),
         "{}",

@@ -23,7 +23,7 @@ pub struct StoreFigures {
 impl Default for StoreFigures {
     fn default() -> Self {
         let watch_restarts = Family::default();
-        // Told before the first one, so that an alert sees it.
+        // Told before the first one, so that the first counts as an increase.
         drop(watch_restarts.get_or_create(&[("of", "leases")]));
         Self { request_seconds: Histogram::new(TIMES), failures: Counter::default(), watch_restarts }
     }
