@@ -174,9 +174,12 @@ fn reason(target: &Target, health: &Health, way: &Way) -> Option<String> {
 
 fn unreachable(target: &Target, health: &Health, way: &Way) -> String {
     let Target { underlay, .. } = target;
-    let never = match health.was_reachable() {
-        true => "",
-        false => ", or a firewall there drops echo requests (ICMP) and fland's UDP port",
+    let (or, never) = match health.was_reachable() {
+        true => ("", ""),
+        false => (
+            ", or does one there drop echo requests (ICMP) and fland's UDP port",
+            ", or a firewall there drops echo requests (ICMP) and fland's UDP port",
+        ),
     };
     if !target.is_encapsulated(way) {
         return format!("its address {underlay} does not answer: it is down or cut off{never}");
@@ -185,7 +188,7 @@ fn unreachable(target: &Target, health: &Health, way: &Way) -> String {
     if health.does_underlay_answer() {
         return format!(
             "its underlay address {underlay} answers, but nothing comes back through {through}: does a firewall between the \
-             hosts drop it{never}?"
+             hosts drop it{or}?"
         );
     }
     format!(

@@ -124,10 +124,7 @@ pub async fn ping(
             search.saw(&seen);
             // Those before were lost by chance.
             is_full_lost = !seen.contains(&(way.mtu, true));
-            if !is_full_lost {
-                break;
-            }
-            if !search.is_under_way() {
+            if !is_full_lost || !search.is_under_way() {
                 break;
             }
         }
