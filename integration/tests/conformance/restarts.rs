@@ -1,15 +1,21 @@
 //! What outlives `kill -9`.
 
+use std::time::Duration;
+
 use anyhow::{Result, bail, ensure};
 use etcd_client::WatchOptions;
 use etcd_client::proto::PbRangeRequest;
 use flan_integration::store::StoreData;
+use flan_integration::wait::until;
 
 use crate::answer::Answer;
 use crate::call::Call;
 use crate::pair::Pair;
 use crate::requests::{compact, delete, grant, prefix, put, put_leased, range, time_to_live, watch_prefix};
 use crate::table::{Case, no_difference_with};
+
+/// How long a lease of two seconds may last that a restarted store gives its whole time anew.
+const EXPIRY_LIMIT: Duration = Duration::from_secs(20);
 
 const CASES: &[Case] = &[
     ("keys, history and what is forgotten of it", |pair| {
@@ -48,6 +54,13 @@ const CASES: &[Case] = &[
         pair.all_done([put_leased("restart/c/2", "1", 603), put_leased("restart/c/1", "2", 603)])?;
         let before = pair.revision()?;
         pair.restart()?;
+        // Each restarts in its own time, and the watch's first answer tells the revision that it finds.
+        until("the lease has run out on both", EXPIRY_LIMIT, || {
+            let [one, other] = pair.each(&range("restart/c/1").into())?;
+            let revisions = [one.revision(), other.revision()];
+            ensure!(revisions == [before + 1; 2], "the revisions are {revisions:?} and were {before}");
+            Ok(())
+        })?;
         let mut watching = pair.watch();
         let options = WatchOptions::new().with_start_revision(before).with_prev_key();
         let id = watching.create(&watch_prefix("restart/c/", options))?;
