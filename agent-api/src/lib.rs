@@ -18,7 +18,7 @@ mod wireguard_args;
 pub use host_args::{NodeId, PublicIps, SubnetDir, SubnetFile};
 pub use only_agent::OnlyAgent;
 pub use peers::{Peer, PeerHealth, PeerState, Peers, ProbeSource, WireguardPeer};
-pub use problem::{Code, Problem};
+pub use problem::{Code, Problem, Severity};
 pub use socket::AgentSocket;
 pub use status::{
     API_VERSION, Datapath, EmbeddedStore, HostStatus, NamedNetwork, NetworkStatus, PathInForce, Probed,

@@ -7,7 +7,7 @@ use flan_backends::udp::Totals;
 use flan_subnet_lease::{NetworkName, Quarantined, shown};
 use serde::{Deserialize, Serialize};
 
-use crate::problem::Problem;
+use crate::problem::{Code, Problem};
 
 /// Format of this document. It changes when a field is removed or changes its meaning.
 pub const API_VERSION: &str = "flan/v1";
@@ -50,8 +50,6 @@ pub struct HostStatus {
     pub repairs: Repairs,
     /// The embedded store, if this host has one.
     pub embedded_store: Option<EmbeddedStore>,
-    /// Why the kernel's state is not as planned.
-    pub kernel_problem: Option<String>,
 }
 
 /// The state of one network.
@@ -86,14 +84,15 @@ pub struct NetworkStatus {
     pub path: Option<PathInForce>,
     /// The data path, if packets pass through the agent.
     pub datapath: Option<Datapath>,
-    /// Why our lease cannot be renewed at present.
-    pub lease_problem: Option<String>,
-    /// Why the stored network config differs from the one in use.
-    pub config_problem: Option<String>,
-    /// Why the view of the leases may be out of date.
-    pub store_problem: Option<String>,
-    /// Problems while the agent itself works, at most one of each kind.
+    /// Everything that is wrong, sorted by code, at most one problem of each.
     pub problems: Vec<Problem>,
+}
+
+impl NetworkStatus {
+    /// Returns what is wrong of this kind, if anything.
+    pub fn problem(&self, code: Code) -> Option<&str> {
+        self.problems.iter().find(|problem| problem.code == code).map(|problem| problem.text.as_str())
+    }
 }
 
 /// How peers answer the probes of this host. A peer of two families counts twice.

@@ -420,8 +420,9 @@ impl Host {
         }
         // Most refusals follow from a missing external interface, so report that first.
         let problem = problem.or_else(|| self.external.problem()).or_else(|| self.reconciler.problem());
-        let (told, repairs) = (problem.clone(), self.reconciler.repairs());
-        self.status.update(|status| (status.kernel_problem, status.repairs) = (told, repairs));
+        let repairs = self.reconciler.repairs();
+        self.status.update(|status| status.repairs = repairs);
+        self.status.report(Code::Kernel, problem.clone());
         self.status.report(Code::PortTaken, self.reconciler.port_taken().or(taken));
         problem
     }
@@ -440,14 +441,14 @@ impl Host {
     pub(crate) fn has_failed(&mut self, problem: String, now: Instant) {
         self.failures += 1;
         self.fail_until(now + retry_after(self.failures));
-        self.status.update(|status| status.kernel_problem = Some(problem));
+        self.status.report(Code::Kernel, Some(problem));
     }
 
     /// Shows what delays the first round. Later, each round shows its problems.
     pub(crate) fn show_first_problem(&self) {
         if self.is_starting {
             let problem = self.external.problem().or_else(|| self.reconciler.problem());
-            self.status.update(|status| status.kernel_problem = problem);
+            self.status.report(Code::Kernel, problem);
         }
     }
 

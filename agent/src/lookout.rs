@@ -291,12 +291,13 @@ mod tests {
             Some(vec![Bridge { name, mtu: 1500, largest_port: None, addresses }])
         };
         let status = SharedStatus::default();
+        status.default_network().update(|status| status.ready = true);
         let problems = || serde_json::to_value(status.read().default.problems).unwrap();
         let mut view = View { bridges: bridge("172.17.0.1/16"), ..View::default() };
         view.tell(&ours, &status);
         assert_eq!((problems(), view.in_doubt), (serde_json::json!([]), true));
         view.tell(&ours, &status);
-        assert_eq!((&problems()[0]["code"], view.in_doubt), (&serde_json::json!("bridge-differs"), false));
+        assert_eq!((&problems()[0]["name"], view.in_doubt), (&serde_json::json!("bridge-differs"), false));
         view.bridges = bridge("10.5.52.1/24");
         view.tell(&ours, &status);
         assert_eq!(problems(), serde_json::json!([]));

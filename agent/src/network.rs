@@ -118,8 +118,6 @@ pub struct Network {
     failures: u32,
     /// The changed config to go over to, once the state of this host that it requires is known.
     next: Option<Box<NetworkConfig>>,
-    /// How the stored config differs from the one in use.
-    config_problem: Option<String>,
     /// Whether the store has no config.
     has_no_config: bool,
     /// Whether containers are to be attached to a bridge that we make.
@@ -188,7 +186,6 @@ impl Network {
             stored: None,
             failures: 0,
             next: None,
-            config_problem: None,
             has_no_config: false,
             has_bridge,
             span,

@@ -2,27 +2,64 @@
 
 use std::time::SystemTime;
 
-use flan_agent_api::{Code, Problem};
+use flan_agent_api::{Code, NetworkStatus, Problem};
 use tracing::{info, warn};
 
-/// Records in `problems`, sorted by code, what is wrong of this kind at present, if anything. Logs only changes.
+/// Records in `problems`, sorted by code, what is wrong of this kind at present, if anything. Logs it when it appears and
+/// when it is solved, and changes of the text where the text does not change all the time.
 pub(crate) fn report(problems: &mut Vec<Problem>, code: Code, wrong: Option<String>, now: SystemTime) {
     let place = problems.binary_search_by_key(&code, |problem| problem.code);
     match (place, wrong) {
         (Ok(at), None) => {
             let solved = problems.remove(at);
-            info!(problem = %code, "solved: {}", solved.text);
+            if code != Code::NotReady {
+                info!(problem = %code, name = code.name(), "solved: {}", solved.text);
+            }
         }
         (Ok(at), Some(text)) if problems[at].text == text => {}
         (Ok(at), Some(text)) => {
-            warn!(problem = %code, "{text}");
+            if !matches!(code, Code::BadLease | Code::Kernel | Code::Lease | Code::OutOfReach | Code::Store) {
+                appears(code, &text);
+            }
             problems[at].text = text;
         }
         (Err(at), Some(text)) => {
-            warn!(problem = %code, "{text}");
+            appears(code, &text);
             problems.insert(at, Problem { code, text, since: now });
         }
         (Err(_), None) => {}
+    }
+}
+
+fn appears(code: Code, text: &str) {
+    // At every start it appears, and other lines tell of what is waited for.
+    if code != Code::NotReady {
+        warn!(problem = %code, name = code.name(), "{text}");
+    }
+}
+
+/// Records the problems that follow from the rest of the status.
+pub(crate) fn follow(status: &mut NetworkStatus, now: SystemTime) {
+    let what = status.waiting_for.as_deref().unwrap_or("its start to end");
+    let not_ready = (!status.ready).then(|| format!("this host is not in the network: it waits for {what}"));
+    let count = |count: usize, one: &str, more: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        count => Some(format!("{count} {more}")),
+    };
+    let unreachable = count(
+        status.unreachable_count,
+        "peer with a good lease is out of reach; flanctl status says why",
+        "peers with a good lease are out of reach; flanctl status says why",
+    );
+    let bad = count(
+        status.quarantined_count,
+        "lease is bad, and its holder gets no packets; flanctl subnets ls says why",
+        "leases are bad, and their holders get no packets; flanctl subnets ls says why",
+    );
+    for (code, wrong) in [(Code::NotReady, not_ready), (Code::OutOfReach, unreachable), (Code::BadLease, bad)]
+    {
+        report(&mut status.problems, code, wrong, now);
     }
 }
 
@@ -45,5 +82,20 @@ mod tests {
         assert_eq!(problems.pop(), Some(Problem { code: Code::PortTaken, text, since: start }));
         report(&mut problems, Code::SubnetOverlap, None, later);
         assert_eq!(problems, []);
+    }
+
+    #[test]
+    fn what_the_rest_of_the_status_says_is_a_problem_as_well() {
+        let mut status = NetworkStatus { unreachable_count: 2, ..NetworkStatus::default() };
+        follow(&mut status, SystemTime::UNIX_EPOCH);
+        assert_eq!(
+            status.problem(Code::NotReady),
+            Some("this host is not in the network: it waits for its start to end")
+        );
+        assert!(status.problem(Code::OutOfReach).unwrap().starts_with("2 peers with a good lease are"));
+        (status.ready, status.unreachable_count, status.quarantined_count) = (true, 0, 1);
+        follow(&mut status, SystemTime::UNIX_EPOCH);
+        let codes: Vec<Code> = status.problems.iter().map(|problem| problem.code).collect();
+        assert_eq!(codes, [Code::BadLease]);
     }
 }

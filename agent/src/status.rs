@@ -103,17 +103,26 @@ impl SharedStatus {
 #[derive(Clone, Default)]
 pub struct SharedNetwork(Arc<RwLock<OfNetwork>>);
 
-#[derive(Default)]
 struct OfNetwork {
     status: NetworkStatus,
     gauge: Option<Arc<Gauge>>,
     wireguard: Option<WireguardSource>,
 }
 
+impl Default for OfNetwork {
+    fn default() -> Self {
+        let mut status = NetworkStatus::default();
+        problem::follow(&mut status, SystemTime::now());
+        Self { status, gauge: None, wireguard: None }
+    }
+}
+
 impl SharedNetwork {
     /// Changes the status.
     pub fn update(&self, change: impl FnOnce(&mut NetworkStatus)) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).status);
+        let status = &mut self.0.write().unwrap_or_else(PoisonError::into_inner).status;
+        change(status);
+        problem::follow(status, SystemTime::now());
     }
 
     /// Records and logs what is wrong of this kind at present, if anything.
@@ -184,7 +193,7 @@ async fn metrics(State(status): State<SharedStatus>) -> Response {
 /// Returns whether packets flow as they should, as far as this host can tell, and why not. A host without its store is
 /// healthy, because the data path works without it.
 fn health(status: &Status) -> (StatusCode, String) {
-    let reason = match (&status.host.kernel_problem, &status.default.waiting_for) {
+    let reason = match (status.default.problem(Code::Kernel), &status.default.waiting_for) {
         (None, _) if status.default.probed.is_some_and(|probed| probed.all_lost) => {
             "none of the peers that answered before answers now\n".to_owned()
         }
@@ -198,7 +207,7 @@ fn health(status: &Status) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
-    use flan_agent_api::Probed;
+    use flan_agent_api::{Probed, Problem};
 
     use super::*;
 
@@ -209,7 +218,9 @@ mod tests {
         let said = |status: &Status, code, text: &str| assert_eq!(health(status), (code, text.to_owned()));
         said(&status, StatusCode::SERVICE_UNAVAILABLE, "waiting for a lease\n");
         status.default.ready = true;
-        status.default.store_problem = Some("cannot reach the store".to_owned());
+        let problem =
+            |code, text: &str| Problem { code, text: text.to_owned(), since: SystemTime::UNIX_EPOCH };
+        status.default.problems = vec![problem(Code::Store, "cannot reach the store")];
         said(&status, StatusCode::OK, "ok\n");
         status.default.probed = Some(Probed { unreachable: 2, all_lost: true, ..Probed::default() });
         said(
@@ -217,7 +228,7 @@ mod tests {
             StatusCode::SERVICE_UNAVAILABLE,
             "none of the peers that answered before answers now\n",
         );
-        status.host.kernel_problem = Some("no such device".to_owned());
+        status.default.problems.insert(0, problem(Code::Kernel, "no such device"));
         let problem = "the kernel is not as it should be: no such device\n";
         said(&status, StatusCode::SERVICE_UNAVAILABLE, problem);
     }

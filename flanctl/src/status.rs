@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use flan_agent_api::{NetworkStatus, Probed, Status};
+use flan_agent_api::{NetworkStatus, Probed, Problem, Status};
 use flan_subnet_lease::printable;
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,46 +60,18 @@ fn text(status: &Status, problems: &[String]) -> String {
     lines.join("\n")
 }
 
-/// Everything that is wrong, each with its code, or with the part that it concerns.
+/// Everything that is wrong, each with its code.
 fn problems(status: &Status, now: SystemTime) -> Vec<String> {
     let mut found = Vec::new();
-    if let Some(problem) = &status.host.kernel_problem {
-        found.push(format!("kernel: {problem}"));
-    }
     let named = status.networks.iter().map(|network| (Some(network.name.as_str()), &network.status));
     for (name, network) in std::iter::once((None, &status.default)).chain(named) {
         let of = name.map(|name| format!("network {name}: ")).unwrap_or_default();
-        let parts = [
-            ("waiting", waiting(network)),
-            ("lease", network.lease_problem.clone()),
-            ("store", network.store_problem.clone()),
-            ("config", network.config_problem.clone()),
-            ("peers", some(network.unreachable_count, "is out of reach", "are out of reach")),
-            (
-                "leases",
-                some(
-                    network.quarantined_count,
-                    "is bad, and its holder gets no packets",
-                    "are bad, and their holders get no packets",
-                ),
-            ),
-        ];
-        found.extend(parts.into_iter().filter_map(|(part, text)| Some(format!("{of}{part}: {}", text?))));
-        found.extend(network.problems.iter().map(|problem| {
-            let since = now.duration_since(problem.since).unwrap_or_default();
-            format!("{of}{}: {} (for {})", problem.code, problem.text, short(since))
+        found.extend(network.problems.iter().map(|Problem { code, text, since }| {
+            let since = now.duration_since(*since).unwrap_or_default();
+            format!("{code} {}: {of}{text} (for {})", code.name(), short(since))
         }));
     }
     found
-}
-
-fn waiting(network: &NetworkStatus) -> Option<String> {
-    let what = network.waiting_for.as_deref().unwrap_or("its start to end");
-    (!network.ready).then(|| format!("not ready, waits for {what}"))
-}
-
-fn some(count: usize, one: &str, more: &str) -> Option<String> {
-    (count > 0).then(|| format!("{count} {}, see below", if count == 1 { one } else { more }))
 }
 
 fn of_network(name: &str, network: &NetworkStatus) -> Vec<String> {
@@ -165,7 +137,7 @@ fn some_of(what: &str, items: &[String], count: usize) -> Vec<String> {
 mod tests {
     use std::time::Duration;
 
-    use flan_agent_api::{Code, NamedNetwork, Problem, QuarantinedLease, UnreachablePeer};
+    use flan_agent_api::{Code, NamedNetwork, QuarantinedLease, UnreachablePeer};
 
     use super::*;
 
@@ -200,7 +172,8 @@ mod tests {
         let mut status = status();
         let since = SystemTime::UNIX_EPOCH;
         status.host.repairs.add("route", 2);
-        status.default.store_problem = Some("cannot reach the store".to_owned());
+        let problem = |code, text: &str| Problem { code, text: text.to_owned(), since };
+        status.default.problems = vec![problem(Code::Store, "cannot reach the store")];
         status.default.unreachable = vec![UnreachablePeer {
             subnets: "10.5.9.0/24".into(),
             holder: "h9".into(),
@@ -210,20 +183,17 @@ mod tests {
         status.default.quarantined =
             vec![QuarantinedLease { key: "junk".into(), reason: "no subnet".into() }];
         status.default.quarantined_count = 1;
-        let mut blue = NetworkStatus { waiting_for: Some("a lease".to_owned()), ..NetworkStatus::default() };
-        blue.problems = vec![Problem { code: Code::PortTaken, text: "8472 is taken".to_owned(), since }];
+        let taken = problem(Code::PortTaken, "8472 is taken");
+        let blue = NetworkStatus { problems: vec![taken], ..NetworkStatus::default() };
         status.networks = vec![NamedNetwork { name: "blue".parse().unwrap(), status: blue }];
         let text = text(&status, &problems(&status, since + Duration::from_secs(70)));
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(
-            lines[..6],
+            lines[..3],
             [
                 "problems",
-                "store: cannot reach the store",
-                "peers: 1 is out of reach, see below",
-                "leases: 1 is bad, and its holder gets no packets, see below",
-                "network blue: waiting: not ready, waits for a lease",
-                "network blue: port-taken: 8472 is taken (for 1m10s)",
+                "FLAN-E004 store: cannot reach the store (for 1m10s)",
+                "FLAN-E017 port-taken: network blue: 8472 is taken (for 1m10s)",
             ]
         );
         for line in ["10.5.9.0/24 of h9: no way", "junk: no subnet", "1 bad lease", "repairs     route 2"] {
@@ -244,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_problem_of_a_later_version_is_shown_without_its_code() {
-        let json = r#"{"code":"of-tomorrow","text":"it is wrong","since":"2026-11-29T00:00:00Z"}"#;
+        let json = r#"{"code":"FLAN-E999","text":"it is wrong","since":"2026-11-29T00:00:00Z"}"#;
         let problem: Problem = serde_json::from_str(json).unwrap();
         assert_eq!((problem.code, problem.text.as_str()), (Code::Unknown, "it is wrong"));
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use flan_agent_api::Code;
 use flan_subnet_lease::{ConfigWarning, NetworkConfig};
 
 /// The crates that make up the product.
@@ -121,27 +122,26 @@ fn every_difference_from_flannel_names_a_test_that_is_there() {
 
 #[test]
 fn every_code_of_a_problem_stands_in_the_manual() {
-    let source = read("agent-api/src/problem.rs");
-    let start = source.find("pub enum Code {").unwrap();
-    let end = start + source[start..].find("\n}").unwrap();
-    let variants = source[start..end].lines().filter_map(|line| line.trim().strip_suffix(','));
-    let codes: BTreeSet<String> = variants.filter(|name| !name.starts_with('/')).map(kebab_case).collect();
-    assert!(codes.len() > 5, "{codes:?}");
     let manual = read("docs/manual.md");
-    let missing: Vec<&String> =
-        codes.iter().filter(|code| !manual.contains(&format!("\n| `{code}` |"))).collect();
-    assert!(missing.is_empty(), "not in the manual: {missing:?}");
+    for code in Code::ALL {
+        let start = format!("\n| `{code}` | `{}` | {} | ", code.name(), code.severity());
+        let row = manual.split_once(&start).map(|(_, rest)| rest.lines().next().unwrap_or_default());
+        let row = row.unwrap_or_else(|| panic!("the manual has no row that begins {start:?}"));
+        assert!(
+            row.ends_with(&format!(" | {} |", code.remedy())),
+            "another remedy than that of the code: {row}"
+        );
+    }
 }
 
-fn kebab_case(name: &str) -> String {
-    let mut text = String::new();
-    for character in name.chars() {
-        if character.is_ascii_uppercase() && !text.is_empty() {
-            text.push('-');
-        }
-        text.push(character.to_ascii_lowercase());
-    }
-    text
+/// The name of each problem stands in the scenario that raises it.
+#[test]
+fn every_code_of_a_problem_is_raised_in_a_scenario() {
+    let mut code = String::new();
+    sources(&tree().join("integration/tests/scenarios"), &mut code);
+    let named = |one: &&Code| code.contains(&format!("\"{}\"", one.name()));
+    let missing: Vec<&str> = Code::ALL.iter().filter(|one| !named(one)).map(|code| code.name()).collect();
+    assert!(missing.is_empty(), "no scenario raises {missing:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod world;
 
 use std::time::Duration;
 
+use flan_agent_api::Code;
 use flan_kernel::fake::FakeKernel;
 use flan_kernel::{Change, KernelError, Object, Operation};
 use flan_subnet_lease::WatchEvent;
@@ -73,11 +74,11 @@ fn a_store_that_is_away_is_waited_for_and_peers_stay_while_it_is_away_later() {
     world.leases(0, listed(&[PEER_2]));
     world.leases(0, WatchEvent::Interrupted { reason: "no answer".to_owned() });
     world.pass(Duration::from_secs(3600));
-    assert_eq!(world.status().store_problem.as_deref(), Some("no answer"));
+    assert_eq!(world.problem(Code::Store).as_deref(), Some("no answer"));
     assert_eq!((world.routes(), world.status().ready), (vec!["10.5.2.0/24".to_owned()], true));
     world.kernel.take_applied();
     world.leases(0, listed(&[PEER_2]));
-    assert_eq!((world.status().store_problem, world.kernel.take_applied()), (None, vec![]));
+    assert_eq!((world.problem(Code::Store), world.kernel.take_applied()), (None, vec![]));
 }
 
 #[test]
@@ -97,13 +98,13 @@ fn a_config_that_this_host_cannot_run_is_waited_for_and_one_that_comes_later_is_
         (None, "is gone from the store"),
     ] {
         world.config_answer(0, Ok(config.map(|json| json.as_bytes().to_vec())));
-        let problem = world.status().config_problem.unwrap();
+        let problem = world.problem(Code::Config).unwrap();
         assert!(problem.contains(told), "{problem}");
         world.pass(Duration::from_secs(60));
         assert_eq!((world.routes(), world.status().ready), (vec!["10.5.2.0/24".to_owned()], true));
     }
     world.config_is(0, VXLAN);
-    assert_eq!((world.status().config_problem, world.kernel.take_applied()), (None, vec![]));
+    assert_eq!((world.problem(Code::Config), world.kernel.take_applied()), (None, vec![]));
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn a_changed_config_is_gone_over_to_with_the_same_lease_and_back() {
         (world.routes(), world.status().quarantined_count),
         (vec!["10.5.2.0/24".to_owned(), "10.5.3.0/24".to_owned()], 0)
     );
-    assert_eq!((world.saved.last().unwrap().mtu, world.status().config_problem), (1450, None));
+    assert_eq!((world.saved.last().unwrap().mtu, world.problem(Code::Config)), (1450, None));
 
     // The peers still hold their leases of vxlan, with another VNI.
     world::datapaths(|datapaths| datapaths.starts = 0);
@@ -161,7 +162,7 @@ fn a_changed_network_takes_nothing_that_another_has_and_moves_no_other() {
     }
     world.kernel.take_applied();
     world.config_is(0, r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
-    let problem = world.status().config_problem.unwrap();
+    let problem = world.problem(Code::Config).unwrap();
     assert!(
         problem.ends_with(
             "another network of this host has the device flannel.2: give this one another VNI or name"
@@ -177,7 +178,7 @@ fn a_changed_network_takes_nothing_that_another_has_and_moves_no_other() {
     // Now it is free, and is taken without being told again.
     world.pass(Duration::from_secs(10));
     let devices: Vec<String> = world.kernel.state().links.keys().map(ToString::to_string).collect();
-    assert_eq!((world.status().config_problem, devices), (None, vec!["flannel.2".to_owned()]));
+    assert_eq!((world.problem(Code::Config), devices), (None, vec!["flannel.2".to_owned()]));
 }
 
 #[test]
@@ -204,7 +205,7 @@ fn a_lease_that_comes_while_the_config_changes_is_kept_where_the_changed_network
     world.reads_slowly = false;
     world.finish_reading();
     world.leases(0, listed(&[PEER_2]));
-    let problem = world.status().config_problem.unwrap();
+    let problem = world.problem(Code::Config).unwrap();
     assert!(problem.contains("10.5.1.0/24 is not in it"), "{problem}");
     assert_eq!(world.routes(), ["10.5.2.0/24"]);
 }
@@ -251,10 +252,10 @@ fn a_lease_that_is_lost_while_the_kernel_refuses_is_followed_when_it_no_longer_d
     world.kernel.fail_next(is_address, KernelError::Errno(12));
     world.holds(0, "10.5.9.0/24");
     assert!(!world.status().ready);
-    assert!(world.host_status().kernel_problem.unwrap().contains("10.5.9.0"));
+    assert!(world.problem(Code::Kernel).unwrap().contains("10.5.9.0"));
     assert_eq!(world.saved.len(), 1, "dockerd must not be told before its subnet stands");
     world.pass(Duration::from_millis(250));
-    assert_eq!((world.status().ready, world.host_status().kernel_problem), (true, None));
+    assert_eq!((world.status().ready, world.problem(Code::Kernel)), (true, None));
     assert_eq!(world.saved[1].bridges.v4, Some("10.5.9.1/24".parse().unwrap()));
     assert_eq!(world.routes(), ["10.5.2.0/24"]);
 }
@@ -267,15 +268,13 @@ fn a_subnet_file_that_cannot_be_written_is_a_problem_and_tried_again() {
     world.lease(0, OURS);
     world.leases(0, listed(&[PEER_2]));
     world.pass(Duration::from_secs(5));
-    assert!(
-        world.host_status().kernel_problem.unwrap().starts_with("cannot write /run/flannel/subnet.env: ")
-    );
+    assert!(world.problem(Code::Kernel).unwrap().starts_with("cannot write /run/flannel/subnet.env: "));
     assert_eq!((world.notified_ready, world.routes().len()), (0, 1), "packets pass all the same");
     world.pass(Duration::from_secs(86));
     assert!((6..=8).contains(&world.save_attempts), "slower each time: {}", world.save_attempts);
     world.cannot_save = false;
     world.pass(Duration::from_secs(30));
-    assert_eq!((world.host_status().kernel_problem, world.notified_ready), (None, 1));
+    assert_eq!((world.problem(Code::Kernel), world.notified_ready), (None, 1));
 }
 
 #[test]
@@ -302,12 +301,12 @@ fn an_external_interface_that_is_gone_for_a_moment_changes_nothing() {
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();
     world.pass(Duration::from_secs(20));
-    assert!(world.host_status().kernel_problem.unwrap().contains("192.168.64.11 is gone"));
+    assert!(world.problem(Code::Kernel).unwrap().contains("192.168.64.11 is gone"));
     world.interface.addresses = addresses;
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();
     world.pass(Duration::from_secs(60));
-    assert_eq!((world.host_status().kernel_problem, world.kernel.take_applied()), (None, vec![]));
+    assert_eq!((world.problem(Code::Kernel), world.kernel.take_applied()), (None, vec![]));
 }
 
 #[test]
@@ -391,8 +390,8 @@ fn what_another_program_takes_away_is_put_back_and_counted() {
     assert_eq!(world.routes(), ["10.5.2.0/24", "10.5.3.0/24"]);
     world.pass(Duration::from_secs(3));
     assert_eq!(world.firewall.standing().families.len(), 1);
-    assert_eq!(world.host_status().repairs.of("route"), 1);
-    assert_eq!(world.host_status().repairs.of("rules"), 1);
+    assert_eq!(world.repairs().of("route"), 1);
+    assert_eq!(world.repairs().of("rules"), 1);
 }
 
 #[test]
@@ -514,10 +513,10 @@ fn a_network_on_udp_is_ready_when_its_data_path_runs_and_not_before() {
     world.leases(0, listed(&[("10.5.2.0", "192.168.64.12", "")]));
     world.pass(Duration::from_secs(1));
     assert!(!world.status().ready);
-    assert!(world.host_status().kernel_problem.unwrap().contains("no TUN here"));
+    assert!(world.problem(Code::Kernel).unwrap().contains("no TUN here"));
     world::datapaths(|datapaths| datapaths.refuses = false);
     world.pass(Duration::from_secs(30));
-    assert_eq!((world.status().ready, world.host_status().kernel_problem), (true, None));
+    assert_eq!((world.status().ready, world.problem(Code::Kernel)), (true, None));
     world::datapaths(|datapaths| assert_eq!((datapaths.starts, datapaths.peers), (1, 1)));
     // A new address requires another data path; a new MTU alone does not.
     world.interface.addresses = vec!["192.168.64.99/24".parse().unwrap()];
@@ -540,7 +539,7 @@ fn what_failed_for_a_long_time_is_tried_at_once_when_the_address_changes() {
     world.kernel.tell(Change::HostAddress("eth0".parse().unwrap()));
     world.hear();
     world.pass(Duration::from_secs(1));
-    assert_eq!((world.status().ready, world.host_status().kernel_problem), (true, None));
+    assert_eq!((world.status().ready, world.problem(Code::Kernel)), (true, None));
 }
 
 #[test]
@@ -562,10 +561,7 @@ fn another_wireguard_key_is_used_and_published_and_a_lost_one_stays_in_use() {
     world.pass(Duration::from_secs(3));
     assert_eq!(keys(&world), (other.public(), other.public()));
     let problems = world.status().problems;
-    assert!(
-        problems.iter().any(|problem| problem.code == flan_agent_api::Code::WireguardKey),
-        "{problems:?}"
-    );
+    assert!(problems.iter().any(|problem| problem.code == Code::WireguardKey), "{problems:?}");
     world.key = Some(other);
     world.pass(Duration::from_secs(3));
     assert_eq!(world.status().problems, []);

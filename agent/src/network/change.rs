@@ -3,7 +3,7 @@
 use flan_agent_api::Code;
 use flan_subnet_lease::NetworkConfig;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::backend::Chosen;
 use super::config::{doubts, usable};
@@ -144,14 +144,6 @@ impl Network {
 
     /// Reports how the stored config differs from the one in use.
     fn report_change(&mut self, problem: Option<String>) {
-        if problem == self.config_problem {
-            return;
-        }
-        match &problem {
-            Some(problem) => warn!("{problem}"),
-            None => info!("the stored network config is the one in use"),
-        }
-        self.config_problem.clone_from(&problem);
-        self.status.update(|status| status.config_problem = problem);
+        self.status.report(Code::Config, problem);
     }
 }

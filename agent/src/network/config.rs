@@ -4,7 +4,7 @@ use flan_agent_api::Code;
 use flan_backends::bridge;
 use flan_subnet_lease::{ConfigError, NetworkConfig};
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::{CONFIG_WAIT, Network, NetworkEffect, Phase, backend};
 use crate::agent::Effect;
@@ -71,26 +71,30 @@ impl Network {
         self.waits_for(&format!("{}: {problem}", self.config_place())).into_iter().collect()
     }
 
-    /// Returns the config if this agent can run it, else the reason why not, which it logs.
+    /// Returns the config if this agent can run it, else the reason why not, which it reports.
     fn usable(&self, stored: Option<&[u8]>) -> Result<NetworkConfig, String> {
         let place = &self.settings.place;
-        let Some(json) = stored else {
-            let flags = &self.settings.flags;
-            match &self.settings.name {
-                None => warn!(
-                    "there is no network config at {place}; write one with: flanctl{flags} config set FILE"
-                ),
-                Some(name) => warn!(
-                    "there is no network config at {place}; create the network with: flanctl{flags} network create \
-                     {name} --subnet CIDR"
-                ),
+        let (reason, text) = match stored.map(|json| usable(json, self.settings.name.is_some())) {
+            Some(Ok(config)) => {
+                self.status.report(Code::Config, None);
+                return Ok(config);
             }
-            return Err("there is none".to_owned());
+            Some(Err(reason)) => {
+                (reason.to_string(), format!("the network config at {place} cannot be used: {reason}"))
+            }
+            None => {
+                let flags = &self.settings.flags;
+                let make = match &self.settings.name {
+                    None => format!("write one with: flanctl{flags} config set FILE"),
+                    Some(name) => {
+                        format!("create the network with: flanctl{flags} network create {name} --subnet CIDR")
+                    }
+                };
+                ("there is none".to_owned(), format!("there is no network config at {place}; {make}"))
+            }
         };
-        usable(json, self.settings.name.is_some()).map_err(|reason| {
-            error!(%reason, "cannot use the network config at {place}");
-            reason.to_string()
-        })
+        self.status.report(Code::Config, Some(text));
+        Err(reason)
     }
 
     /// Starts to read the state of this host that the config requires.

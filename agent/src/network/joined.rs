@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flan_agent_api::{Peer, SubnetEnv, WireguardPeer};
+use flan_agent_api::{Code, Peer, SubnetEnv, WireguardPeer};
 use flan_backends::{Backend, bridge};
 use flan_kernel::firewall::others::{FamilyTraffic, Outer, Traffic, Way};
 use flan_kernel::{
@@ -84,14 +84,14 @@ impl Joined {
     /// Handles a report of the store.
     pub(super) fn leases_changed(&mut self, event: WatchEvent<Lease>, host: &mut Host, now: Instant) {
         if let WatchEvent::Interrupted { reason } = event {
-            self.means.status.update(|status| status.store_problem = Some(reason));
+            self.means.status.report(Code::Store, Some(reason));
             return;
         }
         self.leases.apply(event, now);
         if let Some(own_key) = self.leases.take_own_key() {
             self.means.own_key.send_replace(own_key);
         }
-        self.means.status.update(|status| status.store_problem = None);
+        self.means.status.report(Code::Store, None);
         host.schedule(now);
     }
 
@@ -102,7 +102,7 @@ impl Joined {
             self.twin = twin;
             self.look_for_clones(now);
         }
-        self.means.status.update(|status| status.lease_problem = problem);
+        self.means.status.report(Code::Lease, problem);
         let Some(own) = self.leases.admission().own.clone() else { return };
         if own.subnets != lease.subnets {
             self.leases.set_own(Some(OwnLease { subnets: lease.subnets, ..own }));

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use flan_agent_api::{NetworkStatus, Status};
+use flan_agent_api::{NetworkStatus, Problem, Status};
 use flan_probes::{Counts, Seen};
 use flan_subnet_lease::StoreFigures;
 use ipnetwork::IpNetwork;
@@ -98,8 +98,10 @@ fn of_networks(status: &Status, registry: &mut Registry) {
         for (state, count) in states(network) {
             peers.get_or_create(&of(Some(("state", state)))).set(count as i64);
         }
-        for code in codes(network) {
-            problems.get_or_create(&of(Some(("code", &code)))).set(1);
+        for Problem { code, .. } in &network.problems {
+            let mut labels = of(Some(("code", &code.to_string())));
+            labels.push(("name", code.name().to_owned()));
+            problems.get_or_create(&labels).set(1);
         }
         for (key, count) in totals(network) {
             let (family, label) = match key.as_str() {
@@ -117,10 +119,6 @@ fn of_networks(status: &Status, registry: &mut Registry) {
             };
             family.get_or_create(&of(Some(label))).inc_by(count);
         }
-    }
-    if status.host.kernel_problem.is_some() {
-        let labels = vec![("network", "default".to_owned()), ("code", "kernel".to_owned())];
-        problems.get_or_create(&labels).set(1);
     }
     registry.register("ready", "Whether this host takes part in the network", ready);
     registry.register("peers", "Peers by whether they answer probes", peers);
@@ -206,17 +204,6 @@ fn states(network: &NetworkStatus) -> Vec<(&'static str, usize)> {
     }
 }
 
-/// Returns the codes of the problems, and the parts of the status that have none.
-fn codes(network: &NetworkStatus) -> Vec<String> {
-    let parts = [
-        ("lease", &network.lease_problem),
-        ("config", &network.config_problem),
-        ("store", &network.store_problem),
-    ];
-    let parts = parts.into_iter().filter(|(_, problem)| problem.is_some()).map(|(part, _)| part.to_owned());
-    parts.chain(network.problems.iter().map(|problem| problem.code.to_string())).collect()
-}
-
 /// Returns `NoPeer` as `no_peer`.
 fn snake_case(name: &str) -> String {
     let mut text = String::new();
@@ -244,7 +231,7 @@ fn totals(network: &NetworkStatus) -> BTreeMap<String, u64> {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use flan_agent_api::{Code, Datapath, Probed, Problem};
+    use flan_agent_api::{Code, Datapath, Probed};
     use flan_backends::udp::Totals;
     use flan_probes::State;
 
@@ -271,7 +258,6 @@ mod tests {
         let mut status = Status::default();
         status.default.ready = true;
         status.default.probed = Some(Probed { reachable: 2, unreachable: 1, ..Probed::default() });
-        status.default.store_problem = Some("away".to_owned());
         status.default.problems =
             vec![Problem { code: Code::PeerMtu, text: "h2".to_owned(), since: SystemTime::UNIX_EPOCH }];
         status.host.repairs.add("route", 3);
@@ -287,8 +273,7 @@ mod tests {
             "flan_ready{network=\"default\"} 1",
             "flan_peers{network=\"default\",state=\"reachable\"} 2",
             "flan_peers{network=\"default\",state=\"unreachable\"} 1",
-            "flan_problems{network=\"default\",code=\"peer-mtu\"} 1",
-            "flan_problems{network=\"default\",code=\"store\"} 1",
+            "flan_problems{network=\"default\",code=\"FLAN-E013\",name=\"peer-mtu\"} 1",
             "flan_repairs_total{kind=\"route\"} 3",
             "flan_reconcile_seconds_count 1",
             "flan_peer_round_trip_seconds{host=\"h2\",subnet=\"10.5.2.0/24\"} 0.002",

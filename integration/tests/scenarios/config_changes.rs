@@ -8,7 +8,7 @@ use flan_integration::traffic::Ping;
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::json;
 
-use crate::stage::{all_reach_all, hosts_that_reach, wait_until_reached};
+use crate::stage::{all_reach_all, hosts_that_reach, text_of, wait_until_reached};
 use crate::wireguard::{NO_FLAGS, REACHED, network};
 
 const VXLAN: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
@@ -102,7 +102,7 @@ fn what_cannot_be_gone_over_to_is_told_and_one_network_moves_no_other() -> Resul
             lab.store().put("config", config)?;
             for host in &hosts {
                 wait::until("the change to be refused", REACHED, || {
-                    let problem = host.status()?["configProblem"].to_string();
+                    let problem = text_of(&host.status()?, "config").unwrap_or_default();
                     ensure!(problem.contains(told), "{problem}");
                     Ok(())
                 })?;
@@ -114,7 +114,7 @@ fn what_cannot_be_gone_over_to_is_told_and_one_network_moves_no_other() -> Resul
         for host in &hosts {
             wait::until("the change of blue", REACHED, || {
                 let status = host.status()?;
-                ensure!(status["configProblem"].is_null(), "{status}");
+                ensure!(text_of(&status, "config").is_none(), "{status}");
                 let blue = &status["networks"][0];
                 ensure!((&blue["backend"], &blue["ready"]) == (&json!("host-gw"), &json!(true)), "{blue}");
                 Ok(())
@@ -141,7 +141,7 @@ fn goes_over(host: &Host, device: &str, mtu: u32) -> Result<()> {
     let env = host.subnet_env()?;
     ensure!(env.mtu == mtu, "the MTU in subnet.env is {}", env.mtu);
     let status = host.status()?;
-    ensure!(status["ready"] == json!(true) && status["configProblem"].is_null(), "{status}");
+    ensure!(status["ready"] == json!(true) && text_of(&status, "config").is_none(), "{status}");
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use flan_integration::witness::{KernelChange, Object, Witness};
 use flan_integration::{Host, Lab, LabOptions, wait};
 
 use crate::paper_peer::PaperPeer;
-use crate::stage::{NETWORK, hosts_with_status};
+use crate::stage::{NETWORK, hosts_with_status, text_of};
 
 const CONTESTED: PaperPeer = PaperPeer { third: 200, mac: "02:00:00:00:02:00" };
 const OTHER: PaperPeer = PaperPeer { third: 201, mac: "02:00:00:00:02:01" };
@@ -31,20 +31,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(40);
 fn wait_for_problem(host: &Host, parts: &[&str]) -> Result<()> {
     wait::until(&format!("a problem that names {parts:?}"), TOLD, || {
         let status = host.status()?;
-        let problem = status["kernelProblem"].as_str().unwrap_or_default();
-        ensure!(
-            parts.iter().all(|part| problem.contains(part)),
-            "the problem is {:?}",
-            status["kernelProblem"]
-        );
+        let problem = text_of(&status, "kernel").unwrap_or_default();
+        ensure!(parts.iter().all(|part| problem.contains(part)), "the problem is {problem:?}");
         Ok(())
     })
 }
 
 fn wait_until_no_problem(host: &Host) -> Result<()> {
     wait::until("the problem to be over", TOLD, || {
-        let problem = host.status()?["kernelProblem"].clone();
-        ensure!(problem.is_null(), "{problem}");
+        let problem = text_of(&host.status()?, "kernel");
+        ensure!(problem.is_none(), "{problem:?}");
         Ok(())
     })
 }

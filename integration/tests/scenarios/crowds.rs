@@ -13,7 +13,7 @@ use flan_integration::{Lab, LabOptions, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::stage::{NETWORK, wait_until_all_know_each_other};
+use crate::stage::{NETWORK, text_of, wait_until_all_know_each_other};
 
 /// As many as the agent may have open: `ulimit -n`.
 const DESCRIPTORS: &str = "--nofile=64";
@@ -61,7 +61,7 @@ fn an_agent_with_few_descriptors_repairs_and_serves_while_crowds_come_to_both_of
             let status = wait::until("a monitor to be answered", ANSWER, || {
                 hosts[0].status().with_context(|| format!("round {round}"))
             })?;
-            ensure!(status["kernelProblem"].is_null(), "round {round}: {}", status["kernelProblem"]);
+            ensure!(text_of(&status, "kernel").is_none(), "round {round}: {status}");
 
             hosts[0].run("sh", &["-c", &format!("ip route del {peer} dev {DEVICE}; nft flush ruleset")])?;
             wait::until("the route to be back", OBJECT, || {

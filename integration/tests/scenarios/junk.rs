@@ -15,7 +15,7 @@ use futures::{StreamExt, TryStreamExt, future, stream};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::stage::{hosts_with_status, wait_until_all_know_each_other};
+use crate::stage::{hosts_with_status, text_of, wait_until_all_know_each_other};
 
 /// How soon a lease is followed, whatever else happens in the store. Alone on two cores it takes 1.0 s at most, while large
 /// keys go; beside four other scenarios and three writers that sync each block, 3.2 s were seen. Blind, it was 18 s.
@@ -349,10 +349,8 @@ impl Findings {
         let count = status["quarantinedCount"].as_u64().unwrap_or_default();
         let wanted = (BAD + LARGE + STEERING.len()) as u64;
         self.check(count == wanted, format!("    {count} bad leases are counted, of {wanted}"));
-        self.check(
-            status["storeProblem"].is_null(),
-            format!("    the store: {}", cut(&status["storeProblem"])),
-        );
+        let store = text_of(&status, "store");
+        self.check(store.is_none(), format!("    the store: {:.200}", store.unwrap_or_default()));
         let lost_sight = host.log_lines(&["lost sight of the leases"])?.len();
         let allowed = if host.name() == "h1" { self.sight_may_be_lost } else { 0 };
         self.check(lost_sight <= allowed, format!("    lost sight of the leases {lost_sight} times"));
@@ -412,10 +410,6 @@ impl Findings {
         ensure!(self.wrong.is_empty(), "{:#?}", self.wrong);
         Ok(())
     }
-}
-
-fn cut(value: &Value) -> String {
-    value.to_string().chars().take(200).collect()
 }
 
 fn below_prefix(key: &[u8]) -> Vec<u8> {

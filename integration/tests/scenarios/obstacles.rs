@@ -10,7 +10,7 @@ use flan_integration::overlay::DEVICE;
 use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 
-use crate::stage::{NETWORK, NETWORK_OF_UDP, ends_of, hosts_with_status, wait_until_reached};
+use crate::stage::{NETWORK, NETWORK_OF_UDP, ends_of, hosts_with_status, text_of, wait_until_reached};
 
 /// A problem is told within two glances of 3 s and what they cost, or with rules of whose changes the kernel does not
 /// tell, within 15 s more. On a machine that does other things it may take twice as long.
@@ -19,10 +19,7 @@ const TOLD_OF_LEGACY: Duration = Duration::from_secs(45);
 
 /// The text of the problem with this code, if the status has it.
 pub(crate) fn problem(host: &Host, code: &str) -> Result<Option<String>> {
-    let status = host.status()?;
-    let problems = status["problems"].as_array().context("no list of problems")?;
-    let found = problems.iter().find(|problem| problem["code"] == code);
-    Ok(found.and_then(|problem| problem["text"].as_str()).map(str::to_owned))
+    Ok(text_of(&host.status()?, code))
 }
 
 /// Waits until the status has a problem with this code that names all of `parts`.
@@ -131,7 +128,7 @@ fn a_vxlan_device_on_the_port_is_named_until_it_goes(network: &str, port: u16, d
         host.spawn_agent(&STATUS_FLAGS)?;
         let named = &format!("UDP port {port} is taken by VXLAN device theirs in external mode");
         wait_for_problem(&host, "port-taken", &[named, "ip link del theirs"], TOLD)?;
-        let health = host.status()?["kernelProblem"].to_string();
+        let health = text_of(&host.status()?, "kernel").unwrap_or_default();
         ensure!(health.contains(named), "{health}");
 
         host.ip("link del theirs")?;

@@ -125,7 +125,7 @@ fn a_prometheus_reads_two_hosts_and_an_alert_names_the_path_that_drops() -> Resu
         })?;
 
         close_firewall(lab, &both_ways(hosts[0].address(), hosts[1].address(), "udp dport 8285"))?;
-        wait_for_value(lab, r#"sum(flan_problems{code="peer-unreachable"})"#, 2.0)?;
+        wait_for_value(lab, r#"sum(flan_problems{name="peer-unreachable"})"#, 2.0)?;
         // It fires after a minute, as its own tests show.
         wait::until("an alert about both hosts", SEEN, || {
             let alerts = ask(lab, "alerts")?["alerts"].clone();
@@ -142,7 +142,7 @@ fn a_prometheus_reads_two_hosts_and_an_alert_names_the_path_that_drops() -> Resu
         all_names_are_metrics(&(of_good_times + &metrics(lab, &hosts[0])?))?;
         open_firewall(lab)?;
         wait::until("no problem to be left", SEEN, || {
-            let left = value(lab, r#"sum(flan_problems{code="peer-unreachable"})"#)?;
+            let left = value(lab, r#"sum(flan_problems{name="peer-unreachable"})"#)?;
             ensure!(left.is_none(), "{left:?}");
             Ok(())
         })?;

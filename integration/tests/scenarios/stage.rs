@@ -187,11 +187,18 @@ pub(crate) fn two_flannel_hosts(lab: &Lab) -> Result<([Host; 2], [SubnetEnv; 2],
     Ok((hosts, envs, macs))
 }
 
+/// What a status says about a problem of this kind, if there is one.
+pub(crate) fn text_of(status: &Value, name: &str) -> Option<String> {
+    let mut problems = status["problems"].as_array().into_iter().flatten();
+    let found = problems.find(|problem| problem["name"] == name)?;
+    found["text"].as_str().map(str::to_owned)
+}
+
 /// Waits until the host's status tells of a problem of this kind whose text contains all of these.
 pub(crate) fn problem(host: &Host, code: &str, parts: &[&str]) -> Result<()> {
     wait::until(&format!("the problem {code} that names {parts:?}"), PROBLEM_LIMIT, || {
         let problems = problems(host)?;
-        let text = problems.iter().find(|one| one["code"] == code).map(|one| one["text"].to_string());
+        let text = problems.iter().find(|one| one["name"] == code).map(|one| one["text"].to_string());
         ensure!(
             text.is_some_and(|text| parts.iter().all(|part| text.contains(part))),
             "the problems of {} are {problems:?}",
@@ -210,7 +217,7 @@ pub(crate) fn problem(host: &Host, code: &str, parts: &[&str]) -> Result<()> {
 pub(crate) fn no_problem(host: &Host, code: &str) -> Result<()> {
     wait::until(&format!("no problem {code}"), PROBLEM_LIMIT, || {
         let problems = problems(host)?;
-        ensure!(problems.iter().all(|one| one["code"] != code), "{problems:?}");
+        ensure!(problems.iter().all(|one| one["name"] != code), "{problems:?}");
         Ok(())
     })
 }

@@ -108,7 +108,7 @@ fn hosts_of_a_config_without_backend_are_on_udp_and_say_so() -> Result<()> {
             let status = host.status()?;
             assert_eq!(status["backend"], json!("udp"));
             let problem = &status["problems"][0];
-            assert_eq!(problem["code"], json!("doubtful-config"));
+            assert_eq!(problem["name"], json!("doubtful-config"));
             let text = problem["text"].as_str().unwrap_or_default();
             ensure!(text.contains("names no Backend: flannel takes udp"), "the status says {status}");
         }

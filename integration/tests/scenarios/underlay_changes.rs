@@ -11,7 +11,9 @@ use flan_integration::traffic::Ping;
 use flan_integration::{Host, Lab, LabOptions, command, tools, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{NETWORK, NETWORK_OF_UDP, bare_hosts, hosts_with_status, wait_until_all_know_each_other};
+use crate::stage::{
+    NETWORK, NETWORK_OF_UDP, bare_hosts, hosts_with_status, text_of, wait_until_all_know_each_other,
+};
 
 /// As a DHCP server would give it out next.
 const NEW: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 177);
@@ -45,7 +47,7 @@ fn wait_for_other_interface(host: &Host) -> Result<String> {
     wait::until("the problem other-interface", LIMIT, || {
         let status = host.status()?;
         let problems = status["problems"].as_array().into_iter().flatten();
-        let mut texts = problems.filter(|problem| problem["code"] == "other-interface");
+        let mut texts = problems.filter(|problem| problem["name"] == "other-interface");
         let text = texts.next().and_then(|problem| problem["text"].as_str());
         Ok(text.with_context(|| format!("there is none: {}", status["problems"]))?.to_owned())
     })
@@ -54,7 +56,7 @@ fn wait_for_other_interface(host: &Host) -> Result<String> {
 fn wait_until_no_problem(host: &Host) -> Result<()> {
     wait::until("no problem", LIMIT, || {
         let status = host.status()?;
-        ensure!(status["problems"] == json!([]) && status["kernelProblem"].is_null(), "{status}");
+        ensure!(status["problems"] == json!([]), "{status}");
         Ok(())
     })
 }
@@ -195,7 +197,7 @@ fn an_interface_that_is_renamed_is_followed_and_nothing_is_made_anew() -> Result
             assert_eq!(devices()?, devices_before, "the device");
             assert_eq!(lab.store().value(&key)?, lease, "the lease");
             let status = hosts[0].status()?;
-            ensure!(status["ready"] == true && status["kernelProblem"].is_null(), "{status}");
+            ensure!(status["ready"] == true && text_of(&status, "kernel").is_none(), "{status}");
             // A route by an interface that is down is rightly refused for that moment.
             let refused = (network != HOST_GW).then_some("refused an operation");
             for trouble in ["created the device again"].into_iter().chain(refused) {
@@ -221,8 +223,8 @@ fn an_interface_that_is_made_anew_is_used_again_and_one_that_stays_away_is_repla
 
         hosts[0].ip("link del eth0")?;
         wait::until("the agent to say so", LIMIT, || {
-            let problem = hosts[0].status()?["kernelProblem"].clone();
-            ensure!(problem.as_str().is_some_and(|text| text.contains("eth0 is gone")), "{problem}");
+            let problem = text_of(&hosts[0].status()?, "kernel").unwrap_or_default();
+            ensure!(problem.contains("eth0 is gone"), "{problem}");
             Ok(())
         })?;
         lab.plug_in(&hosts[0], "eth0", address)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use flan_agent_api::{HostStatus, NetworkStatus, SubnetEnv};
+use flan_agent_api::{Code, NetworkStatus, Repairs, SubnetEnv};
 use flan_backends::udp::Gauge;
 use flan_backends::{Abilities, Gateways, HostNetworks, Udp};
 use flan_kernel::fake::{FakeFirewall, FakeKernel};
@@ -265,8 +265,14 @@ impl World {
         self.networks[network].read()
     }
 
-    pub(super) fn host_status(&self) -> HostStatus {
-        self.host.read().host
+    pub(super) fn repairs(&self) -> Repairs {
+        self.host.read().host.repairs
+    }
+
+    /// What is wrong of this kind in the default network, or on this host.
+    pub(super) fn problem(&self, code: Code) -> Option<String> {
+        let status = self.status();
+        status.problem(code).or(self.host.read().default.problem(code)).map(str::to_owned)
     }
 
     pub(super) fn waits_for(&self) -> String {
