@@ -3,6 +3,7 @@
 
 pub mod command_line;
 mod host_args;
+mod interface_args;
 mod only_agent;
 mod peers;
 mod problem;
@@ -16,6 +17,7 @@ mod whole_file;
 mod wireguard_args;
 
 pub use host_args::{NodeId, PublicIps, SubnetDir, SubnetFile};
+pub use interface_args::InterfaceArgs;
 pub use only_agent::OnlyAgent;
 pub use peers::{Peer, PeerHealth, PeerState, Peers, ProbeSource, WireguardPeer};
 pub use problem::{Code, Problem, Severity};

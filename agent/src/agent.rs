@@ -18,9 +18,9 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 
 use crate::host::Host;
-use crate::interface::{Overlays, Survey};
 use crate::lookout::Ours;
 use crate::network::{Joined, Network, NetworkEffect, NetworkEvent};
+use flan_host::interface::{Overlays, Survey};
 
 /// Number of one of the agent's networks, given once.
 pub type NetworkId = usize;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use flan_agent_api::{AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, WireguardKeyFile};
+use flan_agent_api::{
+    AgentSocket, InterfaceArgs, NodeId, StoreArgs, SubnetDir, SubnetFile, WireguardKeyFile,
+};
 use flan_subnet_lease::{NetworkName, NodeIdentity, OverlapPolicy, PathChoice};
-use regex::Regex;
 
 use crate::docker_args::DockerArgs;
 use crate::embedded_args::EmbeddedArgs;
@@ -48,40 +49,9 @@ pub struct Args {
     #[allow(missing_docs)]
     pub embedded: EmbeddedArgs,
 
-    /// External interface, by name or address. May be repeated; fland takes the first that exists. By default the
-    /// interface that holds --public-ip or --public-ipv6, else the one with the best default route
-    #[arg(
-        long,
-        value_name = "NAME|IP",
-        env = "FLAND_IFACE",
-        value_delimiter = ',',
-        help_heading = "External interface"
-    )]
-    pub iface: Vec<String>,
-
-    /// Regular expression for the name or an address of the external interface. Tried after --iface
-    #[arg(
-        long,
-        value_name = "REGEX",
-        env = "FLAND_IFACE_REGEX",
-        value_parser = pattern,
-        help_heading = "External interface"
-    )]
-    pub iface_regex: Vec<Regex>,
-
-    /// Take the interface through which packets to this address leave
-    #[arg(
-        long,
-        value_name = "IP",
-        env = "FLAND_IFACE_CAN_REACH",
-        conflicts_with_all = ["iface", "iface_regex"],
-        help_heading = "External interface"
-    )]
-    pub iface_can_reach: Option<IpAddr>,
-
     #[command(flatten, next_help_heading = "External interface")]
     #[allow(missing_docs)]
-    pub public_ips: PublicIps,
+    pub interface: InterfaceArgs,
 
     /// UDP port that peers send packets of the wireguard backend to, if a NAT translates it. By default the port of the
     /// network config (Backend.ListenPort)
@@ -372,11 +342,6 @@ fn lease_ttl(text: &str) -> Result<Duration, String> {
 
 fn resync_interval(text: &str) -> Result<Duration, String> {
     duration(text, Duration::from_secs(1))
-}
-
-fn pattern(text: &str) -> Result<Regex, String> {
-    // The library draws the position in three lines; the last line is the reason.
-    Regex::new(text).map_err(|error| error.to_string().lines().last().unwrap_or_default().to_owned())
 }
 
 #[cfg(test)]

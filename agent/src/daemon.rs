@@ -28,11 +28,11 @@ use self::names::Names;
 use self::store::{Reports, StoreTasks};
 use crate::agent::{Agent, Effect, Event, NetworkId};
 use crate::args::Args;
-use crate::interface::Selection;
 use crate::lookout::Lookout;
 use crate::network::{NetworkEffect, NetworkEvent};
 use crate::status::socket::PeersAsked;
 use crate::{notify, probing};
+use flan_host::interface::Selection;
 
 pub use start::run;
 
@@ -198,7 +198,7 @@ impl<K: Kernel, F: Firewall> Daemon<K, F> {
                 event = Some(Event::Rules { kept, forwards });
             }
             Effect::Survey(overlays) => {
-                let survey = Selection { args: &self.args, overlays: &overlays }.survey().await;
+                let survey = Selection { args: &self.args.interface, overlays: &overlays }.survey().await;
                 event = Some(Event::Surveyed(survey));
             }
             Effect::AskName(index) => event = Some(Event::Named(netlink::name_of(index))),

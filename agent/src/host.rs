@@ -22,8 +22,8 @@ use self::reconcile::{Consequences, Outcome, Reconciler};
 use crate::agent::{DEFAULT_NETWORK, Effect, NetworkId};
 use crate::args::Args;
 use crate::due::Due;
-use crate::interface::{External, Overlays};
 use crate::status::SharedStatus;
+use flan_host::interface::{External, Overlays};
 
 /// This host.
 pub struct Host {

@@ -5,7 +5,6 @@
 
 pub mod agent;
 pub mod args;
-pub mod bridge;
 pub mod daemon;
 pub mod docker_args;
 pub mod names_args;
@@ -15,7 +14,6 @@ pub mod embedded;
 pub mod embedded_args;
 mod flag_values;
 pub mod host;
-pub mod interface;
 pub mod log;
 pub mod lookout;
 pub mod network;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flan_agent_api::{Code, SubnetEnv};
+use flan_host::bridge;
 use flan_kernel::LinkName;
 use flan_kernel::firewall::others::{Glance, OtherRules, Traffic};
 use flan_kernel::netlink::{self, Bridge};
@@ -15,7 +16,6 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::info;
 
-use crate::bridge;
 use crate::status::SharedStatus;
 use crate::wireguard::Silence;
 

@@ -42,9 +42,9 @@ use crate::agent::{Effect, NetworkId};
 use crate::args::Args;
 use crate::due::Due;
 use crate::host::Host;
-use crate::interface::External;
 use crate::refused::refused;
 use crate::status::SharedNetwork;
+use flan_host::interface::External;
 
 pub use self::datapath::{Datapath, UdpRunner};
 pub use self::event::{LeaseClaim, NetworkEffect, NetworkEvent};

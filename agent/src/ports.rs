@@ -1,19 +1,11 @@
 //! Texts for a port or device that another program holds.
 
 use flan_backends::udp::DatapathError;
+use flan_host::ports::taken;
 use flan_kernel::netlink::{self, Holder};
 use flan_kernel::process::Process;
 use flan_kernel::tun::TunError;
 use tracing::warn;
-
-/// Describes who holds the port, and what to do.
-pub(crate) fn taken(port: u16, holder: &Holder) -> String {
-    format!(
-        "UDP port {port} is taken by {holder}, so no packet of another host arrives; {}, or choose another \
-         port (Backend.Port; with wireguard Backend.ListenPort) in the network config of all hosts",
-        holder.remedy()
-    )
-}
 
 /// The same for a retry. If the holder is now unknown, repeats `before`, the text of the previous attempt.
 pub(crate) fn still_taken(port: u16, holder: &Holder, before: Option<String>) -> String {

@@ -12,13 +12,13 @@ pub(crate) fn report(problems: &mut Vec<Problem>, code: Code, wrong: Option<Stri
     match (place, wrong) {
         (Ok(at), None) => {
             let solved = problems.remove(at);
-            if code != Code::NotReady {
+            if !has_other_lines(code) {
                 info!(problem = %code, name = code.name(), "solved: {}", solved.text);
             }
         }
         (Ok(at), Some(text)) if problems[at].text == text => {}
         (Ok(at), Some(text)) => {
-            if !matches!(code, Code::BadLease | Code::Kernel | Code::Lease | Code::OutOfReach | Code::Store) {
+            if !matches!(code, Code::BadLease | Code::Lease | Code::OutOfReach | Code::Store) {
                 appears(code, &text);
             }
             problems[at].text = text;
@@ -31,9 +31,13 @@ pub(crate) fn report(problems: &mut Vec<Problem>, code: Code, wrong: Option<Stri
     }
 }
 
+/// Whether other lines tell of it: of what is waited for at every start, and of each operation that the kernel refuses.
+fn has_other_lines(code: Code) -> bool {
+    matches!(code, Code::Kernel | Code::NotReady)
+}
+
 fn appears(code: Code, text: &str) {
-    // At every start it appears, and other lines tell of what is waited for.
-    if code != Code::NotReady {
+    if !has_other_lines(code) {
         warn!(problem = %code, name = code.name(), "{text}");
     }
 }

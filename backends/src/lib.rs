@@ -5,6 +5,7 @@
 
 mod alloc;
 pub mod bridge;
+mod facts;
 mod holdings;
 mod host_gw;
 mod host_networks;
@@ -24,6 +25,7 @@ use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
 
 pub use alloc::Alloc;
+pub use facts::{ownership, routes_directly, udp_port};
 pub use holdings::Holdings;
 pub use host_gw::HostGw;
 pub use host_networks::{HostNetworks, collisions, enclosing};

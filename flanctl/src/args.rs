@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use flan_agent_api::{
-    AgentSocket, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, Urls, WireguardKeyFile,
+    AgentSocket, InterfaceArgs, NodeId, PublicIps, StoreArgs, SubnetDir, SubnetFile, Urls, WireguardKeyFile,
 };
 use flan_kernel::LinkName;
 use flan_kernel::lan::{Mode, VlanId};
@@ -17,6 +17,7 @@ use ipnetwork::IpNetwork;
 use macaddr::MacAddr6;
 
 use crate::attach;
+use crate::check::DEFAULT_SETTINGS;
 
 /// Show and change which host holds which subnet
 #[derive(Debug, Parser)]
@@ -70,6 +71,9 @@ pub(crate) enum Command {
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
     },
+    /// Look for every reason why packets do not pass, before and after this host joins: the store, the kernel, ports, packet
+    /// filters, Docker, the path to other hosts. Changes nothing. Exits with 9 if something is wrong. Requires root
+    Check(CheckArgs),
     /// Find out which part of the way to a host or container works: its underlay address, the overlay with small and with the
     /// largest packets, and its agent. Exits with 9 if a part does not. Requires fland to run, and root; for the name of a
     /// container also the store
@@ -331,6 +335,28 @@ pub(crate) enum SubnetsCommand {
     },
 }
 
+/// How this host takes part, for `check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) interface: InterfaceArgs,
+    #[command(flatten)]
+    pub(crate) node_id: NodeId,
+    #[command(flatten)]
+    pub(crate) subnet_file: SubnetFile,
+    #[command(flatten)]
+    pub(crate) socket: AgentSocket,
+    /// Docker's API, a Unix socket
+    #[arg(long, value_name = "FILE", env = "FLAND_DOCKER_API", default_value = "/run/docker.sock")]
+    pub(crate) docker_api: PathBuf,
+    /// Docker's settings file
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_SETTINGS)]
+    pub(crate) docker_settings: PathBuf,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
+}
+
 /// What to probe.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PingArgs {
@@ -534,7 +560,7 @@ Exit codes:
   6  refused, with the reason: fland runs, the subnet is taken, its holder is alive, ...
   7  there is no such lease or network
   8  timed out
-  9  something is wrong on this host, as flanctl status says";
+  9  something is wrong, as the output says";
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod args;
 mod attach;
+mod check;
 mod config;
 mod confirm;
 mod docker;
@@ -117,6 +118,7 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         },
         Command::Status { socket, output } => status::print(&socket.path, output).await,
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
+        Command::Check(check) => check::check(&check, args.store.config()?).await,
         Command::Ping(args) => ping::ping(&args, whole_store).await,
         Command::Attach(args) => attach::attach(&args).await,
         Command::Detach(args) => attach::detach(&args).await,

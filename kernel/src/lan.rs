@@ -8,7 +8,8 @@ mod parent;
 mod request;
 mod tables;
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 
 use macaddr::MacAddr6;
 
@@ -19,6 +20,7 @@ pub use lower::remove_vlan_devices_except;
 pub use netns::Netns;
 pub use request::{LanLink, Mode, VlanId};
 
+use self::announce::Arp;
 use self::inside::Inside;
 use self::tables::{Link, Tables};
 
@@ -122,6 +124,21 @@ impl Planned<'_> {
             }
         }
     }
+}
+
+/// Asks the LAN at an interface of this host who else has this address (RFC 5227). `None` if nobody answers, or if the
+/// interface is not Ethernet. Must be called in a tokio runtime. Needs `CAP_NET_RAW`.
+///
+/// # Errors
+/// [`LanError::Kernel`].
+pub async fn other_holder(link: LinkName, address: Ipv4Addr) -> Result<Option<MacAddr6>, LanError> {
+    let link = Tables::here()?.link(link).await?.filter(|link| link.is_ethernet && link.is_up);
+    let Some(link) = link else { return Ok(None) };
+    let ask = move || Arp::open(link.index, link.mac)?.holder_of(address);
+    let asked = tokio::task::spawn_blocking(ask).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    asked.map_err(|error| {
+        LanError::kernel(format!("asking who has {address}"))(KernelError::Socket(error.to_string()))
+    })
 }
 
 /// Removes the link from the network namespace: the one with this MAC, whatever its name is by now, or with this name, if

@@ -27,6 +27,7 @@ mod snapshot;
 pub(crate) mod socket;
 #[cfg(test)]
 pub(crate) mod test_bytes;
+mod trial;
 pub(crate) mod wire;
 pub(crate) mod wireguard;
 pub(crate) mod words;
@@ -41,6 +42,7 @@ pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 pub use object::Notification;
 pub use our_devices::devices_of_our_kinds;
 pub use ports::{Port, is_plugged, plug, unplug};
+pub use trial::{Trial, try_device};
 pub use wireguard::{SILENT_AFTER, WireguardTraffic, has_wireguard, wireguard_peers};
 
 use self::lookup::Lookup;

@@ -60,6 +60,22 @@ impl Process {
         pids.find_map(|pid| Some(Self { pid, name: name_of(pid)? }).filter(|process| process.name == name))
     }
 
+    /// Returns the first process of this name in the network namespace of this thread. Needs root where it is another
+    /// user's.
+    pub fn called_here(name: &str) -> Option<Self> {
+        let here = fs::read_link("/proc/thread-self/ns/net").ok()?;
+        let is_here = |pid: &u32| fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|its| its == here);
+        let mut named = pids().filter_map(|pid| Some(Self { pid, name: name_of(pid)? }));
+        named.find(|process| process.name == name && is_here(&process.pid))
+    }
+
+    /// Returns its command line.
+    pub fn arguments(&self) -> Vec<String> {
+        let line = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let parts = line.split(|byte| *byte == 0).filter(|part| !part.is_empty());
+        parts.map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+    }
+
     /// Returns the first process with an open descriptor that `is_it` accepts, by its link target in `/proc/PID/fd`.
     fn first(is_it: impl Fn(&Path) -> bool) -> Option<Self> {
         let pid = pids()
@@ -110,6 +126,8 @@ mod tests {
         let own = name_of(std::process::id()).unwrap();
         assert_eq!(Process::called(&own).map(|process| process.name), Some(own));
         assert_eq!(Process::called("no process is so called"), None);
+        let process = Process::called_here(&name_of(std::process::id()).unwrap()).unwrap();
+        assert_eq!(process.arguments().first(), std::env::args().next().as_ref());
     }
 
     #[test]

@@ -60,8 +60,9 @@ pub use network_name::{InvalidNetworkName, NetworkName};
 pub use new_network::{CannotCreate, Known, NewNetwork, check_beside, vni_of};
 pub use shown::{cut, printable, shown, shown_bytes, without_controls};
 pub use store::{
-    Cause, Collection, ConfigWritten, KnownNetworks, MemberStatus, Networks, NotCreated, Reservation,
-    Snapshot, Store, StoreError, StoreFigures, StoredConfig, StoredNetwork, Unanswered,
+    Cause, ClockSkew, Collection, ConfigWritten, KnownNetworks, MemberStatus, Networks, NotCreated,
+    Reservation, Snapshot, Store, StoreError, StoreFigures, StoredConfig, StoredNetwork, Unanswered,
+    clock_skew,
 };
 pub use store_config::{Credentials, Password, StoreConfig};
 pub use stored::{KeyChange, Listing, Read, Stored, Unreadable};

@@ -1,6 +1,7 @@
 //! The store: the one module that speaks to etcd.
 
 mod client;
+mod clock;
 mod collection;
 mod creation;
 pub(crate) mod error;
@@ -19,6 +20,7 @@ mod tls;
 mod user;
 
 pub use client::Store;
+pub use clock::{ClockSkew, clock_skew};
 pub use collection::Collection;
 pub use creation::{KnownNetworks, NotCreated};
 pub use error::{Cause, StoreError, Unanswered};

@@ -11,8 +11,8 @@ use super::Host;
 use crate::agent::Effect;
 use crate::args::Args;
 use crate::due::Due;
-use crate::interface::{AGAIN, External, Held, Overlays, Selection, Survey, Verdict, other_choice};
 use crate::refused::refused;
+use flan_host::interface::{AGAIN, External, Held, Overlays, Selection, Survey, Verdict, other_choice};
 
 /// Changes of the external interface within this time are handled together: replacing an address takes two steps.
 const DEBOUNCE: Duration = Duration::from_millis(500);
@@ -75,7 +75,7 @@ impl ExternalWatch {
         }
         // The kernel does not report the loss of a default route that disappears with its interface.
         let may_matter = self.held.is_gone() || self.is_second_choice;
-        if may_matter || (Selection { args, overlays }).looks_at_all_interfaces() {
+        if may_matter || (Selection { args: &args.interface, overlays }).looks_at_all_interfaces() {
             self.due.at(now + OTHERS_DEBOUNCE);
         }
     }
@@ -94,7 +94,7 @@ impl ExternalWatch {
     /// Keeps the known interface, and schedules another check.
     pub(super) fn is_in_trouble(&mut self, reason: &str, now: Instant) {
         if self.problem.as_deref() != Some(reason) {
-            warn!(reason, "cannot follow the external interface; trying again");
+            warn!(problem = %Code::Kernel, reason, "cannot follow the external interface; trying again");
         }
         self.problem = Some(reason.to_owned());
         self.due.at(now + AGAIN);
@@ -119,7 +119,7 @@ impl Host {
                 return Vec::new();
             }
         };
-        let selection = Selection { args: &self.args, overlays: &self.overlays };
+        let selection = Selection { args: &self.args.interface, overlays: &self.overlays };
         let chosen = selection.choose(&survey);
         let Some(known) = &external.external else {
             return match chosen {
@@ -162,7 +162,7 @@ impl Host {
             interface = %found.underlay.link, mtu = found.underlay.mtu,
             addresses = ?found.underlay.addresses.values().collect::<Vec<_>>(), "external interface",
         );
-        let selection = Selection { args: &self.args, overlays: &self.overlays };
+        let selection = Selection { args: &self.args.interface, overlays: &self.overlays };
         self.status.report(Code::DoubtfulAddress, selection.doubt(&found, survey));
         self.reconciler.set_underlay(found.underlay.link);
         self.external.external = Some(found);

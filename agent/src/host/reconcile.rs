@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::ops::BitOrAssign;
 use std::time::Duration;
 
-use flan_agent_api::Repairs;
+use flan_agent_api::{Code, Repairs};
 use flan_kernel::{
     Change, Fact, FailedOperation, GivingUp, KernelError, Ledger, LinkName, Object, Operation, Ownership,
     State,
@@ -192,7 +192,7 @@ impl Reconciler {
                 return Consequences::default();
             }
             Err(reason) => {
-                warn!(%reason, "cannot read the kernel's state; leaving it as it is");
+                warn!(problem = %Code::Kernel, %reason, "cannot read the kernel's state; leaving it as it is");
                 self.unread = Some(reason);
                 self.read_at = Some(now + READ_AGAIN);
                 return Consequences { work: true, ..Consequences::default() };
@@ -294,7 +294,7 @@ impl Reconciler {
         for refusal in refused {
             if self.is_to_be_told(refusal) {
                 if self.outcome.refusals < SHOWN {
-                    warn!(operation = %refusal.operation, reason = %refusal.reason, "the kernel refused an operation");
+                    warn!(problem = %Code::Kernel, operation = %refusal.operation, reason = %refusal.reason, "the kernel refused an operation");
                 }
                 self.outcome.refusals += 1;
             }

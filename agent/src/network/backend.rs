@@ -4,16 +4,14 @@ use flan_agent_api::PathInForce;
 use flan_backends::{
     Abilities, Alloc, Backend, BackendError, HostGw, KernelPath, Udp, Vxlan, Wireguard, WireguardHost,
 };
-use flan_kernel::{Ownership, State};
-use flan_subnet_lease::{
-    BackendConfig, NetworkConfig, PathChoice, UdpConfig, WireguardConfig, WireguardMode,
-};
+use flan_kernel::State;
+use flan_subnet_lease::{BackendConfig, NetworkConfig, PathChoice, UdpConfig, WireguardConfig};
 use flan_wireguard_keys::PrivateKey;
 
 use super::datapath::Datapath;
 use crate::args::{Args, UdpMode};
-use crate::interface::External;
 use crate::wireguard::WireguardSource;
+use flan_host::interface::External;
 
 /// The backend of this network.
 pub(crate) struct Chosen {
@@ -39,36 +37,12 @@ impl Chosen {
     }
 }
 
-/// Returns which kernel objects are ours under this config.
-pub(super) fn ownership(config: &NetworkConfig, nftables: bool) -> Ownership {
-    let ownership = match &config.backend {
-        BackendConfig::Vxlan(vxlan) => Vxlan::ownership_of(vxlan),
-        BackendConfig::Udp(udp) => Udp::ownership_of(udp),
-        BackendConfig::Wireguard(_) => Wireguard::ownership_of(),
-        BackendConfig::HostGw(_) | BackendConfig::Alloc => Ownership::default(),
-    };
-    Ownership { senders: nftables, ..ownership }
-}
-
 /// Returns whether what datagrams carry is checked; `None` if no sender is checked.
 pub(super) fn strict_source(config: &NetworkConfig) -> Option<bool> {
     match &config.backend {
         BackendConfig::Vxlan(vxlan) => Some(vxlan.strict_source),
         BackendConfig::Udp(udp) => Some(udp.strict_source),
         BackendConfig::HostGw(_) | BackendConfig::Alloc | BackendConfig::Wireguard(_) => None,
-    }
-}
-
-/// Returns the UDP port for packets from other hosts, if the backend encapsulates in UDP.
-pub(super) fn udp_port(config: &NetworkConfig) -> Option<u16> {
-    match &config.backend {
-        BackendConfig::Vxlan(vxlan) => Some(vxlan.port),
-        BackendConfig::Udp(udp) => Some(udp.port),
-        BackendConfig::Wireguard(wireguard) => {
-            let is_alone = config.pools.v4.is_none() && wireguard.mode == WireguardMode::Separate;
-            Some(if is_alone { wireguard.listen_port_v6 } else { wireguard.listen_port })
-        }
-        _ => None,
     }
 }
 
@@ -80,17 +54,15 @@ pub(super) fn encapsulation(config: &NetworkConfig) -> Option<String> {
         BackendConfig::Wireguard(_) => "WireGuard",
         BackendConfig::HostGw(_) | BackendConfig::Alloc => return None,
     };
-    Some(udp_port(config).map_or_else(|| name.to_owned(), |port| format!("{name} (UDP {port})")))
+    Some(
+        flan_backends::udp_port(config)
+            .map_or_else(|| name.to_owned(), |port| format!("{name} (UDP {port})")),
+    )
 }
 
 /// Returns whether only the kernel's check of senders tells a peer's datagrams from anybody's.
 pub(super) fn checks_senders(config: &NetworkConfig) -> bool {
     matches!(config.backend, BackendConfig::Vxlan(_) | BackendConfig::Udp(_))
-}
-
-/// Returns whether packets reach some peers without encapsulation although there is an overlay device.
-pub(super) fn routes_directly(config: &NetworkConfig) -> bool {
-    matches!(&config.backend, BackendConfig::Vxlan(vxlan) if vxlan.direct_routing)
 }
 
 /// What this host has for a backend.

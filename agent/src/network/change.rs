@@ -10,7 +10,7 @@ use super::config::{doubts, usable};
 use super::{Network, Phase};
 use crate::agent::Effect;
 use crate::host::Host;
-use crate::interface::External;
+use flan_host::interface::External;
 
 const GONE: &str = "the network config is gone from the store; this agent could not start again";
 

@@ -127,7 +127,7 @@ impl Network {
 
     /// Returns what the config needs of this host.
     pub(super) fn needs(&self, config: &NetworkConfig, host: &Host) -> Needs {
-        let mut ownership = backend::ownership(config, host.nftables);
+        let mut ownership = flan_backends::ownership(config, host.nftables);
         ownership.links.extend(self.bridge());
         ownership.links.extend(self.settings.has_resolver.then(bridge::resolver_device));
         Needs {

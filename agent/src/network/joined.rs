@@ -16,14 +16,14 @@ use ipnetwork::IpNetwork;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::backend::{self, Chosen};
+use super::backend::Chosen;
 use super::peers::{self, Teller, Unreached};
 use super::{Means, NetworkEffect};
 use crate::agent::{DEFAULT_NETWORK, Effect};
 use crate::host::Host;
 use crate::host::reconcile::Reconciler;
-use crate::interface::External;
 use crate::lookout::Ours;
+use flan_host::interface::External;
 
 /// A network in which this host has a lease.
 pub(crate) struct Joined {
@@ -364,14 +364,14 @@ impl Joined {
             let addresses = self.planned.addresses.keys();
             let own = addresses.filter(|address| Family::of(address.address.ip()) == family);
             let mut devices: Vec<Way> = own.map(|address| Way { link: address.link, ours: true }).collect();
-            if devices.is_empty() || backend::routes_directly(config) {
+            if devices.is_empty() || flan_backends::routes_directly(config) {
                 devices.push(underlay);
             }
             Some(FamilyTraffic { network, subnet, devices })
         };
         Traffic {
             families: config.networks().filter_map(of_family).collect(),
-            outer: backend::udp_port(config).map(|port| Outer {
+            outer: flan_backends::udp_port(config).map(|port| Outer {
                 port,
                 link: underlay.link,
                 addresses: external.addresses.values().copied().collect(),

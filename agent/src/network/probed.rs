@@ -28,7 +28,7 @@ impl Joined {
     }
 
     fn targets(&self, peer: &Lease) -> impl Iterator<Item = Target> {
-        let goes_directly = backend::routes_directly(self.config());
+        let goes_directly = flan_backends::routes_directly(self.config());
         let attributes = &peer.attributes;
         let host = attributes.node.host.as_deref().map(shown).unwrap_or_default();
         let any = [Family::V4, Family::V6].into_iter().find_map(|family| attributes.public_ips.get(family));

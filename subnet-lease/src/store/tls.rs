@@ -1,6 +1,6 @@
 //! Explains TLS errors: whose certificate is affected, and what to do.
 
-mod probe;
+pub(super) mod probe;
 
 use std::time::SystemTime;
 

@@ -25,9 +25,9 @@ use tokio::time::Instant;
 use crate::agent::{Agent, Effect, Event, NetworkId};
 use crate::args::Args;
 use crate::host::Host;
-use crate::interface::Survey;
 use crate::network::{Datapath, LeaseClaim, Network, NetworkEffect, NetworkEvent, Settings, samples};
 use crate::status::{SharedNetwork, SharedStatus};
+use flan_host::interface::Survey;
 
 /// A peer: the base of its subnet, its address, and the MAC of its device.
 type Peer = (&'static str, &'static str, &'static str);

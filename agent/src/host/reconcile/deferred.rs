@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use flan_agent_api::Code;
 use flan_kernel::{FailedOperation, KernelError, Object, Operation};
 use tokio::time::Instant;
 use tracing::warn;
@@ -85,7 +86,7 @@ impl Deferred {
 
     /// Delays a repair that another program keeps undoing.
     pub(super) fn dispute(&mut self, operation: &Operation, wait: Duration, now: Instant) {
-        warn!(repair = %operation, ?wait, "another program keeps undoing our repair; waiting before the next one");
+        warn!(problem = %Code::Kernel, repair = %operation, ?wait, "another program keeps undoing our repair; waiting before the next one");
         let why = Why::Disputed(operation.to_string());
         self.waits.insert(operation.object(), Wait { until: Some(now + wait), why });
     }
@@ -127,6 +128,7 @@ fn retry_after(times: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use flan_host::ports::taken;
     use flan_kernel::netlink::Holder;
     use flan_kernel::{Edit, ROUTE_PROTOCOL, Route, RouteKey, RouteTarget};
 
@@ -144,11 +146,11 @@ mod tests {
         let device = Holder::Vxlan { name: "vx9".parse().unwrap(), external: true };
         for holder in [&device, &Holder::Unknown] {
             deferred.failed(&refused(holder), now);
-            assert_eq!(deferred.port_taken(), Some(ports::taken(8472, &device)));
+            assert_eq!(deferred.port_taken(), Some(taken(8472, &device)));
         }
         deferred.succeeded(&Object::Route(key));
         deferred.failed(&refused(&Holder::Unknown), now);
-        assert_eq!(deferred.port_taken(), Some(ports::taken(8472, &Holder::Unknown)));
+        assert_eq!(deferred.port_taken(), Some(taken(8472, &Holder::Unknown)));
     }
 
     #[test]

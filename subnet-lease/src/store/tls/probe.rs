@@ -10,11 +10,28 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::store_config::Credentials;
 
 /// The total limit. A store that refuses us says so at once, and any other sends its settings.
 const LIMIT: Duration = Duration::from_secs(1);
+
+/// Opens a TLS connection as [`Store`](crate::Store) does, for a protocol of ALPN.
+///
+/// # Errors
+/// As [`handshake`].
+pub(in crate::store) async fn connect(
+    place: &str,
+    credentials: &Credentials,
+    protocol: &str,
+) -> io::Result<TlsStream<TcpStream>> {
+    let (host, port) = host_and_port(place);
+    let config = config(credentials, protocol)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let connection = TcpStream::connect((host, port)).await?;
+    TlsConnector::from(Arc::new(config)).connect(name, connection).await
+}
 
 /// Connects as [`Store`](crate::Store) does, and reads until the store has sent something.
 ///
@@ -22,18 +39,14 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// What ended the handshake or the connection, with [`rustls::Error`] inside if it was TLS. No error without a CA file:
 /// whoever signs client certificates has one.
 pub(super) async fn handshake(place: &str, credentials: &Credentials) -> io::Result<()> {
-    let (host, port) = host_and_port(place);
-    let config = config(credentials)?;
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let talk = async {
-        let connection = TcpStream::connect((host, port)).await?;
-        let mut connection = TlsConnector::from(Arc::new(config)).connect(name, connection).await?;
+        let mut connection = connect(place, credentials, "h2").await?;
         connection.read(&mut [0; 1]).await
     };
     tokio::time::timeout(LIMIT, talk).await?.map(drop)
 }
 
-fn config(credentials: &Credentials) -> io::Result<ClientConfig> {
+fn config(credentials: &Credentials, protocol: &str) -> io::Result<ClientConfig> {
     let now = SystemTime::now();
     let authorities = credentials.authorities(now).map_err(io::Error::other)?;
     let authorities = authorities.ok_or_else(|| io::Error::other("no CA file"))?;
@@ -51,7 +64,7 @@ fn config(credentials: &Credentials) -> io::Result<ClientConfig> {
                 .map_err(io::Error::other)?
         }
     };
-    config.alpn_protocols.push(b"h2".to_vec());
+    config.alpn_protocols.push(protocol.as_bytes().to_vec());
     Ok(config)
 }
 
@@ -60,7 +73,7 @@ fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
 }
 
 /// Returns the host, without brackets, and the port of what follows `https://`.
-pub(super) fn host_and_port(place: &str) -> (&str, u16) {
+pub(in crate::store) fn host_and_port(place: &str) -> (&str, u16) {
     let parts = place.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
     let (host, port) = parts.map_or((place, None), |(host, port)| (host, port.parse().ok()));
     (host.trim_matches(['[', ']']), port.unwrap_or(443))

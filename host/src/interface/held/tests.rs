@@ -1,13 +1,13 @@
 use super::super::tests::{args, interface, overlays};
 use super::*;
-use crate::args::Args;
+use flan_agent_api::InterfaceArgs;
 
 const CONFIG: &str = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 const BOTH: &str = r#"{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}"#;
 
 /// An agent, and its host at present.
 struct Story {
-    args: Args,
+    args: InterfaceArgs,
     config: &'static str,
     held: Held,
     external: External,

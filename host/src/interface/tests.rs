@@ -21,8 +21,14 @@ pub(super) fn interface(name: &str, index: u32, addresses: &[&str]) -> Interface
     }
 }
 
-pub(super) fn args(arguments: &[&str]) -> Args {
-    Args::parse_from(std::iter::once("fland").chain(arguments.iter().copied()))
+#[derive(clap::Parser)]
+struct Flags {
+    #[command(flatten)]
+    interface: InterfaceArgs,
+}
+
+pub(super) fn args(arguments: &[&str]) -> InterfaceArgs {
+    Flags::parse_from(std::iter::once("fland").chain(arguments.iter().copied())).interface
 }
 
 pub(super) fn overlays(config: &str) -> Overlays {

@@ -8,14 +8,13 @@ mod held;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use flan_agent_api::InterfaceArgs;
 use flan_backends::Underlay;
 use flan_kernel::netlink::{self, Interface};
 use flan_kernel::{KernelError, LinkName};
 use flan_subnet_lease::{Family, PerFamily, is_host_address};
 use ipnetwork::IpNetwork;
 use regex::Regex;
-
-use crate::args::Args;
 
 pub use held::{AGAIN, Held, Verdict, other_choice};
 
@@ -102,7 +101,7 @@ pub type Overlays = Vec<(Family, IpNetwork)>;
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
     /// The command line.
-    pub args: &'a Args,
+    pub args: &'a InterfaceArgs,
     /// The overlay networks, each with the family of the underlay.
     pub overlays: &'a [(Family, IpNetwork)],
 }

@@ -1,0 +1,81 @@
+//! `flanctl check`: every reason, found on this host, why packets do not pass.
+//!
+//! It changes nothing. Each module looks at one part, with what others have found: the store says which backend this host
+//! needs, the backend which devices and ports.
+
+mod agent;
+mod docker;
+mod interface;
+mod kernel;
+mod path;
+mod peers;
+mod report;
+mod rules;
+mod store;
+
+pub(crate) use flan_host::docker::SETTINGS_FILE as DEFAULT_SETTINGS;
+
+use flan_agent_api::SubnetEnv;
+use flan_subnet_lease::StoreConfig;
+
+use self::report::{Examination, Report};
+use crate::args::{CheckArgs, ReportForm};
+use crate::failure::{Failure, Kind};
+use crate::output;
+use crate::progress::told;
+
+/// Looks, and prints what was found. Fails if anything is wrong.
+pub(crate) async fn check(args: &CheckArgs, config: StoreConfig) -> Result<(), Failure> {
+    ensure_root()?;
+    let mut report = Report::default();
+    told(|| "looking at this host".to_owned(), examine(args, config, &mut report)).await;
+    match args.output {
+        ReportForm::Json => output::print_json(&report)?,
+        ReportForm::Yaml => output::print_yaml(&report)?,
+        ReportForm::Text => output::print(&report.text())?,
+    }
+    match report.found_count() {
+        0 => Ok(()),
+        count => {
+            Err(Failure::new(Kind::Problems, format!("{} on this host", output::count(count, "problem"))))
+        }
+    }
+}
+
+fn ensure_root() -> Result<(), Failure> {
+    let can = flan_kernel::netlink::may_change().map_err(|reason| Failure::new(Kind::Other, reason))?;
+    let message = "this reads packet filters and other programs' ports: run it as root";
+    if can { Ok(()) } else { Err(Failure::new(Kind::Usage, message)) }
+}
+
+async fn examine(args: &CheckArgs, config: StoreConfig, report: &mut Report) {
+    let env = SubnetEnv::load(&args.subnet_file.path);
+    let running = agent::look(args, &env, report).await;
+    let stored = store::look(&config, &args.node_id, &env, report).await;
+    let env = env.ok().flatten();
+    let Some(stored) = stored else {
+        // Without a config nobody knows what this host needs.
+        docker::look(args, env.as_ref(), &[], report).await;
+        kernel::look_at_tables(report);
+        return;
+    };
+    let config = &stored.config;
+    let external = interface::look(args, config, report).await;
+    if let Some(external) = &external {
+        interface::look_for_others(external, &stored, &args.node_id, report).await;
+    }
+    kernel::look_at_features(config, report);
+    kernel::look_at_port(config, running.is_some(), report).await;
+    interface::look_at_networks(config, env.as_ref(), report).await;
+    let overlays: Vec<_> = config.networks().map(|(_, network)| network).collect();
+    let seen = Examination { config, external: external.as_ref(), env: env.as_ref(), leases: &stored.leases };
+    kernel::look_at_settings(&seen, report).await;
+    peers::look(&seen, report).await;
+    rules::look(&seen, report).await;
+    docker::look(args, env.as_ref(), &overlays, report).await;
+    kernel::look_at_tables(report);
+    match &running {
+        Some(status) if status.default.probed.is_some() => path::of_agent(status, report),
+        _ => path::look(&seen, report).await,
+    }
+}

@@ -1,0 +1,103 @@
+//! The external interface, other machines with its address, and this host's other networks.
+
+use std::net::IpAddr;
+
+use flan_agent_api::{Code, NodeId, SubnetEnv};
+use flan_backends::{HostNetworks, collisions};
+use flan_host::interface::{External, Selection};
+use flan_kernel::lan;
+use flan_subnet_lease::NetworkConfig;
+
+use super::report::Report;
+use super::store::Stored;
+use crate::args::CheckArgs;
+
+const INTERFACE: &str = "interface";
+const ADDRESS: &str = "address";
+const NETWORKS: &str = "networks";
+
+/// Chooses it as fland does at a start.
+pub(super) async fn look(args: &CheckArgs, config: &NetworkConfig, report: &mut Report) -> Option<External> {
+    let overlays: Vec<_> = config.networks().collect();
+    let selection = Selection { args: &args.interface, overlays: &overlays };
+    let survey = match selection.survey().await {
+        Ok(survey) => survey,
+        Err(reason) => {
+            report.fine(INTERFACE, format!("cannot be read: {reason}"));
+            return None;
+        }
+    };
+    let external = match selection.choose(&survey) {
+        Ok(external) => external,
+        Err(reason) => {
+            report.found(INTERFACE, Code::NoInterface, reason.to_string());
+            return None;
+        }
+    };
+    let link = external.underlay.link;
+    let ips: Vec<String> = external.underlay.addresses.values().map(ToString::to_string).collect();
+    let is_down = survey.interfaces.iter().any(|one| one.index == external.index && !one.up);
+    let down =
+        is_down.then(|| format!("the external interface {link} is down; set it up: ip link set {link} up"));
+    let fine = format!("{link} ({}), MTU {}", ips.join(" "), external.underlay.mtu);
+    report.judge(INTERFACE, Code::NoInterface, down, fine);
+    if let Some(doubt) = selection.doubt(&external, &survey) {
+        report.judge(INTERFACE, Code::DoubtfulAddress, Some(doubt), "");
+    }
+    Some(external)
+}
+
+/// Looks for other machines with the address: on the link, and in the store.
+pub(super) async fn look_for_others(
+    external: &External,
+    stored: &Stored,
+    node_id: &NodeId,
+    report: &mut Report,
+) {
+    let link = external.underlay.link;
+    for ip in external.underlay.addresses.values() {
+        let IpAddr::V4(address) = ip else { continue }; // the kernel asks for IPv6 itself
+        if let Ok(Some(mac)) = lan::other_holder(link, *address).await {
+            let text = format!(
+                "another machine at {link}, with the MAC {mac}, has this host's address {address}, so packets go now to one and \
+                 now to the other; give one of the two another address"
+            );
+            report.found(ADDRESS, Code::AddressTaken, text);
+        }
+    }
+    let ours = node_id.id();
+    let same_address = |ip: &IpAddr| external.public_ips.values().any(|own| own == ip);
+    for lease in stored.leases.readable() {
+        let attributes = &lease.attributes;
+        let others = attributes.node.id.is_some() && attributes.node.id != ours;
+        if others && attributes.public_ips.values().any(same_address) {
+            let text = format!(
+                "the lease of {} is that of {}: a machine with this host's address and another node id; give one of the two \
+                 another address, or release the lease if that machine is gone: flanctl subnets release {}",
+                lease.subnets,
+                attributes.holder_and_node(),
+                lease.subnets
+            );
+            report.found(ADDRESS, Code::AddressTaken, text);
+        }
+    }
+    if !report.has(Code::AddressTaken) {
+        report.fine(ADDRESS, "nobody else has it");
+    }
+}
+
+/// Compares the networks of this host with flan's, before it joins. Afterwards the agent does, which knows its subnet.
+pub(super) async fn look_at_networks(config: &NetworkConfig, env: Option<&SubnetEnv>, report: &mut Report) {
+    if env.is_some() {
+        return;
+    }
+    let overlays = config.networks().map(|(_, network)| network).collect();
+    match HostNetworks::read_overlapping(overlays).await {
+        Ok(networks) => {
+            let texts = collisions(config, &networks);
+            let wrong = (!texts.is_empty()).then(|| texts.join("; "));
+            report.judge(NETWORKS, Code::SubnetOverlap, wrong, "none of this host's overlaps flan's");
+        }
+        Err(reason) => report.fine(NETWORKS, format!("cannot be read: {reason}")),
+    }
+}

@@ -1,0 +1,94 @@
+//! The ways to peers, as this host's routes have them.
+
+use std::net::IpAddr;
+
+use flan_agent_api::Code;
+use flan_backends::{ownership, routes_directly};
+use flan_host::settings::Settings;
+use flan_kernel::netlink;
+use flan_subnet_lease::{BackendConfig, Lease};
+use ipnetwork::IpNetwork;
+
+use super::report::{Examination, Report};
+
+const ROUTES: &str = "routes";
+/// Peers whose routes are looked at.
+pub(super) const LOOKED_AT: usize = 64;
+
+/// Asks the kernel which way packets to peers take.
+pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
+    let Some(external) = seen.external else { return };
+    let peers = peers(seen);
+    let mut ways = Vec::new();
+    for ip in peers.iter().flat_map(|peer| peer.attributes.public_ips.values()) {
+        if let Ok((index, _)) = netlink::route_to(*ip).await {
+            ways.extend(netlink::name_of(index).map(|by| (*ip, by)));
+        }
+    }
+    let strict = Settings::default().reverse_path(external.underlay.link, &ways);
+    if strict.is_some() {
+        report.judge(ROUTES, Code::ReversePath, strict, "");
+    }
+    // Until it has joined, this host has no routes to peers' containers.
+    if seen.env.is_none() || matches!(seen.config.backend, BackendConfig::Alloc) {
+        return;
+    }
+    let mut expected = ownership(seen.config, true).links;
+    if expected.is_empty() || routes_directly(seen.config) {
+        expected.insert(external.underlay.link);
+    }
+    let mut wrong = Vec::new();
+    for (peer, subnet) in
+        peers.iter().flat_map(|peer| peer.subnets.iter().map(move |(_, subnet)| (peer, subnet)))
+    {
+        let Some(inside) = an_address_in(&subnet) else { continue };
+        let elsewhere = match netlink::route_to(inside).await {
+            Ok((index, _)) => match netlink::name_of(index) {
+                Some(by) if expected.contains(&by) => continue,
+                Some(by) => format!("leave by {by}"),
+                None => continue,
+            },
+            Err(reason) => format!("have no way ({reason})"),
+        };
+        let known: Vec<&str> = expected.iter().map(flan_kernel::LinkName::as_str).collect();
+        wrong.push(format!(
+            "packets to {inside} in the subnet of {} {elsewhere}, and not by {}; see ip route get {inside} and ip rule",
+            peer.attributes.holder(),
+            known.join(" or ")
+        ));
+    }
+    let count = wrong.len();
+    wrong.truncate(3);
+    if count > wrong.len() {
+        wrong.push(format!("and {} more", count - wrong.len()));
+    }
+    let wrong = (count > 0).then(|| wrong.join("; "));
+    report.judge(
+        ROUTES,
+        Code::RouteElsewhere,
+        wrong,
+        format!("those to {} lead to flan's device", of(peers.len())),
+    );
+}
+
+fn of(peers: usize) -> String {
+    crate::output::count(peers, "peer")
+}
+
+/// The first peers with a good lease.
+pub(super) fn peers<'a>(seen: &Examination<'a>) -> Vec<&'a Lease> {
+    let own = seen.env.and_then(flan_agent_api::SubnetEnv::subnets);
+    let ours = seen.external.map(|external| &external.public_ips);
+    let is_peer = |lease: &&Lease| {
+        Some(lease.subnets) != own
+            && !ours.is_some_and(|ours| {
+                lease.attributes.public_ips.values().any(|ip| ours.values().any(|own| own == ip))
+            })
+    };
+    seen.leases.peers().filter(is_peer).take(LOOKED_AT).collect()
+}
+
+/// An address that a container there could have.
+fn an_address_in(subnet: &IpNetwork) -> Option<IpAddr> {
+    subnet.iter().nth(2)
+}
