@@ -8,9 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use flan_agent_api::{Code, SubnetEnv};
 use flan_host::bridge;
+use flan_host::settings::Settings;
+use flan_host::tables::Tables;
 use flan_kernel::LinkName;
 use flan_kernel::firewall::others::{Glance, OtherRules, Traffic};
 use flan_kernel::netlink::{self, Bridge};
+use flan_subnet_lease::Family;
 use futures::FutureExt;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -23,8 +26,8 @@ use crate::wireguard::Silence;
 const GLANCE: Duration = Duration::from_secs(3);
 /// Interval between readings of rules whose changes the kernel does not count.
 const UNTOLD: Duration = Duration::from_secs(15);
-/// Interval between looks at WireGuard's peers.
-const PEERS: Duration = Duration::from_secs(30);
+/// Interval between looks at WireGuard's peers, and at tables of the kernel, which grow with the peers.
+const SLOW: Duration = Duration::from_secs(30);
 /// Delay after a reading that failed.
 const AGAIN: Duration = Duration::from_secs(60);
 /// After a long reading, such as of very many rules, wait this many times as long.
@@ -70,17 +73,19 @@ impl Lookout {
 
 async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Notify>, status: SharedStatus) {
     let mut view = View::default();
-    let (mut silence, mut peers_due) = (Silence::default(), Instant::now());
+    let (mut silence, mut slow_due) = (Silence::default(), Instant::now());
     let mut glances = interval(GLANCE);
     glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         glances.tick().await;
         let Ok(news) = ours.has_changed() else { return };
-        if Instant::now() >= peers_due {
-            peers_due = Instant::now() + PEERS;
+        if Instant::now() >= slow_due {
+            slow_due = Instant::now() + SLOW;
             look_for_silence(&mut silence, &status).await;
+            status.report(Code::TableFull, Tables::default().nearly_full());
         }
         let Some(wanted) = ours.borrow_and_update().clone() else { continue };
+        look_at_settings(&wanted, view.bridges.as_deref().unwrap_or_default(), &status);
         let host_changed = changed.notified().now_or_never().is_some();
         let mut look = news || view.is_to_be_sure(Instant::now());
         look |= host_changed && wanted.tunnel.is_some();
@@ -98,6 +103,21 @@ async fn look_for_silence(silence: &mut Silence, status: &SharedStatus) {
     let Ok(Ok(reports)) = tokio::task::spawn_blocking(move || source.ask()).await else { return };
     let text = silence.look(&reports, SystemTime::now(), Instant::now());
     status.report(Code::SilentPeer, text);
+}
+
+/// Reports settings that keep packets from passing. Nobody tells of their changes, and they are few.
+fn look_at_settings(ours: &Ours, bridges: &[Bridge], status: &SharedStatus) {
+    let settings = Settings::default();
+    let families: Vec<Family> =
+        ours.traffic.families.iter().map(|family| Family::of(family.network.ip())).collect();
+    let of_containers = bridge::in_our_subnets(bridges, &ours.env).into_iter().map(|(name, _)| name);
+    let ways = ours.traffic.families.iter().flat_map(|family| &family.devices).map(|way| way.link);
+    let mut devices: Vec<LinkName> = of_containers.chain(ways).collect();
+    devices.dedup();
+    status.report(Code::ForwardingOff, settings.forwarding_off(&families, &devices));
+    let underlay = ours.traffic.outer.as_ref().map(|outer| outer.link);
+    let filters = underlay.filter(|link| bridges.iter().any(|bridge| bridge.name == *link));
+    status.report(Code::BridgeFilter, filters.and_then(|bridge| settings.bridge_filter(bridge)));
 }
 
 /// State of the last check.

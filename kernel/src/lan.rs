@@ -132,13 +132,16 @@ impl Planned<'_> {
 /// # Errors
 /// [`LanError::Kernel`].
 pub async fn other_holder(link: LinkName, address: Ipv4Addr) -> Result<Option<MacAddr6>, LanError> {
-    let link = Tables::here()?.link(link).await?.filter(|link| link.is_ethernet && link.is_up);
-    let Some(link) = link else { return Ok(None) };
-    let ask = move || Arp::open(link.index, link.mac)?.holder_of(address);
+    let links = Tables::here()?.links().await?;
+    let is_it = |one: &&Link| one.name == link && one.is_ethernet && one.is_up;
+    let Some(Link { index, mac, .. }) = links.iter().find(is_it).cloned() else { return Ok(None) };
+    let ask = move || Arp::open(index, mac)?.holder_of(address);
     let asked = tokio::task::spawn_blocking(ask).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-    asked.map_err(|error| {
+    let asked = asked.map_err(|error| {
         LanError::kernel(format!("asking who has {address}"))(KernelError::Socket(error.to_string()))
-    })
+    })?;
+    // Another interface of this host on the same LAN answers for all of its addresses.
+    Ok(asked.filter(|holder| links.iter().all(|link| link.mac != *holder)))
 }
 
 /// Removes the link from the network namespace: the one with this MAC, whatever its name is by now, or with this name, if

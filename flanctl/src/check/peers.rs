@@ -50,11 +50,9 @@ pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
             },
             Err(reason) => format!("have no way ({reason})"),
         };
-        let known: Vec<&str> = expected.iter().map(flan_kernel::LinkName::as_str).collect();
         wrong.push(format!(
-            "packets to {inside} in the subnet of {} {elsewhere}, and not by {}; see ip route get {inside} and ip rule",
-            peer.attributes.holder(),
-            known.join(" or ")
+            "packets to {inside} in the subnet of {} {elsewhere}, and not by flan's device; see ip route get {inside} and ip rule",
+            peer.attributes.holder()
         ));
     }
     let count = wrong.len();

@@ -5,6 +5,7 @@
 
 mod agent_restarts;
 mod bad_leases;
+mod checks;
 mod clones;
 mod command_line;
 mod compose;
