@@ -1,7 +1,7 @@
 # Start with `sudo make demo` and `sudo make test`. Both install missing packages.
 # For root, no recipe calls sudo: a machine without sudo works.
 
-.PHONY: help demo demo-down test lint unit units conformance scenarios vm vm-scenarios vm-reboot vm-bench soak bench bench-control bench-names bench-networks bench-store fuzz audit build release install uninstall tools forky-root
+.PHONY: help demo demo-down test lint unit units conformance scenarios vm vm-scenarios vm-reboot vm-bare vm-bench soak bench bench-control bench-names bench-networks bench-store fuzz audit build release install uninstall tools forky-root
 .DEFAULT_GOAL := help
 
 # Under `su`, root's PATH lacks these directories.
@@ -142,11 +142,16 @@ vm: build
 	@$(in_vm); $(run_vm) $(if $(ARGS),-- "$$scenarios" --include-ignored --skip soak:: --test-threads=2 $(ARGS))
 
 vm-scenarios: build
-	@$(in_vm); $(run_vm) --limit 900 -- "$$scenarios" $(VM_SCENARIOS) --ignored --skip debian_kernel::reboot --test-threads=3
+	@$(in_vm); $(run_vm) --limit 900 -- "$$scenarios" $(VM_SCENARIOS) --ignored --skip debian_kernel::reboot \
+		--skip debian_kernel::bare --test-threads=3
 	@$(MAKE) --no-print-directory vm-reboot
 
 vm-reboot: build
 	@$(in_vm); $(run_vm) --systemd --limit 600 -- "$$scenarios" debian_kernel::reboot --ignored --nocapture
+
+# Alone: it keeps modules from being loaded.
+vm-bare: build
+	@$(in_vm); $(run_vm) --limit 600 -- "$$scenarios" debian_kernel::bare --ignored --nocapture
 
 vm-bench: tools release
 	@$(CARGO) build --release --locked -p flan-integration --bin bench

@@ -340,7 +340,7 @@ pub(crate) enum SubnetsCommand {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) interface: InterfaceArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "This host")]
     pub(crate) node_id: NodeId,
     #[command(flatten)]
     pub(crate) subnet_file: SubnetFile,

@@ -24,11 +24,11 @@ use crate::failure::{Failure, Kind};
 use crate::output;
 use crate::progress::told;
 
-/// Looks, and prints what was found. Fails if anything is wrong.
-pub(crate) async fn check(args: &CheckArgs, config: StoreConfig) -> Result<(), Failure> {
+/// Looks, and prints what was found. Fails if anything is wrong. `comment` says where the store's URLs are from.
+pub(crate) async fn check(args: &CheckArgs, config: StoreConfig, comment: &str) -> Result<(), Failure> {
     ensure_root()?;
     let mut report = Report::default();
-    told(|| "looking at this host".to_owned(), examine(args, config, &mut report)).await;
+    told(|| "looking at this host".to_owned(), examine(args, &config, comment, &mut report)).await;
     match args.output {
         ReportForm::Json => output::print_json(&report)?,
         ReportForm::Yaml => output::print_yaml(&report)?,
@@ -48,10 +48,10 @@ fn ensure_root() -> Result<(), Failure> {
     if can { Ok(()) } else { Err(Failure::new(Kind::Usage, message)) }
 }
 
-async fn examine(args: &CheckArgs, config: StoreConfig, report: &mut Report) {
+async fn examine(args: &CheckArgs, config: &StoreConfig, comment: &str, report: &mut Report) {
     let env = SubnetEnv::load(&args.subnet_file.path);
     let running = agent::look(args, &env, report).await;
-    let stored = store::look(&config, &args.node_id, &env, report).await;
+    let stored = store::look(config, comment, &args.node_id, &env, report).await;
     let env = env.ok().flatten();
     let Some(stored) = stored else {
         // Without a config nobody knows what this host needs.

@@ -41,7 +41,7 @@ pub fn run() -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(carry_out(args)),
+        Ok(runtime) => runtime.block_on(carry_out(args, &access)),
         Err(error) => Err(Failure::new(Kind::Other, error)),
     };
     match outcome {
@@ -60,7 +60,7 @@ fn failed(failure: &Failure, comment: &str) -> ExitCode {
     ExitCode::from(failure.kind.code())
 }
 
-async fn carry_out(args: args::Args) -> Result<(), Failure> {
+async fn carry_out(args: args::Args, access: &access::Access) -> Result<(), Failure> {
     let whole_store = || access::open(args.store.config()?);
     let store = || {
         let store = whole_store()?;
@@ -118,7 +118,9 @@ async fn carry_out(args: args::Args) -> Result<(), Failure> {
         },
         Command::Status { socket, output } => status::print(&socket.path, output).await,
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
-        Command::Check(check) => check::check(&check, args.store.config()?).await,
+        Command::Check(check) => {
+            check::check(&check, args.store.config()?, &access.comment(Kind::Unreachable)).await
+        }
         Command::Ping(args) => ping::ping(&args, whole_store).await,
         Command::Attach(args) => attach::attach(&args).await,
         Command::Detach(args) => attach::detach(&args).await,

@@ -9,7 +9,7 @@ use flan_host::settings::Settings;
 use flan_host::tables::Tables;
 use flan_kernel::LinkName;
 use flan_kernel::netlink::{self, Trial, check_fou, try_device};
-use flan_subnet_lease::{BackendConfig, Family, NetworkConfig};
+use flan_subnet_lease::{BackendConfig, Family, NetworkConfig, PathChoice};
 
 use super::report::{Examination, Report};
 
@@ -21,15 +21,24 @@ const TABLES: &str = "tables";
 /// Tries what the backend needs.
 pub(super) fn look_at_features(config: &NetworkConfig, report: &mut Report) {
     let backend = config.backend.name();
+    let by_kernel = |choice: PathChoice, can: &dyn Fn() -> bool| match choice {
+        PathChoice::User => false,
+        PathChoice::Kernel => true,
+        PathChoice::Auto => can(),
+    };
+    let has_wireguard = || netlink::has_wireguard().unwrap_or_default();
+    let fou = || check_fou(Udp::device_name());
     let (needed, tried) = match &config.backend {
-        BackendConfig::Vxlan(_) => ("VXLAN devices (module vxlan)", try_device(Trial::Vxlan)),
-        BackendConfig::Wireguard(_) if netlink::has_wireguard().unwrap_or_default() => {
-            ("WireGuard devices", Ok(()))
+        BackendConfig::Vxlan(_) => ("VXLAN devices (module vxlan)", tried(Trial::Vxlan)),
+        BackendConfig::Wireguard(wireguard) if by_kernel(wireguard.path, &has_wireguard) => {
+            ("WireGuard devices (module wireguard)", tried(Trial::Wireguard))
         }
-        BackendConfig::Udp(_) if check_fou(Udp::device_name()).is_ok() => ("FOU", Ok(())),
-        // Both have a way through fland itself.
+        BackendConfig::Udp(udp) if by_kernel(udp.path, &|| fou().is_ok()) => {
+            ("FOU (module fou)", fou().map_err(|lack| lack.to_string()))
+        }
+        // fland itself moves the packets.
         BackendConfig::Wireguard(_) | BackendConfig::Udp(_) => {
-            ("TUN devices (module tun)", try_device(Trial::Tun))
+            ("TUN devices (module tun)", tried(Trial::Tun))
         }
         BackendConfig::HostGw(_) | BackendConfig::Alloc => ("nothing beyond routes", Ok(())),
     };
@@ -45,6 +54,10 @@ pub(super) fn look_at_features(config: &NetworkConfig, report: &mut Report) {
                     anybody who reaches this host can";
         report.judge(KERNEL, Code::UncheckedSenders, Some(text.to_owned()), "");
     }
+}
+
+fn tried(trial: Trial) -> Result<(), String> {
+    try_device(trial).map_err(|reason| reason.to_string())
 }
 
 /// Looks who has the backend's port, where fland does not run yet.

@@ -29,6 +29,7 @@ pub(super) struct Stored {
 /// Reads it; `None` if that says nothing about the network.
 pub(super) async fn look(
     config: &StoreConfig,
+    comment: &str,
     node_id: &NodeId,
     env: &Result<Option<SubnetEnv>, SubnetEnvError>,
     report: &mut Report,
@@ -37,8 +38,11 @@ pub(super) async fn look(
     let snapshot = match access::open(config.clone()) {
         Ok(store) => match timeout(LIMIT, store.snapshot()).await {
             Ok(Ok(snapshot)) => Some((store, snapshot)),
-            Ok(Err(error)) => not_usable(&error.to_string(), report),
-            Err(_) => not_usable(&format!("{endpoints} did not answer within {} s", LIMIT.as_secs()), report),
+            Ok(Err(error)) => not_usable(&format!("{error}{comment}"), report),
+            Err(_) => not_usable(
+                &format!("{endpoints} did not answer within {} s{comment}", LIMIT.as_secs()),
+                report,
+            ),
         },
         Err(failure) => not_usable(&failure.to_string(), report),
     };

@@ -47,6 +47,13 @@ fn is_found(host: &Host, name: &str, parts: &[&str], more: &[&str]) -> Result<()
     Ok(())
 }
 
+/// The same in what it says to people.
+pub(crate) fn is_found_in(said: &str, name: &str, part: &str) -> Result<()> {
+    let mut lines = said.lines().skip_while(|line| !line.ends_with(name));
+    ensure!(lines.nth(1).is_some_and(|text| text.contains(part)), "no {name} with {part:?} in {said}");
+    Ok(())
+}
+
 fn is_not_found(host: &Host, name: &str, more: &[&str]) -> Result<()> {
     let texts = found(host, name, more)?;
     ensure!(texts.is_empty(), "{name} is found: {texts:?}");
@@ -127,7 +134,13 @@ fn what_would_keep_a_host_from_joining_is_found_before_it_joins() -> Result<()> 
         late.args(["--etcd-endpoints", host.etcd().0, "check", "--iface", "eth0"]);
         let said =
             String::from_utf8_lossy(&late.env("FLAND_ENV_FILE", "/dev/null").output()?.stdout).into_owned();
-        ensure!(said.contains("clock-skew") && said.contains("behind that of"), "{said}");
+        is_found_in(&said, "clock-skew", "behind that of")?;
+        all_is_well(&host)?;
+        // As in a container that was not given /dev/net/tun.
+        lab.set_network(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"udp","Path":"user"}}"#)?;
+        host.run("mount", &["-t", "tmpfs", "none", "/dev/net"])?;
+        is_found(&host, "kernel-feature", &["makes no TUN devices", "the backend udp needs"], &[])?;
+        host.run("umount", &["/dev/net"])?;
         all_is_well(&host)
     })
 }

@@ -3,6 +3,7 @@
 //! The other scenarios run on the kernel of whoever runs them; these need modules that it may lack, or a machine that may
 //! be restarted. Outside the virtual machine they fail.
 
+mod bare;
 mod kernel_path;
 mod lan;
 mod lossy_underlay;

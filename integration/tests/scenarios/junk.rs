@@ -349,6 +349,11 @@ impl Findings {
         let count = status["quarantinedCount"].as_u64().unwrap_or_default();
         let wanted = (BAD + LARGE + STEERING.len()) as u64;
         self.check(count == wanted, format!("    {count} bad leases are counted, of {wanted}"));
+        let bad = text_of(&status, "bad-lease").unwrap_or_default();
+        self.check(
+            bad.starts_with(&format!("{wanted} leases are bad")),
+            format!("    the problem: {bad:.200}"),
+        );
         let store = text_of(&status, "store");
         self.check(store.is_none(), format!("    the store: {:.200}", store.unwrap_or_default()));
         let lost_sight = host.log_lines(&["lost sight of the leases"])?.len();

@@ -41,6 +41,7 @@ fn a_subnet_that_would_cut_off_the_hosts_lan_is_not_taken_unless_asked_for() -> 
             ensure!(parts.iter().all(|part| waiting.contains(part)), "it waits for {waiting}");
             Ok(())
         })?;
+        problem(&host, "not-ready", &["172.26.0.0/16 on eth1"])?;
         ensure!(lab.store().value("subnets/172.26.0.0-16")?.is_none(), "it is leased all the same");
         host.kill_agent()?;
 

@@ -11,7 +11,7 @@ use flan_integration::subnet_env::SubnetEnv;
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::Value;
 
-use crate::stage::{bare_hosts, ends_of, wait_until_reached};
+use crate::stage::{bare_hosts, ends_of, problem, wait_until_reached};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -83,6 +83,7 @@ fn hosts_on_one_link_reach_each_other_by_plain_routes_and_one_behind_a_router_is
             let route = host.ip(&format!("route show {}", envs[to].base()))?;
             ensure!(route.is_empty(), "{} has a route to a peer behind a router: {route}", host.name());
         }
+        problem(&hosts[0], "out-of-reach", &["1 peer with a good lease is out of reach"])?;
         for (host, env) in hosts.iter().zip(&envs) {
             assert_eq!(env.mtu, 1500, "{}", host.name());
             ensure!(

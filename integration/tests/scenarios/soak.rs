@@ -2,6 +2,7 @@
 
 mod counters;
 mod load;
+mod silence;
 mod visitors;
 
 use std::env;

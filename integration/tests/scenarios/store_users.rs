@@ -8,6 +8,7 @@ use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::store::PREFIX;
 use flan_integration::{Host, Lab, LabOptions, StoreKind, wait};
 
+use crate::obstacles::wait_for_problem;
 use crate::paper_peer::PaperPeer;
 use crate::stage::{NETWORK, bare_hosts, no_problem, problem, wait_until_all_know_each_other};
 
@@ -192,6 +193,7 @@ fn a_password_that_is_changed_back_lets_agents_go_on() -> Result<()> {
                 Ok(())
             })?;
         }
+        wait_for_problem(&hosts[0], "lease", &["invalid user ID or password"], RENEWAL)?;
         give_password(lab, "s3cret")?;
         all_are_renewed(lab, &hosts)?;
         a_lease_is_seen(lab, &hosts, "with the old password again", AT_ONCE)?;

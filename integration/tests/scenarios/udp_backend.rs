@@ -10,7 +10,7 @@ use flan_integration::host::{STATUS_FLAGS, on_all};
 use flan_integration::{Bridge, Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{NETWORK_OF_UDP, bare_hosts, talk_both_ways, two_docker_hosts_of};
+use crate::stage::{NETWORK_OF_UDP, bare_hosts, talk_both_ways, text_of, two_docker_hosts_of};
 
 /// Each packet is read, sent, received and written alone.
 const PLAIN: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0",
@@ -107,9 +107,7 @@ fn hosts_of_a_config_without_backend_are_on_udp_and_say_so() -> Result<()> {
             Standing::of(host)?;
             let status = host.status()?;
             assert_eq!(status["backend"], json!("udp"));
-            let problem = &status["problems"][0];
-            assert_eq!(problem["name"], json!("doubtful-config"));
-            let text = problem["text"].as_str().unwrap_or_default();
+            let text = text_of(&status, "doubtful-config").unwrap_or_default();
             ensure!(text.contains("names no Backend: flannel takes udp"), "the status says {status}");
         }
         Ok(())

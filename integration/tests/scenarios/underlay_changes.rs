@@ -46,10 +46,7 @@ fn one_by_default_route_and_one_peer(lab: &Lab) -> Result<[Host; 2]> {
 fn wait_for_other_interface(host: &Host) -> Result<String> {
     wait::until("the problem other-interface", LIMIT, || {
         let status = host.status()?;
-        let problems = status["problems"].as_array().into_iter().flatten();
-        let mut texts = problems.filter(|problem| problem["name"] == "other-interface");
-        let text = texts.next().and_then(|problem| problem["text"].as_str());
-        Ok(text.with_context(|| format!("there is none: {}", status["problems"]))?.to_owned())
+        text_of(&status, "other-interface").with_context(|| format!("there is none: {}", status["problems"]))
     })
 }
 

@@ -14,7 +14,9 @@ use flan_integration::store::{PREFIX, StoreClient};
 use flan_integration::{Host, Lab, LabOptions, wait};
 use serde_json::{Value, json};
 
-use crate::stage::{all_reach_all, bare_hosts, ends_of, hosts_that_reach, wait_until_reached};
+use crate::stage::{
+    all_reach_all, bare_hosts, ends_of, hosts_that_reach, no_problem, problem, wait_until_reached,
+};
 
 pub(crate) const PSK: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
@@ -59,6 +61,21 @@ fn hosts_whose_kernel_cannot_encrypt_do_it_by_themselves() -> Result<()> {
         nobody_behind_an_address_is_told(&hosts[0], &ends[0])?;
         a_person_sees_each_peer(&hosts, "user")?;
         no_secret_is_shown(&hosts)
+    })
+}
+
+#[test]
+fn a_key_file_that_is_gone_or_holds_no_key_is_named_and_the_key_in_use_stays_in_use() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let (hosts, ends) = hosts_that_reach(lab, &network("user"), &[NO_FLAGS; 2])?;
+        let aside = format!("{WIREGUARD_KEY}.aside");
+        hosts[0].run("mv", &[WIREGUARD_KEY, &aside])?;
+        problem(&hosts[0], "wireguard-key", &[WIREGUARD_KEY, "the key in use stays in use"])?;
+        hosts[0].run("sh", &["-c", &format!("echo none > {WIREGUARD_KEY}; chmod 600 {WIREGUARD_KEY}")])?;
+        problem(&hosts[0], "wireguard-key", &["the key in use stays in use"])?;
+        wait_until_reached(&ends[1], &ends[0], REACHED)?;
+        hosts[0].run("mv", &[&aside, WIREGUARD_KEY])?;
+        no_problem(&hosts[0], "wireguard-key")
     })
 }
 
