@@ -87,18 +87,21 @@ help:
 
 demo: WITHOUT_ETCD := $(if $(filter etcd,$(STORE)),,--without-etcd)
 demo: build
-	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
+	@demo=$$($(CARGO) build -q --workspace --bin demo --message-format=json | $(call path_of,demo)); \
 	echo; $(AS_ROOT) "$$demo" $(if $(KEEP),--keep) $(if $(STORE),--store $(STORE))
 
 demo-down: WITHOUT_ETCD := --without-etcd
 demo-down: tools
-	@$(CARGO) build -q --locked -p flan-integration --bin demo
-	@demo=$$($(CARGO) build -q -p flan-integration --bin demo --message-format=json | $(call path_of,demo)); \
+	@$(CARGO) build -q --locked --workspace --bin demo
+	@demo=$$($(CARGO) build -q --workspace --bin demo --message-format=json | $(call path_of,demo)); \
 	$(AS_ROOT) "$$demo" down
 
 # `make test` always sends the same random calls. `make conformance` alone sends new ones each time.
-test: forky-root
-	@$(MAKE) --no-print-directory lint unit units
+# Debian forky is fetched while the compiler works.
+test: tools
+	@$(MAKE) --no-print-directory forky-root & fetched=$$!; \
+	$(MAKE) --no-print-directory lint unit units; tested=$$?; \
+	wait $$fetched && exit $$tested
 	@$(MAKE) --no-print-directory conformance CONFORMANCE_SEED=$(or $(CONFORMANCE_SEED),906912)
 	@$(MAKE) --no-print-directory scenarios
 	@$(MAKE) --no-print-directory vm-scenarios VM_SCENARIOS='$(VM_SCENARIOS_OF_TEST)'
@@ -106,35 +109,36 @@ test: forky-root
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --test conformance --test scenarios --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
 
+# Always of the whole workspace: of one package alone, cargo would build other features of the same dependencies once more.
 unit:
-	$(CARGO) test --locked
-	$(CARGO) test --locked -p flan-integration --lib --bins
+	$(CARGO) test --locked --workspace
 
 units: build
 	$(AS_ROOT) deploy/verify.sh
 
 conformance: build
-	$(CARGO) test --locked -p flan-integration --test conformance --no-run
-	@conformance=$$($(CARGO) test -q --locked -p flan-integration --test conformance --no-run --message-format=json \
+	$(CARGO) test --locked --workspace --test conformance --no-run
+	@conformance=$$($(CARGO) test -q --locked --workspace --test conformance --no-run --message-format=json \
 		| $(call path_of,conformance)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) \
 		FLAN_CONFORMANCE_PAIR=$(CONFORMANCE_PAIR) FLAN_CONFORMANCE_SEED=$(CONFORMANCE_SEED) \
 		"$$conformance" --test-threads=$(SCENARIO_THREADS)
 
 scenarios: build
-	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
-	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
+	$(CARGO) test --locked --workspace --test scenarios --no-run
+	@scenarios=$$($(CARGO) test -q --locked --workspace --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) \
 		FLAN_DAMAGE_SEED=$(DAMAGE_SEED) FLAN_DOCKER_SEED=$(DOCKER_SEED) "$$scenarios" --test-threads=$(SCENARIO_THREADS)
 
 # With the scenarios in $$scenarios, and the program that runs them in a virtual machine in $$vm.
-in_vm = $(CARGO) test --locked -p flan-integration --test scenarios --no-run && \
-	scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
+in_vm = $(CARGO) test --locked --workspace --test scenarios --no-run && \
+	scenarios=$$($(CARGO) test -q --locked --workspace --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)) && $(find_vm)
-find_vm = vm=$$($(CARGO) build -q --locked -p flan-integration --bin vm --message-format=json | $(call path_of,vm))
+find_vm = vm=$$($(CARGO) build -q --locked --workspace --bin vm --message-format=json | $(call path_of,vm))
 run_vm = $(AS_ROOT) env FLAN_VM_KERNEL=$(FLAN_VM_KERNEL) FLAN_FORKY_ROOT=$(FLAN_FORKY_ROOT) STORE=$(STORE) "$$vm" $(VM_OPTIONS)
 
 # The limits of time are of emulation, which is several times slower.
@@ -161,8 +165,8 @@ vm-bench: tools release
 
 # Not part of the scenarios, because it takes minutes.
 soak: build
-	$(CARGO) test --locked -p flan-integration --test scenarios --no-run
-	@scenarios=$$($(CARGO) test -q --locked -p flan-integration --test scenarios --no-run --message-format=json \
+	$(CARGO) test --locked --workspace --test scenarios --no-run
+	@scenarios=$$($(CARGO) test -q --locked --workspace --test scenarios --no-run --message-format=json \
 		| $(call path_of,scenarios)); \
 	$(AS_ROOT) env RUST_LIB_BACKTRACE=0 FLAN_SOAK_SECONDS=$(SOAK_SECONDS) FLAN_SOAK_SEED=$(SOAK_SEED) \
 		"$$scenarios" soak:: --ignored --nocapture

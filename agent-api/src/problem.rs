@@ -74,7 +74,7 @@ codes! {
     Lease = 3, "lease", Error,
         "run flanctl store check; the lease is kept until its time runs out";
     /// The store cannot be used, so that the view of the leases may be out of date.
-    Store = 4, "store", Error,
+    Store = 4, "store", Warning,
         "run flanctl store check; packets flow on as before";
     /// The network config in the store is missing, bad, or not the one in use.
     Config = 5, "config", Error,

@@ -7,7 +7,7 @@ use clap::Args;
 /// The path of the socket.
 #[derive(Debug, Clone, Args)]
 pub struct AgentSocket {
-    /// Unix socket on which fland answers flanctl, for root alone
+    /// Unix socket on which fland answers flanctl, for root and the group flan
     #[arg(
         id = "socket",
         long = "socket",

@@ -82,7 +82,10 @@ async fn keep_looking(mut ours: watch::Receiver<Option<Ours>>, changed: Arc<Noti
         if Instant::now() >= slow_due {
             slow_due = Instant::now() + SLOW;
             look_for_silence(&mut silence, &status).await;
-            status.report(Code::TableFull, Tables::default().nearly_full());
+            let were = status.default_network().read().problem(Code::TableFull).is_some();
+            // The table of neighbours has those of all peers, although these do not count.
+            let look = tokio::task::spawn_blocking(move || Tables::default().nearly_full(were));
+            status.report(Code::TableFull, look.await.unwrap_or_default());
         }
         let Some(wanted) = ours.borrow_and_update().clone() else { continue };
         look_at_settings(&wanted, view.bridges.as_deref().unwrap_or_default(), &status);

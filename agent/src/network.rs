@@ -383,7 +383,8 @@ impl Network {
             BackendConfig::Wireguard(_) => self.key_due.at(now + KEY_CHECK),
             _ => self.status.report(Code::WireguardKey, None),
         }
-        let is_unchecked = self.args.source_check && backend::checks_senders(config) && !host.nftables;
+        let is_unchecked =
+            self.args.source_check && flan_backends::relies_on_sender_checks(config) && !host.nftables;
         self.status.report(Code::UncheckedSenders, is_unchecked.then(|| UNCHECKED.to_owned()));
         if let Some(PathInForce { path, reason }) = &chosen.path {
             info!(backend = config.backend.name(), path = &**path, reason, "packets take this path");

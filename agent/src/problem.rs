@@ -18,7 +18,10 @@ pub(crate) fn report(problems: &mut Vec<Problem>, code: Code, wrong: Option<Stri
         }
         (Ok(at), Some(text)) if problems[at].text == text => {}
         (Ok(at), Some(text)) => {
-            if !matches!(code, Code::BadLease | Code::Lease | Code::OutOfReach | Code::Store) {
+            if !matches!(
+                code,
+                Code::BadLease | Code::Lease | Code::OutOfReach | Code::Store | Code::TableFull
+            ) {
                 appears(code, &text);
             }
             problems[at].text = text;

@@ -33,3 +33,17 @@ pub fn udp_port(config: &NetworkConfig) -> Option<u16> {
 pub fn routes_directly(config: &NetworkConfig) -> bool {
     matches!(&config.backend, BackendConfig::Vxlan(vxlan) if vxlan.direct_routing)
 }
+
+/// Returns whether only the kernel's check of senders tells a peer's datagrams from anybody's.
+pub fn relies_on_sender_checks(config: &NetworkConfig) -> bool {
+    matches!(config.backend, BackendConfig::Vxlan(_) | BackendConfig::Udp(_))
+}
+
+/// Returns the size in bytes that the config gives to outer packets; by default it is the MTU of the external interface.
+pub fn outer_mtu(config: &NetworkConfig) -> Option<u32> {
+    match &config.backend {
+        BackendConfig::Vxlan(vxlan) => vxlan.mtu,
+        BackendConfig::Wireguard(wireguard) => wireguard.mtu,
+        BackendConfig::Udp(_) | BackendConfig::HostGw(_) | BackendConfig::Alloc => None,
+    }
+}

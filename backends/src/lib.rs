@@ -25,7 +25,7 @@ use flan_subnet_lease::{BackendData, Family, Lease, PerFamily, Subnets};
 use ipnetwork::IpNetwork;
 
 pub use alloc::Alloc;
-pub use facts::{ownership, routes_directly, udp_port};
+pub use facts::{outer_mtu, ownership, relies_on_sender_checks, routes_directly, udp_port};
 pub use holdings::Holdings;
 pub use host_gw::HostGw;
 pub use host_networks::{HostNetworks, collisions, enclosing};

@@ -43,7 +43,7 @@ async fn ask<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> 
 async fn answer<T: DeserializeOwned>(socket: &Path, method: Method, path: &str) -> Result<T, Failure> {
     let shown = socket.display();
     let connection = UnixStream::connect(socket).await.map_err(|reason| {
-        let message = format!("fland does not answer at {shown}: {reason}; is it running, and are you root?");
+        let message = format!("fland does not answer at {shown}: {reason}; is it running, and are you root or in the group flan?");
         Failure::new(Kind::Other, message)
     })?;
     let failed =

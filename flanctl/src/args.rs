@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Look for every reason why packets do not pass, before and after this host joins: the store, the kernel, ports, packet
     /// filters, Docker, the path to other hosts. Changes nothing. Exits with 9 if something is wrong. Requires root
     Check(CheckArgs),
+    /// Write an archive for a bug report: the result of check, what the agent and the store say, the kernel's state, packet
+    /// filters, settings and logs. Passwords and keys are left out. Requires root
+    Report(BugReportArgs),
     /// Find out which part of the way to a host or container works: its underlay address, the overlay with small and with the
     /// largest packets, and its agent. Exits with 9 if a part does not. Requires fland to run, and root; for the name of a
     /// container also the store
@@ -335,9 +338,34 @@ pub(crate) enum SubnetsCommand {
     },
 }
 
-/// How this host takes part, for `check`.
+/// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) host: CheckedHost,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
+    pub(crate) output: ReportForm,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BugReportArgs {
+    /// The archive, a new file. flan-report-HOST-TIME.tar.gz in this directory by default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Print what would be in it, and write no file
+    #[arg(long, conflicts_with = "file")]
+    pub(crate) show: bool,
+    #[command(flatten)]
+    pub(crate) host: CheckedHost,
+    #[command(flatten)]
+    pub(crate) subnet_dir: SubnetDir,
+}
+
+/// How this host takes part, for `check` and `report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckedHost {
     #[command(flatten)]
     pub(crate) interface: InterfaceArgs,
     #[command(flatten, next_help_heading = "This host")]
@@ -352,9 +380,6 @@ pub(crate) struct CheckArgs {
     /// Docker's settings file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SETTINGS)]
     pub(crate) docker_settings: PathBuf,
-    /// Output format
-    #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
-    pub(crate) output: ReportForm,
 }
 
 /// What to probe.

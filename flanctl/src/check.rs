@@ -12,14 +12,16 @@ mod peers;
 mod report;
 mod rules;
 mod store;
+mod this_host;
 
 pub(crate) use flan_host::docker::SETTINGS_FILE as DEFAULT_SETTINGS;
 
 use flan_agent_api::SubnetEnv;
 use flan_subnet_lease::StoreConfig;
 
-use self::report::{Examination, Report};
-use crate::args::{CheckArgs, ReportForm};
+pub(crate) use self::report::Report;
+use self::this_host::{Examination, ThisHost};
+use crate::args::{CheckArgs, CheckedHost, ReportForm};
 use crate::failure::{Failure, Kind};
 use crate::output;
 use crate::progress::told;
@@ -27,8 +29,7 @@ use crate::progress::told;
 /// Looks, and prints what was found. Fails if anything is wrong. `comment` says where the store's URLs are from.
 pub(crate) async fn check(args: &CheckArgs, config: StoreConfig, comment: &str) -> Result<(), Failure> {
     ensure_root()?;
-    let mut report = Report::default();
-    told(|| "looking at this host".to_owned(), examine(args, &config, comment, &mut report)).await;
+    let report = told(|| "looking at this host".to_owned(), examined(&args.host, &config, comment)).await;
     match args.output {
         ReportForm::Json => output::print_json(&report)?,
         ReportForm::Yaml => output::print_yaml(&report)?,
@@ -42,39 +43,47 @@ pub(crate) async fn check(args: &CheckArgs, config: StoreConfig, comment: &str) 
     }
 }
 
-fn ensure_root() -> Result<(), Failure> {
+/// Returns an error unless this process may see everything.
+pub(crate) fn ensure_root() -> Result<(), Failure> {
     let can = flan_kernel::netlink::may_change().map_err(|reason| Failure::new(Kind::Other, reason))?;
     let message = "this reads packet filters and other programs' ports: run it as root";
     if can { Ok(()) } else { Err(Failure::new(Kind::Usage, message)) }
 }
 
-async fn examine(args: &CheckArgs, config: &StoreConfig, comment: &str, report: &mut Report) {
-    let env = SubnetEnv::load(&args.subnet_file.path);
-    let running = agent::look(args, &env, report).await;
-    let stored = store::look(config, comment, &args.node_id, &env, report).await;
-    let env = env.ok().flatten();
+/// Returns what was found.
+pub(crate) async fn examined(args: &CheckedHost, config: &StoreConfig, comment: &str) -> Report {
+    let mut report = Report::default();
+    examine(args, config, comment, &mut report).await;
+    report
+}
+
+async fn examine(args: &CheckedHost, config: &StoreConfig, comment: &str, report: &mut Report) {
+    let file = SubnetEnv::load(&args.subnet_file.path);
+    let running = agent::look(args, &file, report).await;
+    let host = ThisHost::new(running, file, &args.node_id);
+    let stored = store::look(config, comment, &host, report).await;
     let Some(stored) = stored else {
         // Without a config nobody knows what this host needs.
-        docker::look(args, env.as_ref(), &[], report).await;
+        docker::look(args, &host, &[], report).await;
         kernel::look_at_tables(report);
         return;
     };
     let config = &stored.config;
-    let external = interface::look(args, config, report).await;
+    let external = interface::look(args, config, &host, report).await;
     if let Some(external) = &external {
-        interface::look_for_others(external, &stored, &args.node_id, report).await;
+        interface::look_for_others(external, &stored, &host, report).await;
     }
-    kernel::look_at_features(config, report);
-    kernel::look_at_port(config, running.is_some(), report).await;
-    interface::look_at_networks(config, env.as_ref(), report).await;
+    kernel::look_at_features(config, &host, report);
+    kernel::look_at_port(config, &host, report).await;
+    interface::look_at_networks(config, &host, report).await;
     let overlays: Vec<_> = config.networks().map(|(_, network)| network).collect();
-    let seen = Examination { config, external: external.as_ref(), env: env.as_ref(), leases: &stored.leases };
+    let seen = Examination { config, external: external.as_ref(), host: &host, leases: &stored.leases };
     kernel::look_at_settings(&seen, report).await;
     peers::look(&seen, report).await;
     rules::look(&seen, report).await;
-    docker::look(args, env.as_ref(), &overlays, report).await;
+    docker::look(args, &host, &overlays, report).await;
     kernel::look_at_tables(report);
-    match &running {
+    match &host.running {
         Some(status) if status.default.probed.is_some() => path::of_agent(status, report),
         _ => path::look(&seen, report).await,
     }

@@ -4,6 +4,7 @@ mod access;
 mod agent;
 mod args;
 mod attach;
+mod bug_report;
 mod check;
 mod config;
 mod confirm;
@@ -24,6 +25,7 @@ mod subnets;
 mod table;
 mod wireguard;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use args::{Command, ConfigCommand, NetworkCommand, StoreCommand, SubnetsCommand, WireguardCommand};
@@ -120,6 +122,11 @@ async fn carry_out(args: args::Args, access: &access::Access) -> Result<(), Fail
         Command::Peers { socket, output } => peers::list(&socket.path, output).await,
         Command::Check(check) => {
             check::check(&check, args.store.config()?, &access.comment(Kind::Unreachable)).await
+        }
+        Command::Report(report) => {
+            let settings = args.env_file.as_deref().unwrap_or(Path::new(access::UNIT_FILE));
+            let comment = access.comment(Kind::Unreachable);
+            bug_report::report(&report, settings, args.store.config()?, &comment).await
         }
         Command::Ping(args) => ping::ping(&args, whole_store).await,
         Command::Attach(args) => attach::attach(&args).await,

@@ -32,13 +32,18 @@ const GATHER: Duration = Duration::from_millis(200);
 
 /// Prints all leases.
 pub(crate) async fn list(store: &Store, socket: &Path, form: Form) -> Result<(), Failure> {
-    let config = config::parsed(store).await?;
-    let mut list = judged(store, &listed(store, config).await?).await;
+    let mut list = document(store).await?;
     alive::add(&mut list, socket).await;
     if list.items.is_empty() && matches!(form, Form::Table | Form::Wide) {
         return output::print(&format!("no leases below {}/subnets", store.prefix()));
     }
     print(&list, form)
+}
+
+/// Returns all leases, with verdicts and times.
+pub(crate) async fn document(store: &Store) -> Result<SubnetList, Failure> {
+    let config = config::parsed(store).await?;
+    Ok(judged(store, &listed(store, config).await?).await)
 }
 
 /// Prints all leases, and again after each change, until interrupted.
@@ -78,8 +83,7 @@ fn take(leases: &mut LeaseSet, event: WatchEvent<Lease>) -> bool {
 
 /// Prints one lease.
 pub(crate) async fn show(store: &Store, subnet: &str, form: Form) -> Result<(), Failure> {
-    let config = config::parsed(store).await?;
-    let mut list = judged(store, &listed(store, config).await?).await;
+    let mut list = document(store).await?;
     let known = list.items.iter().map(|item| (item.key.as_str(), item.host.as_deref()));
     let key = named::key(store, subnet, known)?;
     list.items.retain(|item| item.key == key);

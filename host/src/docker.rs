@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 /// Docker's settings file, unless another one is named.
 pub const SETTINGS_FILE: &str = "/etc/docker/daemon.json";
 
-/// The options that Docker's unit gets from `flanctl wait`. dockerd does not start if the file has one of them as well.
-const OURS: [&str; 4] = ["bip", "ip-masq", "mtu", "allow-direct-routing"];
+/// The options that Docker's unit gets from `flanctl wait`.
+pub const OURS: [&str; 4] = ["bip", "ip-masq", "mtu", "allow-direct-routing"];
 
 /// What is known of Docker on this host.
 #[derive(Debug, Default)]
@@ -18,10 +18,14 @@ pub struct Docker {
     pub version: Option<String>,
     /// The text of its settings file, if there is one.
     pub settings: Option<String>,
+    /// That file, for messages.
+    pub settings_file: String,
     /// The options of the process that runs, if one does.
     pub options: Vec<String>,
-    /// Whether its unit is given our options.
-    pub is_given_options: bool,
+    /// The options that its unit gives it. dockerd does not start if the file has one of them as well.
+    pub given: Vec<&'static str>,
+    /// The bridges in this host's subnet, whatever their names.
+    pub bridges: Vec<String>,
 }
 
 impl Docker {
@@ -29,19 +33,26 @@ impl Docker {
     /// networks of flan.
     pub fn misfits(&self, env: Option<&SubnetEnv>, overlays: &[IpNetwork]) -> Option<String> {
         let mut wrong: Vec<String> = self.version.as_deref().and_then(too_closed).into_iter().collect();
-        match self.settings.as_deref().map(serde_json::from_str::<Map<String, Value>>) {
+        let file = &self.settings_file;
+        let text = self.settings.as_deref().map(|text| text.trim_start_matches('\u{feff}').trim());
+        match text.filter(|text| !text.is_empty()).map(serde_json::from_str::<Map<String, Value>>) {
             Some(Err(reason)) => {
                 wrong.push(format!(
-                    "{SETTINGS_FILE} cannot be read, so Docker does not start with it: {reason}; mend it"
+                    "{file} cannot be read, so Docker does not start with it: {reason}; mend it"
                 ));
             }
             Some(Ok(settings)) => wrong.extend(self.misfits_of(&settings, env, overlays)),
             None => {}
         }
-        if let Some(bridge) = option(&self.options, "bridge").filter(|bridge| !is_docker0(bridge)) {
+        let bridge = option(&self.options, "--bridge").or_else(|| option(&self.options, "-b"));
+        if let Some(bridge) = bridge.filter(|bridge| !self.is_ours(bridge)) {
             wrong.push(no_docker0("dockerd runs with --bridge", &bridge));
         }
         (!wrong.is_empty()).then(|| wrong.join("; "))
+    }
+
+    fn is_ours(&self, bridge: &str) -> bool {
+        bridge.is_empty() || bridge == "docker0" || self.bridges.iter().any(|ours| ours == bridge)
     }
 
     fn misfits_of(
@@ -50,20 +61,21 @@ impl Docker {
         env: Option<&SubnetEnv>,
         overlays: &[IpNetwork],
     ) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let twice: Vec<&str> = OURS.into_iter().filter(|name| settings.contains_key(*name)).collect();
-        if self.is_given_options && !twice.is_empty() {
+        let (mut wrong, file) = (Vec::new(), &self.settings_file);
+        let twice: Vec<&str> =
+            self.given.iter().copied().filter(|name| settings.contains_key(*name)).collect();
+        if !twice.is_empty() {
             wrong.push(format!(
-                "{SETTINGS_FILE} sets {}, which Docker's unit also gets from subnet.env, so dockerd does not start; remove \
+                "{file} sets {}, which Docker's unit also gets from subnet.env, so dockerd does not start; remove \
                  it from the file",
                 twice.join(", ")
             ));
         } else if let Some(env) = env {
-            wrong.extend(other_values(settings, env));
+            wrong.extend(other_values(file, settings, env));
         }
         let text = |name: &str| settings.get(name).and_then(Value::as_str);
-        if let Some(bridge) = text("bridge").filter(|bridge| !is_docker0(bridge)) {
-            wrong.push(no_docker0(&format!("{SETTINGS_FILE} sets bridge to"), bridge));
+        if let Some(bridge) = text("bridge").filter(|bridge| !self.is_ours(bridge)) {
+            wrong.push(no_docker0(&format!("{file} sets bridge to"), bridge));
         }
         if let (Some(range), Some(own)) = (text("fixed-cidr"), env.and_then(|env| env.bridges.v4))
             && !range
@@ -71,7 +83,7 @@ impl Docker {
                 .is_ok_and(|range| own.contains(range.network()) && range.prefix() >= own.prefix())
         {
             wrong.push(format!(
-                "{SETTINGS_FILE} sets fixed-cidr to {range}, which is not in this host's subnet {}/{}, so containers get \
+                "{file} sets fixed-cidr to {range}, which is not in this host's subnet {}/{}, so containers get \
                  addresses that other hosts do not reach; remove it",
                 own.network(),
                 own.prefix()
@@ -82,7 +94,7 @@ impl Docker {
         for base in bases {
             if let Some(overlay) = overlays.iter().find(|overlay| overlap(overlay, &base)) {
                 wrong.push(format!(
-                    "{SETTINGS_FILE} has the address pool {base}, which overlaps the network {overlay}: Docker's own networks \
+                    "{file} has the address pool {base}, which overlaps the network {overlay}: Docker's own networks \
                      would hide other hosts; choose another pool"
                 ));
             }
@@ -92,16 +104,16 @@ impl Docker {
 }
 
 /// Describes settings of the file that differ from what the subnet file says.
-fn other_values(settings: &Map<String, Value>, env: &SubnetEnv) -> Vec<String> {
+fn other_values(file: &str, settings: &Map<String, Value>, env: &SubnetEnv) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut differs = |name: &str, value: String, wanted: String, so: &str| {
         wrong.push(format!(
-            "{SETTINGS_FILE} sets {name} to {value}, and subnet.env says {wanted}, so {so}; remove it from the file and give \
+            "{file} sets {name} to {value}, and subnet.env says {wanted}, so {so}; remove it from the file and give \
              dockerd what subnet.env says"
         ));
     };
     if let (Some(bip), Some(own)) = (settings.get("bip").and_then(Value::as_str), env.bridges.get(Family::V4))
-        && bip.parse::<IpNetwork>().ok() != Some(*own)
+        && !bip.parse::<IpNetwork>().is_ok_and(|bip| own.contains(bip.ip()) && bip.prefix() >= own.prefix())
     {
         differs("bip", bip.to_owned(), own.to_string(), "other hosts do not reach the containers");
     }
@@ -123,23 +135,20 @@ fn too_closed(version: &str) -> Option<String> {
     })
 }
 
-fn is_docker0(bridge: &str) -> bool {
-    bridge.is_empty() || bridge == "docker0"
-}
-
 fn no_docker0(said: &str, bridge: &str) -> String {
     format!(
         "{said} {bridge}, so that containers are not at docker0, whose subnet other hosts know; remove that"
     )
 }
 
-/// The value of an option of a command line, as `--name=value` or `--name value`.
+/// The value of an option of a command line, as `--name=value`, `--name value`, `-n value` or `-nvalue`.
 fn option(arguments: &[String], name: &str) -> Option<String> {
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
-        match argument.strip_prefix("--").and_then(|argument| argument.strip_prefix(name)) {
+        match argument.strip_prefix(name) {
             Some("") => return arguments.next().cloned(),
             Some(rest) if rest.starts_with('=') => return Some(rest[1..].to_owned()),
+            Some(rest) if !name.starts_with("--") => return Some(rest.to_owned()),
             _ => {}
         }
     }
@@ -156,14 +165,26 @@ mod tests {
         docker.misfits(Some(&env.unwrap()), &["10.5.0.0/16".parse().unwrap()])
     }
 
+    fn docker(settings: &str) -> Docker {
+        let bridges = vec!["br-apps".to_owned()];
+        Docker {
+            settings: Some(settings.to_owned()),
+            settings_file: "daemon.json".into(),
+            bridges,
+            ..Docker::default()
+        }
+    }
+
     fn with(settings: &str) -> Option<String> {
-        told(&Docker { settings: Some(settings.to_owned()), ..Docker::default() })
+        told(&docker(settings))
     }
 
     #[test]
     fn settings_that_fit_are_not_told_of() {
         assert_eq!(told(&Docker::default()), None);
         assert_eq!(with(r#"{"bip": "10.5.52.1/24", "mtu": 1450, "log-driver": "journald"}"#), None);
+        assert_eq!(with("\u{feff} \n"), None, "Docker takes it for none");
+        assert_eq!(with(r#"{"bridge": "br-apps", "bip": "10.5.52.1/25"}"#), None, "within the subnet");
         assert_eq!(with(r#"{"mtu": 1400, "fixed-cidr": "10.5.52.128/25"}"#), None);
         assert_eq!(with(r#"{"default-address-pools": [{"base": "172.30.0.0/16", "size": 24}]}"#), None);
     }
@@ -191,9 +212,12 @@ mod tests {
 
     #[test]
     fn what_the_unit_sets_as_well_keeps_docker_from_starting() {
-        let settings = Some(r#"{"bip": "10.5.52.1/24"}"#.to_owned());
-        let text = told(&Docker { settings, is_given_options: true, ..Docker::default() }).unwrap();
-        assert!(text.contains("sets bip, which Docker's unit also gets from subnet.env"), "{text}");
+        let given = OURS.to_vec();
+        let text = told(&Docker { given, ..docker(r#"{"bip": "10.5.52.1/24"}"#) }).unwrap();
+        assert!(
+            text.contains("daemon.json sets bip, which Docker's unit also gets from subnet.env"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -216,6 +240,7 @@ mod tests {
         };
         assert!(run(&["dockerd", "--bridge", "none"]).unwrap().contains("runs with --bridge none"));
         assert!(run(&["dockerd", "--bridge=br0", "-H", "fd://"]).is_some());
+        assert!(run(&["dockerd", "-b", "none"]).is_some() && run(&["dockerd", "-bnone"]).is_some());
         assert_eq!(run(&["dockerd", "--bridge=docker0", "--bip=10.5.52.1/24"]), None);
     }
 }

@@ -32,15 +32,16 @@ impl Settings {
     pub fn forwarding_off(&self, families: &[Family], devices: &[LinkName]) -> Option<String> {
         let mut off = Vec::new();
         for family in families {
-            let (all, of_each) = match family {
-                Family::V4 => ("net/ipv4/ip_forward", "net/ipv4/conf"),
-                Family::V6 => ("net/ipv6/conf/all/forwarding", "net/ipv6/conf"),
+            let all = match family {
+                Family::V4 => "net/ipv4/ip_forward",
+                Family::V6 => "net/ipv6/conf/all/forwarding",
             };
             if self.is_off(all) {
                 // Whoever sets it sets that of each device, too.
                 off.push(all.to_owned());
-            } else {
-                let of_devices = devices.iter().map(|device| format!("{of_each}/{device}/forwarding"));
+            } else if *family == Family::V4 {
+                // With IPv6, that of a device says whether it listens to routers, and not whether it forwards.
+                let of_devices = devices.iter().map(|device| format!("net/ipv4/conf/{device}/forwarding"));
                 off.extend(of_devices.filter(|path| self.is_off(path)));
             }
         }
@@ -135,6 +136,11 @@ mod tests {
         );
         let text = off(&[on, ("net/ipv4/conf/flannel.1/forwarding", "0")], &[Family::V4]).unwrap();
         assert!(text.contains("sysctl -w net.ipv4.conf.flannel/1.forwarding=1"), "{text}");
+        let all_v6 = ("net/ipv6/conf/all/forwarding", "1");
+        assert_eq!(
+            off(&[on, all_v6, ("net/ipv6/conf/docker0/forwarding", "0")], &[Family::V4, Family::V6]),
+            None
+        );
         let v6 = ("net/ipv6/conf/all/forwarding", "0");
         assert_eq!(off(&[on, v6], &[Family::V4]), None, "the network has no IPv6");
         assert!(

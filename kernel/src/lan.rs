@@ -135,7 +135,7 @@ pub async fn other_holder(link: LinkName, address: Ipv4Addr) -> Result<Option<Ma
     let links = Tables::here()?.links().await?;
     let is_it = |one: &&Link| one.name == link && one.is_ethernet && one.is_up;
     let Some(Link { index, mac, .. }) = links.iter().find(is_it).cloned() else { return Ok(None) };
-    let ask = move || Arp::open(index, mac)?.holder_of(address);
+    let ask = move || Arp::open(index, mac)?.present_holder_of(address);
     let asked = tokio::task::spawn_blocking(ask).await.unwrap_or_else(|error| Err(io::Error::other(error)));
     let asked = asked.map_err(|error| {
         LanError::kernel(format!("asking who has {address}"))(KernelError::Socket(error.to_string()))

@@ -36,13 +36,13 @@ pub use bridges::{Bridge, bridges};
 pub use fou::{FouLack, check_fou, other_ipip_device};
 pub(crate) use holder::holder_of_port;
 pub use holder::{Holder, port_holder};
-pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_to};
+pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_from, route_to};
 pub use linux::Linux;
 pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 pub use object::Notification;
 pub use our_devices::devices_of_our_kinds;
 pub use ports::{Port, is_plugged, plug, unplug};
-pub use trial::{Trial, try_device};
+pub use trial::{Trial, TrialError, try_device};
 pub use wireguard::{SILENT_AFTER, WireguardTraffic, has_wireguard, wireguard_peers};
 
 use self::lookup::Lookup;

@@ -262,7 +262,7 @@ impl BackendConfig {
     }
 
     /// Returns whether several hosts may have one address, because something else tells them apart.
-    pub(crate) fn shares_addresses(&self) -> bool {
+    pub fn shares_addresses(&self) -> bool {
         self.kind().data.as_ref().is_some_and(|data| data.suffices)
     }
 

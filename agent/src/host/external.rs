@@ -94,7 +94,7 @@ impl ExternalWatch {
     /// Keeps the known interface, and schedules another check.
     pub(super) fn is_in_trouble(&mut self, reason: &str, now: Instant) {
         if self.problem.as_deref() != Some(reason) {
-            warn!(problem = %Code::Kernel, reason, "cannot follow the external interface; trying again");
+            warn!(code = %Code::Kernel, reason, "cannot follow the external interface; trying again");
         }
         self.problem = Some(reason.to_owned());
         self.due.at(now + AGAIN);

@@ -192,7 +192,7 @@ impl Reconciler {
                 return Consequences::default();
             }
             Err(reason) => {
-                warn!(problem = %Code::Kernel, %reason, "cannot read the kernel's state; leaving it as it is");
+                warn!(code = %Code::Kernel, %reason, "cannot read the kernel's state; leaving it as it is");
                 self.unread = Some(reason);
                 self.read_at = Some(now + READ_AGAIN);
                 return Consequences { work: true, ..Consequences::default() };
@@ -294,7 +294,7 @@ impl Reconciler {
         for refusal in refused {
             if self.is_to_be_told(refusal) {
                 if self.outcome.refusals < SHOWN {
-                    warn!(problem = %Code::Kernel, operation = %refusal.operation, reason = %refusal.reason, "the kernel refused an operation");
+                    warn!(code = %Code::Kernel, operation = %refusal.operation, reason = %refusal.reason, "the kernel refused an operation");
                 }
                 self.outcome.refusals += 1;
             }

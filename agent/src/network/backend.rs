@@ -60,11 +60,6 @@ pub(super) fn encapsulation(config: &NetworkConfig) -> Option<String> {
     )
 }
 
-/// Returns whether only the kernel's check of senders tells a peer's datagrams from anybody's.
-pub(super) fn checks_senders(config: &NetworkConfig) -> bool {
-    matches!(config.backend, BackendConfig::Vxlan(_) | BackendConfig::Udp(_))
-}
-
 /// What this host has for a backend.
 pub(super) struct HostMeans<'a> {
     /// Its flags.

@@ -5,13 +5,19 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use flan_agent_api::{API_VERSION, Peer, Peers, ProbeSource, WireguardPeer};
 use flan_subnet_lease::NetworkName;
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
 use super::SharedStatus;
 use crate::daemon::{Order, Told};
@@ -29,7 +35,10 @@ struct Asked {
     tell: mpsc::Sender<Told>,
 }
 
-/// Serves what the health port serves, `GET /peers`, and `POST /networks/NAME/join` and `leave`, until the process ends.
+/// The group whose members may read, if this host has it.
+const READERS: &str = "flan";
+
+/// Serves what the health port serves, `GET /peers`, and for root alone `POST /networks/NAME/join` and `leave`, until the process ends.
 ///
 /// # Errors
 /// If the socket cannot be made.
@@ -40,14 +49,42 @@ pub(crate) fn serve(
     tell: mpsc::Sender<Told>,
 ) -> io::Result<()> {
     let listener = root_socket::listen(path)?;
-    let for_root = Router::new()
-        .route("/peers", get(all))
+    if let Err(reason) = root_socket::open_to(path, READERS) {
+        warn!(%reason, socket = %path.display(), "only root can ask the agent, and not the group {READERS}");
+    }
+    let beside = Router::new()
         .route("/networks/{name}/join", post(join))
         .route("/networks/{name}/leave", post(leave))
+        .route_layer(middleware::from_fn(only_root))
+        .route("/peers", get(all))
         .with_state(Asked { status: status.clone(), peers, tell });
-    let router = super::router(status).merge(for_root);
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    let router = super::router(status).merge(beside);
+    let service = router.into_make_service_with_connect_info::<Caller>();
+    tokio::spawn(async move { axum::serve(listener, service).await });
     Ok(())
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    is_root: bool,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(connection: IncomingStream<'_, UnixListener>) -> Self {
+        Self { is_root: connection.io().peer_cred().is_ok_and(|caller| caller.uid() == 0) }
+    }
+}
+
+async fn only_root(
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    request: Request,
+    next: Next,
+) -> Result<Response, (StatusCode, String)> {
+    match caller.is_root {
+        true => Ok(next.run(request).await),
+        false => Err((StatusCode::FORBIDDEN, "only root may change what this host does\n".to_owned())),
+    }
 }
 
 async fn all(State(asked): State<Asked>) -> Result<Json<Peers>, (StatusCode, String)> {

@@ -5,7 +5,7 @@ use flan_kernel::process::Process;
 
 use super::report::Report;
 use crate::agent;
-use crate::args::CheckArgs;
+use crate::args::CheckedHost;
 
 const AGENT: &str = "agent";
 const SUBNET_FILE: &str = "subnet file";
@@ -13,15 +13,20 @@ const FLANNELD: &str = "flanneld";
 
 /// Asks the agent. Returns its status if it answers.
 pub(super) async fn look(
-    args: &CheckArgs,
+    args: &CheckedHost,
     env: &Result<Option<SubnetEnv>, SubnetEnvError>,
     report: &mut Report,
 ) -> Option<Status> {
     let file = args.subnet_file.path.display();
     let status = agent::get::<Status>(&args.socket.path, "/status").await.ok();
-    match (&status, env) {
-        (Some(status), _) => tell(status, report),
-        (None, Ok(Some(_))) => {
+    let flanneld = Process::called_here(FLANNELD);
+    match (&status, env, &flanneld) {
+        (Some(status), _, _) => tell(status, report),
+        (None, _, Some(flanneld)) => {
+            let text = format!("{flanneld} runs, and no fland; to change over, see docs/from-flannel.md");
+            report.fine(AGENT, text);
+        }
+        (None, Ok(Some(_)), None) => {
             let text = format!(
                 "{file} says that this host has joined, and no fland answers at {}: it learns of no new host; start it \
                  (systemctl start fland), and see journalctl -u fland",
@@ -29,7 +34,7 @@ pub(super) async fn look(
             );
             report.found(AGENT, Code::AgentDown, text);
         }
-        (None, _) => report.fine(AGENT, "fland does not run yet"),
+        (None, _, None) => report.fine(AGENT, "fland does not run yet"),
     }
     match (env, &status) {
         (Err(reason), _) => {
@@ -38,15 +43,17 @@ pub(super) async fn look(
         }
         (Ok(None), Some(status)) if status.default.ready => {
             let text = format!(
-                "fland is ready, and {file} is gone; restart fland, which writes it, and then Docker"
+                "fland is ready, and {file} is not there; restart fland, which writes it, and then Docker. If fland has \
+                 another --subnet-file, name it here as well"
             );
             report.found(SUBNET_FILE, Code::SubnetFile, text);
         }
         _ => {}
     }
-    if let (Some(process), true) = (Process::called_here(FLANNELD), status.is_some()) {
+    if let (Some(process), true) = (flanneld, status.is_some()) {
         let text = format!(
-            "{process} runs beside fland, and both change the same devices, routes and lease; stop one of the two"
+            "{process} runs beside fland; unless it is for another network, with another VNI and another key in the store, both \
+             change the same devices, routes and lease: stop one of the two"
         );
         report.found(AGENT, Code::OtherAgent, text);
     }

@@ -2,24 +2,34 @@
 
 use std::net::IpAddr;
 
-use flan_agent_api::{Code, NodeId, SubnetEnv};
+use flan_agent_api::{Code, InterfaceArgs};
 use flan_backends::{HostNetworks, collisions};
 use flan_host::interface::{External, Selection};
-use flan_kernel::lan;
+use flan_kernel::{lan, netlink};
 use flan_subnet_lease::NetworkConfig;
+use ipnetwork::IpNetwork;
 
 use super::report::Report;
 use super::store::Stored;
-use crate::args::CheckArgs;
+use super::this_host::ThisHost;
+use crate::args::CheckedHost;
 
 const INTERFACE: &str = "interface";
 const ADDRESS: &str = "address";
 const NETWORKS: &str = "networks";
+/// Leases that are named.
+const SHOWN: usize = 3;
 
 /// Chooses it as fland does at a start.
-pub(super) async fn look(args: &CheckArgs, config: &NetworkConfig, report: &mut Report) -> Option<External> {
-    let overlays: Vec<_> = config.networks().collect();
-    let selection = Selection { args: &args.interface, overlays: &overlays };
+pub(super) async fn look(
+    args: &CheckedHost,
+    config: &NetworkConfig,
+    host: &ThisHost,
+    report: &mut Report,
+) -> Option<External> {
+    let overlays: Vec<_> = config.over_underlay().collect();
+    let args = as_running(&args.interface, host).await;
+    let selection = Selection { args: &args, overlays: &overlays };
     let survey = match selection.survey().await {
         Ok(survey) => survey,
         Err(reason) => {
@@ -47,11 +57,31 @@ pub(super) async fn look(args: &CheckArgs, config: &NetworkConfig, report: &mut 
     Some(external)
 }
 
+/// Returns the flags by which the interface is found that the running agent has, wherever that differs from what is known
+/// here: it keeps the one that it has, and may have other flags.
+async fn as_running(args: &InterfaceArgs, host: &ThisHost) -> InterfaceArgs {
+    let mut told = host.running.iter().flat_map(|status| &status.default.public_ips);
+    let interfaces = netlink::interfaces().await.unwrap_or_default();
+    let is_here = |ip: &&String| {
+        let has = |address: &IpNetwork| address.ip().to_string() == **ip;
+        interfaces.iter().any(|interface| interface.addresses.iter().any(has))
+    };
+    match told.find(is_here) {
+        Some(ip) => InterfaceArgs {
+            iface: vec![ip.clone()],
+            iface_regex: Vec::new(),
+            iface_can_reach: None,
+            public_ips: args.public_ips,
+        },
+        None => args.clone(),
+    }
+}
+
 /// Looks for other machines with the address: on the link, and in the store.
 pub(super) async fn look_for_others(
     external: &External,
     stored: &Stored,
-    node_id: &NodeId,
+    host: &ThisHost,
     report: &mut Report,
 ) {
     let link = external.underlay.link;
@@ -65,17 +95,21 @@ pub(super) async fn look_for_others(
             report.found(ADDRESS, Code::AddressTaken, text);
         }
     }
-    let ours = node_id.id();
-    let same_address = |ip: &IpAddr| external.public_ips.values().any(|own| own == ip);
-    for lease in stored.leases.readable() {
-        let attributes = &lease.attributes;
-        let others = attributes.node.id.is_some() && attributes.node.id != ours;
-        if others && attributes.public_ips.values().any(same_address) {
+    // Behind one NAT, several hosts of wireguard have one address.
+    if !stored.config.backend.shares_addresses() {
+        let same_address = |ip: &IpAddr| external.public_ips.values().any(|own| own == ip);
+        let of_others = stored.leases.readable().filter(|lease| {
+            let attributes = &lease.attributes;
+            attributes.node.id.is_some()
+                && !host.holds(lease)
+                && attributes.public_ips.values().any(same_address)
+        });
+        for lease in of_others.take(SHOWN) {
             let text = format!(
                 "the lease of {} is that of {}: a machine with this host's address and another node id; give one of the two \
                  another address, or release the lease if that machine is gone: flanctl subnets release {}",
                 lease.subnets,
-                attributes.holder_and_node(),
+                lease.attributes.holder_and_node(),
                 lease.subnets
             );
             report.found(ADDRESS, Code::AddressTaken, text);
@@ -87,8 +121,8 @@ pub(super) async fn look_for_others(
 }
 
 /// Compares the networks of this host with flan's, before it joins. Afterwards the agent does, which knows its subnet.
-pub(super) async fn look_at_networks(config: &NetworkConfig, env: Option<&SubnetEnv>, report: &mut Report) {
-    if env.is_some() {
+pub(super) async fn look_at_networks(config: &NetworkConfig, host: &ThisHost, report: &mut Report) {
+    if host.has_joined {
         return;
     }
     let overlays = config.networks().map(|(_, network)| network).collect();

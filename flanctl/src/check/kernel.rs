@@ -1,17 +1,18 @@
 //! What the kernel can do, and how it is set.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use flan_agent_api::Code;
-use flan_backends::{Udp, ownership, udp_port};
+use flan_backends::{Udp, ownership, relies_on_sender_checks, udp_port};
 use flan_host::ports;
 use flan_host::settings::Settings;
 use flan_host::tables::Tables;
-use flan_kernel::LinkName;
-use flan_kernel::netlink::{self, Trial, check_fou, try_device};
+use flan_kernel::netlink::{self, Holder, Trial, TrialError, check_fou, try_device};
+use flan_kernel::{KernelError, LinkName};
 use flan_subnet_lease::{BackendConfig, Family, NetworkConfig, PathChoice};
 
-use super::report::{Examination, Report};
+use super::report::Report;
+use super::this_host::{Examination, ThisHost};
 
 const KERNEL: &str = "kernel";
 const PORT: &str = "port";
@@ -19,7 +20,7 @@ const FORWARDING: &str = "forwarding";
 const TABLES: &str = "tables";
 
 /// Tries what the backend needs.
-pub(super) fn look_at_features(config: &NetworkConfig, report: &mut Report) {
+pub(super) fn look_at_features(config: &NetworkConfig, host: &ThisHost, report: &mut Report) {
     let backend = config.backend.name();
     let by_kernel = |choice: PathChoice, can: &dyn Fn() -> bool| match choice {
         PathChoice::User => false,
@@ -27,65 +28,81 @@ pub(super) fn look_at_features(config: &NetworkConfig, report: &mut Report) {
         PathChoice::Auto => can(),
     };
     let has_wireguard = || netlink::has_wireguard().unwrap_or_default();
-    let fou = || check_fou(Udp::device_name());
+    // It is tried in this host's own network, beside an agent that may try the same.
+    let has_fou = || try_device(Trial::Tun).is_err() && check_fou(Udp::device_name()).is_ok();
     let (needed, tried) = match &config.backend {
-        BackendConfig::Vxlan(_) => ("VXLAN devices (module vxlan)", tried(Trial::Vxlan)),
+        BackendConfig::Vxlan(_) => ("VXLAN devices (module vxlan)", try_device(Trial::Vxlan)),
         BackendConfig::Wireguard(wireguard) if by_kernel(wireguard.path, &has_wireguard) => {
-            ("WireGuard devices (module wireguard)", tried(Trial::Wireguard))
+            ("WireGuard devices (module wireguard)", try_device(Trial::Wireguard))
         }
-        BackendConfig::Udp(udp) if by_kernel(udp.path, &|| fou().is_ok()) => {
-            ("FOU (module fou)", fou().map_err(|lack| lack.to_string()))
+        // fland does not start without.
+        BackendConfig::Udp(udp) if host.running.is_none() && by_kernel(udp.path, &has_fou) => {
+            let tried = check_fou(Udp::device_name());
+            (
+                "FOU (module fou)",
+                tried.map_err(|lack| TrialError::Lacks(KernelError::Message(lack.to_string()))),
+            )
         }
-        // fland itself moves the packets.
+        // fland itself can move the packets.
         BackendConfig::Wireguard(_) | BackendConfig::Udp(_) => {
-            ("TUN devices (module tun)", tried(Trial::Tun))
+            ("TUN devices (module tun)", try_device(Trial::Tun))
         }
         BackendConfig::HostGw(_) | BackendConfig::Alloc => ("nothing beyond routes", Ok(())),
     };
-    let wrong = tried.err().map(|reason| {
-        format!(
-            "this kernel makes no {needed}, which the backend {backend} needs: {reason}; install the kernel's modules and load \
-             it (modprobe), or choose another backend"
-        )
-    });
-    report.judge(KERNEL, Code::KernelFeature, wrong, format!("has what {backend} needs: {needed}"));
-    if !netlink::has_nftables() {
+    let (wrong, fine) = match tried {
+        Ok(()) => (None, format!("has what {backend} needs: {needed}")),
+        Err(TrialError::Untried(reason)) => {
+            (None, format!("whether it has {needed} cannot be tried here: {reason}"))
+        }
+        Err(TrialError::Lacks(reason)) => {
+            let text = format!(
+                "this kernel makes no {needed}, which the backend {backend} needs: {reason}; install the kernel's modules and \
+                 load it (modprobe), or choose another backend"
+            );
+            (Some(text), String::new())
+        }
+    };
+    report.judge(KERNEL, Code::KernelFeature, wrong, fine);
+    if relies_on_sender_checks(config) && !netlink::has_nftables() {
         let text = "this kernel has no nftables (module nf_tables), so fland cannot check who sends packets of the overlay: \
                     anybody who reaches this host can";
         report.judge(KERNEL, Code::UncheckedSenders, Some(text.to_owned()), "");
     }
 }
 
-fn tried(trial: Trial) -> Result<(), String> {
-    try_device(trial).map_err(|reason| reason.to_string())
-}
-
 /// Looks who has the backend's port, where fland does not run yet.
-pub(super) async fn look_at_port(config: &NetworkConfig, has_agent: bool, report: &mut Report) {
+pub(super) async fn look_at_port(config: &NetworkConfig, host: &ThisHost, report: &mut Report) {
     let Some(port) = udp_port(config) else { return };
     let ours = ownership(config, true).links;
     let interfaces = netlink::interfaces().await.unwrap_or_default();
     // A device that an agent left behind has the port, and rightly so.
-    if has_agent || interfaces.iter().any(|interface| ours.contains(&interface.name)) {
+    if host.running.is_some() || interfaces.iter().any(|interface| ours.contains(&interface.name)) {
         return;
     }
-    let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_err();
-    let wrong = taken.then(|| ports::taken(port, &netlink::port_holder(port)));
+    let is_taken = |(family, _)| match family {
+        Family::V4 => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_err(),
+        Family::V6 => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_err(),
+    };
+    let holder = config.over_underlay().any(is_taken).then(|| netlink::port_holder(port));
+    // VXLAN devices with different VNIs share one.
+    let shares = matches!(config.backend, BackendConfig::Vxlan(_))
+        && matches!(holder, Some(Holder::Vxlan { external: false, .. }));
+    let wrong = holder.filter(|_| !shares).map(|holder| ports::taken(port, &holder));
     report.judge(PORT, Code::PortTaken, wrong, format!("UDP {port} is free"));
 }
 
 /// Looks at forwarding once the host has joined: fland turns it on when it starts.
 pub(super) async fn look_at_settings(seen: &Examination<'_>, report: &mut Report) {
     let settings = Settings::default();
-    let Some(env) = seen.env else {
+    if !seen.host.has_joined {
         return report.fine(FORWARDING, "fland turns it on when it starts");
-    };
+    }
     let families: Vec<Family> = seen.config.networks().map(|(family, _)| family).collect();
     let bridges = netlink::bridges().unwrap_or_default();
-    let mut devices: Vec<LinkName> =
-        flan_host::bridge::in_our_subnets(&bridges, env).into_iter().map(|(name, _)| name).collect();
-    devices.extend(ownership(seen.config, true).links);
-    devices.extend(seen.external.map(|external| external.underlay.link));
+    let env = seen.host.env.as_ref();
+    let of_containers = env.map(|env| flan_host::bridge::in_our_subnets(&bridges, env)).unwrap_or_default();
+    let mut devices: Vec<LinkName> = of_containers.into_iter().map(|(name, _)| name).collect();
+    devices.extend(seen.devices());
     let wrong = settings.forwarding_off(&families, &devices);
     report.judge(FORWARDING, Code::ForwardingOff, wrong, "on");
     let bridge = seen.external.map(|external| external.underlay.link);
@@ -97,5 +114,5 @@ pub(super) async fn look_at_settings(seen: &Examination<'_>, report: &mut Report
 
 /// Looks at tables that can be full.
 pub(super) fn look_at_tables(report: &mut Report) {
-    report.judge(TABLES, Code::TableFull, Tables::default().nearly_full(), "none is nearly full");
+    report.judge(TABLES, Code::TableFull, Tables::default().nearly_full(false), "none is nearly full");
 }

@@ -1,15 +1,18 @@
 //! Whether packets of full size pass to the hosts of peers, found by sending some.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use flan_agent_api::{Code, Probed, Status};
+use flan_backends::outer_mtu;
 use flan_kernel::echo::EchoSocket;
+use flan_subnet_lease::BackendConfig;
+use futures::future::join_all;
 use tokio::time::{Instant, timeout_at};
 
 use super::peers::peers;
-use super::report::{Examination, Report};
+use super::report::Report;
+use super::this_host::Examination;
 use crate::output;
 
 const PATH: &str = "path";
@@ -20,8 +23,10 @@ const SMALL: u16 = 64;
 /// Sizes of which one is the usual limit: of IPv6, of tunnels, of PPPoE, of Ethernet, of jumbo frames.
 const SIZES: [u16; 10] = [576, 1280, 1350, 1400, 1420, 1450, 1480, 1492, 1500, 9000];
 /// How often each packet is sent: one may be lost.
-const TIMES: u64 = 3;
-/// How long to wait for answers.
+const TIMES: usize = 3;
+/// Time between two packets to one host, which answers only so many a second.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait for the last answers.
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Tells what the agent has found.
@@ -33,72 +38,89 @@ pub(super) fn of_agent(status: &Status, report: &mut Report) {
     }
 }
 
-/// Sends echo requests to the underlay addresses of some peers. Where nothing answers at all, ICMP may be blocked.
+/// Sends echo requests to the underlay addresses of some peers. Where nothing answers at all, ICMP may be blocked: only a
+/// host that answers small packets says something about large ones.
 pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
     let Some(external) = seen.external else { return };
-    let own = &external.underlay.addresses;
+    let link = external.underlay.link;
     let ips = peers(seen).into_iter().flat_map(|peer| peer.attributes.public_ips.values().copied());
     let ips: Vec<IpAddr> = ips.take(ASKED).collect();
     if ips.is_empty() {
         return report.fine(PATH, "there are no other hosts yet");
     }
-    let most = u16::try_from(external.underlay.mtu).unwrap_or(u16::MAX);
+    let most = outer_mtu(seen.config).unwrap_or(external.underlay.mtu);
+    let most = u16::try_from(most).unwrap_or(u16::MAX);
+    let asked = ips.iter().map(|ip| {
+        let from = external.underlay.addresses.values().copied().find(|own| own.is_ipv4() == ip.is_ipv4());
+        async move { (*ip, largest(*ip, from, most).await) }
+    });
     let (mut answers, mut wrong) = (0, Vec::new());
-    for v4 in [true, false] {
-        let ips: Vec<IpAddr> = ips.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
-        let from = own.values().copied().find(|own| own.is_ipv4() == v4);
-        let Ok(found) = largest(&ips, from, most).await else {
-            return report.fine(PATH, "cannot be tried: no raw socket");
-        };
-        for ip in &ips {
-            match found.get(ip) {
-                Some(largest) if *largest < most => wrong.push(format!(
-                    "packets of {most} bytes to the host {ip} do not come back, those of {largest} do: something on the way has \
-                     a smaller MTU than {}; raise it there, or lower that of {} (ip link set {} mtu {largest}) and restart \
-                     fland",
-                    external.underlay.link, external.underlay.link, external.underlay.link
-                )),
-                Some(_) => {}
-                None => continue,
-            }
-            answers += 1;
+    for (ip, largest) in join_all(asked).await {
+        let Ok(Some(largest)) = largest else { continue };
+        answers += 1;
+        if largest < most {
+            let instead = match &seen.config.backend {
+                BackendConfig::Vxlan(_) | BackendConfig::Wireguard(_) => {
+                    format!(", or set Backend.MTU to {largest} in the network config")
+                }
+                _ => String::new(),
+            };
+            wrong.push(format!(
+                "packets of {most} bytes from {link} to the host {ip} do not come back, those of {largest} do: something on the \
+                 way has a smaller MTU; raise it there{instead}"
+            ));
         }
     }
-    if !wrong.is_empty() {
-        return report.judge(PATH, Code::PeerMtu, Some(wrong.join("; ")), "");
-    }
+    let wrong = (!wrong.is_empty()).then(|| wrong.join("; "));
     let hosts = output::count(ips.len(), "host");
-    let none = (answers == 0).then(|| {
-        format!("none of {hosts} answers an echo request from here: they are cut off or down, or something on the way drops ICMP")
-    });
-    let fine = format!("{answers} of {hosts} answer, also packets of {most} bytes");
-    report.judge(PATH, Code::PeerUnreachable, none, fine);
+    let fine = match answers {
+        0 => format!(
+            "none of {hosts} answers an echo request: they may be down or cut off, or something on the way drops ICMP"
+        ),
+        answers => format!("{answers} of {hosts} answer, also packets of {most} bytes"),
+    };
+    report.judge(PATH, Code::PeerMtu, wrong, fine);
 }
 
-/// Returns the largest packet that each address answers, if it answers at all.
-async fn largest(ips: &[IpAddr], from: Option<IpAddr>, most: u16) -> std::io::Result<HashMap<IpAddr, u16>> {
-    let Some(first) = ips.first() else { return Ok(HashMap::new()) };
-    let socket = if first.is_ipv4() { EchoSocket::v4()? } else { EchoSocket::v6()? };
-    let sizes = [SMALL].into_iter().chain(SIZES.into_iter().filter(|size| *size < most)).chain([most]);
-    let packets: Vec<(IpAddr, u16)> = sizes.flat_map(|size| ips.iter().map(move |ip| (*ip, size))).collect();
-    let base = u64::from(std::process::id()) << 32;
-    let mut found = HashMap::new();
-    for time in 0..TIMES {
-        for (number, (ip, size)) in packets.iter().enumerate() {
-            // One that this host itself does not send, answers nothing.
-            let _ = socket.send(from, *ip, base | time << 24 | number as u64, *size);
+/// Returns the size of the largest packet that this address answers; `None` if it answers none.
+async fn largest(ip: IpAddr, from: Option<IpAddr>, most: u16) -> std::io::Result<Option<u16>> {
+    let socket = if ip.is_ipv4() { EchoSocket::v4()? } else { EchoSocket::v6()? };
+    let found = ask(&socket, ip, from, &[most, SMALL], most).await;
+    match found {
+        Some(found) if found < most => {
+            let between: Vec<u16> = SIZES.into_iter().filter(|size| *size < most).collect();
+            Ok(ask(&socket, ip, from, &between, most).await.max(Some(found)))
         }
-        let until = Instant::now() + LIMIT;
-        while let Ok(Ok(nonce)) = timeout_at(until, socket.receive()).await {
-            let of_ours = nonce >> 32 == base >> 32;
-            if let Some((ip, size)) = packets.get((nonce & 0xff_ffff) as usize).filter(|_| of_ours) {
-                let largest = found.entry(*ip).or_insert(*size);
-                *largest = (*largest).max(*size);
-            }
-            if ips.iter().all(|ip| found.get(ip) == Some(&most)) {
-                return Ok(found);
+        found => Ok(found),
+    }
+}
+
+/// Sends packets of each size, and returns the largest that was answered. Ends at once with an answer to `enough`.
+async fn ask(
+    socket: &EchoSocket,
+    ip: IpAddr,
+    from: Option<IpAddr>,
+    sizes: &[u16],
+    enough: u16,
+) -> Option<u16> {
+    let base = rand::random::<u64>() << 8;
+    let mut found = None;
+    let mut sent = Vec::new();
+    for _ in 0..TIMES {
+        for size in sizes {
+            // One that this host itself does not send answers nothing.
+            let _ = socket.send(from, ip, base | sent.len() as u64, *size);
+            sent.push(*size);
+            let wait = if sent.len() == sizes.len() * TIMES { LIMIT } else { PAUSE };
+            let until = Instant::now() + wait;
+            while let Ok(Ok(nonce)) = timeout_at(until, socket.receive()).await {
+                let of_ours = (nonce ^ base) >> 8 == 0;
+                found = found.max(sent.get((nonce & 0xff) as usize).filter(|_| of_ours).copied());
+                if found == Some(enough) {
+                    return found;
+                }
             }
         }
     }
-    Ok(found)
+    found
 }

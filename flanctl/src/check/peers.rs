@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 
 use flan_agent_api::Code;
-use flan_backends::{ownership, routes_directly};
 use flan_host::settings::Settings;
 use flan_kernel::netlink;
-use flan_subnet_lease::{BackendConfig, Lease};
+use flan_subnet_lease::{BackendConfig, Family, Lease};
 use ipnetwork::IpNetwork;
 
-use super::report::{Examination, Report};
+use super::report::Report;
+use super::this_host::Examination;
 
 const ROUTES: &str = "routes";
 /// Peers whose routes are looked at.
@@ -21,7 +21,8 @@ pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
     let peers = peers(seen);
     let mut ways = Vec::new();
     for ip in peers.iter().flat_map(|peer| peer.attributes.public_ips.values()) {
-        if let Ok((index, _)) = netlink::route_to(*ip).await {
+        let own = external.underlay.addresses.get(Family::of(*ip)).copied();
+        if let Ok((index, _)) = netlink::route_from(own, *ip).await {
             ways.extend(netlink::name_of(index).map(|by| (*ip, by)));
         }
     }
@@ -30,13 +31,10 @@ pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
         report.judge(ROUTES, Code::ReversePath, strict, "");
     }
     // Until it has joined, this host has no routes to peers' containers.
-    if seen.env.is_none() || matches!(seen.config.backend, BackendConfig::Alloc) {
+    if !seen.host.has_joined || matches!(seen.config.backend, BackendConfig::Alloc) {
         return;
     }
-    let mut expected = ownership(seen.config, true).links;
-    if expected.is_empty() || routes_directly(seen.config) {
-        expected.insert(external.underlay.link);
-    }
+    let expected = seen.devices();
     let mut wrong = Vec::new();
     for (peer, subnet) in
         peers.iter().flat_map(|peer| peer.subnets.iter().map(move |(_, subnet)| (peer, subnet)))
@@ -75,13 +73,11 @@ fn of(peers: usize) -> String {
 
 /// The first peers with a good lease.
 pub(super) fn peers<'a>(seen: &Examination<'a>) -> Vec<&'a Lease> {
-    let own = seen.env.and_then(flan_agent_api::SubnetEnv::subnets);
     let ours = seen.external.map(|external| &external.public_ips);
     let is_peer = |lease: &&Lease| {
-        Some(lease.subnets) != own
-            && !ours.is_some_and(|ours| {
-                lease.attributes.public_ips.values().any(|ip| ours.values().any(|own| own == ip))
-            })
+        let mut ips = lease.attributes.public_ips.values();
+        let has_our_address = ours.is_some_and(|ours| ips.any(|ip| ours.values().any(|own| own == ip)));
+        !seen.host.holds(lease) && (!has_our_address || seen.config.backend.shares_addresses())
     };
     seen.leases.peers().filter(is_peer).take(LOOKED_AT).collect()
 }

@@ -1,25 +1,13 @@
 //! What was looked at, and what was found.
 
-use flan_agent_api::{API_VERSION, Code, Severity, SubnetEnv};
-use flan_host::interface::External;
-use flan_subnet_lease::{LeaseSet, NetworkConfig, printable};
+use flan_agent_api::{API_VERSION, Code, Severity};
+use flan_subnet_lease::printable;
 use serde::Serialize;
-
-/// What is known once the first parts have been looked at.
-pub(super) struct Examination<'a> {
-    pub(super) config: &'a NetworkConfig,
-    /// `None` if there is none.
-    pub(super) external: Option<&'a External>,
-    /// The subnet file, on a host that has joined.
-    pub(super) env: Option<&'a SubnetEnv>,
-    /// All leases, this host's among them.
-    pub(super) leases: &'a LeaseSet,
-}
 
 /// All parts, in the order in which they were looked at.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Report {
+pub(crate) struct Report {
     api_version: &'static str,
     kind: &'static str,
     checks: Vec<Part>,
@@ -105,7 +93,7 @@ impl Report {
     }
 
     /// Formats it for people: what is wrong first.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut lines = Vec::new();
         for problem in self.checks.iter().flat_map(|part| &part.problems) {
             lines.push(format!("{} {} {}", problem.severity, problem.code, problem.name));

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use flan_agent_api::{Code, NodeId, SubnetEnv, SubnetEnvError};
+use flan_agent_api::{Code, SubnetEnv};
 use flan_subnet_lease::{
-    Admission, Caution, ClockSkew, LeaseSet, NetworkConfig, Snapshot, Store, StoreConfig, Subnets,
-    WatchEvent, clock_skew,
+    Admission, Caution, ClockSkew, Lease, LeaseSet, Listing, NetworkConfig, Store, StoreConfig, StoreError,
+    StoredConfig, WatchEvent, clock_skew,
 };
 use futures::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::report::Report;
+use super::this_host::ThisHost;
 use crate::access;
+use crate::output;
 
 const STORE: &str = "store";
 const CLOCK: &str = "clock";
@@ -30,23 +32,22 @@ pub(super) struct Stored {
 pub(super) async fn look(
     config: &StoreConfig,
     comment: &str,
-    node_id: &NodeId,
-    env: &Result<Option<SubnetEnv>, SubnetEnvError>,
+    host: &ThisHost,
     report: &mut Report,
 ) -> Option<Stored> {
     let endpoints = config.shown_endpoints();
-    let snapshot = match access::open(config.clone()) {
-        Ok(store) => match timeout(LIMIT, store.snapshot()).await {
-            Ok(Ok(snapshot)) => Some((store, snapshot)),
+    let asked = match access::open(config.clone()) {
+        Ok(store) => match timeout(LIMIT, ask(&store)).await {
+            Ok(Ok((config, listing))) => Some((store, config, listing)),
             Ok(Err(error)) => not_usable(&format!("{error}{comment}"), report),
-            Err(_) => not_usable(
-                &format!("{endpoints} did not answer within {} s{comment}", LIMIT.as_secs()),
-                report,
-            ),
+            Err(_) => {
+                let reason = format!("{endpoints} did not answer within {} s{comment}", LIMIT.as_secs());
+                not_usable(&reason, report)
+            }
         },
         Err(failure) => not_usable(&failure.to_string(), report),
     };
-    let (store, Snapshot { config: json, leases }) = snapshot?;
+    let (store, json, listing) = asked?;
     look_at_clocks(config, report).await;
     let place = format!("{}/config", store.prefix());
     let Some(json) = json else {
@@ -67,38 +68,22 @@ pub(super) async fn look(
         }
     };
     let overlays: Vec<String> = network.networks().map(|(_, network)| network.to_string()).collect();
-    let stored =
-        Stored { leases: judged(&store, &network).await.unwrap_or_else(|| empty(&network)), config: network };
-    report.fine(
-        STORE,
-        format!(
-            "{endpoints}: {} with {}, {} leases",
-            overlays.join(" "),
-            stored.config.backend.name(),
-            leases.items.len()
-        ),
-    );
-    if let Some(subnets) = env.as_ref().ok().and_then(|env| env.as_ref()?.subnets()) {
-        look_at_own_lease(subnets, &stored.leases, node_id, report);
-    }
-    Some(stored)
+    let mut leases = LeaseSet::new(Admission { config: network.clone(), own: None }, Caution::default());
+    leases.apply(WatchEvent::Listed(listing), Instant::now());
+    let (backend, count) = (network.backend.name(), output::count(leases.len(), "lease"));
+    report.fine(STORE, format!("{endpoints}: {} with {backend}, {count}", overlays.join(" ")));
+    look_at_own_lease(&leases, host, report);
+    Some(Stored { config: network, leases })
+}
+
+async fn ask(store: &Store) -> Result<(Option<StoredConfig>, Listing<Lease>), StoreError> {
+    Ok((store.config().await?, store.leases().list().await?))
 }
 
 fn not_usable<T>(reason: &str, report: &mut Report) -> Option<T> {
     let text = format!("the store cannot be used from here: {reason}");
     report.judge(STORE, Code::Store, Some(text), "");
     None
-}
-
-async fn judged(store: &Store, network: &NetworkConfig) -> Option<LeaseSet> {
-    let listing = timeout(LIMIT, store.leases().list()).await.ok()?.ok()?;
-    let mut leases = empty(network);
-    leases.apply(WatchEvent::Listed(listing), Instant::now());
-    Some(leases)
-}
-
-fn empty(network: &NetworkConfig) -> LeaseSet {
-    LeaseSet::new(Admission { config: network.clone(), own: None }, Caution::default())
 }
 
 async fn look_at_clocks(config: &StoreConfig, report: &mut Report) {
@@ -125,22 +110,22 @@ async fn look_at_clocks(config: &StoreConfig, report: &mut Report) {
     report.judge(CLOCK, Code::ClockSkew, wrong, fine);
 }
 
-/// Compares the subnet file with the lease of that subnet.
-fn look_at_own_lease(subnets: Subnets, leases: &LeaseSet, node_id: &NodeId, report: &mut Report) {
-    let lease = leases.readable().find(|lease| lease.subnets == subnets);
-    let ours = node_id.id();
-    let wrong = match lease {
-        None => Some(format!(
-            "the subnet file says {subnets}, and the store has no such lease, so other hosts send nothing here; restart fland, \
-             and then Docker"
-        )),
-        Some(lease) => match (&lease.attributes.node.id, &ours) {
-            (Some(its), Some(ours)) if its != ours => Some(format!(
-                "the subnet file says {subnets}, which is leased by {}; restart fland, and then Docker",
-                lease.attributes.holder_and_node()
-            )),
-            _ => None,
-        },
+/// Compares the subnet file with the leases.
+fn look_at_own_lease(leases: &LeaseSet, host: &ThisHost, report: &mut Report) {
+    let Some(subnets) = host.env.as_ref().and_then(SubnetEnv::subnets) else { return };
+    let says = format!("the subnet file says {subnets}");
+    let then = "restart fland, and then Docker";
+    let wrong = match (host.subnets(), leases.readable().find(|lease| lease.subnets == subnets)) {
+        (Some(own), _) if own != subnets => Some(format!("{says}, and fland holds {own}; {then}")),
+        (_, None) => {
+            Some(format!("{says}, and the store has no such lease, so other hosts send nothing here; {then}"))
+        }
+        (_, Some(lease))
+            if host.running.is_none() && lease.attributes.node.id.is_some() && !host.has_node_id(lease) =>
+        {
+            Some(format!("{says}, which is leased by {}; {then}", lease.attributes.holder_and_node()))
+        }
+        _ => None,
     };
     report.judge("subnet file", Code::SubnetFile, wrong, format!("{subnets}, as its lease"));
 }

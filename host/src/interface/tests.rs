@@ -13,6 +13,7 @@ pub(super) fn interface(name: &str, index: u32, addresses: &[&str]) -> Interface
         index,
         mtu: 1500,
         up: true,
+        carrier: true,
         loopback: name == "lo",
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         confined: BTreeSet::new(),

@@ -36,6 +36,7 @@ mod paper_peer;
 mod podman;
 mod probes;
 mod prometheus;
+mod reports;
 mod reservations;
 mod routed_hosts;
 mod slow_store;

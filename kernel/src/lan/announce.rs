@@ -39,9 +39,18 @@ impl Arp {
 
     /// Returns who else on the LAN has this address, or is about to take it. Blocks for up to a third of a second.
     pub(super) fn holder_of(&self, address: Ipv4Addr) -> io::Result<Option<MacAddr6>> {
+        self.ask(address, true)
+    }
+
+    /// The same without those who are about to take it: some switches ask like them.
+    pub(super) fn present_holder_of(&self, address: Ipv4Addr) -> io::Result<Option<MacAddr6>> {
+        self.ask(address, false)
+    }
+
+    fn ask(&self, address: Ipv4Addr, or_wanted: bool) -> io::Result<Option<MacAddr6>> {
         for _ in 0..PROBES {
             self.send(Ipv4Addr::UNSPECIFIED, address)?;
-            if let Some(holder) = self.other_holder(address, Instant::now() + PROBE_INTERVAL)? {
+            if let Some(holder) = self.other_holder(address, or_wanted, Instant::now() + PROBE_INTERVAL)? {
                 return Ok(Some(holder));
             }
         }
@@ -75,7 +84,12 @@ impl Arp {
     }
 
     /// Waits for a packet by which somebody else shows that `address` is taken or wanted.
-    fn other_holder(&self, address: Ipv4Addr, until: Instant) -> io::Result<Option<MacAddr6>> {
+    fn other_holder(
+        &self,
+        address: Ipv4Addr,
+        or_wanted: bool,
+        until: Instant,
+    ) -> io::Result<Option<MacAddr6>> {
         let mut frame = [0; FRAME_BYTES];
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -87,7 +101,7 @@ impl Arp {
             setsockopt(&self.socket, sockopt::ReceiveTimeout, &TimeVal::microseconds(micros))?;
             match read(&self.socket, &mut frame) {
                 Ok(length) => {
-                    if let Some(holder) = other_holder(&frame[..length], self.mac, address) {
+                    if let Some(holder) = other_holder(&frame[..length], self.mac, address, or_wanted) {
                         return Ok(Some(holder));
                     }
                 }
@@ -98,7 +112,7 @@ impl Arp {
     }
 }
 
-fn other_holder(frame: &[u8], ours: MacAddr6, address: Ipv4Addr) -> Option<MacAddr6> {
+fn other_holder(frame: &[u8], ours: MacAddr6, address: Ipv4Addr, or_wanted: bool) -> Option<MacAddr6> {
     let Ok(SlicedPacket { net: Some(NetSlice::Arp(arp)), .. }) = SlicedPacket::from_ethernet(frame) else {
         return None;
     };
@@ -106,7 +120,7 @@ fn other_holder(frame: &[u8], ours: MacAddr6, address: Ipv4Addr) -> Option<MacAd
     let sender = MacAddr6::from(packet.sender_mac);
     let has_it = packet.sender_ipv4_addr() == address;
     let wants_it = packet.sender_ipv4_addr().is_unspecified() && packet.target_ipv4_addr() == address;
-    (sender != ours && (has_it || wants_it)).then_some(sender)
+    (sender != ours && (has_it || (or_wanted && wants_it))).then_some(sender)
 }
 
 /// Ties the socket to the ARP packets of an interface (`packet(7)`).
@@ -147,7 +161,7 @@ mod tests {
         PacketBuilder::ethernet2(sender_mac, OURS).arp(packet.into()).write(&mut frame).unwrap();
         // As a network card pads it.
         frame.resize(60, 0);
-        other_holder(&frame, OURS.into(), ADDRESS)
+        other_holder(&frame, OURS.into(), ADDRESS, true)
     }
 
     #[test]
@@ -162,7 +176,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_no_arp_packet_tells_nothing() {
         for frame in [&[][..], &[0; 14], &[0xff; 60]] {
-            assert_eq!(other_holder(frame, OURS.into(), ADDRESS), None);
+            assert_eq!(other_holder(frame, OURS.into(), ADDRESS, true), None);
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Whether the link works: a cable is plugged in, the other end is up.
+    pub carrier: bool,
     /// Whether it is a loopback interface.
     pub loopback: bool,
     /// Its addresses with prefix lengths. Global scope comes first, and there permanent addresses before temporary and
@@ -134,10 +136,22 @@ pub fn may_change() -> Result<bool, KernelError> {
 /// [`KernelError::Errno`] with `ENETUNREACH` or similar if there is no route; other errors if the netlink socket cannot
 /// be opened or does not answer.
 pub async fn route_to(ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> {
+    route_from(None, ip).await
+}
+
+/// The same for a packet from this address, for hosts whose rules look at it.
+///
+/// # Errors
+/// As [`route_to`].
+pub async fn route_from(source: Option<IpAddr>, ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     request.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
     request.attributes.push(RouteAttribute::Destination(ip.into()));
+    if let Some(source) = source {
+        request.header.source_prefix_length = request.header.destination_prefix_length;
+        request.attributes.push(RouteAttribute::Source(source.into()));
+    }
     let (answers, _) = ask(&mut connect()?, RouteNetlinkMessage::GetRoute(request), 0).await?;
     match answers.first() {
         Some(RouteNetlinkMessage::NewRoute(route)) => way(route).ok_or(KernelError::Errno(libc::ENETUNREACH)),
@@ -197,6 +211,7 @@ fn interface(link: &LinkMessage) -> Result<Interface, KernelError> {
         index: link.header.index,
         mtu: 0,
         up: link.header.flags.contains(LinkFlags::Up),
+        carrier: link.header.flags.contains(LinkFlags::LowerUp),
         loopback: link.header.flags.contains(LinkFlags::Loopback),
         addresses: Vec::new(),
         confined: BTreeSet::new(),

@@ -138,6 +138,7 @@ impl World {
             index: 2,
             mtu: 1500,
             up: true,
+            carrier: true,
             loopback: false,
             addresses: vec!["192.168.64.11/24".parse().unwrap()],
             confined: Default::default(),

@@ -86,7 +86,7 @@ impl Deferred {
 
     /// Delays a repair that another program keeps undoing.
     pub(super) fn dispute(&mut self, operation: &Operation, wait: Duration, now: Instant) {
-        warn!(problem = %Code::Kernel, repair = %operation, ?wait, "another program keeps undoing our repair; waiting before the next one");
+        warn!(code = %Code::Kernel, repair = %operation, ?wait, "another program keeps undoing our repair; waiting before the next one");
         let why = Why::Disputed(operation.to_string());
         self.waits.insert(operation.object(), Wait { until: Some(now + wait), why });
     }
