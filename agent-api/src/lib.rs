@@ -12,6 +12,7 @@ mod socket;
 mod status;
 mod store_args;
 mod subnet_env;
+mod summary;
 pub mod urls;
 mod whole_file;
 mod wireguard_args;
@@ -28,6 +29,7 @@ pub use status::{
 };
 pub use store_args::{DEFAULT_ENDPOINT, StoreArgs};
 pub use subnet_env::{SubnetEnv, SubnetEnvError};
+pub use summary::{HostSummary, SummaryProblem};
 pub use urls::{Urls, UserSettings};
 pub use whole_file::write_whole;
 pub use wireguard_args::{FLANNELS_WIREGUARD_KEY, WireguardKeyFile};

@@ -112,6 +112,10 @@ pub struct Args {
     #[allow(missing_docs)]
     pub node_id: NodeId,
 
+    /// Tell the store how this host is, below PREFIX/status, for flanctl status --all: whether it is ready, and its problems
+    #[arg(long, env = "FLAND_PUBLISH_STATUS", default_value = "true", help_heading = "Lease")]
+    pub publish_status: bool,
+
     /// What to do if every free subnet overlaps another network of this host: refuse (wait until another one is free)
     /// or warn (take one, and log a warning). A subnet that this host already holds is kept in either case
     #[arg(

@@ -7,6 +7,7 @@ mod names;
 mod reservation;
 mod start;
 mod store;
+mod summary;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

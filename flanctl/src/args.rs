@@ -58,9 +58,15 @@ pub(crate) enum Command {
     Status {
         #[command(flatten)]
         socket: AgentSocket,
+        /// Show all hosts in short, as their agents tell the store. Requires the store, and no fland
+        #[arg(short, long)]
+        all: bool,
         /// Output format
-        #[arg(short, long, value_enum, default_value_t = ReportForm::Text)]
-        output: ReportForm,
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+        /// Look every two seconds, and print it again when it changes
+        #[arg(long)]
+        watch: bool,
     },
     /// List the peers of this host, as its agent reaches them; with the wireguard backend also each peer's endpoint, latest
     /// handshake and bytes. Requires fland to run, and no store
@@ -70,6 +76,9 @@ pub(crate) enum Command {
         /// Output format
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
+        /// Look every two seconds, and print it again when it changes
+        #[arg(long)]
+        watch: bool,
     },
     /// Look for every reason why packets do not pass, before and after this host joins: the store, the kernel, ports, packet
     /// filters, Docker, the path to other hosts. Changes nothing. Exits with 9 if something is wrong. Requires root
@@ -550,6 +559,7 @@ pub(crate) struct LeaveArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     /// For people
+    #[value(alias = "text")]
     Table,
     /// For people, with more columns
     Wide,

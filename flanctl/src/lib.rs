@@ -118,8 +118,13 @@ async fn carry_out(args: args::Args, access: &access::Access) -> Result<(), Fail
             }
             SubnetsCommand::Release { subnet, yes } => subnets::release(&store()?, &subnet, yes).await,
         },
-        Command::Status { socket, output } => status::print(&socket.path, output).await,
-        Command::Peers { socket, output } => peers::list(&socket.path, output).await,
+        Command::Status { socket, all: false, output, watch } => {
+            status::print(&socket.path, output, watch).await
+        }
+        Command::Status { all: true, output, watch, .. } => {
+            status::print_all(&whole_store()?, output, watch).await
+        }
+        Command::Peers { socket, output, watch } => peers::list(&socket.path, output, watch).await,
         Command::Check(check) => {
             check::check(&check, args.store.config()?, &access.comment(Kind::Unreachable)).await
         }

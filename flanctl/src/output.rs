@@ -13,10 +13,13 @@ use flan_subnet_lease::{
 };
 use serde::Serialize;
 
+use crate::args::Form;
 use crate::failure::{Failure, Kind};
 
 /// Limit in bytes of backend data that is included unchanged.
 const MOST_BACKEND_DATA: usize = 1024;
+/// Time between two looks, with `--watch`.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Keys named in a message.
 const SHOWN: usize = 5;
 
@@ -47,9 +50,53 @@ fn write(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Returns a document as `form` says; `text` makes that for people.
+pub(crate) fn in_form(
+    form: Form,
+    document: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<String, Failure> {
+    match form {
+        Form::Table | Form::Wide => Ok(printable_lines(&text())),
+        Form::Json => json(document),
+        Form::Yaml => yaml(document),
+    }
+}
+
+/// Prints what `render` returns: once, or until interrupted. On a terminal, each print replaces the one before; elsewhere
+/// only what has changed is printed again.
+pub(crate) async fn once_or_again(
+    watch: bool,
+    render: impl AsyncFn() -> Result<String, Failure>,
+) -> Result<(), Failure> {
+    if !watch {
+        return write(&render().await?);
+    }
+    let mut before = None;
+    loop {
+        // What fails may work again.
+        let text = render()
+            .await
+            .unwrap_or_else(|failure| format!("flanctl: {}", printable_lines(&failure.to_string())));
+        if before.as_ref() != Some(&text) {
+            let clear = if std::io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+            write(&format!("{clear}{text}"))?;
+            if clear.is_empty() {
+                write("")?;
+            }
+            before = Some(text);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 pub(crate) fn print_json(document: &impl Serialize) -> Result<(), Failure> {
+    write(&json(document)?)
+}
+
+fn json(document: &impl Serialize) -> Result<String, Failure> {
     let json = serde_json::to_string_pretty(document).map_err(|error| Failure::new(Kind::Other, error))?;
-    write(&harmless_json(&json))
+    Ok(harmless_json(&json).into_owned())
 }
 
 /// Escapes U+007F to U+009F, which JSON allows in texts and terminals obey.
@@ -58,7 +105,11 @@ fn harmless_json(json: &str) -> Cow<'_, str> {
 }
 
 pub(crate) fn print_yaml(document: &impl Serialize) -> Result<(), Failure> {
-    write(&serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))?)
+    write(&yaml(document)?)
+}
+
+fn yaml(document: &impl Serialize) -> Result<String, Failure> {
+    serde_yaml_ng::to_string(document).map_err(|error| Failure::new(Kind::Other, error))
 }
 
 /// Formats a number with its noun.

@@ -12,14 +12,15 @@ use crate::output;
 use crate::table::{self, or_dash, short};
 
 /// Prints the peers.
-pub(crate) async fn list(socket: &Path, form: Form) -> Result<(), Failure> {
-    let peers: Peers = agent::get(socket, "/peers").await?;
-    match form {
-        Form::Table | Form::Wide if peers.peers.is_empty() => output::print("no peers"),
-        Form::Table | Form::Wide => output::print(&render(&peers, form == Form::Wide)),
-        Form::Json => output::print_json(&peers),
-        Form::Yaml => output::print_yaml(&peers),
-    }
+pub(crate) async fn list(socket: &Path, form: Form, watch: bool) -> Result<(), Failure> {
+    output::once_or_again(watch, async || {
+        let peers: Peers = agent::get(socket, "/peers").await?;
+        output::in_form(form, &peers, || match peers.peers.is_empty() {
+            true => "no peers".to_owned(),
+            false => render(&peers, form == Form::Wide),
+        })
+    })
+    .await
 }
 
 fn render(peers: &Peers, wide: bool) -> String {

@@ -1,16 +1,20 @@
-//! `flanctl status`: what this host's agent does, with what is wrong first.
+//! `flanctl status`: what this host's agent does, with what is wrong first; or how all hosts are.
 
+mod all;
+
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::SystemTime;
 
 use flan_agent_api::{NetworkStatus, Probed, Problem, Status};
-use flan_subnet_lease::printable;
+use flan_subnet_lease::{Store, printable};
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::all::HostList;
 use crate::agent;
-use crate::args::ReportForm;
+use crate::args::Form;
 use crate::failure::{Failure, Kind};
 use crate::output;
 use crate::table::short;
@@ -21,22 +25,39 @@ const WIDTH: usize = 12;
 const DEFAULT: &str = "default";
 
 /// Prints the status. Fails if there are problems, once they are printed.
-pub(crate) async fn print(socket: &Path, form: ReportForm) -> Result<(), Failure> {
-    let document: Value = agent::get(socket, "/status").await?;
-    let status = Status::deserialize(&document).map_err(|error| {
-        Failure::new(Kind::Other, format!("fland is of a version that writes another status: {error}"))
-    })?;
-    let problems = problems(&status, SystemTime::now());
-    match form {
-        ReportForm::Json => output::print_json(&document)?,
-        ReportForm::Yaml => output::print_yaml(&document)?,
-        ReportForm::Text => output::print(&text(&status, &problems))?,
-    }
-    match problems.len() {
+pub(crate) async fn print(socket: &Path, form: Form, watch: bool) -> Result<(), Failure> {
+    let found = Cell::new(0);
+    output::once_or_again(watch, async || {
+        let document: Value = agent::get(socket, "/status").await?;
+        let status = Status::deserialize(&document).map_err(|error| {
+            Failure::new(Kind::Other, format!("fland is of a version that writes another status: {error}"))
+        })?;
+        let problems = problems(&status, SystemTime::now());
+        found.set(problems.len());
+        output::in_form(form, &document, || text(&status, &problems))
+    })
+    .await?;
+    match found.get() {
         0 => Ok(()),
         count => {
             Err(Failure::new(Kind::Problems, format!("this host has {}", output::count(count, "problem"))))
         }
+    }
+}
+
+/// Prints how all hosts are. Fails if one is not as it should be.
+pub(crate) async fn print_all(store: &Store, form: Form, watch: bool) -> Result<(), Failure> {
+    let wrong = Cell::new(0);
+    output::once_or_again(watch, async || {
+        let list = HostList::read(store).await?;
+        wrong.set(list.wrong());
+        list.shown(form)
+    })
+    .await?;
+    match wrong.get() {
+        0 => Ok(()),
+        1 => Err(Failure::new(Kind::Problems, "1 host is not as it should be")),
+        count => Err(Failure::new(Kind::Problems, format!("{count} hosts are not as they should be"))),
     }
 }
 

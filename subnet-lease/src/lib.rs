@@ -16,6 +16,7 @@ mod endpoint;
 mod entry;
 mod family;
 mod fields;
+mod held_key;
 mod host_network;
 mod identity;
 mod keeper;
@@ -49,6 +50,7 @@ pub use entry::Entry;
 #[cfg(fuzzing)]
 pub use entry::kept;
 pub use family::{Family, PerFamily, encloses, is_host_address, overlap};
+pub use held_key::HeldKey;
 pub use host_network::HostNetwork;
 pub use identity::Identity;
 pub use keeper::{Claim, HeldLease, Holding, Keeper, KeeperError, Sighting, Terms, release};

@@ -7,8 +7,9 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::entry::Entry;
+use crate::held_key::HeldKey;
 use crate::lease::NodeIdentity;
-use crate::store::{Collection, Store, StoreError};
+use crate::store::Store;
 use crate::stored::Stored;
 
 /// A host that is alive, stored at `<prefix>/hosts/<node id>`; a host without one has its name there.
@@ -36,16 +37,16 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Keeps this host among the living ones while `is_alive` says so, until nobody can say so any more.
 pub async fn stay_alive(store: Store, node: NodeIdentity, mut is_alive: watch::Receiver<bool>) {
-    let (hosts, mut held) = (store.living_hosts(), None);
+    let mut key = HeldKey::new(&store, store.living_hosts(), node.key(), LIVING_TTL);
     let mut is_told = false;
     loop {
         // Meanwhile, the key ends by itself, if this takes long.
         if is_alive.wait_for(|is_alive| *is_alive).await.is_err() {
             return;
         }
-        let wait = match renew(&store, &hosts, node.key(), held).await {
-            Ok(etcd_lease) => {
-                (held, is_told) = (Some(etcd_lease), false);
+        let wait = match key.hold(b"{}").await {
+            Ok(()) => {
+                is_told = false;
                 RENEW
             }
             Err(reason) if !is_told => {
@@ -60,27 +61,4 @@ pub async fn stay_alive(store: Store, node: NodeIdentity, mut is_alive: watch::R
         };
         tokio::time::sleep(wait).await;
     }
-}
-
-/// Renews the etcd lease, and writes the key if it is not there with that. Returns the etcd lease.
-async fn renew(
-    store: &Store,
-    hosts: &Collection<LivingHost>,
-    key: &str,
-    held: Option<i64>,
-) -> Result<i64, StoreError> {
-    let etcd_lease = match held {
-        Some(held) => match store.keep_alive(held).await {
-            Ok(()) => held,
-            Err(StoreError::LeaseGone(_)) => store.grant(LIVING_TTL).await?,
-            Err(reason) => return Err(reason),
-        },
-        None => store.grant(LIVING_TTL).await?,
-    };
-    let found = hosts.get(key).await?;
-    if found.as_ref().is_none_or(|found| found.etcd_lease != Some(etcd_lease)) {
-        // Somebody who writes at the same moment is seen at the next look.
-        hosts.put(key, b"{}", Some(etcd_lease), found.map_or(0, |found| found.mod_revision)).await?;
-    }
-    Ok(etcd_lease)
 }

@@ -134,6 +134,9 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let probes = Settings { rate: args.probes.probe_rate, port: args.probes.probe_port };
     let prober = probing::start(probes, status.default_network().clone());
     status.set_prober(prober.view());
+    if args.publish_status {
+        tokio::spawn(super::summary::publish(store.clone(), args.identity(), status.clone()));
+    }
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,

@@ -1,11 +1,15 @@
 //! What a host tells about itself: the archive for a bug report, and who may ask the agent.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use flan_integration::flannel::{LEASE_SECONDS, lease_value};
 use flan_integration::host::{STATUS_FLAGS, WIREGUARD_KEY};
-use flan_integration::{Lab, LabOptions, tools};
+use flan_integration::{Lab, LabOptions, tools, wait};
+use serde_json::Value;
 
+use crate::probes::{both_ways, close_firewall, open_firewall};
 use crate::stage::{bare_hosts, hosts_with_status};
 use crate::wireguard::{PSK, network};
 
@@ -67,6 +71,51 @@ fn a_report_has_what_helps_and_no_secret() -> Result<()> {
         }
         let again = report(&["--file", "/run/report.tar.gz"])?;
         ensure!(again.code == Some(1) && again.stderr.contains("exists"), "it was overwritten: {again:?}");
+        Ok(())
+    })
+}
+
+/// A host tells of a change within 5 s of seeing it, and a problem of peers takes 15 s to be seen.
+const TOLD: Duration = Duration::from_secs(30);
+/// What a dead agent has told last ends after 45 s.
+const SILENT: Duration = Duration::from_secs(75);
+
+#[test]
+fn one_host_shows_how_all_are() -> Result<()> {
+    Lab::run(LabOptions::default(), |lab| {
+        let mut hosts = hosts_with_status(lab, 2)?;
+        let shows = |limit: Duration, code: i32, lines: &[&[&str]]| {
+            wait::until(&format!("{lines:?} to be shown"), limit, || {
+                let all = lab.flanctl(&["status", "--all"])?;
+                let is_there = |words: &[&str]| {
+                    all.stdout.lines().any(|line| words.iter().all(|word| line.contains(word)))
+                };
+                ensure!(all.code == Some(code) && lines.iter().all(|words| is_there(words)), "{all:?}");
+                Ok(())
+            })
+        };
+        shows(TOLD, 0, &[&["h1", "ready", "1 of 1 answer", " 0"], &["h2", "ready", "1 of 1 answer"]])?;
+        let json = lab.flanctl(&["status", "--all", "-o", "json"])?;
+        let list: Value = serde_json::from_str(&json.stdout)?;
+        ensure!(list["kind"] == "HostList" && list["items"][0]["summary"]["reachable"] == 1, "{list}");
+
+        close_firewall(lab, &both_ways(hosts[0].address(), hosts[1].address(), "udp dport 8472"))?;
+        let said = |host| ["FLAN-E012 peer-unreachable", host, "VXLAN (UDP 8472)"];
+        shows(TOLD, 9, &[&said("h1: "), &said("h2: "), &["h1", "0 of 1 answer", " 1"]])?;
+        open_firewall(lab)?;
+        shows(TOLD, 0, &[&["h1", "ready", "1 of 1 answer"]])?;
+
+        let lease = lease_value("192.168.64.99", "02:00:00:00:02:99");
+        lab.store().put_leased("subnets/10.5.199.0-24", &lease, LEASE_SECONDS)?;
+        hosts[1].kill_agent()?;
+        shows(SILENT, 9, &[&["h2", "silent: no fland"], &["192.168.64.99", "10.5.199.0/24", "flannel"]])?;
+        hosts[1].start_agent_with(&STATUS_FLAGS)?;
+        shows(TOLD, 9, &[&["h2", "ready"]])?;
+        // What somebody else writes is cut, and steers no terminal.
+        lab.store().put("status/junk", "{\"host\":\"\u{1b}[2Jevil\",\"problems\":7}")?;
+        lab.store().put("status/evil", "{\"host\":\"\\u001b[2Jevil\"}")?;
+        let all = lab.flanctl(&["status", "--all"])?;
+        ensure!(all.stdout.contains("evil") && !all.stdout.contains('\u{1b}'), "{all:?}");
         Ok(())
     })
 }

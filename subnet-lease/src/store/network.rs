@@ -50,6 +50,7 @@ pub struct Snapshot {
 const LEASES: &str = "subnets";
 const ENDPOINTS: &str = "endpoints";
 const HOSTS: &str = "hosts";
+const STATUS: &str = "status";
 
 impl Store {
     /// Returns the collection of leases, keyed by their subnets.
@@ -65,6 +66,12 @@ impl Store {
     /// Returns the collection of hosts that are alive. The default network's store has it.
     pub fn living_hosts(&self) -> Collection<LivingHost> {
         Collection::below(self, HOSTS)
+    }
+
+    /// Returns the collection of what agents say about themselves, each under its node id or, without one, its host's name.
+    /// The default network's store has it. Nobody watches it, so that it costs little.
+    pub fn summaries(&self) -> Collection<Entry> {
+        Collection::below(self, STATUS)
     }
 
     /// Returns the network config and every lease, at one revision.
