@@ -23,8 +23,8 @@ pub struct InvalidNetworkName {
 /// What stands below the prefix beside networks: the config and leases of the default network, its reservations and
 /// containers, the record of when networks came and went, and the hosts that are alive. And what people call the network
 /// that has no name.
-const RESERVED: [&str; 7] =
-    ["config", "subnets", "reservations", "endpoints", "networks", "hosts", "default"];
+const RESERVED: [&str; 8] =
+    ["config", "subnets", "reservations", "endpoints", "networks", "hosts", "status", "default"];
 const MOST_BYTES: usize = 63;
 
 impl NetworkName {
