@@ -17,6 +17,8 @@ pub struct HostSummary {
     pub host: String,
     /// The version of its agent.
     pub version: String,
+    /// Whether the rest is kept from the store, as somebody asked for.
+    pub withheld: bool,
     /// Whether it takes part in the default network.
     pub ready: bool,
     /// Its subnets there.
@@ -66,6 +68,7 @@ impl HostSummary {
         Self {
             host: host.to_owned(),
             version: version.to_owned(),
+            withheld: false,
             ready: default.ready,
             subnets: default.subnets.clone(),
             peers: default.peers,
@@ -74,6 +77,18 @@ impl HostSummary {
             problem_count: problems.len(),
             problems: problems.into_iter().take(MOST_PROBLEMS).collect(),
         }
+    }
+
+    /// Makes one that says only that the agent lives.
+    pub fn withheld(host: &str, version: &str) -> Self {
+        Self { host: host.to_owned(), version: version.to_owned(), withheld: true, ..Self::default() }
+    }
+
+    /// Returns whether another summary says the same of what matters at once: not of how many peers there are.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let codes = |one: &Self| one.problems.iter().map(|problem| problem.code).collect::<Vec<_>>();
+        let rest = |one: &Self| (one.ready, one.problem_count, one.withheld);
+        rest(self) == rest(other) && self.subnets == other.subnets && codes(self) == codes(other)
     }
 
     /// Reads a value of the store, whoever wrote it: what is too long or too much is cut.
@@ -121,6 +136,6 @@ mod tests {
         let value = serde_json::json!({"host": "h".repeat(9999), "subnets": vec!["10.5.0.0/24"; 99]});
         let summary = HostSummary::read(value.to_string().as_bytes()).unwrap();
         assert!(summary.host.len() < 400 && summary.subnets.len() == 2);
-        assert_eq!(HostSummary::read(b"[]"), None);
+        assert_eq!(HostSummary::read(b"{"), None);
     }
 }

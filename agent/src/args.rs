@@ -112,7 +112,8 @@ pub struct Args {
     #[allow(missing_docs)]
     pub node_id: NodeId,
 
-    /// Tell the store how this host is, below PREFIX/status, for flanctl status --all: whether it is ready, and its problems
+    /// Tell the store how this host is, below PREFIX/status, for flanctl status --all: whether it is ready, and its problems.
+    /// If not, the store learns only that this agent lives
     #[arg(long, env = "FLAND_PUBLISH_STATUS", default_value = "true", help_heading = "Lease")]
     pub publish_status: bool,
 

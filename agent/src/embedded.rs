@@ -42,6 +42,11 @@ impl Embedded {
         &self.data_dir
     }
 
+    /// Returns what to ask for its figures.
+    pub fn figures(&self) -> &flan_embedded_store::Figures {
+        self.running.figures()
+    }
+
     /// Waits until the store fails, and returns the reason. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
         let reason = self.running.failed().await;

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::codegen::Service as _;
 
 use crate::contents::Contents;
+use crate::figures::{Counted, Figures};
 use crate::file::MemberIdentity;
 use crate::handle::{self, Held, Outcome, Reply, StoreHandle, Worker};
 use crate::in_flight::{Client, InFlight};
@@ -75,7 +76,8 @@ impl Store {
             file: Arc::new(PathBuf::new()),
             in_flight: in_flight.clone(),
         };
-        let routes = crate::serve::routes(service).prepare().into_axum_router();
+        let figures = Figures { store: store.clone(), file: PathBuf::new(), counted: Counted::default() };
+        let routes = crate::serve::routes(service, figures).prepare().into_axum_router();
         Self { routes, store, in_flight, client: Client::default(), next_write_fails }
     }
 

@@ -6,6 +6,7 @@
 mod answer;
 mod check;
 mod contents;
+mod figures;
 mod file;
 #[cfg(fuzzing)]
 pub mod fuzz;
@@ -35,6 +36,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
+pub use crate::figures::Figures;
 use crate::handle::Worker;
 use crate::in_flight::InFlight;
 use crate::serve::{Admitted, Listening};
@@ -54,6 +56,7 @@ pub struct Running {
     failures: mpsc::Receiver<String>,
     /// Dropping this ends the threads.
     _stop: watch::Sender<()>,
+    figures: Figures,
     /// Without these, the serving threads would end, and report that, before the thread that ended first reports why.
     _serving: Vec<mpsc::Sender<Admitted>>,
 }
@@ -78,6 +81,8 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let (stop, stopped) = watch::channel(());
     let (failed, failures) = mpsc::channel(1);
     let threads = Threads { stopped, failed };
+    let figures =
+        Figures { store: workers[0].store.clone(), file: path.clone(), counted: writer.counted().clone() };
     threads.spawn_blocking("store-writer", || writer.run())?;
     let in_flight = InFlight::of_a_store();
     let upkeep = upkeep::run(workers[0].store.clone(), in_flight.clone(), place, settings.retention);
@@ -95,7 +100,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             file: Arc::new(path.clone()),
             in_flight: in_flight.clone(),
         };
-        let (server, routes) = (server.clone(), serve::routes(service));
+        let (server, routes) = (server.clone(), serve::routes(service, figures.clone()));
         let (sender, connections) = mpsc::channel(serve::CONNECTIONS_WAITING);
         serving.push(sender);
         threads.spawn("store-serve", async {
@@ -123,7 +128,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
             _ => "the store's thread has panicked".to_owned(),
         }
     })?;
-    Ok(Running { client_urls, file: path, failures, _stop: stop, _serving: serving })
+    Ok(Running { client_urls, file: path, failures, figures, _stop: stop, _serving: serving })
 }
 
 impl Running {
@@ -135,6 +140,11 @@ impl Running {
     /// Returns the path of the file.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// Returns what to ask for its figures.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Waits until the store cannot continue, and returns the reason. Cancel-safe.

@@ -1,4 +1,4 @@
-//! The sockets: TLS, gRPC, and `/health` over plain HTTP.
+//! The sockets: TLS, gRPC, and `/health` and `/metrics` over plain HTTP.
 
 mod causes;
 mod connection;
@@ -27,6 +27,7 @@ use self::connection::Connection;
 #[cfg(fuzzing)]
 pub use self::etcdctl_authority::fixed;
 pub(crate) use self::tls::Acceptor;
+use crate::figures::{Figures, OPENMETRICS};
 use crate::refusal::not_served;
 use crate::service::Service;
 use crate::settings::{ListenUrl, StartError, TlsFiles};
@@ -104,7 +105,7 @@ pub(crate) fn server(tls: Option<&TlsFiles>) -> Result<(Server, Option<Acceptor>
     Ok((server, tls.map(Acceptor::new).transpose()?))
 }
 
-pub(crate) fn routes(service: Service) -> Routes {
+pub(crate) fn routes(service: Service, figures: Figures) -> Routes {
     let health = {
         let service = service.clone();
         get(move || async move {
@@ -112,7 +113,10 @@ pub(crate) fn routes(service: Service) -> Routes {
             ([("content-type", "application/json")], format!(r#"{{"health":"{healthy}"}}"#))
         })
     };
-    let router: Router = service.routes().into_axum_router().route("/health", health);
+    // On the port of the clients, as with etcd.
+    let metrics = get(move || async move { ([("content-type", OPENMETRICS)], figures.text()) });
+    let router: Router =
+        service.routes().into_axum_router().route("/health", health).route("/metrics", metrics);
     Routes::from(router.fallback(|uri: Uri| async move {
         not_served(uri.path().trim_start_matches('/')).into_http::<axum::body::Body>().into_response()
     }))

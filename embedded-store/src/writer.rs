@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::contents::Contents;
+use crate::figures::Counted;
 use crate::file::{Batch, File, MemberIdentity};
 use crate::handle::{self, Held, Outcome, Reply, Worker};
 use crate::place::Place;
@@ -37,6 +38,7 @@ pub(crate) struct Writer {
     /// The error of the last write.
     failed: Option<Failed>,
     reserve: Reserve,
+    counted: Counted,
 }
 
 #[derive(Debug)]
@@ -69,12 +71,27 @@ impl Writer {
         let reserve = Reserve::beside(file.path());
         let is_full = !reserve.is_held();
         let (workers, senders) = (0..workers).map(|number| handle::worker(&held, &sender, number)).unzip();
-        let mut writer =
-            Self { held, file, queue, workers: senders, told, superfluous, compacted, failed: None, reserve };
+        let mut writer = Self {
+            held,
+            file,
+            queue,
+            workers: senders,
+            told,
+            superfluous,
+            compacted,
+            failed: None,
+            reserve,
+            counted: Counted::default(),
+        };
         if is_full {
             writer.note(Some(Refusal::NoSpace), Duration::ZERO);
         }
         (writer, workers)
+    }
+
+    /// Returns what is counted of its writes.
+    pub(crate) fn counted(&self) -> &Counted {
+        &self.counted
     }
 
     /// Writes until no handle is left or the file is gone. Returns the reason.
@@ -231,11 +248,13 @@ impl Writer {
         {
             return Err(failed.refusal.clone());
         }
+        let started = Instant::now();
         let mut written = self.file.write(batch);
         if written.is_err() && !batch.records.is_empty() && self.file.revision() == Some(batch.revision) {
             // The batch is in the file, but perhaps not on the disk.
             written = self.file.write(batch);
         }
+        self.counted.wrote(started.elapsed(), written.is_ok());
         let (refusal, wait) = match &written {
             // The reserve was used, and there is no space for a new one.
             Ok(()) if !self.regain_reserve(batch) => (Some(Refusal::NoSpace), Duration::ZERO),

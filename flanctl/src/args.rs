@@ -64,7 +64,7 @@ pub(crate) enum Command {
         /// Output format
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
-        /// Look every two seconds, and print it again when it changes
+        /// Look every two seconds, and print it again when something is new, if only a time
         #[arg(long)]
         watch: bool,
     },
@@ -76,7 +76,7 @@ pub(crate) enum Command {
         /// Output format
         #[arg(short, long, value_enum, default_value_t = Form::Table)]
         output: Form,
-        /// Look every two seconds, and print it again when it changes
+        /// Look every two seconds, and print it again when something is new, if only a time
         #[arg(long)]
         watch: bool,
     },

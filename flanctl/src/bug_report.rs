@@ -7,7 +7,7 @@ mod secrets;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use flan_subnet_lease::StoreConfig;
+use flan_subnet_lease::{StoreConfig, StoreError};
 
 use self::secrets::Secrets;
 use crate::args::BugReportArgs;
@@ -28,14 +28,19 @@ pub(crate) struct Entry {
 pub(crate) async fn report(
     args: &BugReportArgs,
     settings: &Path,
-    config: StoreConfig,
+    config: Result<StoreConfig, StoreError>,
     comment: &str,
 ) -> Result<(), Failure> {
     check::ensure_root()?;
-    let known = Secrets::known(settings);
+    let password =
+        config.as_ref().ok().and_then(|config| config.credentials.user.clone()).map(|(_, password)| password);
+    let mut secrets = Secrets::known(settings, password);
     let gathering = || "gathering what belongs into a report".to_owned();
     let gathered = told(gathering, gather::all(args, settings, config, comment)).await;
-    let secrets = known.with_those_in(gathered.iter().map(|entry| entry.text.as_str()));
+    gathered
+        .iter()
+        .filter(|entry| entry.name.ends_with(".json"))
+        .for_each(|entry| secrets.add_those_of(&entry.text));
     let entries: Vec<Entry> = gathered
         .into_iter()
         .map(|Entry { name, text }| Entry { name, text: secrets.removed_from(&text) })
@@ -49,9 +54,11 @@ pub(crate) async fn report(
     archive::write(&file, &name, &entries)
         .map_err(|reason| Failure::new(Kind::Other, format!("cannot write {}: {reason}", file.display())))?;
     output::print(&format!(
-        "wrote {} with {}; passwords and keys are left out. Look through it before you give it away: flanctl report --show",
+        "wrote {} with {}, without the passwords and keys that are known. Look through it before you give it away: \
+         tar -xzOf {} | less",
         file.display(),
-        output::count(entries.len(), "file")
+        output::count(entries.len(), "file"),
+        file.display()
     ))
 }
 

@@ -30,6 +30,11 @@ impl EnvFile {
         self.variables.get(name).cloned()
     }
 
+    /// Returns all variables, in no order.
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// Returns whether the file begins with a byte order mark, which systemd takes as a part of the first name.
     pub(crate) fn begins_with_mark(&self) -> bool {
         self.begins_with_mark

@@ -122,7 +122,7 @@ async fn carry_out(args: args::Args, access: &access::Access) -> Result<(), Fail
             status::print(&socket.path, output, watch).await
         }
         Command::Status { all: true, output, watch, .. } => {
-            status::print_all(&whole_store()?, output, watch).await
+            status::print_all(&whole_store()?, output, watch, waiting).await
         }
         Command::Peers { socket, output, watch } => peers::list(&socket.path, output, watch).await,
         Command::Check(check) => {
@@ -131,7 +131,7 @@ async fn carry_out(args: args::Args, access: &access::Access) -> Result<(), Fail
         Command::Report(report) => {
             let settings = args.env_file.as_deref().unwrap_or(Path::new(access::UNIT_FILE));
             let comment = access.comment(Kind::Unreachable);
-            bug_report::report(&report, settings, args.store.config()?, &comment).await
+            bug_report::report(&report, settings, args.store.config(), &comment).await
         }
         Command::Ping(args) => ping::ping(&args, whole_store).await,
         Command::Attach(args) => attach::attach(&args).await,

@@ -64,7 +64,7 @@ pub(crate) fn in_form(
 }
 
 /// Prints what `render` returns: once, or until interrupted. On a terminal, each print replaces the one before; elsewhere
-/// only what has changed is printed again.
+/// only what has changed is printed again. Ends with the first failure; later ones are told, as what failed may work again.
 pub(crate) async fn once_or_again(
     watch: bool,
     render: impl AsyncFn() -> Result<String, Failure>,
@@ -72,21 +72,24 @@ pub(crate) async fn once_or_again(
     if !watch {
         return write(&render().await?);
     }
-    let mut before = None;
+    let mut text = render().await?;
+    let clear = if std::io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
     loop {
-        // What fails may work again.
-        let text = render()
-            .await
-            .unwrap_or_else(|failure| format!("flanctl: {}", printable_lines(&failure.to_string())));
-        if before.as_ref() != Some(&text) {
-            let clear = if std::io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-            write(&format!("{clear}{text}"))?;
-            if clear.is_empty() {
-                write("")?;
-            }
-            before = Some(text);
+        write(&format!("{clear}{text}"))?;
+        if clear.is_empty() {
+            write("")?;
         }
-        tokio::time::sleep(AGAIN).await;
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            match render().await {
+                Ok(next) if next == text => {}
+                Ok(next) => {
+                    text = next;
+                    break;
+                }
+                Err(failure) => eprintln!("flanctl: {}", printable_lines(&failure.to_string())),
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::agent;
 use crate::args::Form;
 use crate::failure::{Failure, Kind};
 use crate::output;
+use crate::progress::told;
 use crate::table::short;
 
 /// Column at which the values begin.
@@ -46,10 +47,15 @@ pub(crate) async fn print(socket: &Path, form: Form, watch: bool) -> Result<(), 
 }
 
 /// Prints how all hosts are. Fails if one is not as it should be.
-pub(crate) async fn print_all(store: &Store, form: Form, watch: bool) -> Result<(), Failure> {
+pub(crate) async fn print_all(
+    store: &Store,
+    form: Form,
+    watch: bool,
+    waiting: impl Fn() -> String,
+) -> Result<(), Failure> {
     let wrong = Cell::new(0);
     output::once_or_again(watch, async || {
-        let list = HostList::read(store).await?;
+        let list = told(&waiting, HostList::read(store)).await?;
         wrong.set(list.wrong());
         list.shown(form)
     })

@@ -40,6 +40,12 @@ pub(crate) async fn list(store: &Store, socket: &Path, form: Form) -> Result<(),
     print(&list, form)
 }
 
+/// Returns all leases, with verdicts, without times.
+pub(crate) async fn without_times(store: &Store) -> Result<SubnetList, Failure> {
+    let config = config::parsed(store).await?;
+    Ok(SubnetList::new(&listed(store, config).await?, &[]))
+}
+
 /// Returns all leases, with verdicts and times.
 pub(crate) async fn document(store: &Store) -> Result<SubnetList, Failure> {
     let config = config::parsed(store).await?;

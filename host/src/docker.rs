@@ -24,6 +24,8 @@ pub struct Docker {
     pub options: Vec<String>,
     /// The options that its unit gives it. dockerd does not start if the file has one of them as well.
     pub given: Vec<&'static str>,
+    /// Whether containers are to be at docker0 at all: not where they are in networks of flan's driver alone.
+    pub uses_docker0: bool,
     /// The bridges in this host's subnet, whatever their names.
     pub bridges: Vec<String>,
 }
@@ -52,7 +54,11 @@ impl Docker {
     }
 
     fn is_ours(&self, bridge: &str) -> bool {
-        bridge.is_empty() || bridge == "docker0" || self.bridges.iter().any(|ours| ours == bridge)
+        let may_be_none = bridge == "none" && !self.uses_docker0;
+        may_be_none
+            || bridge.is_empty()
+            || bridge == "docker0"
+            || self.bridges.iter().any(|ours| ours == bridge)
     }
 
     fn misfits_of(
@@ -170,6 +176,7 @@ mod tests {
         Docker {
             settings: Some(settings.to_owned()),
             settings_file: "daemon.json".into(),
+            uses_docker0: true,
             bridges,
             ..Docker::default()
         }
@@ -234,6 +241,7 @@ mod tests {
     fn another_bridge_on_the_command_line_is_told_of() {
         let run = |arguments: &[&str]| {
             told(&Docker {
+                uses_docker0: true,
                 options: arguments.iter().map(|one| (*one).to_owned()).collect(),
                 ..Docker::default()
             })

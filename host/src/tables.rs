@@ -34,7 +34,7 @@ impl Tables {
         ];
         let full = found.into_iter().filter_map(|(what, table, limit)| {
             let (count, most) = table?;
-            (count * 10 > most * tenths).then(|| {
+            (most > 0 && count * 10 > most * tenths).then(|| {
                 format!(
                     "the kernel's table of {what} has {count} entries and room for {most}, and drops packets when it is full; \
                      raise {limit} (sysctl -w {limit}={})",
@@ -46,6 +46,7 @@ impl Tables {
         (!texts.is_empty()).then(|| texts.join("; "))
     }
 
+    /// A limit of 0 is none.
     fn connections(&self) -> Option<(u64, u64)> {
         let read = |name: &str| number(&self.limits.join("net/netfilter").join(name));
         Some((read("nf_conntrack_count")?, read("nf_conntrack_max")?))

@@ -36,7 +36,7 @@ pub use bridges::{Bridge, bridges};
 pub use fou::{FouLack, check_fou, other_ipip_device};
 pub(crate) use holder::holder_of_port;
 pub use holder::{Holder, port_holder};
-pub use interfaces::{Interface, default_routes, interfaces, may_change, name_of, route_from, route_to};
+pub use interfaces::{Interface, default_routes, interfaces, is_refused_from, may_change, name_of, route_to};
 pub use linux::Linux;
 pub use networks::{DeviceKind, HostNetwork, Origin, host_networks};
 pub use object::Notification;

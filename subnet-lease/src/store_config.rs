@@ -42,6 +42,12 @@ impl Password {
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
+
+    /// Returns a text in which something else stands wherever the password stood. One of less than five bytes is left: it
+    /// would be found in half of all words.
+    pub fn hidden_in(&self, text: &str, instead: &str) -> String {
+        if self.0.len() < 5 { text.to_owned() } else { text.replace(&self.0, instead) }
+    }
 }
 
 impl From<String> for Password {

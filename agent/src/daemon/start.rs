@@ -58,7 +58,7 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
             refused(format!("cannot listen on {address} (--healthz-ip, --healthz-port): {reason}"))
         })?;
     }
-    let Some(settings) = settings else { return join(args, renew_margin, status).await };
+    let Some(settings) = settings else { return join(args, renew_margin, status, None).await };
     let mut embedded = Embedded::start(settings).await?;
     let local = urls::local_url(embedded.urls().iter().map(String::as_str));
     args.store.etcd_endpoints.extend(local.map(Urls::from));
@@ -66,18 +66,24 @@ pub async fn run(mut args: Args) -> anyhow::Result<()> {
         let (data_dir, listen) = (embedded.data_dir().to_owned(), embedded.urls().to_vec());
         status.embedded_store = Some(EmbeddedStore { data_dir, listen });
     });
+    let figures = embedded.figures().clone();
     // Other hosts need the store, so systemd must not time out this start whatever the agent waits for.
     notify::ready();
     tokio::select! {
-        outcome = join(args, renew_margin, status) => outcome,
+        outcome = join(args, renew_margin, status, Some(figures)) => outcome,
         reason = embedded.failed() => Err(reason),
     }
 }
 
 /// Joins this host to the network. Returns only on failure.
-async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) -> anyhow::Result<()> {
+async fn join(
+    args: Args,
+    renew_margin: Option<Duration>,
+    status: SharedStatus,
+    embedded: Option<flan_embedded_store::Figures>,
+) -> anyhow::Result<()> {
     let store = Store::new(args.store.config().map_err(refused)?).map_err(refused)?;
-    status.set_figures(Figures::new(store.figures().clone()));
+    status.set_figures(Figures::new(store.figures().clone(), embedded));
     let mut kernel = netlink::Linux::new().context("cannot reach the kernel over netlink")?;
     let nftables = netlink::has_nftables();
     let abilities = Abilities {
@@ -134,9 +140,9 @@ async fn join(args: Args, renew_margin: Option<Duration>, status: SharedStatus) 
     let probes = Settings { rate: args.probes.probe_rate, port: args.probes.probe_port };
     let prober = probing::start(probes, status.default_network().clone());
     status.set_prober(prober.view());
-    if args.publish_status {
-        tokio::spawn(super::summary::publish(store.clone(), args.identity(), status.clone()));
-    }
+    let summary =
+        super::summary::publish(store.clone(), args.identity(), status.clone(), args.publish_status);
+    tokio::spawn(summary);
     let daemon = Daemon {
         agent: Agent::new(host, networks),
         args,

@@ -35,11 +35,13 @@ pub(crate) struct Figures {
     /// Seconds from the beginning of a round to its end.
     pub(crate) reconcile_seconds: Histogram,
     pub(crate) store: StoreFigures,
+    /// Those of the store in this process, if there is one.
+    pub(crate) embedded: Option<flan_embedded_store::Figures>,
 }
 
 impl Figures {
-    pub(crate) fn new(store: StoreFigures) -> Self {
-        Self { reconcile_seconds: Histogram::new(ROUNDS), store }
+    pub(crate) fn new(store: StoreFigures, embedded: Option<flan_embedded_store::Figures>) -> Self {
+        Self { reconcile_seconds: Histogram::new(ROUNDS), store, embedded }
     }
 }
 
@@ -63,7 +65,7 @@ fn text(status: &Status, figures: Option<&Figures>, probes: &Probes) -> String {
     of_networks(status, &mut registry);
     of_host(status, &mut registry);
     of_probes(probes, &mut registry);
-    if let Some(Figures { reconcile_seconds, store }) = figures {
+    if let Some(Figures { reconcile_seconds, store, embedded }) = figures {
         let help = "Time of a round in which the kernel was brought in line";
         registry.register_with_unit("reconcile", help, Unit::Seconds, reconcile_seconds.clone());
         let StoreFigures { request_seconds, failures, watch_restarts } = store.clone();
@@ -76,6 +78,9 @@ fn text(status: &Status, figures: Option<&Figures>, probes: &Probes) -> String {
         );
         let help = "Watches of the store that broke, after which everything was listed again";
         registry.register("store_watch_restarts", help, watch_restarts);
+        if let Some(embedded) = embedded {
+            embedded.register(&mut registry);
+        }
     }
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -264,7 +269,7 @@ mod tests {
         let totals = Totals { sent_packets: 7, received_bytes: 900, dropped_no_peer: 2, ..Totals::default() };
         let tun = "offload".to_owned();
         status.default.datapath = Some(Datapath { tun, gso: true, gro: true, merge: true, totals });
-        let figures = Figures::new(StoreFigures::default());
+        let figures = Figures::new(StoreFigures::default(), None);
         figures.reconcile_seconds.observe(0.002);
         let probes = Probes { seen: vec![("10.5.2.0/24".parse().unwrap(), seen("h2"))], ..Probes::default() };
         let text = text(&status, Some(&figures), &probes);

@@ -1,6 +1,6 @@
 //! A compressed tar archive, for its owner alone.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -16,8 +16,12 @@ use super::Entry;
 ///
 /// # Errors
 /// If there is such a file, or it cannot be written.
-pub(super) fn write(file: &Path, directory: &str, entries: &[Entry]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+pub(super) fn write(path: &Path, directory: &str, entries: &[Entry]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    fill(file, directory, entries).inspect_err(|_| drop(std::fs::remove_file(path)))
+}
+
+fn fill(file: File, directory: &str, entries: &[Entry]) -> io::Result<()> {
     let mut archive = Builder::new(GzEncoder::new(file, Compression::default()));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     for Entry { name, text } in entries {

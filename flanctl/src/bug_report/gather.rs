@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use flan_subnet_lease::{Store, StoreConfig};
+use flan_subnet_lease::{Store, StoreConfig, StoreError};
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::Entry;
+use super::{Entry, secrets};
 use crate::args::BugReportArgs;
 use crate::failure::{Failure, Kind};
 use crate::{access, agent, check, subnets};
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const MOST: usize = 4 << 20;
 
 /// What programs say, by the file that it goes to.
-const PROGRAMS: [(&str, &[&str]); 22] = [
+const PROGRAMS: [(&str, &[&str]); 23] = [
     ("versions/kernel", &["uname", "-a"]),
     ("versions/ip", &["ip", "-V"]),
     ("versions/nft", &["nft", "--version"]),
@@ -35,6 +35,8 @@ const PROGRAMS: [(&str, &[&str]); 22] = [
     ("kernel/neighbours", &["ip", "neigh"]),
     ("kernel/forwarding-entries", &["bridge", "fdb"]),
     ("kernel/sockets", &["ss", "-lunp"]),
+    // Not /proc/modules, which tells root where they are in memory.
+    ("kernel/modules", &["lsmod"]),
     ("kernel/fou", &["ip", "fou", "show"]),
     ("rules/nftables", &["nft", "list", "ruleset"]),
     ("rules/iptables", &["iptables-save", "-c"]),
@@ -42,13 +44,26 @@ const PROGRAMS: [(&str, &[&str]); 22] = [
     ("rules/iptables-legacy", &["iptables-legacy-save", "-c"]),
     ("docker/networks", &["docker", "network", "ls"]),
     ("log/fland", &["journalctl", "-u", "fland", "-n", "5000", "--no-pager", "-o", "short-iso-precise"]),
-    ("log/docker", &["journalctl", "-u", "docker", "-n", "500", "--no-pager", "-o", "short-iso-precise"]),
+    // What dockerd itself says, and not its containers.
+    (
+        "log/docker",
+        &[
+            "journalctl",
+            "-u",
+            "docker",
+            "_TRANSPORT=stdout",
+            "-n",
+            "500",
+            "--no-pager",
+            "-o",
+            "short-iso-precise",
+        ],
+    ),
 ];
 
 /// Files that are taken as they are.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 4] = [
     ("versions/system", "/etc/os-release"),
-    ("kernel/modules", "/proc/modules"),
     ("kernel/counters", "/proc/net/snmp"),
     ("settings/fland.service.d", "/etc/systemd/system/fland.service.d/override.conf"),
     ("settings/docker.service.d", "/etc/systemd/system/docker.service.d/flan.conf"),
@@ -72,18 +87,22 @@ const SETTINGS: [&str; 10] = [
 pub(super) async fn all(
     args: &BugReportArgs,
     settings_file: &Path,
-    config: StoreConfig,
+    config: Result<StoreConfig, StoreError>,
     comment: &str,
 ) -> Vec<Entry> {
     let entry = |name: &str, text: String| Entry { name: name.to_owned(), text };
-    let mut entries = vec![
-        entry("versions/flanctl", format!("flanctl {}\n", env!("CARGO_PKG_VERSION"))),
-        entry("check", check::examined(&args.host, &config, comment).await.text()),
-    ];
+    let mut entries = vec![entry("versions/flanctl", format!("flanctl {}\n", env!("CARGO_PKG_VERSION")))];
+    entries.push(entry(
+        "check",
+        match &config {
+            Ok(config) => check::examined(&args.host, config, comment).await.text(),
+            Err(reason) => format!("cannot be done, as the settings of the store cannot be used: {reason}\n"),
+        },
+    ));
     for (name, path) in [("agent/status.json", "/status"), ("agent/peers.json", "/peers")] {
         entries.push(entry(name, or_reason(document(&args.host.socket.path, path).await)));
     }
-    let store = access::open(config);
+    let store = config.map_err(Failure::from).and_then(access::open);
     entries.push(entry("store/config.json", or_reason(stored_config(&store).await)));
     entries.push(entry("store/leases.json", or_reason(leases(&store).await)));
     for (name, program) in PROGRAMS {
@@ -97,8 +116,8 @@ pub(super) async fn all(
         .map(|setting| format!("{setting} = {}", read(&Path::new("/proc/sys").join(setting)).trim()))
         .collect();
     entries.push(entry("kernel/settings", settings.join("\n")));
+    entries.push(entry("settings/fland", secrets::settings_of(settings_file)));
     for (name, file) in [
-        ("settings/fland", settings_file),
         ("settings/daemon.json", &args.host.docker_settings),
         ("subnets/default.env", &args.host.subnet_file.path),
     ] {

@@ -1,88 +1,136 @@
 //! What must not be in a report: passwords and private keys, wherever they stand.
+//!
+//! Values that are known to be secret, from settings, are hidden everywhere. Others are hidden where something says that a
+//! secret follows: a name such as `password`, or the user of a URL.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use flan_subnet_lease::Password;
 use regex::{Captures, Regex, RegexBuilder};
+use serde_json::Value;
+
+use crate::env_file::EnvFile;
 
 const HIDDEN: &str = "***";
-/// A shorter value is not looked for elsewhere: it would be found in half of all words. Where it is set, it is hidden anyway.
+/// A shorter value is hidden only where it is set: it would be found in half of all words.
 const SHORTEST: usize = 5;
-/// Settings whose values are secret: `FLAND_ETCD_PASSWORD=x`, `"PSK": "x"`, `--to-password x`. Of a file only its name is
-/// given.
-const SETTING: &str = r#"(?P<name>[\w-]*(?:password|passwd|psk|presharedkey|secret|token|private[_-]?key)"?\s*(?:[:=]|\s)\s*"?)(?P<value>[^\s"',}]+)"#;
+/// Names whose values are secret. `ETCD_KEYFILE` or `password_file` name a file.
+const NAME: &str = r"[\w-]*(?:password|passwd|psk|presharedkey|secret|token|private[_-]?key)";
+/// `NAME=x`, `NAME: "x y"`, `"name":"x"`, and the same with the quotes escaped, as in a log of JSON.
+const SETTING: &str = r#"(?P<name>NAME(?:\\?["'])?[ \t]*[:=][ \t]*)(?P<value>\\"(?:[^"\\]|\\[^"])*\\"|"(?:\\.|[^"\\])*"|'[^']*'|[^\s"'}]+)"#;
+/// `--password x`.
+const FLAG: &str = r#"(?P<name>--NAME[ \t]+)(?P<value>"(?:\\.|[^"\\])*"|'[^']*'|[^\s"']+)"#;
 /// `http://name:password@host`.
-const USER_IN_URL: &str = r"(?P<name>[a-z][a-z0-9+.-]*://)(?P<value>[^\s/@]+)@";
+const USER_IN_URL: &str = r#"(?P<name>[a-z][a-z0-9+.-]*://)(?P<value>[^\s"',]+)@"#;
 
-/// Values that are hidden, and the patterns of those that are not known.
+/// The known values, and the patterns of others.
 pub(super) struct Secrets {
     known: BTreeSet<String>,
+    password: Option<Password>,
     patterns: Vec<Regex>,
 }
 
 impl Secrets {
-    /// Reads those of this host: in the agent's settings file, and its WireGuard keys.
-    pub(super) fn known(settings: &Path) -> Self {
-        let patterns = [SETTING, USER_IN_URL]
-            .iter()
-            .filter_map(|pattern| RegexBuilder::new(pattern).case_insensitive(true).build().ok());
-        let mut secrets = Self { known: BTreeSet::new(), patterns: patterns.collect() };
-        let settings = std::fs::read_to_string(settings).unwrap_or_default();
-        for file in key_files(&settings) {
-            let key = std::fs::read_to_string(file).unwrap_or_default();
-            secrets.known.insert(key.trim().to_owned());
+    /// Reads those of this host: in the agent's settings file, and its WireGuard keys. `password` is the one for the store.
+    pub(super) fn known(settings: &Path, password: Option<Password>) -> Self {
+        let compiled = [SETTING, FLAG, USER_IN_URL].map(|pattern| {
+            RegexBuilder::new(&pattern.replace("NAME", NAME)).case_insensitive(true).build().ok()
+        });
+        let mut secrets =
+            Self { known: BTreeSet::new(), password, patterns: compiled.into_iter().flatten().collect() };
+        let settings = EnvFile::read(settings).unwrap_or_default();
+        let mut keys = USUAL_KEYS.map(str::to_owned).to_vec();
+        for (name, value) in settings.variables() {
+            if is_secret(name) {
+                secrets.add(value);
+            } else if name.ends_with("WIREGUARD_KEY_FILE") {
+                keys.push(value.to_owned());
+            }
         }
-        secrets.known.retain(|value| value.len() >= SHORTEST);
-        secrets.with_those_in([settings.as_str()])
+        for file in keys {
+            secrets.add(std::fs::read_to_string(file).unwrap_or_default().trim());
+        }
+        secrets
     }
 
-    /// Adds the values of all settings with a secret in these texts.
-    pub(super) fn with_those_in<'a>(mut self, texts: impl IntoIterator<Item = &'a str>) -> Self {
-        for text in texts {
-            let found = self.patterns.iter().flat_map(|pattern| pattern.captures_iter(text));
-            let values = found.filter_map(|found| Some(found.name("value")?.as_str().to_owned()));
-            let new: Vec<String> =
-                values.filter(|value| value.len() >= SHORTEST && !is_harmless(value)).collect();
-            self.known.extend(new);
+    /// Adds the secrets of a document: the network config, Docker's settings.
+    pub(super) fn add_those_of(&mut self, json: &str) {
+        if let Ok(document) = serde_json::from_str::<Value>(json) {
+            self.add_those_in(&document);
         }
-        self
+    }
+
+    fn add_those_in(&mut self, value: &Value) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value {
+                        Value::String(text) if is_secret(name) => self.add(text),
+                        value => self.add_those_in(value),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| self.add_those_in(item)),
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, value: &str) {
+        if value.len() >= SHORTEST {
+            self.known.insert(value.to_owned());
+        }
     }
 
     /// Returns the text without them.
     pub(super) fn removed_from(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for pattern in &self.patterns {
-            let hide = |found: &Captures<'_>| {
-                let end = if found[0].ends_with('@') { "@" } else { "" };
-                match is_harmless(&found["value"]) {
-                    true => found[0].to_owned(),
-                    false => format!("{}{HIDDEN}{end}", &found["name"]),
-                }
-            };
-            text = pattern.replace_all(&text, hide).into_owned();
-        }
         // The longest first: one may be a part of another.
         let mut known: Vec<&String> = self.known.iter().collect();
         known.sort_by_key(|value| std::cmp::Reverse(value.len()));
-        known.into_iter().fold(text, |text, value| text.replace(value.as_str(), HIDDEN))
+        let text =
+            known.into_iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), HIDDEN));
+        let text = self.password.as_ref().map_or(text.clone(), |password| password.hidden_in(&text, HIDDEN));
+        self.patterns.iter().fold(text, |text, pattern| {
+            let hide = |found: &Captures<'_>| {
+                let (name, value) = (&found["name"], &found["value"]);
+                let end = if found[0].ends_with('@') { "@" } else { "" };
+                let quote = ["\\\"", "\"", "'"]
+                    .into_iter()
+                    .find(|quote| value.starts_with(quote))
+                    .unwrap_or_default();
+                match matches!(value, "null" | "none" | "true" | "false" | "\"\"") {
+                    true => found[0].to_owned(),
+                    false => format!("{name}{quote}{HIDDEN}{quote}{end}"),
+                }
+            };
+            pattern.replace_all(&text, hide).into_owned()
+        })
     }
 }
 
-/// The value says where the secret is, or that there is none.
-fn is_harmless(value: &str) -> bool {
-    value.starts_with('/')
-        || value.starts_with('<')
-        || matches!(value, HIDDEN | "null" | "none" | "true" | "false")
+/// Where flan and flannel keep a host's WireGuard key by default.
+const USUAL_KEYS: [&str; 3] =
+    ["/var/lib/flan/wireguard.key", "/run/flannel/wgkey", "/run/flan/wireguard.key"];
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_lowercase().replace(['_', '-'], "");
+    ["password", "passwd", "psk", "presharedkey", "secret", "token", "privatekey"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
-/// The files with this host's WireGuard keys, as the settings name them and by default.
-fn key_files(settings: &str) -> Vec<String> {
-    let named = settings.lines().filter_map(|line| {
-        let (name, file) = line.split_once('=')?;
-        name.trim().ends_with("WIREGUARD_KEY_FILE").then(|| file.trim().trim_matches('"').to_owned())
-    });
-    let usual = ["/var/lib/flan/wireguard.key", "/run/flannel/wgkey", "/run/flan/wireguard.key"];
-    named.chain(usual.map(str::to_owned)).collect()
+/// Returns the settings of a file as they are understood, one a line, without the values of those that are secret.
+pub(super) fn settings_of(file: &Path) -> String {
+    let settings = match EnvFile::read(file) {
+        Ok(settings) => settings,
+        Err(reason) => return format!("{}: {reason}\n", file.display()),
+    };
+    let mut lines: Vec<String> = settings
+        .variables()
+        .map(|(name, value)| format!("{name}={}\n", if is_secret(name) { HIDDEN } else { value }))
+        .collect();
+    lines.sort();
+    lines.concat()
 }
 
 #[cfg(test)]
@@ -90,18 +138,23 @@ mod tests {
     use super::*;
 
     fn removed(text: &str) -> String {
-        Secrets::known(Path::new("/nowhere")).with_those_in([text]).removed_from(text)
+        Secrets::known(Path::new("/nowhere"), None).removed_from(text)
     }
 
     #[test]
-    fn secrets_are_hidden_wherever_they_are_set() {
+    fn what_a_name_says_is_secret_is_hidden_whole() {
         for (text, hidden) in [
             ("FLAND_ETCD_PASSWORD=s3cret", "FLAND_ETCD_PASSWORD=***"),
-            ("FLAND_ETCD_PASSWORD=\"s3cret\"", "FLAND_ETCD_PASSWORD=\"***\""),
-            (r#"{"Type":"wireguard","PSK":"AQID+/=="}"#, r#"{"Type":"wireguard","PSK":"***"}"#),
+            ("FLAND_ETCD_PASSWORD=\"two words, here\" B=1", "FLAND_ETCD_PASSWORD=\"***\" B=1"),
+            ("FLAND_ETCD_PASSWORD='s3cret'", "FLAND_ETCD_PASSWORD='***'"),
+            ("FLAND_ETCD_PASSWORD=\"a\\\"bcdefg\"", "FLAND_ETCD_PASSWORD=\"***\""),
+            ("FLAND_ETCD_PASSWORD=/with,comma", "FLAND_ETCD_PASSWORD=***"),
+            (r#"{"Type":"wireguard","PSK":"/QID+/=="}"#, r#"{"Type":"wireguard","PSK":"***"}"#),
+            (r#"msg="sent {\"password\":\"hunter22\"}""#, r#"msg="sent {\"password\":\"***\"}""#),
             ("fland --etcd-password s3cret --iface eth0", "fland --etcd-password *** --iface eth0"),
-            ("fland --etcd-password=s3cret", "fland --etcd-password=***"),
+            ("fland --etcd-password='s3 cret' --iface eth0", "fland --etcd-password='***' --iface eth0"),
             ("http://root:s3cret@10.0.0.2:2379", "http://***@10.0.0.2:2379"),
+            ("http://u:p@ss@h:3128 http://r:pa/ss@h", "http://***@h:3128 http://***@h"),
             ("https://10.0.0.2:2379,http://u:p@h", "https://10.0.0.2:2379,http://***@h"),
         ] {
             assert_eq!(removed(text), hidden);
@@ -109,9 +162,18 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_is_set_in_one_place_is_hidden_in_all() {
-        let text = "FLAND_ETCD_PASSWORD=s3cret\nsomebody typed s3cret here";
-        assert!(!removed(text).contains("s3cret"));
+    fn a_known_secret_is_hidden_everywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fland");
+        std::fs::write(&file, "A=1\nFLAND_ETCD_PASSWORD='s3 cr\"et'\nFLAND_TO_PASSWORD=a\\ b\\\ncdef\n")
+            .unwrap();
+        let mut secrets = Secrets::known(&file, Some(Password::from("from a flag".to_owned())));
+        secrets.add_those_of(
+            r#"{"Backend":{"Type":"wireguard","PSK":"/abcdef="},"networks":[{"secret":"nested"}]}"#,
+        );
+        let text = "typed s3 cr\"et and a bcdef, /abcdef=, nested; from a flag";
+        assert_eq!(secrets.removed_from(text), "typed *** and ***, ***, ***; ***");
+        assert_eq!(settings_of(&file), "A=1\nFLAND_ETCD_PASSWORD=***\nFLAND_TO_PASSWORD=***\n");
     }
 
     #[test]
@@ -119,7 +181,10 @@ mod tests {
         for text in [
             "FLAND_ETCD_KEYFILE=/etc/flan/key.pem",
             "--wireguard-key-file /run/flan/wireguard.key",
-            "public key AQIDBAUGBwgJ",
+            "invalid user ID or password retry_in=2s",
+            "invalid user ID or password\nagent         fland answers",
+            "oauth token unexpected status",
+            "FLAND_ETCD_PASSWORD=\nFLAND_ETCD_ENDPOINTS=http://a:1",
             "10.5.0.0/16 via 192.168.64.12 dev eth0",
             "user@host wrote",
         ] {

@@ -38,6 +38,7 @@ pub(super) async fn look(args: &CheckedHost, host: &ThisHost, overlays: &[IpNetw
         settings_file: args.docker_settings.display().to_string(),
         options,
         given: given(),
+        uses_docker0: host.running.as_ref().is_none_or(|status| status.networks.is_empty()),
         bridges: ours.into_iter().map(|(name, _)| name.to_string()).collect(),
     };
     let fine = match (&docker.version, &process) {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use flan_agent_api::Code;
+use flan_host::interface::External;
 use flan_host::settings::Settings;
 use flan_kernel::netlink;
 use flan_subnet_lease::{BackendConfig, Family, Lease};
@@ -19,16 +20,9 @@ pub(super) const LOOKED_AT: usize = 64;
 pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
     let Some(external) = seen.external else { return };
     let peers = peers(seen);
-    let mut ways = Vec::new();
-    for ip in peers.iter().flat_map(|peer| peer.attributes.public_ips.values()) {
-        let own = external.underlay.addresses.get(Family::of(*ip)).copied();
-        if let Ok((index, _)) = netlink::route_from(own, *ip).await {
-            ways.extend(netlink::name_of(index).map(|by| (*ip, by)));
-        }
-    }
-    let strict = Settings::default().reverse_path(external.underlay.link, &ways);
-    if strict.is_some() {
-        report.judge(ROUTES, Code::ReversePath, strict, "");
+    let ips = peers.iter().flat_map(|peer| peer.attributes.public_ips.values());
+    if let Some(text) = refused(ips, external).await {
+        report.judge(ROUTES, Code::ReversePath, Some(text), "");
     }
     // Until it has joined, this host has no routes to peers' containers.
     if !seen.host.has_joined || matches!(seen.config.backend, BackendConfig::Alloc) {
@@ -65,6 +59,30 @@ pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
         wrong,
         format!("those to {} lead to flan's device", of(peers.len())),
     );
+}
+
+/// Describes the first peer whose packets the kernel drops where they arrive.
+async fn refused(ips: impl Iterator<Item = &IpAddr>, external: &External) -> Option<String> {
+    let link = external.underlay.link;
+    if !Settings::default().is_reverse_path_strict(link) {
+        return None;
+    }
+    for ip in ips.filter(|ip| ip.is_ipv4()) {
+        let Some(own) = external.underlay.addresses.get(Family::of(*ip)) else { continue };
+        if !netlink::is_refused_from(*ip, *own, external.index).await.unwrap_or_default() {
+            continue;
+        }
+        let by = netlink::route_to(*ip).await.ok().and_then(|(index, _)| netlink::name_of(index));
+        let leave = by
+            .filter(|by| *by != link)
+            .map(|by| format!(", as packets to it leave by {by}"))
+            .unwrap_or_default();
+        return Some(format!(
+            "rp_filter is strict on {link}, and the kernel drops what {ip} sends to {own} there{leave}; run sysctl -w \
+             net.ipv4.conf.{link}.rp_filter=2, or mend the routes"
+        ));
+    }
+    None
 }
 
 fn of(peers: usize) -> String {

@@ -1,13 +1,13 @@
 //! `flanctl status --all`: every host, as its agent tells the store and as its lease says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flan_agent_api::{API_VERSION, HostSummary};
 use flan_subnet_lease::{Store, printable, shown};
 use serde::Serialize;
 
 use crate::args::Form;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::output::{self, State, Subnet};
 use crate::subnets;
 use crate::table;
@@ -45,6 +45,10 @@ enum HostState {
     NotReady,
     /// It has a lease of flan, and its agent has told the store nothing for 45 s.
     Silent,
+    /// Its agent lives, and was told to say no more (`--publish-status=false`).
+    Withheld,
+    /// An earlier lease of a host that has another one now. It ends by itself.
+    Former,
     /// Its lease is of flannel, which tells nothing.
     Flannel,
     /// A subnet that is kept for a host that has not come yet.
@@ -54,20 +58,27 @@ enum HostState {
 }
 
 impl HostList {
-    /// Reads all leases and what agents say.
+    /// Reads all leases and what agents say. Where the leases cannot be judged, it shows what agents say, and why.
     pub(super) async fn read(store: &Store) -> Result<Self, Failure> {
-        let leases = subnets::document(store).await?;
         let said = store.summaries().list().await?;
-        let mut summaries: HashMap<String, HostSummary> = said
+        let summaries: BTreeMap<String, HostSummary> = said
             .readable()
             .filter_map(|entry| Some((entry.key.clone(), HostSummary::read(&entry.value)?)))
             .collect();
+        let leases = match subnets::without_times(store).await {
+            Ok(leases) => leases.items,
+            Err(failure) if matches!(failure.kind, Kind::NoConfig | Kind::Usage) => {
+                eprintln!("flanctl: without the leases: {}", output::printable_lines(&failure.to_string()));
+                Vec::new()
+            }
+            Err(failure) => return Err(failure),
+        };
+        let mut told = BTreeSet::new();
         let mut items: Vec<Host> =
-            leases.items.into_iter().map(|lease| Host::of(lease, &mut summaries)).collect();
+            leases.into_iter().map(|lease| Host::of(lease, &summaries, &mut told)).collect();
         // An agent that has no lease yet, or lost it.
-        let mut others: Vec<HostSummary> = summaries.into_values().collect();
-        others.sort_by(|one, other| one.host.cmp(&other.host));
-        items.extend(others.into_iter().map(Host::without_lease));
+        let others = summaries.into_iter().filter(|(key, _)| !told.contains(key));
+        items.extend(others.map(|(_, summary)| Host::without_lease(summary)));
         Ok(Self { api_version: API_VERSION, kind: "HostList", items })
     }
 
@@ -107,23 +118,37 @@ impl HostList {
 }
 
 impl Host {
-    fn of(lease: Subnet, summaries: &mut HashMap<String, HostSummary>) -> Self {
+    fn of(lease: Subnet, summaries: &BTreeMap<String, HostSummary>, told: &mut BTreeSet<String>) -> Self {
         let key = lease.node_id.as_ref().or(lease.host.as_ref());
-        let summary = key.and_then(|key| summaries.remove(key));
-        let state = match (&summary, lease.state) {
-            (_, State::Reserved) => HostState::Reserved,
+        let found = key.and_then(|key| summaries.get_key_value(key));
+        let is_its = |summary: &HostSummary| summary.subnets.is_empty() || summary.subnets == lease.subnets;
+        let is_of_flan = key.is_some();
+        let state = match (found, lease.state) {
             (_, State::Bad) => HostState::Bad,
-            (Some(summary), State::Active) if summary.ready => HostState::Ready,
+            (_, State::Reserved) => HostState::Reserved,
+            (Some((_, summary)), State::Active) if summary.withheld => HostState::Withheld,
+            (Some((_, summary)), State::Active) if !is_its(summary) => HostState::Former,
+            (Some((_, summary)), State::Active) if summary.ready => HostState::Ready,
             (Some(_), State::Active) => HostState::NotReady,
-            (None, State::Active) if lease.node_id.is_some() => HostState::Silent,
+            (None, State::Active) if is_of_flan => HostState::Silent,
+            (None, State::Active) if lease.reservation => HostState::Reserved,
             (None, State::Active) => HostState::Flannel,
         };
+        let of_this_lease = !matches!(state, HostState::Bad | HostState::Former);
+        let summary = found.filter(|_| of_this_lease).map(|(key, summary)| {
+            told.insert(key.clone());
+            summary.clone()
+        });
         Self { host: lease.host, subnets: lease.subnets, public_ips: lease.public_ips, state, summary }
     }
 
     fn without_lease(summary: HostSummary) -> Self {
         let host = Some(summary.host.clone()).filter(|host| !host.is_empty());
-        let state = if summary.ready { HostState::Ready } else { HostState::NotReady };
+        let state = match (summary.withheld, summary.ready) {
+            (true, _) => HostState::Withheld,
+            (false, true) => HostState::Ready,
+            (false, false) => HostState::NotReady,
+        };
         Self { host, subnets: summary.subnets.clone(), public_ips: Vec::new(), state, summary: Some(summary) }
     }
 
@@ -142,12 +167,15 @@ impl Host {
             HostState::Ready => "ready",
             HostState::NotReady => "not ready",
             HostState::Silent => "silent: no fland",
+            HostState::Withheld => "alive",
+            HostState::Former => "former lease",
             HostState::Flannel => "flannel",
             HostState::Reserved => "reserved",
             HostState::Bad => "bad lease",
         };
         let summary = self.summary.as_ref();
-        let peers = summary.map(|summary| match summary.reachable + summary.unreachable {
+        let summary = summary.filter(|summary| !summary.withheld);
+        let peers = summary.map(|summary| match summary.reachable.saturating_add(summary.unreachable) {
             0 => summary.peers.to_string(),
             asked => format!("{} of {asked} answer", summary.reachable),
         });
@@ -160,7 +188,7 @@ impl Host {
         ];
         if wide {
             row.push(table::or_dash(Some(&self.public_ips.join(","))));
-            row.push(table::or_dash(summary.map(|summary| shown(&summary.version)).as_deref()));
+            row.push(table::or_dash(self.summary.as_ref().map(|summary| shown(&summary.version)).as_deref()));
         }
         row
     }

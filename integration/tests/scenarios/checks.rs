@@ -203,7 +203,7 @@ fn what_breaks_a_host_that_has_joined_is_found_by_itself_or_by_its_agent() -> Re
         host.ip("link set eth1 up")?;
         let around = format!("route add {}/32 dev eth1", hosts[1].address());
         host.ip(&around)?;
-        is_found(host, "reverse-path", &["eth0.rp_filter is 1", "leave by eth1"], &[])?;
+        is_found(host, "reverse-path", &["rp_filter is strict on eth0", "leave by eth1"], &[])?;
         host.ip("link del eth1")?;
         set("net.ipv4.conf.eth0.rp_filter", "0")?;
 

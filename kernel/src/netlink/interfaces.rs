@@ -136,26 +136,37 @@ pub fn may_change() -> Result<bool, KernelError> {
 /// [`KernelError::Errno`] with `ENETUNREACH` or similar if there is no route; other errors if the netlink socket cannot
 /// be opened or does not answer.
 pub async fn route_to(ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> {
-    route_from(None, ip).await
-}
-
-/// The same for a packet from this address, for hosts whose rules look at it.
-///
-/// # Errors
-/// As [`route_to`].
-pub async fn route_from(source: Option<IpAddr>, ip: IpAddr) -> Result<(u32, Option<IpAddr>), KernelError> {
     let mut request = RouteMessage::default();
     request.header.address_family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     request.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
     request.attributes.push(RouteAttribute::Destination(ip.into()));
-    if let Some(source) = source {
-        request.header.source_prefix_length = request.header.destination_prefix_length;
-        request.attributes.push(RouteAttribute::Source(source.into()));
-    }
     let (answers, _) = ask(&mut connect()?, RouteNetlinkMessage::GetRoute(request), 0).await?;
     match answers.first() {
         Some(RouteNetlinkMessage::NewRoute(route)) => way(route).ok_or(KernelError::Errno(libc::ENETUNREACH)),
         other => Err(KernelError::Message(format!("unexpected answer about a route: {other:?}"))),
+    }
+}
+
+/// Returns whether the kernel drops a packet from `source` to `own`, an address of this host, that arrives on the interface
+/// with this index: where `rp_filter` is strict, because the way back leads elsewhere, with all rules and routes. Must be
+/// called in a tokio runtime.
+///
+/// # Errors
+/// As [`route_to`].
+pub async fn is_refused_from(source: IpAddr, own: IpAddr, index: u32) -> Result<bool, KernelError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = if own.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let length = if own.is_ipv4() { 32 } else { 128 };
+    (request.header.destination_prefix_length, request.header.source_prefix_length) = (length, length);
+    request.attributes.extend([
+        RouteAttribute::Destination(own.into()),
+        RouteAttribute::Source(source.into()),
+        RouteAttribute::Iif(index),
+    ]);
+    match ask(&mut connect()?, RouteNetlinkMessage::GetRoute(request), 0).await {
+        // As `ip route get OWN from SOURCE iif NAME` says it: "Invalid cross-device link"; since Linux 6.13 "Invalid argument".
+        Err(error) if matches!(error.errno(), Some(libc::EXDEV | libc::EINVAL)) => Ok(true),
+        answer => answer.map(|_| false),
     }
 }
 
