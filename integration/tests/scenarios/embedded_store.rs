@@ -9,8 +9,8 @@ mod writers;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flan_integration::host::on_all;
-use flan_integration::{Host, Lab, LabOptions, StoreKind, wait};
+use flan_integration::host::{STATUS_FLAGS, STATUS_PORT, on_all};
+use flan_integration::{Host, Lab, LabOptions, StoreKind, traffic, wait};
 
 use crate::stage::{NETWORK, ends_of, hosts, wait_until_all_know_each_other, wait_until_reached};
 
@@ -29,7 +29,7 @@ fn an_agent_keeps_the_store_for_itself_and_another_host() -> Result<()> {
         let mut keeper = lab.host("h1")?;
         let mut other = lab.host("h2")?;
         other.use_store(&keeper.keep_store());
-        keeper.spawn_agent(&["--ip-masq"])?;
+        keeper.spawn_agent(&STATUS_FLAGS)?;
         wait::until("the store in the agent to take a network config", Duration::from_secs(15), || {
             keeper.ensure_agent_runs()?;
             keeper.flanctl_with_input(&["config", "set", "-"], NETWORK)?.succeeded("flanctl config set -")
@@ -44,6 +44,17 @@ fn an_agent_keeps_the_store_for_itself_and_another_host() -> Result<()> {
         }
         let subnets = subnets_of(&hosts)?;
         let mut ping = hosts[0].ping_from_end(&ends[0], ends[1].address)?;
+        // What the store does is told on its own port, as with etcd, and by the agent that it is in.
+        for url in
+            ["http://127.0.0.1:2379/metrics".to_owned(), format!("http://127.0.0.1:{STATUS_PORT}/metrics")]
+        {
+            let metrics = traffic::fetch(&hosts[0].netns().place(), &url)?;
+            let has =
+                |name: &str| metrics.lines().any(|line| line.starts_with(name) && !line.ends_with(" 0"));
+            for name in ["keys", "leases", "revision", "file_bytes", "write_seconds_count"] {
+                ensure!(has(&format!("flan_store_server_{name} ")), "{url} tells no {name}: {metrics}");
+            }
+        }
 
         // Its store goes and comes with it.
         hosts[0].kill_agent()?;
