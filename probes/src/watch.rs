@@ -146,16 +146,18 @@ impl Watch {
             self.targets.clear();
             self.in_flight.clear();
         }
-        let (mut stay, mut changed) = (HashSet::with_capacity(targets.len()), HashSet::new());
-        for target in targets {
+        let (mut before, mut changed) = (std::mem::take(&mut self.targets), HashSet::new());
+        let watched = targets.into_iter().map(|target| {
             let subnet = target.subnet;
-            stay.insert(subnet);
-            if self.targets.get(&subnet).is_none_or(|before| before.target != target) {
+            let kept = before.remove(&subnet).filter(|before| before.target == target);
+            let watched = kept.unwrap_or_else(|| {
                 changed.insert(subnet);
-                self.targets.insert(subnet, Watched { target, health: Health::default() });
-            }
-        }
-        self.targets.retain(|subnet, _| stay.contains(subnet));
+                Watched { target, health: Health::default() }
+            });
+            (subnet, watched)
+        });
+        // A map that is made at once takes half the room of one that grew.
+        self.targets = watched.collect();
         let known = |(subnet, watched): (&IpNetwork, &Watched)| (watched.target.through(&way).1, *subnet);
         self.known = self.targets.iter().map(known).collect();
         self.way = Some(way);
