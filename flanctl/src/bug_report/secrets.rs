@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use flan_subnet_lease::Password;
 use regex::{Captures, Regex, RegexBuilder};
@@ -16,7 +17,7 @@ const HIDDEN: &str = "***";
 /// A shorter value is hidden only where it is set: it would be found in half of all words.
 const SHORTEST: usize = 5;
 /// Names whose values are secret. `ETCD_KEYFILE` or `password_file` name a file.
-const NAME: &str = r"[\w-]*(?:password|passwd|psk|presharedkey|secret|token|private[_-]?key)";
+const NAME: &str = r"[\w-]*(?:password|passwd|psk|pre[_-]?shared[_-]?key|secret|token|private[_-]?key)";
 /// `NAME=x`, `NAME: "x y"`, `"name":"x"`, and the same with the quotes escaped, as in a log of JSON.
 const SETTING: &str = r#"(?P<name>NAME(?:\\?["'])?[ \t]*[:=][ \t]*)(?P<value>\\"(?:[^"\\]|\\[^"])*\\"|"(?:\\.|[^"\\])*"|'[^']*'|[^\s"'}]+)"#;
 /// `--password x`.
@@ -34,11 +35,8 @@ pub(super) struct Secrets {
 impl Secrets {
     /// Reads those of this host: in the agent's settings file, and its WireGuard keys. `password` is the one for the store.
     pub(super) fn known(settings: &Path, password: Option<Password>) -> Self {
-        let compiled = [SETTING, FLAG, USER_IN_URL].map(|pattern| {
-            RegexBuilder::new(&pattern.replace("NAME", NAME)).case_insensitive(true).build().ok()
-        });
-        let mut secrets =
-            Self { known: BTreeSet::new(), password, patterns: compiled.into_iter().flatten().collect() };
+        let patterns = [SETTING, FLAG, USER_IN_URL].into_iter().filter_map(compiled).collect();
+        let mut secrets = Self { known: BTreeSet::new(), password, patterns };
         let settings = EnvFile::read(settings).unwrap_or_default();
         let mut keys = USUAL_KEYS.map(str::to_owned).to_vec();
         for (name, value) in settings.variables() {
@@ -113,10 +111,13 @@ const USUAL_KEYS: [&str; 3] =
     ["/var/lib/flan/wireguard.key", "/run/flannel/wgkey", "/run/flan/wireguard.key"];
 
 fn is_secret(name: &str) -> bool {
-    let name = name.to_lowercase().replace(['_', '-'], "");
-    ["password", "passwd", "psk", "presharedkey", "secret", "token", "privatekey"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    static WHOLE: LazyLock<Option<Regex>> = LazyLock::new(|| compiled(&format!("^{NAME}$")));
+    WHOLE.as_ref().is_some_and(|whole| whole.is_match(name))
+}
+
+/// A pattern in which `NAME` stands for the names of secrets.
+fn compiled(pattern: &str) -> Option<Regex> {
+    RegexBuilder::new(&pattern.replace("NAME", NAME)).case_insensitive(true).build().ok()
 }
 
 /// Returns the settings of a file as they are understood, one a line, without the values of those that are secret.
@@ -155,6 +156,7 @@ mod tests {
             ("fland --etcd-password='s3 cret' --iface eth0", "fland --etcd-password='***' --iface eth0"),
             ("http://root:s3cret@10.0.0.2:2379", "http://***@10.0.0.2:2379"),
             ("http://u:p@ss@h:3128 http://r:pa/ss@h", "http://***@h:3128 http://***@h"),
+            (r#"{"pre_shared_key": "AQID"}"#, r#"{"pre_shared_key": "***"}"#),
             ("https://10.0.0.2:2379,http://u:p@h", "https://10.0.0.2:2379,http://***@h"),
         ] {
             assert_eq!(removed(text), hidden);

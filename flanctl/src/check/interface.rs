@@ -46,9 +46,15 @@ pub(super) async fn look(
     };
     let link = external.underlay.link;
     let ips: Vec<String> = external.underlay.addresses.values().map(ToString::to_string).collect();
-    let is_down = survey.interfaces.iter().any(|one| one.index == external.index && !one.up);
-    let down =
-        is_down.then(|| format!("the external interface {link} is down; set it up: ip link set {link} up"));
+    let state = survey.interfaces.iter().find(|one| one.index == external.index);
+    let down = state.filter(|one| !one.up || !one.carrier).map(|one| match one.up {
+        false => format!("the external interface {link} is down; set it up: ip link set {link} up"),
+        true => {
+            format!(
+                "the external interface {link} has no carrier: plug in its cable, or set its other end up"
+            )
+        }
+    });
     let fine = format!("{link} ({}), MTU {}", ips.join(" "), external.underlay.mtu);
     report.judge(INTERFACE, Code::NoInterface, down, fine);
     if let Some(doubt) = selection.doubt(&external, &survey) {

@@ -7,7 +7,7 @@ use flan_backends::{Udp, ownership, relies_on_sender_checks, udp_port};
 use flan_host::ports;
 use flan_host::settings::Settings;
 use flan_host::tables::Tables;
-use flan_kernel::netlink::{self, Holder, Trial, TrialError, check_fou, try_device};
+use flan_kernel::netlink::{self, FouLack, Holder, Trial, TrialError, check_fou, try_device};
 use flan_kernel::{KernelError, LinkName};
 use flan_subnet_lease::{BackendConfig, Family, NetworkConfig, PathChoice};
 
@@ -19,34 +19,32 @@ const PORT: &str = "port";
 const FORWARDING: &str = "forwarding";
 const TABLES: &str = "tables";
 
-/// Tries what the backend needs.
+/// Tries what the backend needs, where no agent runs: one that does tells by itself what the kernel refuses, and may try the
+/// same at this moment.
 pub(super) fn look_at_features(config: &NetworkConfig, host: &ThisHost, report: &mut Report) {
+    if host.running.is_some() {
+        return report.fine(KERNEL, "fland tells what it refuses");
+    }
     let backend = config.backend.name();
-    let by_kernel = |choice: PathChoice, can: &dyn Fn() -> bool| match choice {
-        PathChoice::User => false,
-        PathChoice::Kernel => true,
-        PathChoice::Auto => can(),
+    let tun = || ("TUN devices (module tun)", try_device(Trial::Tun));
+    let wireguard = || ("WireGuard devices (module wireguard)", try_device(Trial::Wireguard));
+    let fou = || {
+        let lacks = |lack: FouLack| TrialError::Lacks(KernelError::Message(lack.to_string()));
+        ("FOU (module fou)", check_fou(Udp::device_name()).map_err(lacks))
     };
-    let has_wireguard = || netlink::has_wireguard().unwrap_or_default();
-    // It is tried in this host's own network, beside an agent that may try the same.
-    let has_fou = || try_device(Trial::Tun).is_err() && check_fou(Udp::device_name()).is_ok();
+    // With auto, fland itself moves the packets where the kernel cannot.
     let (needed, tried) = match &config.backend {
         BackendConfig::Vxlan(_) => ("VXLAN devices (module vxlan)", try_device(Trial::Vxlan)),
-        BackendConfig::Wireguard(wireguard) if by_kernel(wireguard.path, &has_wireguard) => {
-            ("WireGuard devices (module wireguard)", try_device(Trial::Wireguard))
-        }
-        // fland does not start without.
-        BackendConfig::Udp(udp) if host.running.is_none() && by_kernel(udp.path, &has_fou) => {
-            let tried = check_fou(Udp::device_name());
-            (
-                "FOU (module fou)",
-                tried.map_err(|lack| TrialError::Lacks(KernelError::Message(lack.to_string()))),
-            )
-        }
-        // fland itself can move the packets.
-        BackendConfig::Wireguard(_) | BackendConfig::Udp(_) => {
-            ("TUN devices (module tun)", try_device(Trial::Tun))
-        }
+        BackendConfig::Wireguard(config) => match config.path {
+            PathChoice::Kernel => wireguard(),
+            PathChoice::User => tun(),
+            PathChoice::Auto => Some(wireguard()).filter(|(_, tried)| tried.is_ok()).unwrap_or_else(tun),
+        },
+        BackendConfig::Udp(config) => match config.path {
+            PathChoice::Kernel => fou(),
+            PathChoice::User => tun(),
+            PathChoice::Auto => Some(tun()).filter(|(_, tried)| tried.is_ok()).unwrap_or_else(fou),
+        },
         BackendConfig::HostGw(_) | BackendConfig::Alloc => ("nothing beyond routes", Ok(())),
     };
     let (wrong, fine) = match tried {

@@ -77,7 +77,7 @@ pub(super) async fn look(seen: &Examination<'_>, report: &mut Report) {
         0 => format!(
             "none of {hosts} answers an echo request: they may be down or cut off, or something on the way drops ICMP"
         ),
-        answers => format!("{answers} of {hosts} answer, also packets of {most} bytes"),
+        answers => format!("answers came from {answers} of {hosts}, also to packets of {most} bytes"),
     };
     report.judge(PATH, Code::PeerMtu, wrong, fine);
 }

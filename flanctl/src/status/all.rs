@@ -193,3 +193,52 @@ impl Host {
         row
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(subnet: &str, node_id: Option<&str>) -> Subnet {
+        Subnet {
+            key: subnet.replace('/', "-"),
+            subnets: vec![subnet.to_owned()],
+            host: None,
+            node_id: node_id.map(str::to_owned),
+            public_ips: Vec::new(),
+            backend: Some("vxlan".to_owned()),
+            backend_data: Vec::new(),
+            expires_in_seconds: None,
+            reservation: false,
+            reservation_lost: false,
+            state: State::Active,
+            reason: None,
+            last_alive: None,
+            mod_revision: None,
+            etcd_lease: None,
+        }
+    }
+
+    fn state_of(lease: Subnet, summary: &HostSummary) -> (HostState, bool) {
+        let summaries = BTreeMap::from([("one".to_owned(), summary.clone())]);
+        let host = Host::of(lease, &summaries, &mut BTreeSet::new());
+        (host.state, host.is_wrong())
+    }
+
+    #[test]
+    fn a_host_is_as_its_agent_says_and_of_two_leases_the_one_that_it_names_is_its() {
+        let subnets = vec!["10.5.2.0/24".to_owned()];
+        let said = HostSummary { ready: true, subnets, ..HostSummary::default() };
+        let now = || lease("10.5.2.0/24", Some("one"));
+        assert_eq!(state_of(now(), &said), (HostState::Ready, false));
+        assert_eq!(state_of(lease("10.5.1.0/24", Some("one")), &said), (HostState::Former, false));
+        assert_eq!(state_of(lease("10.5.3.0/24", Some("two")), &said), (HostState::Silent, true));
+        assert_eq!(state_of(lease("10.5.4.0/24", None), &said), (HostState::Flannel, false));
+        let waits = HostSummary { ready: false, ..said.clone() };
+        assert_eq!(state_of(now(), &waits), (HostState::NotReady, true));
+        let has_problem = HostSummary { problem_count: 1, ..said };
+        assert_eq!(state_of(now(), &has_problem), (HostState::Ready, true));
+        assert_eq!(state_of(now(), &HostSummary::withheld("h1", "0.1.0")), (HostState::Withheld, false));
+        let bad = Subnet { state: State::Bad, ..now() };
+        assert_eq!(state_of(bad, &has_problem), (HostState::Bad, true));
+    }
+}

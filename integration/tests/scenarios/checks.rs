@@ -95,6 +95,9 @@ fn what_would_keep_a_host_from_joining_is_found_before_it_joins() -> Result<()> 
         host.ip("link set eth0 down")?;
         is_found(&host, "no-interface", &["eth0 is down", "ip link set eth0 up"], &[])?;
         host.ip("link set eth0 up")?;
+        lab.underlay().ip("link set h1 down")?;
+        is_found(&host, "no-interface", &["eth0 has no carrier", "cable"], &[])?;
+        lab.underlay().ip("link set h1 up")?;
         host.ip("link del eth1")?;
         let twin = lab.host("h2")?;
         twin.ip(&format!("address add {}/24 dev eth0", host.address()))?;
@@ -163,7 +166,8 @@ fn a_path_that_is_narrower_than_its_ends_is_found_before_a_host_joins() -> Resul
         lab.store().put_leased("subnets/10.5.2.0-24", &value, LEASE_SECONDS)?;
         let well = check(&host, &[])?;
         ensure!(
-            well.code == Some(0) && well.stdout.contains("1 of 1 host answer, also packets of 1500"),
+            well.code == Some(0)
+                && well.stdout.contains("answers came from 1 of 1 host, also to packets of 1500 bytes"),
             "{well:?}"
         );
         close_firewall(lab, &both_ways(host.address(), other.address(), "ip length > 1400"))?;
