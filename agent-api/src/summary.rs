@@ -132,6 +132,22 @@ mod tests {
     }
 
     #[test]
+    fn a_number_of_peers_is_no_news_and_what_is_wrong_is() {
+        let problem = |code| SummaryProblem { code, name: String::new(), text: "h2".to_owned() };
+        let problems = vec![problem(Code::PeerMtu)];
+        let said = HostSummary { ready: true, problems, problem_count: 1, ..HostSummary::default() };
+        assert!(said.is_like(&HostSummary { peers: 7, reachable: 6, ..said.clone() }));
+        for news in [
+            HostSummary { ready: false, ..said.clone() },
+            HostSummary { problem_count: 9, ..said.clone() },
+            HostSummary { problems: vec![problem(Code::PeerLoss)], ..said.clone() },
+            HostSummary { subnets: vec!["10.5.2.0/24".to_owned()], ..said.clone() },
+        ] {
+            assert!(!said.is_like(&news), "{news:?}");
+        }
+    }
+
+    #[test]
     fn a_value_of_anybody_is_cut() {
         let value = serde_json::json!({"host": "h".repeat(9999), "subnets": vec!["10.5.0.0/24"; 99]});
         let summary = HostSummary::read(value.to_string().as_bytes()).unwrap();
